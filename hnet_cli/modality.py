@@ -1,0 +1,203 @@
+"""What a modality is, and how the installed ones are found.
+
+A modality turns a user's files into documents of bytes and says how to weigh, split, judge, draw and continue them. The
+core knows bytes only: it never names a modality. Plugins register under the entry-point group `hnet.modalities`
+
+    [project.entry-points."hnet.modalities"]
+    morse = "my_package.morse:Morse"
+
+and import nothing of hnet but this module and `hnet_cli.errors`. Only `name`, `summary` and `documents` are mandatory.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import BinaryIO, ClassVar
+
+from hnet_cli.errors import EnvironmentLimit, UsageError
+
+GROUP = "hnet.modalities"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One readable input: a file, a member of an archive, a row of a JSONL file, or standard input.
+
+    `open()` gives the decompressed bytes from the start; it may be called again except for standard input.
+    """
+
+    name: str
+    """As shown to the user and written to segment output: `corpus.tar:books/a.txt`, `x.jsonl:17`, `-`."""
+    open: Callable[[], BinaryIO]
+    group: str = ""
+    """Documents that must fall on one side of the split share it: the repository, the file."""
+    whole: bool = False
+    """True where the source is one document already (a row of JSONL or parquet)."""
+
+    @staticmethod
+    def of_bytes(data: bytes, name: str = "-", group: str = "") -> Source:
+        """A source over bytes in memory."""
+        return Source(name=name, open=lambda: io.BytesIO(data), group=group, whole=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Bytes that belong together: a book, a source file, a stretch of a chromosome without gaps."""
+
+    data: bytes
+    """As stored. The model reads it through `Modality.input_table`."""
+    name: str
+    """Of the document within its source: the record of a FASTA file, else the source's own name."""
+    source: str
+    group: str = ""
+    offset: int = 0
+    """Where data[0] stands: bytes from the start of the decompressed source, or bases from the start of the record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Something in a source that is not used, and why. Never silent: `prepare` counts these by reason."""
+
+    reason: str
+    """Short and countable: "not UTF-8", "protein, not DNA", "run of N"."""
+    where: str
+    """Name and position for the first message about it."""
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A learned chunk of a document: the half-open byte range [start, end) of `Document.data`."""
+
+    stage: int
+    start: int
+    end: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class Automaton:
+    """A deterministic automaton over bytes: which byte may come next, so that what is sampled is always valid.
+
+    `transitions[state][byte]` is the next state, -1 where the byte is illegal. Output may end only in an accepting state.
+    """
+
+    transitions: tuple[tuple[int, ...], ...]
+    start: int = 0
+    accepting: frozenset[int] = field(default_factory=lambda: frozenset({0}))
+
+    @staticmethod
+    def of_alphabet(alphabet: bytes) -> Automaton:
+        """One state; any sequence over `alphabet` is valid."""
+        return Automaton((tuple(0 if byte in alphabet else -1 for byte in range(256)),))
+
+    def run(self, data: bytes, state: int | None = None) -> int:
+        """The state after `data`; -1 as soon as a byte is illegal."""
+        state = self.start if state is None else state
+        for byte in data:
+            if state < 0:
+                break
+            state = self.transitions[state][byte]
+        return state
+
+
+class Modality:
+    """Base of all modalities; see the module's docstring. Instances are stateless and cheap."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    """One line for `hnet prepare --help` and `hnet doctor`."""
+    presets: ClassVar[Mapping[str, str]] = {"nano": "nano", "small": "small", "base": "base"}
+    """The preset to take for each size when the user names none."""
+    formats: ClassVar[tuple[str, ...]] = ()
+    """Output formats of `hnet segment` beyond the common ones, drawn by `render`."""
+    input_table: ClassVar[bytes | None] = None
+    """256 bytes: what the model reads for each stored byte (`bytes.translate`). None: as stored."""
+    loss_weights: ClassVar[tuple[float, ...] | None] = None
+    """256 weights by stored byte for the loss of predicting it. None: all 1."""
+
+    def detect(self, name: str, head: bytes) -> float:
+        """How likely (0 to 1) a file called `name` whose decompressed bytes begin with `head` is of this modality."""
+        return 0.0
+
+    def select(self, root: Path, files: Iterable[Path]) -> Iterator[tuple[Path, str] | Refused]:
+        """Which files below a folder given by the user to read: (file, group), or a refusal. Default: all, each its own
+        group. `files` are absolute, sorted; code uses this for .gitignore, vendored folders and repository groups."""
+        for file in files:
+            yield file, file.relative_to(root).as_posix()
+
+    def documents(self, source: Source) -> Iterator[Document | Refused]:
+        """The documents of a source in order, and what is refused. Memory must not grow with the source."""
+        raise NotImplementedError
+
+    def cut(self, data: bytes, near: int) -> int:
+        """Where a document may be divided: the largest good position <= near (0 if none). Default: `near` itself."""
+        return near
+
+    def automaton(self) -> Automaton:
+        """Legal output of `hnet sample`. Default: any byte but the two that mark document ends."""
+        return Automaton.of_alphabet(bytes(range(254)))
+
+    def display(self, data: bytes) -> str:
+        """Safe text for a terminal: nothing in it can move the cursor or change colours."""
+        return escape(data.decode("utf-8", "replace"))
+
+    def reference_edges(self, data: bytes) -> Mapping[str, Sequence[int]]:
+        """Positions in `data` where units known without training begin, by kind ("word", "character", "token").
+        `segment` and `eval` report which fraction of the learned boundaries falls on them, beside chance."""
+        return {}
+
+    def render(self, document: Document, chunks: Iterable[Chunk], format: str) -> Iterator[str]:
+        """Lines of one of this modality's own `formats` for a document."""
+        raise UsageError(f"modality {self.name} has no output format {format!r}")
+
+
+def escape(text: str, keep: str = "\n\t") -> str:
+    """`text` with every control character (but those in `keep`) and bidirectional override shown as an escape."""
+    def safe(char: str) -> str:
+        code = ord(char)
+        control = code < 32 or 127 <= code < 160 or 0x202A <= code <= 0x202E or 0x2066 <= code <= 0x2069
+        return f"\\x{code:02x}" if control and char not in keep else char
+
+    if text.isprintable():
+        return text
+    return "".join(map(safe, text))
+
+
+def _installed() -> dict[str, EntryPoint]:
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=GROUP):
+        other = found.setdefault(point.name, point)
+        if other.value != point.value:
+            names = sorted(str(p.dist.name if p.dist else "?") for p in (other, point))
+            raise UsageError(
+                f"two installed packages offer a modality called {point.name!r}: {names[0]} and {names[1]}",
+                "uninstall one of them",
+            )
+    return found
+
+
+def names() -> list[str]:
+    """Names of the installed modalities, without importing them."""
+    return sorted(_installed())
+
+
+def get(name: str) -> Modality:
+    """The modality called `name`. Only that plugin is imported, so a broken neighbour cannot hurt.
+
+    Raises UsageError for an unknown name and EnvironmentLimit where the plugin's own import fails.
+    """
+    installed = _installed()
+    if name not in installed:
+        raise UsageError(f"no modality is called {name!r}", f"installed: {', '.join(sorted(installed))}")
+    try:
+        modality = installed[name].load()()
+    except Exception as error:
+        raise EnvironmentLimit(f"modality {name!r} cannot be loaded: {type(error).__name__}: {error}") from error
+    if not isinstance(modality, Modality):
+        raise EnvironmentLimit(f"modality {name!r} ({installed[name].value}) is not a hnet_cli.modality.Modality")
+    return modality

@@ -1,0 +1,1 @@
+"""Small models that ship with the tool, one folder per modality; see the README in each."""

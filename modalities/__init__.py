@@ -1,0 +1,1 @@
+"""The built-in modalities, registered like anybody's plugin."""
