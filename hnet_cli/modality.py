@@ -21,6 +21,7 @@ from typing import BinaryIO, ClassVar
 from hnet_cli.errors import EnvironmentLimit, UsageError
 
 GROUP = "hnet.modalities"
+COMPRESSIONS = (".gz", ".bgz", ".bz2", ".xz", ".zst")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,11 @@ class Document:
     source: str
     group: str = ""
     offset: int = 0
-    """Where data[0] stands: bytes from the start of the decompressed source, or bases from the start of the record."""
+    """Where data[0] stands: bytes from the start of the decompressed source (of its UTF-8 form where the plugin converts
+    the encoding, which `notes` then says), or bases from the start of the record."""
+    notes: tuple[str, ...] = ()
+    """What the user should know though nothing is refused, short and countable like `Refused.reason`: "converted from
+    GB18030", "traditional characters". `prepare` counts documents by note."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +152,9 @@ class Modality:
         return escape(data.decode("utf-8", "replace"))
 
     def reference_edges(self, data: bytes) -> Mapping[str, Sequence[int]]:
-        """Positions in `data` where units known without training begin, by kind ("word", "character", "token").
-        `segment` and `eval` report which fraction of the learned boundaries falls on them, beside chance."""
+        """Positions in `data`, ascending, where units known without training begin, by kind ("word", "character",
+        "token"). `segment` and `eval` report which fraction of the learned boundaries falls on them, beside chance.
+        Position 0 counts like any other; callers leave it out, since every document begins with a boundary."""
         return {}
 
     def render(self, document: Document, chunks: Iterable[Chunk], format: str) -> Iterator[str]:
@@ -156,8 +162,15 @@ class Modality:
         raise UsageError(f"modality {self.name} has no output format {format!r}")
 
 
+def suffix(name: str) -> str:
+    """The extension that tells what `name` holds, in lower case, past any compression: ".fa" of "a/Genome.FA.gz"."""
+    path = Path(name.lower())
+    return Path(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix
+
+
 def escape(text: str, keep: str = "\n\t") -> str:
     """`text` with every control character (but those in `keep`) and bidirectional override shown as an escape."""
+
     def safe(char: str) -> str:
         code = ord(char)
         control = code < 32 or 127 <= code < 160 or 0x202A <= code <= 0x202E or 0x2066 <= code <= 0x2069
