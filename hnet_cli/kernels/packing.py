@@ -1,0 +1,197 @@
+"""Ragged batches as one packed axis: documents laid end to end, and what every layer of a level wants to know about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+
+@dataclass(eq=False)
+class Packing:
+    """Where the documents of one level lie in a packed tensor (T, ...). Built once per level, shared by its layers.
+
+    Every document has at least one position. `lengths` lives on the host, so that nothing later has to ask the device.
+    """
+
+    cu_seqlens: Tensor
+    """(B+1,) int32 or int64: document b is the positions cu_seqlens[b] to cu_seqlens[b+1]."""
+    lengths: list[int]
+    _cache: dict[object, object] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of_lengths(cls, lengths: list[int], device: torch.device | str = "cpu") -> Packing:
+        cu_seqlens = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+        return cls(cu_seqlens, lengths)
+
+    @classmethod
+    def of_cu_seqlens(cls, cu_seqlens: Tensor) -> Packing:
+        """Reads the offsets on the host (one synchronisation on an accelerator). Raises ValueError if they are no offsets."""
+        if cu_seqlens.ndim != 1 or cu_seqlens.dtype not in (torch.int32, torch.int64) or len(cu_seqlens) < 2:
+            raise ValueError(f"cu_seqlens must be (B+1,) int32 or int64, got {tuple(cu_seqlens.shape)} {cu_seqlens.dtype}")
+        offsets = cu_seqlens.tolist()
+        lengths = [b - a for a, b in zip(offsets, offsets[1:], strict=False)]
+        if offsets[0] != 0 or min(lengths) < 1:
+            raise ValueError(f"cu_seqlens must start at 0 and every document needs at least one position, got {offsets[:8]}")
+        return cls(cu_seqlens, lengths)
+
+    @property
+    def device(self) -> torch.device:
+        return self.cu_seqlens.device
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.lengths)
+
+    @cached_property
+    def total(self) -> int:
+        """T."""
+        return sum(self.lengths)
+
+    @cached_property
+    def max_length(self) -> int:
+        return max(self.lengths)
+
+    @cached_property
+    def equal_lengths(self) -> bool:
+        return min(self.lengths) == self.max_length
+
+    @cached_property
+    def document(self) -> Tensor:
+        """(T,) int64: index of the document of each position."""
+        each = torch.arange(self.batch_size, device=self.device)
+        if self.equal_lengths:
+            return each.repeat_interleave(self.max_length)
+        return each.repeat_interleave(self.cu_seqlens.diff(), output_size=self.total)
+
+    @cached_property
+    def position(self) -> Tensor:
+        """(T,) int64: position within the document."""
+        if self.equal_lengths:
+            return torch.arange(self.max_length, device=self.device).repeat(self.batch_size)
+        return torch.arange(self.total, device=self.device) - self.cu_seqlens[:-1].long()[self.document]
+
+    @cached_property
+    def first(self) -> Tensor:
+        """(B,) int64: packed index of each document's first position."""
+        return self.cu_seqlens[:-1].long()
+
+    @cached_property
+    def last(self) -> Tensor:
+        """(B,) int64: packed index of each document's last position."""
+        return self.cu_seqlens[1:].long() - 1
+
+    def rotary(self, dim: int, dtype: torch.dtype, base: float = 10000.0) -> tuple[Tensor, Tensor]:
+        """cos and sin of every position, each (T, 1, 1, dim/2): broadcast over (T, 2, H, P), queries and keys at once."""
+        key = ("rotary", dim, dtype)
+        if key not in self._cache:
+            self._cache[key] = rotary_table(self.position, dim, dtype, base)
+        return self._cache[key]  # type: ignore[return-value]
+
+    def blocks(self, size: int) -> Blocks:
+        key = ("blocks", size)
+        if key not in self._cache:
+            self._cache[key] = Blocks.of(self, size)
+        return self._cache[key]  # type: ignore[return-value]
+
+    def buckets(self, waste: float = 0.25) -> list[Bucket]:
+        """Documents grouped by similar length, for padded operations; at most `waste` of a row is padding."""
+        key = ("buckets", waste)
+        if key not in self._cache:
+            self._cache[key] = Bucket.group(self, waste)
+        return self._cache[key]  # type: ignore[return-value]
+
+
+def rotary_table(position: Tensor, dim: int, dtype: torch.dtype, base: float = 10000.0) -> tuple[Tensor, Tensor]:
+    """cos and sin (T, 1, 1, dim/2) of positions (T,); the angles are float32 whatever `dtype`, as released models were trained."""
+    inverse = base ** -(torch.arange(0, dim, 2, dtype=torch.float32, device=position.device) / dim)
+    angle = position.float()[:, None, None, None] * inverse
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+@dataclass(eq=False)
+class Blocks:
+    """The packed axis cut into n blocks of `size`, whatever the documents; the last one is padded.
+
+    Masks say which positions may see which: a block may hold parts of several documents.
+    """
+
+    size: int
+    count: int
+    padding: int
+    visible: Tensor
+    """(n or 1, size, size) bool: j <= i and same document."""
+    end: Tensor
+    """(n,) int64: the document at each block's end."""
+    previous: Tensor
+    """(n,) int64: the document at the previous block's end; -1 for the first block."""
+    from_before: Tensor
+    """(n, size or 1) bool: this position's document began in an earlier block."""
+    to_end: Tensor | None
+    """(n, size) bool: this position's document is the one at the block's end; None: all are."""
+
+    @classmethod
+    def of(cls, packing: Packing, size: int) -> Blocks:
+        padding = -packing.total % size
+        count = (packing.total + padding) // size
+        causal = torch.ones(size, size, dtype=torch.bool, device=packing.device).tril()
+        document = packing.document
+        if padding:
+            document = torch.cat([document, document[-1:].expand(padding)])
+        document = document.view(count, size)
+        end = document[:, -1]
+        previous = torch.cat([end.new_full((1,), -1), end[:-1]])
+        if packing.equal_lengths and packing.max_length % size == 0:
+            return cls(size, count, padding, causal[None], end, previous, (previous == end)[:, None], None)
+        visible = causal & (document[:, :, None] == document[:, None, :])
+        return cls(size, count, padding, visible, end, previous, document == previous[:, None], document == end[:, None])
+
+    def split(self, x: Tensor) -> Tensor:
+        """(T, ...) -> (n, size, ...), zeros at the end."""
+        if self.padding:
+            x = torch.cat([x, x.new_zeros(self.padding, *x.shape[1:])])
+        return x.reshape(self.count, self.size, *x.shape[1:])
+
+    def join(self, x: Tensor, total: int) -> Tensor:
+        """(n, size, ...) -> (T, ...)."""
+        return x.reshape(self.count * self.size, *x.shape[2:])[:total]
+
+
+@dataclass(eq=False)
+class Bucket:
+    """Documents of similar length as rows of a padded batch."""
+
+    rows: int
+    length: int
+    gather: Tensor | None
+    """(rows * length,) int64 into the packed axis, padding repeats a valid position; None: the whole axis in order."""
+    scatter: Tensor | None
+    """(number of valid positions,) int64 into the padded batch, and"""
+    target: Tensor | None
+    """(the same,) int64: the packed positions they belong to."""
+
+    @classmethod
+    def group(cls, packing: Packing, waste: float) -> list[Bucket]:
+        if packing.equal_lengths:
+            return [cls(packing.batch_size, packing.max_length, None, None, None)]
+        order = sorted(range(packing.batch_size), key=packing.lengths.__getitem__, reverse=True)
+        groups: list[list[int]] = []
+        for b in order:
+            # short documents may share whatever their waste: another operation costs more than 16 padded positions
+            limit = max(16, int(packing.lengths[groups[-1][0]] * (1 - waste))) if groups else 0
+            same = groups and (packing.lengths[b] >= limit or packing.lengths[groups[-1][0]] <= 16)
+            groups[-1].append(b) if same else groups.append([b])
+        starts = [0, *accumulate(packing.lengths)]
+        return [cls._of([starts[b] for b in g], [packing.lengths[b] for b in g], packing.device) for g in groups]
+
+    @classmethod
+    def _of(cls, starts: list[int], lengths: list[int], device: torch.device) -> Bucket:
+        longest = max(lengths)
+        start, length = (torch.tensor(v, device=device)[:, None] for v in (starts, lengths))
+        column = torch.arange(longest, device=device)
+        gather = (start + torch.minimum(column, length - 1)).flatten()
+        scatter = torch.nonzero_static((column < length).flatten(), size=sum(lengths))[:, 0]
+        return cls(len(lengths), longest, gather, scatter, gather[scatter])

@@ -1,0 +1,206 @@
+"""Plain PyTorch: the definition of every operation, on any device and in any floating dtype.
+
+Shapes: T packed positions, B documents, H heads, P head size, N state size, K convolution width, D channels. Everything
+that accumulates (decays, states, norms) is at least float32, whatever the inputs; float64 stays float64.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .packing import Blocks, Packing
+
+BLOCK = 64
+"""Block length of the scans: the work inside a block grows with it, the work between blocks shrinks."""
+GROUP = 64
+"""Blocks whose states are passed on by one product; longer sequences loop over groups."""
+
+
+def wide(x: Tensor) -> Tensor:
+    """At least float32."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+# -- norms -------------------------------------------------------------------------------------------------------------
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None = None) -> Tensor:
+    """x / rms(x) * weight over the last axis; result in `dtype` (default: that of x)."""
+    x32 = wide(x)
+    y = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps) * weight
+    return y.to(dtype or x.dtype)
+
+
+def add_rms_norm(hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Adds `hidden` (T, D) to the residual stream and norms the sum: (normed, new residual).
+
+    The stream is float32 or wider; `normed` has the dtype that products run in (autocast's, else that of the weight).
+    """
+    residual = wide(hidden) if residual is None else residual + hidden
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    return rms_norm(residual, weight, eps, dtype), residual
+
+
+def gated_rms_norm(y: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm(y * silu(gate)): the norm inside a Mamba-2 mixer. (..., D) -> (..., D) in the dtype of y."""
+    return rms_norm(wide(y) * F.silu(wide(gate)), weight, eps, y.dtype)
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """(..., 2F) -> (..., F): the first half times silu of the second (the official order)."""
+    value, gate = x.chunk(2, dim=-1)
+    return value * F.silu(gate)
+
+
+# -- causal convolution ------------------------------------------------------------------------------------------------
+
+
+def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, packing: Packing) -> Tensor:
+    """SiLU of a depthwise causal convolution that starts afresh in every document. x (T, D), weight (D, K) -> (T, D)."""
+    taps = weight.to(x.dtype).unbind(1)
+    y = torch.addcmul(bias.to(x.dtype), x, taps[-1])
+    for shift, tap in enumerate(taps[-2::-1], start=1):
+        inside = (packing.position[shift:] >= shift).to(x.dtype)[:, None]
+        y = y + F.pad(x[:-shift] * inside * tap, (0, 0, shift, 0))
+    return F.silu(y)
+
+
+# -- state space duality -----------------------------------------------------------------------------------------------
+
+
+def pass_states(states: Tensor, log_decay: Tensor, blocks: Blocks) -> Tensor:
+    """States at the start of each block, from what each block adds.
+
+    states (n, H, S): what block m alone leaves at its end; log_decay (n, H): decay over a whole block. Returns (n, H, S)
+    for the document that crosses into the block (other documents must ignore it). Every group of blocks is one product.
+    """
+    outs: list[Tensor] = []
+    carry = None
+    for start in range(0, blocks.count, GROUP):
+        stop = min(start + GROUP, blocks.count)
+        previous, end = blocks.previous[start:stop], blocks.end[start:stop]
+        decay = F.pad(log_decay[start : stop - 1], (0, 0, 1, 0)).cumsum(0).T  # (H, g): from the start of the group
+        alive = (previous[:, None] == end[:-1]).tril(-1)
+        mix = (decay[:, :, None] - decay[:, None, 1:]).masked_fill(~alive, -torch.inf).exp()
+        out = torch.einsum("hnm,mhs->nhs", mix, states[start : stop - 1])
+        if carry is not None:
+            out = out + (decay.T.exp() * (previous == previous[0])[:, None])[:, :, None] * carry
+        keep = log_decay[stop - 1].exp() * (end[-1] == previous[-1])
+        carry = out[-1] * keep[:, None] + states[stop - 1]
+        outs.append(out)
+    return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+
+def ssd_scan(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor, packing: Packing, chunk_size: int = 0
+) -> Tensor:
+    """Mamba-2's scan (arXiv 2405.21060, section 6): h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t, y_t = C_t h_t + D x_t.
+
+    x (T, H, P); dt (T, H) before softplus(dt + dt_bias); A (H,) negative; B, C (T, N), one group; D, dt_bias (H,).
+    Returns (T, H, P) in the dtype of x; products run in that dtype, decays and states in float32 or wider.
+    `chunk_size` is a hint for accelerators; here the block length is BLOCK.
+    """
+    return _ssd(x, dt, A, B, C, D, dt_bias, packing)[0]
+
+
+def _ssd(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor, packing: Packing
+) -> tuple[Tensor, Tensor, Tensor]:
+    blocks = packing.blocks(BLOCK)
+    total, heads, width = x.shape
+    with torch.autocast(x.device.type, enabled=False):
+        dt = F.softplus(wide(dt) + wide(dt_bias))
+        decay = blocks.split(dt * wide(A)).cumsum(1)  # (n, Q, H), log
+        scaled = blocks.split(x * dt[:, :, None].to(x.dtype))  # (n, Q, H, P)
+        b, c = blocks.split(B), blocks.split(C)  # (n, Q, N)
+
+        by_head = decay.transpose(1, 2)  # (n, H, Q)
+        between = by_head[:, :, :, None] - by_head[:, :, None, :]
+        between = between.masked_fill(~blocks.visible[:, None], -torch.inf).exp()
+        scores = (c @ b.mT)[:, None] * between.to(x.dtype)  # (n, H, Q, Q)
+        y = (scores @ scaled.transpose(1, 2)).transpose(1, 2)  # (n, Q, H, P)
+
+        to_end = (decay[:, -1:] - decay).exp()
+        if blocks.to_end is not None:
+            to_end = to_end * blocks.to_end[:, :, None]
+        added = b.mT @ (scaled * to_end[..., None].to(x.dtype)).flatten(2)  # (n, N, H*P)
+        added = wide(added).view(blocks.count, -1, heads, width).transpose(1, 2)
+        before = pass_states(added.flatten(2), decay[:, -1], blocks).view_as(added)  # (n, H, N, P)
+        from_start = decay.exp() * blocks.from_before[:, :, None]
+        old = c @ before.transpose(1, 2).flatten(2).to(x.dtype)  # (n, Q, H*P)
+        y = y + old.view_as(scaled) * from_start[..., None].to(x.dtype)
+        return blocks.join(y, total) + x * D.to(x.dtype)[:, None], before, decay
+
+
+# -- smoothing of the dechunk layer ------------------------------------------------------------------------------------
+
+
+def ema_scan(x: Tensor, p: Tensor, packing: Packing) -> Tensor:
+    """z_t = p_t x_t + (1 - p_t) z_{t-1} per document, starting from 0 (paper eq 5). x (T, D), p (T,) in (0, 1).
+
+    Float32 or wider whatever the inputs: in bfloat16 the sum loses what came before.
+    """
+    blocks = packing.blocks(BLOCK)
+    with torch.autocast(x.device.type, enabled=False):
+        x, p = wide(x), wide(p)
+        decay = torch.cumsum(blocks.split(torch.log1p(-p.double())), 1)  # float64: differences of large sums
+        between = (decay[:, :, None] - decay[:, None, :]).to(x.dtype)
+        mix = between.masked_fill(~blocks.visible, -torch.inf).exp() * blocks.split(p)[:, None]  # (n, Q, Q)
+        z = mix @ blocks.split(x)
+        # the block's own end state is its last row, once the mask keeps only the document at its end
+        before = pass_states(z[:, -1:], decay[:, -1:].to(x.dtype), blocks)  # (n, 1, D)
+        from_start = decay.to(x.dtype).exp() * blocks.from_before
+        return blocks.join(z + from_start[:, :, None] * before, packing.total)
+
+
+# -- attention ---------------------------------------------------------------------------------------------------------
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding, half-split, on the first 2 * cos.shape[-1] coordinates. x (..., H, P); cos, sin (..., 1, R)."""
+    half = cos.shape[-1]
+    if half == 0:
+        return x
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, window: int = -1) -> Tensor:
+    """Causal attention within each document. q, k, v (T, H, P) -> (T, H, P). Position i sees i-window..i; -1: all before."""
+    out = None
+    for bucket in packing.buckets():
+        qkv = [t if bucket.gather is None else t.index_select(0, bucket.gather) for t in (q, k, v)]
+        padded = [t.view(bucket.rows, bucket.length, *t.shape[1:]).transpose(1, 2) for t in qkv]
+        y = _window_attention(*padded, window).transpose(1, 2).flatten(0, 1)
+        if bucket.scatter is None or bucket.target is None:
+            return y
+        rows = y.index_select(0, bucket.scatter)
+        if len(packing.buckets()) == 1:
+            return rows.new_empty(q.shape).index_copy(0, bucket.target, rows)
+        out = (rows.new_zeros(q.shape) if out is None else out).index_copy(0, bucket.target, rows)
+    assert out is not None
+    return out
+
+
+def _window_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """(B, H, L, P) each. Right padding needs no mask: a causal query never sees what comes after it."""
+    length = q.shape[2]
+    if window < 0 or length <= window + 1:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    # blocks at least a window long: a block needs itself and the one before, so memory stays linear in the length
+    size = max(window, 64)
+    q, k, v = (F.pad(t, (0, 0, 0, -length % size)).unflatten(2, (-1, size)) for t in (q, k, v))
+    i = torch.arange(size, device=q.device)
+    near = (i[:, None] - i >= 0) & (i[:, None] - i <= window)
+    both = torch.cat([i[:, None] - i + size <= window, near], 1)
+    head = F.scaled_dot_product_attention(q[:, :, 0], k[:, :, 0], v[:, :, 0], attn_mask=near)[:, :, None]
+    if q.shape[2] == 1:
+        return head.flatten(2, 3)[:, :, :length]
+    k2, v2 = (torch.cat([t[:, :, :-1], t[:, :, 1:]], 3).transpose(1, 2).flatten(0, 1) for t in (k, v))
+    q2 = q[:, :, 1:].transpose(1, 2).flatten(0, 1)
+    tail = F.scaled_dot_product_attention(q2, k2, v2, attn_mask=both)
+    tail = tail.unflatten(0, (q.shape[0], -1)).transpose(1, 2)
+    return torch.cat([head, tail], 2).flatten(2, 3)[:, :, :length]

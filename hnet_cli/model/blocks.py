@@ -1,0 +1,145 @@
+"""Layers and stacks of layers: Mamba-2 and attention mixers, gated MLP, pre-norm blocks, `Isotropic`.
+
+Tensors are packed: (T, D) with a `Packing`. Parameter names are those of the official release. Blocks hand on a pair
+(hidden, residual): the residual stream is float32 or wider, and each norm adds `hidden` to it first.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels import Kernels
+from ..kernels.packing import Packing
+from ..kernels.reference import rotate, swiglu, wide
+from .config import HNetConfig
+
+EPS = 1e-5
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with a weight; computes in float32 or wider."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+
+class Mamba2(nn.Module):
+    """Mamba-2 mixer (arXiv 2405.21060) with one group of B and C. (T, D) -> (T, D)."""
+
+    def __init__(self, config: HNetConfig, level: int) -> None:
+        super().__init__()
+        ssm, d_model = config.ssm_cfg, config.d_model[level]
+        self.d_inner, self.d_state, self.headdim = ssm.expand * d_model, ssm.d_state, ssm.headdim
+        self.heads, self.chunk_size = self.d_inner // ssm.headdim, ssm.chunk_size
+        conv = self.d_inner + 2 * ssm.d_state
+        self.split = (self.d_inner, conv, self.heads)
+        self.dt_bias = nn.Parameter(torch.empty(self.heads))
+        self.A_log = nn.Parameter(torch.empty(self.heads))
+        self.D = nn.Parameter(torch.ones(self.heads))
+        self.in_proj = nn.Linear(d_model, sum(self.split), bias=False)
+        self.conv1d = nn.Conv1d(conv, conv, ssm.d_conv, groups=conv)  # holds the weights; the kernel does the work
+        self.norm = RMSNorm(self.d_inner)
+        self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
+        self.reset_ssm_parameters()
+
+    @torch.no_grad()
+    def reset_ssm_parameters(self) -> None:
+        """Step sizes log-uniform in [0.001, 0.1], decay rates uniform in [1, 16] (the values of Mamba-2)."""
+        step = torch.exp(torch.rand(self.heads) * math.log(0.1 / 0.001) + math.log(0.001)).clamp(min=1e-4)
+        self.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))  # inverse of softplus
+        self.A_log.copy_(torch.empty(self.heads).uniform_(1, 16).log())
+        self.D.fill_(1.0)
+
+    def forward(self, x: Tensor, packing: Packing, kernels: Kernels) -> Tensor:
+        gate, conv, dt = self.in_proj(x).split(self.split, dim=-1)
+        conv = kernels.causal_conv(conv, self.conv1d.weight[:, 0], self.conv1d.bias, packing)
+        value, B, C = conv.split((self.d_inner, self.d_state, self.d_state), dim=-1)
+        y = kernels.ssd_scan(
+            value.unflatten(-1, (self.heads, self.headdim)),
+            dt,
+            -wide(self.A_log).exp(),
+            B,
+            C,
+            self.D,
+            self.dt_bias,
+            packing,
+            self.chunk_size,
+        )
+        return self.out_proj(kernels.gated_rms_norm(y.flatten(-2), gate, self.norm.weight, EPS))
+
+
+class Attention(nn.Module):
+    """Causal multi-head attention with rotary positions and an optional window, within each document. (T, D) -> (T, D)."""
+
+    def __init__(self, config: HNetConfig, level: int) -> None:
+        super().__init__()
+        d_model, attn = config.d_model[level], config.attn_cfg
+        self.heads, self.rotary_dim = attn.num_heads[level], attn.rotary_emb_dim[level]
+        self.window = attn.window_size[level]
+        self.Wqkv = nn.Linear(d_model, 3 * d_model, bias=False)
+        self.out_proj = nn.Linear(d_model, d_model, bias=False)
+
+    def forward(self, x: Tensor, packing: Packing, kernels: Kernels) -> Tensor:
+        qk, v = self.Wqkv(x).unflatten(-1, (3, self.heads, -1)).split((2, 1), dim=-3)
+        q, k = rotate(qk, *packing.rotary(self.rotary_dim, qk.dtype)).unbind(-3)
+        return self.out_proj(kernels.attention(q, k, v.squeeze(-3), packing, self.window).flatten(-2))
+
+
+class SwiGLU(nn.Module):
+    """fc2(value * silu(gate)) with (value, gate) = fc1(x)."""
+
+    def __init__(self, d_model: int, d_hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(d_model, 2 * d_hidden, bias=False)
+        self.fc2 = nn.Linear(d_hidden, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(swiglu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """One layer: norm, mixer, and for an upper-case letter norm and MLP."""
+
+    def __init__(self, config: HNetConfig, level: int, letter: str) -> None:
+        super().__init__()
+        d_model = config.d_model[level]
+        self.norm1 = RMSNorm(d_model)
+        self.mixer: Mamba2 | Attention = (Mamba2 if letter in "mM" else Attention)(config, level)
+        self.norm2: RMSNorm | None = None
+        self.mlp: SwiGLU | None = None
+        if letter.isupper():
+            self.norm2 = RMSNorm(d_model)
+            self.mlp = SwiGLU(d_model, config.mlp_width(level))
+
+    def forward(self, hidden: Tensor, residual: Tensor | None, packing: Packing, kernels: Kernels) -> tuple[Tensor, Tensor]:
+        normed, residual = kernels.add_rms_norm(hidden, residual, self.norm1.weight, EPS)
+        hidden = self.mixer(normed, packing, kernels)
+        if self.mlp is not None and self.norm2 is not None:
+            normed, residual = kernels.add_rms_norm(hidden, residual, self.norm2.weight, EPS)
+            hidden = self.mlp(normed)
+        return hidden, residual
+
+
+class Isotropic(nn.Module):
+    """A plain stack at one level: an encoder, a decoder or the innermost main network, ending in its own norm (paper, 2.3)."""
+
+    def __init__(self, config: HNetConfig, level: int, letters: str) -> None:
+        super().__init__()
+        self.letters = letters
+        self.layers = nn.ModuleList(Block(config, level, letter) for letter in letters)
+        self.rmsnorm = RMSNorm(config.d_model[level])
+
+    @property
+    def height(self) -> int:
+        """Additions to the residual stream: one per mixer and one per MLP."""
+        return sum(2 if letter.isupper() else 1 for letter in self.letters)
+
+    def forward(self, hidden: Tensor, packing: Packing, kernels: Kernels) -> Tensor:
+        residual = None
+        for layer in self.layers:
+            hidden, residual = layer(hidden, residual, packing, kernels)
+        return kernels.add_rms_norm(hidden, residual, self.rmsnorm.weight, EPS)[0]

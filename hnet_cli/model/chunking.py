@@ -1,0 +1,147 @@
+"""Dynamic chunking: where to cut, what to keep, how to come back (paper, section 2.2).
+
+At every stage: `RoutingModule` gives each position a boundary probability, `ChunkLayer` keeps the vectors at boundaries,
+`DeChunkLayer` smooths what comes back from the inner network and hands every position the vector of its own chunk.
+All tensors are packed over documents, (T, D) with a `Packing`; the first position of a document is always a boundary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..kernels import Kernels
+from ..kernels.packing import Packing
+from ..kernels.reference import wide
+from .config import Chunker
+
+
+@dataclass
+class RoutingOutput:
+    """What a stage decided, for the T_s positions of level s of all B documents."""
+
+    boundary_prob: Tensor
+    """(T_s,) float32 or wider: p of paper eq 4; the first position of a document has 1."""
+    boundary_mask: Tensor
+    """(T_s,) bool: b = p > 0.5."""
+    cu_seqlens: Tensor
+    """(B+1,): document offsets at level s, that is the level these positions belong to (not of the chunks)."""
+    learned: bool = True
+    """False for fixed rules, whose probabilities are the mask and carry no loss."""
+
+
+class RoutingModule(nn.Module):
+    """p_t = (1 - cos(W_q h_{t-1}, W_k h_t)) / 2 (paper eq 4, with the letters of the official code)."""
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.q_proj_layer = nn.Linear(d_model, d_model, bias=False)
+        self.k_proj_layer = nn.Linear(d_model, d_model, bias=False)
+        nn.init.eye_(self.q_proj_layer.weight)  # similar neighbours start as one chunk
+        nn.init.eye_(self.k_proj_layer.weight)
+
+    def forward(self, hidden: Tensor, packing: Packing) -> RoutingOutput:
+        """hidden (T, D): the encoder's output. The comparison across a document border is overwritten: no gradient."""
+        with torch.autocast(hidden.device.type, enabled=False):  # cosines near 0 decide: never in bfloat16 by autocast
+            hidden = hidden.to(self.q_proj_layer.weight.dtype)
+            q = F.normalize(wide(self.q_proj_layer(hidden[:-1])), dim=-1)
+            k = F.normalize(wide(self.k_proj_layer(hidden[1:])), dim=-1)
+            prob = F.pad(((1 - (q * k).sum(-1)) / 2).clamp(0, 1), (1, 0))
+            prob = prob.index_fill(0, packing.first, 1.0)
+        return RoutingOutput(prob, prob > 0.5, packing.cu_seqlens)
+
+
+class FixedRouting(nn.Module):
+    """A rule without parameters: every k-th position of a document, or SpaceByte's rule on the bytes (level 0 only)."""
+
+    def __init__(self, chunker: Chunker) -> None:
+        super().__init__()
+        self.chunker = chunker
+
+    def forward(self, hidden: Tensor, packing: Packing, input_ids: Tensor | None = None) -> RoutingOutput:
+        if self.chunker.kind == "fixed":
+            assert self.chunker.k is not None
+            mask = packing.position % self.chunker.k == 0
+        else:
+            if input_ids is None:
+                raise ValueError("the 'space' chunker needs the input bytes")
+            space = space_like(input_ids)
+            mask = space & ~F.pad(space[:-1], (1, 0))
+            mask = mask.index_fill(0, packing.first, True)
+        return RoutingOutput(mask.to(torch.promote_types(hidden.dtype, torch.float32)), mask, packing.cu_seqlens, learned=False)
+
+
+def space_like(ids: Tensor) -> Tensor:
+    """SpaceByte's rule: neither a letter or digit of ASCII nor a UTF-8 continuation byte. int64 -> bool, same shape."""
+    lower = ids | 0x20
+    letter = (lower >= ord("a")) & (lower <= ord("z"))
+    digit = (ids >= ord("0")) & (ids <= ord("9"))
+    continuation = (ids >= 0x80) & (ids < 0xC0)
+    return ~(letter | digit | continuation)
+
+
+class ChunkLayer(nn.Module):
+    """Direct selection: keep the vectors at boundaries (paper, 2.2.1)."""
+
+    def forward(self, hidden: Tensor, routing: RoutingOutput, packing: Packing) -> tuple[Tensor, Packing, Tensor]:
+        """hidden (T, D) -> chunks (M, D), their packing, and the index (M,) of each chunk's first position.
+
+        Reads the chunk counts on the host: the one synchronisation of a stage.
+        """
+        counted = F.pad(routing.boundary_mask.cumsum(0), (1, 0))
+        inner = Packing.of_cu_seqlens(counted[packing.cu_seqlens.long()].to(packing.cu_seqlens.dtype))
+        index = torch.nonzero_static(routing.boundary_mask, size=inner.total)[:, 0]
+        return hidden.index_select(0, index), inner, index
+
+
+class DeChunkLayer(nn.Module):
+    """Smoothing and upsampling (paper eq 5 and 8): an average over chunks, then every position gets its chunk's vector."""
+
+    def forward(
+        self, chunks: Tensor, routing: RoutingOutput, inner: Packing, index: Tensor, kernels: Kernels
+    ) -> Tensor:
+        """chunks (M, D) -> (T, D), float32 or wider."""
+        prob = routing.boundary_prob.index_select(0, index).clamp(1e-4, 1 - 1e-4)
+        smoothed = kernels.ema_scan(chunks, prob, inner)
+        return smoothed.index_select(0, routing.boundary_mask.cumsum(0) - 1)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """upsampled * STE(c) + residual (paper eq 7 and 9): STE is exactly 1 forward and passes its gradient on to c."""
+
+    @staticmethod
+    def forward(ctx: Any, upsampled: Tensor, confidence: Tensor, residual: Tensor) -> Tensor:
+        ctx.save_for_backward(upsampled)
+        return upsampled + residual
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        (upsampled,) = ctx.saved_tensors
+        return grad, torch.linalg.vecdot(grad, upsampled), grad
+
+
+def add_residual(upsampled: Tensor, routing: RoutingOutput, residual: Tensor) -> Tensor:
+    """(T, D) + (T, D), with the gradient of the confidence c = p at a boundary, 1 - p elsewhere (paper eq 6)."""
+    if not routing.learned:
+        return upsampled + residual
+    p = routing.boundary_prob
+    return _StraightThrough.apply(upsampled, torch.where(routing.boundary_mask, p, 1 - p), residual)
+
+
+def ratio_loss(routing: RoutingOutput, target_ratio: float) -> Tensor:
+    """N/(N-1) * ((N-1) F G + (1-F)(1-G)) (paper eq 10): F = fraction of boundaries, G = mean probability. Scalar.
+
+    `target_ratio` N > 1: positions per chunk aimed at. At F = G = 1/N the value is 1. Padding never counts: there is none
+    in a packed tensor. Raises ValueError for N <= 1 or a routing that is not learned.
+    """
+    if not target_ratio > 1:
+        raise ValueError(f"target_ratio must be above 1, got {target_ratio}")
+    if not routing.learned:
+        raise ValueError("a chunker that is not learned has no ratio loss")
+    n, prob = target_ratio, routing.boundary_prob
+    fraction, mean = routing.boundary_mask.to(prob.dtype).mean(), prob.mean()
+    return n / (n - 1) * ((n - 1) * fraction * mean + (1 - fraction) * (1 - mean))

@@ -1,0 +1,374 @@
+"""What an H-Net is made of, as numbers: layout, widths, parameter count, FLOPs. No torch in here.
+
+The JSON fields are those of the official release (goombalab/hnet), so its configuration files load as they are; what this
+project adds lives under the one key "hnet".
+
+Words: *level* 0 is the byte level; *stage* s is the chunking step from level s to level s+1; a model of S stages has S+1
+levels. Lists such as `d_model` have one entry per level.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+_STACK = re.compile(r"(?:[mMtT][0-9]+)+")
+MLP_MULTIPLE = 128
+
+
+def _check_keys(given: Iterable[str], known: Sequence[str], where: str) -> None:
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"
+            raise ValueError(f"unknown key {key!r} in {where}{hint}")
+
+
+def _integer(value: Any, name: str, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    return value
+
+
+def _integers(value: Any, name: str, least: int) -> tuple[int, ...]:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{name} must be a list with one entry per level, got {value!r}")
+    return tuple(_integer(v, f"{name}[{i}]", least) for i, v in enumerate(value))
+
+
+def expand_stack(text: Any) -> str:
+    """One letter per layer: "T1m4" -> "Tmmmm". Lower case has no MLP. Raises ValueError for anything else."""
+    if not isinstance(text, str) or not _STACK.fullmatch(text):
+        raise ValueError(f"bad layout {text!r}: expected letters m, M, t, T each followed by a count, such as 'T1m4'")
+    return "".join(letter * int(count) for letter, count in re.findall(r"([mMtT])([0-9]+)", text))
+
+
+@dataclass(frozen=True)
+class Level:
+    """The stacks of one level, one letter per layer. The innermost level has `main_network` only."""
+
+    encoder: str = ""
+    main_network: str = ""
+    decoder: str = ""
+
+    @property
+    def is_innermost(self) -> bool:
+        return bool(self.main_network)
+
+    @property
+    def letters(self) -> str:
+        return self.encoder + self.main_network + self.decoder
+
+
+def parse_layout(layout: Any) -> tuple[Level, ...]:
+    """["m4", ["T1m4", ["T26"], "m4T1"], "m4"] -> one Level per level, outermost first. Raises ValueError."""
+    if not isinstance(layout, list | tuple) or len(layout) not in (1, 3):
+        raise ValueError(
+            f"bad arch_layout {layout!r}: expected [encoder, inner layout, decoder], or [main network] for the innermost"
+        )
+    if len(layout) == 1:
+        main = expand_stack(layout[0])
+        if not main:
+            raise ValueError(f"bad arch_layout {layout!r}: the main network needs at least one layer")
+        return (Level(main_network=main),)
+    outer, inner, last = layout
+    return (Level(encoder=expand_stack(outer), decoder=expand_stack(last)), *parse_layout(inner))
+
+
+def _freeze(layout: Any) -> Any:
+    return tuple(_freeze(part) for part in layout) if isinstance(layout, list | tuple) else layout
+
+
+def _thaw(layout: Any) -> Any:
+    return [_thaw(part) for part in layout] if isinstance(layout, tuple) else layout
+
+
+@dataclass(frozen=True)
+class SSMConfig:
+    """Mamba-2 settings, shared by all levels."""
+
+    d_state: int = 128
+    """State size N per head."""
+    d_conv: int = 4
+    """Width of the causal convolution."""
+    expand: int = 2
+    """Inner width = expand * d_model."""
+    chunk_size: int = 256
+    """Block length of the scan on an accelerator; it never changes the result."""
+    headdim: int = 64
+    """Width P of a head."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            _integer(getattr(self, f.name), f"ssm_cfg.{f.name}", 1)
+
+
+@dataclass(frozen=True)
+class AttnConfig:
+    """Attention settings, one entry per level."""
+
+    num_heads: tuple[int, ...]
+    rotary_emb_dim: tuple[int, ...]
+    """Leading coordinates of each head that are rotated; 0 for none."""
+    window_size: tuple[int, ...]
+    """w: position i sees i-w..i, that is w+1 keys; -1 for all."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_heads", 1), ("rotary_emb_dim", 0), ("window_size", -1)):
+            object.__setattr__(self, name, _integers(getattr(self, name), f"attn_cfg.{name}", least))
+
+
+@dataclass(frozen=True)
+class Chunker:
+    """How one stage finds boundaries: `learned` (the routing module), `space` (SpaceByte's rule), or `fixed` every k."""
+
+    kind: str = "learned"
+    k: int | None = None
+
+    def __post_init__(self) -> None:
+        kinds = ("learned", "space", "fixed")
+        if self.kind not in kinds:
+            near = difflib.get_close_matches(str(self.kind), kinds, n=1)
+            raise ValueError(f"unknown chunker {self.kind!r}; {f'did you mean {near[0]!r}?' if near else kinds}")
+        if self.kind == "fixed":
+            _integer(self.k, "chunker.k", 1)
+        elif self.k is not None:
+            raise ValueError(f"chunker {self.kind!r} takes no k")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind} | ({"k": self.k} if self.k is not None else {})
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Chunker:
+        if not isinstance(data, Mapping):
+            raise ValueError(f"a chunker is a mapping such as {{'kind': 'learned'}}, got {data!r}")
+        _check_keys(data, ("kind", "k"), "chunker")
+        return cls(**data)
+
+
+@dataclass(frozen=True)
+class HNetConfig:
+    """The architecture of an H-Net. Raises ValueError, naming the field, for anything inconsistent."""
+
+    arch_layout: tuple[Any, ...]
+    """Nested layout, e.g. ("m4", ("T22",), "m4"); m/t = Mamba-2 or attention layer, M/T = the same with an MLP."""
+    d_model: tuple[int, ...]
+    """Width per level; must not shrink inwards."""
+    d_intermediate: tuple[int, ...]
+    """MLP width per level, rounded up to a multiple of 128; 0 for 8/3 of d_model."""
+    attn_cfg: AttnConfig
+    ssm_cfg: SSMConfig = SSMConfig()
+    vocab_size: int = 256
+    tie_embeddings: bool = False
+    chunkers: tuple[Chunker, ...] = ()
+    """One per stage; empty means learned everywhere."""
+    target_ratios: tuple[float, ...] | None = None
+    """N of the ratio loss per stage: positions per chunk aimed at."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Whatever else stands under "hnet" (modality, ...); carried along, never read by the model."""
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        put(self, "arch_layout", _freeze(self.arch_layout))
+        put(self, "d_model", _integers(self.d_model, "d_model", 1))
+        put(self, "d_intermediate", _integers(self.d_intermediate, "d_intermediate", 0))
+        put(self, "chunkers", tuple(self.chunkers) or (Chunker(),) * self.num_stages)
+        levels = self.levels
+        per_level = {"d_model": self.d_model, "d_intermediate": self.d_intermediate} | {
+            f"attn_cfg.{f.name}": getattr(self.attn_cfg, f.name) for f in fields(AttnConfig)
+        }
+        for name, value in per_level.items():
+            if len(value) != len(levels):
+                raise ValueError(f"{name} has {len(value)} entries, but arch_layout has {len(levels)} levels")
+        _integer(self.vocab_size, "vocab_size", 2)
+        if not isinstance(self.tie_embeddings, bool):
+            raise ValueError(f"tie_embeddings must be true or false, got {self.tie_embeddings!r}")
+        for s, (level, d) in enumerate(zip(levels, self.d_model, strict=True)):
+            if s and d < self.d_model[s - 1]:
+                raise ValueError(f"d_model must not shrink inwards: level {s} has {d} after {self.d_model[s - 1]}")
+            self._check_mixers(s, level.letters.lower(), d)
+        self._check_chunking()
+
+    def _check_mixers(self, s: int, letters: str, d: int) -> None:
+        if "m" in letters and d * self.ssm_cfg.expand % self.ssm_cfg.headdim:
+            raise ValueError(
+                f"level {s}: expand * d_model = {d * self.ssm_cfg.expand} is no multiple of ssm headdim {self.ssm_cfg.headdim}"
+            )
+        if "t" in letters:
+            heads, rotary = self.attn_cfg.num_heads[s], self.attn_cfg.rotary_emb_dim[s]
+            if d % heads:
+                raise ValueError(f"level {s}: d_model {d} is no multiple of num_heads {heads}")
+            if rotary % 2 or rotary > d // heads:
+                raise ValueError(f"level {s}: rotary_emb_dim {rotary} must be even and at most the head size {d // heads}")
+
+    def _check_chunking(self) -> None:
+        if len(self.chunkers) != self.num_stages:
+            raise ValueError(f"{len(self.chunkers)} chunkers for {self.num_stages} stages")
+        for s, chunker in enumerate(self.chunkers):
+            if s and chunker.kind == "space":
+                raise ValueError("chunker 'space' reads bytes: stage 0 only; give a list with one chunker per stage")
+        if self.target_ratios is not None:
+            put = tuple(self.target_ratios)
+            if len(put) != self.num_stages or not all(
+                isinstance(n, int | float) and not isinstance(n, bool) and n > 1 for n in put
+            ):
+                raise ValueError(f"target_ratios needs {self.num_stages} numbers above 1, got {list(put)}")
+            object.__setattr__(self, "target_ratios", tuple(float(n) for n in put))
+
+    # -- reading and writing -------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> HNetConfig:
+        """From the official JSON fields, plus ours under "hnet". Raises ValueError."""
+        official = ("arch_layout", "d_model", "d_intermediate", "vocab_size", "ssm_cfg", "attn_cfg", "tie_embeddings")
+        _check_keys(data, (*official, "hnet"), "the model configuration")
+        missing = [k for k in ("arch_layout", "d_model", "d_intermediate", "attn_cfg") if k not in data]
+        if missing:
+            raise ValueError(f"the model configuration lacks {', '.join(missing)}")
+        values = {k: data[k] for k in official if k in data}
+        for name, kind in (("ssm_cfg", SSMConfig), ("attn_cfg", AttnConfig)):
+            part = values.get(name, {})
+            if not isinstance(part, Mapping):
+                raise ValueError(f"{name} must be a mapping, got {part!r}")
+            known = [f.name for f in fields(kind)]
+            _check_keys(part, known, name)
+            if kind is AttnConfig and len(part) < len(known):
+                raise ValueError(f"attn_cfg lacks {', '.join(k for k in known if k not in part)}")
+            values[name] = kind(**part)
+        ours = dict(data.get("hnet") or {})
+        num_stages = len(parse_layout(data["arch_layout"])) - 1
+        chunker = ours.pop("chunker", None)
+        if chunker is not None:
+            each = chunker if isinstance(chunker, list | tuple) else [chunker] * num_stages
+            values["chunkers"] = tuple(Chunker.from_dict(c) for c in each)
+        return cls(**values, target_ratios=ours.pop("target_ratios", None), extra=ours)
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> HNetConfig:
+        """Raises ValueError (not JSON, or not a configuration) or OSError."""
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON: {error}") from error
+        if not isinstance(data, dict):
+            raise ValueError(f"{path} does not hold a model configuration")
+        return cls.from_dict(data)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The official fields; "hnet" only where something differs from the official model."""
+        ours: dict[str, Any] = dict(self.extra)
+        if any(c.kind != "learned" for c in self.chunkers):
+            each = [c.to_dict() for c in self.chunkers]
+            ours["chunker"] = each[0] if all(c == each[0] for c in each) else each
+        if self.target_ratios is not None:
+            ours["target_ratios"] = list(self.target_ratios)
+        return {
+            "arch_layout": _thaw(self.arch_layout),
+            "d_model": list(self.d_model),
+            "d_intermediate": list(self.d_intermediate),
+            "vocab_size": self.vocab_size,
+            "ssm_cfg": {f.name: v for f in fields(SSMConfig) if (v := getattr(self.ssm_cfg, f.name)) != f.default or f.name != "headdim"},
+            "attn_cfg": {f.name: list(getattr(self.attn_cfg, f.name)) for f in fields(AttnConfig)},
+            "tie_embeddings": self.tie_embeddings,
+        } | ({"hnet": ours} if ours else {})
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """The JSON text; also written to `path` if given."""
+        text = json.dumps(self.to_dict(), indent=2) + "\n"
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
+    # -- arithmetic ----------------------------------------------------------------------------------------------------
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        return parse_layout(self.arch_layout)
+
+    @property
+    def num_stages(self) -> int:
+        """Chunking steps S; 0 for a plain (isotropic) network."""
+        return len(self.levels) - 1
+
+    def mlp_width(self, level: int) -> int:
+        """Hidden units of the gated MLP at a level."""
+        wanted = self.d_intermediate[level] or 8 * self.d_model[level] // 3
+        return -(-wanted // MLP_MULTIPLE) * MLP_MULTIPLE
+
+    def _layer_parameters(self, level: int, letter: str) -> int:
+        d, ssm = self.d_model[level], self.ssm_cfg
+        if letter in "mM":
+            inner = ssm.expand * d
+            heads, conv = inner // ssm.headdim, inner + 2 * ssm.d_state
+            mixer = d * (inner + conv + heads) + conv * (ssm.d_conv + 1) + 3 * heads + inner + inner * d
+        else:
+            mixer = 4 * d * d
+        mlp = d + 3 * d * self.mlp_width(level) if letter.isupper() else 0
+        return d + mixer + mlp
+
+    def count_parameters(self) -> dict[str, int]:
+        """Parameters by part, in the order of the state dict: "embeddings", "level0.encoder", ..., "lm_head".
+
+        A tied output layer counts as 0. The sum is the model's size.
+        """
+        parts: dict[str, int] = {"embeddings": self.vocab_size * self.d_model[0]}
+
+        def visit(s: int) -> None:
+            level, d = self.levels[s], self.d_model[s]
+            if s and d > self.d_model[s - 1]:
+                parts[f"level{s}.pad_dimension"] = d - self.d_model[s - 1]
+            for name in ("encoder", "main_network", "decoder"):
+                stack = getattr(level, name)
+                if stack or (name != "main_network" and not level.is_innermost):
+                    parts[f"level{s}.{name}"] = d + sum(self._layer_parameters(s, letter) for letter in stack)
+                elif name == "main_network" and not level.is_innermost:
+                    visit(s + 1)
+            if not level.is_innermost:
+                if self.chunkers[s].kind == "learned":
+                    parts[f"level{s}.routing_module"] = 2 * d * d
+                parts[f"level{s}.residual_proj"] = d * d + d
+
+        visit(0)
+        parts["lm_head"] = 0 if self.tie_embeddings else self.vocab_size * self.d_model[0]
+        return parts
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(self.count_parameters().values())
+
+    def _layer_flops(self, level: int, letter: str, length: float) -> float:
+        """Forward FLOPs of one layer for one position of its level (paper, appendix B)."""
+        d, ssm = self.d_model[level], self.ssm_cfg
+        if letter in "mM":
+            inner = ssm.expand * d
+            mixer = 2 * d * 2 * inner + 2 * d * (2 * ssm.d_state + inner // ssm.headdim)
+            mixer += 6 * inner * ssm.d_state + 2 * d * ssm.d_conv + 5 * d + 2 * inner * d
+        else:
+            window = self.attn_cfg.window_size[level]
+            keys = length if window < 0 else min(length, window + 1)
+            mixer = 8 * d * d + keys * (4 * d + 3 * self.attn_cfg.num_heads[level])
+        return mixer + (6 * d * self.mlp_width(level) + 5 * d if letter.isupper() else 0)
+
+    def flops_per_byte(self, chunk_fractions: Sequence[float] = (), sequence_length: int = 8192) -> float:
+        """Forward FLOPs per byte as the paper counts them (appendix B); a training step costs three times as much.
+
+        `chunk_fractions[s]` is the number of positions of level s+1 per *byte*: 1-stage about (0.21,), 2-stage about
+        (0.36, 0.145). Attention counts all pairs inside the window (not the causal half). Two corrections that the paper's own table needs are
+        made: Mamba-2's output projection reads the inner width, and the embedding counts as a product.
+        Raises ValueError if there is not one fraction per stage.
+        """
+        if len(chunk_fractions) != self.num_stages:
+            raise ValueError(f"{len(chunk_fractions)} chunk fractions for {self.num_stages} stages")
+        total = 4.0 * self.vocab_size * self.d_model[0]
+        for s, (level, share) in enumerate(zip(self.levels, (1.0, *chunk_fractions), strict=True)):
+            length = share * sequence_length
+            total += share * sum(self._layer_flops(s, letter, length) for letter in level.letters)
+            if not level.is_innermost:
+                learned = self.chunkers[s].kind == "learned"
+                total += share * 2 * self.d_model[s] ** 2 * (3 if learned else 1)
+        return total
