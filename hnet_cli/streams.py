@@ -1,0 +1,265 @@
+"""Inputs as plain byte streams: compression is told by content, truncation and damage become one clear InputError."""
+
+from __future__ import annotations
+
+import bz2
+import errno
+import io
+import lzma
+import os
+import stat
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from hnet_cli.errors import EnvironmentLimit, InputError, StorageError
+
+BLOCK = 1 << 20
+"""Bytes read, and at most decompressed, at once."""
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """A path as safe, printable text: bytes that are not UTF-8 and control characters appear as escapes."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return text if text.isprintable() else "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+def open_input(path: Path) -> BinaryIO:
+    """The decompressed bytes of a plain, .gz, .bgz, .bz2, .xz or .zst file.
+
+    Raises InputError: missing, unreadable, not a regular file, and on reading: truncated or damaged. StorageError: EIO.
+    """
+    return decompressed(open_raw(path), shown(path))
+
+
+def open_raw(path: Path) -> BinaryIO:
+    """The bytes of a regular file as they are on disk, unbuffered; errors as in `open_input`."""
+    name = shown(path)
+    try:
+        # Without O_NONBLOCK, opening a pipe nobody writes to would hang.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        raise read_error(error, name) from error
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return cast(BinaryIO, _Raw(open(descriptor, "rb", buffering=0), name))
+    os.close(descriptor)
+    what = "a folder" if stat.S_ISDIR(mode) else "a device, pipe or socket"
+    raise InputError(f"{name} is {what}, not a file")
+
+
+def read_error(error: Exception, name: str) -> InputError | StorageError:
+    """What the user is told when the system cannot open or read `name`."""
+    code = error.errno if isinstance(error, OSError) else None
+    if code == errno.EIO:
+        return StorageError(f"cannot read {name}: input/output error", "the disk or the connection to it is failing")
+    if code in (errno.ENOENT, errno.ENOTDIR):
+        return InputError(f"{name} does not exist")
+    if code in (errno.EACCES, errno.EPERM):
+        return InputError(f"{name} is not readable: permission denied")
+    if code == errno.ENXIO:
+        return InputError(f"{name} is a device, pipe or socket, not a file")
+    return InputError(f"cannot read {name}: {os.strerror(code) if code else error}")
+
+
+def decompressed(stream: BinaryIO, name: str) -> BinaryIO:
+    """`stream`, at its start, decompressed where its first bytes are those of a known compression.
+
+    `name` is for messages. Closing the result closes `stream`.
+    """
+    head = b""
+    while len(head) < 10 and (more := stream.read(10 - len(head))):
+        head += more
+    codec = _codec(head)
+    raw = _Joined(head, stream) if codec is None else _Decoded(head, stream, codec, name)
+    return io.BufferedReader(raw, BLOCK)
+
+
+def is_compressed(head: bytes) -> bool:
+    """Whether a file that begins with `head` (10 bytes or more) is compressed in a way `decompressed` undoes."""
+    return _codec(head) is not None
+
+
+class _Raw(io.RawIOBase):
+    """An unbuffered file whose read errors name it."""
+
+    def __init__(self, file: io.FileIO | BinaryIO, name: str) -> None:
+        self._file, self._name = file, name
+
+    def readable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            return self._file.readinto(buffer) or 0  # type: ignore[union-attr]
+        except OSError as error:
+            raise read_error(error, self._name) from error
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+class _Joined(io.RawIOBase):
+    """The bytes already taken from a stream, then the rest of it."""
+
+    def __init__(self, head: bytes, stream: BinaryIO) -> None:
+        self._head, self._stream = head, stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._head:
+            return self._stream.readinto(buffer) or 0  # type: ignore[attr-defined]
+        taken = self._head[: len(buffer)]
+        buffer[: len(taken)] = taken
+        self._head = self._head[len(taken) :]
+        return len(taken)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+# --- decompression ----------------------------------------------------------------------------------------------------
+
+
+class _Gzip:
+    """zlib behind the interface that bz2 and lzma decompressors share."""
+
+    def __init__(self) -> None:
+        self._inner = zlib.decompressobj(wbits=31)
+
+    def decompress(self, data: bytes, limit: int) -> bytes:
+        return self._inner.decompress(self._inner.unconsumed_tail + data, limit)
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._inner.unconsumed_tail and not self._inner.eof
+
+    @property
+    def eof(self) -> bool:
+        return self._inner.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._inner.unused_data
+
+
+class _Zstd:
+    """The same over zstandard. Its streaming reader does not notice truncation and its decompression object cannot
+    bound its output; so input is fed in slices that make at most 32 MiB (a 4-byte block can stand for 128 KiB)."""
+
+    _SLICE = 1024
+
+    def __init__(self) -> None:
+        try:
+            import zstandard
+        except ImportError as error:
+            raise EnvironmentLimit("reading .zst needs the package zstandard", "pip install zstandard") from error
+        # 2 GiB windows are legal (`zstd --long=31`); more than 128 MiB would break the promise of flat memory.
+        self._inner = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj()
+        self._input = b""
+        self._at = 0
+
+    def decompress(self, data: bytes, limit: int) -> bytes:
+        if data:
+            self._input, self._at = self._input[self._at :] + data, 0
+        parts, size = [], 0
+        while size < limit and self._at < len(self._input) and not self._inner.eof:
+            parts.append(self._inner.decompress(self._input[self._at : self._at + self._SLICE]))
+            self._at += self._SLICE
+            size += len(parts[-1])
+        return b"".join(parts)
+
+    @property
+    def needs_input(self) -> bool:
+        return self._at >= len(self._input) and not self._inner.eof
+
+    @property
+    def eof(self) -> bool:
+        return self._inner.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._inner.unused_data + self._input[self._at :]
+
+
+_BZ2_BLOCKS = (b"\x31\x41\x59\x26\x53\x59", b"\x17\x72\x45\x38\x50\x90")
+
+
+def _codec(head: bytes) -> Callable[[], Any] | None:
+    """What undoes the compression of a stream that begins with `head`; None for plain bytes."""
+    if head[:3] == b"\x1f\x8b\x08":
+        return _Gzip
+    if head[:3] == b"BZh" and head[4:10] in _BZ2_BLOCKS:
+        return bz2.BZ2Decompressor
+    if head[:6] == b"\xfd7zXZ\x00":
+        return lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ)
+    if head[:4] == b"\x28\xb5\x2f\xfd" or (head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50):
+        return _Zstd
+    return None
+
+
+class _Decoded(io.RawIOBase):
+    """Streaming decompression of one or many members (bgzip, `cat a.gz b.gz`), memory bounded whatever the input."""
+
+    def __init__(self, head: bytes, stream: BinaryIO, codec: Callable[[], Any], name: str) -> None:
+        self._stream, self._name = stream, name
+        self._decoder = codec()
+        self._input = head
+        self._output = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._output:
+            if not self._advance():
+                return 0
+        taken = min(len(buffer), len(self._output))
+        buffer[:taken] = self._output[:taken]
+        self._output = self._output[taken:]
+        return taken
+
+    def _advance(self) -> bool:
+        """One call of the decoder; False at the proper end of the stream."""
+        if self._decoder.eof and not self._next_member():
+            return False
+        if self._decoder.needs_input and not self._input:
+            self._input = self._stream.read(BLOCK // 4)
+            if not self._input:
+                raise InputError(f"{self._name} is truncated: its compressed data ends too early", "get the file again")
+        data, self._input = self._input, b""
+        try:
+            self._output = memoryview(self._decoder.decompress(data, BLOCK))
+        except Exception as error:  # each codec has its own: zlib.error, LZMAError, OSError, ZstdError, EOFError
+            if isinstance(error, MemoryError):
+                raise
+            raise InputError(f"{self._name} is damaged: {error}", "get the file again") from error
+        return True
+
+    def _next_member(self) -> bool:
+        """Begin the next member, over zeros that pad to a block as tapes and xz have them; False where none follows."""
+        rest = self._decoder.unused_data + self._input
+        while True:
+            rest = rest.lstrip(b"\0")
+            if len(rest) >= 10 or not (more := self._stream.read(BLOCK // 4)):
+                break
+            rest += more
+        if not rest:
+            return False
+        codec = _codec(rest)
+        if codec is None:
+            raise InputError(f"{self._name} is damaged: other data follows the end of the compressed data")
+        self._decoder, self._input = codec(), rest
+        return True
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
