@@ -20,7 +20,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 from hnet_cli.errors import BusyError, DamagedError, HNetError, StorageError
 from hnet_cli.streams import decompressed, open_input, shown
@@ -97,22 +97,32 @@ def free_bytes(path: Path) -> int:
 # --- single files -----------------------------------------------------------------------------------------------------
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`: after a crash it holds the old content or the new, never a part."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
-    with os_errors(path, len(data)):
+@contextlib.contextmanager
+def staged_file(target: Path, needed: int | None = None) -> Iterator[BinaryIO]:
+    """A new file, open for writing, that replaces `target` when the block ends without an exception.
+
+    After a crash `target` holds the old content or the new, never a part. `needed`: bytes, see `os_errors`.
+    """
+    target = Path(target)
+    temporary = target.with_name(f".{target.name}.tmp-{secrets.token_hex(4)}")
+    with os_errors(target, needed):
         try:
             with open(temporary, "xb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            os.replace(temporary, target)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
-        fsync_folder(path.parent)
+        fsync_folder(target.parent)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace `path` by `data`: after a crash it holds the old content or the new, never a part."""
+    with staged_file(path, len(data)) as file:
+        file.write(data)
 
 
 def write_text(path: Path, text: str) -> None:
