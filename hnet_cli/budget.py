@@ -1,0 +1,138 @@
+"""What a run needs and what this machine has: memory, FLOPs, time. Arithmetic only, so that the answer comes at once.
+
+torch is asked only where the machine has a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from hnet_cli.config import RunConfig, preset_names, resolve
+
+GIB = 1024**3
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The device a run would use."""
+
+    device: str
+    """`cpu`, `cuda`."""
+    memory: int
+    """Bytes a run could take now."""
+    name: str = ""
+
+
+def cpu_memory() -> int:
+    """Bytes of memory available to this process now: the system's and the container's word, whichever is less."""
+    try:
+        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        available = int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        try:
+            available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        except (ValueError, OSError, AttributeError):
+            return 8 * GIB
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            available = min(available, max(0, int(Path(limit).read_text()) - int(Path(used).read_text())))
+        except (OSError, ValueError):
+            continue
+    return available
+
+
+def machine(device: str | None = None) -> Machine:
+    """The machine a run would use: `device` if given, else a GPU if there is one, else the CPU.
+
+    Raises ValueError where the device asked for is not there.
+    """
+    if device in (None, "auto", "cuda") or (device or "").startswith("cuda:"):
+        if Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists():
+            import torch
+
+            if torch.cuda.is_available():
+                index = int(device.partition(":")[2] or 0) if device and ":" in device else 0
+                if index >= torch.cuda.device_count():
+                    raise ValueError(f"there is no {device}; this machine has {torch.cuda.device_count()} GPUs")
+                free, _ = torch.cuda.mem_get_info(index)
+                return Machine(f"cuda:{index}", free, torch.cuda.get_device_name(index))
+        if device not in (None, "auto"):
+            raise ValueError(f"--device {device}: no CUDA device can be used here (see `hnet doctor`)")
+    elif device != "cpu":
+        raise ValueError(f"--device {device!r} is not known; use cpu, cuda or cuda:N")
+    return Machine("cpu", cpu_memory(), f"{os.cpu_count()} CPU cores")
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What training a configuration takes. Memory in bytes."""
+
+    parameters: int
+    weights: int
+    """Weights, gradients and AdamW's two moments, float32."""
+    activations: int
+    """Of one micro-batch, an estimate from the layout."""
+    flops_per_byte: float
+    """Forward; a training step costs three times as much."""
+
+    @property
+    def memory(self) -> int:
+        return self.weights + self.activations
+
+
+# Of torch, Python and the data themselves.
+BASE_MEMORY = 600 * 1024**2
+
+
+def chunk_fractions(config: RunConfig) -> list[float]:
+    """Positions of each inner level per byte, if the target ratios are met."""
+    fractions, share = [], 1.0
+    for ratio in config.train.target_ratios:
+        share /= ratio
+        fractions.append(share)
+    return fractions
+
+
+def _activation_bytes(config: RunConfig) -> int:
+    """Bytes kept for the backward pass of one micro-batch, from tensors per layer and position (float32 counted)."""
+    model, train = config.model, config.train
+    floats = 0.0
+    positions = train.batch_bytes / train.micro_batches
+    for share, level, width, s in zip(
+        [1.0, *chunk_fractions(config)], model.levels, model.d_model, range(model.num_stages + 1), strict=True
+    ):
+        inner = model.ssm_cfg.expand * width
+        for letter in level.letters:
+            mixer = 9 * inner + 4 * model.ssm_cfg.d_state + 3 * width if letter in "mM" else 10 * width
+            mlp = 4 * model.mlp_width(s) + 3 * width if letter.isupper() else 0
+            floats += positions * share * (mixer + mlp)
+        floats += positions * share * 8 * width
+    floats += positions * 4 * model.vocab_size
+    return int(4 * floats)
+
+
+def needs(config: RunConfig) -> Needs:
+    """What training `config` takes on one device."""
+    parameters = config.model.num_parameters
+    return Needs(
+        parameters=parameters,
+        weights=16 * parameters,
+        activations=_activation_bytes(config) + BASE_MEMORY,
+        flops_per_byte=config.model.flops_per_byte(chunk_fractions(config), config.train.sequence_length),
+    )
+
+
+def fits(config: RunConfig, here: Machine) -> bool:
+    """Whether training `config` fits into the memory of `here`."""
+    return needs(config).memory <= here.memory
+
+
+def presets_that_fit(here: Machine) -> list[tuple[str, Needs]]:
+    """The shipped presets that fit, the largest first."""
+    found = [(name, needs(config)) for name in preset_names() if fits(config := resolve(name), here)]
+    return sorted(found, key=lambda item: (-item[1].parameters, item[0]))

@@ -1,0 +1,364 @@
+"""Presets and run configurations: typed, strict, resolved in one order. No torch in here.
+
+A configuration is YAML with the sections of `RunConfig`. It is resolved as: defaults < `extends` < preset or file <
+modality defaults chosen by name < `--set key=value`. An unknown key is an error that names the file, the line and the
+nearest known key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from hnet_cli.errors import InputError, UsageError
+from hnet_cli.model.config import HNetConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The `train:` section of a preset. Lengths and sizes are in bytes of the corpus."""
+
+    steps: int = 1000
+    """Optimizer steps of the whole run; the schedule is laid out over them."""
+    batch_bytes: int = 2048
+    """Bytes predicted per optimizer step, over all micro-batches and ranks."""
+    sequence_length: int = 256
+    """Bytes per row; documents are packed into rows and never see each other."""
+    micro_batches: int = 1
+    """Pieces a batch is computed in, one after the other, to save memory."""
+    seed: int = 0
+    """Of the initial weights and of the order of the data."""
+
+    lr: float = 6.25e-4
+    """Peak learning rate of the innermost level before multipliers."""
+    lr_multipliers: Literal["auto"] | list[float] = "auto"
+    """Per level, outermost first; `auto` is paper equation 11."""
+    lr_bytes_per_token: float = 4.6
+    """N^GPT of equation 11: bytes per token of the tokenizer the base learning rate was tuned for."""
+    schedule: Literal["wsd", "constant"] = "wsd"
+    """Warm-up, stable, decay (paper section 3)."""
+    warmup: float = 0.1
+    """Share of the steps with a linear warm-up."""
+    decay: float = 0.2
+    """Share of the steps at the end with decay."""
+    decay_shape: Literal["inverse-sqrt", "linear"] = "inverse-sqrt"
+    min_lr_ratio: float = 0.0
+    """The learning rate at the last step as a share of the peak."""
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    norm_weight_decay: bool = False
+    """True decays norm weights and the SSM's A, D and dt as the official grouping does."""
+    grad_clip: float = 1.0
+    """Largest gradient norm; 0 for no clipping."""
+    init: Literal["official", "torch"] = "official"
+    """Matrices from N(0, 0.02) as the release, or by PyTorch's defaults (better for very small models)."""
+
+    target_ratios: list[float] = field(default_factory=list)
+    """N per stage: positions per chunk that the ratio loss aims at."""
+    ratio_loss_weight: float = 0.03
+    """alpha of the ratio loss (paper equation 10)."""
+    alignment_loss_weight: float = 0.0
+    """Weight of SOMBRERO's confidence-alignment loss at the outermost stage (arXiv 2601.22805): boundaries are drawn to
+    where the next byte is hard to predict."""
+
+    log_every: int = 10
+    """Steps between two records of metrics.jsonl."""
+    eval_every: int = 250
+    """Steps between two validations; 0 for only the last one."""
+    eval_bytes: int = 262_144
+    """At most this many validation bytes each time; the last validation too."""
+    checkpoint_every: int = 500
+    """Steps between two checkpoints; the last step always has one."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay, besides the best."""
+
+    def __post_init__(self) -> None:
+        least = {"steps": 1, "batch_bytes": 1, "sequence_length": 2, "micro_batches": 1, "log_every": 1,
+                 "eval_every": 0, "eval_bytes": 1, "checkpoint_every": 1, "keep_checkpoints": 1}  # fmt: skip
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise ValueError(f"train.{name} must be at least {low}, not {getattr(self, name)}")
+        for name in ("lr", "eps", "lr_bytes_per_token"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"train.{name} must be above 0, not {getattr(self, name)}")
+        for name in ("ratio_loss_weight", "alignment_loss_weight", "weight_decay", "grad_clip"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"train.{name} must not be negative, not {getattr(self, name)}")
+        for name in ("warmup", "decay", "min_lr_ratio"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"train.{name} is a share between 0 and 1, not {getattr(self, name)}")
+        if self.warmup + self.decay > 1:
+            raise ValueError("train.warmup and train.decay together exceed the whole run")
+        if self.batch_bytes % (self.sequence_length * self.micro_batches):
+            raise ValueError(
+                f"train.batch_bytes ({self.batch_bytes}) must be a multiple of train.sequence_length x "
+                f"train.micro_batches ({self.sequence_length} x {self.micro_batches})"
+            )
+
+    @property
+    def rows(self) -> int:
+        """Rows of `sequence_length` bytes in a batch."""
+        return self.batch_bytes // self.sequence_length
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A fully resolved configuration: what `config.yaml` of a run holds."""
+
+    description: str = ""
+    """One line for `hnet presets`."""
+    source: str = ""
+    """Where the numbers come from: a table of the paper, or a measurement of ours."""
+    model: HNetConfig
+    """The official JSON fields, plus `chunker`: learned, space, or fixed:k."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    kernels: Literal["auto", "reference", "fast"] = "auto"
+    """Which implementations run: see `hnet doctor`."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of matrix products; the residual stream, the router and the smoothing are fp32 always."""
+    name: str = "run"
+    """Of the preset this came from."""
+
+    def __post_init__(self) -> None:
+        ratios, stages = self.train.target_ratios, self.model.num_stages
+        if len(ratios) != stages:
+            raise ValueError(f"train.target_ratios has {len(ratios)} entries, but the model has {stages} stages")
+        if any(ratio <= 1 for ratio in ratios):
+            raise ValueError(f"train.target_ratios must be above 1, not {ratios}")
+        multipliers = self.train.lr_multipliers
+        if multipliers != "auto" and len(multipliers) != stages + 1:
+            raise ValueError(f"train.lr_multipliers needs {stages + 1} entries, one per level, not {len(multipliers)}")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people mean it: 3e-4 is a number, `no` and 1:30 are words, a key may stand only once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(None, None, f"key {key.value!r} stands twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [
+        (tag, pattern) for tag, pattern in resolvers if tag in ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern, _first in (
+    ("bool", r"true|false|True|False", "tfTF"),
+    ("int", r"[-+]?[0-9][0-9_]*", "-+0123456789"),
+    ("float", r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|nan)", "-+.0123456789"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
+
+
+def _parse(text: str, where: str) -> tuple[dict[str, Any], dict[str, int]]:
+    """The mapping in `text`, and the line of each dotted key."""
+    lines: dict[str, int] = {}
+
+    def walk(node: yaml.Node, prefix: str) -> None:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                path = f"{prefix}{key.value}"
+                lines[path] = key.start_mark.line + 1
+                walk(value, path + ".")
+
+    try:
+        node = yaml.compose(text, _Loader)
+        data = yaml.load(text, _Loader)
+    except RecursionError as error:
+        raise UsageError(f"{where} is nested too deeply") from error
+    except (yaml.YAMLError, ValueError) as error:
+        problem = getattr(error, "problem", None) or "not readable as YAML"
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise UsageError(f"{where}{line}: {problem}") from error
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise UsageError(f"{where} must hold sections such as model: and train:, not a {type(data).__name__}")
+    if node is not None:
+        walk(node, "")
+    return data, lines
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that ship with the tool."""
+    return sorted(p.name[:-5] for p in files("hnet_cli.presets").iterdir() if p.name.endswith(".yaml"))
+
+
+def preset_text(name: str) -> str:
+    """The YAML of a shipped preset. Raises UsageError with the nearest name."""
+    if name not in preset_names():
+        near = difflib.get_close_matches(name, preset_names(), n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UsageError(
+            f"no preset is called {name!r}", f"{hint}`hnet presets` lists them; a file is given by its path"
+        )
+    return (files("hnet_cli.presets") / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _read(choice: str, seen: tuple[str, ...] = ()) -> tuple[dict[str, Any], dict[str, str], str]:
+    """Data of a preset or file with its `extends` merged in, where each key stands, and the preset's name."""
+    path = Path(choice)
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        where, name = str(path), path.stem
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{path} is not UTF-8 text", "a configuration is YAML") from error
+        except OSError as error:
+            raise InputError(f"cannot read the configuration {path}: {error.strerror}") from error
+    else:
+        where, name, text = f"presets/{choice}.yaml", choice, preset_text(choice)
+    data, lines = _parse(text, where)
+    marks = {key: f"{where}:{line}" for key, line in lines.items()}
+    parent = data.pop("extends", None)
+    if parent is None:
+        return data, marks, name
+    if choice in seen:
+        raise UsageError(f"{where}: extends goes in a circle: {' -> '.join((*seen, choice))}")
+    base, base_marks, _ = _read(str(parent), (*seen, choice))
+    return _merge(base, data), base_marks | marks, name
+
+
+def _chunker(value: Any) -> Any:
+    """`learned`, `space`, `fixed:6` or {fixed: 6} as the model's own mapping; a list has one per stage."""
+    if isinstance(value, list):
+        return [_chunker(each) for each in value]
+    if isinstance(value, Mapping) and set(value) == {"fixed"}:
+        return {"kind": "fixed", "k": value["fixed"]}
+    if isinstance(value, str):
+        kind, _, k = value.replace(" ", "").partition(":")
+        return {"kind": kind} | ({"k": int(k) if k.isdigit() else k} if k else {})
+    return value
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(key, list(known), n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+
+
+def _settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """`["train.lr=3e-4"]` as nested mappings; values are YAML."""
+    data: dict[str, Any] = {}
+    for pair in pairs:
+        path, equals, text = pair.partition("=")
+        if not equals or not all(path.split(".")):
+            raise UsageError(f"--set {pair!r} is not of the form section.key=value", "for example --set train.lr=3e-4")
+        value: Any = text
+        if text.strip():
+            value = _parse(f"value: {text}", f"--set {path}")[0]["value"]
+        *sections, key = path.split(".")
+        place = data
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise UsageError(f"--set {path}: {section!r} has a value already")
+        place[key] = value
+    return data
+
+
+def resolve(choice: str, settings: Sequence[str] = ()) -> RunConfig:
+    """The configuration called or stored at `choice`, with `settings` ("train.lr=3e-4") on top.
+
+    Raises UsageError, naming file, line and nearest key, for anything unknown or inconsistent.
+    """
+    data, marks, name = _read(choice)
+    data.setdefault("name", name)
+    overrides = _settings(settings)
+    data = _merge(data, overrides)
+    for path in (pair.partition("=")[0] for pair in settings):
+        parts = path.split(".")
+        marks |= {".".join(parts[: n + 1]): f"--set {path}" for n in range(len(parts))}
+    return _build(data, marks, choice)
+
+
+def _build(data: dict[str, Any], marks: Mapping[str, str], choice: str) -> RunConfig:
+    from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+
+    def where(path: str) -> str:
+        while path and path not in marks:
+            path = path.rpartition(".")[0]
+        return marks.get(path, choice)
+
+    known = {f.name for f in fields(RunConfig)}
+    for key in data:
+        if key not in known:
+            raise UsageError(f"{where(key)}: unknown section {key!r}", _nearest(key, sorted(known)))
+    model = data.get("model")
+    if not isinstance(model, dict):
+        raise UsageError(f"{choice}: there is no model: section", "start from a preset with `extends: nano`")
+    model = dict(model)
+    chunker = model.pop("chunker", "learned")
+    train = data.get("train") or {}
+    if not isinstance(train, dict):
+        raise UsageError(f"{where('train')}: train: must hold keys and values")
+    known = {f.name for f in fields(TrainConfig)}
+    for key in train:
+        if key not in known:
+            raise UsageError(
+                f"{where(f'train.{key}')}: unknown key {key!r} in train:", _nearest(str(key), sorted(known))
+            )
+    strict = with_config(ConfigDict(extra="forbid", allow_inf_nan=False))
+    try:
+        checked = TypeAdapter(strict(_Sections)).validate_python({k: v for k, v in data.items() if k != "model"})
+        ours = {"chunker": _chunker(chunker)} if chunker != "learned" else {}
+        return RunConfig(model=HNetConfig.from_dict(model | ({"hnet": ours} if ours else {})), **vars(checked))
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
+        reason = str(first.get("ctx", {}).get("error", first["msg"]))
+        label = "" if reason.startswith("train.") else f"{path}: "
+        raise UsageError(f"{where(path)}: {label}{reason[:1].lower() + reason[1:]}") from error
+    except (ValueError, TypeError) as error:
+        message = str(error)
+        section = "train" if message.startswith("train.") else "model"
+        raise UsageError(f"{where(section)}: {message}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sections:
+    """`RunConfig` without the model, which checks itself: what pydantic converts by declared type."""
+
+    description: str = ""
+    source: str = ""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    kernels: Literal["auto", "reference", "fast"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    name: str = "run"
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The configuration in full, readable by `resolve`; `resolve(to_yaml(c)) == c`."""
+    data = dataclasses.asdict(config)
+    model = config.model.to_dict()
+    ours = model.pop("hnet", {})
+    chunkers = [f"{c.kind}:{c.k}" if c.k else c.kind for c in config.model.chunkers]
+    model["chunker"] = chunkers[0] if len(set(chunkers)) == 1 else chunkers or "learned"
+    ours.pop("chunker", None)
+    data["model"] = model
+    data["train"]["betas"] = list(config.train.betas)
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)

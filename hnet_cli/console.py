@@ -1,0 +1,121 @@
+"""What people see: messages, tables and progress, all on standard error. Standard output is for data."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+console = Console(stderr=True, highlight=False)
+_verbosity = 0
+
+
+def set_verbosity(level: int) -> None:
+    """-1 quiet (errors only), 0 normal, 1 verbose."""
+    global _verbosity
+    _verbosity = level
+
+
+def say(text: str, *, verbose: bool = False) -> None:
+    """A line for the user; Rich markup is read, so escape what comes from data."""
+    if _verbosity >= (1 if verbose else 0):
+        console.print(text, soft_wrap=True)
+
+
+def table(*columns: str, title: str | None = None) -> Table:
+    """A plain table in the house style: first column left, the others right."""
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
+    for index, column in enumerate(columns):
+        made.add_column(column, justify="left" if index == 0 else "right")
+    return made
+
+
+def show(renderable: Any) -> None:
+    """Print a table unless quiet."""
+    if _verbosity >= 0:
+        console.print(renderable)
+
+
+def size(count: float) -> str:
+    """Bytes for people: 1.5 MB."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.{1 if count < 100 else 0}f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def count(number: float) -> str:
+    """A count for people: 1.9M."""
+    for unit in ("", "k", "M"):
+        if number < 1000:
+            return f"{number:.0f}" if unit == "" else f"{number:.{1 if number < 100 else 0}f}{unit}"
+        number /= 1000
+    return f"{number:.2f}G"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 2 h 05 min."""
+    seconds = round(seconds)
+    if seconds < 100:
+        return f"{seconds} s"
+    minutes = seconds // 60
+    if minutes < 100:
+        return f"{minutes} min {seconds % 60:02d} s"
+    hours = minutes // 60
+    return f"{hours} h {minutes % 60:02d} min" if hours < 72 else f"{hours / 24:.0f} days"
+
+
+class Task:
+    """Progress of one long piece of work: a bar on a terminal, a plain line now and then elsewhere."""
+
+    EVERY = 10.0
+    """Seconds between plain lines."""
+
+    def __init__(self, label: str, total: float | None, bar: Progress | None) -> None:
+        self.label, self.total, self.bar, self.done, self.note = label, total, bar, 0.0, ""
+        self.started = self.printed = time.monotonic()
+        self.id = bar.add_task(label, total=total, note="") if bar else None
+
+    def update(self, done: float, total: float | None = None, note: str | None = None) -> None:
+        """`done` of `total` units; `note` is shown behind the bar."""
+        self.done = done
+        self.total = total if total is not None else self.total
+        self.note = note if note is not None else self.note
+        if self.bar is not None and self.id is not None:
+            self.bar.update(self.id, completed=done, total=self.total, note=self.note)
+        elif time.monotonic() - self.printed >= self.EVERY:
+            self.printed = time.monotonic()
+            self._line()
+
+    def _line(self) -> None:
+        if _verbosity < 0 or not self.total:
+            return
+        share, spent = self.done / self.total, time.monotonic() - self.started
+        left = f", {duration(spent / share - spent)} left" if 0 < share < 1 else ""
+        print(f"{self.label}: {100 * share:.0f}%{left}  {self.note}".rstrip(), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress(label: str, total: float | None = None) -> Iterator[Task]:
+    """A `Task` for the duration of a block."""
+    if console.is_terminal and _verbosity >= 0:
+        columns: list[ProgressColumn] = [
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[note]}"),
+        ]
+        with Progress(*columns, console=console, transient=True) as bar:
+            yield Task(label, total, bar)
+    else:
+        yield Task(label, total, None)

@@ -1,0 +1,396 @@
+"""Training: `train_step` is the heart, `train` the loop around it.
+
+A batch is a pure function of (dataset, seed, step), so a run that is stopped and resumed sees what the run never
+stopped would have seen, and on CPU ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hnet_cli import checkpoint, storage
+from hnet_cli.checkpoint import TrainingState
+from hnet_cli.config import RunConfig, TrainConfig, to_yaml
+from hnet_cli.corpus import Batch, Batches, Dataset
+from hnet_cli.errors import BusyError, InputError, NumericalError, Stopped, StorageError
+from hnet_cli.evaluate import validation
+from hnet_cli.model import HNetForCausalLM, RoutingOutput, ratio_loss
+from hnet_cli.optim import build_optimizer, set_learning_rate
+
+MAX_SKIPPED = 3
+"""Steps in a row with a loss or gradient that is not finite before the run gives up."""
+
+
+def alignment_loss(next_byte_nll: Tensor, routing: RoutingOutput) -> Tensor:
+    """SOMBRERO's confidence-alignment loss (arXiv 2601.22805): mean over t of (1 - P(x_{t+1}) - p_t)^2, no gradient in P.
+
+    It draws boundaries of the outermost stage to positions whose next byte is hard to predict.
+    `next_byte_nll` (T,): -ln of the probability of the byte after each position.
+    """
+    surprise = 1 - torch.exp(-next_byte_nll.detach())
+    return (surprise - routing.boundary_prob).square().mean()
+
+
+@dataclass
+class Losses:
+    """The parts of the loss of one micro-batch; scalars."""
+
+    total: Tensor
+    """What is differentiated."""
+    nll_sum: Tensor
+    """Unweighted, in nats: what bits per byte are counted from."""
+    ratio: Tensor
+    """Sum over stages, before alpha."""
+    alignment: Tensor
+
+
+def losses(model: HNetForCausalLM, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor, weights: Tensor | None,
+           weight_sum: float, train: TrainConfig) -> tuple[Losses, list[RoutingOutput]]:  # fmt: skip
+    """Next-byte loss + alpha x ratio loss (paper equation 10) + the alignment loss, for packed bytes (T,) int64.
+
+    `weight_sum` normalises the next-byte loss: the weights of the whole batch, so that micro-batches add up to it.
+    The ratio loss is per micro-batch, as in the official code, and averaged over `train.micro_batches`.
+    """
+    out = model(inputs, cu_seqlens=cu_seqlens)
+    nll = F.cross_entropy(out.logits.float(), targets, reduction="none")
+    byte_loss = (nll if weights is None else nll * weights).sum() / weight_sum
+    zero = nll.new_zeros(())
+    learned = [(routing, n) for routing, n in zip(out.routing, train.target_ratios, strict=True) if routing.learned]
+    ratio = sum((ratio_loss(routing, n) for routing, n in learned), zero)
+    aligned = train.alignment_loss_weight > 0 and bool(out.routing) and out.routing[0].learned
+    alignment = alignment_loss(nll, out.routing[0]) if aligned else zero
+    extra = train.ratio_loss_weight * ratio + train.alignment_loss_weight * alignment
+    total = byte_loss + extra / train.micro_batches
+    return Losses(total, nll.detach().sum(), ratio.detach(), alignment.detach()), out.routing
+
+
+def train_step(model: HNetForCausalLM, optimizer: torch.optim.Optimizer, batches: list[Batch], step: int,
+               config: RunConfig, autocast: Callable[[], AbstractContextManager[Any]]) -> dict[str, float]:  # fmt: skip
+    """One optimizer step over the micro-batches of a batch. Returns the numbers of one `metrics.jsonl` record.
+
+    If the loss or the gradient is not finite nothing changes and the record has `"skipped": 1`.
+    """
+    train, device = config.train, next(model.parameters()).device
+    rate = set_learning_rate(optimizer, step, train)
+    optimizer.zero_grad(set_to_none=True)
+    total_bytes = sum(len(batch.targets) for batch in batches)
+    weight_sum = sum(float(b.weights.sum()) if b.weights is not None else len(b.targets) for b in batches) or 1.0
+    parts: list[Losses] = []
+    routings: list[list[RoutingOutput]] = []
+    for batch in batches:
+        inputs, targets, cu_seqlens, weights = to_device(batch, device)
+        with autocast():
+            part, routing = losses(model, inputs, targets, cu_seqlens, weights, weight_sum, train)
+        part.total.backward()
+        parts.append(part)
+        routings.append(routing)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), train.grad_clip or math.inf, foreach=True)
+    loss = torch.stack([part.total.detach() for part in parts]).sum()
+    finite = bool(torch.isfinite(norm) & torch.isfinite(loss))
+    if finite:
+        optimizer.step()
+    record = {
+        "loss": float(loss),
+        "bpb": float(torch.stack([part.nll_sum for part in parts]).sum()) / total_bytes / math.log(2),
+        "ratio_loss": float(torch.stack([part.ratio for part in parts]).mean()),
+        "grad_norm": float(norm),
+        "lr": rate,
+    }
+    if train.alignment_loss_weight:
+        record["alignment_loss"] = float(torch.stack([part.alignment for part in parts]).mean())
+    if not finite:
+        record["skipped"] = 1
+    return record | stage_metrics(routings, total_bytes, train.target_ratios)
+
+
+def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """inputs (T,) int64, targets (T,) int64, cu_seqlens (B+1,) int32, weights (T,) float32 or None."""
+
+    def move(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(device, non_blocking=True)
+
+    weights = None if batch.weights is None else move(batch.weights)
+    return move(batch.inputs).long(), move(batch.targets).long(), move(batch.cu_seqlens), weights
+
+
+def stage_metrics(routings: list[list[RoutingOutput]], total_bytes: int, targets: list[float]) -> dict[str, float]:
+    """Per stage: boundary fraction F against 1/N, mean probability G, bytes per chunk against the product of the N."""
+    record: dict[str, float] = {}
+    wanted = 1.0
+    for s, target in enumerate(targets):
+        each = [routing[s] for routing in routings]
+        positions = sum(len(r.boundary_prob) for r in each)
+        chunks = sum(int(r.boundary_mask.sum()) for r in each)
+        wanted *= target
+        record[f"stage{s}_boundary_fraction"] = chunks / positions
+        record[f"stage{s}_target_fraction"] = 1 / target
+        record[f"stage{s}_mean_boundary_prob"] = sum(float(r.boundary_prob.sum()) for r in each) / positions
+        record[f"stage{s}_bytes_per_chunk"] = total_bytes / chunks
+        record[f"stage{s}_target_bytes_per_chunk"] = wanted
+    return record
+
+
+def precision_context(config: RunConfig, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    """Autocast to bfloat16 where the configuration says so, or for `auto` where the hardware multiplies it natively."""
+    bf16 = config.precision == "bf16"
+    if config.precision == "auto":
+        bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else has_amx()
+    return lambda: torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+
+
+def has_amx() -> bool:
+    """Whether this CPU has bfloat16 matrix units; without them bfloat16 is slower than float32."""
+    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(probe and probe())
+
+
+@dataclass
+class Stop:
+    """Set by a signal, read between steps."""
+
+    signal: str = ""
+    count: int = 0
+
+
+@contextmanager
+def catch_signals() -> Iterator[Stop]:
+    """SIGINT, SIGTERM and SIGUSR1 ask for a stop after the step; a second Ctrl-C interrupts at once."""
+    stop = Stop()
+
+    def on_signal(number: int, _: FrameType | None) -> None:
+        stop.signal = signal.Signals(number).name
+        stop.count += number == signal.SIGINT
+        if stop.count > 1:
+            raise KeyboardInterrupt
+
+    wanted = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+    try:
+        before = {number: signal.signal(number, on_signal) for number in wanted}
+    except ValueError:  # not in the main thread: somebody else handles signals
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Metrics:
+    """`metrics.jsonl`: one flat record per line, cut back to the checkpoint's step on resume."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        kept = []
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    if json.loads(line)["step"] <= step:
+                        kept.append(line + "\n")
+                except (ValueError, KeyError, TypeError):
+                    continue  # a line torn by a kill
+        storage.write_text(path, "".join(kept))
+        self.path = path
+
+    def write(self, record: dict[str, Any]) -> None:
+        with storage.os_errors(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+@dataclass
+class Result:
+    """What a finished run came to."""
+
+    run: Path
+    state: TrainingState
+    seconds: float
+    last: dict[str, Any] = field(default_factory=dict)
+    """The last validation record."""
+
+
+Listener = Callable[[str, dict[str, Any]], None]
+"""Called with ("step" | "log" | "eval" | "checkpoint" | "resume" | "warning", record)."""
+
+
+def train(config: RunConfig, data: Path, run: Path, *, resume: bool = False, device: str = "cpu",
+          listen: Listener = lambda kind, record: None) -> Result:  # fmt: skip
+    """Train `config` on the dataset at `data` in the folder `run`, to its last step.
+
+    Raises BusyError (folder in use, or not empty without `resume`), DamagedError, InputError (dataset too small),
+    NumericalError (three non-finite steps in a row), Stopped (a signal; the state is saved), StorageError.
+    """
+    dataset = Dataset.open(data)
+    if not resume and (run / "config.yaml").exists():
+        raise BusyError(f"{run} already holds a run", "add --resume to go on with it, or --run NAME for another")
+    with storage.os_errors(run):
+        run.mkdir(parents=True, exist_ok=True)
+    with storage.FolderLock(run), catch_signals() as stop:
+        return _Trainer(config, dataset, run, torch.device(device), listen, stop).go(resume)
+
+
+class _Trainer:
+    def __init__(self, config: RunConfig, dataset: Dataset, run: Path, device: torch.device, listen: Listener,
+                 stop: Stop) -> None:  # fmt: skip
+        self.config, self.dataset, self.run, self.device = config, dataset, run, device
+        self.listen, self.stop, self.failed_saves = listen, stop, 0
+        train = config.train
+        rows = train.rows // train.micro_batches
+        self.batches = Batches(dataset, sequence_length=train.sequence_length, rows=train.rows, seed=train.seed)
+        self.slices = [(i * rows, (i + 1) * rows) for i in range(train.micro_batches)]
+        self.autocast = precision_context(config, device)
+        torch.manual_seed(train.seed)
+        self.model = build_model(config).to(device)
+        self.optimizer = build_optimizer(self.model, config)
+        self.state = TrainingState(dataset=dataset.fingerprint)
+        self.extra = {"modality": dataset.modality, "sequence_length": train.sequence_length, "preset": config.name}
+
+    def go(self, resume: bool) -> Result:
+        if resume:
+            self._restore()
+        storage.write_text(self.run / "config.yaml", to_yaml(self.config))
+        metrics, train, started = (
+            Metrics(self.run / "metrics.jsonl", self.state.step),
+            self.config.train,
+            time.monotonic(),
+        )
+        logged, skipped, last = time.monotonic(), 0, {}
+        saved = self.state.step if resume else -1
+        while self.state.step < train.steps:
+            step = self.state.step
+            pieces = [self.batches.batch(step, rows=rows) for rows in self.slices]
+            record: dict[str, Any] = train_step(self.model, self.optimizer, pieces, step, self.config, self.autocast)
+            self.state.step += 1
+            self.state.bytes_seen += train.batch_bytes
+            record = {"step": self.state.step, "bytes": self.state.bytes_seen} | record
+            self.listen("step", record)
+            skipped = self._count_skipped(record, skipped, metrics)
+            if self.state.step % train.log_every == 0 or self.state.step == train.steps:
+                now = time.monotonic()
+                steps = (self.state.step - 1) % train.log_every + 1
+                record["bytes_per_s"] = round(train.batch_bytes * steps / max(now - logged, 1e-9))
+                logged = now
+                metrics.write(record)
+                self.listen("log", record)
+            done = self.state.step == train.steps
+            if done or (train.eval_every and self.state.step % train.eval_every == 0):
+                last = self._validate(metrics)
+                logged = time.monotonic()
+            stopping = bool(self.stop.signal) and not done
+            if (
+                done
+                or stopping
+                or self.state.step % train.checkpoint_every == 0
+                or self.state.best_step == self.state.step
+            ):
+                self._save(final=done or stopping)
+                saved = self.state.step
+                logged = time.monotonic()
+            if stopping:
+                raise Stopped(
+                    f"stopped by {self.stop.signal} after step {saved} of {train.steps}; saved in {self.run}",
+                    f"go on with: hnet train --run {self.run} --resume",
+                )
+        return Result(self.run, self.state, time.monotonic() - started, last)
+
+    def _restore(self) -> None:
+        folder = checkpoint.newest(self.run)
+        if folder is None:
+            self.listen("warning", {"message": f"{self.run} has no complete checkpoint; starting from the beginning"})
+            return
+        state = checkpoint.load_checkpoint(folder, self.model, self.optimizer)
+        if state.dataset != self.dataset.fingerprint:
+            raise InputError(
+                f"{self.run} was trained on another dataset than {self.dataset.path}",
+                "give the same --data, or start another run with --run NAME",
+            )
+        self.state = state
+        self.listen("resume", {"step": state.step, "folder": str(folder)})
+
+    def _count_skipped(self, record: dict[str, Any], skipped: int, metrics: Metrics) -> int:
+        if not record.get("skipped"):
+            return 0
+        self.state.skipped_steps += 1
+        metrics.write(
+            {key: value for key, value in record.items() if not isinstance(value, float) or math.isfinite(value)}
+        )
+        self.listen("warning", {"message": f"step {self.state.step}: the loss or gradient is not finite; step skipped"})
+        if skipped + 1 < MAX_SKIPPED:
+            return skipped + 1
+        self._save(final=True)
+        raise NumericalError(
+            f"{MAX_SKIPPED} steps in a row without a finite loss, the last one {self.state.step}; saved in {self.run}",
+            "try a lower train.lr, or precision=fp32",
+        )
+
+    def _validate(self, metrics: Metrics) -> dict[str, Any]:
+        train = self.config.train
+        with self.autocast():
+            scored = validation(self.model, self.dataset, train.sequence_length, train.eval_bytes, train.target_ratios)
+        record = {"step": self.state.step, "bytes": self.state.bytes_seen} | {f"val_{k}": v for k, v in scored.items()}
+        metrics.write(record)
+        if self.state.best_bpb is None or scored["bpb"] < self.state.best_bpb:
+            self.state.best_bpb, self.state.best_step = scored["bpb"], self.state.step
+        self.listen("eval", record)
+        return record
+
+    def _save(self, final: bool) -> None:
+        """A failed periodic save must not kill the run: warn, train on, try again; only the third in a row counts."""
+        train = self.config.train
+        try:
+            checkpoint.save_checkpoint(
+                self.run,
+                self.model,
+                self.optimizer,
+                self.state,
+                self.extra,
+                train.target_ratios,
+                train.keep_checkpoints,
+            )
+            self.failed_saves = 0
+            self.listen("checkpoint", {"step": self.state.step})
+        except StorageError as error:
+            self.failed_saves += 1
+            if final or self.failed_saves >= 3:
+                raise
+            self.listen("warning", {"message": f"{error}; training goes on"})
+
+
+def build_model(config: RunConfig) -> HNetForCausalLM:
+    """A fresh model, initialised as `train.init` says from torch's current random state."""
+    model = HNetForCausalLM(config.model, backend=config.kernels)
+    if config.train.init == "torch":
+        for name, module in model.named_modules():
+            if isinstance(module, torch.nn.Linear) and "routing_module" not in name and "residual_proj" not in name:
+                module.reset_parameters()
+    return model
+
+
+def estimate_step(config: RunConfig, device: str, seconds: float = 3.0) -> float:
+    """Seconds per optimizer step of `config` on this machine, measured on random bytes for about `seconds`."""
+    generator = np.random.default_rng(0)
+    train = config.train
+    model = build_model(config).to(device)
+    optimizer = build_optimizer(model, config)
+    rows, length = train.rows // train.micro_batches, train.sequence_length
+    data = generator.integers(97, 123, rows * length + 1, dtype=np.uint8)
+    cu_seqlens = np.arange(0, rows * length + 1, length, dtype=np.int32)
+    batch = Batch(inputs=data[:-1], targets=data[1:], weights=None, cu_seqlens=cu_seqlens)
+    autocast, times, until = precision_context(config, torch.device(device)), [], time.monotonic() + seconds
+    while len(times) < 3 or time.monotonic() < until:
+        started = time.monotonic()
+        train_step(model, optimizer, [batch] * train.micro_batches, 0, config, autocast)
+        times.append(time.monotonic() - started)
+    return float(np.median(times[1:]))
