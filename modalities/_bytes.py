@@ -1,0 +1,64 @@
+"""Reading helpers that the built-in modalities share."""
+
+from __future__ import annotations
+
+from typing import BinaryIO
+
+MAGIC = {
+    b"%PDF-": "PDF",
+    b"PK\x03\x04": "a zip archive or an office document",
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\xfd7zXZ\x00": "xz",
+    b"BZh": "bzip2",
+    b"\x7fELF": "a program",
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"{\\rtf": "RTF",
+    b"SQLite format 3\x00": "an SQLite database",
+}
+# What text files do contain of these: tab, line feed, form feed, carriage return, escape (saved terminal output).
+CONTROL = bytes(set(range(32)) - set(b"\t\n\f\r\x1b")) + b"\x7f"
+
+
+def words(text: str) -> frozenset[str]:
+    """The words of `text`, as a set to look up in."""
+    return frozenset(text.split())
+
+
+def read(stream: BinaryIO, size: int = -1) -> bytes:
+    """`size` bytes of `stream`, fewer only at its end (decompressors return short reads)."""
+    parts: list[bytes] = []
+    missing = size
+    while missing and (part := stream.read(missing)):
+        parts.append(part)
+        if size >= 0:
+            missing -= len(part)
+    return b"".join(parts)
+
+
+def drain(stream: BinaryIO, block: int = 1 << 20) -> int:
+    """Read to the end, keep nothing; the number of bytes there were."""
+    total = 0
+    while part := stream.read(block):
+        total += len(part)
+    return total
+
+
+def binary_reason(head: bytes) -> str:
+    """Why `head` cannot begin a file of text, or ""."""
+    for magic, what in MAGIC.items():
+        if head.startswith(magic):
+            return f"binary data: {what}"
+    if head.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")):
+        return "UTF-16 or UTF-32: convert it first, for example with iconv -f UTF-16 -t UTF-8"
+    sample = head[:65536]
+    controls = len(sample) - len(sample.translate(None, CONTROL))
+    return "binary data" if b"\0" in head or controls > len(sample) // 10 else ""
+
+
+def blank_reason(data: bytes) -> str:
+    """Why a source that is `data` and no more holds nothing, or ""."""
+    if not data:
+        return "empty"
+    return "" if data.strip() else "only white space"

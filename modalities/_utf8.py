@@ -1,0 +1,167 @@
+"""What the modalities written in UTF-8 share: documents, where to cut them, and which bytes are legal."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator
+from typing import BinaryIO, ClassVar
+
+import numpy as np
+
+from hnet_cli.modality import Automaton, Document, Modality, Refused, Source
+
+from ._bytes import binary_reason, blank_reason, drain, read
+
+PIECE = 1 << 20  # longest document in bytes; a longer source is divided
+BOM = codecs.BOM_UTF8
+
+
+class Utf8(Modality):
+    """A source is one document; one longer than `PIECE` is several, divided at a blank line, else at the end of a line,
+    else between characters, all of one group so that they stay on one side of the split.
+
+    Bytes that do not decode are never repaired: the piece they are in is refused, the rest is kept.
+    """
+
+    encodings: ClassVar[str] = "UTF-8"
+    """What `encoding` can return, in the words of a refusal."""
+
+    def encoding(self, head: bytes) -> str:
+        """The codec of a source that begins with `head`; where it is not UTF-8 the documents are converted."""
+        return "utf-8"
+
+    def notes(self, text: str, encoding: str) -> tuple[str, ...]:
+        """`Document.notes` of a piece."""
+        return ()
+
+    def documents(self, source: Source) -> Iterator[Document | Refused]:
+        with source.open() as stream:
+            head = read(stream, -1 if source.whole else PIECE)
+            reason = (len(head) < PIECE and blank_reason(head.removeprefix(BOM))) or binary_reason(head)
+            if reason:
+                yield Refused(reason, source.name, len(head) + drain(stream))
+                return
+            if head.startswith(BOM):
+                yield Refused("UTF-8 byte order mark", f"{source.name}: byte 0", len(BOM))
+            at = offset = len(BOM) if head.startswith(BOM) else 0
+            head = head[at:]
+            encoding = self.encoding(head)
+            for piece in [head] if source.whole else pieces(head, stream, encoding):
+                item = self._document(piece, source, encoding, at, offset)
+                yield item
+                at += len(piece)
+                offset += len(item.data) if isinstance(item, Document) else len(piece)
+
+    def _document(self, piece: bytes, source: Source, encoding: str, at: int, offset: int) -> Document | Refused:
+        """One piece, which begins at byte `at` of the source and is to have this `offset`."""
+        if (nul := piece.find(b"\0")) >= 0:
+            return Refused("binary data", f"{source.name}: byte {at + nul} is 0", len(piece))
+        try:
+            text = piece.decode(encoding)
+            data = piece if encoding == "utf-8" else text.encode()
+        except UnicodeDecodeError as error:
+            where = f"{source.name}: byte {at + error.start} is 0x{piece[error.start]:02x}"
+            return Refused(f"not {self.encodings}", where, len(piece))
+        return Document(data, source.name, source.name, source.group or source.name, offset, self.notes(text, encoding))
+
+    def cut(self, data: bytes, near: int) -> int:
+        """After white space if there is any in the 256 bytes before `near`, else between two characters."""
+        if near >= len(data):
+            return len(data)
+        space = max(data.rfind(mark, max(0, near - 256), near) for mark in (b" ", b"\n", b"\t")) + 1
+        return space or character_start(data, near)
+
+    def automaton(self) -> Automaton:
+        return AUTOMATON
+
+
+def pieces(head: bytes, stream: BinaryIO, encoding: str) -> Iterator[bytes]:
+    """`head` and the rest of `stream`, divided. Holds two pieces at most."""
+    rest = head
+    while block := read(stream, PIECE):
+        rest += block
+        while len(rest) > PIECE:
+            at = divide(rest, PIECE, encoding)
+            yield rest[:at]
+            rest = rest[at:]
+    if rest:
+        yield rest
+
+
+def divide(data: bytes, near: int, encoding: str = "utf-8") -> int:
+    """The best place to divide `data` in its half before `near`. A line feed is never part of a longer character in
+    UTF-8, GB18030 or Big5."""
+    for mark in (b"\n\n", b"\n\r\n", b"\n"):
+        if (at := data.rfind(mark, near // 2, near)) >= 0:
+            return at + len(mark)
+    if encoding == "utf-8":
+        return character_start(data, near) or near
+    decoder = codecs.getincrementaldecoder(encoding)("replace")
+    decoder.decode(data[:near])
+    return near - len(decoder.getstate()[0]) or near
+
+
+def character_start(data: bytes, near: int) -> int:
+    """The largest position <= near where a character begins; `near` itself if the bytes before it are not UTF-8."""
+    at = near
+    while at > max(0, near - 4) and at < len(data) and data[at] & 0xC0 == 0x80:
+        at -= 1
+    return near if at < len(data) and data[at] & 0xC0 == 0x80 else at
+
+
+def decoded(head: bytes, encoding: str = "utf-8") -> str | None:
+    """The text of `head`, whose last character may be cut off; None if it is not of this encoding."""
+    try:
+        return codecs.getincrementaldecoder(encoding)().decode(head)
+    except UnicodeDecodeError:
+        return None
+
+
+def han_count(text: str) -> int:
+    """How many Chinese characters `text` holds."""
+    return sum("\u3400" <= char <= "\u9fff" or "\uf900" <= char <= "\ufaff" or char >= "\U00020000" for char in text)
+
+
+def code_points(data: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Of every character of `data`: its code point, and the byte where it begins. A byte that is no UTF-8 counts as one
+    character (a lone surrogate)."""
+    text = data.decode("utf-8", "surrogateescape")
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+    widths = 1 + (codes > 0x7F).astype(np.int64) + (codes > 0x7FF) + (codes > 0xFFFF)
+    widths[(codes >= 0xDC80) & (codes <= 0xDCFF)] = 1
+    return codes, np.cumsum(widths) - widths
+
+
+def _utf8_automaton() -> Automaton:
+    """RFC 3629, section 4: no overlong forms, no surrogates, nothing above U+10FFFF."""
+    tail, tail2, tail3, after_e0, after_ed, after_f0, after_f4 = range(1, 8)
+    moves: list[list[tuple[int, int, int]]] = [  # for each state: (first byte, last byte, next state)
+        [
+            (0x00, 0x7F, 0),
+            (0xC2, 0xDF, tail),
+            (0xE0, 0xE0, after_e0),
+            (0xE1, 0xEC, tail2),
+            (0xED, 0xED, after_ed),
+            (0xEE, 0xEF, tail2),
+            (0xF0, 0xF0, after_f0),
+            (0xF1, 0xF3, tail3),
+            (0xF4, 0xF4, after_f4),
+        ],
+        [(0x80, 0xBF, 0)],
+        [(0x80, 0xBF, tail)],
+        [(0x80, 0xBF, tail2)],
+        [(0xA0, 0xBF, tail)],
+        [(0x80, 0x9F, tail)],
+        [(0x90, 0xBF, tail2)],
+        [(0x80, 0x8F, tail2)],
+    ]
+    rows = []
+    for ranges in moves:
+        row = [-1] * 256
+        for first, last, state in ranges:
+            row[first : last + 1] = [state] * (last + 1 - first)
+        rows.append(tuple(row))
+    return Automaton(tuple(rows))
+
+
+AUTOMATON = _utf8_automaton()

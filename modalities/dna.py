@@ -1,0 +1,309 @@
+"""DNA and RNA in FASTA, read with Biopython: stretches of A, C, G, T (or U) with their coordinates kept.
+
+A record is one document, unless something in it is no base: runs of N, IUPAC ambiguity codes and gaps are refused with
+their number of bases and divide the record, so that no document pretends that what stands left and right of a gap are
+neighbours. `Document.offset` counts bases from the start of the record, from 0, white space aside. `Refused.bytes`
+counts bases too (outside of records: bytes).
+
+Case is kept: a lower-case base is a soft-masked repeat. The model reads upper case (`input_table`), and predicting a
+masked base weighs 0.1 (`loss_weights`; Evo 2's trainer Savanna calls it `lowercase_loss_reweighting: 0.1`; the weight
+goes with the base that is predicted, not with the one that is read). A record without any upper-case base is not masked
+but just written so, and stored in upper case.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+from Bio.SeqIO.FastaIO import SimpleFastaParser
+
+from hnet_cli.modality import Automaton, Chunk, Document, Modality, Refused, Source, suffix
+
+from ._bytes import binary_reason, blank_reason, drain, read, words
+
+BLOCK = 1 << 20  # bytes of a file parsed at once
+PIECE = 1 << 20  # longest document in bases
+SHORTEST = 32  # bases; a shorter stretch between two gaps teaches nothing
+MASKED_WEIGHT = 0.1
+NAMES_KEPT = 500_000  # record names remembered to tell repeated ones apart; beyond, memory would grow with the file
+
+SUFFIXES = words(".fa .fasta .fna .ffn .frn .nu .fas .fsa")
+OTHER_FORMATS = (
+    (re.compile(rb"@[^\n]*\n[A-Za-z.*-]+\n\+"), "FASTQ, not FASTA"),
+    (re.compile(rb"LOCUS  "), "GenBank, not FASTA"),
+    (re.compile(rb"ID   "), "EMBL, not FASTA"),
+    (re.compile(rb"##gff-version"), "GFF, not FASTA"),
+    (re.compile(rb"##fileformat=VCF"), "VCF, not FASTA"),
+    (re.compile(rb"@(?:HD|SQ)\t"), "SAM, not FASTA"),
+    (re.compile(rb"CLUSTAL"), "Clustal alignment, not FASTA"),
+)
+HEADER = re.compile(rb"^>", re.MULTILINE)
+COMMENT = re.compile(rb"^;.*\n?", re.MULTILINE)
+BARE = re.compile(rb"[ACGTUNacgtun\s]+\Z")
+LETTERS = re.compile(rb"\s*[A-Za-z.-][A-Za-z.\s-]*\Z")
+UPPER = re.compile(rb"[ACGTU]")
+NO_BASE = re.compile(
+    rb"(?P<n>[Nn]+)|(?P<iupac>[RYSWKMBDHVryswkmbdhv]+)|(?P<gap>[-.]+)"
+    rb"|(?P<other>[^-.ACGTUNRYSWKMBDHVacgtunryswkmbdhv]+)"
+)
+REASONS = {"n": "run of N", "iupac": "IUPAC ambiguity code", "gap": "gap", "other": "letter that is no base"}
+SPACE = b" \t\n\r\v\f"
+
+
+class Dna(Modality):
+    name = "dna"
+    summary = "DNA or RNA in FASTA: soft-masking and coordinates kept, N and ambiguity codes left out"
+    presets = {"nano": "nano-dna", "small": "small-dna", "base": "base-dna"}  # noqa: RUF012
+    formats = ("bed",)
+    input_table = bytes.maketrans(b"acgtuU", b"ACGTTT")
+    loss_weights = tuple(MASKED_WEIGHT if byte in b"acgtu" else 1.0 for byte in range(256))
+
+    def detect(self, name: str, head: bytes) -> float:
+        by_name = 0.6 if suffix(name) in SUFFIXES else 0.0
+        head = head[:65536].replace(b"\r", b"\n").lstrip()
+        if any(pattern.match(head) for pattern, _ in OTHER_FORMATS[:3]):
+            return 0.7  # sequences, though not FASTA: this plugin can say so
+        if len(head) >= 100 and BARE.match(head):
+            return 0.6
+        lines = COMMENT.sub(b"", head).lstrip().split(b"\n")
+        if not lines[0].startswith(b">"):
+            return by_name
+        sequence = b"".join(line for line in lines if not line.startswith(b">")).translate(None, SPACE)
+        if not sequence:
+            return by_name
+        reason = not_dna(sequence)
+        return 0.99 if not reason else max(by_name, 0.8 if reason == PROTEIN else 0.0)
+
+    def documents(self, source: Source) -> Iterator[Document | Refused]:
+        with source.open() as stream:
+            raw = read(stream, -1 if source.whole else BLOCK)
+            head = _line_feeds(raw)
+            if source.whole and LETTERS.match(head) and not not_dna(head):  # a row that holds a sequence and no header
+                head = b">" + "_".join(source.name.split()).encode() + b"\n" + head
+            if reason := not_fasta(head):
+                yield Refused(reason, source.name, len(raw) + drain(stream))
+                return
+            first = next(HEADER.finditer(head)).start()
+            if before := COMMENT.sub(b"", head[:first]).strip():
+                yield Refused("text before the first record", source.name, len(before))
+            parts = Parts(head[first:], stream)
+            seen: dict[str, int] = {}
+            record = None
+            for title, sequence, ends in parts:
+                if record is None:
+                    record = Record.of(title, source, seen)
+                yield from record.add(sequence, ends)
+                record = None if ends else record
+            if comments := len(COMMENT.findall(head[:first])) + parts.comments:
+                yield Refused("comment lines starting with ';'", f"{source.name}: {comments} lines")
+
+    def automaton(self) -> Automaton:
+        return Automaton.of_alphabet(b"ACGT")
+
+    def reference_edges(self, data: bytes) -> Mapping[str, Sequence[int]]:
+        """`homopolymer`: every start of a run of three or more equal bases. What needs an annotation (codons, exons) is
+        not here."""
+        bases = np.frombuffer(data.translate(self.input_table), dtype=np.uint8)
+        if len(bases) < 3:
+            return {"homopolymer": []}
+        same = bases[1:] == bases[:-1]
+        starts = same[:-1] & same[1:] & ~np.concatenate(([False], same[:-2]))
+        return {"homopolymer": np.flatnonzero(starts).tolist()}
+
+    def render(self, document: Document, chunks: Iterable[Chunk], format: str) -> Iterator[str]:
+        """BED: sequence name, start from 0, end, `stage0`, score 0 to 1000."""
+        if format != "bed":
+            yield from super().render(document, chunks, format)
+        for chunk in chunks:
+            start, end = document.offset + chunk.start, document.offset + chunk.end
+            yield f"{document.name}\t{start}\t{end}\tstage{chunk.stage}\t{round(1000 * chunk.probability)}"
+
+
+@dataclass
+class Record:
+    """One record on its way to documents. `add` takes its sequence part by part."""
+
+    name: str
+    source: Source
+    notes: tuple[str, ...]
+    position: int = 0
+    """Bases read."""
+    stretch: bytes = b""
+    """Bases not yet given out; they end at `position`."""
+    stretch_cut: bool = False
+    """Whether `stretch` continues a document."""
+    masked: bool = False
+    """Whether an upper-case base was seen, so that lower case means something."""
+
+    @staticmethod
+    def of(title: str, source: Source, seen: dict[str, int]) -> Record:
+        """The record under a header. Names repeat in real files; a number makes them unique in coordinates."""
+        name = title.split(None, 1)[0] if title.strip() else "unnamed"
+        times = seen.get(name, 0) + 1
+        if times > 1 or len(seen) < NAMES_KEPT:
+            seen[name] = times
+        if times == 1:
+            return Record(name, source, ())
+        return Record(
+            f"{name}#{times}", source, ("name of an earlier record, made unique by a number",) if title.strip() else ()
+        )
+
+    def add(self, sequence: bytes, ends: bool) -> Iterator[Document | Refused]:
+        odd = sequence.translate(None, b"ACGTacgt")
+        if odd.translate(None, SPACE) != odd:
+            sequence, odd = sequence.translate(None, SPACE), odd.translate(None, SPACE)
+        if odd and (reason := not_dna(sequence)):
+            yield from self._close(ends=False)
+            yield self._refused(reason, len(sequence))
+            return
+        if b"U" in odd or b"u" in odd:
+            self._note("RNA, U read as T")
+        # Decided by the first part, which is the whole record or BLOCK bytes of it.
+        if not self.masked:
+            self.masked = bool(UPPER.search(sequence))
+            if not self.masked and sequence:
+                sequence = sequence.upper()
+                self._note("all lower case, stored in upper case")
+        at = 0
+        for run in NO_BASE.finditer(sequence) if odd else ():
+            yield from self._extend(sequence[at : run.start()])
+            yield from self._close(ends=False)
+            yield self._refused(REASONS[str(run.lastgroup)], len(run[0]))
+            at = run.end()
+        yield from self._extend(sequence[at:])
+        if ends and not self.position:
+            yield self._refused("record without sequence", 0)
+        elif ends:
+            yield from self._close(ends=True)
+
+    def _extend(self, bases: bytes) -> Iterator[Document]:
+        self.stretch += bases
+        self.position += len(bases)
+        while len(self.stretch) > PIECE:
+            yield self._document(self.stretch[:PIECE])
+            self.stretch, self.stretch_cut = self.stretch[PIECE:], True
+
+    def _close(self, ends: bool) -> Iterator[Document | Refused]:
+        """End the stretch: at the end of the record, or before something that is no base."""
+        bases, short = self.stretch, len(self.stretch) < SHORTEST and not self.stretch_cut
+        if bases:
+            whole_record = ends and len(bases) == self.position
+            if short and not whole_record:
+                self.position -= len(bases)
+                yield self._refused(f"shorter than {SHORTEST} bases between gaps", len(bases))
+            else:
+                yield self._document(bases)
+        self.stretch, self.stretch_cut = b"", False
+
+    def _document(self, bases: bytes) -> Document:
+        group = f"{self.source.group or self.source.name}:{self.name}"
+        return Document(bases, self.name, self.source.name, group, self.position - len(self.stretch), self.notes)
+
+    def _refused(self, reason: str, bases: int) -> Refused:
+        where = f"{self.source.name}: {self.name}, base {self.position}"
+        self.position += bases
+        return Refused(reason, where, bases)
+
+    def _note(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes = (*self.notes, note)
+
+
+class Parts:
+    """The records of a FASTA file as (title, sequence, whether the record ends), in parts of about BLOCK bytes.
+
+    Biopython's parser holds a record in memory. It is therefore given whole records only, or, of a record longer than
+    BLOCK, one part after the other, each but the first under a header of our own.
+    """
+
+    def __init__(self, head: bytes, stream: BinaryIO) -> None:
+        self.rest, self.stream = head, stream
+        self.comments = 0
+
+    def __iter__(self) -> Iterator[tuple[str, bytes, bool]]:
+        inside = False
+        while True:
+            more = read(self.stream, BLOCK)
+            block, ends = self._next_block(at_end=not more)
+            self.rest += _line_feeds(more)
+            if block or not more:
+                yield from self._parse(block, inside, ends)
+                inside = not ends
+            if not more:
+                return
+
+    def _next_block(self, at_end: bool) -> tuple[bytes, bool]:
+        """Take a block from `rest`; and whether its last record ends with it."""
+        rest = self.rest
+        if at_end:
+            self.rest = b""
+            return rest, True
+        if at := _last_header(rest):
+            self.rest = rest[at:]
+            return rest[:at], True
+        if len(rest) < BLOCK:
+            return b"", True
+        at = rest.rfind(b"\n")  # kept for the next block, which may begin with a header
+        at = at if at > 0 else len(rest)
+        self.rest = rest[at:]
+        return rest[:at], False
+
+    def _parse(self, block: bytes, inside: bool, ends: bool) -> Iterator[tuple[str, bytes, bool]]:
+        if b";" in block:
+            block, comments = COMMENT.subn(b"", block)
+            self.comments += comments
+        lines = io.TextIOWrapper(io.BytesIO(b">\n" + block if inside else block), "latin-1", newline="\n")
+        last = None
+        for title, sequence in SimpleFastaParser(lines):
+            if last:
+                yield (*last, True)
+            last = title, sequence.encode("latin-1")
+        if last:
+            yield (*last, ends)
+
+
+PROTEIN = "protein, not DNA"
+
+
+def not_dna(sequence: bytes) -> str:
+    """Why these letters are no nucleotides, or "". The bounds leave room for stray letters, which are refused singly:
+    a third of a protein is amino acids whose letters mean nothing in DNA (E, F, I, L, P, Q)."""
+    letters = sequence.upper().translate(None, b"ACGTUNRYSWKMBDHVX-. \t\n")
+    symbols = letters.translate(None, b"EFIJLOPQZ*")
+    if len(symbols) > 0.02 * len(sequence):
+        return "not a nucleotide sequence"
+    return PROTEIN if len(letters) > 0.05 * len(sequence) else ""
+
+
+def not_fasta(head: bytes) -> str:
+    """Why a file that begins with `head` is not FASTA, or "". The other formats come first, for a line of theirs may
+    start with '>' too."""
+    if reason := blank_reason(head) or binary_reason(head):
+        return reason
+    start = head.lstrip()
+    for pattern, reason in OTHER_FORMATS:
+        if pattern.match(start):
+            return reason
+    if HEADER.search(head):
+        return ""
+    if start.startswith(b";"):
+        return "FASTA of the old style with ';' headers: start each header with '>'"
+    return "no records: the file has no line starting with '>'"
+
+
+def _line_feeds(block: bytes) -> bytes:
+    """Line ends as line feeds. A pair torn apart between two blocks becomes an empty line, which means nothing."""
+    return block.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in block else block
+
+
+def _last_header(block: bytes) -> int:
+    """Where the last record of `block` begins; 0 if at its start or nowhere."""
+    at = block.rfind(b">")
+    while at > 0 and block[at - 1] != 0x0A:
+        at = block.rfind(b">", 0, at)
+    return max(at, 0)
