@@ -1,0 +1,358 @@
+"""How chunks are shown: coloured, plain or HTML for people, JSONL and TSV for programs, and modalities' own formats.
+
+Every function takes the windows of `hnet_cli.windows` and yields pieces of text as they come; none holds more than the
+chunks that are still open. Nothing from a file or a model reaches a terminal unescaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import TYPE_CHECKING, TextIO
+
+import numpy as np
+
+from hnet_cli.errors import UsageError
+from hnet_cli.modality import Chunk, Document, Modality, escape
+
+if TYPE_CHECKING:
+    from hnet_cli.windows import Window
+
+COMMON = ("pretty", "plain", "jsonl", "tsv", "html")
+SEPARATOR = "|"
+"""Between chunks in `plain`; once more for every stage further in that a new chunk begins at."""
+RESET = "\x1b[0m"
+HUES = ((153, 117), (223, 216), (157, 120), (225, 218))
+"""Backgrounds of the 256-colour palette, black text on them: one hue per chunk of the innermost stage that is shown,
+two shades for the chunks of the outermost inside it."""
+UNSAFE_JSON = re.compile("[\ud800-\udfff\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
+
+def formats(modality: Modality | None) -> tuple[str, ...]:
+    """All formats of `hnet segment` for a modality."""
+    return COMMON + (modality.formats if modality else ())
+
+
+def check(format: str, modality: Modality | None) -> None:
+    """Raises UsageError for a format that does not exist."""
+    if format not in formats(modality):
+        raise UsageError(f"there is no output format {format!r} here", f"choose from {', '.join(formats(modality))}")
+
+
+def use_colour(stream: TextIO) -> bool:
+    """Whether `stream` is a terminal that wants colours (https://no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def render(
+    windows: Iterable[Window], format: str, stages: Sequence[int], modality: Modality | None, headings: bool = False
+) -> Iterator[str]:
+    """Pieces of text; joined they are the whole output. `stages` ascending."""
+    check(format, modality)
+    if format == "jsonl":
+        return _jsonl(windows, stages)
+    if format == "tsv":
+        return _tsv(windows, stages, shower(modality))
+    if format not in COMMON:
+        assert modality is not None
+        return _own_format(windows, stages, modality, format)
+    show, drawings = shower(modality), _drawings(windows, stages, headings or format == "html")
+    if format == "html":
+        return _html(drawings, show, stages)
+    return _pretty(drawings, show, len(stages) - 1) if format == "pretty" else _plain(drawings, show)
+
+
+def shower(modality: Modality | None) -> Callable[[bytes], str]:
+    """A chunk's bytes as safe text; of a character that is cut, the bytes. Chunks repeat, so results are kept."""
+    display = (modality or Modality()).display
+
+    @lru_cache(maxsize=1 << 16)
+    def show(data: bytes) -> str:
+        text = display(data)
+        return escape(data.decode("utf-8", "backslashreplace")) if "\ufffd" in text else text
+
+    return show
+
+
+# -- from windows to chunks --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The chunks of a stage that end in one window."""
+
+    window: Window
+    starts: list[int]
+    """n + 1 positions in the document: chunk i is [starts[i], starts[i + 1])."""
+    chunks: list[bytes]
+    probability: np.ndarray
+    """(n, S) as in `Window`: p at the start of each chunk, for all stages."""
+
+
+class Assembler:
+    """Puts the chunks of one stage together over the windows they span."""
+
+    def __init__(self, stage: int) -> None:
+        self.stage = stage
+        self.data = b""  # of the chunk that is still open
+        self.start = np.empty(0, dtype=np.int64)  # where it begins: (1,), or (0,) before the first
+        self.probability = np.empty((0, 0), dtype=np.float32)
+
+    def __call__(self, window: Window) -> Block:
+        own = ~np.isnan(window.probability[:, self.stage])
+        starts, probability, data = window.starts[own], window.probability[own], window.data
+        if window.start:
+            starts = np.concatenate([self.start, starts])
+            probability = np.concatenate([self.probability, probability])
+            data = self.data + data
+        base = int(starts[0])
+        if window.last:
+            starts = np.concatenate([starts, [base + len(data)]])
+        else:
+            self.start, self.probability, self.data = starts[-1:], probability[-1:], data[int(starts[-1]) - base :]
+            probability = probability[:-1]
+        at = (starts - base).tolist()
+        return Block(window, starts.tolist(), [data[a:b] for a, b in pairwise(at)], probability)
+
+
+def _record(document: object) -> str | None:
+    """The record a document is, where its source has several and offsets count from each record's start."""
+    name, source = document.name, document.source  # type: ignore[attr-defined]
+    return None if name == source else name
+
+
+# -- for programs ------------------------------------------------------------------------------------------------------
+
+
+def _quote(text: str) -> str:
+    """A JSON string that is safe on a terminal."""
+    return UNSAFE_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(text, ensure_ascii=False))
+
+
+@lru_cache(maxsize=1 << 16)
+def _payload(data: bytes) -> str:
+    try:
+        return f'"text": {_quote(data.decode())}'
+    except UnicodeDecodeError:
+        return f'"bytes": "{base64.b64encode(data).decode()}"'
+
+
+class _Characters:
+    """Character offsets in a source, for one stage. None where they are unknown: after a gap, or inside a character."""
+
+    def __init__(self) -> None:
+        self.source, self.end, self.count = "", 0, 0
+
+    def __call__(self, block: Block) -> list[int | None]:
+        document = block.window.document
+        start, end = document.offset + block.starts[0], document.offset + block.starts[-1]
+        if document.source != self.source:
+            self.source, self.end, self.count = document.source, 0, 0
+        if start != self.end or _record(document) is not None:
+            self.end = -1  # some bytes were left out: nobody knows how many characters they are
+            return [None] * len(block.starts)
+        self.end = end
+        data = np.frombuffer(b"".join(block.chunks), dtype=np.uint8)
+        begins = (data & 0xC0) != 0x80
+        before = self.count + np.concatenate([[0], np.cumsum(begins)])
+        self.count = int(before[-1])
+        at = np.asarray(block.starts) - block.starts[0]
+        whole = np.append(begins, True)[at]
+        return [count if ok else None for count, ok in zip(before[at].tolist(), whole.tolist(), strict=True)]
+
+
+def _jsonl(windows: Iterable[Window], stages: Sequence[int]) -> Iterator[str]:
+    assemblers, characters = [Assembler(stage) for stage in stages], [_Characters() for _ in stages]
+    for window in windows:
+        document, record = window.document, _record(window.document)
+        head = f'{{"source": {_quote(document.source)}, ' + (
+            f'"record": {_quote(record)}, ' if record is not None else ""
+        )
+        for assemble, count in zip(assemblers, characters, strict=True):
+            block = assemble(window)
+            if not block.chunks:
+                continue
+            fixed = f'{head}"document": {window.index}, "stage": {assemble.stage}, "start": '
+            starts = [document.offset + start for start in block.starts]
+            chars = count(block)
+            lines = []
+            for a, b, c, d, chunk, p in zip(
+                starts,
+                starts[1:],
+                chars,
+                chars[1:],
+                block.chunks,
+                block.probability[:, assemble.stage].tolist(),
+                strict=False,
+            ):
+                payload = _payload(chunk)
+                place = "" if c is None or d is None or payload[1] == "b" else f'"char_start": {c}, "char_end": {d}, '
+                lines.append(f'{fixed}{a}, "end": {b}, {place}{payload}, "probability": {p:.4f}}}\n')
+            yield "".join(lines)
+
+
+def _tsv(windows: Iterable[Window], stages: Sequence[int], show: Callable[[bytes], str]) -> Iterator[str]:
+    def field(text: str) -> str:
+        return text.replace("\t", "\\t").replace("\n", "\\n")
+
+    yield "source\trecord\tdocument\tstage\tstart\tend\tprobability\ttext\n"
+    assemblers = [Assembler(stage) for stage in stages]
+    for window in windows:
+        document = window.document
+        head = f"{field(escape(document.source))}\t{field(escape(document.name))}\t{window.index}\t"
+        for assemble in assemblers:
+            block = assemble(window)
+            starts = [document.offset + start for start in block.starts]
+            yield "".join(
+                f"{head}{assemble.stage}\t{a}\t{b}\t{p:.4f}\t{field(show(chunk))}\n"
+                for a, b, chunk, p in zip(
+                    starts, starts[1:], block.chunks, block.probability[:, assemble.stage].tolist(), strict=False
+                )
+            )
+
+
+def _own_format(windows: Iterable[Window], stages: Sequence[int], modality: Modality, format: str) -> Iterator[str]:
+    assemblers = [Assembler(stage) for stage in stages]
+
+    every = iter(windows)
+
+    def of_document(window: Window) -> Iterator[Window]:
+        yield window
+        while not window.last:
+            yield (window := next(every))
+
+    def chunks(own: Iterator[Window]) -> Iterator[Chunk]:
+        for window in own:
+            for assemble in assemblers:
+                block = assemble(window)
+                p = block.probability[:, assemble.stage].tolist()
+                yield from map(Chunk, [assemble.stage] * len(p), block.starts, block.starts[1:], p)
+
+    for first in every:
+        document = first.document
+        if not isinstance(document, Document):
+            document = Document(b"", document.name, document.source, offset=document.offset)
+        own = chunks(of_document(first))
+        for line in modality.render(document, own, format):
+            yield line + "\n"
+        for _ in own:  # what a careless plugin left
+            pass
+
+
+# -- for people --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawing:
+    """Chunks of the outermost stage shown."""
+
+    above: str | None
+    """None where the document goes on; else its name, or "" where it needs none."""
+    block: Block
+    depths: list[int]
+    """How many of the further stages begin a chunk where each of these chunks begins."""
+
+
+def _drawings(windows: Iterable[Window], stages: Sequence[int], headings: bool) -> Iterator[_Drawing]:
+    assemble = Assembler(stages[0])
+    before = None
+    for window in windows:
+        block, document = assemble(window), window.document
+        above, this = None, (document.source, document.name)
+        if this != before:
+            record = _record(document)
+            above = document.source if record is None else f"{document.source}: {record}"
+            above = escape(above, keep="") if headings or record is not None else ""
+        before = this
+        deeper = ~np.isnan(block.probability[:, stages[0] + 1 : stages[-1] + 1])
+        yield _Drawing(above, block, deeper.sum(1).tolist())
+
+
+def _plain(drawings: Iterable[_Drawing], show: Callable[[bytes], str]) -> Iterator[str]:
+    tail = "\n"
+    for drawing in drawings:
+        parts, separated = [], drawing.above is None
+        if drawing.above is not None:
+            parts.append("" if tail == "\n" else "\n")
+            parts.append(f"==> {drawing.above} <==\n" if drawing.above else "")
+        for chunk, depth in zip(drawing.block.chunks, drawing.depths, strict=True):
+            parts += [SEPARATOR * (1 + depth) if separated else "", show(chunk)]
+            separated = True
+        text = "".join(parts)
+        tail = text[-1:] or tail
+        yield text
+    yield "" if tail == "\n" else "\n"
+
+
+def _pretty(drawings: Iterable[_Drawing], show: Callable[[bytes], str], furthest: int) -> Iterator[str]:
+    tail, hue, shade = "\n", -1, 0
+    for drawing in drawings:
+        parts = []
+        if drawing.above is not None:
+            parts.append("" if tail == "\n" else "\n")
+            parts.append(f"\x1b[1m{drawing.above}{RESET}\n" if drawing.above else "")
+        for chunk, depth in zip(drawing.block.chunks, drawing.depths, strict=True):
+            hue, shade = (hue + 1, 0) if depth == furthest else (hue, 1 - shade)
+            on = f"\x1b[38;5;16;48;5;{HUES[hue % len(HUES)][shade]}m"
+            lines = show(chunk).replace("\t", "→   ").replace("\n", "↵\n").split("\n")
+            parts.append("\n".join(f"{on}{line}{RESET}" if line else "" for line in lines))
+        text = "".join(parts)
+        tail = text[-1:] or tail
+        yield text
+    yield "" if tail == "\n" else "\n"
+
+
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>hnet segment</title>
+<style>
+body { margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #111; background: #fff }
+main { font: 16px/2 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere }
+h2 { font-size: 1rem; margin: 2rem 0 .5rem }
+span { border-radius: 3px; background: rgb(var(--c) / calc(.1 + .8 * var(--p))); box-decoration-break: clone }
+.d { background: none; border-bottom: 3px solid rgb(var(--c) / calc(.3 + .7 * var(--p))) }
+.d { padding-bottom: calc(3px * var(--n)) }
+.c0 { --c: 120 190 255 } .c1 { --c: 255 190 120 } .c2 { --c: 130 225 130 } .c3 { --c: 245 150 205 }
+i { opacity: .4; font-style: normal }
+</style>
+<p>The colour changes where a chunk begins; the stronger it is, the surer the model was.
+Point at a chunk for its place and probability.</p>
+<main>"""
+
+
+def _html(drawings: Iterable[_Drawing], show: Callable[[bytes], str], stages: Sequence[int]) -> Iterator[str]:
+    yield PAGE
+    is_open, drawn = False, [0] * len(stages)
+    for drawing in drawings:
+        block, parts = drawing.block, []
+        offset = block.window.document.offset
+        if drawing.above is not None:
+            parts.append("</span>" * len(stages) * is_open + f"<h2>{html.escape(drawing.above)}</h2>")
+            is_open = False
+        places = pairwise(offset + start for start in block.starts)
+        for (start, end), chunk, depth, p in zip(
+            places, block.chunks, drawing.depths, block.probability.tolist(), strict=True
+        ):
+            parts.append("</span>" * (1 + depth) * is_open)
+            is_open = True
+            for nth in range(
+                depth, -1, -1
+            ):  # a chunk of an inner stage holds chunks of the outer ones; its end is ahead
+                stage, place = stages[nth], f"from {start}" if nth else f"{start}–{end}"
+                parts.append(
+                    f'<span class="c{drawn[nth] % 4}{" d" * (nth > 0)}" style="--p:{p[stage]:.2f};--n:{nth}"'
+                    f' title="stage {stage} · p {p[stage]:.2f} · {place}">'
+                )
+                drawn[nth] += 1
+            parts.append(html.escape(show(chunk)).replace("\n", "<i>↵</i>\n"))
+        yield "".join(parts)
+    yield "</span>" * len(stages) * is_open + "</main>\n</html>\n"

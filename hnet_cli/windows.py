@@ -1,0 +1,250 @@
+"""Where the chunks of documents of any length begin, in bounded memory.
+
+A document is read in windows: window k is its bytes [kW, (k+1)W), computed with the V bytes before it as context, whose
+own boundaries are thrown away. Windows depend on the position in the document only, never on how it was read; several,
+of one or of many documents, make one packed pass. A document of at most W bytes is one window: exactly what the model
+computes. Only encoders and routing run, for nothing else decides where the boundaries are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hnet_cli.errors import UsageError
+from hnet_cli.kernels.packing import Packing
+from hnet_cli.modality import Document
+from hnet_cli.model import HNetConfig, HNetForCausalLM, RoutingOutput
+
+BOS = b"\xfe"
+"""Precedes every document in the model's input."""
+BATCH_BYTES = 16_384
+"""Bytes of a packed pass: large enough to keep the processor busy, small enough for its caches."""
+LONGEST_CHUNK = 1 << 20
+"""A chunk is ended at the first window border after this many bytes, for nothing may grow with the file."""
+READ_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A document too long for memory: its bytes in blocks of any size. The other fields as in `Document`."""
+
+    blocks: Iterable[bytes]
+    name: str
+    source: str
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A stretch of a document and the chunks that begin in it; n of them at the outermost stage, S stages."""
+
+    document: Document | Stream
+    index: int
+    """Of the document within its source."""
+    start: int
+    """Position of data[0] in the document."""
+    data: bytes
+    last: bool
+    starts: np.ndarray
+    """(n,) int64: positions in the document, ascending, where chunks of stage 0 begin."""
+    probability: np.ndarray
+    """(n, S) float32: p of each start at each stage; NaN where no chunk of that stage begins. Nested: a number at stage
+    s implies numbers at all stages below s. 1 at the start of a document, 0 where `LONGEST_CHUNK` ended a chunk."""
+    positions: np.ndarray
+    """(S,) int64: how many positions of each level lie in this window."""
+    probability_sums: np.ndarray
+    """(S,) float64: the sum of p over them."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    document: Document | Stream
+    index: int
+    start: int
+    context: bytes
+    data: bytes
+    last: bool
+
+    def model_input(self, table: bytes | None) -> bytes:
+        read = (self.context + self.data).translate(table)
+        return read if self.start else BOS + read
+
+    @property
+    def skipped(self) -> int:
+        """Input positions before those of `data`."""
+        return len(self.context) if self.start else 1
+
+
+def window_of(config: HNetConfig) -> tuple[int, int]:
+    """(W, V): the training length if the model's configuration tells and at least 2,048 bytes, and a quarter of it."""
+    width = max(2048, int(config.extra.get("sequence_length") or 0))
+    return width, width // 4
+
+
+def windows(
+    model: HNetForCausalLM,
+    documents: Iterable[Document | Stream],
+    *,
+    input_table: bytes | None = None,
+    width: int | None = None,
+    warmup: int | None = None,
+    batch_bytes: int = BATCH_BYTES,
+    longest_chunk: int = LONGEST_CHUNK,
+) -> Iterator[Window]:
+    """The windows of all documents in order; documents without bytes give none.
+
+    `width` and `warmup` are W and V, by default `window_of(model.config)`. `input_table` as in `Modality`.
+    Raises UsageError for a model without stages.
+    """
+    if model.config.num_stages == 0:
+        raise UsageError("this model has no chunking stages, so there is nothing to segment", "take an H-Net")
+    default = window_of(model.config)
+    width, warmup = width or default[0], default[1] if warmup is None else warmup
+    opened = np.zeros(model.config.num_stages, dtype=np.int64)  # where the last chunk of each stage began
+    batch: list[_Stretch] = []
+    size = 0
+
+    def finished() -> Iterator[Window]:
+        for window in _compute(model, batch, input_table):
+            yield _limited(window, opened, longest_chunk)
+        batch.clear()
+
+    for stretch in _stretches(documents, width, warmup, _period(model.config)):
+        batch.append(stretch)
+        size += stretch.skipped + len(stretch.data)
+        if size >= batch_bytes:
+            yield from finished()
+            size = 0
+    if batch:
+        yield from finished()
+
+
+def _stretches(documents: Iterable[Document | Stream], width: int, warmup: int, period: int) -> Iterator[_Stretch]:
+    index, source = -1, None
+    for document in documents:
+        index = index + 1 if document.source == source else 0
+        source = document.source
+        base = start = 0  # positions in the document of held[0] and of the next window
+        held = bytearray()
+
+        def stretch(end: int | None, last: bool) -> _Stretch:
+            context = bytes(held[: start - base])  # noqa: B023 - called at once
+            return _Stretch(document, index, start, context, bytes(held[start - base : end]), last)  # noqa: B023
+
+        for block in _blocks(document):
+            held += block
+            while base + len(held) - start > width:
+                yield stretch(start - base + width, False)
+                start += width
+                begin = start - warmup
+                begin = max(0, begin - (begin + 1) % period)
+                del held[: begin - base]
+                base = begin
+        if base + len(held) > start:
+            yield stretch(None, True)
+
+
+def _blocks(document: Document | Stream) -> Iterable[bytes]:
+    if isinstance(document, Stream):
+        return document.blocks
+    data = document.data
+    return (data[at : at + READ_BYTES] for at in range(0, len(data), READ_BYTES))
+
+
+def _period(config: HNetConfig) -> int:
+    """Fixed chunkers count from the BOS of the document: a window's context has to begin on a multiple of this."""
+    return math.prod(chunker.k or 1 for chunker in config.chunkers if chunker.kind == "fixed")
+
+
+@torch.no_grad()
+def route(model: HNetForCausalLM, ids: Tensor, cu_seqlens: Tensor) -> list[RoutingOutput]:
+    """`model(ids, cu_seqlens=cu_seqlens).routing` without the main network and the decoders. ids (T,) int64."""
+    packing, kernels, level = Packing.of_cu_seqlens(cu_seqlens), model.kernels(), model.backbone
+    hidden, routing = model.embeddings(ids), []
+    while not level.is_innermost:
+        if level.pad_dimension is not None:
+            hidden = torch.cat([hidden, level.pad_dimension.to(hidden.dtype).expand(len(hidden), -1)], -1)
+        encoded = level.encoder(hidden, packing, kernels)
+        rule = level.routing_module
+        routing.append(
+            rule(encoded, packing, *([] if model.config.chunkers[len(routing)].kind == "learned" else [ids]))
+        )
+        hidden, packing, _ = level.chunk_layer(encoded, routing[-1], packing)
+        level = level.main_network
+    return routing
+
+
+def _compute(model: HNetForCausalLM, batch: Sequence[_Stretch], table: bytes | None) -> Iterator[Window]:
+    """One packed pass. All arrays are made for the whole pack and then cut, so that the cost is the network's."""
+    inputs = [stretch.model_input(table) for stretch in batch]
+    offsets = np.cumsum([0] + [len(each) for each in inputs])
+    device = model.embeddings.weight.device
+    ids = torch.from_numpy(np.frombuffer(b"".join(inputs), dtype=np.uint8).astype(np.int64)).to(device)
+    routing = route(model, ids, torch.from_numpy(offsets).to(device))
+
+    first = offsets[:-1] + [stretch.skipped for stretch in batch]  # of the positions that are kept, in the pack
+    at = np.arange(len(ids))  # where the positions of the current level stand in the pack
+    rows = np.empty(0, dtype=np.int64)  # which starts of stage 0 they are
+    counts, sums, ranges = [], [], np.empty((0, 2), dtype=np.int64)
+    starts, probability = at, np.empty((0, 0), dtype=np.float32)
+    for stage, each in enumerate(routing):
+        prob, mask = each.boundary_prob.float().cpu().numpy(), each.boundary_mask.cpu().numpy()
+        inside = np.stack([np.searchsorted(at, first), np.searchsorted(at, offsets[1:])], 1)
+        running = np.concatenate([[0.0], np.cumsum(prob, dtype=np.float64)])
+        counts.append(inside[:, 1] - inside[:, 0])
+        sums.append(running[inside[:, 1]] - running[inside[:, 0]])
+        at = at[mask]
+        if stage == 0:
+            starts, rows = at, np.arange(len(at))
+            probability = np.full((len(at), len(routing)), np.nan, dtype=np.float32)
+            ranges = np.stack([np.searchsorted(at, first), np.searchsorted(at, offsets[1:])], 1)
+        else:
+            rows = rows[mask]
+        probability[rows, stage] = prob[mask]
+
+    counts, sums = np.stack(counts, 1), np.stack(sums, 1)
+    for number, (stretch, (low, high)) in enumerate(zip(batch, ranges, strict=True)):
+        own = starts[low:high] - first[number] + stretch.start
+        p = probability[low:high]
+        if stretch.start == 0:  # the chunk of BOS begins with the document's first byte
+            more = int(len(own) > 0 and own[0] == 0)
+            own = np.concatenate([[0], own[more:]])
+            p = np.concatenate([np.ones((1, len(routing)), dtype=np.float32), p[more:]])
+        yield Window(
+            stretch.document,
+            stretch.index,
+            stretch.start,
+            stretch.data,
+            stretch.last,
+            own,
+            p,
+            counts[number],
+            sums[number],
+        )
+
+
+def _limited(window: Window, opened: np.ndarray, longest: int) -> Window:
+    """The window with a forced start where a chunk grew too long; `opened` (S,) is brought up to date."""
+    starts, p = window.starts, window.probability
+    if window.start == 0:
+        opened[:] = 0
+    long = np.flatnonzero(window.start - opened >= longest)
+    if len(long):  # nested: a start at a stage is one at all outer stages
+        if not (len(starts) and starts[0] == window.start):
+            starts = np.concatenate([[window.start], starts])
+            p = np.concatenate([np.full((1, p.shape[1]), np.nan, dtype=np.float32), p])
+        row = p[0].copy()
+        row[: long[-1] + 1][np.isnan(row[: long[-1] + 1])] = 0.0
+        p = np.concatenate([row[None], p[1:]])
+        window = replace(window, starts=starts, probability=p)
+    for stage in range(p.shape[1]):
+        own = starts[~np.isnan(p[:, stage])]
+        if len(own):
+            opened[stage] = own[-1]
+    return window
