@@ -169,7 +169,7 @@ def staged_folder(target: Path, *, overwrite: bool = False, manifest: dict[str, 
     _refuse_existing(target, overwrite)
     with os_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(target.parent)
+        _sweep(target)
         temporary, lock = _locked_folder(target)
     try:
         with os_errors(target):
@@ -283,7 +283,7 @@ def _seal(folder: Path, extra: dict[str, Any]) -> None:
 def _locked_folder(target: Path) -> tuple[Path, int]:
     """A fresh temporary folder beside `target` and a lock on it, which tells others that its writer lives."""
     while True:
-        folder = target.with_name(f".{target.name}.tmp-{secrets.token_hex(4)}")
+        folder = target.with_name(f".{target.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
         os.mkdir(folder)
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         # Some network file systems cannot lock folders; there nobody sweeps either.
@@ -294,20 +294,26 @@ def _locked_folder(target: Path) -> tuple[Path, int]:
         os.close(lock)
 
 
-def _sweep(parent: Path) -> None:
-    """Delete what writers in `parent` that died (kill, power cut) left behind."""
-    for entry in list(os.scandir(parent)):
-        left = re.fullmatch(r"\.(.+)\.(tmp|del|old)-[0-9a-f]{8}", entry.name)
+def _sweep(target: Path) -> None:
+    """Delete what dead writers beside `target` left (kill, power cut). BusyError if a live one writes `target`."""
+    for entry in list(os.scandir(target.parent)):
+        left = re.fullmatch(r"\.(.+)\.(tmp|del|old)-(\d+-)?[0-9a-f]{8}", entry.name)
         if not (left and entry.is_dir(follow_symlinks=False)):
             continue
         with contextlib.suppress(OSError):
             lock = os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if left[2] == "old" and not os.path.lexists(parent / left[1]):
-                    os.rename(entry.path, parent / left[1])  # died between the renames of an exchange
+                if left[2] == "old" and not os.path.lexists(target.parent / left[1]):
+                    os.rename(entry.path, target.parent / left[1])  # died between the renames of an exchange
                 else:
                     _delete(Path(entry.path))
+            except BlockingIOError:
+                if left[1] == target.name and left[2] == "tmp" and left[3]:
+                    raise BusyError(
+                        f"{shown(target)} is being written by process {left[3][:-1]} on {socket.gethostname()}",
+                        "wait for it, or stop it first",
+                    ) from None
             finally:
                 os.close(lock)
 

@@ -25,7 +25,7 @@ def shown(path: str | os.PathLike[str]) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
-def open_input(path: Path) -> BinaryIO:
+def open_input(path: Path) -> io.BufferedReader:
     """The decompressed bytes of a plain, .gz, .bgz, .bz2, .xz or .zst file.
 
     Raises InputError: missing, unreadable, not a regular file, and on reading: truncated or damaged. StorageError: EIO.
@@ -63,10 +63,10 @@ def read_error(error: Exception, name: str) -> InputError | StorageError:
     return InputError(f"cannot read {name}: {os.strerror(code) if code else error}")
 
 
-def decompressed(stream: BinaryIO, name: str) -> BinaryIO:
+def decompressed(stream: BinaryIO, name: str) -> io.BufferedReader:
     """`stream`, at its start, decompressed where its first bytes are those of a known compression.
 
-    `name` is for messages. Closing the result closes `stream`.
+    `name` is for messages. Closing the result closes `stream`; `peek(n)` shows n bytes (up to 1 MiB) if there are.
     """
     head = b""
     while len(head) < 10 and (more := stream.read(10 - len(head))):
@@ -114,12 +114,12 @@ class _Joined(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        if not self._head:
-            return self._stream.readinto(buffer) or 0  # type: ignore[attr-defined]
-        taken = self._head[: len(buffer)]
-        buffer[: len(taken)] = taken
-        self._head = self._head[len(taken) :]
-        return len(taken)
+        filled = min(len(buffer), len(self._head))
+        buffer[:filled] = self._head[:filled]
+        self._head = self._head[filled:]
+        while filled < len(buffer) and (more := self._stream.readinto(buffer[filled:])):  # type: ignore[attr-defined]
+            filled += more
+        return filled
 
     def close(self) -> None:
         self._stream.close()
@@ -219,13 +219,13 @@ class _Decoded(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while not self._output:
-            if not self._advance():
-                return 0
-        taken = min(len(buffer), len(self._output))
-        buffer[:taken] = self._output[:taken]
-        self._output = self._output[taken:]
-        return taken
+        filled = 0
+        while filled < len(buffer) and (self._output or self._advance()):
+            taken = min(len(buffer) - filled, len(self._output))
+            buffer[filled : filled + taken] = self._output[:taken]
+            self._output = self._output[taken:]
+            filled += taken
+        return filled
 
     def _advance(self) -> bool:
         """One call of the decoder; False at the proper end of the stream."""
