@@ -26,7 +26,7 @@ from hnet_cli.modality import Automaton, Chunk, Document, Modality, Refused, Sou
 
 from ._bytes import binary_reason, blank_reason, drain, read, words
 
-BLOCK = 1 << 20  # bytes of a file parsed at once
+BLOCK = 1 << 18  # bytes of a file parsed at once; small enough for a processor's cache
 PIECE = 1 << 20  # longest document in bases
 SHORTEST = 32  # bases; a shorter stretch between two gaps teaches nothing
 MASKED_WEIGHT = 0.1
@@ -47,12 +47,13 @@ COMMENT = re.compile(rb"^;.*\n?", re.MULTILINE)
 BARE = re.compile(rb"[ACGTUNacgtun\s]+\Z")
 LETTERS = re.compile(rb"\s*[A-Za-z.-][A-Za-z.\s-]*\Z")
 UPPER = re.compile(rb"[ACGTU]")
-NO_BASE = re.compile(
-    rb"(?P<n>[Nn]+)|(?P<iupac>[RYSWKMBDHVryswkmbdhv]+)|(?P<gap>[-.]+)"
-    rb"|(?P<other>[^-.ACGTUNRYSWKMBDHVacgtunryswkmbdhv]+)"
-)
-REASONS = {"n": "run of N", "iupac": "IUPAC ambiguity code", "gap": "gap", "other": "letter that is no base"}
+REASONS = ("", "run of N", "IUPAC ambiguity code", "gap", "letter that is no base")
+IUPAC = b"RYSWKMBDHVryswkmbdhv"
 SPACE = b" \t\n\r\v\f"
+KIND = bytes(  # for each byte, which of REASONS it is refused for; 0: it is a base
+    0 if byte in b"ACGTUacgtu" else 1 if byte in b"Nn" else 2 if byte in IUPAC else 3 if byte in b"-." else 4
+    for byte in range(256)
+)
 
 
 class Dna(Modality):
@@ -96,7 +97,12 @@ class Dna(Modality):
             record = None
             for title, sequence, ends in parts:
                 if record is None:
-                    record = Record.of(title, source, seen)
+                    name, notes = unique_name(title, seen)
+                    group = f"{source.group or source.name}:{name}"
+                    if ends and 0 < len(sequence) <= PIECE and not sequence.translate(None, b"ACGT"):
+                        yield Document(sequence, name, source.name, group, 0, notes)  # what most records are
+                        continue
+                    record = Record(name, source.name, group, notes)
                 yield from record.add(sequence, ends)
                 record = None if ends else record
             if comments := len(COMMENT.findall(head[:first])) + parts.comments:
@@ -124,12 +130,26 @@ class Dna(Modality):
             yield f"{document.name}\t{start}\t{end}\tstage{chunk.stage}\t{round(1000 * chunk.probability)}"
 
 
+def unique_name(title: str, seen: dict[str, int]) -> tuple[str, tuple[str, ...]]:
+    """The name of a record, and what there is to note about it. Names repeat in real files; a number tells the records
+    apart in coordinates."""
+    words = title.split(None, 1)
+    name = words[0] if words else "unnamed"
+    times = seen.get(name, 0) + 1
+    if times > 1 or len(seen) < NAMES_KEPT:
+        seen[name] = times
+    if times == 1:
+        return name, ()
+    return f"{name}#{times}", ("name of an earlier record, made unique by a number",) if words else ()
+
+
 @dataclass
 class Record:
     """One record on its way to documents. `add` takes its sequence part by part."""
 
     name: str
-    source: Source
+    source: str
+    group: str
     notes: tuple[str, ...]
     position: int = 0
     """Bases read."""
@@ -139,19 +159,6 @@ class Record:
     """Whether `stretch` continues a document."""
     masked: bool = False
     """Whether an upper-case base was seen, so that lower case means something."""
-
-    @staticmethod
-    def of(title: str, source: Source, seen: dict[str, int]) -> Record:
-        """The record under a header. Names repeat in real files; a number makes them unique in coordinates."""
-        name = title.split(None, 1)[0] if title.strip() else "unnamed"
-        times = seen.get(name, 0) + 1
-        if times > 1 or len(seen) < NAMES_KEPT:
-            seen[name] = times
-        if times == 1:
-            return Record(name, source, ())
-        return Record(
-            f"{name}#{times}", source, ("name of an earlier record, made unique by a number",) if title.strip() else ()
-        )
 
     def add(self, sequence: bytes, ends: bool) -> Iterator[Document | Refused]:
         odd = sequence.translate(None, b"ACGTacgt")
@@ -169,13 +176,12 @@ class Record:
             if not self.masked and sequence:
                 sequence = sequence.upper()
                 self._note("all lower case, stored in upper case")
-        at = 0
-        for run in NO_BASE.finditer(sequence) if odd else ():
-            yield from self._extend(sequence[at : run.start()])
-            yield from self._close(ends=False)
-            yield self._refused(REASONS[str(run.lastgroup)], len(run[0]))
-            at = run.end()
-        yield from self._extend(sequence[at:])
+        for kind, start, end in runs(sequence) if odd else [(0, 0, len(sequence))]:
+            if not kind:
+                yield from self._extend(sequence[start:end])
+            else:
+                yield from self._close(ends=False)
+                yield self._refused(REASONS[kind], end - start)
         if ends and not self.position:
             yield self._refused("record without sequence", 0)
         elif ends:
@@ -201,11 +207,11 @@ class Record:
         self.stretch, self.stretch_cut = b"", False
 
     def _document(self, bases: bytes) -> Document:
-        group = f"{self.source.group or self.source.name}:{self.name}"
-        return Document(bases, self.name, self.source.name, group, self.position - len(self.stretch), self.notes)
+        start = self.position - len(self.stretch)
+        return Document(bases, self.name, self.source, self.group, start, self.notes)
 
     def _refused(self, reason: str, bases: int) -> Refused:
-        where = f"{self.source.name}: {self.name}, base {self.position}"
+        where = f"{self.source}: {self.name}, base {self.position}"
         self.position += bases
         return Refused(reason, where, bases)
 
@@ -217,8 +223,8 @@ class Record:
 class Parts:
     """The records of a FASTA file as (title, sequence, whether the record ends), in parts of about BLOCK bytes.
 
-    Biopython's parser holds a record in memory. It is therefore given whole records only, or, of a record longer than
-    BLOCK, one part after the other, each but the first under a header of our own.
+    Biopython's parser holds a record in memory. It is therefore given whole records only, and of a record longer than
+    BLOCK the first part; the rest of such a record is plain lines.
     """
 
     def __init__(self, head: bytes, stream: BinaryIO) -> None:
@@ -257,9 +263,12 @@ class Parts:
         if b";" in block:
             block, comments = COMMENT.subn(b"", block)
             self.comments += comments
-        lines = io.TextIOWrapper(io.BytesIO(b">\n" + block if inside else block), "latin-1", newline="\n")
+        if inside:
+            end = _first_header(block)
+            yield "", block[:end].translate(None, SPACE), ends or end < len(block)
+            block = block[end:]
         last = None
-        for title, sequence in SimpleFastaParser(lines):
+        for title, sequence in SimpleFastaParser(io.TextIOWrapper(io.BytesIO(block), "latin-1", newline="\n")):
             if last:
                 yield (*last, True)
             last = title, sequence.encode("latin-1")
@@ -268,6 +277,13 @@ class Parts:
 
 
 PROTEIN = "protein, not DNA"
+
+
+def runs(sequence: bytes) -> Iterator[tuple[int, int, int]]:
+    """(kind, start, end) of every longest run of letters of one KIND."""
+    kinds = np.frombuffer(sequence.translate(KIND), dtype=np.uint8)
+    edges = [0, *(np.flatnonzero(kinds[1:] != kinds[:-1]) + 1).tolist(), len(kinds)]
+    yield from zip(kinds[edges[:-1]].tolist(), edges[:-1], edges[1:], strict=True)
 
 
 def not_dna(sequence: bytes) -> str:
@@ -299,6 +315,14 @@ def not_fasta(head: bytes) -> str:
 def _line_feeds(block: bytes) -> bytes:
     """Line ends as line feeds. A pair torn apart between two blocks becomes an empty line, which means nothing."""
     return block.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in block else block
+
+
+def _first_header(block: bytes) -> int:
+    """Where the first record of `block` begins; its length if nowhere."""
+    at = block.find(b">")
+    while at > 0 and block[at - 1] != 0x0A:
+        at = block.find(b">", at + 1)
+    return at if at >= 0 else len(block)
 
 
 def _last_header(block: bytes) -> int:
