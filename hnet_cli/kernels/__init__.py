@@ -18,13 +18,19 @@ Function = Callable[..., Any]
 class Kernels:
     """One function per operation; all have the signatures of `kernels.reference`."""
 
-    ssd_scan: Function
-    causal_conv: Function
-    attention: Function
-    ema_scan: Function
-    add_rms_norm: Function
-    gated_rms_norm: Function
+    ssd_scan: Function = reference.ssd_scan
+    ssd_step: Function = reference.ssd_step
+    causal_conv: Function = reference.causal_conv
+    causal_conv_step: Function = reference.causal_conv_step
+    attention: Function = reference.attention
+    attention_step: Function = reference.attention_step
+    ema_scan: Function = reference.ema_scan
+    add_rms_norm: Function = reference.add_rms_norm
+    gated_rms_norm: Function = reference.gated_rms_norm
+
+
+_REFERENCE = Kernels()
 
 
 def choose(device: torch.device | str, dtype: torch.dtype, backend: str = "auto") -> Kernels:
-    return Kernels(reference.ssd_scan, reference.causal_conv, reference.attention, reference.ema_scan, reference.add_rms_norm, reference.gated_rms_norm)
+    return _REFERENCE

@@ -84,6 +84,12 @@ class Packing:
         """(B,) int64: packed index of each document's last position."""
         return self.cu_seqlens[1:].long() - 1
 
+    def tails(self, x: Tensor, count: int) -> Tensor:
+        """The last `count` vectors of every document, oldest first, zeros before its start: (T, D) -> (B, count, D)."""
+        back = torch.arange(count - 1, -1, -1, device=self.device)
+        index = self.last[:, None] - back
+        return x[index.clamp(min=0)] * (index >= self.first[:, None])[:, :, None].to(x.dtype)
+
     def rotary(self, dim: int, dtype: torch.dtype, base: float = 10000.0) -> tuple[Tensor, Tensor]:
         """cos and sin of every position, each (T, 1, 1, dim/2): broadcast over (T, 2, H, P), queries and keys at once."""
         key = ("rotary", dim, dtype)

@@ -6,6 +6,8 @@ that accumulates (decays, states, norms) is at least float32, whatever the input
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -68,6 +70,16 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, packing: Packing) -> Te
     return F.silu(y)
 
 
+def causal_conv_step(x: Tensor, state: Tensor, taps: Tensor, bias: Tensor, rows: Tensor | None = None) -> Tensor:
+    """One position of `causal_conv` for the R given rows (None: all). x (R, D), state (B, K-1, D) updated, taps (K, D)."""
+    window = torch.cat([state if rows is None else state[rows], x[:, None]], 1)
+    if rows is None:
+        state.copy_(window[:, 1:])
+    else:
+        state[rows] = window[:, 1:]
+    return F.silu((window * taps).sum(1) + bias)
+
+
 # -- state space duality -----------------------------------------------------------------------------------------------
 
 
@@ -95,20 +107,24 @@ def pass_states(states: Tensor, log_decay: Tensor, blocks: Blocks) -> Tensor:
 
 
 def ssd_scan(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor, packing: Packing, chunk_size: int = 0
-) -> Tensor:
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    packing: Packing,
+    chunk_size: int = 0,
+    return_states: bool = False,
+) -> Any:
     """Mamba-2's scan (arXiv 2405.21060, section 6): h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t, y_t = C_t h_t + D x_t.
 
     x (T, H, P); dt (T, H) before softplus(dt + dt_bias); A (H,) negative; B, C (T, N), one group; D, dt_bias (H,).
-    Returns (T, H, P) in the dtype of x; products run in that dtype, decays and states in float32 or wider.
+    Returns y (T, H, P) in the dtype of x; products run in that dtype, decays and states in float32 or wider.
+    With `return_states` also the state (B, H, P, N) that each document ends with.
     `chunk_size` is a hint for accelerators; here the block length is BLOCK.
     """
-    return _ssd(x, dt, A, B, C, D, dt_bias, packing)[0]
-
-
-def _ssd(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor, packing: Packing
-) -> tuple[Tensor, Tensor, Tensor]:
     blocks = packing.blocks(BLOCK)
     total, heads, width = x.shape
     with torch.autocast(x.device.type, enabled=False):
@@ -128,11 +144,42 @@ def _ssd(
             to_end = to_end * blocks.to_end[:, :, None]
         added = b.mT @ (scaled * to_end[..., None].to(x.dtype)).flatten(2)  # (n, N, H*P)
         added = wide(added).view(blocks.count, -1, heads, width).transpose(1, 2)
-        before = pass_states(added.flatten(2), decay[:, -1], blocks).view_as(added)  # (n, H, N, P)
+        before = pass_states(added.flatten(2), decay[:, -1], blocks).view(added.shape)  # (n, H, N, P)
         from_start = decay.exp() * blocks.from_before[:, :, None]
         old = c @ before.transpose(1, 2).flatten(2).to(x.dtype)  # (n, Q, H*P)
         y = y + old.view_as(scaled) * from_start[..., None].to(x.dtype)
-        return blocks.join(y, total) + x * D.to(x.dtype)[:, None], before, decay
+        y = blocks.join(y, total) + x * D.to(x.dtype)[:, None]
+        if not return_states:
+            return y
+
+        block, row = packing.last // BLOCK, packing.last % BLOCK
+        weight = between[block, :, row].transpose(1, 2)  # (B, Q, H): from each position of the last block to its end
+        final = torch.einsum("bqn,bqhp->bhpn", wide(b[block]), wide(scaled[block]) * weight[..., None])
+        final = final + before[block].mT * from_start[block, row][:, :, None, None]
+        return y, final
+
+
+def ssd_step(
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    rows: Tensor | None = None,
+) -> Tensor:
+    """One position of `ssd_scan` for the R given rows (None: all): x (R, H, P) -> (R, H, P); updates state (B, H, P, N)."""
+    old = state if rows is None else state[rows]
+    dt = F.softplus(wide(dt) + dt_bias)
+    x32 = wide(x)
+    values = x32 * dt[:, :, None]
+    new = old.mul_((dt * A).exp()[:, :, None, None]).addcmul_(values[..., None], wide(B)[:, None, None, :])
+    if rows is not None:
+        state[rows] = new
+    y = torch.matmul(new, wide(C)[:, None, :, None])[..., 0]
+    return torch.addcmul(y, x32, wide(D)[:, None]).to(x.dtype)
 
 
 # -- smoothing of the dechunk layer ------------------------------------------------------------------------------------
@@ -204,3 +251,10 @@ def _window_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     tail = F.scaled_dot_product_attention(q2, k2, v2, attn_mask=both)
     tail = tail.unflatten(0, (q.shape[0], -1)).transpose(1, 2)
     return torch.cat([head, tail], 2).flatten(2, 3)[:, :, :length]
+
+
+def attention_step(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """One query per row: q (R, H, P), keys and values (R, S, H, P), mask (R, S) bool or None -> (R, H, P)."""
+    seen = None if mask is None else mask[:, None, None]
+    y = F.scaled_dot_product_attention(q[:, :, None], k.transpose(1, 2), v.transpose(1, 2), attn_mask=seen)
+    return y[:, :, 0]

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .config import HNetConfig
     from .hnet import HNetForCausalLM, HNetOutput
     from .optimization import lr_multipliers, parameter_groups
+    from .state import GenerationState, StepRouting
 
 _HOME = {
     "HNetConfig": "config",
@@ -19,12 +20,16 @@ _HOME = {
     "HNetOutput": "hnet",
     "lr_multipliers": "optimization",
     "parameter_groups": "optimization",
+    "GenerationState": "state",
+    "StepRouting": "state",
 }
 __all__ = [
+    "GenerationState",
     "HNetConfig",
     "HNetForCausalLM",
     "HNetOutput",
     "RoutingOutput",
+    "StepRouting",
     "lr_multipliers",
     "parameter_groups",
     "ratio_loss",

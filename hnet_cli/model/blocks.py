@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import Kernels
 from ..kernels.packing import Packing
 from ..kernels.reference import rotate, swiglu, wide
 from .config import HNetConfig
+from .state import AttentionState, LayerState, MambaState, Now
 
 EPS = 1e-5
 
@@ -25,6 +27,11 @@ class RMSNorm(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
+
+
+def _norm(x: Tensor, norm: RMSNorm) -> Tensor:
+    """The norm of a single step: x (R, D) float32 or wider -> the dtype of the weight."""
+    return F.rms_norm(x, x.shape[-1:], wide(norm.weight), EPS).to(norm.weight.dtype)
 
 
 class Mamba2(nn.Module):
@@ -54,22 +61,37 @@ class Mamba2(nn.Module):
         self.A_log.copy_(torch.empty(self.heads).uniform_(1, 16).log())
         self.D.fill_(1.0)
 
-    def forward(self, x: Tensor, packing: Packing, kernels: Kernels) -> Tensor:
-        gate, conv, dt = self.in_proj(x).split(self.split, dim=-1)
-        conv = kernels.causal_conv(conv, self.conv1d.weight[:, 0], self.conv1d.bias, packing)
+    def forward(self, x: Tensor, packing: Packing, kernels: Kernels, state: MambaState | None = None) -> Tensor:
+        gate, raw, dt = self.in_proj(x).split(self.split, dim=-1)
+        conv = kernels.causal_conv(raw, self.conv1d.weight[:, 0], self.conv1d.bias, packing)
         value, B, C = conv.split((self.d_inner, self.d_state, self.d_state), dim=-1)
-        y = kernels.ssd_scan(
-            value.unflatten(-1, (self.heads, self.headdim)),
-            dt,
-            -wide(self.A_log).exp(),
-            B,
-            C,
-            self.D,
-            self.dt_bias,
-            packing,
-            self.chunk_size,
-        )
+        value = value.unflatten(-1, (self.heads, self.headdim))
+        scan = (value, dt, -wide(self.A_log).exp(), B, C, self.D, self.dt_bias, packing, self.chunk_size)
+        if state is None:
+            y = kernels.ssd_scan(*scan)
+        else:
+            y, final = kernels.ssd_scan(*scan, return_states=True)
+            state.ssm.copy_(final)
+            state.conv.copy_(packing.tails(raw, state.conv.shape[1]))
         return self.out_proj(kernels.gated_rms_norm(y.flatten(-2), gate, self.norm.weight, EPS))
+
+    def allocate(self, batch_size: int) -> MambaState:
+        dtype, conv = self.in_proj.weight, self.conv1d.weight
+        return MambaState(
+            dtype.new_zeros(batch_size, conv.shape[-1] - 1, conv.shape[0]),
+            wide(dtype[:0]).new_zeros(batch_size, self.heads, self.headdim, self.d_state),
+            -wide(self.A_log.detach()).exp(),
+            conv.detach()[:, 0].T.contiguous(),
+        )
+
+    def step(self, x: Tensor, state: MambaState, now: Now, kernels: Kernels) -> Tensor:
+        """x (R, D): one position for each of the R rows that take part. Updates the state."""
+        gate, conv, dt = self.in_proj(x).split(self.split, dim=-1)
+        conv = kernels.causal_conv_step(conv, state.conv, state.taps, self.conv1d.bias, now.rows)
+        value, B, C = conv.split((self.d_inner, self.d_state, self.d_state), dim=-1)
+        value = value.unflatten(-1, (self.heads, self.headdim))
+        y = kernels.ssd_step(state.ssm, value, dt, state.A, B, C, self.D, self.dt_bias, now.rows)
+        return self.out_proj(_norm(F.silu(wide(gate)) * y.flatten(-2), self.norm))
 
 
 class Attention(nn.Module):
@@ -83,10 +105,24 @@ class Attention(nn.Module):
         self.Wqkv = nn.Linear(d_model, 3 * d_model, bias=False)
         self.out_proj = nn.Linear(d_model, d_model, bias=False)
 
-    def forward(self, x: Tensor, packing: Packing, kernels: Kernels) -> Tensor:
+    def forward(self, x: Tensor, packing: Packing, kernels: Kernels, state: AttentionState | None = None) -> Tensor:
         qk, v = self.Wqkv(x).unflatten(-1, (3, self.heads, -1)).split((2, 1), dim=-3)
         q, k = rotate(qk, *packing.rotary(self.rotary_dim, qk.dtype)).unbind(-3)
-        return self.out_proj(kernels.attention(q, k, v.squeeze(-3), packing, self.window).flatten(-2))
+        v = v.squeeze(-3)
+        if state is not None:
+            state.fill(k, v, packing)
+        return self.out_proj(kernels.attention(q, k, v, packing, self.window).flatten(-2))
+
+    def allocate(self, batch_size: int) -> AttentionState:
+        weight = self.Wqkv.weight
+        empty = weight.new_zeros(batch_size, 0, self.heads, weight.shape[1] // self.heads)
+        return AttentionState(empty, empty.clone(), self.window)
+
+    def step(self, x: Tensor, state: AttentionState, now: Now, kernels: Kernels) -> Tensor:
+        """x (R, D): one position for each of the R rows that take part. Updates the state."""
+        qk, v = self.Wqkv(x).unflatten(-1, (3, self.heads, -1)).split((2, 1), dim=-3)
+        q, k = rotate(qk, *now.rotary(self.rotary_dim, qk.dtype)).unbind(-3)
+        return self.out_proj(state.attend(q, k, v.squeeze(-3), now, kernels).flatten(-2))
 
 
 class SwiGLU(nn.Module):
@@ -115,13 +151,29 @@ class Block(nn.Module):
             self.norm2 = RMSNorm(d_model)
             self.mlp = SwiGLU(d_model, config.mlp_width(level))
 
-    def forward(self, hidden: Tensor, residual: Tensor | None, packing: Packing, kernels: Kernels) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        hidden: Tensor,
+        residual: Tensor | None,
+        packing: Packing,
+        kernels: Kernels,
+        state: LayerState | None = None,
+    ) -> tuple[Tensor, Tensor]:
         normed, residual = kernels.add_rms_norm(hidden, residual, self.norm1.weight, EPS)
-        hidden = self.mixer(normed, packing, kernels)
+        hidden = self.mixer(normed, packing, kernels, state)
         if self.mlp is not None and self.norm2 is not None:
             normed, residual = kernels.add_rms_norm(hidden, residual, self.norm2.weight, EPS)
             hidden = self.mlp(normed)
         return hidden, residual
+
+    def step(
+        self, residual: Tensor, state: LayerState, now: Now, kernels: Kernels
+    ) -> Tensor:
+        """The residual stream (R, D), float32 or wider, after this layer."""
+        residual = residual + self.mixer.step(_norm(residual, self.norm1), state, now, kernels)
+        if self.mlp is not None and self.norm2 is not None:
+            residual = residual + self.mlp(_norm(residual, self.norm2))
+        return residual
 
 
 class Isotropic(nn.Module):
@@ -138,8 +190,23 @@ class Isotropic(nn.Module):
         """Additions to the residual stream: one per mixer and one per MLP."""
         return sum(2 if letter.isupper() else 1 for letter in self.letters)
 
-    def forward(self, hidden: Tensor, packing: Packing, kernels: Kernels) -> Tensor:
+    def forward(
+        self, hidden: Tensor, packing: Packing, kernels: Kernels, states: list[LayerState] | None = None
+    ) -> Tensor:
+        """(T, D) -> (T, D). `states`: one per layer, filled with what each document ends with."""
         residual = None
-        for layer in self.layers:
-            hidden, residual = layer(hidden, residual, packing, kernels)
+        for layer, state in zip(self.layers, states or [None] * len(self.layers), strict=True):
+            hidden, residual = layer(hidden, residual, packing, kernels, state)
         return kernels.add_rms_norm(hidden, residual, self.rmsnorm.weight, EPS)[0]
+
+    def allocate(self, batch_size: int) -> list[LayerState]:
+        return [layer.mixer.allocate(batch_size) for layer in self.layers]
+
+    def step(
+        self, hidden: Tensor, states: list[LayerState], now: Now, kernels: Kernels
+    ) -> Tensor:
+        """(R, D) -> (R, D): one position for each row that takes part. Updates the states."""
+        residual = wide(hidden)
+        for layer, state in zip(self.layers, states, strict=True):
+            residual = layer.step(residual, state, now, kernels)
+        return _norm(residual, self.rmsnorm)

@@ -18,6 +18,7 @@ from ..kernels import Kernels
 from ..kernels.packing import Packing
 from ..kernels.reference import wide
 from .config import Chunker
+from .state import LevelState, Now
 
 
 @dataclass
@@ -44,7 +45,7 @@ class RoutingModule(nn.Module):
         nn.init.eye_(self.q_proj_layer.weight)  # similar neighbours start as one chunk
         nn.init.eye_(self.k_proj_layer.weight)
 
-    def forward(self, hidden: Tensor, packing: Packing) -> RoutingOutput:
+    def forward(self, hidden: Tensor, packing: Packing, input_ids: Tensor | None = None) -> RoutingOutput:
         """hidden (T, D): the encoder's output. The comparison across a document border is overwritten: no gradient."""
         with torch.autocast(hidden.device.type, enabled=False):  # cosines near 0 decide: never in bfloat16 by autocast
             hidden = hidden.to(self.q_proj_layer.weight.dtype)
@@ -53,6 +54,22 @@ class RoutingModule(nn.Module):
             prob = F.pad(((1 - (q * k).sum(-1)) / 2).clamp(0, 1), (1, 0))
             prob = prob.index_fill(0, packing.first, 1.0)
         return RoutingOutput(prob, prob > 0.5, packing.cu_seqlens)
+
+    def remember(self, hidden: Tensor, last_ids: Tensor | None, state: LevelState) -> None:
+        """Prepares for `step` after documents whose last encoder output is hidden (B, D)."""
+        state.query = self.q_proj_layer(hidden.to(self.q_proj_layer.weight.dtype))
+        state.projection = torch.cat([self.k_proj_layer.weight, self.q_proj_layer.weight]).detach()
+
+    def step(self, hidden: Tensor, tokens: Tensor, state: LevelState, now: Now) -> Tensor:
+        """hidden (R, D) -> boundary probabilities (R,)."""
+        assert state.query is not None and state.projection is not None
+        k, q = F.linear(hidden, state.projection).chunk(2, -1)
+        last = state.query if now.rows is None else state.query[now.rows]
+        if now.rows is None:
+            state.query = q
+        else:
+            state.query[now.rows] = q
+        return ((1 - F.cosine_similarity(wide(last), wide(k), dim=-1)) / 2).clamp(0, 1)
 
 
 class FixedRouting(nn.Module):
@@ -73,6 +90,21 @@ class FixedRouting(nn.Module):
             mask = space & ~F.pad(space[:-1], (1, 0))
             mask = mask.index_fill(0, packing.first, True)
         return RoutingOutput(mask.to(torch.promote_types(hidden.dtype, torch.float32)), mask, packing.cu_seqlens, learned=False)
+
+    def remember(self, hidden: Tensor, last_ids: Tensor | None, state: LevelState) -> None:
+        """Prepares for `step` after documents whose last byte is last_ids (B,)."""
+        if self.chunker.kind == "space" and last_ids is not None:
+            state.space = space_like(last_ids)
+
+    def step(self, hidden: Tensor, tokens: Tensor, state: LevelState, now: Now) -> Tensor:
+        """tokens (R,) -> the mask (R,) as numbers."""
+        if self.chunker.k is not None:
+            mask = now.position % self.chunker.k == 0
+        else:  # only at level 0, where every row takes part
+            space = space_like(tokens)
+            mask = space & ~state.space
+            state.space = space
+        return mask.to(torch.promote_types(hidden.dtype, torch.float32))
 
 
 def space_like(ids: Tensor) -> Tensor:
@@ -101,12 +133,15 @@ class ChunkLayer(nn.Module):
 class DeChunkLayer(nn.Module):
     """Smoothing and upsampling (paper eq 5 and 8): an average over chunks, then every position gets its chunk's vector."""
 
-    def forward(
+    def smooth(
         self, chunks: Tensor, routing: RoutingOutput, inner: Packing, index: Tensor, kernels: Kernels
     ) -> Tensor:
-        """chunks (M, D) -> (T, D), float32 or wider."""
+        """The average over chunks (M, D) -> (M, D), float32 or wider. `index` (M,): where each chunk begins."""
         prob = routing.boundary_prob.index_select(0, index).clamp(1e-4, 1 - 1e-4)
-        smoothed = kernels.ema_scan(chunks, prob, inner)
+        return kernels.ema_scan(chunks, prob, inner)
+
+    def forward(self, smoothed: Tensor, routing: RoutingOutput) -> Tensor:
+        """Every position gets the vector of the chunk it is in: (M, D) -> (T, D)."""
         return smoothed.index_select(0, routing.boundary_mask.cumsum(0) - 1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 from .. import kernels as seam
 from ..kernels import Kernels
 from ..kernels.packing import Packing
+from ..kernels.reference import wide
 from .blocks import Isotropic
 from .chunking import ChunkLayer, DeChunkLayer, FixedRouting, RoutingModule, RoutingOutput, add_residual
 from .config import HNetConfig
+from .state import GenerationState, LevelState, Now, StepRouting
 
 
 @dataclass
@@ -52,29 +55,111 @@ class HNet(nn.Module):
         nn.init.zeros_(self.residual_proj.weight)
 
     def forward(
-        self, hidden: Tensor, packing: Packing, kernels: Kernels, input_ids: Tensor | None = None
+        self,
+        hidden: Tensor,
+        packing: Packing,
+        kernels: Kernels,
+        input_ids: Tensor | None = None,
+        state: LevelState | None = None,
     ) -> tuple[Tensor, list[RoutingOutput]]:
         """hidden (T, outer width) -> the same shape, and the routing of this stage and the inner ones.
 
-        `input_ids` (T,) is given to the outermost level only, for chunkers that read bytes.
+        `input_ids` (T,) is given to the outermost level only, for chunkers that read bytes. A `state` is filled with what
+        each document ends with, for generation to go on from.
         """
         if self.pad_dimension is not None:
             hidden = torch.cat([hidden, self.pad_dimension.to(hidden.dtype).expand(len(hidden), -1)], -1)
+        stacks = state.layers if state is not None else {}
+        if state is not None:
+            state.seen, state.position = list(packing.lengths), packing.cu_seqlens.diff().long()
         if self.is_innermost:
-            out = self.main_network(hidden, packing, kernels)
+            out = self.main_network(hidden, packing, kernels, stacks.get("main_network"))
             return out[:, : self.outer_width], []
-        encoded = self.encoder(hidden, packing, kernels)
-        with torch.autocast(hidden.device.type, enabled=False):
-            residual = self.residual_proj(encoded.to(self.residual_proj.weight.dtype))
-        if isinstance(self.routing_module, FixedRouting):
-            routing = self.routing_module(encoded, packing, input_ids)
-        else:
-            routing = self.routing_module(encoded, packing)
+        encoded = self.encoder(hidden, packing, kernels, stacks.get("encoder"))
+        residual = self.project_residual(encoded)
+        routing = self.routing_module(encoded, packing, input_ids)
         chunks, inner, index = self.chunk_layer(encoded, routing, packing)
-        chunks, deeper = self.main_network(chunks, inner, kernels)
-        upsampled = self.dechunk_layer(chunks, routing, inner, index, kernels)
-        joined = add_residual(upsampled, routing, residual).to(encoded.dtype)
-        return self.decoder(joined, packing, kernels)[:, : self.outer_width], [routing, *deeper]
+        chunks, deeper = self.main_network(chunks, inner, kernels, None, state and state.inner)
+        smoothed = self.dechunk_layer.smooth(chunks, routing, inner, index, kernels)
+        if state is not None:
+            self.routing_module.remember(encoded[packing.last], None if input_ids is None else input_ids[packing.last], state)
+            state.smoothed = smoothed[inner.last]
+        joined = add_residual(self.dechunk_layer(smoothed, routing), routing, residual).to(encoded.dtype)
+        out = self.decoder(joined, packing, kernels, stacks.get("decoder"))
+        return out[:, : self.outer_width], [routing, *deeper]
+
+    def project_residual(self, encoded: Tensor) -> Tensor:
+        """The residual around the inner network: float32 (or wider) whatever the model's dtype."""
+        with torch.autocast(encoded.device.type, enabled=False):
+            return self.residual_proj(encoded.to(self.residual_proj.weight.dtype))
+
+    # -- generation ----------------------------------------------------------------------------------------------------
+
+    def allocate(self, batch_size: int) -> LevelState:
+        stacks = ("main_network",) if self.is_innermost else ("encoder", "decoder")
+        layers = {name: getattr(self, name).allocate(batch_size) for name in stacks}
+        position = torch.zeros(batch_size, dtype=torch.int64, device=next(self.parameters()).device)
+        state = LevelState(layers, [0] * batch_size, position)
+        if isinstance(self.main_network, HNet):
+            state.inner = self.main_network.allocate(batch_size)
+        return state
+
+    def step(
+        self, hidden: Tensor, state: LevelState, now: Now, kernels: Kernels, routing: list[StepRouting], tokens: Tensor
+    ) -> Tensor:
+        """One position for the R rows of `now`: hidden (R, outer width) -> the same. Appends the routing of each stage.
+
+        The inner network runs only for the rows at a boundary, and not at all if there are none.
+        """
+        if self.pad_dimension is not None:
+            hidden = torch.cat([hidden, self.pad_dimension.to(hidden.dtype).expand(len(hidden), -1)], -1)
+        if isinstance(self.main_network, Isotropic):
+            return self.main_network.step(hidden, state.layers["main_network"], now, kernels)[:, : self.outer_width]
+        encoded = self.encoder.step(hidden, state.layers["encoder"], now, kernels)
+        prob = self.routing_module.step(encoded, tokens, state, now)
+        mask = prob > 0.5
+        routing.append(StepRouting.of(prob, mask, now.rows, len(state.seen)))
+        chosen = [i for i, boundary in enumerate(mask.tolist()) if boundary]
+        smoothed = state.smoothed if now.rows is None else state.smoothed[now.rows]
+        if len(chosen) == len(prob):
+            deeper = state.inner.begin(now.host, now.rows)
+            smoothed = self._smooth_step(smoothed, prob, encoded, state.inner, deeper, kernels, routing, tokens)
+        elif chosen:
+            deeper = state.inner.begin(chosen if now.host is None else [now.host[i] for i in chosen])
+            index = torch.tensor(chosen, device=prob.device)
+            some = (smoothed[index], prob[index], encoded[index])
+            some = self._smooth_step(*some, state.inner, deeper, kernels, routing, tokens[index])
+            smoothed = smoothed.index_copy(0, index, some)
+        else:
+            self.main_network.skip(routing, len(state.seen), prob)
+        if now.rows is None:
+            state.smoothed = smoothed
+        elif chosen:
+            state.smoothed[now.rows] = smoothed
+        joined = (smoothed + self.project_residual(encoded)).to(encoded.dtype)
+        return self.decoder.step(joined, state.layers["decoder"], now, kernels)[:, : self.outer_width]
+
+    def _smooth_step(
+        self,
+        smoothed: Tensor,
+        prob: Tensor,
+        encoded: Tensor,
+        state: LevelState,
+        now: Now,
+        kernels: Kernels,
+        routing: list[StepRouting],
+        tokens: Tensor,
+    ) -> Tensor:
+        """One step of the inner network, and of the average over what it returns, (R, D)."""
+        chunk = wide(self.main_network.step(encoded, state, now, kernels, routing, tokens))
+        return torch.lerp(smoothed, chunk, prob.clamp(1e-4, 1 - 1e-4)[:, None])
+
+    def skip(self, routing: list[StepRouting], batch_size: int, like: Tensor) -> None:
+        """Reports the stages from here inwards as not reached."""
+        net: HNet | Isotropic = self
+        while isinstance(net, HNet) and not net.is_innermost:
+            routing.append(StepRouting.none(batch_size, like))
+            net = net.main_network
 
 
 class HNetForCausalLM(nn.Module):
@@ -136,6 +221,57 @@ class HNetForCausalLM(nn.Module):
         """input_ids (T,) -> logits (T, V)."""
         hidden, routing = self.backbone(self.embeddings(input_ids), packing, self.kernels(), input_ids)
         return HNetOutput(self.lm_head(hidden), routing)
+
+    # -- generation ----------------------------------------------------------------------------------------------------
+
+    def allocate_state(self, batch_size: int, max_length: int) -> GenerationState:
+        """Memory for continuing `batch_size` documents up to `max_length` bytes each, prompt included.
+
+        Caches grow with what is used. Raises ValueError for sizes below 1.
+        """
+        if batch_size < 1 or max_length < 1:
+            raise ValueError(f"allocate_state needs sizes of at least 1, got {batch_size} rows of {max_length} bytes")
+        with torch.inference_mode():
+            return GenerationState(self.config, batch_size, max_length, self.backbone.allocate(batch_size), self.kernels())
+
+    @torch.inference_mode()
+    def prefill(self, prompts: Sequence[Tensor | bytes | bytearray], state: GenerationState) -> Tensor:
+        """Reads one prompt per row, 1-D int64 or bytes, and returns the logits (B, V) after each prompt's last byte.
+
+        One packed pass; whatever the state held before is forgotten. Raises ValueError for an empty prompt, one that is too
+        long, or a wrong number of them.
+        """
+        if len(prompts) != state.batch_size:
+            raise ValueError(f"{len(prompts)} prompts for a state with {state.batch_size} rows")
+        device = self.embeddings.weight.device
+        rows = [torch.tensor(list(p)) if isinstance(p, bytes | bytearray) else torch.as_tensor(p) for p in prompts]
+        for i, row in enumerate(rows):
+            if row.ndim != 1 or not 0 < len(row) <= state.max_length:
+                raise ValueError(f"prompt {i} has shape {tuple(row.shape)}: 1 to {state.max_length} bytes are needed")
+        packing = Packing.of_lengths([len(row) for row in rows], device)
+        ids = torch.cat([row.to(device, torch.int64) for row in rows])
+        state.level = self.backbone.allocate(state.batch_size)
+        hidden, _ = self.backbone(self.embeddings(ids), packing, state.kernels, ids, state.level)
+        return self.lm_head(hidden[packing.last])
+
+    @torch.inference_mode()
+    def step(self, tokens: Tensor, state: GenerationState) -> tuple[Tensor, list[StepRouting]]:
+        """Reads one byte per row, tokens (B,) int64, and returns the logits (B, V) after it, with the routing of each stage.
+
+        Equal to the full forward pass over everything the row has read. Raises ValueError before `prefill`, for a wrong
+        number of tokens, and beyond `max_length`.
+        """
+        level = state.level
+        if tokens.shape != (state.batch_size,):
+            raise ValueError(f"tokens must be ({state.batch_size},), got {tuple(tokens.shape)}")
+        if min(level.seen) < 1 or max(level.seen) >= state.max_length:
+            raise ValueError(
+                f"step needs a state filled by prefill and room: rows have read {level.seen} of {state.max_length} bytes"
+            )
+        now = level.begin(None)
+        routing: list[StepRouting] = []
+        hidden = self.backbone.step(self.embeddings(tokens), level, now, state.kernels, routing, tokens)
+        return self.lm_head(hidden), routing
 
     @torch.no_grad()
     def init_weights(self, initializer_range: float = 0.02) -> None:

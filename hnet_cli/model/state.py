@@ -1,0 +1,219 @@
+"""What generation remembers: one object per layer, per level, and for the whole batch. Rows are independent documents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..kernels import Kernels
+from ..kernels.packing import Packing, rotary_table
+from .config import HNetConfig
+
+
+@dataclass(eq=False)
+class MambaState:
+    """Memory of one Mamba-2 mixer; its size does not depend on how much was read."""
+
+    conv: Tensor
+    """(B, K-1, D): the last inputs of the convolution, oldest first; zeros before the document."""
+    ssm: Tensor
+    """(B, H, P, N), float32 or wider."""
+    A: Tensor
+    """(H,): -exp(A_log), kept so that a step need not compute it."""
+    taps: Tensor
+    """(K, D): the convolution's weight, transposed for the same reason."""
+
+    def select(self, rows: Tensor) -> None:
+        self.conv, self.ssm = self.conv[rows], self.ssm[rows]
+
+
+@dataclass(eq=False)
+class AttentionState:
+    """Key-value cache of one attention mixer: position i lies in slot i, or i modulo (window + 1) if there is a window."""
+
+    keys: Tensor
+    """(B, S, H, P); S doubles as needed, up to window + 1."""
+    values: Tensor
+    window: int
+
+    def slot(self, position: Tensor) -> Tensor:
+        return position if self.window < 0 else position % (self.window + 1)
+
+    def reserve(self, length: int) -> None:
+        """Room for documents of `length` positions."""
+        capacity = self.keys.shape[1]
+        needed = length if self.window < 0 else min(length, self.window + 1)
+        if needed > capacity:
+            grown = max(needed, 2 * capacity, 16)
+            grown = grown if self.window < 0 else min(grown, self.window + 1)
+            for name in ("keys", "values"):
+                old = getattr(self, name)
+                new = old.new_zeros(old.shape[0], grown, *old.shape[2:])
+                new[:, :capacity] = old
+                setattr(self, name, new)
+
+    def fill(self, keys: Tensor, values: Tensor, packing: Packing) -> None:
+        """Stores what a packed pass computed, (T, H, P) each: of every document as much as the window can still see."""
+        self.reserve(packing.max_length)
+        rows, position = packing.document, packing.position
+        if 0 <= self.window < packing.max_length - 1:
+            length = packing.cu_seqlens.diff().long()[rows]
+            kept = torch.nonzero(position >= length - (self.window + 1))[:, 0]
+            rows, position, keys, values = rows[kept], position[kept], keys[kept], values[kept]
+        slot = self.slot(position)
+        self.keys[rows, slot] = keys.to(self.keys.dtype)
+        self.values[rows, slot] = values.to(self.values.dtype)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, now: Now, kernels: Kernels) -> Tensor:
+        """Stores one key and value per row that takes part, (R, H, P) each, and attends to all that the window sees."""
+        self.reserve(now.longest)
+        used = now.longest if self.window < 0 else min(now.longest, self.window + 1)
+        if now.rows is None and now.equal:
+            slot = now.longest - 1 if self.window < 0 else (now.longest - 1) % (self.window + 1)
+            self.keys[:, slot], self.values[:, slot] = k, v
+            return kernels.attention_step(q, self.keys[:, :used], self.values[:, :used], None)
+        rows = torch.arange(len(q), device=q.device) if now.rows is None else now.rows
+        slots = self.slot(now.position)
+        self.keys[rows, slots], self.values[rows, slots] = k.to(self.keys.dtype), v.to(self.values.dtype)
+        mask = torch.arange(used, device=q.device) <= now.position[:, None]
+        keys, values = (t[:, :used] if now.rows is None else t[rows, :used] for t in (self.keys, self.values))
+        return kernels.attention_step(q, keys, values, mask)
+
+    def select(self, rows: Tensor) -> None:
+        self.keys, self.values = self.keys[rows], self.values[rows]
+
+
+@dataclass(eq=False)
+class Now:
+    """One step at one level: which rows take part and where they are. Shared by the layers of the level."""
+
+    host: list[int] | None
+    """The R rows that take part; None: the whole batch, in order."""
+    rows: Tensor | None
+    """(R,) int64: the same on the device."""
+    position: Tensor
+    """(R,) int64: the position being read, counted from the start of the document."""
+    longest: int
+    """Positions of the longest row that takes part, this one included."""
+    equal: bool
+    """All rows that take part are at the same position."""
+    tables: dict[int, tuple[Tensor, Tensor]]
+    current: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def rotary(self, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """cos and sin (R, 1, 1, dim/2)."""
+        if dim not in self.current:
+            table = self.tables.get(dim)
+            if table is None or table[0].shape[0] < self.longest:
+                size = max(64, 1 << (self.longest - 1).bit_length())
+                table = self.tables[dim] = rotary_table(torch.arange(size, device=self.position.device), dim, dtype)
+            self.current[dim] = table[0][self.position], table[1][self.position]
+        return self.current[dim]
+
+
+LayerState = MambaState | AttentionState
+
+
+@dataclass(eq=False)
+class LevelState:
+    """Memory of one level. Stage-only fields are None on the innermost level."""
+
+    layers: dict[str, list[LayerState]]
+    """By stack: "encoder" and "decoder", or "main_network"."""
+    seen: list[int]
+    """Positions of this level each row has consumed, on the host."""
+    position: Tensor
+    """(B,) int64: the same on the device."""
+    query: Tensor | None = None
+    """(B, D): the projected last encoder output, which the next position is compared with."""
+    space: Tensor | None = None
+    """(B,) bool: whether the last byte was space-like, for that chunker."""
+    smoothed: Tensor | None = None
+    """(B, D) float32 or wider: the moving average over chunks so far, z of paper eq 5."""
+    projection: Tensor | None = None
+    """(2D, D): the routing projections, stacked so that a step needs one product."""
+    inner: LevelState | None = None
+    tables: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Rotary cos and sin by dimension, long enough for the longest row."""
+
+    def begin(self, host: list[int] | None, rows: Tensor | None = None) -> Now:
+        """Counts one more position for the rows in `host` (None: all); `rows` is the same list on the device, if at hand."""
+        if host is None:
+            before, position = self.seen, self.position
+            self.seen, self.position = [n + 1 for n in before], position + 1
+        else:
+            rows = torch.tensor(host, device=self.position.device) if rows is None else rows
+            before, position = [self.seen[row] for row in host], self.position[rows]
+            for row in host:
+                self.seen[row] += 1
+            self.position[rows] = position + 1
+        longest = max(before) + 1
+        return Now(host, rows, position, longest, min(before) + 1 == longest, self.tables)
+
+    def select(self, rows: list[int], index: Tensor) -> None:
+        for stack in self.layers.values():
+            for layer in stack:
+                layer.select(index)
+        self.seen = [self.seen[row] for row in rows]
+        for name in ("position", "query", "space", "smoothed"):
+            value = getattr(self, name)
+            if value is not None:
+                setattr(self, name, value[index])
+        if self.inner is not None:
+            self.inner.select(rows, index)
+
+
+@dataclass(eq=False)
+class GenerationState:
+    """A batch of documents being continued. Made by `HNetForCausalLM.allocate_state`, filled by `prefill`, used by `step`.
+
+    It holds values derived from the weights: make a new one after the weights change.
+    """
+
+    config: HNetConfig
+    batch_size: int
+    max_length: int
+    level: LevelState
+    kernels: Kernels
+
+    @property
+    def lengths(self) -> list[int]:
+        """Bytes consumed by each row, prompt included."""
+        return list(self.level.seen)
+
+    def select(self, rows: list[int] | Tensor) -> None:
+        """Keeps the given rows, in that order (repeats allowed), and forgets the others. Raises IndexError."""
+        kept = rows.tolist() if isinstance(rows, Tensor) else list(rows)
+        if any(not 0 <= row < self.batch_size for row in kept):
+            raise IndexError(f"rows {kept} of a state with {self.batch_size} rows")
+        self.level.select(kept, torch.tensor(kept, dtype=torch.int64, device=self.level.position.device))
+        self.batch_size = len(kept)
+
+
+@dataclass(eq=False)
+class StepRouting:
+    """What one stage decided in one step, for all B rows."""
+
+    boundary_prob: Tensor
+    """(B,) float32 or wider; not-a-number where the row did not reach this stage in this step."""
+    boundary_mask: Tensor
+    """(B,) bool; False where not reached."""
+    reached: Tensor
+    """(B,) bool: the row was at a boundary of every outer stage."""
+
+    @classmethod
+    def of(cls, prob: Tensor, mask: Tensor, rows: Tensor | None, batch_size: int) -> StepRouting:
+        """From the (R,) values of the rows that reached the stage."""
+        if rows is None:
+            return cls(prob, mask, torch.ones_like(mask))
+        whole = cls.none(batch_size, prob)
+        whole.boundary_prob[rows], whole.boundary_mask[rows], whole.reached[rows] = prob, mask, True
+        return whole
+
+    @classmethod
+    def none(cls, batch_size: int, like: Tensor) -> StepRouting:
+        """A stage that no row reached."""
+        nothing = torch.zeros(batch_size, dtype=torch.bool, device=like.device)
+        return cls(like.new_full((batch_size,), torch.nan), nothing, nothing.clone())
