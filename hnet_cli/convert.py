@@ -297,7 +297,6 @@ def _write_official(target: Path, settings: HNetConfig, weights: Weights, read: 
     fields.pop("hnet", None)
     if "headdim" in fields["ssm_cfg"]:
         raise UsageError(f"the official code knows only ssm headdim 64, not {settings.ssm_cfg.headdim}", hint)
-    storage.write_json(target.with_suffix(".json"), fields)
     with storage.staged_file(target, size) as file:
         if target.suffix == ".pt":
             tensors = {name: read(stored) for name, stored in weights.items()}
@@ -306,6 +305,7 @@ def _write_official(target: Path, settings: HNetConfig, weights: Weights, read: 
             torch.save(tensors, file)
         else:
             write_safetensors(file, weights, read)
+    storage.write_json(target.with_suffix(".json"), fields)
 
 
 def write_safetensors(file: BinaryIO, weights: Mapping[str, Stored], read: Callable[[Stored], torch.Tensor]) -> None:
