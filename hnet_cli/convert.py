@@ -26,6 +26,7 @@ from hnet_cli.console import progress
 from hnet_cli.errors import BusyError, DamagedError, InputError, StorageError, UsageError
 from hnet_cli.modality import names as modality_names
 from hnet_cli.model import HNetConfig, HNetForCausalLM
+from hnet_cli.model.skeleton import skeleton
 from hnet_cli.storage import shown
 from hnet_cli.torch_file import Stored, read_torch_file
 
@@ -227,8 +228,8 @@ def _recognised(weights: Weights, file: Path) -> tuple[HNetConfig, str]:
 
 def expected_shapes(settings: HNetConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the state dict, in its order, without allocating it."""
-    with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in HNetForCausalLM(settings).state_dict().items()}
+    model = skeleton(HNetForCausalLM, settings)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def _checked(weights: Weights, settings: HNetConfig, file: Path, origin: str) -> Weights:
