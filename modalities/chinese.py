@@ -49,7 +49,7 @@ class Chinese(Utf8):
             return 0.9 if legacy_encoding(head) else 0.0
         sample = "".join(text[:4096].split())
         han = han_count(sample)
-        kana = sum("\u3040" <= char <= "\u30ff" for char in sample)
+        kana = kana_count(sample)
         if han <= 0.2 * len(sample):
             return 0.3 * han / max(1, len(sample))
         # A tenth of kana among the Chinese characters makes it Japanese, which is text like any other.
@@ -82,11 +82,18 @@ def legacy_encoding(head: bytes) -> str:
     best, best_score = "", 0.15
     for codec in LEGACY:
         text = head[:65536].decode(codec, "replace")
+        if kana_count(text) > 0.25 * sum(char > "\x7f" for char in text):
+            return ""  # EUC-JP, whose kana stand in the same places in GB18030
         frequent = sum(char in FREQUENT for char in text)
         score = (frequent - 5 * text[:-2].count("\ufffd")) / max(1, han_count(text))
         if score > best_score:
             best, best_score = codec, score
     return best
+
+
+def kana_count(text: str) -> int:
+    """How many characters of the Japanese syllabaries `text` holds."""
+    return sum("\u3040" <= char <= "\u30ff" for char in text)
 
 
 def dominant_script(text: str) -> str:

@@ -74,8 +74,9 @@ class Dna(Modality):
         lines = COMMENT.sub(b"", head).lstrip().split(b"\n")
         if not lines[0].startswith(b">"):
             return by_name
-        sequence = b"".join(line for line in lines if not line.startswith(b">")).translate(None, SPACE)
-        if not sequence:
+        text = b"".join(line.strip() for line in lines if not line.startswith(b">"))
+        sequence = text.translate(None, SPACE)
+        if not sequence or len(sequence) < 0.88 * len(text):  # words, not blocks of ten letters: quoted mail, Markdown
             return by_name
         reason = not_dna(sequence)
         return 0.99 if not reason else max(by_name, 0.8 if reason == PROTEIN else 0.0)
