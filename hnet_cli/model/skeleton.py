@@ -14,17 +14,21 @@ from .config import HNetConfig
 Model = TypeVar("Model", bound=nn.Module)
 
 
+_FILLING = {"normal", "uniform", "eye", "fill"}
+_ELEMENTWISE = {"exp", "expm1", "log", "log1p", "clamp", "mul", "div", "add", "sub", "neg"}
+
+
 class _WithoutValues(TorchFunctionMode):
-    """Skips filling tensors: on the meta device there is nothing to fill, yet `normal_` there imports all of
-    torch._dynamo, which takes seconds."""
+    """Skips the arithmetic of initialisation. On the meta device there is nothing to compute, yet `exp` or `normal_`
+    there imports all of torch._dynamo, which takes seconds. What is not listed is merely computed."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in (nn.init.normal_, torch.Tensor.normal_):
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
+        target = kwargs.get("out", kwargs.get("tensor", args[0] if args else None))
+        skipped = getattr(func, "__name__", "").strip("_") in _FILLING | _ELEMENTWISE
+        return target if skipped and isinstance(target, torch.Tensor) else func(*args, **kwargs)
 
 
 def skeleton(kind: Callable[[HNetConfig], Model], config: HNetConfig) -> Model:
