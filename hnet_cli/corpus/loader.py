@@ -9,6 +9,7 @@ documents holds each as its own packed sequence; inputs are the targets moved ri
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -126,23 +127,16 @@ def _gather(dataset: Dataset, document: np.ndarray, limit: np.ndarray, start: np
 
     (A document may be divided by the split: then the part begins at `limit` > 0, and with BOS.)
     """
-    shards = dataset.shards
-    cu_seqlens = np.concatenate([[0], np.cumsum(length)])
     absolute = dataset.table[document, 0] + start
+    cu_seqlens = np.concatenate([[0], np.cumsum(length)])
+    stored = dataset.shards.gather(absolute, length)
     inner = start > limit
-    shards.check(absolute - inner, absolute + length)
-    stored = np.empty(cu_seqlens[-1], np.uint8)
-    before = np.empty(len(length), np.uint8)
-    into, into_before = memoryview(stored), memoryview(before)
-    columns = zip(absolute.tolist(), cu_seqlens[:-1].tolist(), length.tolist(), inner.tolist(), strict=True)
-    for index, (at, out, count, known) in enumerate(columns):
-        shards.copy(at, at + count, into[out : out + count])
-        if known:
-            shards.copy(at - 1, at, into_before[index : index + 1])
+    first_inputs = np.full(len(length), BOS, np.uint8)
+    first_inputs[inner] = dataset.translate(dataset.shards.gather(absolute[inner] - 1, np.ones(inner.sum(), np.int64)))
     targets = dataset.translate(stored)
     inputs = np.empty_like(targets)
     inputs[1:] = targets[:-1]
-    inputs[cu_seqlens[:-1]] = np.where(inner, dataset.translate(before), np.uint8(BOS))
+    inputs[cu_seqlens[:-1]] = first_inputs
     weights = None if dataset.loss_weights is None else dataset.loss_weights[stored]
     return Batch(inputs, targets, weights, cu_seqlens.astype(np.int32), document, start)
 
@@ -150,25 +144,26 @@ def _gather(dataset: Dataset, document: np.ndarray, limit: np.ndarray, start: np
 def shuffled(positions: np.ndarray, count: int, key: str) -> np.ndarray:
     """Where a keyed permutation of range(count) sends each of `positions` (int64).
 
-    A Feistel network over the next power of four, walked until inside: no table is kept, so corpora of any size shuffle
-    in no memory; and unlike numpy's generators it can never change between versions.
+    A Feistel network over pairs (a, b) standing for a * rows + b, hardly more than `count`, walked until inside. No
+    table is kept, so corpora of any size shuffle in no memory; unlike numpy's generators it changes with no version.
     """
-    half = max(1, (max(count - 1, 1).bit_length() + 1) // 2)
-    mask = np.uint64((1 << half) - 1)
+    rows = np.uint64(max(1, math.isqrt(count - 1) + 1))
+    columns = np.uint64(-(-count // int(rows)))
     keys = np.frombuffer(hashlib.sha256(key.encode()).digest(), "<u8").astype(np.uint64)
 
+    def mixed(values: np.ndarray, round_key: np.uint64) -> np.ndarray:
+        values = (values + round_key) * np.uint64(0x9E3779B97F4A7C15)
+        values ^= values >> np.uint64(32)
+        return (values * np.uint64(0xD6E8FEB86659FD93)) >> np.uint64(24)
+
     def permute(values: np.ndarray) -> np.ndarray:
-        left, right = values >> np.uint64(half), values & mask
+        left, right = np.divmod(values, rows)
         for round_key in keys:
-            mixed = (right + round_key) * np.uint64(0x9E3779B97F4A7C15)
-            mixed ^= mixed >> np.uint64(32)
-            mixed *= np.uint64(0xD6E8FEB86659FD93)
-            left, right = right, left ^ ((mixed >> np.uint64(32)) & mask)
-        return (left << np.uint64(half)) | right
+            left = (left + mixed(right, round_key)) % columns
+            right = (right + mixed(left, ~round_key)) % rows
+        return left * rows + right
 
     result = permute(positions.astype(np.uint64))
-    outside = np.flatnonzero(result >= count)
-    while len(outside):
+    while len(outside := np.flatnonzero(result >= count)):
         result[outside] = permute(result[outside])
-        outside = outside[result[outside] >= count]
     return result.astype(np.int64)

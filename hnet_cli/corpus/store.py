@@ -23,8 +23,10 @@ class HashedFile:
         self._digest = hashlib.sha256()
         self.size = 0
 
-    def write(self, data: bytes | bytearray | memoryview | np.ndarray) -> None:
-        view = memoryview(data).cast("B")
+    def write(self, data: bytes | bytearray | np.ndarray) -> None:
+        if not len(data):
+            return
+        view = memoryview(data).cast("B")  # type: ignore[arg-type]
         self._file.write(view)
         self._digest.update(view)
         self.size += len(view)

@@ -1,0 +1,136 @@
+"""What a model must beat: bits per byte of xz and zstd on the held-out bytes, and of an order-k model of the rest."""
+
+from __future__ import annotations
+
+import lzma
+from typing import Any
+
+import numpy as np
+
+from hnet_cli.corpus.dataset import Shards
+
+VAL_LIMIT = 2 << 20
+TRAIN_LIMIT = 8 << 20
+"""Bytes of each split that are measured on and trained on, at most."""
+_PARTS = 64
+_BUCKET = 1 << 20
+"""N-grams counted at once, to bound memory."""
+
+
+def sample(shards: Shards, starts: np.ndarray, ends: np.ndarray, limit: int) -> bytes:
+    """At most `limit` bytes of the given ascending ranges: all of them, or evenly spread stretches."""
+    joins = np.flatnonzero(starts[1:] != ends[:-1])
+    starts, ends = starts[np.r_[0, joins + 1]], ends[np.r_[joins, len(ends) - 1]]
+    reached = np.cumsum(ends - starts)
+    total = int(reached[-1])
+    wanted = [(0, total)] if total <= limit else [(i * total // _PARTS, limit // _PARTS) for i in range(_PARTS)]
+    parts = []
+    for position, count in wanted:
+        run = int(np.searchsorted(reached, position, side="right"))
+        while count > 0 and run < len(starts):
+            at = int(ends[run] - (reached[run] - position))
+            take = min(count, int(ends[run]) - at)
+            parts.append(shards.read(at, at + take))
+            position, count, run = position + take, count - take, run + 1
+    return b"".join(parts)
+
+
+def baselines(train: bytes, val: bytes) -> dict[str, Any]:
+    """Bits per byte on `val`: {"xz", "zstd", "order_k", "k", "bytes"}; "zstd" is None where zstandard is missing.
+
+    Both are cut to the limits above. xz and zstd see `val` alone; the order-k model is counted on `train`, k chosen on
+    a part of it held aside.
+    """
+    train, val = train[:TRAIN_LIMIT], val[:VAL_LIMIT]
+    k, bits = order_k(train, val)
+    xz = len(lzma.compress(val, preset=9 | lzma.PRESET_EXTREME))
+    try:
+        import zstandard
+
+        zstd = round(8 * len(zstandard.compress(val, 19)) / len(val), 4)
+    except ImportError:
+        zstd = None
+    return {"xz": round(8 * xz / len(val), 4), "zstd": zstd, "order_k": round(bits, 4), "k": k, "bytes": len(val)}
+
+
+def order_k(train: bytes, val: bytes) -> tuple[int, float]:
+    """The best order k and the bits per byte of `val` under the model of that order counted on `train`.
+
+    Interpolated Witten-Bell: P_j(x | c) = (n(cx) + t(c) P_{j-1}(x)) / (n(c) + t(c)) with t(c) the number of different
+    bytes seen after c, down to the uniform distribution over 256 bytes. All orders are found in one pass: each order's
+    n-grams as integers, sorted, in buckets so that memory stays flat.
+    """
+    held_aside = min(len(train) // 16, 1 << 19)
+    counted = np.frombuffer(train, np.uint8, len(train) - held_aside)
+    asked = np.frombuffer(train[len(train) - held_aside :] + val, np.uint8)
+    dense = np.zeros(256, np.uint64)
+    alphabet = np.unique(np.concatenate([np.unique(counted), np.unique(asked)]))
+    dense[alphabet] = np.arange(len(alphabet), dtype=np.uint64)
+    width = max(1, (len(alphabet) - 1).bit_length())
+    probability = np.full(len(asked), 1 / 256)
+    best: tuple[float, int, float] | None = None
+    for order in range(min(6 if width > 3 else 24 // width, 62 // width - 1) + 1):
+        _refine(probability, counted, asked, dense, order, width)
+        bits = -np.log2(probability)
+        aside = float(bits[:held_aside].mean()) if held_aside else float(order)
+        if best is None or aside < best[0]:
+            best = aside, order, float(bits[held_aside:].mean())
+        elif aside > best[0] * 1.02:
+            break
+    assert best is not None
+    return best[1], best[2]
+
+
+def _refine(
+    probability: np.ndarray, counted: np.ndarray, asked: np.ndarray, dense: np.ndarray, order: int, width: int
+) -> None:
+    """Turn the probabilities of order - 1 into those of `order`, in place. The first `order` bytes keep theirs."""
+    if len(counted) <= order or len(asked) <= order:
+        return
+    bits = np.uint64(width)
+    buckets = -(-len(counted) // _BUCKET) if order else 1
+    known_parts = _bucketed(counted, dense, order, width, buckets)
+    asked_parts = _bucketed(asked, dense, order, width, buckets)
+    while known_parts:
+        known = np.concatenate([codes for codes, _ in known_parts.pop()])
+        wanted, where = map(np.concatenate, zip(*asked_parts.pop(), strict=True))
+        if not len(known) or not len(wanted):
+            continue
+        known.sort()
+        by_value = np.argsort(wanted)
+        where, wanted = where[by_value], wanted[by_value]
+        # Only different questions are looked up. Counts are differences of positions in the sorted n-grams.
+        new = np.r_[True, wanted[1:] != wanted[:-1]]
+        answer = np.cumsum(new) - 1
+        wanted = wanted[new]
+        context = wanted >> bits
+        count = np.searchsorted(known, wanted, side="right") - np.searchsorted(known, wanted, side="left")
+        low = np.searchsorted(known, context << bits, side="left")
+        high = np.searchsorted(known, (context + np.uint64(1)) << bits, side="left")
+        kinds_before = np.concatenate([[0, 1], 1 + np.cumsum(known[1:] != known[:-1])])
+        kinds = (kinds_before[high] - kinds_before[low])[answer]
+        seen = (high - low)[answer]
+        mixed = (count[answer] + kinds * probability[where]) / np.maximum(seen + kinds, 1)
+        probability[where] = np.where(seen > 0, mixed, probability[where])
+
+
+def _bucketed(
+    data: np.ndarray, dense: np.ndarray, order: int, width: int, buckets: int
+) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+    """The (order + 1)-grams of `data` as integers, their last byte lowest, and where each ends (int32).
+
+    In parts, by a hash of the context: all that follow a context are in one bucket.
+    """
+    parts: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in range(buckets)]
+    for begin in range(order, len(data), _BUCKET):
+        end = min(begin + _BUCKET, len(data))
+        codes = np.zeros(end - begin, np.uint64)
+        for back in range(order, -1, -1):
+            codes <<= np.uint64(width)
+            codes |= dense[data[begin - back : end - back]]
+        homes = ((codes >> np.uint64(width)) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)
+        homes = (homes % np.uint64(buckets)).astype(np.uint8)
+        for bucket in range(buckets):
+            mine = np.flatnonzero(homes == bucket)
+            parts[bucket].append((codes[mine], (begin + mine).astype(np.int32)))
+    return parts
