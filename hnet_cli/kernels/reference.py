@@ -64,7 +64,7 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, packing: Packing) -> Te
     """SiLU of a depthwise causal convolution that starts afresh in every document. x (T, D), weight (D, K) -> (T, D)."""
     taps = weight.to(x.dtype).unbind(1)
     y = torch.addcmul(bias.to(x.dtype), x, taps[-1])
-    for shift, tap in enumerate(taps[-2::-1], start=1):
+    for shift, tap in enumerate(taps[-2::-1][: len(x) - 1], start=1):
         inside = (packing.position[shift:] >= shift).to(x.dtype)[:, None]
         y = y + F.pad(x[:-shift] * inside * tap, (0, 0, shift, 0))
     return F.silu(y)

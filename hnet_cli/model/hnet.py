@@ -184,6 +184,13 @@ class HNetForCausalLM(nn.Module):
         auto = torch.is_autocast_enabled(weight.device.type)
         return seam.choose(weight.device, torch.get_autocast_dtype(weight.device.type) if auto else weight.dtype, self.backend)
 
+    def cast(self, dtype: torch.dtype) -> HNetForCausalLM:
+        """In place, as the release is loaded: all to `dtype` but the residual projections and Mamba's D, which stay as wide."""
+        for name, parameter in self.named_parameters():
+            if "residual_proj" not in name and not name.endswith(".D"):
+                parameter.data = parameter.data.to(dtype)
+        return self
+
     def forward(self, input_ids: Tensor, *, cu_seqlens: Tensor | None = None, mask: Tensor | None = None) -> HNetOutput:
         """Logits of the next byte at every position.
 

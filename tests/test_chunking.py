@@ -1,0 +1,181 @@
+"""Routing, chunking, smoothing, the ratio loss: laws and hand-computed values."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from modelkit import tiny_config, tiny_model
+
+from hnet_cli.kernels import choose
+from hnet_cli.kernels.packing import Packing
+from hnet_cli.model.chunking import (
+    ChunkLayer,
+    DeChunkLayer,
+    FixedRouting,
+    RoutingModule,
+    RoutingOutput,
+    add_residual,
+    ratio_loss,
+    space_like,
+)
+from hnet_cli.model.config import Chunker
+
+lengths_strategy = st.lists(st.integers(1, 12), min_size=1, max_size=6)
+
+
+def routed(lengths, seed=0, dim=8):
+    torch.manual_seed(seed)
+    packing = Packing.of_lengths(lengths)
+    router = RoutingModule(dim).double()
+    hidden = torch.randn(packing.total, dim, dtype=torch.float64)
+    return packing, router, hidden, router(hidden, packing)
+
+
+@settings(max_examples=30, deadline=None)
+@given(lengths_strategy, st.integers(0, 99))
+def test_routing_is_per_document(lengths, seed):
+    packing, router, hidden, routing = routed(lengths, seed)
+    assert routing.boundary_prob[packing.first].eq(1).all()
+    assert torch.equal(routing.boundary_mask, routing.boundary_prob > 0.5)
+    for b, n in enumerate(lengths):
+        start = int(packing.first[b])
+        alone = router(hidden[start : start + n], Packing.of_lengths([n]))
+        assert torch.equal(alone.boundary_prob, routing.boundary_prob[start : start + n])
+
+
+def test_routing_formula_and_letters():
+    """The query comes from the position before, the key from the position itself; a tie is no boundary."""
+    router = RoutingModule(2).double()
+    with torch.no_grad():
+        router.q_proj_layer.weight.copy_(torch.tensor([[0.0, -1.0], [1.0, 0.0]]))  # a quarter turn
+    hidden = torch.tensor([[1.0, 0.0], [0.0, 3.0], [0.0, 1.0], [5.0, 0.0]], dtype=torch.float64)
+    routing = router(hidden, Packing.of_lengths([4]))
+    assert routing.boundary_prob.tolist() == pytest.approx([1.0, 0.0, 0.5, 1.0])
+    assert routing.boundary_mask.tolist() == [True, False, False, True]
+
+
+def test_no_gradient_across_documents():
+    packing, router, hidden, _ = routed([3, 4])
+    hidden.requires_grad_()
+    router(hidden, packing).boundary_prob[:3].sum().backward()
+    assert hidden.grad[3:].eq(0).all()
+    assert hidden.grad[:3].abs().sum() > 0
+
+
+@settings(max_examples=30, deadline=None)
+@given(lengths_strategy, st.integers(0, 99))
+def test_chunks_are_the_vectors_at_boundaries(lengths, seed):
+    packing, _, hidden, routing = routed(lengths, seed)
+    chunks, inner, index = ChunkLayer()(hidden, routing, packing)
+    assert torch.equal(chunks, hidden[routing.boundary_mask])
+    assert torch.equal(index, routing.boundary_mask.nonzero()[:, 0])
+    counts = [int(m.sum()) for m in routing.boundary_mask.split(lengths)]
+    assert inner.lengths == counts
+    assert torch.equal(inner.document, packing.document[index])
+
+
+@settings(max_examples=30, deadline=None)
+@given(lengths_strategy, st.integers(0, 99))
+def test_dechunk_is_the_recurrence(lengths, seed):
+    packing, _, hidden, routing = routed(lengths, seed)
+    chunks, inner, index = ChunkLayer()(hidden, routing, packing)
+    layer = DeChunkLayer()
+    out = layer(layer.smooth(chunks, routing, inner, index, choose("cpu", torch.float64)), routing)
+    expected = []
+    for b, n in enumerate(lengths):
+        smoothed = torch.zeros(8, dtype=torch.float64)
+        for t in range(int(packing.first[b]), int(packing.first[b]) + n):
+            if routing.boundary_mask[t]:
+                p = routing.boundary_prob[t].clamp(1e-4, 1 - 1e-4)
+                smoothed = p * hidden[t] + (1 - p) * smoothed
+            expected.append(smoothed)
+    torch.testing.assert_close(out, torch.stack(expected), rtol=1e-12, atol=1e-12)
+
+
+def test_straight_through():
+    """Forward the confidence is exactly one; backward it is itself."""
+    prob = torch.tensor([1.0, 0.3, 0.9], dtype=torch.float64, requires_grad=True)
+    routing = RoutingOutput(prob, prob > 0.5, torch.tensor([0, 3]))
+    up, residual = (torch.randn(3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    out = add_residual(up, routing, residual)
+    assert torch.equal(out, up + residual)
+    weight = torch.randn(3, 4, dtype=torch.float64)
+    (out * weight).sum().backward()
+    sign = torch.tensor([1.0, -1.0, 1.0])  # c = p at a boundary, 1 - p elsewhere
+    torch.testing.assert_close(prob.grad, sign * (weight * up).sum(-1))
+    assert torch.equal(up.grad, weight)
+    assert torch.equal(residual.grad, weight)
+
+
+def test_ratio_loss_values():
+    prob = torch.tensor([1.0, 0.2, 0.7, 0.1], requires_grad=True)
+    routing = RoutingOutput(prob, prob > 0.5, torch.tensor([0, 4]))
+    n, f, g = 4.0, 0.5, 0.5
+    assert ratio_loss(routing, n).item() == pytest.approx(n / (n - 1) * ((n - 1) * f * g + (1 - f) * (1 - g)))
+    ratio_loss(routing, n).backward()
+    assert prob.grad.tolist() == pytest.approx([n / (n - 1) * ((n - 1) * f - (1 - f)) / 4] * 4)
+
+
+@given(st.integers(2, 20))
+@settings(max_examples=10, deadline=None)
+def test_ratio_loss_is_one_on_target(n):
+    prob = torch.full((n,), 1 / n, dtype=torch.float64)
+    mask = torch.arange(n) == 0
+    assert ratio_loss(RoutingOutput(prob, mask, torch.tensor([0, n])), n).item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("target", [1.0, 0.5, float("nan")])
+def test_ratio_loss_refuses(target):
+    prob = torch.ones(3)
+    with pytest.raises(ValueError, match="above 1"):
+        ratio_loss(RoutingOutput(prob, prob > 0.5, torch.tensor([0, 3])), target)
+
+
+# -- fixed rules -------------------------------------------------------------------------------------------------------
+
+
+def space_boundaries(text: bytes) -> list[bool]:
+    """SpaceByte's rule, one byte at a time."""
+    previous, out = True, []
+    for i, byte in enumerate(text):
+        char = chr(byte)
+        space = not (char.isascii() and char.isalnum()) and not 0x80 <= byte < 0xC0
+        out.append(i == 0 or (space and not previous))
+        previous = space
+    return out
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.binary(min_size=1, max_size=30), min_size=1, max_size=4))
+def test_space_rule(documents):
+    packing = Packing.of_lengths([len(d) for d in documents])
+    ids = torch.tensor(list(b"".join(documents)))
+    routing = FixedRouting(Chunker("space"))(torch.zeros(len(ids), 4), packing, ids)
+    assert routing.boundary_mask.tolist() == [x for d in documents for x in space_boundaries(d)]
+    assert torch.equal(routing.boundary_prob, routing.boundary_mask.float())
+
+
+def test_space_like_bytes():
+    ids = torch.arange(256)
+    legal = [chr(i).isascii() and chr(i).isalnum() for i in range(256)]
+    assert space_like(ids).tolist() == [not legal[i] and not 0x80 <= i < 0xC0 for i in range(256)]
+
+
+@settings(max_examples=20, deadline=None)
+@given(lengths_strategy, st.integers(1, 7))
+def test_fixed_rule(lengths, k):
+    packing = Packing.of_lengths(lengths)
+    routing = FixedRouting(Chunker("fixed", k))(torch.zeros(packing.total, 4), packing)
+    assert routing.boundary_mask.tolist() == [t % k == 0 for n in lengths for t in range(n)]
+
+
+@pytest.mark.parametrize("chunker", [[{"kind": "space"}, {"kind": "fixed", "k": 2}], {"kind": "fixed", "k": 3}])
+def test_rules_carry_no_parameters_and_no_loss(chunker):
+    model = tiny_model(config=tiny_config(chunker=chunker))
+    assert not any("routing" in name for name, _ in model.named_parameters())
+    assert sum(p.numel() for p in model.parameters()) == model.config.num_parameters
+    out = model(torch.randint(0, 256, (2, 20)))
+    with pytest.raises(ValueError, match="not learned"):
+        ratio_loss(out.routing[0], 3.0)
+    out.logits.square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

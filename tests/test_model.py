@@ -1,0 +1,203 @@
+"""The whole network: packing, padding, precision, causality, initialisation, groups, learning rates."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from modelkit import PARITY, tiny_config, tiny_model, worst
+
+from hnet_cli.model import HNetConfig, HNetForCausalLM, lr_multipliers, parameter_groups, ratio_loss
+
+MODEL = tiny_model(config=tiny_config(window=4))
+
+
+def ids_of(*shape, seed=0):
+    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed))
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=6), st.integers(0, 99))
+def test_packed_equals_each_document_alone(lengths, seed):
+    """Longer and shorter than a block of the scans, borders anywhere, among strangers or alone: the same."""
+    ids = ids_of(sum(lengths), seed=seed)
+    cu_seqlens = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
+    with torch.no_grad():
+        packed = MODEL(ids, cu_seqlens=cu_seqlens)
+        alone = [MODEL(part[None]) for part in ids.split(lengths)]
+    assert worst(packed.logits, torch.cat([a.logits[0] for a in alone])) < 1e-10
+    for s, routing in enumerate(packed.routing):
+        assert torch.equal(routing.boundary_mask, torch.cat([a.routing[s].boundary_mask for a in alone]))
+        lengths_here = routing.cu_seqlens.diff().tolist()
+        assert [int(a.routing[s].cu_seqlens[-1]) for a in alone] == lengths_here
+        assert routing.boundary_mask[routing.cu_seqlens[:-1].long()].all()
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=5))
+def test_padding_changes_nothing(lengths):
+    longest = max(lengths) + 2
+    ids = ids_of(len(lengths), longest)
+    mask = torch.arange(longest) < torch.tensor(lengths)[:, None]
+    with torch.no_grad():
+        padded = MODEL(ids, mask=mask)
+        cu_seqlens = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()])
+        packed = MODEL(ids[mask], cu_seqlens=cu_seqlens)
+    assert torch.equal(padded.logits[mask], packed.logits)
+    assert padded.logits[~mask].eq(0).all()
+    for a, b in zip(padded.routing, packed.routing, strict=True):  # so padding cannot count in the ratio loss
+        assert ratio_loss(a, 3.0).item() == ratio_loss(b, 3.0).item()
+
+
+def test_the_past_does_not_see_the_future():
+    ids = ids_of(1, 150)
+    changed = ids.clone()
+    changed[0, 100:] = ids_of(50, seed=1)
+    with torch.no_grad():
+        assert worst(MODEL(ids).logits[:, :100], MODEL(changed).logits[:, :100]) < 1e-12
+
+
+def test_gradients_do_not_cross_documents():
+    ids = ids_of(3, 20)
+    out = {}
+    MODEL.embeddings.register_forward_hook(lambda m, i, o: out.update(e=o))
+    logits = MODEL(ids).logits
+    (grad,) = torch.autograd.grad(logits[1].square().sum(), out["e"])
+    grad = grad.view(3, 20, -1)
+    assert grad[1].abs().sum(-1).gt(0).all()
+    assert grad[[0, 2]].abs().max() < 1e-13 * grad.abs().max()  # decays are differences of sums: rounding remains
+
+
+def test_gradients_are_derivatives():
+    """Finite differences in float64, with the boundaries fixed and everything else free."""
+    model = tiny_model(config=tiny_config(("m1", ("T1",), "m1"), chunker={"kind": "fixed", "k": 3}))
+    ids = ids_of(2, 13)
+    weights = ids_of(2, 13, 256).double() / 256 - 0.5
+
+    def value():
+        return (model(ids).logits * weights).sum()
+
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    grads = torch.autograd.grad(value(), parameters)
+    generator = torch.Generator().manual_seed(0)
+    for name, p, g in zip(names, parameters, grads, strict=True):
+        direction = torch.randn(p.shape, generator=generator, dtype=p.dtype)
+        with torch.no_grad():
+            p.add_(1e-5 * direction)
+            above = value()
+            p.sub_(2e-5 * direction)
+            below = value()
+            p.add_(1e-5 * direction)
+        assert ((above - below) / 2e-5).item() == pytest.approx((g * direction).sum().item(), rel=1e-5, abs=1e-6), name
+
+
+@pytest.mark.parametrize("cast", [False, True], ids=["autocast", "cast"])
+def test_bfloat16_stays_close(cast):
+    """With the boundaries fixed, bfloat16 costs roundings and no more; float32 parts stay float32."""
+    config = tiny_config(chunker={"kind": "fixed", "k": 3})
+    model, ids = tiny_model(torch.float32, config=config), ids_of(2, 70)
+    expected = model(ids).logits
+    if cast:
+        model.cast(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=not cast):
+        out = model(ids)
+    assert out.logits.dtype == torch.bfloat16
+    assert (out.logits.float() - expected).norm() < 0.05 * expected.norm()
+    out.logits.float().square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_autocast_keeps_the_router_in_float32():
+    model = tiny_model(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(ids_of(2, 30))
+    assert {r.boundary_prob.dtype for r in out.routing} == {torch.float32}
+    sum(ratio_loss(r, 3.0) for r in out.routing).backward()
+    assert model.backbone.routing_module.q_proj_layer.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "message"),
+    [
+        ((ids_of(4),), {}, "need cu_seqlens"),
+        ((ids_of(4),), {"cu_seqlens": torch.tensor([0, 5])}, "ends at 5"),
+        ((ids_of(4),), {"cu_seqlens": torch.tensor([0, 2, 2, 4])}, "at least one position"),
+        ((ids_of(4),), {"cu_seqlens": torch.tensor([1, 4])}, "start at 0"),
+        ((ids_of(4),), {"cu_seqlens": torch.tensor([0.0, 4.0])}, "int32 or int64"),
+        ((ids_of(2, 4),), {"cu_seqlens": torch.tensor([0, 4])}, r"\(B, L\)"),
+        ((ids_of(2, 4),), {"mask": torch.ones(2, 3, dtype=torch.bool)}, "shape of input_ids"),
+        ((ids_of(1, 4),), {"mask": torch.tensor([[True, False, True, True]])}, "right padding"),
+        ((ids_of(1, 4),), {"mask": torch.zeros(1, 4, dtype=torch.bool)}, "at least one position"),
+        ((ids_of(0, 4),), {}, "empty"),
+    ],
+)
+def test_refusals(args, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        MODEL(*args, **kwargs)
+
+
+def test_tied_embeddings():
+    config = HNetConfig.from_dict(tiny_config().to_dict() | {"tie_embeddings": True})
+    model = HNetForCausalLM(config)
+    assert model.lm_head.weight is model.embeddings.weight
+    assert sum(p.numel() for p in model.parameters()) == config.num_parameters
+    names = [n for g in parameter_groups(model) for n in g["names"]]
+    assert sorted(names) == sorted(n for n, _ in model.named_parameters())
+
+
+# -- initialisation and groups -----------------------------------------------------------------------------------------
+
+
+def test_initialisation_is_the_official_one():
+    official = json.loads((PARITY / "official_init.json").read_text())
+    torch.manual_seed(0)
+    parameters = dict(HNetForCausalLM(HNetConfig.from_dict(official["config"])).named_parameters())
+    assert list(parameters) == [row[0] for row in official["parameters"]]
+    for name, shape, mean, std, least, most, *kind in official["parameters"]:
+        p = parameters[name].detach()
+        assert list(p.shape) == shape
+        if kind == ["identity"]:
+            assert torch.equal(p, torch.eye(len(p)))
+        elif std == 0:
+            assert p.eq(mean).all(), name
+        elif p.numel() > 500:
+            assert p.std().item() == pytest.approx(std, rel=0.06), name
+            assert p.mean().item() == pytest.approx(mean, abs=6 * std / p.numel() ** 0.5 + abs(mean)), name
+        else:  # a few numbers per layer: the range they are drawn from
+            low, high = {"A_log": (0.0, 2.7726), "dt_bias": (-6.9078, -2.2520)}.get(name.split(".")[-1], (-0.063, 0.063))
+            assert low - 1e-3 <= p.min() <= p.max() <= high + 1e-3, name
+
+
+def test_a_fresh_model_is_near_a_uniform_guess():
+    torch.manual_seed(0)
+    out = HNetForCausalLM(tiny_config())(ids_of(2, 64))
+    assert out.logits.std() < 0.5
+
+
+def test_learning_rate_multipliers():
+    """The table of the facts: 2-stage XL, from widths 1024, 1536, 2048 and N = 3, 3 (paper eq 11)."""
+    official = json.loads((PARITY / "official_keys/hnet_2stage_XL.json").read_text())
+    config = HNetConfig.from_dict(official["config"])
+    assert lr_multipliers(config, [3, 3]) == pytest.approx([3.033, 1.430, 0.715], abs=5e-4)
+    own = HNetConfig.from_dict(official["config"] | {"hnet": {"target_ratios": [3, 3]}})
+    assert lr_multipliers(own) == lr_multipliers(config, [3, 3])
+    with pytest.raises(ValueError, match="needs 2 target ratios"):
+        lr_multipliers(config)
+
+
+def test_groups_for_our_trainer():
+    model = MODEL
+    groups = parameter_groups(model, [2.0, 1.5, 1.0], 0.1, lr=0.01, norm_weight_decay=False)
+    where = {n: g for g in groups for n in g["names"]}
+    assert sorted(where) == sorted(n for n, _ in model.named_parameters())
+    assert sum(len(g["params"]) for g in groups) == len(where)
+    for name, group in where.items():
+        spared = name.endswith((".bias", "A_log", ".D", "dt_bias")) or "norm" in name
+        assert group["weight_decay"] == (0.0 if spared else 0.1), name
+        assert group["lr"] == pytest.approx(0.01 * group["lr_multiplier"])
+    assert where["backbone.main_network.pad_dimension"]["lr_multiplier"] == 1.5
+    assert where["backbone.main_network.main_network.main_network.layers.0.mixer.Wqkv.weight"]["lr_multiplier"] == 1.0
+    assert where["backbone.routing_module.q_proj_layer.weight"]["lr_multiplier"] == 2.0
+    with pytest.raises(ValueError, match="2 learning-rate multipliers for 3 levels"):
+        parameter_groups(model, [1.0, 2.0])
