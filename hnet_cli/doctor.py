@@ -58,7 +58,7 @@ def report(check: bool = False) -> dict[str, Any]:
         "disk": {"folder": os.getcwd(), "free": storage.free_bytes(Path.cwd())},
         "kernels": _told(_kernels),
         "packages": [{"name": n, "version": _version(n), "purpose": purpose} for n, purpose in OPTIONAL.items()],
-        "modalities": _told(_modalities),
+        "modalities": _told(installed_modalities),
         "presets": _told(_presets),
     }
     if check:
@@ -177,7 +177,7 @@ def _check() -> list[dict[str, Any]]:
     return [{"device": device, **_row(row)} for device in devices for row in kernels.check(device)]
 
 
-def _modalities() -> list[dict[str, Any]]:
+def installed_modalities() -> list[dict[str, Any]]:
     """Each installed plugin with its package and what is wrong with it; two of one name are both listed."""
     listed = []
     names = [point.name for point in entry_points(group=modalities.GROUP)]
