@@ -69,6 +69,13 @@ def render(
     return _pretty(drawings, show, len(stages) - 1) if format == "pretty" else _plain(drawings, show)
 
 
+def paint(text: str, hue: int, shade: int = 0) -> str:
+    """`text`, which must be safe, on a coloured background that ends with each line, its white space made visible."""
+    on = f"\x1b[38;5;16;48;5;{HUES[hue % len(HUES)][shade]}m"
+    lines = text.replace("\t", "→   ").replace("\n", "↵\n").split("\n")
+    return "\n".join(f"{on}{line}{RESET}" if line else "" for line in lines)
+
+
 def shower(modality: Modality | None) -> Callable[[bytes], str]:
     """A chunk's bytes as safe text; of a character that is cut, the bytes. Chunks repeat, so results are kept."""
     display = (modality or Modality()).display
@@ -270,7 +277,7 @@ def _drawings(windows: Iterable[Window], stages: Sequence[int], headings: bool) 
             record = _record(document)
             above = document.source if record is None else f"{document.source}: {record}"
             above = escape(above, keep="") if headings or record is not None else ""
-        before = this
+            before = this
         deeper = ~np.isnan(block.probability[:, stages[0] + 1 : stages[-1] + 1])
         yield _Drawing(above, block, deeper.sum(1).tolist())
 
@@ -300,9 +307,7 @@ def _pretty(drawings: Iterable[_Drawing], show: Callable[[bytes], str], furthest
             parts.append(f"\x1b[1m{drawing.above}{RESET}\n" if drawing.above else "")
         for chunk, depth in zip(drawing.block.chunks, drawing.depths, strict=True):
             hue, shade = (hue + 1, 0) if depth == furthest else (hue, 1 - shade)
-            on = f"\x1b[38;5;16;48;5;{HUES[hue % len(HUES)][shade]}m"
-            lines = show(chunk).replace("\t", "→   ").replace("\n", "↵\n").split("\n")
-            parts.append("\n".join(f"{on}{line}{RESET}" if line else "" for line in lines))
+            parts.append(paint(show(chunk), hue, shade))
         text = "".join(parts)
         tail = text[-1:] or tail
         yield text
@@ -312,20 +317,17 @@ def _pretty(drawings: Iterable[_Drawing], show: Callable[[bytes], str], furthest
 PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
 <title>hnet segment</title>
 <style>
 body { margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #111; background: #fff }
 main { font: 16px/2 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere }
 h2 { font-size: 1rem; margin: 2rem 0 .5rem }
 span { border-radius: 3px; background: rgb(var(--c) / calc(.1 + .8 * var(--p))); box-decoration-break: clone }
-.d { background: none; border-bottom: 3px solid rgb(var(--c) / calc(.3 + .7 * var(--p))) }
-.d { padding-bottom: calc(3px * var(--n)) }
+.d { background: none; border-bottom: 3px solid rgb(var(--c) / calc(.3 + .7 * var(--p))); padding-bottom: calc(3px * var(--n)) }
 .c0 { --c: 120 190 255 } .c1 { --c: 255 190 120 } .c2 { --c: 130 225 130 } .c3 { --c: 245 150 205 }
 i { opacity: .4; font-style: normal }
 </style>
-<p>The colour changes where a chunk begins; the stronger it is, the surer the model was.
-Point at a chunk for its place and probability.</p>
+<p>The colour changes where a chunk begins; the stronger, the surer the model was. Point at a chunk for its place.</p>
 <main>"""
 
 

@@ -23,8 +23,8 @@ from hnet_cli.model import HNetConfig, HNetForCausalLM, RoutingOutput
 
 BOS = b"\xfe"
 """Precedes every document in the model's input."""
-BATCH_BYTES = 16_384
-"""Bytes of a packed pass: large enough to keep the processor busy, small enough for its caches."""
+BATCH_BYTES = {"cpu": 8192}
+"""Bytes of a packed pass by device: enough to keep a processor busy, few enough for its caches. Else 262,144."""
 LONGEST_CHUNK = 1 << 20
 """A chunk is ended at the first window border after this many bytes, for nothing may grow with the file."""
 READ_BYTES = 1 << 16
@@ -94,7 +94,7 @@ def windows(
     input_table: bytes | None = None,
     width: int | None = None,
     warmup: int | None = None,
-    batch_bytes: int = BATCH_BYTES,
+    batch_bytes: int | None = None,
     longest_chunk: int = LONGEST_CHUNK,
 ) -> Iterator[Window]:
     """The windows of all documents in order; documents without bytes give none.
@@ -106,6 +106,7 @@ def windows(
         raise UsageError("this model has no chunking stages, so there is nothing to segment", "take an H-Net")
     default = window_of(model.config)
     width, warmup = width or default[0], default[1] if warmup is None else warmup
+    batch_bytes = batch_bytes or BATCH_BYTES.get(model.embeddings.weight.device.type, 1 << 18)
     opened = np.zeros(model.config.num_stages, dtype=np.int64)  # where the last chunk of each stage began
     batch: list[_Stretch] = []
     size = 0
@@ -166,17 +167,14 @@ def _period(config: HNetConfig) -> int:
 def route(model: HNetForCausalLM, ids: Tensor, cu_seqlens: Tensor) -> list[RoutingOutput]:
     """`model(ids, cu_seqlens=cu_seqlens).routing` without the main network and the decoders. ids (T,) int64."""
     packing, kernels, level = Packing.of_cu_seqlens(cu_seqlens), model.kernels(), model.backbone
-    hidden, routing = model.embeddings(ids), []
+    hidden, read, routing = model.embeddings(ids), ids, []
     while not level.is_innermost:
         if level.pad_dimension is not None:
             hidden = torch.cat([hidden, level.pad_dimension.to(hidden.dtype).expand(len(hidden), -1)], -1)
         encoded = level.encoder(hidden, packing, kernels)
-        rule = level.routing_module
-        routing.append(
-            rule(encoded, packing, *([] if model.config.chunkers[len(routing)].kind == "learned" else [ids]))
-        )
+        routing.append(level.routing_module(encoded, packing, read))
         hidden, packing, _ = level.chunk_layer(encoded, routing[-1], packing)
-        level = level.main_network
+        level, read = level.main_network, None  # only the outermost chunker may read bytes
     return routing
 
 
