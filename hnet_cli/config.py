@@ -128,6 +128,8 @@ class RunConfig:
     """Of matrix products; the residual stream, the router and the smoothing are fp32 always."""
     name: str = "run"
     """Of the preset this came from."""
+    data: str = ""
+    """The dataset folder of a run; empty in a preset."""
 
     def __post_init__(self) -> None:
         ratios, stages = self.train.target_ratios, self.model.num_stages
@@ -349,6 +351,7 @@ class _Sections:
     kernels: Literal["auto", "reference", "fast"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     name: str = "run"
+    data: str = ""
 
 
 def to_yaml(config: RunConfig) -> str:

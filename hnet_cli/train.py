@@ -25,9 +25,10 @@ from torch import Tensor
 from hnet_cli import checkpoint, storage
 from hnet_cli.checkpoint import TrainingState
 from hnet_cli.config import RunConfig, TrainConfig, to_yaml
-from hnet_cli.corpus import Batch, Batches, Dataset
+from hnet_cli.corpus.dataset import Dataset
+from hnet_cli.corpus.loader import Batch, Batches
 from hnet_cli.errors import BusyError, InputError, NumericalError, Stopped, StorageError
-from hnet_cli.evaluate import validation
+from hnet_cli.evaluate import stage_metrics, to_device, validation
 from hnet_cli.model import HNetForCausalLM, RoutingOutput, ratio_loss
 from hnet_cli.optim import build_optimizer, set_learning_rate
 
@@ -36,7 +37,7 @@ MAX_SKIPPED = 3
 
 
 def alignment_loss(next_byte_nll: Tensor, routing: RoutingOutput) -> Tensor:
-    """SOMBRERO's confidence-alignment loss (arXiv 2601.22805): mean over t of (1 - P(x_{t+1}) - p_t)^2, no gradient in P.
+    """SOMBRERO's confidence-alignment loss (arXiv 2601.22805): mean over t of (1 - sg[P(x_{t+1})] - p_t)^2.
 
     It draws boundaries of the outermost stage to positions whose next byte is hard to predict.
     `next_byte_nll` (T,): -ln of the probability of the byte after each position.
@@ -115,33 +116,6 @@ def train_step(model: HNetForCausalLM, optimizer: torch.optim.Optimizer, batches
     if not finite:
         record["skipped"] = 1
     return record | stage_metrics(routings, total_bytes, train.target_ratios)
-
-
-def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """inputs (T,) int64, targets (T,) int64, cu_seqlens (B+1,) int32, weights (T,) float32 or None."""
-
-    def move(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(device, non_blocking=True)
-
-    weights = None if batch.weights is None else move(batch.weights)
-    return move(batch.inputs).long(), move(batch.targets).long(), move(batch.cu_seqlens), weights
-
-
-def stage_metrics(routings: list[list[RoutingOutput]], total_bytes: int, targets: list[float]) -> dict[str, float]:
-    """Per stage: boundary fraction F against 1/N, mean probability G, bytes per chunk against the product of the N."""
-    record: dict[str, float] = {}
-    wanted = 1.0
-    for s, target in enumerate(targets):
-        each = [routing[s] for routing in routings]
-        positions = sum(len(r.boundary_prob) for r in each)
-        chunks = sum(int(r.boundary_mask.sum()) for r in each)
-        wanted *= target
-        record[f"stage{s}_boundary_fraction"] = chunks / positions
-        record[f"stage{s}_target_fraction"] = 1 / target
-        record[f"stage{s}_mean_boundary_prob"] = sum(float(r.boundary_prob.sum()) for r in each) / positions
-        record[f"stage{s}_bytes_per_chunk"] = total_bytes / chunks
-        record[f"stage{s}_target_bytes_per_chunk"] = wanted
-    return record
 
 
 def precision_context(config: RunConfig, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
@@ -270,7 +244,7 @@ class _Trainer:
         saved = self.state.step if resume else -1
         while self.state.step < train.steps:
             step = self.state.step
-            pieces = [self.batches.batch(step, rows=rows) for rows in self.slices]
+            pieces = [self.batches.batch(step, rows) for rows in self.slices]
             record: dict[str, Any] = train_step(self.model, self.optimizer, pieces, step, self.config, self.autocast)
             self.state.step += 1
             self.state.bytes_seen += train.batch_bytes
@@ -378,19 +352,19 @@ def build_model(config: RunConfig) -> HNetForCausalLM:
     return model
 
 
-def estimate_step(config: RunConfig, device: str, seconds: float = 3.0) -> float:
-    """Seconds per optimizer step of `config` on this machine, measured on random bytes for about `seconds`."""
-    generator = np.random.default_rng(0)
+def seconds_per_byte(config: RunConfig, device: str, seconds: float = 3.0) -> float:
+    """Time to train one byte on this machine, measured on random bytes for about `seconds`."""
     train = config.train
+    length = train.sequence_length
+    rows = max(1, min(train.rows // train.micro_batches, 4096 // length))
     model = build_model(config).to(device)
     optimizer = build_optimizer(model, config)
-    rows, length = train.rows // train.micro_batches, train.sequence_length
-    data = generator.integers(97, 123, rows * length + 1, dtype=np.uint8)
+    data = np.random.default_rng(0).integers(97, 123, rows * length + 1, dtype=np.uint8)
     cu_seqlens = np.arange(0, rows * length + 1, length, dtype=np.int32)
-    batch = Batch(inputs=data[:-1], targets=data[1:], weights=None, cu_seqlens=cu_seqlens)
+    batch = Batch(data[:-1], data[1:], None, cu_seqlens, np.zeros(rows, np.int64), np.zeros(rows, np.int64))
     autocast, times, until = precision_context(config, torch.device(device)), [], time.monotonic() + seconds
-    while len(times) < 3 or time.monotonic() < until:
+    while len(times) < 2 or time.monotonic() < until:
         started = time.monotonic()
-        train_step(model, optimizer, [batch] * train.micro_batches, 0, config, autocast)
+        train_step(model, optimizer, [batch], 0, config, autocast)
         times.append(time.monotonic() - started)
-    return float(np.median(times[1:]))
+    return float(np.median(times[1:])) / (rows * length)

@@ -1,0 +1,384 @@
+"""The `hnet` command: parse, call one function, print. Nothing is computed here, and torch is imported only by the
+commands that need it, so that `hnet --help` answers at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import hnet_cli
+from hnet_cli.errors import EnvironmentLimit, HNetError, StorageError, UsageError
+
+app = typer.Typer(
+    name="hnet",
+    help="Train, sample and look inside H-Nets on your own text, Chinese, source code and DNA.",
+    epilog="Begin with: hnet quickstart",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ModelArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="[MODEL]", help="A run folder, a checkpoint, or starter:text, starter:chinese, "
+                   "starter:code, starter:dna. Default: $HNET_MODEL, else the newest run, else starter:text."),
+]  # fmt: skip
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. Default: a GPU if there is one.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"hnet {hnet_cli.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more; show a traceback for an error.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    from hnet_cli.console import set_verbosity
+
+    set_verbosity(1 if verbose else -1 if quiet else 0)
+
+
+def _device(wanted: str | None) -> str:
+    from hnet_cli.budget import machine
+
+    try:
+        return machine(wanted).device
+    except ValueError as error:
+        raise EnvironmentLimit(str(error)) from error
+
+
+def _print_json(data: Any) -> None:
+    print(json.dumps(data, ensure_ascii=False), flush=True)
+
+
+# -- prepare -----------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def prepare(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT...",
+            help="Files, folders, archives, or - for standard "
+            "input; plain, .gz, .bz2, .xz, .zst, .tar, .jsonl, .parquet.",
+        ),
+    ],
+    modality: Annotated[
+        str | None,
+        typer.Option(
+            help="What the bytes are; `hnet prepare --modality list` shows the installed ones. Default: detected."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The dataset folder. Default: data/<name of the first input>.")
+    ] = None,
+    val: Annotated[float, typer.Option(help="Share of the bytes held out for validation.")] = 0.01,
+    val_input: Annotated[list[str] | None, typer.Option(help="Hold out these files instead of a share.")] = None,
+    field: Annotated[str | None, typer.Option(help="The text field of .jsonl and .parquet rows.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    overwrite: Annotated[bool, typer.Option(help="Replace the dataset folder if it exists.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn your files into a dataset: documents, a held-out split, and baselines to beat."""
+    from hnet_cli import corpus
+    from hnet_cli import modality as modalities
+    from hnet_cli.console import progress, say
+
+    if modality == "list" or inputs == ["list"]:
+        for name in modalities.names():
+            print(f"{name:10} {modalities.get(name).summary}")
+        return
+    if modality is None:
+        found = corpus.detect(inputs, field=field)
+        modality = found.name
+        say(f"These look like [bold]{modality}[/] ({found.why}); say --modality to choose another.")
+    out = out or Path("data") / corpus.default_name(inputs[0])
+    with progress("reading") as task:
+        summary = corpus.prepare(
+            inputs, modalities.get(modality), out, val=val, val_inputs=val_input or [], field=field, workers=workers,
+            overwrite=overwrite, progress=lambda done, total: task.update(done, total),
+        )  # fmt: skip
+    if as_json:
+        _print_json(summary.to_dict())
+    else:
+        _show_summary(summary)
+
+
+def _show_summary(summary: Any) -> None:
+    from rich.markup import escape
+
+    from hnet_cli.console import say, show, size, table
+
+    rows = table("", "documents", "bytes")
+    for split in ("train", "val"):
+        part = summary.splits[split]
+        rows.add_row(split, f"{part['documents']:,}", f"{part['bytes']:,}")
+    for reason, refused in summary.refused.items():
+        rows.add_row(escape(f"refused: {reason}"), f"{refused['count']:,}", f"{refused['bytes']:,}")
+    show(rows)
+    for note in summary.notes:
+        say(f"[dim]{escape(note)}[/]")
+    bits = summary.baselines
+    say(f"To beat on the held-out bytes: xz [bold]{bits['xz']:.3f}[/] bits per byte, an order-{bits['k']} model "
+        f"[bold]{bits['order_k']:.3f}[/].")  # fmt: skip
+    speed = summary.bytes / max(summary.seconds, 1e-9)
+    say(f"Wrote {escape(str(summary.path))} ({size(summary.bytes)} in {summary.seconds:.1f} s, {size(speed)}/s). "
+        f"Next: hnet train --data {escape(str(summary.path))}")  # fmt: skip
+
+
+# -- train -------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def train(
+    preset: Annotated[
+        str | None,
+        typer.Option(help="A preset (`hnet presets`) or a YAML file. Default: the modality's preset for this machine."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="A dataset of `hnet prepare`. Default: the newest under data/.")
+    ] = None,
+    run: Annotated[Path | None, typer.Option(help="The run folder. Default: runs/<dataset>-<preset>.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as train.steps=2000; may be repeated."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train an H-Net on a dataset."""
+    from hnet_cli import plan
+
+    chosen = plan.choose(preset, data, run, settings or [], resume=resume, device=device)
+    if dry_run:
+        plan.describe(chosen, as_json=as_json)
+        return
+    plan.refuse_what_cannot_fit(chosen)
+    from hnet_cli.progress import follow
+
+    result = follow(chosen, resume=resume)
+    if as_json:
+        _print_json({"run": str(result.run), "steps": result.state.step, "seconds": result.seconds} | result.last)
+
+
+# -- segment and sample ------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def segment(
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE...", help="Files, folders, archives, or - for standard input; whatever `hnet prepare` reads."
+        ),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A run folder, a checkpoint, or starter:NAME. Default: $HNET_MODEL, else "
+            "the newest run whose modality fits, else the starter model."
+        ),
+    ] = None,
+    stage: Annotated[str, typer.Option(help="0 is the outermost; or all.")] = "all",
+    format: Annotated[
+        str | None,
+        typer.Option(
+            help="pretty, plain, jsonl, tsv, html, or one of the modality's own (bed). "
+            "Default: pretty on a terminal, else plain."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write here instead of standard output.")] = None,
+    modality: Annotated[str | None, typer.Option(help="What the files are. Default: detected.")] = None,
+    field: Annotated[str | None, typer.Option(help="The text field of .jsonl and .parquet rows.")] = None,
+    device: DeviceOption = None,
+) -> None:
+    """Print the chunks a model has learned, of files of any length."""
+    from hnet_cli import verbs
+
+    verbs.segment(files, model, stage, format, out, modality, field, _device(device))
+
+
+@app.command()
+def sample(
+    model: ModelArgument = None,
+    prompt: Annotated[str | None, typer.Option(help="What to continue.")] = None,
+    prompt_file: Annotated[
+        str | None, typer.Option(help="Read the prompt from a file, or - for standard input.")
+    ] = None,
+    max_bytes: Annotated[int, typer.Option(min=1, help="Bytes to write at most.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest byte.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Choose among the k likeliest bytes.")] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="Choose among the likeliest bytes that together have this probability."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    number: Annotated[int, typer.Option("-n", min=1, help="How many continuations.")] = 1,
+    show_chunks: Annotated[bool, typer.Option("--show-chunks", help="Mark where the model's chunks begin.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Print bytes as they come, valid or not.")] = False,
+    device: DeviceOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per continuation.")] = False,
+) -> None:
+    """Continue a prompt, byte by byte; the output is always valid for the modality."""
+    from hnet_cli import verbs
+
+    verbs.sample(
+        model, prompt, prompt_file, max_bytes=max_bytes, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
+        number=number, show_chunks=show_chunks, raw=raw, device=_device(device), as_json=as_json,
+    )  # fmt: skip
+
+
+# -- presets, doctor, convert ------------------------------------------------------------------------------------------
+
+
+@app.command()
+def presets(
+    name: Annotated[str | None, typer.Argument(help="Show this preset's YAML.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the presets, or show one."""
+    from hnet_cli import budget, config
+    from hnet_cli.console import count, table
+
+    if name is not None:
+        print(config.preset_text(name), end="")
+        return
+    listed = {each: config.resolve(each) for each in config.preset_names()}
+    if as_json:
+        _print_json({
+            each: {"description": c.description, "parameters": c.model.num_parameters, "memory": budget.needs(c).memory}
+            for each, c in listed.items()
+        })  # fmt: skip
+        return
+    from rich.console import Console
+
+    rows = table("preset", "parameters", "memory", "", title=None)
+    rows.columns[3].justify = "left"
+    for each, c in sorted(listed.items(), key=lambda item: (item[1].model.num_parameters, item[0])):
+        needed = f"{budget.needs(c).memory / budget.GIB:.1f} GiB"
+        rows.add_row(each, count(c.model.num_parameters), needed, c.description)
+    Console(soft_wrap=not sys.stdout.isatty()).print(rows)
+
+
+@app.command()
+def doctor(
+    check: Annotated[bool, typer.Option("--check", help="Also compare every kernel with the reference here.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what this machine will run, and why."""
+    from rich.console import Console
+
+    from hnet_cli import doctor as examine
+
+    report = examine.report(check=check)
+    if as_json:
+        _print_json(report)
+    else:
+        Console().print(examine.render(report))
+    if check:
+        examine.raise_on_failure(report)
+
+
+@app.command()
+def convert(
+    src: Annotated[Path, typer.Argument(help="An official .pt or .safetensors file, or a model folder of ours.")],
+    dst: Annotated[Path, typer.Argument(help="The model folder to write; or a .pt or .safetensors file to go back.")],
+    config: Annotated[
+        Path | None, typer.Option(help="The official JSON configuration, if it is not recognised.")
+    ] = None,
+    modality: Annotated[str | None, typer.Option(help="Note what the model was trained on.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace DST if it exists.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring an official checkpoint in, or ours out, without ever executing a pickle."""
+    from rich.markup import escape
+
+    from hnet_cli import convert as converter
+    from hnet_cli.console import count, say
+
+    done = converter.convert(src, dst, config=config, overwrite=overwrite, modality=modality)
+    if as_json:
+        _print_json({key: str(value) if isinstance(value, Path) else value for key, value in vars(done).items()})
+    say(f"Wrote {escape(str(dst))}: {done.configuration}, {count(done.parameters)} parameters.")
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="A folder for the dataset and the run.")] = Path("hnet-quickstart"),
+    minutes: Annotated[float, typer.Option(min=0.1, help="Time for training.")] = 4.0,
+    device: DeviceOption = None,
+) -> None:
+    """Do the main job on a bundled text: prepare, train a small model, sample, and show the chunks it has learned."""
+    from hnet_cli import quickstart as tour
+
+    tour.run(out, minutes, _device(device))
+
+
+# -- errors ------------------------------------------------------------------------------------------------------------
+
+
+def _fail(error: HNetError) -> int:
+    print(f"hnet: {error}" + (f" ({error.hint})" if error.hint else ""), file=sys.stderr)
+    return error.exit_code
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run one command line and return its exit code (design: 0, 1 bug, 2 usage, 3 input, 4 damaged, 5 numerical, 69
+    environment, 73 busy, 74 I/O, 75 stopped, 130 interrupted). Never raises but for SystemExit."""
+    debug = "-v" in (arguments or sys.argv[1:2]) or bool(os.environ.get("HNET_DEBUG"))
+    try:
+        code = app(args=arguments, prog_name="hnet", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except HNetError as error:
+        if debug:
+            traceback.print_exc()
+        return _fail(error)
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough. Python would complain once more while closing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("hnet: interrupted", file=sys.stderr)
+        return 130
+    except MemoryError:
+        return _fail(EnvironmentLimit("out of memory", "a smaller preset, or more train.micro_batches, needs less"))
+    except OSError as error:
+        if debug:
+            traceback.print_exc()
+        place = f"{error.filename}: " if error.filename else ""
+        return _fail(StorageError(f"{place}{error.strerror or error}"))
+    except Exception as error:
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # Typer's own: a wrong option or argument
+            return _fail(UsageError(error.format_message(), "see --help"))
+        if type(error).__name__ == "Abort":
+            print("hnet: interrupted", file=sys.stderr)
+            return 130
+        if debug:
+            traceback.print_exc()
+        print(f"hnet: a bug of ours: {type(error).__name__}: {error} (run again with -v and report what it prints)",
+              file=sys.stderr)  # fmt: skip
+        return 1
+
+
+def main() -> None:
+    """Entry point of the `hnet` command."""
+    sys.exit(run())

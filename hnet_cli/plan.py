@@ -1,0 +1,151 @@
+"""What `hnet train` is about to do: which configuration, data and folder, and whether this machine can. No torch here
+unless the plan has to be timed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from hnet_cli import budget, modality
+from hnet_cli.budget import GIB, Machine
+from hnet_cli.config import RunConfig, resolve
+from hnet_cli.console import count, duration, say, show, size, table
+from hnet_cli.errors import DamagedError, EnvironmentLimit, InputError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One training run, decided."""
+
+    config: RunConfig
+    data: Path
+    dataset: dict[str, Any]
+    """`dataset.json`."""
+    run: Path
+    machine: Machine
+
+
+def _dataset(data: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((data / "dataset.json").read_text(encoding="utf-8"))
+        if not isinstance(found["modality"], str) or not isinstance(found["splits"]["train"]["bytes"], int):
+            raise TypeError
+    except FileNotFoundError as error:
+        hint = "hnet prepare makes one" if data.exists() else "there is no such folder; hnet prepare makes one"
+        raise InputError(f"{data} is not a dataset: it has no dataset.json", hint) from error
+    except OSError as error:
+        raise InputError(f"{data / 'dataset.json'}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{data / 'dataset.json'} is damaged", "prepare the dataset again") from error
+    return found
+
+
+def _newest_dataset() -> Path:
+    found = sorted(Path("data").glob("*/dataset.json"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise InputError("there is no dataset under data/", "make one with `hnet prepare FILE`, or give --data")
+    return found[-1].parent
+
+
+def choose(preset: str | None, data: Path | None, run: Path | None, settings: list[str], *, resume: bool,
+           device: str | None) -> Plan:  # fmt: skip
+    """Fill in what the user left open and say what was chosen. Raises UsageError, InputError or EnvironmentLimit."""
+    try:
+        here = budget.machine(device)
+    except ValueError as error:
+        raise EnvironmentLimit(str(error)) from error
+    if resume and run is not None and preset is None:
+        stored = run / "config.yaml"
+        if not stored.exists():
+            raise InputError(f"{run} holds no run to resume: it has no config.yaml", "`hnet train` without --resume")
+        preset = str(stored)
+    config = resolve(preset, settings) if preset is not None else None
+    if data is None:
+        data = Path(config.data) if config is not None and config.data else _newest_dataset()
+        say(f"Data: [bold]{escape(str(data))}[/]")
+    dataset = _dataset(data)
+    if config is None:
+        preset = modality.get(dataset["modality"]).presets["nano" if here.device == "cpu" else "small"]
+        config = resolve(preset, settings)
+        say(f"Preset: [bold]{preset}[/] (the default for {dataset['modality']} on {here.device})")
+    if run is None:
+        run = Path("runs") / f"{data.resolve().name}-{config.name}"
+        say(f"Run: [bold]{escape(str(run))}[/]")
+    return Plan(dataclasses.replace(config, data=str(data)), data, dataset, run, here)
+
+
+def refuse_what_cannot_fit(plan: Plan) -> None:
+    """Raises EnvironmentLimit with what is needed, what is there and what would fit."""
+    if budget.fits(plan.config, plan.machine):
+        return
+    needs, here = budget.needs(plan.config), plan.machine
+    fitting = [name for name, _ in budget.presets_that_fit(here)]
+    advice = f"presets that fit: {', '.join(fitting)}" if fitting else "no preset fits; free some memory"
+    for pieces in (2**n for n in range(1, 12)):
+        train = plan.config.train
+        if train.rows % (train.micro_batches * pieces):
+            break
+        smaller = dataclasses.replace(train, micro_batches=train.micro_batches * pieces)
+        if budget.fits(dataclasses.replace(plan.config, train=smaller), here):
+            advice = f"--set train.micro_batches={smaller.micro_batches} would fit; {advice}"
+            break
+    raise EnvironmentLimit(
+        f"{plan.config.name} ({count(needs.parameters)} parameters) needs about {needs.memory / GIB:.0f} GiB to train "
+        f"({needs.weights / GIB:.0f} for weights, gradients and AdamW, {needs.activations / GIB:.0f} for activations), "
+        f"but {here.device} ({here.name}) has {here.memory / GIB:.0f} GiB free",
+        advice,
+    )
+
+
+def facts(plan: Plan) -> dict[str, Any]:
+    """The plan as data: parameters per part, FLOPs, memory, bytes, epochs."""
+    train, needs = plan.config.train, budget.needs(plan.config)
+    total = train.steps * train.batch_bytes
+    return {
+        "preset": plan.config.name,
+        "data": str(plan.data),
+        "run": str(plan.run),
+        "device": plan.machine.device,
+        "parameters": needs.parameters,
+        "parameters_by_part": plan.config.model.count_parameters(),
+        "flops_per_byte": needs.flops_per_byte,
+        "memory_needed": needs.memory,
+        "memory_free": plan.machine.memory,
+        "fits": budget.fits(plan.config, plan.machine),
+        "steps": train.steps,
+        "bytes": total,
+        "epochs": total / plan.dataset["splits"]["train"]["bytes"],
+    }
+
+
+def describe(plan: Plan, as_json: bool) -> None:
+    """Print the plan; with the time it would take, measured, where it fits."""
+    data = facts(plan)
+    if data["fits"]:
+        from hnet_cli.train import seconds_per_byte
+
+        data["bytes_per_s"] = round(1 / seconds_per_byte(plan.config, plan.machine.device))
+        data["seconds"] = data["bytes"] / data["bytes_per_s"]
+    if as_json:
+        print(json.dumps(data))
+        return
+    rows = table("part", "parameters")
+    for part, number in data["parameters_by_part"].items():
+        rows.add_row(part, f"{number:,}")
+    rows.add_row("[bold]all[/]", f"[bold]{data['parameters']:,}[/]")
+    show(rows)
+    train = plan.config.train
+    say(f"{count(data['flops_per_byte'])}FLOP per byte forward, three times that to train.")
+    say(f"Memory: {data['memory_needed'] / GIB:.1f} GiB needed, {data['memory_free'] / GIB:.1f} GiB free on "
+        f"{data['device']} ({plan.machine.name}).")  # fmt: skip
+    times = f"{data['epochs']:.1f} times the data"
+    say(f"{train.steps:,} steps of {size(train.batch_bytes)}: {size(data['bytes'])}, {times}.")
+    if data["fits"]:
+        say(f"About {size(data['bytes_per_s'])}/s here: {duration(data['seconds'])}.")
+    else:
+        refuse_what_cannot_fit(plan)

@@ -1,0 +1,77 @@
+"""`hnet train` on screen: what the loop reports, as a bar with ETA on a terminal and plain lines elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.markup import escape
+
+from hnet_cli.console import Task, duration, progress, say, show, size, table
+from hnet_cli.plan import Plan
+from hnet_cli.plot import read_metrics, run_curves, spark
+from hnet_cli.train import Result, train
+
+
+def follow(plan: Plan, *, resume: bool = False) -> Result:
+    """Train what was planned, show it, and end with a table, the curves and what to do next."""
+    steps = plan.config.train.steps
+    with progress("training", total=steps) as task:
+        screen = _Screen(task)
+        result = train(plan.config, plan.data, plan.run, resume=resume, device=plan.machine.device, listen=screen.hear)
+    finish(plan, result)
+    return result
+
+
+class _Screen:
+    def __init__(self, task: Task) -> None:
+        self.task, self.note = task, ""
+
+    def hear(self, kind: str, record: dict[str, Any]) -> None:
+        if kind == "step":
+            self.task.update(record["step"], note=self.note)
+        elif kind == "log":
+            self.note = _line(record)
+            self.task.update(record["step"], note=self.note)
+        elif kind == "eval":
+            bits = f"[bold]{record['val_bpb']:.3f}[/] bits per byte"
+            say(f"step {record['step']:>6}  validation {bits}  {_chunks(record, 'val_')}")
+        elif kind == "resume":
+            say(f"Going on from step {record['step']} ({escape(record['folder'])}).")
+        elif kind == "warning":
+            say(f"[yellow]warning:[/] {escape(record['message'])}")
+
+
+def _chunks(record: dict[str, Any], prefix: str = "") -> str:
+    parts, s = [], 0
+    while (key := f"{prefix}stage{s}_bytes_per_chunk") in record:
+        wanted = record[f"{prefix}stage{s}_target_bytes_per_chunk"]
+        parts.append(f"{record[key]:.2f} bytes/chunk (target {wanted:.1f})")
+        s += 1
+    return ", ".join(parts)
+
+
+def _line(record: dict[str, Any]) -> str:
+    speed = f"{size(record['bytes_per_s'])}/s" if "bytes_per_s" in record else ""
+    return f"{record['bpb']:.3f} bpb  {_chunks(record)}  {speed}"
+
+
+def finish(plan: Plan, result: Result) -> None:
+    """The end of a run: validation against the baselines, chunks against target, the curves."""
+    baselines = plan.dataset.get("baselines") or {}
+    named = {"xz": baselines.get("xz"), f"order-{baselines.get('k')}": baselines.get("order_k")}
+    named = {name: value for name, value in named.items() if value}
+    curves = run_curves(plan.run, named)
+    records = read_metrics(plan.run)
+    losses = [r["bpb"] for r in records if "bpb" in r]
+    say(f"bits per byte    {spark(losses)}  {losses[-1] if losses else 0:.3f} in training")
+    ratios = [r["stage0_bytes_per_chunk"] for r in records if "stage0_bytes_per_chunk" in r]
+    if ratios:
+        say(f"bytes per chunk  {spark(ratios)}  {ratios[-1]:.2f}")
+    rows = table("held out", "bits per byte")
+    rows.add_row(f"this model, {result.state.step} steps", f"[bold]{result.last.get('val_bpb', 0):.3f}[/]")
+    for name, value in named.items():
+        rows.add_row(name, f"{value:.3f}")
+    show(rows)
+    run = escape(str(plan.run))
+    say(f"Done in {duration(result.seconds)}. Curves: {escape(str(curves))}")
+    say(f"Next: hnet sample {run}    hnet segment --model {run} FILE")

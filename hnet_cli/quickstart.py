@@ -1,0 +1,78 @@
+"""`hnet quickstart`: the main job on a bundled text, from raw file to learned chunks, in minutes on a laptop CPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import torch
+from rich.markup import escape
+from rich.text import Text
+
+from hnet_cli import budget, checkpoint, corpus, modality, render, sample
+from hnet_cli.config import RunConfig, resolve
+from hnet_cli.console import console, progress, say, size
+from hnet_cli.errors import BusyError
+from hnet_cli.plan import Plan, _dataset
+from hnet_cli.progress import follow
+from hnet_cli.train import seconds_per_byte
+
+TEXT = "quickstart.txt"
+PROMPT = b"The "
+
+
+def run(out: Path, minutes: float, device: str) -> None:
+    """Prepare the bundled text, train `nano` for at most `minutes`, sample, and show its chunks beside the starter's."""
+    if out.exists() and any(out.iterdir()):
+        raise BusyError(f"{out} exists already", "remove it, or choose another folder with --out")
+    text = modality.get("text")
+    data, folder = out / "data", out / "run"
+    with as_file(files("hnet_cli.starters") / TEXT) as file:
+        say(f"[bold]1. prepare[/]  hnet prepare {TEXT} --out {escape(str(data))}")
+        with progress("reading") as task:
+            summary = corpus.prepare([file], text, data, val=0.05, progress=task.update)
+        say(f"   {size(summary.bytes)} of public-domain English; {size(summary.splits['val']['bytes'])} held out.")
+        excerpt = _excerpt(file.read_bytes())
+    config = _within(resolve("nano"), minutes, device)
+    config = dataclasses.replace(config, data=str(data))
+    say(f"[bold]2. train[/]    hnet train --preset nano --data {escape(str(data))} --run {escape(str(folder))} "
+        f"--set train.steps={config.train.steps}")  # fmt: skip
+    plan = Plan(config, data, _dataset(data), folder, budget.machine(device))
+    started = time.monotonic()
+    follow(plan)
+    say(f"   ({time.monotonic() - started:.0f} s)")
+    model = checkpoint.load(folder, device)
+    say(f"[bold]3. sample[/]   hnet sample {escape(str(folder))} --prompt {PROMPT.decode()!r}")
+    pieces = sample.generate(model, [PROMPT], max_bytes=300, temperature=0.8, seed=1, automaton=text.automaton())
+    written = PROMPT + b"".join(piece.data for piece in pieces)
+    console.print(Text("   " + text.display(written).replace("\n", "\n   ")))
+    say(f"[bold]4. segment[/]  hnet segment FILE --model {escape(str(folder))}")
+    _show(f"what this model has learned in {minutes:g} minutes", model, excerpt)
+    if "starter:text" in checkpoint.starters():
+        _show("the starter model that ships with hnet (starter:text)", checkpoint.load("starter:text", device), excerpt)
+    say("Your own files: hnet prepare FILE..., hnet train, hnet segment FILE. More: hnet --help")
+
+
+def _within(config: RunConfig, minutes: float, device: str) -> RunConfig:
+    """`config` with as many steps as fit into `minutes` here, and the schedule laid out over them."""
+    torch.set_num_threads(max(1, torch.get_num_threads()))
+    train = config.train
+    budget_seconds = 60 * minutes * 0.93  # validation and checkpoints take the rest
+    steps = int(budget_seconds / (seconds_per_byte(config, device) * train.batch_bytes))
+    steps = max(20, min(train.steps, steps))
+    return dataclasses.replace(
+        config, train=dataclasses.replace(train, steps=steps, eval_every=max(1, steps // 4), checkpoint_every=steps)
+    )
+
+
+def _excerpt(data: bytes) -> bytes:
+    """A paragraph from the middle of the text."""
+    middle = data.index(b"\n\n", len(data) // 2) + 2
+    return data[middle : data.index(b" ", middle + 420)]
+
+
+def _show(title: str, model: checkpoint.LoadedModel, excerpt: bytes) -> None:
+    say(f"   [dim]{title}:[/]")
+    console.print(render.coloured(model.segment(excerpt)))
