@@ -1,0 +1,178 @@
+"""The shape of the code: which module may import which, where torch may be, and how long a file may get."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CORE, PLUGINS = ROOT / "hnet_cli", ROOT / "modalities"
+
+# Dependencies point down. A module may import its own folder and the layers below it; a new file takes its place here.
+LAYERS: list[set[str]] = [
+    {"errors", "console", "boundaries", "starters"},
+    {"streams", "modality", "model.config"},
+    {"storage", "config", "kernels"},
+    {"corpus", "model", "contract", "budget", "torch_file"},
+    {"optim", "checkpoint", "distributed", "windows", "assemble", "plot"},
+    {"render"},
+    {"evaluate", "sample", "segment", "convert", "doctor"},  # the verbs never import each other
+    {"train"},
+    {"plan"},  # what a run would take, before it starts
+    {"progress"},  # a run as it is shown on screen
+    {"compare", "quickstart"},  # these run other verbs
+    {"cli"},
+    {"__main__"},
+]
+UPWARDS = {("checkpoint", "segment")}
+"""The Python API: `hnet_cli.load(...).segment(data)`, imported when called."""
+WITHOUT_TORCH = {
+    *("errors", "console", "boundaries", "streams", "modality", "storage", "config", "model.config", "corpus"),
+    *("contract", "budget", "render", "plan", "doctor", "cli", "__main__", "starters"),
+}
+"""Importing one of these must not import torch; functions inside may."""
+ACCELERATORS = {"triton", "mamba_ssm", "flash_attn", "causal_conv1d", "torch.nn.attention.varlen"}
+
+
+def part(module: str) -> str:
+    """The entry of LAYERS a module below hnet_cli belongs to: "model.hnet" -> "model"; "model.config" is its own."""
+    return module if module == "model.config" else module.partition(".")[0]
+
+
+def layer(name: str) -> int:
+    found = [number for number, names in enumerate(LAYERS) if name in names]
+    assert found, f"hnet_cli/{name} has no place in LAYERS of this test: give it one"
+    return found[0]
+
+
+def modules() -> dict[str, Path]:
+    """Modules of the core by their name below hnet_cli, `__init__` files under that of their folder."""
+    names = {}
+    for path in sorted(CORE.rglob("*.py")):
+        dotted = path.relative_to(CORE).with_suffix("").as_posix().replace("/", ".")
+        names[dotted.removesuffix(".__init__")] = path
+    names.pop("__init__")  # the package itself resolves its exports on first use
+    return names
+
+
+def imports(path: Path, package: str, *, lazy: bool = True) -> Iterator[str]:
+    """Absolute names of what a file imports, type checking apart; `lazy`: inside functions too."""
+
+    def visit(node: ast.AST) -> Iterator[str]:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            return
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and not lazy:
+            return
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child)
+
+    return visit(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def core_imports(name: str, path: Path) -> set[str]:
+    """Which parts of the core a module of the core imports."""
+    package = "hnet_cli." + name if path.name == "__init__.py" else f"hnet_cli.{name}".rpartition(".")[0]
+    below = {found.removeprefix("hnet_cli.") for found in imports(path, package) if found.startswith("hnet_cli.")}
+    known = modules()
+    return {part(found) for found in below if found in known}
+
+
+@pytest.mark.parametrize("name", modules())
+def test_dependencies_point_down(name: str) -> None:
+    own = part(name)
+    for other in core_imports(name, modules()[name]):
+        fine = other == own or layer(other) < layer(own) or (own, other) in UPWARDS
+        fine = fine or (own == "model" and other == "model.config")
+        assert fine, f"hnet_cli/{name} imports {other}, which is not below it"
+
+
+@pytest.mark.parametrize("path", sorted(PLUGINS.glob("*.py")), ids=lambda path: path.stem)
+def test_plugins_know_the_contract_only(path: Path) -> None:
+    """As a plugin in somebody else's package would; siblings relatively."""
+    for found in imports(path, "modalities"):
+        if found.startswith("hnet_cli"):
+            assert found.split(".")[1] in ("modality", "errors"), f"{path.name} imports {found}"
+        assert found.partition(".")[0] != "torch", f"{path.name} imports torch"
+
+
+def test_the_core_never_names_a_modality() -> None:
+    plugins = {path.stem for path in PLUGINS.glob("*.py")} - {"__init__"}
+    for name, path in modules().items():
+        for found in imports(path, "hnet_cli"):
+            assert "modalities" not in found.split("."), f"hnet_cli/{name} imports {found}"
+        if name in ("errors", "modality", "storage", "streams", "console") or name.startswith(
+            ("corpus", "kernels", "model")
+        ):
+            strings = {
+                n.value for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Constant)
+            }
+            assert not plugins & {s for s in strings if isinstance(s, str)} - {"text", "code"}, f"hnet_cli/{name}"
+
+
+def test_only_kernels_know_accelerators() -> None:
+    for name, path in modules().items():
+        if part(name) != "kernels":
+            for found in imports(path, "hnet_cli"):
+                assert not any(found == a or found.startswith(a + ".") for a in ACCELERATORS), (
+                    f"hnet_cli/{name}: {found}"
+                )
+
+
+def test_no_accelerator_is_imported_with_the_kernels() -> None:
+    """They are probed when asked for; a machine without them, or with broken ones, imports the rest."""
+    for name, path in modules().items():
+        if part(name) == "kernels" and "triton" not in name:
+            for found in imports(path, "hnet_cli.kernels", lazy=False):
+                assert not any(found == a or found.startswith(a + ".") for a in ACCELERATORS), (
+                    f"hnet_cli/{name}: {found}"
+                )
+
+
+def loaded(code: str) -> set[str]:
+    """Top-level packages in memory after `code` in a fresh process."""
+    report = "\nimport sys; print(*{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)"
+    run = subprocess.run([sys.executable, "-c", code + report], capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 0, run.stderr
+    return set(run.stderr.split())
+
+
+def test_importing_what_does_not_compute_is_fast() -> None:
+    names = [name for name in modules() if part(name) in WITHOUT_TORCH and name != "__main__"]
+    code = "import importlib\n" + "\n".join(f"importlib.import_module('hnet_cli.{name}')" for name in names)
+    assert not {"torch", "Bio", "pyarrow", "matplotlib"} & loaded(code)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "--help"], ["doctor", "--help"]])
+def test_help_never_imports_torch(arguments: list[str]) -> None:
+    code = f"""
+from hnet_cli.cli import app
+from typer.testing import CliRunner
+assert CliRunner().invoke(app, {arguments!r}).exit_code == 0
+"""
+    assert not {"torch", "numpy", "Bio", "yaml"} & loaded(code)
+
+
+@pytest.mark.parametrize("path", [*sorted(CORE.rglob("*.py")), *sorted(PLUGINS.glob("*.py"))], ids=lambda p: p.stem)
+def test_a_file_fits_one_sitting(path: Path) -> None:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= 450, f"{path.name} has {lines} lines: make it a folder"
+
+
+def test_ruff_is_content() -> None:
+    pytest.importorskip("ruff")
+    run = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--no-cache", "."], capture_output=True, text=True, cwd=ROOT
+    )
+    assert run.returncode == 0, run.stdout
