@@ -1,0 +1,173 @@
+"""`hnet segment` and `hnet sample` on files and terminals: find model and modality, then write what they give."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.markup import escape
+
+from hnet_cli import checkpoint, corpus, render, storage
+from hnet_cli import modality as modalities
+from hnet_cli import sample as sampling
+from hnet_cli import segment as segmenting
+from hnet_cli.checkpoint import LoadedModel
+from hnet_cli.console import say, show, size, table
+from hnet_cli.errors import InputError, UsageError
+from hnet_cli.modality import Modality, Refused, Source
+from hnet_cli.streams import open_input
+
+SURE = 0.9
+"""A file is of another modality than the model's if that one is at least this sure."""
+
+
+def segment(
+    files: list[str],
+    model: str | None,
+    stage: str,
+    format: str | None,
+    out: Path | None,
+    modality: str | None,
+    field: str | None,
+    device: str,
+) -> None:
+    """Write the chunks of `files` to standard output or `out`, and a summary of them to standard error."""
+    loaded, kind = _model_for(files, model, modality, field, device)
+    if out is not None and out.exists() and out.is_dir():
+        raise UsageError(f"--out {out} is a folder", "name a file")
+    format = format or ("pretty" if out is None and render.use_colour(sys.stdout) else "plain")
+    summary = segmenting.Summary(loaded.config, kind)
+    pieces = segmenting.segment(
+        loaded,
+        _sources(files, kind, field),
+        kind,
+        format=format,
+        stage=stage,
+        headings=len(files) > 1,
+        summary=summary,
+    )
+    if out is None:
+        _write(pieces, _stdout())
+    else:
+        with storage.staged_file(out) as binary:
+            _write(pieces, io.TextIOWrapper(binary, encoding="utf-8", errors="backslashreplace", newline=""))
+        say(f"Wrote {escape(str(out))}.")
+    _report(summary)
+
+
+def _model_for(
+    files: list[str], model: str | None, modality: str | None, field: str | None, device: str
+) -> tuple[LoadedModel, Modality | None]:
+    """The model to use and the modality to read the files with. Raises InputError where the two do not go together."""
+    detected, sure = modality, 1.0
+    if detected is None:
+        try:
+            detected, sure, _ = corpus.detect(files, field)
+        except InputError:
+            if model is None:
+                raise
+    else:
+        modalities.get(detected)
+    reference = model or checkpoint.default_model(detected or "text")
+    loaded = checkpoint.load(reference, device)
+    trained = loaded.modality
+    if model is None:
+        say(f"Model: [bold]{escape(reference)}[/] ({detected})")
+    elif modality is None and trained and detected and detected != trained and sure >= SURE:
+        raise InputError(
+            f"{files[0]} looks like {detected}, but {reference} is a model of {trained}",
+            f"leave out --model, or say --modality {trained} to read it so",
+        )
+    name = modality or trained or detected
+    return loaded, modalities.get(name) if name else None
+
+
+def _sources(files: list[str], modality: Modality | None, field: str | None) -> Iterator[Source]:
+    """What the files hold; what cannot be read is said, and the rest goes on."""
+    for found in corpus.sources_of(files, modality or Modality(), field):
+        if isinstance(found, Refused):
+            say(f"[yellow]left out:[/] {escape(found.where)}: {escape(found.reason)}")
+        else:
+            yield found
+
+
+def _stdout() -> TextIO:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+    return sys.stdout
+
+
+def _write(pieces: Iterable[str], target: TextIO) -> None:
+    for piece in pieces:
+        target.write(piece)
+    target.flush()
+    if target is not sys.stdout:
+        target.detach()  # type: ignore[attr-defined]
+
+
+def _report(summary: segmenting.Summary) -> None:
+    rows = table("stage", "chunks", "bytes/chunk", "target", "boundaries on", "share", "chance")
+    for s, stage in enumerate(summary.stages()):
+        target = f"{stage['target']:.1f}" if stage["target"] else "-"
+        cells = [str(s), f"{stage['chunks']:,}", f"{stage['bytes_per_chunk']:.2f}", target]
+        edges: dict[str, Any] = stage["edges"]  # type: ignore[assignment]
+        for kind, score in edges.items() or {"": None}.items():
+            found = [kind, f"{score['precision']:.0%}", f"{score['chance']:.0%}"] if score else ["", "", ""]
+            rows.add_row(*cells, *found)
+            cells = [""] * 4
+    show(rows)
+    for reason, number in summary.refused.items():
+        say(f"[dim]left out: {number:,} x {escape(reason)}[/]")
+    say(
+        f"[dim]{size(summary.bytes)} in {summary.documents:,} document{'s' * (summary.documents != 1)}[/]", verbose=True
+    )
+
+
+def sample(
+    model: str | None,
+    prompt: str | None,
+    prompt_file: str | None,
+    *,
+    number: int,
+    show_chunks: bool,
+    raw: bool,
+    device: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Write `number` continuations of the prompt to standard output while they come."""
+    start = _prompt(prompt, prompt_file)
+    loaded = checkpoint.load(model or checkpoint.default_model("text"), device)
+    kind = modalities.get(loaded.modality) if loaded.modality else None
+    if kind is None:
+        options["eos"] = sampling.EOS
+    if as_json:
+        for record in sampling.sample_records(loaded, [start], kind, n=number, **options):
+            print(json.dumps(record, ensure_ascii=False), flush=True)
+    elif raw:
+        table_in = kind.input_table if kind else None
+        for piece in sampling.sample_bytes(loaded, [start], n=number, input_table=table_in, **options):
+            sys.stdout.buffer.write(piece)
+            sys.stdout.buffer.flush()
+    else:
+        stream = _stdout()
+        colour = render.use_colour(stream)
+        for text in sampling.sample(loaded, [start], kind, n=number, show_chunks=show_chunks, colour=colour, **options):
+            stream.write(text)
+            stream.flush()
+
+
+def _prompt(prompt: str | None, prompt_file: str | None) -> bytes:
+    if prompt is not None and prompt_file is not None:
+        raise UsageError("--prompt and --prompt-file exclude each other")
+    if prompt_file is None:
+        return (prompt or "").encode("utf-8", "surrogateescape")
+    if prompt_file == "-":
+        return sys.stdin.buffer.read()
+    with contextlib.closing(open_input(Path(prompt_file))) as file:
+        return file.read()
