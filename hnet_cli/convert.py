@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -173,7 +174,7 @@ def _read(path: Path) -> Weights:
         if odd is not None:
             raise InputError(f"{shown(path)}: {odd!a} has dtype {kinds[odd]}, weights are {', '.join(_FLOATS)}")
         return {
-            name: Stored(tuple(part.get_shape()), _FLOATS[kinds[name]], lambda name=name: opened.get_tensor(name))
+            name: Stored(tuple(part.get_shape()), _FLOATS[kinds[name]], partial(opened.get_tensor, name))
             for name, part in slices.items()
         }
     except SafetensorError as error:

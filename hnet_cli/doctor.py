@@ -245,15 +245,15 @@ def render(found: dict[str, Any]) -> Any:
     def about(row: dict[str, Any]) -> str:
         return f"[red]{escape('; '.join(row['problems']))}[/]" if row["problems"] else escape(row["summary"])
 
-    facts = [
-        ["hnet", f"{found['hnet']}, Python {found['python']['version']}, {found['python']['system']}"],
-        ["torch", told(found["torch"], lambda t: f"{t['version']}, CUDA {t['cuda'] or 'no'}, {t['threads']} threads")],
-        ["CPU", told(found["cpu"], cpu)],
-        ["memory", told(found["memory"], lambda m: f"{size(m['available'])} available of {size(m['total'])}")],
-        ["disk", f"{size(found['disk']['free'])} free here"],
-    ]
+    facts = {
+        "hnet": f"{found['hnet']}, Python {found['python']['version']}, {found['python']['system']}",
+        "torch": told(found["torch"], lambda t: f"{t['version']}, CUDA {t['cuda'] or 'no'}, {t['threads']} threads"),
+        "CPU": told(found["cpu"], cpu),
+        "memory": told(found["memory"], lambda m: f"{size(m['available'])} available of {size(m['total'])}"),
+        "disk": f"{size(found['disk']['free'])} free here",
+    }
     parts = [
-        part("This machine", facts, lambda fact: fact),
+        part("This machine", [{"of": n, "is": fact} for n, fact in facts.items()], lambda row: [row["of"], row["is"]]),
         part("GPU", found["gpus"], lambda g: [escape(g["name"]), f"{size(g['free'])} free of {size(g['memory'])}",
                                               f"compute capability {g['capability']}"]),
         part("Kernels", found["kernels"], lambda k: [k["op"], k["backend"], str(k.get("version") or ""),

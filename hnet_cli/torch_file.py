@@ -301,7 +301,7 @@ class _Archive:
             data = np.fromfile(file, np.uint8, size)
         # torch can be told to leave checksums out (0).
         whole = start == 0 and size == entry.file_size
-        if len(data) != size or (whole and entry.CRC and zlib.crc32(data) != entry.CRC):
+        if len(data) != size or (whole and entry.CRC and zlib.crc32(data.data) != entry.CRC):
             raise DamagedError(f"{self.name} is damaged: the checksum of {name!a} is wrong", "fetch or copy it again")
         return data
 

@@ -26,6 +26,7 @@ LAYERS: list[set[str]] = [
     {"plan"},  # what a run would take, before it starts
     {"progress"},  # a run as it is shown on screen
     {"compare", "quickstart"},  # these run other verbs
+    {"verbs"},  # what the longer commands ask and print
     {"cli"},
     {"__main__"},
 ]
