@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
+from hnet_cli.assemble import Assembler, Block, record_of
 from hnet_cli.errors import UsageError
 from hnet_cli.modality import Chunk, Document, Modality, escape
 
@@ -88,53 +89,6 @@ def shower(modality: Modality | None) -> Callable[[bytes], str]:
     return show
 
 
-# -- from windows to chunks --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """The chunks of a stage that end in one window."""
-
-    window: Window
-    starts: list[int]
-    """n + 1 positions in the document: chunk i is [starts[i], starts[i + 1])."""
-    chunks: list[bytes]
-    probability: np.ndarray
-    """(n, S) as in `Window`: p at the start of each chunk, for all stages."""
-
-
-class Assembler:
-    """Puts the chunks of one stage together over the windows they span."""
-
-    def __init__(self, stage: int) -> None:
-        self.stage = stage
-        self.data = b""  # of the chunk that is still open
-        self.start = np.empty(0, dtype=np.int64)  # where it begins: (1,), or (0,) before the first
-        self.probability = np.empty((0, 0), dtype=np.float32)
-
-    def __call__(self, window: Window) -> Block:
-        own = ~np.isnan(window.probability[:, self.stage])
-        starts, probability, data = window.starts[own], window.probability[own], window.data
-        if window.start:
-            starts = np.concatenate([self.start, starts])
-            probability = np.concatenate([self.probability, probability])
-            data = self.data + data
-        base = int(starts[0])
-        if window.last:
-            starts = np.concatenate([starts, [base + len(data)]])
-        else:
-            self.start, self.probability, self.data = starts[-1:], probability[-1:], data[int(starts[-1]) - base :]
-            probability = probability[:-1]
-        at = (starts - base).tolist()
-        return Block(window, starts.tolist(), [data[a:b] for a, b in pairwise(at)], probability)
-
-
-def _record(document: object) -> str | None:
-    """The record a document is, where its source has several and offsets count from each record's start."""
-    name, source = document.name, document.source  # type: ignore[attr-defined]
-    return None if name == source else name
-
-
 # -- for programs ------------------------------------------------------------------------------------------------------
 
 
@@ -162,7 +116,7 @@ class _Characters:
         start, end = document.offset + block.starts[0], document.offset + block.starts[-1]
         if document.source != self.source:
             self.source, self.end, self.count = document.source, 0, 0
-        if start != self.end or _record(document) is not None:
+        if start != self.end or record_of(document) is not None:
             self.end = -1  # some bytes were left out: nobody knows how many characters they are
             return [None] * len(block.starts)
         self.end = end
@@ -178,7 +132,7 @@ class _Characters:
 def _jsonl(windows: Iterable[Window], stages: Sequence[int]) -> Iterator[str]:
     assemblers, characters = [Assembler(stage) for stage in stages], [_Characters() for _ in stages]
     for window in windows:
-        document, record = window.document, _record(window.document)
+        document, record = window.document, record_of(window.document)
         head = f'{{"source": {_quote(document.source)}, ' + (
             f'"record": {_quote(record)}, ' if record is not None else ""
         )
@@ -274,7 +228,7 @@ def _drawings(windows: Iterable[Window], stages: Sequence[int], headings: bool) 
         block, document = assemble(window), window.document
         above, this = None, (document.source, document.name)
         if this != before:
-            record = _record(document)
+            record = record_of(document)
             above = document.source if record is None else f"{document.source}: {record}"
             above = escape(above, keep="") if headings or record is not None else ""
             before = this
@@ -323,7 +277,8 @@ body { margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #111; backgr
 main { font: 16px/2 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere }
 h2 { font-size: 1rem; margin: 2rem 0 .5rem }
 span { border-radius: 3px; background: rgb(var(--c) / calc(.1 + .8 * var(--p))); box-decoration-break: clone }
-.d { background: none; border-bottom: 3px solid rgb(var(--c) / calc(.3 + .7 * var(--p))); padding-bottom: calc(3px * var(--n)) }
+.d { background: none; border-bottom: 3px solid rgb(var(--c) / calc(.3 + .7 * var(--p))) }
+.d { padding-bottom: calc(3px * var(--n)) }
 .c0 { --c: 120 190 255 } .c1 { --c: 255 190 120 } .c2 { --c: 130 225 130 } .c3 { --c: 245 150 205 }
 i { opacity: .4; font-style: normal }
 </style>

@@ -106,8 +106,8 @@ class Grammar:
 
     def legal(self, states: np.ndarray, remaining: int) -> np.ndarray:
         """states (B,) -> (B, 256) bool: the bytes that may come next when `remaining` are left. Inside a unit only
-        those with which it can be finished in time. A new unit may begin with any byte: taking those that are too long for
-        the rest away would end Chinese in stray ASCII; the row ends instead where one is chosen."""
+        those with which it can be finished in time. A new unit may begin with any byte: without those that are too long
+        for the rest, Chinese would end in stray ASCII; instead the row ends where one is chosen."""
         left = self.distance[self.next[states]]
         limit = np.where(self.accepting[states], self.NEVER - 1, remaining - 1)
         return left <= limit[:, None]
@@ -127,12 +127,12 @@ def generate(
     eos: int | None = None,
     first_row: int = 0,
 ) -> Iterator[Sampled]:
-    """Continue each prompt by at most `max_bytes` bytes; they come as soon as the model has read them, rows interleaved.
+    """Continue each prompt by at most `max_bytes` bytes; each comes as soon as the model has read it.
 
     With an automaton every row ends in an accepting state: a row that would have to break off inside a unit (such as a
     character) ends before it. `eos` ends a row where it is drawn at an accepting state, and is not given out.
-    `input_table` as in `Modality`. Rows are numbered from `first_row` and draw from (seed, row), so that a row does not
-    depend on the others.
+    `input_table` as in `Modality`. Rows are interleaved; they are numbered from `first_row` and draw from (seed, row),
+    so that a row does not depend on the others.
     Raises UsageError for a prompt that is illegal, NumericalError where the model gives no finite logits.
     """
     choice = Choice(temperature, top_k, top_p)
@@ -170,14 +170,14 @@ def _generate(
         scores = logits[:, :256].double().cpu().numpy()
         if not np.isfinite(scores).all():
             raise NumericalError("the model gives logits that are not finite", "its weights are damaged or overflow")
-        legal = grammar.legal(states, remaining)[:, : scores.shape[1]]
+        legal: np.ndarray = grammar.legal(states, remaining)[:, : scores.shape[1]]
         if eos is not None:
             legal[:, eos] |= grammar.accepting[states]
         possible = legal.any(1)
         uniform = np.array([random[row].random() for row in rows.tolist()])
         chosen = choice(np.where(legal | ~possible[:, None], scores, -np.inf), uniform)
         after = grammar.next[states, chosen]
-        going = possible & (grammar.distance[after] < remaining)
+        going = np.logical_and(possible, grammar.distance[after] < remaining)
         if eos is not None:
             going &= chosen != eos
         if not going.all():
@@ -205,7 +205,7 @@ class Printer:
         self.display = (modality or Modality()).display
         self.chunks, self.colour = chunks, colour
         self.decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
-        self.depth = self.hue = 0
+        self.depth = self.later = self.hue = 0
 
     def prompt(self, data: bytes) -> str:
         """The prompt as text, without marks; a character that it ends inside is shown with what completes it."""
@@ -213,13 +213,11 @@ class Printer:
 
     def feed(self, byte: int, depth: int = 0) -> str:
         """The text that `byte` completes, "" inside a character."""
-        inside = bool(self.decoder.getstate()[0])
-        if not inside:
+        if self.decoder.getstate()[0]:
+            self.later = max(self.later, depth)
+        else:
             self.depth = max(self.depth, depth)
-        text = self._show(self.decoder.decode(bytes([byte])))
-        if inside:
-            self.depth = max(self.depth, depth)
-        return text
+        return self._show(self.decoder.decode(bytes([byte])))
 
     def finish(self) -> str:
         """What is left of a character that never became complete."""
@@ -228,7 +226,8 @@ class Printer:
     def _show(self, text: str) -> str:
         if not text:
             return ""
-        text, depth, self.depth = self.display(text.encode()), self.depth, 0
+        text, depth = self.display(text.encode()), self.depth
+        self.depth, self.later = self.later, 0
         if not self.chunks:
             return text
         self.hue += depth > 0

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -69,7 +70,9 @@ class Summary:
         self.chunks = [0] * stages
         self.agreement = [{} for _ in range(stages)]
         self._positions, self._sums = np.zeros(stages, dtype=np.int64), np.zeros(stages)
-        self._data, self._starts, self._probability = bytearray(), [], []
+        self._data = bytearray()
+        self._starts: list[np.ndarray] = []
+        self._probability: list[np.ndarray] = []
         self._base = 0
 
     def refuse(self, item: Refused) -> None:
@@ -101,10 +104,10 @@ class Summary:
                 scores.setdefault(kind, Agreement()).add(own, edges, len(self._data))
         self._data, self._starts, self._probability = bytearray(), [], []
 
-    def stages(self) -> list[dict[str, object]]:
+    def stages(self) -> list[dict[str, Any]]:
         """Per stage: chunks, bytes_per_chunk, target (bytes per chunk aimed at, or None), boundary_fraction (share of
         the level's positions), mean_boundary_prob, and edges: {kind: {precision, chance, recall, f1}}."""
-        result = []
+        result: list[dict[str, Any]] = []
         for stage, chunks in enumerate(self.chunks):
             ratios, positions = self.config.target_ratios, int(self._positions[stage])
             result.append(

@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hnet_cli.errors import UsageError
 from hnet_cli.kernels.packing import Packing
 from hnet_cli.modality import Document
 from hnet_cli.model import HNetConfig, HNetForCausalLM, RoutingOutput
+from hnet_cli.model.hnet import HNet
 
 BOS = b"\xfe"
 """Precedes every document in the model's input."""
@@ -166,15 +167,17 @@ def _period(config: HNetConfig) -> int:
 @torch.no_grad()
 def route(model: HNetForCausalLM, ids: Tensor, cu_seqlens: Tensor) -> list[RoutingOutput]:
     """`model(ids, cu_seqlens=cu_seqlens).routing` without the main network and the decoders. ids (T,) int64."""
-    packing, kernels, level = Packing.of_cu_seqlens(cu_seqlens), model.kernels(), model.backbone
-    hidden, read, routing = model.embeddings(ids), ids, []
-    while not level.is_innermost:
+    packing, kernels = Packing.of_cu_seqlens(cu_seqlens), model.kernels()
+    level: nn.Module = model.backbone
+    hidden = model.embeddings(ids)
+    routing: list[RoutingOutput] = []
+    while isinstance(level, HNet) and not level.is_innermost:
         if level.pad_dimension is not None:
             hidden = torch.cat([hidden, level.pad_dimension.to(hidden.dtype).expand(len(hidden), -1)], -1)
         encoded = level.encoder(hidden, packing, kernels)
-        routing.append(level.routing_module(encoded, packing, read))
+        routing.append(level.routing_module(encoded, packing, None if routing else ids))
         hidden, packing, _ = level.chunk_layer(encoded, routing[-1], packing)
-        level, read = level.main_network, None  # only the outermost chunker may read bytes
+        level = level.main_network
     return routing
 
 
@@ -189,14 +192,16 @@ def _compute(model: HNetForCausalLM, batch: Sequence[_Stretch], table: bytes | N
     first = offsets[:-1] + [stretch.skipped for stretch in batch]  # of the positions that are kept, in the pack
     at = np.arange(len(ids))  # where the positions of the current level stand in the pack
     rows = np.empty(0, dtype=np.int64)  # which starts of stage 0 they are
-    counts, sums, ranges = [], [], np.empty((0, 2), dtype=np.int64)
+    positions: list[np.ndarray] = []
+    totals: list[np.ndarray] = []
+    ranges = np.empty((0, 2), dtype=np.int64)
     starts, probability = at, np.empty((0, 0), dtype=np.float32)
     for stage, each in enumerate(routing):
         prob, mask = each.boundary_prob.float().cpu().numpy(), each.boundary_mask.cpu().numpy()
         inside = np.stack([np.searchsorted(at, first), np.searchsorted(at, offsets[1:])], 1)
         running = np.concatenate([[0.0], np.cumsum(prob, dtype=np.float64)])
-        counts.append(inside[:, 1] - inside[:, 0])
-        sums.append(running[inside[:, 1]] - running[inside[:, 0]])
+        positions.append(inside[:, 1] - inside[:, 0])
+        totals.append(running[inside[:, 1]] - running[inside[:, 0]])
         at = at[mask]
         if stage == 0:
             starts, rows = at, np.arange(len(at))
@@ -206,7 +211,7 @@ def _compute(model: HNetForCausalLM, batch: Sequence[_Stretch], table: bytes | N
             rows = rows[mask]
         probability[rows, stage] = prob[mask]
 
-    counts, sums = np.stack(counts, 1), np.stack(sums, 1)
+    counts, sums = np.stack(positions, 1), np.stack(totals, 1)
     for number, (stretch, (low, high)) in enumerate(zip(batch, ranges, strict=True)):
         own = starts[low:high] - first[number] + stretch.start
         p = probability[low:high]
