@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from . import reference
+from . import host, reference
 from .packing import Packing
 
 Function = Callable[..., Any]
@@ -27,10 +27,18 @@ class Kernels:
     ema_scan: Function = reference.ema_scan
     add_rms_norm: Function = reference.add_rms_norm
     gated_rms_norm: Function = reference.gated_rms_norm
+    swiglu: Function = reference.swiglu
 
 
 _REFERENCE = Kernels()
+_HOST = Kernels(
+    ssd_scan=host.ssd_scan,
+    causal_conv=host.causal_conv,
+    add_rms_norm=host.add_rms_norm,
+    gated_rms_norm=host.gated_rms_norm,
+    swiglu=host.swiglu,
+)
 
 
 def choose(device: torch.device | str, dtype: torch.dtype, backend: str = "auto") -> Kernels:
-    return _REFERENCE
+    return _REFERENCE if backend == "reference" else _HOST

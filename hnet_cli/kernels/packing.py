@@ -84,6 +84,13 @@ class Packing:
         """(B,) int64: packed index of each document's last position."""
         return self.cu_seqlens[1:].long() - 1
 
+    def spread(self, gap: int) -> Tensor:
+        """(T,) int64: where each position goes if `gap` rows are put before every document."""
+        key = ("spread", gap)
+        if key not in self._cache:
+            self._cache[key] = torch.arange(self.total, device=self.device) + gap * (self.document + 1)
+        return self._cache[key]  # type: ignore[return-value]
+
     def tails(self, x: Tensor, count: int) -> Tensor:
         """The last `count` vectors of every document, oldest first, zeros before its start: (T, D) -> (B, count, D)."""
         back = torch.arange(count - 1, -1, -1, device=self.device)
@@ -138,6 +145,7 @@ class Blocks:
     """(n, size or 1) bool: this position's document began in an earlier block."""
     to_end: Tensor | None
     """(n, size) bool: this position's document is the one at the block's end; None: all are."""
+    _mask: Tensor | None = None
 
     @classmethod
     def of(cls, packing: Packing, size: int) -> Blocks:
@@ -154,6 +162,13 @@ class Blocks:
             return cls(size, count, padding, causal[None], end, previous, (previous == end)[:, None], None)
         visible = causal & (document[:, :, None] == document[:, None, :])
         return cls(size, count, padding, visible, end, previous, document == previous[:, None], document == end[:, None])
+
+    def mask(self, dtype: torch.dtype, blocks: slice) -> Tensor:
+        """0 where visible and -inf elsewhere, (n or 1, 1, size, size), for the given blocks: a term of an exponent."""
+        if self._mask is None or self._mask.dtype != dtype:
+            self._mask = torch.zeros(self.visible.shape, dtype=dtype, device=self.visible.device)
+            self._mask = self._mask.masked_fill_(~self.visible, -torch.inf)[:, None]
+        return self._mask if len(self._mask) == 1 else self._mask[blocks]
 
     def split(self, x: Tensor) -> Tensor:
         """(T, ...) -> (n, size, ...), zeros at the end."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..kernels import Kernels
 from ..kernels.packing import Packing
-from ..kernels.reference import rotate, swiglu, wide
+from ..kernels.reference import rotate, wide
 from .config import HNetConfig
 from .state import AttentionState, LayerState, MambaState, Now
 
@@ -133,8 +133,8 @@ class SwiGLU(nn.Module):
         self.fc1 = nn.Linear(d_model, 2 * d_hidden, bias=False)
         self.fc2 = nn.Linear(d_hidden, d_model, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(swiglu(self.fc1(x)))
+    def forward(self, x: Tensor, kernels: Kernels) -> Tensor:
+        return self.fc2(kernels.swiglu(self.fc1(x)))
 
 
 class Block(nn.Module):
@@ -163,7 +163,7 @@ class Block(nn.Module):
         hidden = self.mixer(normed, packing, kernels, state)
         if self.mlp is not None and self.norm2 is not None:
             normed, residual = kernels.add_rms_norm(hidden, residual, self.norm2.weight, EPS)
-            hidden = self.mlp(normed)
+            hidden = self.mlp(normed, kernels)
         return hidden, residual
 
     def step(
@@ -172,7 +172,7 @@ class Block(nn.Module):
         """The residual stream (R, D), float32 or wider, after this layer."""
         residual = residual + self.mixer.step(_norm(residual, self.norm1), state, now, kernels)
         if self.mlp is not None and self.norm2 is not None:
-            residual = residual + self.mlp(_norm(residual, self.norm2))
+            residual = residual + self.mlp(_norm(residual, self.norm2), kernels)
         return residual
 
 
