@@ -166,7 +166,7 @@ def _reopener(name: str, called: str, index: int, again: Callable[[], BinaryIO])
 
 def _rows(name: str, stream: io.BufferedReader, field: str | None, notes: Counter[str]) -> Iterator[Source | Refused]:
     """A source per row of JSON lines."""
-    number = 0
+    number, guessed = 0, ""
     while line := stream.readline(ROW_LIMIT):
         number += 1
         where, size = f"{name}:{number}", len(line)
@@ -189,7 +189,9 @@ def _rows(name: str, stream: io.BufferedReader, field: str | None, notes: Counte
             continue
         if field is None:
             field = _guess_field(name, row)
-            notes[f"rows read from their field {field!r}"] += 0
+            guessed = f"row read from its field {field!r}"
+        if guessed:
+            notes[guessed] += 1
         yield _row(where, row.get(field), field, size)
 
 
@@ -222,8 +224,9 @@ def _table(name: str, path: Path, field: str | None, notes: Counter[str]) -> Ite
     number = 0
     try:
         with parquet.ParquetFile(path) as table:
-            field = field or _guess_field(name, table.schema_arrow.names)
-            notes[f"rows read from their field {field!r}"] += 0
+            if field is None:
+                field = _guess_field(name, table.schema_arrow.names)
+                notes[f"row read from its field {field!r}"] += table.metadata.num_rows
             if field not in table.schema_arrow.names:
                 raise UsageError(f"{name} has no column {field!r}", f"there is {table.schema_arrow.names[:8]}")
             for batch in table.iter_batches(batch_size=256, columns=[field]):

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from hnet_cli.corpus.baselines import TRAIN_LIMIT, VAL_LIMIT, baselines, sample
+from hnet_cli.corpus.baseline import TRAIN_LIMIT, VAL_LIMIT, baselines, sample
 from hnet_cli.corpus.contents import sources
 from hnet_cli.corpus.dataset import COLUMNS, FORMAT, Shards
 from hnet_cli.corpus.inputs import FileReader, InputFile, expand

@@ -1,0 +1,443 @@
+"""prepare and the reader: nothing lost, nothing half-written, the same bytes every time, hostile input named."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hnet_cli.corpus import Dataset, prepare
+from hnet_cli.corpus.store import Writer
+from hnet_cli.errors import BusyError, DamagedError, InputError, StorageError, UsageError
+from hnet_cli.modality import Document, Modality, Refused, Source
+
+
+class Lines(Modality):
+    """A document per line; lines that begin with # are refused."""
+
+    name = "lines"
+    summary = "for tests"
+
+    def documents(self, source: Source) -> Iterator[Document | Refused]:
+        offset = 0
+        with source.open() as stream:
+            for line in stream.read().splitlines(keepends=True):
+                if line.startswith(b"#"):
+                    yield Refused("comment", f"{source.name}:{offset}", len(line))
+                else:
+                    yield Document(line, f"{source.name}@{offset}", source.name, source.group, offset)
+                offset += len(line)
+
+
+class Grown(Lines):
+    """Writes to its file while reading it."""
+
+    def documents(self, source: Source) -> Iterator[Document | Refused]:
+        yield from super().documents(source)
+        with open(source.name, "ab") as file:
+            file.write(b"more\n")
+
+
+def text(seed: int, size: int = 3000) -> bytes:
+    rng = np.random.default_rng(seed)
+    return b"".join(b"%d %d\n" % (seed, n) for n in rng.integers(0, 10**6, size // 9))
+
+
+def make(out: Path, *inputs: Path, **options: Any) -> tuple[Any, Dataset]:
+    options.setdefault("measure", False)
+    summary = prepare(list(inputs), Lines(), out, **options)
+    return summary, Dataset.open(out)
+
+
+def stored(dataset: Dataset) -> bytes:
+    return dataset.shards.read(0, dataset.about["bytes"])
+
+
+def tree(folder: Path, files: int = 30) -> Path:
+    folder.mkdir()
+    for index in range(files):
+        (folder / f"{index:03d}.txt").write_bytes(text(index))
+    return folder
+
+
+# --- what is kept -----------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(files=st.lists(st.lists(st.binary(max_size=200), max_size=20), min_size=1, max_size=5))
+def test_book_keeping_is_exact(files: list[list[bytes]], tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Bytes and documents in = kept + refused, and what is kept can be read back."""
+    root = tmp_path_factory.mktemp("books")
+    (root / "in").mkdir()
+    (root / "in" / "base").write_bytes(text(0))
+    contents = [text(0)]
+    for index, parts in enumerate(files):
+        contents.append(b"\n".join(parts))
+        (root / "in" / f"file{index}").write_bytes(contents[-1])
+    # What looks compressed or like an archive is another test's business.
+    summary, dataset = make(root / "out", root / "in")
+    kept = [line for data in contents for line in data.splitlines(keepends=True) if not line.startswith(b"#")]
+    dropped = [line for data in contents for line in data.splitlines(keepends=True) if line.startswith(b"#")]
+    assert stored(dataset) == b"".join(kept)
+    assert (summary.documents, summary.bytes) == (len(kept), sum(map(len, kept)))
+    assert summary.refused.get("comment", (0, 0, ""))[:2] == (len(dropped), sum(map(len, dropped)))
+    assert sorted(b"".join(dataset.documents(s)) != b"" for s in dataset.splits) == [True, True]
+    assert sum(dataset.nbytes(split) for split in dataset.splits) == summary.bytes
+
+
+def test_coordinates_names_and_sources(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(text(1))
+    (tmp_path / "b").write_bytes(text(2))
+    _, dataset = make(tmp_path / "out", tmp_path / "a", tmp_path / "b")
+    files = [(tmp_path / name).read_bytes() for name in "ab"]
+    for document, (start, length, source, offset, _, _) in enumerate(dataset.table.tolist()):
+        assert dataset.shards.read(start, start + length) == files[source][offset : offset + length]
+        assert dataset.name(document).endswith(f"{'ab'[source]}@{offset}")
+    assert [entry["size"] for entry in dataset.about["sources"]] == [len(file) for file in files]
+
+
+def test_all_containers_give_the_same_documents(tmp_path: Path) -> None:
+    data = text(5, 30000)
+    plain = tmp_path / "x"
+    plain.write_bytes(data)
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        archive.add(plain, "folder/x")
+    (tmp_path / "x.jsonl").write_text(json.dumps({"id": 1, "content": data.decode()}) + "\n\n")
+    packers = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zstandard.compress}
+    for name, pack in packers.items():
+        for inner in ("x", "x.tar", "x.jsonl"):
+            (tmp_path / f"{inner}.{name}").write_bytes(pack((tmp_path / inner).read_bytes()))
+    inputs = sorted(tmp_path.iterdir())
+    assert len(inputs) == 15
+    for number, file in enumerate(inputs):
+        _, dataset = make(tmp_path / f"out{number}", file)
+        assert stored(dataset) == data, file
+
+
+def test_standard_input(tmp_path: Path) -> None:
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from test_corpus import Lines; from hnet_cli.corpus import prepare\n"
+        "print(prepare(['-'], Lines(), sys.argv[2], measure=False).bytes)"
+    )
+    for number, data in enumerate([text(1), gzip.compress(text(1))]):
+        command = [sys.executable, "-c", program, str(Path(__file__).parent), str(tmp_path / f"out{number}")]
+        done = subprocess.run(command, input=data, capture_output=True, check=True)
+        assert int(done.stdout) == len(text(1))
+    assert Dataset.open(tmp_path / "out0").about["sources"][0]["size"] == len(text(1))
+
+
+def test_large_members_of_archives_can_be_opened_twice(tmp_path: Path) -> None:
+    class Twice(Lines):
+        def documents(self, source: Source) -> Iterator[Document | Refused]:
+            with source.open() as stream:
+                first = stream.read(10)
+            with source.open() as stream:
+                data = stream.read()
+            assert data.startswith(first)
+            yield Document(data, source.name, source.name, source.group)
+
+    data = text(3) * 4000  # more than is kept in memory
+    with tarfile.open(tmp_path / "x.tar.gz", "w:gz", compresslevel=1) as archive:
+        for name in ("a", "b"):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    summary = prepare([tmp_path / "x.tar.gz"], Twice(), tmp_path / "out", measure=False)
+    assert (summary.documents, summary.bytes) == (2, 2 * len(data))
+
+
+def test_bad_rows_are_refused_by_reason_and_number(tmp_path: Path) -> None:
+    rows = [
+        json.dumps({"text": text(1).decode()}),
+        "{",
+        "[1]",
+        '{"text": 3}',
+        "{}",
+        '{"text": "\\ud800"}',
+        "[" * 100000,
+    ]
+    (tmp_path / "x.jsonl").write_text("\n".join(rows))
+    summary, _ = make(tmp_path / "out", tmp_path / "x.jsonl")
+    reasons = {reason: (count, where.split(":")[-1]) for reason, (count, _, where) in summary.refused.items()}
+    assert reasons == {
+        "row is not JSON": (2, "2"),
+        "row is not a JSON object": (1, "3"),
+        "row has no text in field 'text'": (2, "4"),
+        "row with half a surrogate pair": (1, "6"),
+    }
+    (tmp_path / "y.jsonl").write_text('{"prose": "x"}\n')
+    with pytest.raises(UsageError, match="none of the fields"):
+        make(tmp_path / "out2", tmp_path / "y.jsonl")
+
+
+# --- the same bytes ---------------------------------------------------------------------------------------------------
+
+
+def test_same_bytes_whatever_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hnet_cli.corpus.preparation.UNIT_FILES", 4)
+    source = tree(tmp_path / "in")
+    (source / "z.gz").write_bytes(gzip.compress(text(77) + b"# refused\n"))
+    seen: list[int] = []
+    for out, workers in (("one", 1), ("two", 2), ("again", 1)):
+        make(tmp_path / out, source, workers=workers, measure=True, progress=lambda done, total: seen.append(done))
+    for file in (tmp_path / "one").iterdir():
+        for other in ("two", "again"):
+            assert (tmp_path / other / file.name).read_bytes() == file.read_bytes(), file.name
+    assert max(seen) == sum(file.stat().st_size for file in source.iterdir())
+
+
+def test_errors_in_workers_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hnet_cli.corpus.preparation.UNIT_FILES", 4)
+    source = tree(tmp_path / "in")
+    (source / "015.txt.gz").write_bytes(gzip.compress(text(1))[:-20])
+    with pytest.raises(InputError, match=r"015\.txt\.gz is truncated"):
+        make(tmp_path / "out", source, workers=2)
+    assert os.listdir(tmp_path) == ["in"]
+
+
+# --- the split --------------------------------------------------------------------------------------------------------
+
+
+def test_whole_groups_are_held_out(tmp_path: Path) -> None:
+    summary, dataset = make(tmp_path / "out", tree(tmp_path / "in", 60), val=0.1)
+    assert summary.rule == "whole groups"
+    assert 0.05 < dataset.nbytes("val") / summary.bytes < 0.15
+    groups = [set(dataset.table[dataset.ranges(split)[:, 0], 5].tolist()) for split in ("train", "val")]
+    assert not groups[0] & groups[1]
+
+
+def test_the_end_is_held_out_where_groups_are_few(tmp_path: Path) -> None:
+    class Whole(Lines):
+        def documents(self, source: Source) -> Iterator[Document | Refused]:
+            with source.open() as stream:
+                yield Document(stream.read(), source.name, source.name, source.group)
+
+        def cut(self, data: bytes, near: int) -> int:
+            return data.rfind(b"\n", 0, near) + 1
+
+    data = text(1, 90000)
+    (tmp_path / "x").write_bytes(data)
+    summary = prepare([tmp_path / "x"], Whole(), tmp_path / "out", val=0.1, measure=False)
+    dataset = Dataset.open(tmp_path / "out")
+    train, val = (b"".join(dataset.documents(split)) for split in ("train", "val"))
+    assert summary.rule == "the end of the corpus"
+    assert train + val == data
+    assert train.endswith(b"\n")
+    assert abs(len(val) / len(data) - 0.1) < 0.01
+
+
+def test_validation_inputs(tmp_path: Path) -> None:
+    source = tree(tmp_path / "in", 10)
+    summary, dataset = make(tmp_path / "out", source, val_inputs=[source / "003.txt"])
+    assert b"".join(dataset.documents("val")) == text(3)
+    assert b"".join(dataset.documents("train")) == b"".join(text(n) for n in range(10) if n != 3)
+    assert summary.notes == {"files held out by --val-input, so not trained on": 1}
+
+
+@pytest.mark.parametrize("data", [b"x", b"a\n" * 500, b"x" * 2047])
+def test_too_little_data_is_explained(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(data)
+    with pytest.raises(InputError, match=f"too little data.*{len(data):,}"):
+        make(tmp_path / "out", tmp_path / "x")
+    assert os.listdir(tmp_path) == ["x"]
+
+
+# --- hostile input ----------------------------------------------------------------------------------------------------
+
+
+def test_folders_full_of_traps(tmp_path: Path) -> None:
+    source = tree(tmp_path / "in", 3)
+    (source / "loop").symlink_to(source)
+    (source / "dangling").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(source / "fifo")
+    (source / ".hidden").write_bytes(text(9))
+    (source / "empty folder").mkdir()
+    (source / "archive.zip").write_bytes(b"PK\x03\x04" + bytes(100))
+    for name in (b"caf\xe9", b"new\nline", b"\x1b[31mred"):
+        Path(os.fsdecode(os.fsencode(source) + b"/" + name)).write_bytes(text(4))
+    summary, dataset = make(tmp_path / "out", source)
+    assert {reason: count for reason, (count, _, _) in summary.refused.items()} == {
+        "link to a folder read already": 1,
+        "unreadable: No such file or directory": 1,
+        "device, pipe or socket": 1,
+        "hidden file or folder": 1,
+        "zip archive: unpack it first": 1,
+    }
+    assert summary.bytes == sum(len(text(n)) for n in range(3)) + 3 * len(text(4))
+    for entry in dataset.about["sources"]:
+        assert entry["name"].isprintable()
+    for document in range(summary.documents):
+        assert dataset.name(document).isascii()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_unreadable_files(tmp_path: Path) -> None:
+    source = tree(tmp_path / "in", 3)
+    (source / "001.txt").chmod(0)
+    summary, _ = make(tmp_path / "out", source)
+    assert list(summary.refused) == ["unreadable: permission denied"]
+    with pytest.raises(InputError, match="permission denied"):
+        make(tmp_path / "out2", source / "001.txt")
+
+
+def test_archives_full_of_traps(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+
+        def add(name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE, link: str = "") -> None:
+            member = tarfile.TarInfo(name)
+            member.size, member.type, member.linkname = len(data), kind, link
+            archive.addfile(member, io.BytesIO(data))
+
+        add("../../escape.txt", text(1))
+        add("/absolute.txt", text(2))
+        add("link", kind=tarfile.SYMTYPE, link="/etc/passwd")
+        add("hard", kind=tarfile.LNKTYPE, link="/etc/passwd")
+        add("device", kind=tarfile.CHRTYPE)
+        add("folder", kind=tarfile.DIRTYPE)
+        add(".git/config", text(3))
+    before = sorted(tmp_path.parent.rglob("*escape*"))
+    summary, dataset = make(tmp_path / "out", tmp_path / "x.tar")
+    assert stored(dataset) == text(1) + text(2)
+    assert summary.refused["link or device in an archive"][0] == 3
+    assert summary.refused["hidden file or folder"][:2] == (1, len(text(3)))
+    assert sorted(tmp_path.parent.rglob("*escape*")) == before
+    packed = (tmp_path / "x.tar").read_bytes()
+    for length in (600, 1024, 2048, len(text(1)) + 1100, 5000):
+        (tmp_path / "cut.tar").write_bytes(packed[:length])
+        with pytest.raises(InputError, match=r"cut\.tar is (damaged or )?truncated"):
+            make(tmp_path / "out2", tmp_path / "cut.tar")
+    assert sorted(os.listdir(tmp_path)) == ["cut.tar", "out", "x.tar"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("empty", b"", "nothing to use in .*empty"),
+        ("comments", b"# a\n# b\n", r"comment \(.*comments:0\)"),
+        ("x.zip", b"PK\x03\x04" + bytes(50), "zip archive"),
+        ("x.gz", gzip.compress(text(1))[:-9], "truncated"),
+        ("x.tar", b"not a tar" * 500, "damaged or truncated"),
+        ("x.jsonl", b"\0\1\2\n" * 9, "row is not JSON"),
+        ("cut.parquet", b"PAR1" + bytes(40), "parquet|damaged"),
+    ],
+)
+def test_a_named_input_that_gives_nothing(name: str, content: bytes, why: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    (tmp_path / "good").write_bytes(text(1))
+    with pytest.raises(Exception, match=why) as caught:
+        make(tmp_path / "out", tmp_path / "good", tmp_path / name)
+    assert caught.value.exit_code in (3, 69)  # type: ignore[attr-defined]
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_empty_and_busy_places(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(text(1))
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match="none does not exist"):
+        make(tmp_path / "out", tmp_path / "none")
+    with pytest.raises(InputError, match=r"nothing to use in .*folder"):
+        make(tmp_path / "out", tmp_path / "folder")
+    with pytest.raises(BusyError, match="cannot create"):
+        make(tmp_path / "x" / "out", tmp_path / "x")
+    make(tmp_path / "out", tmp_path / "x")
+    with pytest.raises(BusyError, match="exists already"):
+        make(tmp_path / "out", tmp_path / "x")
+    make(tmp_path / "out", tmp_path / "x", overwrite=True)
+    assert sorted(os.listdir(tmp_path)) == ["folder", "out", "x"]
+
+
+def test_a_file_that_changes_while_read(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(text(1))
+    with pytest.raises(InputError, match="x changed while it was read"):
+        prepare([tmp_path / "x"], Grown(), tmp_path / "out", measure=False)
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_full_disk(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(text(1, 1 << 20))
+    pid = os.fork()
+    if pid == 0:
+        try:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 17, 1 << 17))
+            make(tmp_path / "out", tmp_path / "x")
+        except StorageError:
+            os._exit(74)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 74
+    assert os.listdir(tmp_path) == ["x"]
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+
+def test_flips_anywhere_are_found_and_named(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    make(out, tree(tmp_path / "in", 40), val=0.1)
+    whole = b"".join(b"".join(Dataset.open(out).documents(split)) for split in ("train", "val"))
+    rng = np.random.default_rng(0)
+    for file in sorted(out.iterdir()):
+        good = file.read_bytes()
+        for _ in range(20):
+            bad = bytearray(good)
+            bad[rng.integers(len(bad))] ^= 1 << rng.integers(8)
+            file.write_bytes(bad)
+            try:
+                dataset = Dataset.open(out)
+                found = b"".join(b"".join(dataset.documents(split)) for split in dataset.splits)
+            except DamagedError as error:
+                named = str(error)
+            else:
+                named = "nothing"
+                assert found == whole
+            # The manifest may differ in white space, or in entries of files for which dataset.json has the digest.
+            assert file.name in named or file.name in ("dataset.json", "manifest.json")
+            assert (named != "nothing") or file.name == "manifest.json"
+        file.write_bytes(good[:-2])
+        with pytest.raises(DamagedError):
+            Dataset.open(out)
+        file.unlink()
+        with pytest.raises(DamagedError, match=file.name):
+            Dataset.open(out)
+        file.write_bytes(good)
+    with pytest.raises(InputError, match="no dataset"):
+        Dataset.open(tmp_path / "none")
+
+
+def test_shards_join_without_a_seam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Documents that cross shards, with small shards."""
+    for module in ("dataset", "store"):
+        monkeypatch.setattr(f"hnet_cli.corpus.{module}.SHARD", 4096)
+        monkeypatch.setattr(f"hnet_cli.corpus.{module}.BLOCK", 1024)
+    rng = np.random.default_rng(1)
+    documents = [rng.bytes(int(size)) for size in rng.integers(1, 9000, 40)]
+    writer = Writer(tmp_path)
+    for data in documents:
+        writer.add(data, 0, 0, "x", "x")
+    shards = writer.close()
+    joined = b"".join(documents)
+    starts = rng.integers(0, len(joined) - 6000, 200)
+    lengths = rng.integers(1, 6000, 200)
+    expected = b"".join(joined[a : a + n] for a, n in zip(starts.tolist(), lengths.tolist(), strict=True))
+    assert shards.gather(starts, lengths).tobytes() == expected
+    assert shards.read(0, len(joined)) == joined
+    assert len(list(tmp_path.glob("shard-*"))) == -(-len(joined) // 4096)
