@@ -63,7 +63,7 @@ def _device(wanted: str | None) -> str:
 
 
 def _print_json(data: Any) -> None:
-    print(json.dumps(data, ensure_ascii=False), flush=True)
+    print(json.dumps(data), flush=True)
 
 
 # -- prepare -----------------------------------------------------------------------------------------------------------
@@ -98,48 +98,61 @@ def prepare(
     """Turn your files into a dataset: documents, a held-out split, and baselines to beat."""
     from hnet_cli import corpus
     from hnet_cli import modality as modalities
-    from hnet_cli.console import progress, say
+    from hnet_cli.console import literal, progress, say
 
     if modality == "list" or inputs == ["list"]:
         for name in modalities.names():
             print(f"{name:10} {modalities.get(name).summary}")
         return
     if modality is None:
-        found = corpus.detect(inputs, field=field)
-        modality = found.name
-        say(f"These look like [bold]{modality}[/] ({found.why}); say --modality to choose another.")
-    out = out or Path("data") / corpus.default_name(inputs[0])
+        modality, _, why = corpus.detect(inputs, field)
+        say(f"These look like [bold]{modality}[/] ({literal(why)}); say --modality to choose another.")
+    out = out or Path("data") / _stem(inputs[0])
     with progress("reading") as task:
         summary = corpus.prepare(
             inputs, modalities.get(modality), out, val=val, val_inputs=val_input or [], field=field, workers=workers,
-            overwrite=overwrite, progress=lambda done, total: task.update(done, total),
+            overwrite=overwrite, progress=task.update,
         )  # fmt: skip
     if as_json:
-        _print_json(summary.to_dict())
+        _print_json(vars(summary) | {"path": str(summary.path)})
     else:
         _show_summary(summary)
 
 
-def _show_summary(summary: Any) -> None:
-    from rich.markup import escape
+def _stem(first: str) -> str:
+    """A name for the dataset of some inputs: that of the first without its extensions."""
+    from hnet_cli.modality import COMPRESSIONS
 
-    from hnet_cli.console import say, show, size, table
+    path = Path("stdin" if first == "-" else first).resolve()
+    if not path.is_dir():
+        endings = {*COMPRESSIONS, ".tar"}
+        while path.suffix.lower() in endings and path.stem:
+            path = path.with_suffix("")
+        path = path.with_suffix("") if path.name.strip(".") else path
+    return path.name.lstrip(".") or "data"
+
+
+def _show_summary(summary: Any) -> None:
+    from hnet_cli.console import literal, say, show, size, table
 
     rows = table("", "documents", "bytes")
     for split in ("train", "val"):
         part = summary.splits[split]
         rows.add_row(split, f"{part['documents']:,}", f"{part['bytes']:,}")
     for reason, refused in summary.refused.items():
-        rows.add_row(escape(f"refused: {reason}"), f"{refused['count']:,}", f"{refused['bytes']:,}")
+        rows.add_row(literal(f"refused: {reason}"), f"{refused[0]:,}", f"{refused[1]:,}")
     show(rows)
-    for note in summary.notes:
-        say(f"[dim]{escape(note)}[/]")
+    for reason, (_, _, where) in summary.refused.items():
+        say(f"[dim]{literal(f'{reason}: first {where}')}[/]")
+    for note, number in summary.notes.items():
+        say(f"[dim]{literal(note)}: {number:,}[/]")
+    say(f"[dim]Held out: {literal(summary.rule)}.[/]", verbose=True)
     bits = summary.baselines
     say(f"To beat on the held-out bytes: xz [bold]{bits['xz']:.3f}[/] bits per byte, an order-{bits['k']} model "
         f"[bold]{bits['order_k']:.3f}[/].")  # fmt: skip
     speed = summary.bytes / max(summary.seconds, 1e-9)
-    say(f"Wrote {escape(str(summary.path))} ({size(summary.bytes)} in {summary.seconds:.1f} s, {size(speed)}/s). "
-        f"Next: hnet train --data {escape(str(summary.path))}")  # fmt: skip
+    say(f"Wrote {literal(summary.path)} ({size(summary.bytes)} in {summary.seconds:.1f} s, {size(speed)}/s). "
+        f"Next: hnet train --data {literal(summary.path)}")  # fmt: skip
 
 
 # -- train -------------------------------------------------------------------------------------------------------------
@@ -284,17 +297,9 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """Say what this machine will run, and why."""
-    from rich.console import Console
-
     from hnet_cli import doctor as examine
 
-    report = examine.report(check=check)
-    if as_json:
-        _print_json(report)
-    else:
-        Console().print(examine.render(report))
-    if check:
-        examine.raise_on_failure(report)
+    examine.run(check=check, as_json=as_json)
 
 
 @app.command()
@@ -309,15 +314,13 @@ def convert(
     as_json: JsonOption = False,
 ) -> None:
     """Bring an official checkpoint in, or ours out, without ever executing a pickle."""
-    from rich.markup import escape
-
     from hnet_cli import convert as converter
-    from hnet_cli.console import count, say
+    from hnet_cli.console import count, literal, say
 
     done = converter.convert(src, dst, config=config, overwrite=overwrite, modality=modality)
     if as_json:
         _print_json({key: str(value) if isinstance(value, Path) else value for key, value in vars(done).items()})
-    say(f"Wrote {escape(str(dst))}: {done.configuration}, {count(done.parameters)} parameters.")
+    say(f"Wrote {literal(dst)}: {done.configuration}, {count(done.parameters)} parameters.")
 
 
 @app.command()

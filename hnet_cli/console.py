@@ -9,8 +9,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape as escape_markup
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+from hnet_cli.modality import escape
 
 console = Console(stderr=True, highlight=False)
 _verbosity = 0
@@ -22,8 +25,18 @@ def set_verbosity(level: int) -> None:
     _verbosity = level
 
 
+def is_verbose() -> bool:
+    """Whether the user asked to be told more."""
+    return _verbosity > 0
+
+
+def literal(text: object) -> str:
+    """What comes from data or is a file name, for use in markup: shown as it stands, control characters as escapes."""
+    return escape_markup(escape(str(text)))
+
+
 def say(text: str, *, verbose: bool = False) -> None:
-    """A line for the user; Rich markup is read, so escape what comes from data."""
+    """A line for the user. Rich markup is read, so what comes from data goes through `literal`."""
     if _verbosity >= (1 if verbose else 0):
         console.print(text, soft_wrap=True)
 

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from hnet_cli import budget, modality
 from hnet_cli.budget import GIB, Machine
 from hnet_cli.config import RunConfig, resolve
-from hnet_cli.console import count, duration, say, show, size, table
+from hnet_cli.console import count, duration, literal, say, show, size, table
 from hnet_cli.errors import DamagedError, EnvironmentLimit, InputError
 
 
@@ -67,7 +65,7 @@ def choose(preset: str | None, data: Path | None, run: Path | None, settings: li
     config = resolve(preset, settings) if preset is not None else None
     if data is None:
         data = Path(config.data) if config is not None and config.data else _newest_dataset()
-        say(f"Data: [bold]{escape(str(data))}[/]")
+        say(f"Data: [bold]{literal(data)}[/]")
     dataset = _dataset(data)
     if config is None:
         preset = modality.get(dataset["modality"]).presets["nano" if here.device == "cpu" else "small"]
@@ -75,7 +73,7 @@ def choose(preset: str | None, data: Path | None, run: Path | None, settings: li
         say(f"Preset: [bold]{preset}[/] (the default for {dataset['modality']} on {here.device})")
     if run is None:
         run = Path("runs") / f"{data.resolve().name}-{config.name}"
-        say(f"Run: [bold]{escape(str(run))}[/]")
+        say(f"Run: [bold]{literal(run)}[/]")
     return Plan(dataclasses.replace(config, data=str(data)), data, dataset, run, here)
 
 

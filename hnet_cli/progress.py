@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.markup import escape
-
-from hnet_cli.console import Task, duration, progress, say, show, size, table
+from hnet_cli.console import Task, duration, literal, progress, say, show, size, table
 from hnet_cli.plan import Plan
 from hnet_cli.plot import read_metrics, run_curves, spark
 from hnet_cli.train import Result, train
@@ -36,9 +34,9 @@ class _Screen:
             bits = f"[bold]{record['val_bpb']:.3f}[/] bits per byte"
             say(f"step {record['step']:>6}  validation {bits}  {_chunks(record, 'val_')}")
         elif kind == "resume":
-            say(f"Going on from step {record['step']} ({escape(record['folder'])}).")
+            say(f"Going on from step {record['step']} ({literal(record['folder'])}).")
         elif kind == "warning":
-            say(f"[yellow]warning:[/] {escape(record['message'])}")
+            say(f"[yellow]warning:[/] {literal(record['message'])}")
 
 
 def _chunks(record: dict[str, Any], prefix: str = "") -> str:
@@ -72,6 +70,6 @@ def finish(plan: Plan, result: Result) -> None:
     for name, value in named.items():
         rows.add_row(name, f"{value:.3f}")
     show(rows)
-    run = escape(str(plan.run))
-    say(f"Done in {duration(result.seconds)}. Curves: {escape(str(curves))}")
+    run = literal(plan.run)
+    say(f"Done in {duration(result.seconds)}. Curves: {literal(curves)}")
     say(f"Next: hnet sample {run}    hnet segment --model {run} FILE")

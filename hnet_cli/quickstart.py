@@ -8,12 +8,11 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 import torch
-from rich.markup import escape
 from rich.text import Text
 
 from hnet_cli import budget, checkpoint, corpus, modality, render, sample
 from hnet_cli.config import RunConfig, resolve
-from hnet_cli.console import console, progress, say, size
+from hnet_cli.console import console, literal, progress, say, size
 from hnet_cli.errors import BusyError
 from hnet_cli.plan import Plan, _dataset
 from hnet_cli.progress import follow
@@ -24,31 +23,31 @@ PROMPT = b"The "
 
 
 def run(out: Path, minutes: float, device: str) -> None:
-    """Prepare the bundled text, train `nano` for at most `minutes`, sample, and show its chunks beside the starter's."""
+    """Prepare the bundled text, train `nano` for `minutes`, sample, and show its chunks beside the starter model's."""
     if out.exists() and any(out.iterdir()):
         raise BusyError(f"{out} exists already", "remove it, or choose another folder with --out")
     text = modality.get("text")
     data, folder = out / "data", out / "run"
     with as_file(files("hnet_cli.starters") / TEXT) as file:
-        say(f"[bold]1. prepare[/]  hnet prepare {TEXT} --out {escape(str(data))}")
+        say(f"[bold]1. prepare[/]  hnet prepare {TEXT} --out {literal(data)}")
         with progress("reading") as task:
             summary = corpus.prepare([file], text, data, val=0.05, progress=task.update)
         say(f"   {size(summary.bytes)} of public-domain English; {size(summary.splits['val']['bytes'])} held out.")
         excerpt = _excerpt(file.read_bytes())
     config = _within(resolve("nano"), minutes, device)
     config = dataclasses.replace(config, data=str(data))
-    say(f"[bold]2. train[/]    hnet train --preset nano --data {escape(str(data))} --run {escape(str(folder))} "
+    say(f"[bold]2. train[/]    hnet train --preset nano --data {literal(data)} --run {literal(folder)} "
         f"--set train.steps={config.train.steps}")  # fmt: skip
     plan = Plan(config, data, _dataset(data), folder, budget.machine(device))
     started = time.monotonic()
     follow(plan)
     say(f"   ({time.monotonic() - started:.0f} s)")
     model = checkpoint.load(folder, device)
-    say(f"[bold]3. sample[/]   hnet sample {escape(str(folder))} --prompt {PROMPT.decode()!r}")
+    say(f"[bold]3. sample[/]   hnet sample {literal(folder)} --prompt {PROMPT.decode()!r}")
     pieces = sample.generate(model, [PROMPT], max_bytes=300, temperature=0.8, seed=1, automaton=text.automaton())
     written = PROMPT + b"".join(piece.data for piece in pieces)
     console.print(Text("   " + text.display(written).replace("\n", "\n   ")))
-    say(f"[bold]4. segment[/]  hnet segment FILE --model {escape(str(folder))}")
+    say(f"[bold]4. segment[/]  hnet segment FILE --model {literal(folder)}")
     _show(f"what this model has learned in {minutes:g} minutes", model, excerpt)
     if "starter:text" in checkpoint.starters():
         _show("the starter model that ships with hnet (starter:text)", checkpoint.load("starter:text", device), excerpt)

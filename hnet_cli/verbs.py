@@ -10,14 +10,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from rich.markup import escape
-
 from hnet_cli import checkpoint, corpus, render, storage
 from hnet_cli import modality as modalities
 from hnet_cli import sample as sampling
 from hnet_cli import segment as segmenting
 from hnet_cli.checkpoint import LoadedModel
-from hnet_cli.console import say, show, size, table
+from hnet_cli.console import literal, say, show, size, table
 from hnet_cli.errors import InputError, UsageError
 from hnet_cli.modality import Modality, Refused, Source
 from hnet_cli.streams import open_input
@@ -56,7 +54,7 @@ def segment(
     else:
         with storage.staged_file(out) as binary:
             _write(pieces, io.TextIOWrapper(binary, encoding="utf-8", errors="backslashreplace", newline=""))
-        say(f"Wrote {escape(str(out))}.")
+        say(f"Wrote {literal(out)}.")
     _report(summary)
 
 
@@ -77,7 +75,7 @@ def _model_for(
     loaded = checkpoint.load(reference, device)
     trained = loaded.modality
     if model is None:
-        say(f"Model: [bold]{escape(reference)}[/] ({detected})")
+        say(f"Model: [bold]{literal(reference)}[/] ({detected})")
     elif modality is None and trained and detected and detected != trained and sure >= SURE:
         raise InputError(
             f"{files[0]} looks like {detected}, but {reference} is a model of {trained}",
@@ -91,7 +89,7 @@ def _sources(files: list[str], modality: Modality | None, field: str | None) -> 
     """What the files hold; what cannot be read is said, and the rest goes on."""
     for found in corpus.sources_of(files, modality or Modality(), field):
         if isinstance(found, Refused):
-            say(f"[yellow]left out:[/] {escape(found.where)}: {escape(found.reason)}")
+            say(f"[yellow]left out:[/] {literal(found.where)}: {literal(found.reason)}")
         else:
             yield found
 
@@ -122,7 +120,7 @@ def _report(summary: segmenting.Summary) -> None:
             cells = [""] * 4
     show(rows)
     for reason, number in summary.refused.items():
-        say(f"[dim]left out: {number:,} x {escape(reason)}[/]")
+        say(f"[dim]left out: {number:,} x {literal(reason)}[/]")
     say(
         f"[dim]{size(summary.bytes)} in {summary.documents:,} document{'s' * (summary.documents != 1)}[/]", verbose=True
     )
