@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from hnet_cli import storage
 from hnet_cli.errors import DamagedError, HNetError, InputError
 from hnet_cli.model import HNetConfig, HNetForCausalLM
+from hnet_cli.model.skeleton import skeleton
 
 STARTERS = Path(__file__).parent / "starters"
 FORMAT = 1
@@ -86,8 +87,7 @@ def load_folder(folder: Path, device: str | torch.device = "cpu", kernels: str =
     except ValueError as error:
         raise DamagedError(f"{folder / 'config.json'}: {error}") from error
     tensors = _tensors(folder / "model.safetensors")
-    with torch.device("meta"):
-        model = LoadedModel(config)
+    model = skeleton(LoadedModel, config)
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if config.tie_embeddings and "embeddings.weight" in tensors:
         tensors.setdefault("lm_head.weight", tensors["embeddings.weight"])
