@@ -143,6 +143,7 @@ def test_windows_give_every_byte_once_in_order(
     assert b"".join(parts) == b"".join(dataset.documents("val"))[:limit]
 
 
+@settings(deadline=None)
 @given(count=st.integers(1, 3000), key=st.text(max_size=5))
 def test_shuffled_is_a_permutation(count: int, key: str) -> None:
     order = shuffled(np.arange(count), count, key)

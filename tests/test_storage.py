@@ -243,6 +243,7 @@ def test_members_joined_are_read_through(codec: str, parts: list[bytes]) -> None
     assert storage.decompressed(io.BytesIO(packed), "x").read() == b"".join(parts)
 
 
+@settings(deadline=None)
 @given(data=st.binary(max_size=300))
 def test_plain_bytes_pass(data: bytes) -> None:
     data = b"plain" + data
