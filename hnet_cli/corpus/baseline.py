@@ -91,35 +91,38 @@ def _refine(
         return
     bits = np.uint64(width)
     buckets = -(-len(counted) // _BUCKET) if order else 1
-    known_parts = _bucketed(counted, dense, order, width, buckets)
-    asked_parts = _bucketed(asked, dense, order, width, buckets)
+    known_parts = _bucketed(counted, dense, order, width, buckets, count=True)
+    asked_parts = _bucketed(asked, dense, order, width, buckets, count=False)
     while known_parts:
-        known = np.concatenate([codes for codes, _ in known_parts.pop()])
+        known, numbers = map(np.concatenate, zip(*known_parts.pop(), strict=True))
         wanted, where = map(np.concatenate, zip(*asked_parts.pop(), strict=True))
         if not len(known) or not len(wanted):
             continue
-        known.sort()
+        by_value = np.argsort(known)
+        known, numbers = known[by_value], numbers[by_value]
         by_value = np.argsort(wanted)
         where, wanted = where[by_value], wanted[by_value]
-        # Only different questions are looked up. Counts are differences of positions in the sorted n-grams.
+        # Only different questions are looked up; the answers are differences of sums over the sorted n-grams.
         new = np.r_[True, wanted[1:] != wanted[:-1]]
         answer = np.cumsum(new) - 1
         wanted = wanted[new]
         context = wanted >> bits
-        count = np.searchsorted(known, wanted, side="right") - np.searchsorted(known, wanted, side="left")
+        left, right = (np.searchsorted(known, wanted, side=side) for side in ("left", "right"))
         low = np.searchsorted(known, context << bits, side="left")
         high = np.searchsorted(known, (context + np.uint64(1)) << bits, side="left")
-        kinds_before = np.concatenate([[0, 1], 1 + np.cumsum(known[1:] != known[:-1])])
+        numbers_before = np.r_[0, np.cumsum(numbers)]
+        kinds_before = np.r_[0, 1, 1 + np.cumsum(known[1:] != known[:-1])]
         kinds = (kinds_before[high] - kinds_before[low])[answer]
-        seen = (high - low)[answer]
-        mixed = (count[answer] + kinds * probability[where]) / np.maximum(seen + kinds, 1)
+        seen = (numbers_before[high] - numbers_before[low])[answer]
+        count = (numbers_before[right] - numbers_before[left])[answer]
+        mixed = (count + kinds * probability[where]) / np.maximum(seen + kinds, 1)
         probability[where] = np.where(seen > 0, mixed, probability[where])
 
 
 def _bucketed(
-    data: np.ndarray, dense: np.ndarray, order: int, width: int, buckets: int
+    data: np.ndarray, dense: np.ndarray, order: int, width: int, buckets: int, *, count: bool
 ) -> list[list[tuple[np.ndarray, np.ndarray]]]:
-    """The (order + 1)-grams of `data` as integers, their last byte lowest, and where each ends (int32).
+    """The (order + 1)-grams of `data` as integers, last byte lowest, and how many or else where each ends (int32).
 
     In parts, by a hash of the context: all that follow a context are in one bucket.
     """
@@ -134,5 +137,6 @@ def _bucketed(
         homes = (homes % np.uint64(buckets)).astype(np.uint8)
         for bucket in range(buckets):
             mine = np.flatnonzero(homes == bucket)
-            parts[bucket].append((codes[mine], (begin + mine).astype(np.int32)))
+            found = np.unique(codes[mine], return_counts=True) if count else (codes[mine], begin + mine)
+            parts[bucket].append((found[0], found[1].astype(np.int32)))
     return parts
