@@ -114,10 +114,11 @@ class _Joined(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        filled = min(len(buffer), len(self._head))
-        buffer[:filled] = self._head[:filled]
+        view = memoryview(buffer)
+        filled = min(len(view), len(self._head))
+        view[:filled] = self._head[:filled]
         self._head = self._head[filled:]
-        while filled < len(buffer) and (more := self._stream.readinto(buffer[filled:])):  # type: ignore[attr-defined]
+        while filled < len(view) and (more := self._stream.readinto(view[filled:])):  # type: ignore[attr-defined]
             filled += more
         return filled
 

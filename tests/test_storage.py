@@ -250,6 +250,8 @@ def test_plain_bytes_pass(data: bytes) -> None:
     stream = storage.decompressed(io.BytesIO(data), "x")
     assert stream.peek(512)[:512] == data
     assert stream.read() == data
+    unbuffered = storage.decompressed(io.BytesIO(data), "x")
+    assert unbuffered.raw.read(1000) == data
 
 
 @pytest.mark.parametrize("codec", sorted(CODECS))

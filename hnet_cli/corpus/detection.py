@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -39,19 +39,26 @@ def detect(inputs: Sequence[str | Path], field: str | None = None) -> tuple[str,
             failure = failure or error
     if not heads:
         raise failure or InputError(f"no data in {', '.join(map(str, inputs))}", "name files that are not empty")
-    scores = {}
+    judges = []
     for name in modalities.names():
         with contextlib.suppress(HNetError):  # a broken plugin must not hurt the others
-            judge = modalities.get(name)
-            scores[name] = [judge.detect(called, head) for called, head in heads]
-    likely = max(scores, key=lambda name: sum(scores[name]), default="")
-    confidence = sum(scores[likely]) / len(heads) if likely else 0.0
-    if confidence < FLOOR:
+            judges.append(modalities.get(name))
+    # Each sample votes for the modality that claims it most: beside its FASTA a genome has tables that are mere text.
+    votes: dict[str, float] = defaultdict(float)
+    examples: dict[str, list[str]] = {}
+    for called, head in heads:
+        confidence, name = max(((judge.detect(called, head), judge.name) for judge in judges), default=(0.0, ""))
+        if confidence >= FLOOR:
+            votes[name] += confidence
+            examples.setdefault(name, []).append(called)
+    if not votes:
         raise InputError(
             f"{heads[0][0]} is of no known modality", f"choose one of --modality {', '.join(modalities.names())}"
         )
-    agreeing = [called for (called, _), score in zip(heads, scores[likely], strict=True) if score >= FLOOR]
-    return likely, confidence, f"{len(agreeing)} of {len(heads)} samples look like it, {agreeing[0]} first"
+    likely = max(votes, key=votes.__getitem__)
+    agreeing = examples[likely]
+    first = agreeing[0] if len(heads) == 1 else f"{len(agreeing)} of {len(heads)} samples, {agreeing[0]} first"
+    return likely, votes[likely] / len(agreeing), f"by the look of {first}"
 
 
 def _heads(file: InputFile, field: str | None) -> Iterator[tuple[str, bytes]]:
@@ -68,9 +75,9 @@ def _heads(file: InputFile, field: str | None) -> Iterator[tuple[str, bytes]]:
 def _peeked() -> bytes:
     """The first bytes of standard input, decompressed as far as they go, left there to be read again."""
     ahead = cast(io.BufferedReader, sys.stdin.buffer).peek(HEAD)
-    raw = decompressed(io.BytesIO(ahead), "-").raw
+    plain = decompressed(io.BytesIO(ahead), "-")
     head = b""
     with contextlib.suppress(InputError):  # what is there ends in the middle
-        while len(head) < HEAD and (more := raw.read(256)):
+        while len(head) < HEAD and (more := plain.raw.read(256)):
             head += more
     return head
