@@ -108,9 +108,9 @@ class Grammar:
         """states (B,) -> (B, 256) bool: the bytes that may come next when `remaining` are left. Inside a unit only
         those with which it can be finished in time. A new unit may begin with any byte: without those that are too long
         for the rest, Chinese would end in stray ASCII; instead the row ends where one is chosen."""
-        left = self.distance[self.next[states]]
+        left: np.ndarray = self.distance[self.next[states]]
         limit = np.where(self.accepting[states], self.NEVER - 1, remaining - 1)
-        return left <= limit[:, None]
+        return np.less_equal(left, limit[:, None])
 
 
 def generate(
@@ -170,10 +170,10 @@ def _generate(
         scores = logits[:, :256].double().cpu().numpy()
         if not np.isfinite(scores).all():
             raise NumericalError("the model gives logits that are not finite", "its weights are damaged or overflow")
-        legal: np.ndarray = grammar.legal(states, remaining)[:, : scores.shape[1]]
+        legal = grammar.legal(states, remaining)[:, : scores.shape[1]]
         if eos is not None:
             legal[:, eos] |= grammar.accepting[states]
-        possible = legal.any(1)
+        possible = np.asarray(legal.any(1))
         uniform = np.array([random[row].random() for row in rows.tolist()])
         chosen = choice(np.where(legal | ~possible[:, None], scores, -np.inf), uniform)
         after = grammar.next[states, chosen]
@@ -187,7 +187,9 @@ def _generate(
             memory.select(np.flatnonzero(going).tolist())
         states = after
         logits, routing = model.step(torch.from_numpy(chosen).to(logits.device), memory)
-        depth = sum((stage.boundary_mask.long() for stage in routing), torch.zeros(len(rows), dtype=torch.int64))
+        depth = torch.zeros_like(logits[:, 0], dtype=torch.int64)
+        for stage in routing:
+            depth += stage.boundary_mask
         yield from map(Sampled, rows.tolist(), chosen.tolist(), depth.tolist())
 
 
