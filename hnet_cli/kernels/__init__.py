@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from . import host, reference
+from . import cpu, host, reference
 from .packing import Packing
 
 Function = Callable[..., Any]
@@ -32,8 +32,9 @@ class Kernels:
 
 _REFERENCE = Kernels()
 _HOST = Kernels(
-    ssd_scan=host.ssd_scan,
-    causal_conv=host.causal_conv,
+    ssd_scan=cpu.ssd_scan,
+    causal_conv=cpu.causal_conv,
+    attention=cpu.attention,
     add_rms_norm=host.add_rms_norm,
     gated_rms_norm=host.gated_rms_norm,
     swiglu=host.swiglu,

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .packing import Blocks, Packing
-from .reference import BLOCK, pass_states, wide
+from .reference import BLOCK, wide
 from .reference import ssd_scan as reference_ssd_scan
 
 TILE = 96 * 1024
@@ -256,45 +256,58 @@ class _Scan(torch.autograd.Function):
             leave, reads = _edges(decay, blocks)
             writes = (leave[..., None] * b[:, None]).to(x.dtype)
             added = wide(torch.matmul(writes.mT, inputs))  # (n, H, N, P)
-            values[:, :, size:] = pass_states(added.flatten(2), decay[:, :, -1], blocks).view(added.shape)
+            whole = blocks.keep(decay[:, :, -1].exp())[..., None, None]  # (n, H, 1, 1)
+            before = torch.zeros_like(added)
+            for i in range(1, n):
+                torch.addcmul(added[i - 1], before[i - 1], whole[i - 1], out=before[i])
+            values[:, :, size:] = before
 
+            scores = blocks.hide(c @ b.mT)
             y = x.new_empty(n, size, heads, width)
             fades = x.new_empty(n, heads, size, size)
             for tile in tiles(n, heads * size * size):
-                fade = torch.sub(decay[tile, :, :, None], decay[tile, :, None, :])
-                fade.add_(blocks.mask(fade.dtype, tile)).exp_()
+                # clamped: exp takes a slow path below -87; what is invisible is removed from the scores
+                fade = torch.sub(decay[tile, :, :, None], decay[tile, :, None, :]).clamp_(-80, 0).exp_()
                 fades[tile] = fade
-                mix = _mix(fade, b[tile], c[tile], reads[tile])
+                mix = _mix(fade, scores[tile], c[tile], reads[tile])
                 y[tile] = torch.matmul(mix, values[tile]).transpose(1, 2)
             y = blocks.join(y, len(x)).add_(x * D.to(x.dtype)[:, None])
-        ctx.save_for_backward(x, dt, A, b, c, D, dt_bias, values, decay, added, fades)
+        ctx.save_for_backward(x, dt, A, b, c, D, dt_bias, values, decay, before, fades)
         ctx.blocks = blocks
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, dt, A, b, c, D, dt_bias, values, decay, added, fades = ctx.saved_tensors
+        x, dt, A, b, c, D, dt_bias, values, decay, before, fades = ctx.saved_tensors
         blocks: Blocks = ctx.blocks
         n, heads, size, _ = fades.shape
         with without_autocast(x):
             grad_y = blocks.split(grad).transpose(1, 2).contiguous()  # (n, H, Q, P)
             leave, reads = _edges(decay, blocks)
             grad_values, grad_decay = torch.empty_like(values), torch.empty_like(decay)
-            grad_b, grad_c = torch.empty_like(b), torch.empty_like(c)
+            scores = blocks.hide(c @ b.mT)
+            grad_scores, grad_c = torch.empty_like(scores), torch.empty_like(c)
             for tile in tiles(n, heads * size * size):
-                g, bt, ct, fade = grad_y[tile], b[tile], c[tile], wide(fades[tile])
-                torch.matmul(_mix(fade, bt, ct, reads[tile]).mT, g, out=grad_values[tile])
+                g, ct, fade = grad_y[tile], c[tile], wide(fades[tile])
+                torch.matmul(_mix(fade, scores[tile], ct, reads[tile]).mT, g, out=grad_values[tile])
                 grad_mix = torch.matmul(g, values[tile].mT)  # (n, H, Q, Q + N)
                 grad_fade = wide(grad_mix[..., :size]) * fade
-                grad_scores = grad_fade.sum(1).to(b.dtype)
-                grad_fade.mul_(wide(ct @ bt.mT)[:, None])  # now the derivative by the fade's logarithm
+                torch.sum(grad_fade, 1, out=grad_scores[tile])
+                grad_fade.mul_(scores[tile, None])  # now the derivative by the fade's logarithm
                 grad_reads = wide(grad_mix[..., size:]) * reads[tile, :, :, None]
-                grad_b[tile] = grad_scores.mT @ ct
-                grad_c[tile] = torch.add(grad_scores @ bt, grad_reads.sum(1))
+                grad_c[tile] = grad_reads.sum(1)
                 grad_decay[tile] = grad_fade.sum(-1).sub_(grad_fade.sum(-2)).add_(grad_reads.mul_(ct[:, None]).sum(-1))
 
-            grad_added, grad_whole = _pass_states_backward(added, decay[:, :, -1], blocks, grad_values[:, :, size:])
+            grad_scores = blocks.hide(grad_scores).to(b.dtype)
+            grad_b = grad_scores.mT @ c
+            grad_c += grad_scores @ b
+            whole = blocks.keep(decay[:, :, -1].exp())
+            grad_added = torch.zeros_like(before)
+            grad_before = wide(grad_values[:, :, size:])
+            for i in range(n - 2, -1, -1):
+                torch.addcmul(grad_before[i + 1], grad_added[i + 1], whole[i + 1, :, None, None], out=grad_added[i])
+            grad_whole = (grad_added * before).sum((2, 3)).mul_(whole)
             inputs, grad_inputs = values[:, :, :size], grad_values[:, :, :size]
             grad_writes = wide(torch.matmul(inputs, grad_added.to(x.dtype).mT)).mul_(leave[..., None])
             writes = (leave[..., None] * b[:, None]).to(x.dtype)
@@ -339,20 +352,13 @@ def _edges(decay: Tensor, blocks: Blocks) -> tuple[Tensor, Tensor]:
     return leave, decay.exp() * blocks.from_before[:, None]
 
 
-def _mix(fade: Tensor, b: Tensor, c: Tensor, reads: Tensor) -> Tensor:
-    """[scores | reads]: (n, H, Q, Q + N) in the dtype of b."""
+def _mix(fade: Tensor, scores: Tensor, c: Tensor, reads: Tensor) -> Tensor:
+    """[scores * fade | reads]: (n, H, Q, Q + N) in the dtype of c."""
     n, heads, size, _ = fade.shape
-    mix = b.new_empty(n, heads, size, size + b.shape[-1])
-    mix[..., :size] = fade * wide(c @ b.mT)[:, None]
+    mix = c.new_empty(n, heads, size, size + c.shape[-1])
+    mix[..., :size] = fade * scores[:, None]
     mix[..., size:] = reads[..., None] * c[:, None]
     return mix
-
-
-def _pass_states_backward(added: Tensor, whole: Tensor, blocks: Blocks, grad: Tensor) -> tuple[Tensor, Tensor]:
-    with torch.enable_grad():
-        added, whole = added.detach().requires_grad_(), whole.detach().requires_grad_()
-        before = pass_states(added.flatten(2), whole, blocks).view(added.shape)
-    return torch.autograd.grad(before, (added, whole), wide(grad))
 
 
 def ssd_scan(

@@ -145,7 +145,6 @@ class Blocks:
     """(n, size or 1) bool: this position's document began in an earlier block."""
     to_end: Tensor | None
     """(n, size) bool: this position's document is the one at the block's end; None: all are."""
-    _mask: Tensor | None = None
 
     @classmethod
     def of(cls, packing: Packing, size: int) -> Blocks:
@@ -163,12 +162,13 @@ class Blocks:
         visible = causal & (document[:, :, None] == document[:, None, :])
         return cls(size, count, padding, visible, end, previous, document == previous[:, None], document == end[:, None])
 
-    def mask(self, dtype: torch.dtype, blocks: slice) -> Tensor:
-        """0 where visible and -inf elsewhere, (n or 1, 1, size, size), for the given blocks: a term of an exponent."""
-        if self._mask is None or self._mask.dtype != dtype:
-            self._mask = torch.zeros(self.visible.shape, dtype=dtype, device=self.visible.device)
-            self._mask = self._mask.masked_fill_(~self.visible, -torch.inf)[:, None]
-        return self._mask if len(self._mask) == 1 else self._mask[blocks]
+    def hide(self, scores: Tensor) -> Tensor:
+        """scores (n, size, size), 0 where not visible; float32 or wider."""
+        return scores.to(torch.promote_types(scores.dtype, torch.float32)) * self.visible
+
+    def keep(self, decay: Tensor) -> Tensor:
+        """decay (n, H) over whole blocks, 0 for a block in which another document takes over."""
+        return decay * (self.previous == self.end)[:, None]
 
     def split(self, x: Tensor) -> Tensor:
         """(T, ...) -> (n, size, ...), zeros at the end."""
