@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -18,7 +19,7 @@ from typing import Any, Literal
 
 import yaml
 
-from hnet_cli.errors import InputError, UsageError
+from hnet_cli.errors import UsageError
 from hnet_cli.model.config import HNetConfig
 
 
@@ -143,21 +144,31 @@ class RunConfig:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: 3e-4 is a number, `no` and 1:30 are words, a key may stand only once."""
+    """YAML as people mean it: 3e-4 is a number, 010 is ten, `no` and 1:30 are words, a key is a word and stands once.
+
+    Anchors are refused: `extends` does that job, and a few lines of them can stand for gigabytes.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()
+        if getattr(event, "anchor", None) is not None:
+            raise yaml.MarkedYAMLError(None, None, "anchors (& and *) are not read; use extends:", event.start_mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
+                raise yaml.MarkedYAMLError(None, None, "a key must be a word", key.start_mark)
             if key.value in seen:
                 raise yaml.MarkedYAMLError(None, None, f"key {key.value!r} stands twice", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
 _Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, pattern) for tag, pattern in resolvers if tag in ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
-    ]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag == "tag:yaml.org,2002:null"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 for _tag, _pattern, _first in (
@@ -185,7 +196,7 @@ def _parse(text: str, where: str) -> tuple[dict[str, Any], dict[str, int]]:
     except RecursionError as error:
         raise UsageError(f"{where} is nested too deeply") from error
     except (yaml.YAMLError, ValueError) as error:
-        problem = getattr(error, "problem", None) or "not readable as YAML"
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not readable as YAML"
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise UsageError(f"{where}{line}: {problem}") from error
@@ -218,21 +229,32 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        if isinstance(old, Mapping) and (value is None or isinstance(value, Mapping)):
+            value = _merge(old, value or {})  # a section of which every line is commented out is None
+        merged[key] = value
     return merged
 
 
-def _read(choice: str, seen: tuple[str, ...] = ()) -> tuple[dict[str, Any], dict[str, str], str]:
-    """Data of a preset or file with its `extends` merged in, where each key stands, and the preset's name."""
+def _is_file(choice: str) -> bool:
+    """Whether `choice` is a path rather than the name of a shipped preset."""
     path = Path(choice)
-    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+    return path.suffix in (".yaml", ".yml") or len(path.parts) > 1
+
+
+def _read(choice: str, seen: tuple[str, ...] = ()) -> tuple[dict[str, Any], dict[str, str], str]:
+    """Data of a preset or file with its `extends` merged in, where each key stands, and the preset's name.
+
+    A file that `extends` names by path is looked for from the folder of the file that names it.
+    """
+    path = Path(choice)
+    if _is_file(choice):
         where, name = str(path), path.stem
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise UsageError(f"{path} is not UTF-8 text", "a configuration is YAML") from error
         except OSError as error:
-            raise InputError(f"cannot read the configuration {path}: {error.strerror}") from error
+            raise UsageError(f"cannot read the configuration {path}: {error.strerror}") from error
     else:
         where, name, text = f"presets/{choice}.yaml", choice, preset_text(choice)
     data, lines = _parse(text, where)
@@ -240,9 +262,13 @@ def _read(choice: str, seen: tuple[str, ...] = ()) -> tuple[dict[str, Any], dict
     parent = data.pop("extends", None)
     if parent is None:
         return data, marks, name
-    if choice in seen:
-        raise UsageError(f"{where}: extends goes in a circle: {' -> '.join((*seen, choice))}")
-    base, base_marks, _ = _read(str(parent), (*seen, choice))
+    if not isinstance(parent, str):
+        raise UsageError(f"{marks['extends']}: extends: takes the name or path of one preset")
+    if _is_file(parent):
+        parent = os.path.normpath(path.parent / parent)
+    if parent in (*seen, choice):
+        raise UsageError(f"{marks['extends']}: extends goes in a circle: {' -> '.join((*seen, choice, parent))}")
+    base, base_marks, _ = _read(parent, (*seen, choice))
     return _merge(base, data), base_marks | marks, name
 
 
@@ -294,7 +320,7 @@ def resolve(choice: str, settings: Sequence[str] = ()) -> RunConfig:
     data = _merge(data, overrides)
     for path in (pair.partition("=")[0] for pair in settings):
         parts = path.split(".")
-        marks |= {".".join(parts[: n + 1]): f"--set {path}" for n in range(len(parts))}
+        marks = {".".join(parts[:n]): f"--set {path}" for n in range(1, len(parts))} | marks | {path: f"--set {path}"}
     return _build(data, marks, choice)
 
 
@@ -306,16 +332,26 @@ def _build(data: dict[str, Any], marks: Mapping[str, str], choice: str) -> RunCo
             path = path.rpartition(".")[0]
         return marks.get(path, choice)
 
+    def where_said(message: str) -> str:
+        """Where the first key stands that a message names."""
+        for word in re.findall(r"(?:train\.)?[a-z_]+", message):
+            for section in ("", "model.", "model.ssm_cfg.", "model.attn_cfg."):
+                if section + word in marks:
+                    return marks[section + word]
+        return where("model")
+
     known = {f.name for f in fields(RunConfig)}
     for key in data:
         if key not in known:
             raise UsageError(f"{where(key)}: unknown section {key!r}", _nearest(key, sorted(known)))
     model = data.get("model")
     if not isinstance(model, dict):
-        raise UsageError(f"{choice}: there is no model: section", "start from a preset with `extends: nano`")
+        raise UsageError(f"{where('model')}: there is no model: section", "start from a preset with `extends: nano`")
     model = dict(model)
     chunker = model.pop("chunker", "learned")
-    train = data.get("train") or {}
+    if "hnet" in model:
+        raise UsageError(f"{where('model.hnet')}: unknown key 'hnet' in model:", "it belongs to a model's config.json")
+    train = data["train"] = {} if data.get("train") is None else data["train"]
     if not isinstance(train, dict):
         raise UsageError(f"{where('train')}: train: must hold keys and values")
     known = {f.name for f in fields(TrainConfig)}
@@ -327,18 +363,18 @@ def _build(data: dict[str, Any], marks: Mapping[str, str], choice: str) -> RunCo
     strict = with_config(ConfigDict(extra="forbid", allow_inf_nan=False))
     try:
         checked = TypeAdapter(strict(_Sections)).validate_python({k: v for k, v in data.items() if k != "model"})
-        ours = {"chunker": _chunker(chunker)} if chunker != "learned" else {}
-        return RunConfig(model=HNetConfig.from_dict(model | ({"hnet": ours} if ours else {})), **vars(checked))
+        if chunker != "learned":
+            model["hnet"] = {"chunker": _chunker(chunker)}
+        return RunConfig(model=HNetConfig.from_dict(model), **vars(checked))
     except ValidationError as error:
         first = error.errors()[0]
-        path = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
+        path = ".".join(map(str, first["loc"][:2]))
         reason = str(first.get("ctx", {}).get("error", first["msg"]))
-        label = "" if reason.startswith("train.") else f"{path}: "
-        raise UsageError(f"{where(path)}: {label}{reason[:1].lower() + reason[1:]}") from error
+        if reason.startswith("train."):
+            raise UsageError(f"{where_said(reason)}: {reason}") from error
+        raise UsageError(f"{where(path)}: {path}: {reason[:1].lower() + reason[1:]}") from error
     except (ValueError, TypeError) as error:
-        message = str(error)
-        section = "train" if message.startswith("train.") else "model"
-        raise UsageError(f"{where(section)}: {message}") from error
+        raise UsageError(f"{where_said(str(error))}: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,10 +394,9 @@ def to_yaml(config: RunConfig) -> str:
     """The configuration in full, readable by `resolve`; `resolve(to_yaml(c)) == c`."""
     data = dataclasses.asdict(config)
     model = config.model.to_dict()
-    ours = model.pop("hnet", {})
+    model.pop("hnet", None)  # the chunkers; all else under this key belongs to model folders
     chunkers = [f"{c.kind}:{c.k}" if c.k else c.kind for c in config.model.chunkers]
     model["chunker"] = chunkers[0] if len(set(chunkers)) == 1 else chunkers or "learned"
-    ours.pop("chunker", None)
     data["model"] = model
     data["train"]["betas"] = list(config.train.betas)
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)

@@ -44,7 +44,7 @@ def _integers(value: Any, name: str, least: int) -> tuple[int, ...]:
 def expand_stack(text: Any) -> str:
     """One letter per layer: "T1m4" -> "Tmmmm". Lower case has no MLP. Raises ValueError for anything else."""
     if not isinstance(text, str) or not _STACK.fullmatch(text):
-        raise ValueError(f"bad layout {text!r}: expected letters m, M, t, T each followed by a count, such as 'T1m4'")
+        raise ValueError(f"bad arch_layout: {text!r} should be letters m, M, t, T each followed by a count, such as 'T1m4'")
     return "".join(letter * int(count) for letter, count in re.findall(r"([mMtT])([0-9]+)", text))
 
 
