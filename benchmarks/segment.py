@@ -15,7 +15,6 @@ import argparse
 import json
 import resource
 import time
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -81,11 +80,8 @@ def throughput(model: HNetForCausalLM, size: int) -> dict[str, float]:
 
 
 def resident() -> float:
-    """MiB held now; the peak where the system does not tell."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """The most MiB this process has held so far: what it holds now goes up and down with every pass."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def memory(model: HNetForCausalLM, size: int) -> dict[str, float]:
@@ -124,7 +120,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model = load(options.model)
-    held = memory(model, max(options.bytes, 1 << 18))  # first: later the allocator keeps what it had
+    held = memory(model, max(options.bytes, 1 << 18))  # first: a peak does not go down again
     result = throughput(model, options.bytes) | held | stepping(model)
     windowed = stepping(load(None, "model.attn_cfg.window_size=[63, 63]"))
     result["step_windowed_late_over_early"] = windowed["step_late_over_early"]
