@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 from importlib.resources import as_file, files
 from pathlib import Path
 
-import torch
-from rich.text import Text
-
-from hnet_cli import budget, checkpoint, corpus, modality, render, sample
+from hnet_cli import budget, checkpoint, corpus, modality, render, sample, segment
 from hnet_cli.config import RunConfig, resolve
-from hnet_cli.console import console, literal, progress, say, size
+from hnet_cli.console import literal, progress, say, size
 from hnet_cli.errors import BusyError
+from hnet_cli.modality import Source
 from hnet_cli.plan import Plan, _dataset
 from hnet_cli.progress import follow
 from hnet_cli.train import seconds_per_byte
@@ -38,27 +37,31 @@ def run(out: Path, minutes: float, device: str) -> None:
     config = dataclasses.replace(config, data=str(data))
     say(f"[bold]2. train[/]    hnet train --preset nano --data {literal(data)} --run {literal(folder)} "
         f"--set train.steps={config.train.steps}")  # fmt: skip
-    plan = Plan(config, data, _dataset(data), folder, budget.machine(device))
+    plan = Plan(config, data, _dataset(data).about, folder, budget.machine(device))
     started = time.monotonic()
     follow(plan)
     say(f"   ({time.monotonic() - started:.0f} s)")
     model = checkpoint.load(folder, device)
     say(f"[bold]3. sample[/]   hnet sample {literal(folder)} --prompt {PROMPT.decode()!r}")
-    pieces = sample.generate(model, [PROMPT], max_bytes=300, temperature=0.8, seed=1, automaton=text.automaton())
-    written = PROMPT + b"".join(piece.data for piece in pieces)
-    console.print(Text("   " + text.display(written).replace("\n", "\n   ")))
+    for piece in sample.sample(model, [PROMPT], text, max_bytes=300, temperature=0.8, seed=1):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
     say(f"[bold]4. segment[/]  hnet segment FILE --model {literal(folder)}")
-    _show(f"what this model has learned in {minutes:g} minutes", model, excerpt)
+    _show(f"what this model has learned in {minutes:g} minutes", model, text, excerpt)
     if "starter:text" in checkpoint.starters():
-        _show("the starter model that ships with hnet (starter:text)", checkpoint.load("starter:text", device), excerpt)
+        _show(
+            "the starter model that ships with hnet (starter:text)",
+            checkpoint.load("starter:text", device),
+            text,
+            excerpt,
+        )
     say("Your own files: hnet prepare FILE..., hnet train, hnet segment FILE. More: hnet --help")
 
 
 def _within(config: RunConfig, minutes: float, device: str) -> RunConfig:
     """`config` with as many steps as fit into `minutes` here, and the schedule laid out over them."""
-    torch.set_num_threads(max(1, torch.get_num_threads()))
     train = config.train
-    budget_seconds = 60 * minutes * 0.93  # validation and checkpoints take the rest
+    budget_seconds = 60 * minutes * 0.9  # validation and checkpoints take the rest
     steps = int(budget_seconds / (seconds_per_byte(config, device) * train.batch_bytes))
     steps = max(20, min(train.steps, steps))
     return dataclasses.replace(
@@ -72,6 +75,9 @@ def _excerpt(data: bytes) -> bytes:
     return data[middle : data.index(b" ", middle + 420)]
 
 
-def _show(title: str, model: checkpoint.LoadedModel, excerpt: bytes) -> None:
+def _show(title: str, model: checkpoint.LoadedModel, kind: modality.Modality, excerpt: bytes) -> None:
     say(f"   [dim]{title}:[/]")
-    console.print(render.coloured(model.segment(excerpt)))
+    format = "pretty" if render.use_colour(sys.stdout) else "plain"
+    sys.stdout.writelines(segment.segment(model, [Source.of_bytes(excerpt)], kind, format=format, stage=0))
+    sys.stdout.write("\n")
+    sys.stdout.flush()
