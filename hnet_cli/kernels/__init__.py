@@ -1,22 +1,29 @@
-"""The one seam to fast code: plain functions on packed tensors, chosen once, never by a global switch."""
+"""The one seam to fast code: plain functions on packed tensors, chosen once, never by a global switch.
+
+`choose` returns a record of functions; `report` says what this machine has and why not the rest; `check` compares whatever
+it has with the reference, forward and backward. Needs torch only.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 
-from . import cpu, host, reference
+from . import external, host, reference
 from .packing import Packing
+
+__all__ = ["Kernels", "Packing", "Row", "check", "choose", "report"]
 
 Function = Callable[..., Any]
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """One function per operation; all have the signatures of `kernels.reference`."""
+    """One function per operation, with the signatures and meaning of those in `kernels.reference`."""
 
     ssd_scan: Function = reference.ssd_scan
     ssd_step: Function = reference.ssd_step
@@ -28,18 +35,156 @@ class Kernels:
     add_rms_norm: Function = reference.add_rms_norm
     gated_rms_norm: Function = reference.gated_rms_norm
     swiglu: Function = reference.swiglu
+    names: dict[str, str] = field(default_factory=dict)
+    """Backend by operation."""
+
+    def __post_init__(self) -> None:
+        for operation in OPERATIONS:
+            self.names.setdefault(operation, "reference")
 
 
-_REFERENCE = Kernels()
-_HOST = Kernels(
-    ssd_scan=cpu.ssd_scan,
-    causal_conv=cpu.causal_conv,
-    attention=cpu.attention,
-    add_rms_norm=host.add_rms_norm,
-    gated_rms_norm=host.gated_rms_norm,
-    swiglu=host.swiglu,
-)
+OPERATIONS = [f.name for f in fields(Kernels) if f.name != "names"]
+REFERENCE = Kernels()
+HALF = (torch.bfloat16, torch.float16)
+HOST = {
+    "ssd_scan": host.ssd_scan,
+    "causal_conv": host.causal_conv,
+    "attention": host.attention,
+    "add_rms_norm": host.add_rms_norm,
+    "gated_rms_norm": host.gated_rms_norm,
+    "swiglu": host.swiglu,
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one backend offers for one operation on one kind of device."""
+
+    op: str
+    backend: str
+    device: str
+    version: str
+    available: bool
+    reason: str
+    """Why it is not available, in the words of the exception; else empty."""
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """One optional package: the operations it gives, and the exception where it gives none."""
+
+    backend: str
+    version: str
+    functions: dict[str, Function]
+    reason: str
+    dtypes: tuple[torch.dtype, ...]
+
+
+def _try(backend: str, dtypes: tuple[torch.dtype, ...], operations: list[str], load: Function) -> _Probe:
+    try:
+        if not torch.cuda.is_available():
+            raise RuntimeError("torch sees no CUDA device")
+        version, functions = load()
+    except Exception as error:  # a broken package may raise anything: the text is what the user needs
+        return _Probe(backend, "", dict.fromkeys(operations, _missing), f"{type(error).__name__}: {error}", dtypes)
+    return _Probe(backend, version, functions, "", dtypes)
+
+
+def _missing(*args: Any) -> Any:
+    raise RuntimeError("this kernel is not available")
+
+
+def _mamba() -> tuple[str, dict[str, Function]]:
+    version, scan, update = external.load_mamba()
+    return version, {"ssd_scan": external.mamba_scan(scan), "ssd_step": external.mamba_step(update)}
+
+
+def _varlen() -> tuple[str, dict[str, Function]]:
+    version, function = external.load_varlen()
+    return version, {"attention": external.varlen_attention(function)}
+
+
+def _flash() -> tuple[str, dict[str, Function]]:
+    version, function = external.load_flash()
+    return version, {"attention": external.flash_attention(function)}
+
+
+def _fused() -> tuple[str, dict[str, Function]]:
+    return external.load_triton(), external.compiled_elementwise()
+
+
+@functools.cache
+def _probes() -> tuple[_Probe, ...]:
+    """Everything optional, best first for each operation."""
+    floats = (*HALF, torch.float32)
+    elementwise = ["causal_conv", "add_rms_norm", "gated_rms_norm", "swiglu"]
+    return (
+        _try("mamba-ssm", floats, ["ssd_scan", "ssd_step"], _mamba),
+        _try("torch varlen_attn", HALF, ["attention"], _varlen),
+        _try("flash-attn", HALF, ["attention"], _flash),
+        _try("torch.compile", floats, elementwise, _fused),
+    )
 
 
 def choose(device: torch.device | str, dtype: torch.dtype, backend: str = "auto") -> Kernels:
-    return _REFERENCE if backend == "reference" else _HOST
+    """The operations for tensors on `device` whose products run in `dtype`.
+
+    `backend`: "reference", plain PyTorch; "auto", the fastest that this machine has; "fast", the same, but a missing package
+    is an error. Raises ValueError for another word, RuntimeError with the package's own message for "fast".
+    """
+    return _choose(torch.device(device).type, dtype, backend)
+
+
+@functools.cache
+def _choose(device: str, dtype: torch.dtype, backend: str) -> Kernels:
+    if backend not in ("auto", "reference", "fast"):
+        raise ValueError(f"unknown kernels {backend!r}: auto, reference or fast")
+    if backend == "reference" or device not in ("cpu", "cuda"):
+        if backend == "fast":
+            raise RuntimeError(f"there are no fast kernels for {device}")
+        return REFERENCE
+    if device == "cpu":
+        return Kernels(**HOST, names=dict.fromkeys(HOST, "host"))
+    functions: dict[str, Function] = {}
+    names: dict[str, str] = {}
+    failures: dict[str, list[str]] = {}
+    for probe in _probes():
+        for operation, function in probe.functions.items():
+            if probe.reason:
+                failures.setdefault(operation, []).append(f"{probe.backend}: {probe.reason}")
+            elif dtype in probe.dtypes and operation not in functions:
+                functions[operation], names[operation] = function, probe.backend
+    lacking = {operation: why for operation, why in failures.items() if operation not in functions}
+    if backend == "fast" and lacking:
+        raise RuntimeError("; ".join(f"no fast {operation} ({', '.join(why)})" for operation, why in lacking.items()))
+    return Kernels(**functions, names=names)
+
+
+def report() -> list[Row]:
+    """Every backend of every operation, available or not."""
+    version = torch.__version__
+    rows = [Row(operation, "reference", "any", version, True, "") for operation in OPERATIONS]
+    rows += [Row(operation, "host", "cpu", version, True, "") for operation in HOST]
+    for probe in _probes():
+        rows += [
+            Row(operation, probe.backend, "cuda", probe.version, not probe.reason, probe.reason)
+            for operation in probe.functions
+        ]
+    return rows
+
+
+def check(device: torch.device | str) -> list[Any]:
+    """Compares every available fast operation on `device` with the reference: see `kernels.checking.Comparison`."""
+    from . import checking
+
+    kind = torch.device(device).type
+    found = [("host", HOST, (torch.float32, torch.bfloat16))] if kind == "cpu" else []
+    if kind == "cuda":
+        found = [(p.backend, p.functions, p.dtypes) for p in _probes() if not p.reason]
+    return [
+        checking.compare(operation, backend, function, torch.device(device), dtype)
+        for backend, functions, dtypes in found
+        for operation, function in functions.items()
+        for dtype in dtypes
+        if dtype != torch.float16
+    ]

@@ -17,13 +17,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import reference
-from .packing import Packing
+from .packing import Blocks, Packing
 from .reference import BLOCK, wide
 
 SLAB = 1 << 17
 """Elements of a slab: three or four float32 temporaries of this size fit in a second-level cache."""
 DENSE_ATTENTION = 512
 """Longest document whose bfloat16 attention scores are written out."""
+
+RANGE = 80.0
+"""Largest log decay over a block that is factored: products of the factors fit float32 and bfloat16."""
 
 _no_autocast = torch.autocast("cpu", enabled=False)
 
@@ -226,116 +229,122 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, packing: Packing) -> Te
 
 
 class _SSD(torch.autograd.Function):
-    """One product per block and head: y = [S | exp(a) C] @ [x ; h], the state h entering a block being N more positions.
+    """Decays factor: exp(a_i - a_j) dt_j = u_i v_j, where a is the log decay since the start of the block.
 
-    a: log decay since the start of the block; S_ij = C_i . B_j exp(a_i - a_j) dt_j, plus D on the diagonal.
-    Gradients of decays are sums over the same products dS * S on both sides of a difference, so that they cancel exactly.
+    So all heads share one product per block: y = u * ([S | C] @ [v * x ; h]), S_ij = C_i . B_j for j <= i, the state h that
+    enters the block being N more positions. a is centred on the middle of the block to keep the factors in range.
     """
 
     @staticmethod
     @_no_autocast
     def forward(
-        ctx: Any, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor, packing: Packing
+        ctx: Any,
+        x: Tensor,
+        dt: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor,
+        dt_bias: Tensor,
+        blocks: Blocks,
+        step: Tensor,
+        decay: Tensor,
     ) -> Tensor:
-        blocks, dtype = packing.blocks(BLOCK), x.dtype
         total, heads, width = x.shape
         n, size, state = blocks.count, blocks.size, B.shape[-1]
-        raw = wide(dt) + dt_bias
-        step = F.softplus(raw)  # (T, H)
-        decay = blocks.split(step * A).cumsum(1).transpose(1, 2).contiguous()  # (n, H, Q)
-        steps = blocks.split(step).transpose(1, 2)
-        source = steps.log().clamp_(min=-80.0) - decay
-        b, c = blocks.split(B).contiguous(), blocks.split(C).contiguous()  # (n, Q, N)
-        overlap = torch.bmm(c, b.mT).mul_(blocks.visible)  # (n, Q, Q)
+        whole = decay[:, -1:]  # (n, 1, H)
+        u = (decay - whole / 2).exp_()  # (n, Q, H)
+        u, v = (t.to(x.dtype)[..., None] for t in (u, blocks.split(step) / u))
+        b, c = blocks.split(B), blocks.split(C)
+        mix = x.new_empty(n, size, size + state)
+        scores = torch.bmm(c, b.mT)
+        own = wide(scores.diagonal(dim1=1, dim2=2))  # (n, Q): what a position says to itself knows no decay
+        mix[..., :size] = scores.mul_(blocks.visible).tril_(-1)
+        torch.mul(c, blocks.from_before[..., None], out=mix[..., size:])
+        kept = b if blocks.to_end is None else b * blocks.to_end[..., None]
 
-        reach = x.new_empty(n, heads, size, size)  # exp(a_i - a_j) dt_j
-        mix = x.new_empty(n, heads, size, size + state)
-        within = mix[..., :size]
-        for s in slabs(n, heads * size * size):
-            # what is not visible may be anything finite; exp is slow on what underflows
-            reach[s] = (decay[s, :, :, None] + source[s, :, None]).clamp_(-80, 80).exp_()
-            torch.mul(reach[s], overlap[s, None], out=within[s])
-        within.diagonal(dim1=-2, dim2=-1).add_(D[:, None])
-        start = decay.exp().mul_(blocks.from_before[:, None])
-        torch.mul(c[:, None], start[..., None].to(dtype), out=mix[..., size:])
-
-        values = x.new_empty(n, heads, size + state, width)
-        values[:, :, :size] = blocks.split(x).transpose(1, 2)
-        to_end = (decay[..., -1:] + source).exp_()
-        if blocks.to_end is not None:
-            to_end *= blocks.to_end[:, None]
-        kept = b[:, None] * to_end[..., None].to(dtype)  # (n, H, Q, N)
-        added = torch.bmm(kept.flatten(0, 1).mT, values[:, :, :size].flatten(0, 1))
-        keep = decay[..., -1].exp() * (blocks.end == blocks.previous)[:, None]  # (n, H)
-        entering = _pass_states(wide(added).view(n, heads, -1), keep)
-        values[:, :, size:] = entering.view(n, heads, state, width)
-        y = torch.bmm(mix.flatten(0, 1), values.flatten(0, 1)).view(n, heads, size, width)
-        ctx.save_for_backward(raw, step, A, D, decay, b, c, overlap, reach, mix, start, values, to_end, kept, keep)
-        ctx.blocks, ctx.dtypes = blocks, [t.dtype for t in (dt, A, D, dt_bias)]
-        return blocks.join(y.transpose(1, 2), total)
+        values = x.new_empty(n, size + state, heads, width)
+        torch.mul(blocks.split(x), v, out=values[:, :size])
+        flat = values.flatten(2)
+        half = (whole / 2).exp_()[..., None]  # (n, 1, H, 1): decay from the start to the middle, and on to the end
+        left = torch.bmm(kept.mT, flat[:, :size]).view(n, state, heads, width) * half
+        keep = (whole.exp() * (blocks.end == blocks.previous)[:, None, None])[..., None]  # the same document at both ends
+        entering = _pass_states(left, keep, blocks)
+        values[:, size:] = entering * half
+        y = torch.bmm(mix, flat).view(n, size, heads, width)
+        own = blocks.join(own, total)[:, None]
+        direct = torch.addcmul(D, own, step).to(x.dtype)[..., None]  # (T, H, 1)
+        ctx.save_for_backward(
+            x, dt, A, dt_bias, step, u, v, half, keep, b, kept, c, mix, values, entering, y, own, direct
+        )
+        ctx.blocks, ctx.D_dtype = blocks, D.dtype
+        return blocks.join(y * u, total).addcmul_(x, direct)
 
     @staticmethod
     @once_differentiable
     @_no_autocast
     def backward(ctx: Any, y_grad: Tensor) -> tuple[Tensor | None, ...]:
-        raw, step, A, D, decay, b, c, overlap, reach, mix, start, values, to_end, kept, keep = ctx.saved_tensors
-        blocks, dtype, exact = ctx.blocks, values.dtype, step.dtype
-        n, heads, size = decay.shape
-        state, width, total = b.shape[-1], values.shape[-1], len(step)
-        y_grad = blocks.split(y_grad).transpose(1, 2).reshape(n * heads, size, width)
-        mix_grad = torch.bmm(y_grad, values.flatten(0, 1).mT).view(n, heads, size, size + state)
-        values_grad = torch.bmm(mix.flatten(0, 1).mT, y_grad)
-        entering_grad = wide(values_grad[:, size:]).reshape(n, heads, -1)
-        added_grad = _pass_states(entering_grad.flip(0), keep.flip(0)).flip(0)
-        keep_grad = torch.linalg.vecdot(added_grad, wide(values[:, :, size:]).reshape(n, heads, -1))
-        added_grad = added_grad.view(n * heads, state, width).to(dtype)
-        kept_grad = torch.bmm(values[:, :, :size].flatten(0, 1), added_grad.mT).view(n, heads, size, state)
-        x_grad = torch.baddbmm(values_grad[:, :size], kept.flatten(0, 1), added_grad).view(n, heads, size, width)
-        x_grad = blocks.join(x_grad.transpose(1, 2), total)
+        x, dt, A, dt_bias, step, u, v, half, keep, b, kept, c, mix, values, entering, y, own, direct = ctx.saved_tensors
+        blocks: Blocks = ctx.blocks
+        n, size, heads, width = y.shape
+        total, state = len(x), b.shape[-1]
+        scaled = blocks.split(y_grad) * u  # gradient of the product
+        mix_grad = torch.bmm(scaled.flatten(2), values.flatten(2).mT)  # (n, Q, Q + N)
+        values_grad = torch.bmm(mix.mT, scaled.flatten(2))
 
-        within_grad, start_grad = mix_grad[..., :size], mix_grad[..., size:]
-        D_grad = within_grad.diagonal(dim1=-2, dim2=-1).sum((0, 2), dtype=exact)
-        overlap_grad = torch.empty_like(overlap)
-        late, early = torch.empty_like(decay), torch.empty_like(decay)  # of a_i and, negative, of a_j
-        for s in slabs(n, heads * size * size):
-            product = within_grad[s] * reach[s]
-            torch.sum(product, 1, out=overlap_grad[s])
-            product *= overlap[s, None]
-            torch.sum(product, -1, dtype=exact, out=late[s])
-            torch.sum(product, -2, dtype=exact, out=early[s])
-        overlap_grad *= blocks.visible
-        c_grad, b_grad = torch.bmm(overlap_grad, b), torch.bmm(overlap_grad.mT, c)
-        c_grad += (start_grad * start[..., None].to(dtype)).sum(1)
-        b_grad += (kept_grad * to_end[..., None].to(dtype)).sum(1)
-        late += (start_grad * mix[..., size:]).sum(-1, dtype=exact)
-        ended = (kept_grad * kept).sum(-1, dtype=exact)
-        early += ended
-        decay_grad = late - early
-        decay_grad[..., -1] += ended.sum(-1) + keep_grad * keep
-        log_grad = decay_grad.flip(-1).cumsum(-1).flip(-1)  # of dt * A
-        log_grad, early = (blocks.join(t.transpose(1, 2), total) for t in (log_grad, early))
-        step_grad = log_grad * A + early / step.clamp_min(1e-35)
-        raw_grad = step_grad * torch.sigmoid(raw)
-        dt_type, A_type, D_type, bias_type = ctx.dtypes
+        # left_grad: of what a block leaves, entering_{m+1} = left_m + keep_m entering_m
+        left_grad = _pass_states_backward(values_grad[:, size:].unflatten(2, (heads, width)) * half, keep, blocks)
+        whole_grad = wide(x).new_zeros(n, heads)
+        whole_grad[:-1] = (left_grad[:-1] * entering[1:]).sum((1, 3))
+        left_grad = (left_grad * half).to(x.dtype).flatten(2)
+        inputs = values[:, :size].flatten(2)
+        kept_grad = torch.bmm(inputs, left_grad.mT)
+        inputs_grad = torch.baddbmm(values_grad[:, :size], kept, left_grad).view(n, size, heads, width)
+
+        # of a_i as a row and, negative, as a column; the same of the last one, which scales what is left
+        early = (inputs_grad * values[:, :size]).sum(-1, dtype=step.dtype)
+        decay_grad = (scaled * y).sum(-1, dtype=step.dtype).sub_(early)
+        decay_grad[:, -1] += whole_grad
+        log_grad = blocks.join(decay_grad.flip(1).cumsum(1).flip(1), total)  # of step * A
+        direct_grad = (x * y_grad).sum(-1, dtype=step.dtype)  # (T, H)
+        step_grad = log_grad * A + blocks.join(early, total) / step.clamp_min(1e-35) + direct_grad * own
+        raw_grad = step_grad.mul_(torch.sigmoid(wide(dt) + dt_bias))
+        scores_grad = torch.where(blocks.visible, mix_grad[..., :size], 0)  # elsewhere it may have overflown
+        scores_grad.diagonal(dim1=1, dim2=2).copy_(blocks.split((direct_grad * step).sum(1)))
+        c_grad = torch.bmm(scores_grad, b).add_(mix_grad[..., size:] * blocks.from_before[..., None])
+        b_grad = torch.bmm(scores_grad.mT, c).add_(kept_grad if blocks.to_end is None else kept_grad * blocks.to_end[..., None])
+        x_grad = blocks.join(inputs_grad.mul_(v), total).addcmul_(y_grad, direct)
         return (
             x_grad,
-            raw_grad.to(dt_type),
-            (log_grad * step).sum(0).to(A_type),
+            raw_grad.to(dt.dtype),
+            (log_grad * step).sum(0).to(A.dtype),
             blocks.join(b_grad, total),
             blocks.join(c_grad, total),
-            D_grad.to(D_type),
-            raw_grad.sum(0).to(bias_type),
+            direct_grad.sum(0).to(ctx.D_dtype),
+            raw_grad.sum(0).to(dt_bias.dtype),
+            None,
+            None,
             None,
         )
 
 
-def _pass_states(added: Tensor, keep: Tensor) -> Tensor:
-    """What enters each block, h_{m+1} = added_m + keep_m h_m from h_0 = 0. added (n, H, S), keep (n, H) -> (n, H, S)."""
-    entering = torch.empty_like(added)
-    entering[0] = 0
-    for m in range(len(added) - 1):
-        torch.addcmul(added[m], entering[m], keep[m, :, None], out=entering[m + 1])
+def _pass_states(left: Tensor, keep: Tensor, blocks: Blocks) -> Tensor:
+    """entering_{m+1} = left_m + keep_m entering_m, zero where no document crosses the border.
+
+    left (n, N, H, P), keep (n, 1, H, 1) -> (n, N, H, P), float32 or wider.
+    """
+    entering = wide(left).new_zeros(left.shape)
+    for now in blocks.rounds:
+        entering[now] = torch.addcmul(left[now - 1], keep[now - 1], entering[now - 1])
     return entering
+
+
+def _pass_states_backward(grad: Tensor, keep: Tensor, blocks: Blocks) -> Tensor:
+    """Gradient of `left`, from that of what enters each block."""
+    left_grad = torch.zeros_like(grad)
+    for now in reversed(blocks.rounds):
+        left_grad[now - 1] = torch.addcmul(grad[now], keep[now], left_grad[now])
+    return left_grad
 
 
 def ssd_scan(
@@ -350,9 +359,16 @@ def ssd_scan(
     chunk_size: int = 0,
     return_states: bool = False,
 ) -> Any:
-    if return_states:  # reading a prompt, once
-        return reference.ssd_scan(x, dt, A, B, C, D, dt_bias, packing, chunk_size, return_states)
-    return _SSD.apply(x, dt, A, B, C, D, dt_bias, packing)
+    if not return_states:  # these are wanted once, after a prompt
+        with torch.no_grad():
+            step = F.softplus(wide(dt) + dt_bias)
+            log = step * A
+        for size in (BLOCK, BLOCK // 2, BLOCK // 4):
+            blocks = packing.blocks(size)
+            decay = blocks.split(log).cumsum(1)
+            if decay[:, -1].amin() > -RANGE:
+                return _SSD.apply(x, dt, A, B, C, D, dt_bias, blocks, step, decay)
+    return reference.ssd_scan(x, dt, A, B, C, D, dt_bias, packing, chunk_size, return_states)
 
 
 # -- attention ---------------------------------------------------------------------------------------------------------

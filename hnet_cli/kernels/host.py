@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .packing import Blocks, Packing
-from .reference import BLOCK, wide
+from .reference import BLOCK, product_dtype, wide
+from .reference import attention as reference_attention
 from .reference import ssd_scan as reference_ssd_scan
 
 TILE = 96 * 1024
@@ -86,9 +87,7 @@ def _norm_backward(grad: Tensor, unit: Tensor, scale: Tensor, weight: Tensor, ou
 
 
 def add_rms_norm(hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    return _AddNorm.apply(hidden, residual, weight, eps, dtype)
+    return _AddNorm.apply(hidden, residual, weight, eps, product_dtype(weight))
 
 
 class _GatedNorm(torch.autograd.Function):
@@ -376,3 +375,10 @@ def ssd_scan(
     if return_states:  # generation only: no derivative wanted, and the reference knows how
         return reference_ssd_scan(x, dt, A, B, C, D, dt_bias, packing, chunk_size, return_states=True)
     return _Scan.apply(x, dt, A, B, C, D, dt_bias, packing)
+
+
+# -- attention ---------------------------------------------------------------------------------------------------------
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, window: int = -1) -> Tensor:
+    return reference_attention(q, k, v, packing, window)

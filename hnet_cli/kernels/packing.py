@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -37,6 +38,16 @@ class Packing:
         if offsets[0] != 0 or min(lengths) < 1:
             raise ValueError(f"cu_seqlens must start at 0 and every document needs at least one position, got {offsets[:8]}")
         return cls(cu_seqlens, lengths)
+
+    def groups(self, limit: int) -> Iterator[tuple[int, Packing]]:
+        """Consecutive documents of at most `limit` positions together, with where they start; one alone may be longer."""
+        start, lengths = 0, list[int]()
+        for length in self.lengths:
+            if lengths and sum(lengths) + length > limit:
+                yield start, Packing.of_lengths(lengths, self.device)
+                start, lengths = start + sum(lengths), []
+            lengths.append(length)
+        yield start, Packing.of_lengths(lengths, self.device)
 
     @property
     def device(self) -> torch.device:
@@ -169,6 +180,20 @@ class Blocks:
     def keep(self, decay: Tensor) -> Tensor:
         """decay (n, H) over whole blocks, 0 for a block in which another document takes over."""
         return decay * (self.previous == self.end)[:, None]
+
+    @cached_property
+    def rounds(self) -> list[Tensor]:
+        """Blocks that a document crosses into, in an order to visit them: those of one round need only earlier rounds."""
+        previous, ends = self.previous.tolist(), self.end.tolist()
+        rounds: list[list[int]] = []
+        depth = -1
+        for m in range(1, self.count):
+            # what enters block m was left by block m-1, and crossed it whole if one document holds both of its ends
+            depth = depth + 1 if previous[m - 1] == ends[m - 1] else 0
+            if depth == len(rounds):
+                rounds.append([])
+            rounds[depth].append(m)
+        return [torch.tensor(blocks, device=self.end.device) for blocks in rounds]
 
     def split(self, x: Tensor) -> Tensor:
         """(T, ...) -> (n, size, ...), zeros at the end."""

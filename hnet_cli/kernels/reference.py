@@ -35,14 +35,24 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None = 
     return y.to(dtype or x.dtype)
 
 
+def product_dtype(weight: Tensor) -> torch.dtype:
+    """The dtype that products with this weight run in: autocast's, else its own."""
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+
 def add_rms_norm(hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Adds `hidden` (T, D) to the residual stream and norms the sum: (normed, new residual).
 
-    The stream is float32 or wider; `normed` has the dtype that products run in (autocast's, else that of the weight).
+    The stream is float32 or wider; `normed` has the dtype that products run in.
     """
+    return add_rms_norm_to(hidden, residual, weight, eps, product_dtype(weight))
+
+
+def add_rms_norm_to(
+    hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     residual = wide(hidden) if residual is None else residual + hidden
-    device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     return rms_norm(residual, weight, eps, dtype), residual
 
 
@@ -135,7 +145,7 @@ def ssd_scan(
 
         by_head = decay.transpose(1, 2)  # (n, H, Q)
         between = by_head[:, :, :, None] - by_head[:, :, None, :]
-        between = between.masked_fill(~blocks.visible[:, None], -torch.inf).exp()
+        between = between.clamp(-80, 0).exp() * blocks.visible[:, None]  # clamped: exp is slow where it underflows
         scores = (c @ b.mT)[:, None] * between.to(x.dtype)  # (n, H, Q, Q)
         y = (scores @ scaled.transpose(1, 2)).transpose(1, 2)  # (n, Q, H, P)
 
@@ -195,7 +205,7 @@ def ema_scan(x: Tensor, p: Tensor, packing: Packing) -> Tensor:
         x, p = wide(x), wide(p)
         decay = torch.cumsum(blocks.split(torch.log1p(-p.double())), 1)  # float64: differences of large sums
         between = (decay[:, :, None] - decay[:, None, :]).to(x.dtype)
-        mix = between.masked_fill(~blocks.visible, -torch.inf).exp() * blocks.split(p)[:, None]  # (n, Q, Q)
+        mix = between.clamp(-80, 0).exp() * blocks.visible * blocks.split(p)[:, None]  # (n, Q, Q)
         z = mix @ blocks.split(x)
         # the block's own end state is its last row, once the mask keeps only the document at its end
         before = pass_states(z[:, -1:], decay[:, -1:].to(x.dtype), blocks)  # (n, 1, D)

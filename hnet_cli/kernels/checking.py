@@ -1,0 +1,118 @@
+"""Is a fast operation right? Values and all gradients against the reference in float64, on the machine in front of us."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .packing import Packing
+
+# tf32 on a GPU makes float32 products good to three digits; bfloat16 has eight bits
+BOUNDS = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 2e-2}
+LENGTHS = [150, 1, 3, 300, 64, 122]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One operation of one backend in one dtype against the reference."""
+
+    op: str
+    backend: str
+    dtype: str
+    error: float
+    """The largest relative error, in the 2-norm, of the results and of the gradient by each argument."""
+    bound: float
+    where: str
+    """What had that error: "value" or "gradient of argument i", or the exception if the operation failed."""
+    ok: bool
+
+
+def inputs(operation: str, packing: Packing, generator: torch.Generator) -> list[Any]:
+    """Arguments in float64 of sizes that H-Nets have, several documents among them; tensors first."""
+
+    def normal(*shape: int, scale: float = 1.0) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64) * scale
+
+    total, batch = packing.total, packing.batch_size
+    heads, width, size = 4, 64, 32
+    if operation == "ssd_scan":
+        x, dt = normal(total, heads, width), normal(total, heads)
+        return [x, dt, -normal(heads).exp(), *normal(2, total, size, scale=0.5), 1 + normal(heads), normal(heads) - 2, packing, 64]
+    if operation == "ssd_step":
+        state, x, dt = normal(batch, heads, width, size), normal(batch, heads, width), normal(batch, heads)
+        return [state, x, dt, -normal(heads).exp(), *normal(2, batch, size), 1 + normal(heads), normal(heads) - 2]
+    if operation == "causal_conv":
+        return [normal(total, 96), normal(96, 4), normal(96), packing]
+    if operation == "attention":
+        return [*normal(3, total, heads, width), packing, 100]
+    if operation == "ema_scan":
+        return [normal(total, 96), torch.sigmoid(normal(total)), packing]
+    if operation == "add_rms_norm":
+        return [*normal(2, total, 96), 1 + normal(96, scale=0.1), 1e-5]
+    if operation == "gated_rms_norm":
+        return [*normal(2, total, 96), 1 + normal(96, scale=0.1), 1e-5]
+    if operation == "swiglu":
+        return [normal(total, 96)]
+    raise KeyError(operation)
+
+
+# what stays float32 when products run in less: decay rates, skip weights, the residual stream, norm weights
+FLOAT32 = {"ssd_scan": {2, 5, 6}, "ssd_step": {0, 3, 5, 6}, "add_rms_norm": {1, 2}, "gated_rms_norm": {2}}
+
+
+def differentiated(function: Callable[..., Any], args: list[Any]) -> list[Tensor]:
+    """Results, then gradients of a fixed random weighting of them by each tensor argument."""
+    leaves = [a.detach().clone().requires_grad_() if isinstance(a, Tensor) else a for a in args]
+    out = function(*leaves)
+    outs = [o for o in (out if isinstance(out, tuple) else (out,))]
+    generator = torch.Generator().manual_seed(1)
+    weights = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o) for o in outs]
+    wanted = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    return [*outs, *torch.autograd.grad(outs, wanted, weights)]
+
+
+def stepped(function: Callable[..., Any], args: list[Any]) -> list[Tensor]:
+    """Result and new state of an operation that updates its first argument."""
+    with torch.no_grad():
+        state = args[0].clone()
+        return [function(state, *args[1:]), state]
+
+
+def relative(value: Tensor, expected: Tensor) -> float:
+    value, expected = value.detach().double().cpu(), expected.detach().double().cpu()
+    return float((value - expected).norm() / expected.norm().clamp_min(1e-30))
+
+
+def compare(
+    operation: str, backend: str, function: Callable[..., Any], device: torch.device, dtype: torch.dtype, seed: int = 0
+) -> Comparison:
+    """Runs both on the same inputs, rounded to what the operation is given; never raises for a wrong operation."""
+    generator = torch.Generator().manual_seed(seed)
+    args = inputs(operation, Packing.of_lengths(LENGTHS), generator)
+    kept = FLOAT32.get(operation, set())
+    given = [
+        a.to(torch.promote_types(dtype, torch.float32) if i in kept else dtype) if isinstance(a, Tensor) else a
+        for i, a in enumerate(args)
+    ]
+    truth = [a.double() if isinstance(a, Tensor) else a for a in given]
+    there = [
+        a.to(device) if isinstance(a, Tensor) else Packing.of_lengths(a.lengths, device) if isinstance(a, Packing) else a
+        for a in given
+    ]
+    run = stepped if operation.endswith("_step") else differentiated
+    expected = run(getattr(reference, operation), truth)
+    name, bound = str(dtype).removeprefix("torch."), BOUNDS[dtype]
+    try:
+        values = run(function, there)
+    except Exception as error:  # the report of a failure is the answer
+        return Comparison(operation, backend, name, float("nan"), bound, f"{type(error).__name__}: {error}", False)
+    results = 2 if operation == "add_rms_norm" or run is stepped else 1
+    errors = [relative(v, e) for v, e in zip(values, expected, strict=True)]
+    worst = max(range(len(errors)), key=errors.__getitem__)
+    where = "value" if worst < results else f"gradient of argument {worst - results}"
+    return Comparison(operation, backend, name, errors[worst], bound, where, errors[worst] <= bound)
