@@ -6,6 +6,7 @@ torch is asked only where the machine has a GPU.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,17 +52,18 @@ def machine(device: str | None = None) -> Machine:
 
     Raises ValueError where the device asked for is not there.
     """
-    if device in (None, "auto", "cuda") or (device or "").startswith("cuda:"):
+    gpu = re.fullmatch(r"cuda(?::(\d+))?", device or "cuda")
+    if gpu:
         if Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists():
             import torch
 
             if torch.cuda.is_available():
-                index = int(device.partition(":")[2] or 0) if device and ":" in device else 0
+                index = int(gpu[1] or 0)
                 if index >= torch.cuda.device_count():
                     raise ValueError(f"there is no {device}; this machine has {torch.cuda.device_count()} GPUs")
                 free, _ = torch.cuda.mem_get_info(index)
                 return Machine(f"cuda:{index}", free, torch.cuda.get_device_name(index))
-        if device not in (None, "auto"):
+        if device is not None:
             raise ValueError(f"--device {device}: no CUDA device can be used here (see `hnet doctor`)")
     elif device != "cpu":
         raise ValueError(f"--device {device!r} is not known; use cpu, cuda or cuda:N")

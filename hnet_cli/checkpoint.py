@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,15 +47,14 @@ class LoadedModel(HNetForCausalLM):
 
 
 def save_model(folder: Path, model: HNetForCausalLM, extra: Mapping[str, Any], target_ratios: list[float]) -> None:
-    """Write `config.json` and `model.safetensors` into a folder that is being staged."""
+    """Write `config.json` and `model.safetensors` into a folder being staged, within `storage.os_errors`."""
     config = model.config.to_dict()
     config["hnet"] = config.get("hnet", {}) | {"target_ratios": target_ratios} | dict(extra)
     storage.write_json(folder / "config.json", config)
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     if model.config.tie_embeddings:
         tensors.pop("lm_head.weight", None)
-    with storage.os_errors(folder):
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -112,15 +110,24 @@ def _steps(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("step-[0-9]*"), reverse=True)
 
 
-def newest(run: Path) -> Path | None:
-    """The newest checkpoint that verifies. A damaged one is named in a warning and passed over."""
+def newest(run: Path, warn: Callable[[str], None] = warnings.warn) -> Path | None:
+    """The newest checkpoint that verifies. A damaged one is passed over; `warn` is told which and why."""
     for folder in _steps(run):
         try:
             storage.verify_folder(folder)
             return folder
         except DamagedError as error:
-            warnings.warn(f"{error}; going back to the checkpoint before it", stacklevel=2)
+            warn(f"{error}; going back to the checkpoint before it")
     return None
+
+
+def _best(run: Path) -> Path | None:
+    """The checkpoint that the file `best` of a run names, if it is there."""
+    try:
+        folder = run / "checkpoints" / (run / "best").read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return folder if folder in _steps(run) else None
 
 
 def find(reference: str | Path) -> Path:
@@ -130,25 +137,18 @@ def find(reference: str | Path) -> Path:
     """
     text = str(reference)
     if text.startswith("starter:"):
-        folder = STARTERS / text.removeprefix("starter:")
-        if not (folder / "config.json").exists():
+        if text not in starters():
             raise InputError(f"no starter model is called {text!r}", f"there are: {', '.join(starters()) or 'none'}")
-        return folder
+        return STARTERS / text.removeprefix("starter:")
     folder = Path(reference)
     if not folder.exists():
         raise InputError(f"there is no model at {folder}", "give a run folder, a checkpoint, or starter:text")
     if (folder / "config.json").exists():
         return folder
     if (folder / "checkpoints").is_dir():
-        try:
-            best = folder / "checkpoints" / (folder / "best").read_text(encoding="utf-8").strip()
-            if best.parent == folder / "checkpoints" and (best / "manifest.json").exists():
-                return best
-        except (OSError, UnicodeDecodeError):
-            pass
-        if (found := newest(folder)) is not None:
+        if (found := _best(folder) or newest(folder)) is not None:
             return found
-        raise DamagedError(f"{folder} has no complete checkpoint yet", "train it on with --resume")
+        raise DamagedError(f"{folder} has no complete checkpoint", "go on training it with --resume")
     raise DamagedError(f"{folder} is not a model: it has neither config.json nor checkpoints/")
 
 
@@ -170,22 +170,25 @@ def modality_of(folder: Path) -> str | None:
         return None
 
 
-def default_model(modality: str) -> str:
-    """$HNET_MODEL, else the newest run under `runs/` of this modality, else its starter model."""
+def default_model(modality: str | None = None) -> str:
+    """$HNET_MODEL, else the newest run under `runs/` of this modality (None: of any), else its starter model (text's).
+
+    Raises InputError where there is none.
+    """
     if chosen := os.environ.get("HNET_MODEL"):
         return chosen
-    runs = [p.parent for p in Path("runs").glob("*/config.yaml")]
+    saved = sorted(Path("runs").glob("*/latest"), key=lambda path: path.stat().st_mtime, reverse=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for run in sorted(runs, key=lambda p: p.stat().st_mtime, reverse=True):
-            if modality_of(run) == modality:
+        for run in (path.parent for path in saved):
+            found = modality_of(run)
+            if found is not None and found == (modality or found):
                 return str(run)
-    name = f"starter:{modality}"
+    name = f"starter:{modality or 'text'}"
     if name in starters():
         return name
-    raise InputError(
-        f"there is no model for {modality} yet", "train one (hnet prepare, hnet train) or give one with --model"
-    )
+    raise InputError(f"there is no model{f' for {modality}' if modality else ''} yet", "train one (hnet prepare, hnet "
+                     "train), or name one that you have")  # fmt: skip
 
 
 @dataclass
@@ -217,30 +220,22 @@ def save_checkpoint(run: Path, model: HNetForCausalLM, optimizer: torch.optim.Op
     Raises StorageError (disk full, I/O); whatever was there before is whole then.
     """
     folder = run / "checkpoints" / f"step-{state.step:08d}"
-    with storage.os_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    with storage.staged_folder(folder, overwrite=True, manifest={"kind": "checkpoint", "version": FORMAT}) as staged:
+    moments = dict(_optimizer_tensors(model, optimizer))
+    needed = sum(tensor.nbytes for tensor in (*model.state_dict().values(), *moments.values()))
+    staging = storage.staged_folder(folder, overwrite=True, manifest={"kind": "checkpoint", "version": FORMAT})
+    with staging as staged, storage.os_errors(folder, needed):
         save_model(staged, model, dict(extra) | {"step": state.step}, target_ratios)
-        with storage.os_errors(folder):
-            save_file(dict(_optimizer_tensors(model, optimizer)), staged / "optimizer.safetensors")
-            save_file({"torch": torch.get_rng_state()}, staged / "random.safetensors")
+        save_file(moments, staged / "optimizer.safetensors")
+        save_file({"torch": torch.get_rng_state()}, staged / "random.safetensors")
         storage.write_json(staged / "state.json", {"format": FORMAT} | vars(state))
     storage.write_text(run / "latest", folder.name + "\n")
     if state.best_step == state.step:
         storage.write_text(run / "best", folder.name + "\n")
-    _prune(run, keep, state.best_step)
-    return folder
-
-
-def _prune(run: Path, keep: int, best_step: int | None) -> None:
+    best = _best(run)
     for old in _steps(run)[keep:]:
-        if best_step is not None and old.name == f"step-{best_step:08d}":
-            continue
-        # Renamed first, so that a kill half-way never leaves a checkpoint that looks whole.
-        doomed = old.with_name(f".del-{old.name}")
-        with storage.os_errors(old):
-            old.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+        if old != best:
+            storage.remove_folder(old)
+    return folder
 
 
 def load_checkpoint(folder: Path, model: HNetForCausalLM, optimizer: torch.optim.Optimizer) -> TrainingState:

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -281,14 +282,22 @@ def presets(
             for each, c in listed.items()
         })  # fmt: skip
         return
-    from rich.console import Console
-
-    rows = table("preset", "parameters", "memory", "", title=None)
+    rows = table("preset", "parameters", "memory", "")
     rows.columns[3].justify = "left"
     for each, c in sorted(listed.items(), key=lambda item: (item[1].model.num_parameters, item[0])):
         needed = f"{budget.needs(c).memory / budget.GIB:.1f} GiB"
         rows.add_row(each, count(c.model.num_parameters), needed, c.description)
-    Console(soft_wrap=not sys.stdout.isatty()).print(rows)
+    _print(rows)
+
+
+def _print(renderable: Any) -> None:
+    """A table on standard output; on a terminal as wide as it is, else unwrapped."""
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 400)
+    with console.capture() as text:
+        console.print(renderable)
+    print("\n".join(line.rstrip() for line in text.get().splitlines()))
 
 
 @app.command()
@@ -339,47 +348,64 @@ def quickstart(
 
 
 def _fail(error: HNetError) -> int:
-    print(f"hnet: {error}" + (f" ({error.hint})" if error.hint else ""), file=sys.stderr)
+    from hnet_cli.modality import escape
+
+    message = f"{error} ({error.hint})" if error.hint else str(error)
+    print(f"hnet: {escape(' '.join(message.split()))}", file=sys.stderr)
     return error.exit_code
+
+
+def _close_stdout() -> None:
+    """Python would complain once more about a closed pipe while it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """PyTorch says so in several ways."""
+    return isinstance(error, MemoryError) or any(
+        sign in f"{type(error).__name__} {error}" for sign in ("OutOfMemoryError", "can't allocate memory")
+    )
 
 
 def run(arguments: list[str] | None = None) -> int:
     """Run one command line and return its exit code (design: 0, 1 bug, 2 usage, 3 input, 4 damaged, 5 numerical, 69
-    environment, 73 busy, 74 I/O, 75 stopped, 130 interrupted). Never raises but for SystemExit."""
-    debug = "-v" in (arguments or sys.argv[1:2]) or bool(os.environ.get("HNET_DEBUG"))
+    environment, 73 busy, 74 I/O, 75 stopped, 130 interrupted)."""
+    warnings.formatwarning = lambda message, *_: f"hnet: warning: {message}\n"  # type: ignore[assignment]
     try:
         code = app(args=arguments, prog_name="hnet", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
-    except HNetError as error:
-        if debug:
-            traceback.print_exc()
-        return _fail(error)
-    except BrokenPipeError:
-        # The reader (head, less) has seen enough. Python would complain once more while closing.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (BrokenPipeError, SystemExit):  # Typer and Rich make the second of the first: head, less have seen enough
+        _close_stdout()
         return 0
-    except KeyboardInterrupt:
+    except BaseException as error:
+        return _report(error)
+
+
+def _report(error: BaseException) -> int:
+    """Say in one line what ended the command; its exit code."""
+    from hnet_cli.console import is_verbose
+
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # Typer's own: a wrong option or argument
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message(), file=sys.stderr)
+            return 2
+        command = getattr(getattr(error, "ctx", None), "command_path", None) or "hnet"
+        return _fail(UsageError(error.format_message(), f"see {command} --help"))
+    if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
         print("hnet: interrupted", file=sys.stderr)
         return 130
-    except MemoryError:
+    if is_verbose():
+        traceback.print_exception(error)
+    if isinstance(error, HNetError):
+        return _fail(error)
+    if _out_of_memory(error):
         return _fail(EnvironmentLimit("out of memory", "a smaller preset, or more train.micro_batches, needs less"))
-    except OSError as error:
-        if debug:
-            traceback.print_exc()
+    if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return _fail(StorageError(f"{place}{error.strerror or error}"))
-    except Exception as error:
-        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # Typer's own: a wrong option or argument
-            return _fail(UsageError(error.format_message(), "see --help"))
-        if type(error).__name__ == "Abort":
-            print("hnet: interrupted", file=sys.stderr)
-            return 130
-        if debug:
-            traceback.print_exc()
-        print(f"hnet: a bug of ours: {type(error).__name__}: {error} (run again with -v and report what it prints)",
-              file=sys.stderr)  # fmt: skip
-        return 1
+    bug = HNetError(f"a bug of ours: {type(error).__name__}: {error}", "`hnet -v` with the same command says where")
+    return _fail(bug)
 
 
 def main() -> None:

@@ -13,7 +13,8 @@ from hnet_cli import budget, modality
 from hnet_cli.budget import GIB, Machine
 from hnet_cli.config import RunConfig, resolve
 from hnet_cli.console import count, duration, literal, say, show, size, table
-from hnet_cli.errors import DamagedError, EnvironmentLimit, InputError
+from hnet_cli.corpus import Batches, Dataset
+from hnet_cli.errors import EnvironmentLimit, InputError
 
 
 @dataclass(frozen=True)
@@ -28,19 +29,11 @@ class Plan:
     machine: Machine
 
 
-def _dataset(data: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((data / "dataset.json").read_text(encoding="utf-8"))
-        if not isinstance(found["modality"], str) or not isinstance(found["splits"]["train"]["bytes"], int):
-            raise TypeError
-    except FileNotFoundError as error:
-        hint = "hnet prepare makes one" if data.exists() else "there is no such folder; hnet prepare makes one"
-        raise InputError(f"{data} is not a dataset: it has no dataset.json", hint) from error
-    except OSError as error:
-        raise InputError(f"{data / 'dataset.json'}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{data / 'dataset.json'} is damaged", "prepare the dataset again") from error
-    return found
+def _dataset(data: Path) -> Dataset:
+    if not (data / "dataset.json").exists():
+        what = "is not a dataset: it has no dataset.json" if data.exists() else "does not exist"
+        raise InputError(f"{data} {what}", f"`hnet prepare` makes a dataset{' of it' if data.is_file() else ''}")
+    return Dataset.open(data)
 
 
 def _newest_dataset() -> Path:
@@ -57,24 +50,45 @@ def choose(preset: str | None, data: Path | None, run: Path | None, settings: li
         here = budget.machine(device)
     except ValueError as error:
         raise EnvironmentLimit(str(error)) from error
-    if resume and run is not None and preset is None:
-        stored = run / "config.yaml"
-        if not stored.exists():
-            raise InputError(f"{run} holds no run to resume: it has no config.yaml", "`hnet train` without --resume")
-        preset = str(stored)
     config = resolve(preset, settings) if preset is not None else None
+    if resume and run is not None:
+        config = _stored(run, config, settings)
     if data is None:
         data = Path(config.data) if config is not None and config.data else _newest_dataset()
         say(f"Data: [bold]{literal(data)}[/]")
     dataset = _dataset(data)
     if config is None:
-        preset = modality.get(dataset["modality"]).presets["nano" if here.device == "cpu" else "small"]
+        preset = modality.get(dataset.modality).presets["nano" if here.device == "cpu" else "small"]
         config = resolve(preset, settings)
-        say(f"Preset: [bold]{preset}[/] (the default for {dataset['modality']} on {here.device})")
+        say(f"Preset: [bold]{preset}[/] (the default for {dataset.modality} on {here.device})")
     if run is None:
         run = Path("runs") / f"{data.resolve().name}-{config.name}"
         say(f"Run: [bold]{literal(run)}[/]")
-    return Plan(dataclasses.replace(config, data=str(data)), data, dataset, run, here)
+        if resume:
+            config = _stored(run, config, settings)
+    Batches(dataset, sequence_length=config.train.sequence_length, rows=config.train.rows)  # enough data for them
+    return Plan(dataclasses.replace(config, data=str(data)), data, dataset.about, run, here)
+
+
+def _stored(run: Path, given: RunConfig | None, settings: list[str]) -> RunConfig:
+    """The configuration a run began with, which holds when it goes on, with `settings` on top.
+
+    What differs in the configuration given is said. A run that never began goes by that one.
+    """
+    file = run / "config.yaml"
+    if not file.exists():
+        if given is None:
+            raise InputError(f"{run} holds no run to resume: it has no config.yaml", "`hnet train` without --resume")
+        return given
+    stored = resolve(str(file), settings)
+    if given is not None:
+        theirs = vars(given.train)
+        kept = [f"train.{key}={value}" for key, value in vars(stored.train).items() if value != theirs[key]]
+        kept += ["its model"] if stored.model != given.model else []
+        if kept:
+            say(f"[yellow]note:[/] the run goes on with its own settings, not those of {literal(given.name)}: "
+                f"{literal(', '.join(kept))}; --set changes one")  # fmt: skip
+    return stored
 
 
 def refuse_what_cannot_fit(plan: Plan) -> None:
@@ -122,28 +136,31 @@ def facts(plan: Plan) -> dict[str, Any]:
 
 
 def describe(plan: Plan, as_json: bool) -> None:
-    """Print the plan; with the time it would take, measured, where it fits."""
+    """Print the plan, with the time it would take, measured, if it fits; else raises EnvironmentLimit after it."""
     data = facts(plan)
     if data["fits"]:
         from hnet_cli.train import seconds_per_byte
 
-        data["bytes_per_s"] = round(1 / seconds_per_byte(plan.config, plan.machine.device))
-        data["seconds"] = data["bytes"] / data["bytes_per_s"]
+        data["seconds"] = data["bytes"] * seconds_per_byte(plan.config, plan.machine.device)
+        data["bytes_per_s"] = data["bytes"] / data["seconds"]
     if as_json:
         print(json.dumps(data))
-        return
+    else:
+        _describe(plan, data)
+    refuse_what_cannot_fit(plan)
+
+
+def _describe(plan: Plan, data: dict[str, Any]) -> None:
     rows = table("part", "parameters")
     for part, number in data["parameters_by_part"].items():
         rows.add_row(part, f"{number:,}")
     rows.add_row("[bold]all[/]", f"[bold]{data['parameters']:,}[/]")
     show(rows)
     train = plan.config.train
-    say(f"{count(data['flops_per_byte'])}FLOP per byte forward, three times that to train.")
+    say(f"{count(data['flops_per_byte'])} FLOPs per byte forward, three times that to train.")
     say(f"Memory: {data['memory_needed'] / GIB:.1f} GiB needed, {data['memory_free'] / GIB:.1f} GiB free on "
         f"{data['device']} ({plan.machine.name}).")  # fmt: skip
     times = f"{data['epochs']:.1f} times the data"
     say(f"{train.steps:,} steps of {size(train.batch_bytes)}: {size(data['bytes'])}, {times}.")
     if data["fits"]:
         say(f"About {size(data['bytes_per_s'])}/s here: {duration(data['seconds'])}.")
-    else:
-        refuse_what_cannot_fit(plan)

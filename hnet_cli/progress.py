@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
+import traceback
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from hnet_cli.console import Task, duration, literal, progress, say, show, size, table
+from hnet_cli.errors import BusyError, HNetError
 from hnet_cli.plan import Plan
 from hnet_cli.plot import read_metrics, run_curves, spark
 from hnet_cli.train import Result, train
 
 
 def follow(plan: Plan, *, resume: bool = False) -> Result:
-    """Train what was planned, show it, and end with a table, the curves and what to do next."""
+    """Train what was planned, show it, and end with a table, the curves and what to do next.
+
+    What is said on the way is kept in the run's `log.txt`, the traceback of an error too.
+    """
     steps = plan.config.train.steps
     with progress("training", total=steps) as task:
-        screen = _Screen(task)
-        result = train(plan.config, plan.data, plan.run, resume=resume, device=plan.machine.device, listen=screen.hear)
+        screen = _Screen(task, plan.run / "log.txt")
+        try:
+            result = train(
+                plan.config, plan.data, plan.run, resume=resume, device=plan.machine.device, listen=screen.hear
+            )
+        except BusyError:
+            raise  # the log is another process's
+        except BaseException as error:
+            screen.log(str(error) if isinstance(error, HNetError) else traceback.format_exc())
+            raise
     finish(plan, result)
     return result
 
 
 class _Screen:
-    def __init__(self, task: Task) -> None:
-        self.task, self.note = task, ""
+    def __init__(self, task: Task, log: Path) -> None:
+        self.task, self.path, self.note = task, log, ""
 
     def hear(self, kind: str, record: dict[str, Any]) -> None:
         if kind == "step":
@@ -30,13 +46,24 @@ class _Screen:
         elif kind == "log":
             self.note = _line(record)
             self.task.update(record["step"], note=self.note)
+            self.log(f"step {record['step']}  {self.note}")
         elif kind == "eval":
-            bits = f"[bold]{record['val_bpb']:.3f}[/] bits per byte"
-            say(f"step {record['step']:>6}  validation {bits}  {_chunks(record, 'val_')}")
+            bits = f"{record['val_bpb']:.3f}"
+            say(f"step {record['step']:>6}  validation [bold]{bits}[/] bits per byte  {_chunks(record, 'val_')}")
+            self.log(f"step {record['step']}  validation {bits} bits per byte  {_chunks(record, 'val_')}")
+        elif kind == "checkpoint":
+            self.log(f"step {record['step']}  saved")
         elif kind == "resume":
             say(f"Going on from step {record['step']} ({literal(record['folder'])}).")
+            self.log(f"going on from step {record['step']}")
         elif kind == "warning":
             say(f"[yellow]warning:[/] {literal(record['message'])}")
+            self.log(f"warning: {record['message']}")
+
+    def log(self, text: str) -> None:
+        """A line for `log.txt`; that it cannot be written must not end a run."""
+        with contextlib.suppress(OSError), self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}\n")
 
 
 def _chunks(record: dict[str, Any], prefix: str = "") -> str:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -142,7 +143,10 @@ class Stop:
 
 @contextmanager
 def catch_signals() -> Iterator[Stop]:
-    """SIGINT, SIGTERM and SIGUSR1 ask for a stop after the step; a second Ctrl-C interrupts at once."""
+    """SIGINT, SIGTERM, SIGHUP and SIGUSR1 ask for a stop after the step; a second Ctrl-C interrupts at once.
+
+    What is ignored (nohup, a shell's background job) stays ignored.
+    """
     stop = Stop()
 
     def on_signal(number: int, _: FrameType | None) -> None:
@@ -151,9 +155,10 @@ def catch_signals() -> Iterator[Stop]:
         if stop.count > 1:
             raise KeyboardInterrupt
 
-    wanted = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+    wanted = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")]
+    heard = [number for number in wanted if number and signal.getsignal(number) != signal.SIG_IGN]
     try:
-        before = {number: signal.signal(number, on_signal) for number in wanted}
+        before = {number: signal.signal(number, on_signal) for number in heard}
     except ValueError:  # not in the main thread: somebody else handles signals
         yield stop
         return
@@ -168,20 +173,35 @@ class Metrics:
     """`metrics.jsonl`: one flat record per line, cut back to the checkpoint's step on resume."""
 
     def __init__(self, path: Path, step: int) -> None:
+        self.path, self.last_validation = path, dict[str, Any]()
         kept = []
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    if json.loads(line)["step"] <= step:
-                        kept.append(line + "\n")
-                except (ValueError, KeyError, TypeError):
-                    continue  # a line torn by a kill
-        storage.write_text(path, "".join(kept))
-        self.path = path
+        for record in _records(path):
+            if record["step"] <= step:
+                kept.append(record)
+                self._remember(record)
+        storage.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def write(self, record: dict[str, Any]) -> None:
+        """Numbers that are not finite, which JSON lacks, are left out."""
+        finite = {key: value for key, value in record.items() if not isinstance(value, float) or math.isfinite(value)}
         with storage.os_errors(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(finite) + "\n")
+        self._remember(finite)
+
+    def _remember(self, record: dict[str, Any]) -> None:
+        if "val_bpb" in record:
+            self.last_validation = record
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a metrics file; lines torn by a kill are passed over."""
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            record = json.loads(line)
+            if isinstance(record["step"], int):
+                yield record
+        except (ValueError, KeyError, TypeError):
+            continue
 
 
 @dataclass
@@ -191,7 +211,7 @@ class Result:
     run: Path
     state: TrainingState
     seconds: float
-    last: dict[str, Any] = field(default_factory=dict)
+    last: dict[str, Any]
     """The last validation record."""
 
 
@@ -203,15 +223,13 @@ def train(config: RunConfig, data: Path, run: Path, *, resume: bool = False, dev
           listen: Listener = lambda kind, record: None) -> Result:  # fmt: skip
     """Train `config` on the dataset at `data` in the folder `run`, to its last step.
 
-    Raises BusyError (folder in use, or not empty without `resume`), DamagedError, InputError (dataset too small),
-    NumericalError (three non-finite steps in a row), Stopped (a signal; the state is saved), StorageError.
+    Raises BusyError (folder in use, or holding a run without `resume`), DamagedError, InputError (dataset too small or
+    another), NumericalError (three non-finite steps in a row), Stopped (a signal; the state is saved), StorageError.
     """
     dataset = Dataset.open(data)
-    if not resume and (run / "config.yaml").exists():
-        raise BusyError(f"{run} already holds a run", "add --resume to go on with it, or --run NAME for another")
-    with storage.os_errors(run):
-        run.mkdir(parents=True, exist_ok=True)
     with storage.FolderLock(run), catch_signals() as stop:
+        if not resume and (run / "config.yaml").exists():
+            raise BusyError(f"{run} already holds a run", "add --resume to go on with it, or --run NAME for another")
         return _Trainer(config, dataset, run, torch.device(device), listen, stop).go(resume)
 
 
@@ -219,7 +237,9 @@ class _Trainer:
     def __init__(self, config: RunConfig, dataset: Dataset, run: Path, device: torch.device, listen: Listener,
                  stop: Stop) -> None:  # fmt: skip
         self.config, self.dataset, self.run, self.device = config, dataset, run, device
-        self.listen, self.stop, self.failed_saves = listen, stop, 0
+        self.listen, self.stop = listen, stop
+        self.failed_saves = self.skipped = 0
+        """Both in a row."""
         train = config.train
         rows = train.rows // train.micro_batches
         self.batches = Batches(dataset, sequence_length=train.sequence_length, rows=train.rows, seed=train.seed)
@@ -232,93 +252,84 @@ class _Trainer:
         self.extra = {"modality": dataset.modality, "sequence_length": train.sequence_length, "preset": config.name}
 
     def go(self, resume: bool) -> Result:
+        """Steps to the last one, with records, validations and checkpoints where they are due."""
+        train, state, began = self.config.train, self.state, time.monotonic()
         if resume:
-            self._restore()
+            state = self._restore()
         storage.write_text(self.run / "config.yaml", to_yaml(self.config))
-        metrics, train, started = (
-            Metrics(self.run / "metrics.jsonl", self.state.step),
-            self.config.train,
-            time.monotonic(),
-        )
-        logged, skipped, last = time.monotonic(), 0, {}
-        saved = self.state.step if resume else -1
-        while self.state.step < train.steps:
-            step = self.state.step
-            pieces = [self.batches.batch(step, rows) for rows in self.slices]
-            record: dict[str, Any] = train_step(self.model, self.optimizer, pieces, step, self.config, self.autocast)
-            self.state.step += 1
-            self.state.bytes_seen += train.batch_bytes
-            record = {"step": self.state.step, "bytes": self.state.bytes_seen} | record
-            self.listen("step", record)
-            skipped = self._count_skipped(record, skipped, metrics)
-            if self.state.step % train.log_every == 0 or self.state.step == train.steps:
-                now = time.monotonic()
-                steps = (self.state.step - 1) % train.log_every + 1
-                record["bytes_per_s"] = round(train.batch_bytes * steps / max(now - logged, 1e-9))
-                logged = now
-                metrics.write(record)
+        self.metrics = Metrics(self.run / "metrics.jsonl", state.step)
+        timed, spent = 0, 0.0
+        while state.step < train.steps:
+            step_began = time.monotonic()
+            record = self._step()
+            timed, spent = timed + 1, spent + time.monotonic() - step_began
+            done = state.step == train.steps
+            if done or state.step % train.log_every == 0 or "skipped" in record:
+                record["bytes_per_s"] = round(train.batch_bytes * timed / spent)
+                timed, spent = 0, 0.0
+                self.metrics.write(record)
                 self.listen("log", record)
-            done = self.state.step == train.steps
-            if done or (train.eval_every and self.state.step % train.eval_every == 0):
-                last = self._validate(metrics)
-                logged = time.monotonic()
+            self._refuse_endless_skipping(record)
+            if done or (train.eval_every and state.step % train.eval_every == 0):
+                self._validate()
             stopping = bool(self.stop.signal) and not done
-            if (
-                done
-                or stopping
-                or self.state.step % train.checkpoint_every == 0
-                or self.state.best_step == self.state.step
-            ):
+            if done or stopping or state.step % train.checkpoint_every == 0 or state.best_step == state.step:
                 self._save(final=done or stopping)
-                saved = self.state.step
-                logged = time.monotonic()
             if stopping:
                 raise Stopped(
-                    f"stopped by {self.stop.signal} after step {saved} of {train.steps}; saved in {self.run}",
-                    f"go on with: hnet train --run {self.run} --resume",
+                    f"stopped by {self.stop.signal} after step {state.step} of {train.steps}; saved in {self.run}",
+                    f"go on with: hnet train --run {shlex.quote(str(self.run))} --resume",
                 )
-        return Result(self.run, self.state, time.monotonic() - started, last)
+        return Result(self.run, state, time.monotonic() - began, self.metrics.last_validation)
 
-    def _restore(self) -> None:
-        folder = checkpoint.newest(self.run)
+    def _step(self) -> dict[str, Any]:
+        train, state = self.config.train, self.state
+        pieces = [self.batches.batch(state.step, rows) for rows in self.slices]
+        numbers = train_step(self.model, self.optimizer, pieces, state.step, self.config, self.autocast)
+        state.step += 1
+        state.bytes_seen += train.batch_bytes
+        record = {"step": state.step, "bytes": state.bytes_seen} | numbers
+        self.listen("step", record)
+        return record
+
+    def _restore(self) -> TrainingState:
+        folder = checkpoint.newest(self.run, lambda message: self.listen("warning", {"message": message}))
         if folder is None:
             self.listen("warning", {"message": f"{self.run} has no complete checkpoint; starting from the beginning"})
-            return
-        state = checkpoint.load_checkpoint(folder, self.model, self.optimizer)
-        if state.dataset != self.dataset.fingerprint:
+            return self.state
+        self.state = checkpoint.load_checkpoint(folder, self.model, self.optimizer)
+        if self.state.dataset != self.dataset.fingerprint:
             raise InputError(
                 f"{self.run} was trained on another dataset than {self.dataset.path}",
                 "give the same --data, or start another run with --run NAME",
             )
-        self.state = state
-        self.listen("resume", {"step": state.step, "folder": str(folder)})
+        self.listen("resume", {"step": self.state.step, "folder": str(folder)})
+        return self.state
 
-    def _count_skipped(self, record: dict[str, Any], skipped: int, metrics: Metrics) -> int:
-        if not record.get("skipped"):
-            return 0
+    def _refuse_endless_skipping(self, record: dict[str, Any]) -> None:
+        if "skipped" not in record:
+            self.skipped = 0
+            return
+        self.skipped += 1
         self.state.skipped_steps += 1
-        metrics.write(
-            {key: value for key, value in record.items() if not isinstance(value, float) or math.isfinite(value)}
-        )
         self.listen("warning", {"message": f"step {self.state.step}: the loss or gradient is not finite; step skipped"})
-        if skipped + 1 < MAX_SKIPPED:
-            return skipped + 1
-        self._save(final=True)
-        raise NumericalError(
-            f"{MAX_SKIPPED} steps in a row without a finite loss, the last one {self.state.step}; saved in {self.run}",
-            "try a lower train.lr, or precision=fp32",
-        )
+        if self.skipped == MAX_SKIPPED:
+            self._save(final=True)
+            raise NumericalError(
+                f"{MAX_SKIPPED} steps in a row without a finite loss, the last one {self.state.step}; the weights "
+                f"before them are saved in {self.run}",
+                "try a lower train.lr, or precision=fp32",
+            )
 
-    def _validate(self, metrics: Metrics) -> dict[str, Any]:
-        train = self.config.train
+    def _validate(self) -> None:
+        train, state = self.config.train, self.state
         with self.autocast():
             scored = validation(self.model, self.dataset, train.sequence_length, train.eval_bytes, train.target_ratios)
-        record = {"step": self.state.step, "bytes": self.state.bytes_seen} | {f"val_{k}": v for k, v in scored.items()}
-        metrics.write(record)
-        if self.state.best_bpb is None or scored["bpb"] < self.state.best_bpb:
-            self.state.best_bpb, self.state.best_step = scored["bpb"], self.state.step
+        record = {"step": state.step, "bytes": state.bytes_seen} | {f"val_{k}": v for k, v in scored.items()}
+        self.metrics.write(record)
+        if state.best_bpb is None or scored["bpb"] < state.best_bpb:
+            state.best_bpb, state.best_step = scored["bpb"], state.step
         self.listen("eval", record)
-        return record
 
     def _save(self, final: bool) -> None:
         """A failed periodic save must not kill the run: warn, train on, try again; only the third in a row counts."""

@@ -140,7 +140,10 @@ def sample(
 ) -> None:
     """Write `number` continuations of the prompt to standard output while they come."""
     start = _prompt(prompt, prompt_file)
-    loaded = checkpoint.load(model or checkpoint.default_model("text"), device)
+    if model is None:
+        model = checkpoint.default_model()
+        say(f"Model: [bold]{literal(model)}[/]")
+    loaded = checkpoint.load(model, device)
     kind = modalities.get(loaded.modality) if loaded.modality else None
     if kind is None:
         options["eos"] = sampling.EOS

@@ -1,0 +1,70 @@
+"""What a run is said to need, and what a machine is said to have."""
+
+import dataclasses
+
+import pytest
+import torch
+from runkit import tiny
+
+from hnet_cli.budget import BASE_MEMORY, GIB, Machine, cpu_memory, fits, machine, needs, presets_that_fit
+from hnet_cli.config import preset_names, resolve
+from hnet_cli.train import build_model
+
+
+@pytest.mark.parametrize(
+    ("preset", "gib", "enough"),
+    [("nano", 4, True), ("nano-dna", 4, True), ("small", 16, True), ("2stage-xl", 24, False), ("1stage-l", 8, False),
+     ("2stage-xl", 141, True)],
+)  # fmt: skip
+def test_what_fits(preset, gib, enough):
+    assert fits(resolve(preset), Machine("cpu", gib * GIB)) is enough
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_needs_are_sane(preset):
+    config = resolve(preset)
+    found = needs(config)
+    assert found.parameters == config.model.num_parameters
+    assert found.weights == 16 * found.parameters
+    assert BASE_MEMORY < found.activations < 200 * GIB
+    assert found.memory == found.weights + found.activations
+    # Two operations per weight and position; levels inside see fewer positions.
+    assert 0.2 * found.parameters < found.flops_per_byte < 4 * found.parameters
+
+
+def test_the_parameters_are_those_of_the_model():
+    config = tiny()
+    assert needs(config).parameters == sum(p.numel() for p in build_model(config).parameters())
+    assert not torch.cuda.is_initialized()
+
+
+@pytest.mark.parametrize("preset", ["nano", "small", "2stage-xl"])
+def test_more_micro_batches_need_less(preset):
+    config = resolve(preset)
+    each = []
+    for pieces in (1, 2, 4):
+        train = dataclasses.replace(config.train, micro_batches=config.train.micro_batches * pieces)
+        each.append(needs(dataclasses.replace(config, train=train)).activations - BASE_MEMORY)
+    assert each[0] == pytest.approx(2 * each[1], abs=4) == pytest.approx(4 * each[2], abs=12)
+
+
+def test_presets_that_fit_are_the_largest_first():
+    names = [name for name, _ in presets_that_fit(Machine("cpu", 4 * GIB))]
+    sizes = [needs(resolve(name)).parameters for name in names]
+    assert {"nano", "nano-dna"} <= set(names)
+    assert "2stage-xl" not in names
+    assert sizes == sorted(sizes, reverse=True)
+    assert presets_that_fit(Machine("cpu", 0)) == []
+
+
+def test_this_machine():
+    here = machine("cpu")
+    assert here.device == "cpu"
+    assert 0 < cpu_memory() < 2**50
+    assert machine().device in ("cpu", "cuda:0")
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:99", "cuda:x", "CPU", "cpu:0"])
+def test_a_device_that_is_not_there(device):
+    with pytest.raises(ValueError, match=device):
+        machine(device)

@@ -1,0 +1,433 @@
+"""Training: it learns, it repeats itself bit for bit, and nothing that happens to it is lost or hidden."""
+
+import json
+import os
+import random
+import resource
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from runkit import FLAT, TWO_STAGES, dataset, metrics, tiny, weights
+
+from hnet_cli import storage
+from hnet_cli.checkpoint import newest
+from hnet_cli.corpus import Batches, Dataset
+from hnet_cli.errors import BusyError, InputError, NumericalError, Stopped, StorageError
+from hnet_cli.evaluate import to_device
+from hnet_cli.modality import Document, Modality
+from hnet_cli.model import RoutingOutput
+from hnet_cli.optim import build_optimizer
+from hnet_cli.train import alignment_loss, build_model, losses, precision_context, train, train_step
+
+RECORD = {"step", "bytes", "loss", "bpb", "ratio_loss", "alignment_loss", "grad_norm", "lr"}
+STAGE = {"boundary_fraction", "target_fraction", "mean_boundary_prob", "bytes_per_chunk", "target_bytes_per_chunk"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return dataset(tmp_path_factory.mktemp("fox"))
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """A run that nothing happened to."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    train(tiny(), data, run)
+    return run
+
+
+@pytest.fixture
+def signals():
+    """SIGINT and SIGHUP as in a terminal, whatever the tests were started from."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def when(kind, step, action):
+    """A listener that acts on one event."""
+
+    def listen(heard, record):
+        if (heard, record.get("step")) == (kind, step):
+            action()
+
+    return listen
+
+
+def sending(name):
+    """An action that sends this process a signal."""
+    return lambda: os.kill(os.getpid(), signal.Signals[name])
+
+
+def parts(config, data, seed=0):
+    """What `train_step` needs: model, optimizer, and a function that gives a batch in pieces."""
+    torch.manual_seed(seed)
+    model = build_model(config)
+    train = config.train
+    batches = Batches(Dataset.open(data), sequence_length=train.sequence_length, rows=train.rows, seed=train.seed)
+    rows = train.rows // train.micro_batches
+    pieces = [batches.batch(0, (i * rows, (i + 1) * rows)) for i in range(train.micro_batches)]
+    return model, build_optimizer(model, config), pieces, precision_context(config, torch.device("cpu"))
+
+
+def stepped(config, data):
+    """The model and record after one step without clipping."""
+    config = replace(config, train=replace(config.train, grad_clip=0))
+    model, optimizer, pieces, autocast = parts(config, data)
+    return model, train_step(model, optimizer, pieces, 0, config, autocast)
+
+
+# -- learning ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [[], TWO_STAGES, FLAT, ["model.chunker=space"], ["model.chunker=fixed:5"], ["train.micro_batches=2"]],
+    ids=["one stage", "two stages", "no stage", "space", "fixed", "micro-batches"],
+)
+def test_it_learns(data, tmp_path, settings):
+    config = tiny(*settings, "train.steps=24", "train.eval_every=0", "train.lr=1e-2")
+    result = train(config, data, tmp_path / "run")
+    records = metrics(tmp_path / "run")
+    assert records[0]["bpb"] == pytest.approx(8, abs=0.5)
+    assert result.last["val_bpb"] < 5
+    assert result.state.step == 24
+    assert result.state.bytes_seen == 24 * 256
+
+
+def test_records_are_flat_and_complete(whole):
+    records = metrics(whole)
+    steps = [r for r in records if "loss" in r]
+    validations = [r for r in records if "val_bpb" in r]
+    assert [r["step"] for r in steps] == list(range(1, 13))
+    assert [r["step"] for r in validations] == [4, 8, 12]
+    stage = {f"stage0_{key}" for key in STAGE}
+    assert all(set(r) == RECORD | stage for r in steps)
+    assert all(
+        set(r) == {"step", "bytes", "val_bpb", "val_bytes"} | {f"val_{key}" for key in stage} for r in validations
+    )
+    assert all(isinstance(value, int | float) for r in records for value in r.values())
+    assert steps[-1]["bytes"] == 12 * 256
+    assert validations[-1]["val_bytes"] == 512
+    assert steps[0]["stage0_target_bytes_per_chunk"] == 4
+
+
+def test_the_run_folder_is_as_documented(whole):
+    names = {path.name for path in whole.iterdir()} - {".lock"}
+    assert names == {"config.yaml", "metrics.jsonl", "checkpoints", "latest", "best"}
+    checkpoint = whole / "checkpoints" / (whole / "latest").read_text().strip()
+    assert json.loads((checkpoint / "state.json").read_text())["step"] == 12
+
+
+# -- the loss ----------------------------------------------------------------------------------------------------------
+
+
+def test_micro_batches_add_up_to_the_batch(data):
+    """The next-byte loss of the whole batch; the ratio loss multiplies two means and is the average over the pieces."""
+    plain = ["train.ratio_loss_weight=0", "train.alignment_loss_weight=0"]
+    one, whole = stepped(tiny(*plain), data)
+    two, halves = stepped(tiny(*plain, "train.micro_batches=2"), data)
+    assert halves["loss"] == pytest.approx(whole["loss"], rel=1e-6)
+    assert halves["bpb"] == pytest.approx(whole["bpb"], rel=1e-6)
+    for (name, a), b in zip(one.named_parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6, msg=name)
+    config = tiny("train.micro_batches=2")
+    model, _, pieces, _ = parts(config, data)
+    each = [losses(model, *to_device(piece, torch.device("cpu")), 1.0, config.train)[0].ratio for piece in pieces]
+    assert halves["ratio_loss"] == pytest.approx(float(sum(each)) / 2, rel=1e-6)
+
+
+def test_the_loss_is_the_sum_of_its_parts(data):
+    _, plain = stepped(tiny("train.ratio_loss_weight=0", "train.alignment_loss_weight=0"), data)
+    _, full = stepped(tiny("train.ratio_loss_weight=0.5", "train.alignment_loss_weight=0.25"), data)
+    assert plain["loss"] == pytest.approx(plain["bpb"] * np.log(2), rel=1e-5)
+    expected = plain["loss"] + 0.5 * full["ratio_loss"] + 0.25 * full["alignment_loss"]
+    assert full["loss"] == pytest.approx(expected, rel=1e-5)
+    assert "alignment_loss" not in plain
+
+
+def test_the_alignment_loss_moves_probabilities_only():
+    nll = torch.tensor([0.0, 3.0, 100.0], requires_grad=True)
+    prob = torch.tensor([1.0, 0.5, 0.25], requires_grad=True)
+    loss = alignment_loss(nll, RoutingOutput(prob, prob > 0.5, torch.tensor([0, 3])))
+    wanted = 1 - torch.exp(-nll.detach())
+    assert loss.item() == pytest.approx(((wanted - prob.detach()) ** 2).mean().item())
+    loss.backward()
+    assert nll.grad is None
+    torch.testing.assert_close(prob.grad, 2 * (prob.detach() - wanted) / 3)
+
+
+@pytest.mark.parametrize(("chunker", "per_chunk"), [("fixed:4", 4), ("space", None)])
+def test_chunkers_without_parameters_take_no_part_in_the_loss(data, chunker, per_chunk):
+    _, record = stepped(tiny(f"model.chunker={chunker}"), data)
+    assert record["ratio_loss"] == record["alignment_loss"] == 0
+    assert record["loss"] == pytest.approx(record["bpb"] * np.log(2), rel=1e-5)
+    if per_chunk:
+        assert record["stage0_bytes_per_chunk"] == pytest.approx(per_chunk, rel=0.05)
+
+
+def test_weights_of_a_dataset_count(tmp_path):
+    """Soft-masked bases weigh less in the loss, not in bits per byte."""
+    bases = "".join(random.Random(0).choices("ACGTacgt", k=4000))
+    (tmp_path / "a.fa").write_text(f">chr1\n{bases}\n")
+    data = dataset(tmp_path, tmp_path / "a.fa", kind="dna")
+    config = tiny("train.ratio_loss_weight=0", "train.alignment_loss_weight=0")
+    model, optimizer, (batch,), autocast = parts(config, data)
+    assert len(set(batch.weights.tolist())) == 2
+    with torch.no_grad():
+        logits = model(torch.tensor(batch.inputs).long(), cu_seqlens=torch.tensor(batch.cu_seqlens)).logits
+        nll = torch.nn.functional.cross_entropy(logits, torch.tensor(batch.targets).long(), reduction="none")
+    record = train_step(model, optimizer, [batch], 0, config, autocast)
+    weight = torch.tensor(batch.weights)
+    assert record["loss"] == pytest.approx(float((nll * weight).sum() / weight.sum()), rel=1e-5)
+    assert record["bpb"] == pytest.approx(float(nll.mean()) / np.log(2), rel=1e-5)
+    assert record["loss"] != pytest.approx(float(nll.mean()), rel=1e-5)
+
+
+# -- numbers that are not finite ---------------------------------------------------------------------------------------
+
+
+def test_a_step_that_is_not_finite_changes_nothing(data):
+    config = tiny()
+    model, optimizer, (batch,), autocast = parts(config, data)
+    train_step(model, optimizer, [batch], 0, config, autocast)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    moments = [{k: v.clone() for k, v in state.items()} for state in optimizer.state.values()]
+    poisoned = replace(batch, weights=np.where(np.arange(len(batch.targets)) == 7, np.inf, 1).astype(np.float32))
+    record = train_step(model, optimizer, [poisoned], 1, config, autocast)
+    assert record["skipped"] == 1
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    after = optimizer.state.values()
+    assert all(torch.equal(a[k], b[k]) for a, b in zip(moments, after, strict=True) for k in a)
+    assert "skipped" not in train_step(model, optimizer, [batch], 1, config, autocast)
+
+
+class Explosive(Modality):
+    """Every "!" in a text makes the loss overflow."""
+
+    name, summary = "explosive", ""
+    loss_weights = tuple(1e308 if byte == ord("!") else 1.0 for byte in range(256))
+
+    def documents(self, source):
+        with source.open() as stream:
+            yield Document(stream.read(), source.name, source.name)
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_a_step_that_is_not_finite_is_skipped_and_recorded(tmp_path):
+    (tmp_path / "a.txt").write_text("Some words and no more. " * 60 + "!" + "Some words and no more. " * 60)
+    data, said = dataset(tmp_path, tmp_path / "a.txt", kind=Explosive()), []
+    windows = Dataset.open(data).nbytes("train") // 64
+    config = tiny(f"train.steps={windows // 4 + 1}", "train.log_every=1000", "train.eval_every=0")
+    result = train(config, data, tmp_path / "run", listen=lambda kind, record: said.append((kind, record)))
+    skipped = [record for record in metrics(tmp_path / "run") if "skipped" in record]
+    assert 1 <= len(skipped) <= 2
+    assert "loss" not in skipped[0]
+    assert result.state.skipped_steps == len(skipped)
+    assert result.state.step == config.train.steps
+    warned = [record["message"] for kind, record in said if kind == "warning"]
+    assert f"step {skipped[0]['step']}: " in warned[0]
+    assert all(torch.isfinite(p).all() for p in newest_model(tmp_path / "run").parameters())
+
+
+def newest_model(run):
+    from hnet_cli.checkpoint import load_folder
+
+    return load_folder(newest(run))
+
+
+def test_three_in_a_row_end_the_run(data, tmp_path):
+    with pytest.raises(NumericalError, match="3 steps in a row") as error:
+        train(tiny("train.lr=1e30", "train.warmup=0", "train.eval_every=0"), data, tmp_path / "run")
+    assert "lower train.lr" in error.value.hint
+    records = metrics(tmp_path / "run")
+    assert [("skipped" in r) for r in records[-3:]] == [True] * 3
+    assert all(torch.isfinite(p).all() for p in newest_model(tmp_path / "run").parameters())
+
+
+# -- the same again ----------------------------------------------------------------------------------------------------
+
+
+def test_the_same_command_gives_the_same_bits(whole, data, tmp_path):
+    train(tiny(), data, tmp_path / "run")
+    assert metrics(tmp_path / "run") == metrics(whole)
+    assert weights(tmp_path / "run") == weights(whole)
+
+
+def test_the_seed_matters(whole, data, tmp_path):
+    train(tiny("train.seed=1", "train.steps=1"), data, tmp_path / "run")
+    assert metrics(tmp_path / "run")[0]["loss"] != metrics(whole)[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "step", "number"),
+    [("step", 6, "SIGTERM"), ("eval", 8, "SIGINT"), ("checkpoint", 4, "SIGUSR1"), ("log", 1, "SIGHUP")],
+)
+def test_stopped_and_resumed_is_never_stopped(whole, data, tmp_path, signals, kind, step, number):
+    """Also while a validation or a checkpoint is under way."""
+    run = tmp_path / "a run"
+    listen = when(kind, step, sending(number))
+    with pytest.raises(Stopped, match=f"stopped by {number} after step {step + (kind == 'checkpoint')} of 12") as error:
+        train(tiny(), data, run, listen=listen)
+    assert f"hnet train --run '{run}' --resume" in error.value.hint
+    assert train(tiny(), data, run, resume=True).last == metrics(whole)[-1]
+    assert metrics(run) == metrics(whole)
+    assert weights(run) == weights(whole)
+
+
+def test_stopped_twice(whole, data, tmp_path, signals):
+    for step, resume in ((3, False), (5, True)):
+        with pytest.raises(Stopped):
+            train(tiny(), data, tmp_path / "run", resume=resume, listen=when("step", step, sending("SIGTERM")))
+    train(tiny(), data, tmp_path / "run", resume=True)
+    assert metrics(tmp_path / "run") == metrics(whole)
+    assert weights(tmp_path / "run") == weights(whole)
+
+
+def test_a_second_ctrl_c_ends_at_once_and_loses_no_checkpoint(whole, data, tmp_path, signals):
+    def twice():
+        sending("SIGINT")()
+        sending("SIGINT")()
+
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), data, run, listen=when("step", 6, twice))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert newest(run).name == "step-00000004"
+    train(tiny(), data, run, resume=True)
+    assert metrics(run) == metrics(whole)
+    assert weights(run) == weights(whole)
+
+
+def test_what_is_ignored_stays_ignored(data, tmp_path, signals):
+    """`nohup hnet train` survives the terminal."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    result = train(tiny(), data, tmp_path / "run", listen=when("step", 6, sending("SIGHUP")))
+    assert result.state.step == 12
+
+
+def test_a_signal_at_the_last_step_finds_nothing_to_stop(data, tmp_path, signals):
+    result = train(tiny(), data, tmp_path / "run", listen=when("step", 12, sending("SIGTERM")))
+    assert result.state.step == 12
+
+
+def test_a_damaged_checkpoint_is_passed_over(whole, data, tmp_path, signals):
+    run, said = tmp_path / "run", []
+    with pytest.raises(Stopped):
+        train(tiny(), data, run, listen=when("step", 10, sending("SIGTERM")))
+    file = run / "checkpoints/step-00000010/optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    train(tiny(), data, run, resume=True, listen=lambda kind, record: said.append((kind, record)))
+    warned, resumed = said[0], said[1]
+    assert warned[0] == "warning"
+    assert "step-00000010/optimizer.safetensors is damaged" in warned[1]["message"]
+    assert (resumed[0], resumed[1]["step"]) == ("resume", 8)
+    assert metrics(run) == metrics(whole)
+    assert weights(run) == weights(whole)
+
+
+def test_a_record_torn_by_a_kill_is_dropped(whole, data, tmp_path, signals):
+    run = tmp_path / "run"
+    with pytest.raises(Stopped):
+        train(tiny(), data, run, listen=when("step", 6, sending("SIGTERM")))
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "bytes": 1}\n[1]\n{"step": 8, "by')
+    train(tiny(), data, run, resume=True)
+    assert metrics(run) == metrics(whole)
+
+
+def test_a_finished_run_may_be_resumed(whole, data):
+    before = weights(whole), metrics(whole)
+    result = train(tiny(), data, whole, resume=True)
+    assert (result.state.step, result.last) == (12, before[1][-1])
+    assert (weights(whole), metrics(whole)) == before
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(whole, data, tmp_path):
+    run, said = tmp_path / "run", []
+    run.mkdir()
+    (run / "config.yaml").write_text("")
+    train(tiny(), data, run, resume=True, listen=lambda kind, record: said.append(kind))
+    assert said[0] == "warning"
+    assert weights(run) == weights(whole)
+
+
+# -- refusals ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_with_a_run_is_not_begun_again(whole, data):
+    before = weights(whole)
+    with pytest.raises(BusyError, match="already holds a run") as error:
+        train(tiny(), data, whole)
+    assert "--resume" in error.value.hint
+    assert weights(whole) == before
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_live_run_is_left_alone(whole, data, resume):
+    before = metrics(whole)
+    with storage.FolderLock(whole), pytest.raises(BusyError, match=f"in use by process {os.getpid()}"):
+        train(tiny(), data, whole, resume=resume)
+    assert metrics(whole) == before
+
+
+def test_a_run_stays_with_its_dataset(whole, tmp_path):
+    (tmp_path / "b.txt").write_text("Another text. " * 500)
+    other = dataset(tmp_path, tmp_path / "b.txt")
+    before = weights(whole), metrics(whole)
+    with pytest.raises(InputError, match="another dataset"):
+        train(tiny(), other, whole, resume=True)
+    assert (weights(whole), metrics(whole)) == before
+
+
+def test_too_little_data(data, tmp_path):
+    with pytest.raises(InputError, match="less than one sequence"):
+        train(tiny("train.sequence_length=65536", "train.batch_bytes=65536"), data, tmp_path / "run")
+
+
+# -- a full disk -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def file_limit():
+    """Files may grow to so many bytes, no further; as a full disk, but for this process only."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size or soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_checkpoint_that_cannot_be_written_is_no_reason_to_stop(whole, data, tmp_path, file_limit):
+    said = []
+
+    def listen(kind, record):
+        if kind == "step" and record["step"] in (6, 9):
+            file_limit({6: 100_000, 9: None}[record["step"]])
+        if kind == "warning":
+            said.append(record["message"])
+
+    train(tiny("train.eval_every=0"), data, tmp_path / "run", listen=listen)
+    assert len(said) == 1
+    assert "step-00000008" in said[0]
+    assert said[0].endswith("training goes on")
+    assert weights(tmp_path / "run") == weights(whole)
+
+
+def test_a_disk_that_stays_full_ends_the_run_and_spares_what_was_saved(data, tmp_path, file_limit):
+    run = tmp_path / "run"
+    with pytest.raises(StorageError, match="step-00000012"):
+        train(tiny("train.eval_every=0"), data, run, listen=when("step", 6, lambda: file_limit(100_000)))
+    assert newest(run).name == "step-00000004"
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000004"]
+
+
+def test_three_checkpoints_in_a_row_that_cannot_be_written_end_the_run(data, tmp_path, file_limit):
+    with pytest.raises(StorageError, match="step-00000004"):
+        train(tiny("train.eval_every=0", "train.checkpoint_every=1"), data, tmp_path / "run",
+              listen=when("step", 2, lambda: file_limit(100_000)))  # fmt: skip
+    assert newest(tmp_path / "run").name == "step-00000001"
