@@ -143,7 +143,7 @@ def find(reference: str | Path) -> Path:
     folder = Path(reference)
     if not folder.exists():
         raise InputError(f"there is no model at {folder}", "give a run folder, a checkpoint, or starter:text")
-    if (folder / "config.json").exists():
+    if (folder / "config.json").exists() or (folder / "model.safetensors").exists():
         return folder
     if (folder / "checkpoints").is_dir():
         if (found := _best(folder) or newest(folder)) is not None:
