@@ -5,12 +5,15 @@ torch is asked only where the machine has a GPU.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import resource
 from dataclasses import dataclass
 from pathlib import Path
 
 from hnet_cli.config import RunConfig, preset_names, resolve
+from hnet_cli.errors import EnvironmentLimit, UsageError
 
 GIB = 1024**3
 
@@ -27,7 +30,7 @@ class Machine:
 
 
 def cpu_memory() -> int:
-    """Bytes of memory available to this process now: the system's and the container's word, whichever is less."""
+    """Bytes this process could still take: what the system, the container and `ulimit -v` leave, the least of these."""
     try:
         fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         available = int(fields["MemAvailable"].split()[0]) * 1024
@@ -40,19 +43,24 @@ def cpu_memory() -> int:
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
     ):
-        try:
-            available = min(available, max(0, int(Path(limit).read_text()) - int(Path(used).read_text())))
-        except (OSError, ValueError):
-            continue
-    return available
+        with contextlib.suppress(OSError, ValueError):
+            available = min(available, int(Path(limit).read_text()) - int(Path(used).read_text()))
+    allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if allowed != resource.RLIM_INFINITY:
+        with contextlib.suppress(OSError, ValueError):
+            taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+            available = min(available, allowed - taken)
+    return max(0, available)
 
 
 def machine(device: str | None = None) -> Machine:
     """The machine a run would use: `device` if given, else a GPU if there is one, else the CPU.
 
-    Raises ValueError where the device asked for is not there.
+    Raises UsageError for a device of no known kind, EnvironmentLimit where it is not there.
     """
-    gpu = re.fullmatch(r"cuda(?::(\d+))?", device or "cuda")
+    gpu = re.fullmatch(r"cuda(?::(\d+))?", "cuda" if device is None else device)
+    if not gpu and device != "cpu":
+        raise UsageError(f"--device {device!r} is not known", "use cpu, cuda or cuda:N")
     if gpu:
         if Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists():
             import torch
@@ -60,13 +68,13 @@ def machine(device: str | None = None) -> Machine:
             if torch.cuda.is_available():
                 index = int(gpu[1] or 0)
                 if index >= torch.cuda.device_count():
-                    raise ValueError(f"there is no {device}; this machine has {torch.cuda.device_count()} GPUs")
+                    raise EnvironmentLimit(
+                        f"there is no {device}", f"this machine has {torch.cuda.device_count()} GPUs"
+                    )
                 free, _ = torch.cuda.mem_get_info(index)
                 return Machine(f"cuda:{index}", free, torch.cuda.get_device_name(index))
         if device is not None:
-            raise ValueError(f"--device {device}: no CUDA device can be used here (see `hnet doctor`)")
-    elif device != "cpu":
-        raise ValueError(f"--device {device!r} is not known; use cpu, cuda or cuda:N")
+            raise EnvironmentLimit(f"there is no {device}: no GPU can be used here", "`hnet doctor` says why")
     return Machine("cpu", cpu_memory(), f"{os.cpu_count()} CPU cores")
 
 

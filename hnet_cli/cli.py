@@ -57,10 +57,7 @@ def _global(
 def _device(wanted: str | None) -> str:
     from hnet_cli.budget import machine
 
-    try:
-        return machine(wanted).device
-    except ValueError as error:
-        raise EnvironmentLimit(str(error)) from error
+    return machine(wanted).device
 
 
 def _print_json(data: Any) -> None:
@@ -101,6 +98,8 @@ def prepare(
     from hnet_cli import modality as modalities
     from hnet_cli.console import literal, progress, say
 
+    if not 0 < val < 1:
+        raise UsageError(f"--val is a share between 0 and 1, not {val}")
     if modality == "list" or inputs == ["list"]:
         for name in modalities.names():
             print(f"{name:10} {modalities.get(name).summary}")

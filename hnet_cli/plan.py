@@ -46,10 +46,7 @@ def _newest_dataset() -> Path:
 def choose(preset: str | None, data: Path | None, run: Path | None, settings: list[str], *, resume: bool,
            device: str | None) -> Plan:  # fmt: skip
     """Fill in what the user left open and say what was chosen. Raises UsageError, InputError or EnvironmentLimit."""
-    try:
-        here = budget.machine(device)
-    except ValueError as error:
-        raise EnvironmentLimit(str(error)) from error
+    here = budget.machine(device)
     config = resolve(preset, settings) if preset is not None else None
     if resume and run is not None:
         config = _stored(run, config, settings)

@@ -72,12 +72,12 @@ def os_errors(path: str | os.PathLike[str], needed: int | None = None) -> Iterat
 
 def _translated(code: int, path: Path, needed: int | None) -> BusyError | StorageError:
     why, name = os.strerror(code), shown(path)
+    wants = f" needs {needed:,} bytes," if needed is not None else ""
     if code == errno.EFBIG:
         return StorageError(
-            f"file size limit reached while writing {name}", "raise it with `ulimit -f`, then run again"
+            f"file size limit reached: {name}{wants} `ulimit -f` allows less", "raise it, then run the command again"
         )
     if code in _FULL:
-        wants = f" needs {needed:,} bytes," if needed is not None else ""
         return StorageError(
             f"disk full: {name}{wants} {free_bytes(path):,} bytes free", "free some space, then run the command again"
         )

@@ -8,6 +8,7 @@ from runkit import tiny
 
 from hnet_cli.budget import BASE_MEMORY, GIB, Machine, cpu_memory, fits, machine, needs, presets_that_fit
 from hnet_cli.config import preset_names, resolve
+from hnet_cli.errors import EnvironmentLimit, UsageError
 from hnet_cli.train import build_model
 
 
@@ -64,7 +65,12 @@ def test_this_machine():
     assert machine().device in ("cpu", "cuda:0")
 
 
-@pytest.mark.parametrize("device", ["tpu", "cuda:99", "cuda:x", "CPU", "cpu:0"])
-def test_a_device_that_is_not_there(device):
-    with pytest.raises(ValueError, match=device):
+@pytest.mark.parametrize("device", ["tpu", "cuda:x", "CPU", "cpu:0", ""])
+def test_a_device_of_no_known_kind(device):
+    with pytest.raises(UsageError, match=f"--device '{device}'"):
         machine(device)
+
+
+def test_a_device_that_is_not_there():
+    with pytest.raises(EnvironmentLimit, match="cuda:99"):
+        machine("cuda:99")
