@@ -35,6 +35,16 @@ DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. Def
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 
+def _installed() -> str:
+    """The modalities by name, plugins of other packages too; read from metadata, none is imported."""
+    from hnet_cli import modality
+
+    try:
+        return ", ".join(modality.names())
+    except HNetError:  # two packages with one name: said by the commands that need a modality
+        return "see hnet doctor"
+
+
 def _version(value: bool) -> None:
     if value:
         print(f"hnet {hnet_cli.__version__}")
@@ -79,9 +89,7 @@ def prepare(
     ],
     modality: Annotated[
         str | None,
-        typer.Option(
-            help="What the bytes are; `hnet prepare --modality list` shows the installed ones. Default: detected."
-        ),
+        typer.Option(help=f"What the bytes are: {_installed()}. Default: detected."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The dataset folder. Default: data/<name of the first input>.")
@@ -100,10 +108,6 @@ def prepare(
 
     if not 0 < val < 1:
         raise UsageError(f"--val is a share between 0 and 1, not {val}")
-    if modality == "list" or inputs == ["list"]:
-        for name in modalities.names():
-            print(f"{name:10} {modalities.get(name).summary}")
-        return
     if modality is None:
         modality, _, why = corpus.detect(inputs, field)
         say(f"These look like [bold]{modality}[/] ({literal(why)}); say --modality to choose another.")
@@ -219,7 +223,9 @@ def segment(
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write here instead of standard output.")] = None,
-    modality: Annotated[str | None, typer.Option(help="What the files are. Default: detected.")] = None,
+    modality: Annotated[
+        str | None, typer.Option(help=f"What the files are: {_installed()}. Default: detected.")
+    ] = None,
     field: Annotated[str | None, typer.Option(help="The text field of .jsonl and .parquet rows.")] = None,
     device: DeviceOption = None,
 ) -> None:
