@@ -16,6 +16,7 @@ import typer
 import hnet_cli
 from hnet_cli.errors import EnvironmentLimit, HNetError, StorageError, UsageError
 
+INTERRUPTED = 130
 app = typer.Typer(
     name="hnet",
     help="Train, sample and look inside H-Nets on your own text, Chinese, source code and DNA.",
@@ -379,6 +380,8 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         code = app(args=arguments, prog_name="hnet", standalone_mode=False)
         sys.stdout.flush()
+        if code == INTERRUPTED:  # Typer's answer to Ctrl-C
+            print("hnet: interrupted", file=sys.stderr)
         return code if isinstance(code, int) else 0
     except (BrokenPipeError, SystemExit):  # Typer and Rich make the second of the first: head, less have seen enough
         _close_stdout()
@@ -399,7 +402,7 @@ def _report(error: BaseException) -> int:
         return _fail(UsageError(error.format_message(), f"see {command} --help"))
     if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
         print("hnet: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     if is_verbose():
         traceback.print_exception(error)
     if isinstance(error, HNetError):
