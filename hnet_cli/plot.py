@@ -77,14 +77,14 @@ def svg(panels: Sequence[tuple[str, Sequence[Line]]], x_label: str) -> str:
 def _panel(title: str, lines: Sequence[Line], x_label: str) -> str:
     xs = [x for line in lines for x in line.xs] or [0.0, 1.0]
     ys = sorted(y for line in lines for y in line.ys) or [0.0, 1.0]
-    left, right = min(xs), max(max(xs), min(xs) + 1e-9)
+    left, right = min(xs), max(xs)
     # The first steps start at 8 bits; the upper hundredth would flatten everything after them.
     low, high = ys[0], ys[min(len(ys) - 1, int(0.99 * len(ys)))]
     pad = 0.08 * (high - low) or 0.5
     low, high = low - pad, high + pad
 
     def place(x: float, y: float) -> str:
-        across = MARGIN + (x - left) / (right - left) * (WIDTH - MARGIN)
+        across = MARGIN + (x - left) / ((right - left) or 1) * (WIDTH - MARGIN)
         return f"{across:.1f},{HEIGHT - (min(max(y, low), high) - low) / (high - low) * HEIGHT:.1f}"
 
     parts = [f'<text x="{MARGIN}" y="-6" font-weight="600">{escape(title)}</text>']
@@ -108,7 +108,8 @@ def spark(values: Sequence[float], width: int = 40) -> str:
     """A curve as one line of text, for the terminal."""
     if not values:
         return ""
-    picked = [values[int(i * (len(values) - 1) / max(1, width - 1))] for i in range(min(width, len(values)))]
+    count = min(width, len(values))
+    picked = [values[i * (len(values) - 1) // max(1, count - 1)] for i in range(count)]
     low, high = min(picked), max(picked)
     scale = 7 / (high - low) if high > low else 0
     return "".join("▁▂▃▄▅▆▇█"[int((value - low) * scale)] for value in picked)
