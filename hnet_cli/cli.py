@@ -325,6 +325,9 @@ def convert(
         Path | None, typer.Option(help="The official JSON configuration, if it is not recognised.")
     ] = None,
     modality: Annotated[str | None, typer.Option(help="Note what the model was trained on.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Store weights as fp32, bf16 or fp16. Default: as they are.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace DST if it exists.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -332,7 +335,7 @@ def convert(
     from hnet_cli import convert as converter
     from hnet_cli.console import count, literal, say
 
-    done = converter.convert(src, dst, config=config, overwrite=overwrite, modality=modality)
+    done = converter.convert(src, dst, config=config, overwrite=overwrite, modality=modality, dtype=dtype)
     if as_json:
         _print_json({key: str(value) if isinstance(value, Path) else value for key, value in vars(done).items()})
     say(f"Wrote {literal(dst)}: {done.configuration}, {count(done.parameters)} parameters.")

@@ -35,6 +35,7 @@ Weights = dict[str, Stored]
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _SAFE_NAMES = {dtype: name for name, dtype in _FLOATS.items()}
 _HEAD, _EMBEDDING = "lm_head.weight", "embeddings.weight"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,15 @@ def convert(
     config: Path | None = None,
     overwrite: bool = False,
     modality: str | None = None,
+    dtype: str | None = None,
 ) -> Converted:
     """Convert a model; `target` says to what.
 
     `source`: an official `.pt` or `.safetensors`, a folder with one, or a model of ours (run, checkpoint, starter...).
     `target`: `X.pt` or `X.safetensors` for the official form, with its configuration in `X.json`; else a model folder.
     `config`: file of the configuration; by default the one beside the source, else the preset whose shapes are these.
-    `modality`: what the model was trained on, kept in a model folder.
+    `modality`: what the model was trained on, kept in a model folder. `dtype`: store weights as `fp32`, `bf16` or
+    `fp16`; by default as they are.
 
     Raises InputError (not weights, or a pickle that asks for code), DamagedError (damaged, or not what the
     configuration describes), UsageError (no configuration, or one that the official code cannot express), BusyError,
@@ -82,6 +85,10 @@ def convert(
         weights = _without_prefix({key: value for file in files for key, value in _read(file).items()})
         settings, origin = _configuration(weights, files[0], config)
         weights = _checked(weights, settings, files[0], origin)
+    if dtype is not None:
+        if dtype not in DTYPES:
+            raise UsageError(f"--dtype {dtype!r} is not known", f"one of {', '.join(DTYPES)}")
+        weights = {name: _cast(stored, DTYPES[dtype]) for name, stored in weights.items()}
     if modality is not None:
         settings = replace(settings, extra={**settings.extra, "modality": modality})
     size = sum(map(_size, weights.values()))
@@ -110,6 +117,10 @@ def convert(
         dtypes=dict(Counter(str(stored.dtype).removeprefix("torch.") for stored in weights.values())),
         modality=settings.extra.get("modality"),
     )
+
+
+def _cast(stored: Stored, dtype: torch.dtype) -> Stored:
+    return Stored(stored.shape, dtype, lambda: stored.read().to(dtype))
 
 
 def _size(stored: Stored) -> int:

@@ -512,3 +512,14 @@ def test_reader_reads_only_what_is_asked_for(tmp_path: Path) -> None:
     assert torch.equal(read["part"].read(), base[10:20])
     assert torch.equal(read["column"].read(), base.view(10, 100)[:, 3])
     assert read["none"].read().shape == (0,)
+
+
+def test_weights_can_be_stored_smaller(tmp_path: Path, config_file: Path) -> None:
+    saved = weights()
+    save_file(saved, tmp_path / "big.safetensors")
+    done = convert(tmp_path / "big.safetensors", tmp_path / "small", config_file, dtype="bf16")
+    stored = load_file(tmp_path / "small" / "model.safetensors")
+    assert done.dtypes == {"bfloat16": len(saved)}
+    assert same(stored, {name: tensor.bfloat16() for name, tensor in saved.items()})
+    with pytest.raises(UsageError, match="int4"):
+        convert(tmp_path / "small", tmp_path / "other", dtype="int4")
