@@ -54,7 +54,8 @@ def tiny_config(layout=("m1", ("T1m1", ("T1",), "m1"), "m1T1"), window=-1, **our
 
 
 def randomised(model, seed=0):
-    """Random weights far from the initialisation, so that every part matters and about half the positions are boundaries."""
+    """Random weights far from the initialisation, so that every part matters and about half the positions are
+    boundaries."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in model.named_parameters():

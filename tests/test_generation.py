@@ -33,7 +33,8 @@ def text(length, seed):
 @settings(max_examples=6, deadline=None)
 @given(st.lists(st.integers(1, 24), min_size=1, max_size=4), st.integers(0, 999))
 def test_rows_equal_the_full_pass(model, prompts, seed):
-    """Prompts of different lengths, one byte included; rows reach boundaries at different times; well beyond the window."""
+    """Prompts of different lengths, one byte included; rows reach boundaries at different times; well beyond the
+    window."""
     steps = 14
     documents = [text(n + steps, seed + i) for i, n in enumerate(prompts)]
     expected = [full(model, d) for d in documents]

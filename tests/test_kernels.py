@@ -1,4 +1,4 @@
-"""Every operation against its definition: the reference against plain recurrences, the fast ones against the reference."""
+"""Every operation against its definition: reference against plain recurrences, fast ones against the reference."""
 
 import subprocess
 import sys
@@ -60,7 +60,10 @@ def test_scan_over_many_groups_of_blocks():
     long = reference.BLOCK * (reference.GROUP + 2)
     for lengths in ([long * 2 + 5], [70, long, 3, long + 1]):
         *args, packing, _ = arguments("ssd_scan", lengths)
-        args = [a[:, :1, :4] if i == 0 else a[:, :1] if i == 1 else a[:1] if i in (2, 5, 6) else a[:, :4] for i, a in enumerate(args)]
+        args = [
+            a[:, :1, :4] if i == 0 else a[:, :1] if i == 1 else a[:1] if i in (2, 5, 6) else a[:, :4]
+            for i, a in enumerate(args)
+        ]
         y, finals = reference.ssd_scan(*args, packing, return_states=True)
         expected, expected_finals = scan_by_recurrence(*args, packing)
         assert relative(y, expected) < 1e-12
@@ -98,14 +101,17 @@ def test_ema_is_the_recurrence(lengths, seed):
 def test_convolution_of_each_document(ops, lengths, seed):
     x, weight, bias, packing = arguments("causal_conv", lengths, seed)
     expected = [
-        F.silu(F.conv1d(F.pad(x[rows].T, (3, 0)), weight[:, None], bias, groups=len(weight)).T) for rows in documents(packing)
+        F.silu(F.conv1d(F.pad(x[rows].T, (3, 0)), weight[:, None], bias, groups=len(weight)).T)
+        for rows in documents(packing)
     ]
     assert relative(ops.causal_conv(x, weight, bias, packing), torch.cat(expected)) < 1e-12
 
 
 @backend
 @settings(max_examples=15, deadline=None)
-@given(lengths=some_lengths, window=st.sampled_from([-1, 0, 1, 7, 63, 64, 65, 100]), dtype=st.sampled_from([torch.float64]))
+@given(
+    lengths=some_lengths, window=st.sampled_from([-1, 0, 1, 7, 63, 64, 65, 100]), dtype=st.sampled_from([torch.float64])
+)
 def test_attention_of_each_document(ops, lengths, window, dtype):
     q, k, v, packing, _ = arguments("attention", lengths)
     expected = []
@@ -130,7 +136,10 @@ def test_norms(ops):
     normed, stream = ops.add_rms_norm(x, residual, weight, eps)
     assert torch.equal(stream, x + residual)
     assert relative(normed, F.rms_norm(stream, (96,), weight, eps)) < 1e-12
-    assert relative(ops.gated_rms_norm(x, residual, weight, eps), F.rms_norm(x * F.silu(residual), (96,), weight, eps)) < 1e-12
+    assert (
+        relative(ops.gated_rms_norm(x, residual, weight, eps), F.rms_norm(x * F.silu(residual), (96,), weight, eps))
+        < 1e-12
+    )
     first, stream = ops.add_rms_norm(x.bfloat16(), None, weight.float(), eps)
     assert (first.dtype, stream.dtype) == (torch.float32, torch.float32)
 
@@ -225,7 +234,8 @@ def test_what_is_missing_is_said_in_the_words_of_the_exception():
 def test_the_seam_needs_torch_only():
     code = (
         "import sys, hnet_cli.kernels as k; k.report(); k.choose('cpu', __import__('torch').float32);"
-        "sys.exit(any(m in sys.modules for m in ('mamba_ssm', 'flash_attn', 'pydantic', 'yaml', 'typer', 'hnet_cli.model')))"
+        "foreign = {'mamba_ssm', 'flash_attn', 'pydantic', 'yaml', 'typer', 'hnet_cli.model'};"
+        "sys.exit(bool(foreign & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0
 
@@ -241,11 +251,21 @@ def test_split_for_32_bit_offsets_changes_nothing(monkeypatch):
     """The adapter cuts a batch that is too long into groups of documents; the pieces join to the whole."""
     monkeypatch.setattr(external, "INT32", 200 * 256)
 
-    def kernel(x, dt, A, B, C, chunk_size, D, dt_bias, dt_softplus, seq_idx, cu_seqlens=None, return_varlen_states=False):
+    def kernel(
+        x, dt, A, B, C, chunk_size, D, dt_bias, dt_softplus, seq_idx, cu_seqlens=None, return_varlen_states=False
+    ):
         assert x.shape[1] * x.stride(1) < 200 * 256
         lengths = seq_idx[0].unique_consecutive(return_counts=True)[1].tolist()
         out = reference.ssd_scan(
-            x[0], dt[0], A, B[0, :, 0], C[0, :, 0], D, dt_bias, Packing.of_lengths(lengths), return_states=return_varlen_states
+            x[0],
+            dt[0],
+            A,
+            B[0, :, 0],
+            C[0, :, 0],
+            D,
+            dt_bias,
+            Packing.of_lengths(lengths),
+            return_states=return_varlen_states,
         )
         return (out[0][None], out[1]) if return_varlen_states else out[None]
 

@@ -154,7 +154,7 @@ def test_initialisation_is_the_official_one():
     torch.manual_seed(0)
     parameters = dict(HNetForCausalLM(HNetConfig.from_dict(official["config"])).named_parameters())
     assert list(parameters) == [row[0] for row in official["parameters"]]
-    for name, shape, mean, std, least, most, *kind in official["parameters"]:
+    for name, shape, mean, std, _least, _most, *kind in official["parameters"]:
         p = parameters[name].detach()
         assert list(p.shape) == shape
         if kind == ["identity"]:
@@ -165,7 +165,9 @@ def test_initialisation_is_the_official_one():
             assert p.std().item() == pytest.approx(std, rel=0.06), name
             assert p.mean().item() == pytest.approx(mean, abs=6 * std / p.numel() ** 0.5 + abs(mean)), name
         else:  # a few numbers per layer: the range they are drawn from
-            low, high = {"A_log": (0.0, 2.7726), "dt_bias": (-6.9078, -2.2520)}.get(name.split(".")[-1], (-0.063, 0.063))
+            low, high = {"A_log": (0.0, 2.7726), "dt_bias": (-6.9078, -2.2520)}.get(
+                name.split(".")[-1], (-0.063, 0.063)
+            )
             assert low - 1e-3 <= p.min() <= p.max() <= high + 1e-3, name
 
 

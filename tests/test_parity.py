@@ -1,4 +1,5 @@
-"""The numbers of the official release, reproduced: logits, routing, intermediate tensors, losses, gradients, generation."""
+"""The numbers of the official release, reproduced: logits, routing, intermediate tensors, losses, gradients,
+generation."""
 
 import json
 

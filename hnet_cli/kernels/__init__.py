@@ -1,7 +1,7 @@
 """The one seam to fast code: plain functions on packed tensors, chosen once, never by a global switch.
 
-`choose` returns a record of functions; `report` says what this machine has and why not the rest; `check` compares whatever
-it has with the reference, forward and backward. Needs torch only.
+`choose` returns a record of functions; `report` says what this machine has and why not the rest; `check` compares
+whatever it has with the reference, forward and backward. Needs torch only.
 """
 
 from __future__ import annotations
@@ -46,13 +46,12 @@ class Kernels:
 OPERATIONS = [f.name for f in fields(Kernels) if f.name != "names"]
 REFERENCE = Kernels()
 HALF = (torch.bfloat16, torch.float16)
-HOST = {
+HOST: dict[str, Function] = {
     "ssd_scan": host.ssd_scan,
     "causal_conv": host.causal_conv,
     "attention": host.attention,
     "add_rms_norm": host.add_rms_norm,
     "gated_rms_norm": host.gated_rms_norm,
-    "swiglu": host.swiglu,
 }
 
 
@@ -129,8 +128,8 @@ def _probes() -> tuple[_Probe, ...]:
 def choose(device: torch.device | str, dtype: torch.dtype, backend: str = "auto") -> Kernels:
     """The operations for tensors on `device` whose products run in `dtype`.
 
-    `backend`: "reference", plain PyTorch; "auto", the fastest that this machine has; "fast", the same, but a missing package
-    is an error. Raises ValueError for another word, RuntimeError with the package's own message for "fast".
+    `backend`: "reference", plain PyTorch; "auto", the fastest that this machine has; "fast", the same, but a missing
+    package is an error. Raises ValueError for another word, RuntimeError with the package's own message for "fast".
     """
     return _choose(torch.device(device).type, dtype, backend)
 
@@ -178,7 +177,9 @@ def check(device: torch.device | str) -> list[Any]:
     from . import checking
 
     kind = torch.device(device).type
-    found = [("host", HOST, (torch.float32, torch.bfloat16))] if kind == "cpu" else []
+    found: list[tuple[str, dict[str, Function], tuple[torch.dtype, ...]]] = []
+    if kind == "cpu":
+        found = [("host", HOST, (torch.float32, torch.bfloat16))]
     if kind == "cuda":
         found = [(p.backend, p.functions, p.dtypes) for p in _probes() if not p.reason]
     return [

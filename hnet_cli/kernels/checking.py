@@ -1,4 +1,4 @@
-"""Is a fast operation right? Values and all gradients against the reference in float64, on the machine in front of us."""
+"""Is a fast operation right? Values and all gradients against the reference in float64, on this machine."""
 
 from __future__ import annotations
 
@@ -42,7 +42,16 @@ def inputs(operation: str, packing: Packing, generator: torch.Generator) -> list
     heads, width, size = 4, 64, 32
     if operation == "ssd_scan":
         x, dt = normal(total, heads, width), normal(total, heads)
-        return [x, dt, -normal(heads).exp(), *normal(2, total, size, scale=0.5), 1 + normal(heads), normal(heads) - 2, packing, 64]
+        return [
+            x,
+            dt,
+            -normal(heads).exp(),
+            *normal(2, total, size, scale=0.5),
+            1 + normal(heads),
+            normal(heads) - 2,
+            packing,
+            64,
+        ]
     if operation == "ssd_step":
         state, x, dt = normal(batch, heads, width, size), normal(batch, heads, width), normal(batch, heads)
         return [state, x, dt, -normal(heads).exp(), *normal(2, batch, size), 1 + normal(heads), normal(heads) - 2]
@@ -69,7 +78,7 @@ def differentiated(function: Callable[..., Any], args: list[Any]) -> list[Tensor
     """Results, then gradients of a fixed random weighting of them by each tensor argument."""
     leaves = [a.detach().clone().requires_grad_() if isinstance(a, Tensor) else a for a in args]
     out = function(*leaves)
-    outs = [o for o in (out if isinstance(out, tuple) else (out,))]
+    outs = list(out) if isinstance(out, tuple) else [out]
     generator = torch.Generator().manual_seed(1)
     weights = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o) for o in outs]
     wanted = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
@@ -101,7 +110,11 @@ def compare(
     ]
     truth = [a.double() if isinstance(a, Tensor) else a for a in given]
     there = [
-        a.to(device) if isinstance(a, Tensor) else Packing.of_lengths(a.lengths, device) if isinstance(a, Packing) else a
+        a.to(device)
+        if isinstance(a, Tensor)
+        else Packing.of_lengths(a.lengths, device)
+        if isinstance(a, Packing)
+        else a
         for a in given
     ]
     run = stepped if operation.endswith("_step") else differentiated

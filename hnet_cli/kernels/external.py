@@ -1,4 +1,4 @@
-"""Adapters to fast code of others, for CUDA: mamba-ssm's Triton kernels, variable-length attention, fused elementwise work.
+"""Adapters to fast code for CUDA: mamba-ssm's Triton kernels, variable-length attention, fused elementwise work.
 
 Nothing here imports a CUDA package before it is asked to: each `load_*` does, and raises whatever the package raises.
 """
@@ -29,8 +29,8 @@ INT32 = 2**31
 def load_mamba() -> tuple[str, Any, Any]:
     """(version, mamba_chunk_scan_combined, selective_state_update).
 
-    The package's own `__init__` imports a compiled extension that these two do not need, so an empty parent module with the
-    installed path takes its place: the pure-Python wheel suffices.
+    The package's own `__init__` imports a compiled extension that these two do not need, so an empty parent module with
+    the installed path takes its place: the pure-Python wheel suffices.
     """
     spec = importlib.util.find_spec("mamba_ssm") if "mamba_ssm" not in sys.modules else None
     if "mamba_ssm" not in sys.modules:
@@ -214,7 +214,9 @@ class Compiled:
                 return self.compiled(*args)
             except Exception as error:  # whatever the compiler raises: the plain function gives the same numbers
                 self.failure = f"{type(error).__name__}: {error}"
-                warnings.warn(f"torch.compile of {self.function.__name__} failed, running it plain: {error}", stacklevel=2)
+                warnings.warn(
+                    f"torch.compile of {self.function.__name__} failed, running it plain: {error}", stacklevel=2
+                )
         return self.function(*args)
 
 

@@ -6,6 +6,7 @@ that accumulates (decays, states, norms) is at least float32, whatever the input
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -71,7 +72,7 @@ def swiglu(x: Tensor) -> Tensor:
 
 
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, packing: Packing) -> Tensor:
-    """SiLU of a depthwise causal convolution that starts afresh in every document. x (T, D), weight (D, K) -> (T, D)."""
+    """SiLU of a depthwise causal convolution, afresh in every document: x (T, D), weight (D, K) -> (T, D)."""
     taps = weight.to(x.dtype).unbind(1)
     y = torch.addcmul(bias.to(x.dtype), x, taps[-1])
     for shift, tap in enumerate(taps[-2::-1][: len(x) - 1], start=1):
@@ -81,7 +82,7 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, packing: Packing) -> Te
 
 
 def causal_conv_step(x: Tensor, state: Tensor, taps: Tensor, bias: Tensor, rows: Tensor | None = None) -> Tensor:
-    """One position of `causal_conv` for the R given rows (None: all). x (R, D), state (B, K-1, D) updated, taps (K, D)."""
+    """One position of `causal_conv` for R rows (None: all): x (R, D), taps (K, D); updates state (B, K-1, D)."""
     window = torch.cat([state if rows is None else state[rows], x[:, None]], 1)
     if rows is None:
         state.copy_(window[:, 1:])
@@ -96,8 +97,9 @@ def causal_conv_step(x: Tensor, state: Tensor, taps: Tensor, bias: Tensor, rows:
 def pass_states(states: Tensor, log_decay: Tensor, blocks: Blocks) -> Tensor:
     """States at the start of each block, from what each block adds.
 
-    states (n, H, S): what block m alone leaves at its end; log_decay (n, H): decay over a whole block. Returns (n, H, S)
-    for the document that crosses into the block (other documents must ignore it). Every group of blocks is one product.
+    states (n, H, S): what block m alone leaves at its end; log_decay (n, H): decay over a whole block. Returns (n, H,
+    S) for the document that crosses into the block (other documents must ignore it). Every group of blocks is one
+    product.
     """
     outs: list[Tensor] = []
     carry = None
@@ -180,15 +182,17 @@ def ssd_step(
     dt_bias: Tensor,
     rows: Tensor | None = None,
 ) -> Tensor:
-    """One position of `ssd_scan` for the R given rows (None: all): x (R, H, P) -> (R, H, P); updates state (B, H, P, N)."""
+    """One position of `ssd_scan` for R rows (None: all): x (R, H, P) -> (R, H, P); updates state (B, H, P, N)."""
+    count, heads, width = x.shape
     old = state if rows is None else state[rows]
     dt = F.softplus(wide(dt) + dt_bias)
     x32 = wide(x)
-    values = x32 * dt[:, :, None]
-    new = old.mul_((dt * A).exp()[:, :, None, None]).addcmul_(values[..., None], wide(B)[:, None, None, :])
+    values = (x32 * dt[:, :, None]).view(count, -1, 1)
+    new = old.view(count, heads, -1).mul_((dt * A).exp()[:, :, None]).view(count, heads * width, -1)
+    new.baddbmm_(values, wide(B)[:, None])
     if rows is not None:
-        state[rows] = new
-    y = torch.matmul(new, wide(C)[:, None, :, None])[..., 0]
+        state[rows] = new.view(old.shape)
+    y = torch.bmm(new, wide(C)[:, :, None]).view(x.shape)
     return torch.addcmul(y, x32, wide(D)[:, None]).to(x.dtype)
 
 
@@ -225,24 +229,32 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, window: int = -1) -> Tensor:
-    """Causal attention within each document. q, k, v (T, H, P) -> (T, H, P). Position i sees i-window..i; -1: all before."""
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    packing: Packing,
+    window: int = -1,
+    rows: Callable[[Tensor, Tensor, Tensor, int], Tensor] | None = None,
+) -> Tensor:
+    """Causal attention within each document. q, k, v (T, H, P) -> (T, H, P).
+
+    Position i sees i-window..i; -1: all before. `rows` does the work for equal lengths, default `window_attention`.
+    """
     out = None
     for bucket in packing.buckets():
         qkv = [t if bucket.gather is None else t.index_select(0, bucket.gather) for t in (q, k, v)]
-        padded = [t.view(bucket.rows, bucket.length, *t.shape[1:]).transpose(1, 2) for t in qkv]
-        y = _window_attention(*padded, window).transpose(1, 2).flatten(0, 1)
+        q_rows, k_rows, v_rows = (t.view(bucket.rows, bucket.length, *t.shape[1:]).transpose(1, 2) for t in qkv)
+        y = (rows or window_attention)(q_rows, k_rows, v_rows, window).transpose(1, 2).flatten(0, 1)
         if bucket.scatter is None or bucket.target is None:
             return y
-        rows = y.index_select(0, bucket.scatter)
-        if len(packing.buckets()) == 1:
-            return rows.new_empty(q.shape).index_copy(0, bucket.target, rows)
-        out = (rows.new_zeros(q.shape) if out is None else out).index_copy(0, bucket.target, rows)
+        valid = y.index_select(0, bucket.scatter)
+        out = (valid.new_zeros(q.shape) if out is None else out).index_copy(0, bucket.target, valid)
     assert out is not None
     return out
 
 
-def _window_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     """(B, H, L, P) each. Right padding needs no mask: a causal query never sees what comes after it."""
     length = q.shape[2]
     if window < 0 or length <= window + 1:

@@ -7,6 +7,7 @@ Tensors are packed: (T, D) with a `Packing`. Parameter names are those of the of
 from __future__ import annotations
 
 import math
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +31,11 @@ class RMSNorm(nn.Module):
 
 
 def _norm(x: Tensor, norm: RMSNorm) -> Tensor:
-    """The norm of a single step: x (R, D) float32 or wider -> the dtype of the weight."""
-    return F.rms_norm(x, x.shape[-1:], wide(norm.weight), EPS).to(norm.weight.dtype)
+    """The norm of a single step: x (R, D) float32 or wider -> the dtype of the weight. Few operations: each costs more
+    than its arithmetic."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    scale = length.square_().mul_(1 / x.shape[-1]).add_(EPS).rsqrt_()
+    return (x * scale).mul_(norm.weight).to(norm.weight.dtype)
 
 
 class Mamba2(nn.Module):
@@ -95,7 +99,7 @@ class Mamba2(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal multi-head attention with rotary positions and an optional window, within each document. (T, D) -> (T, D)."""
+    """Causal multi-head attention with rotary positions and a window, within each document. (T, D) -> (T, D)."""
 
     def __init__(self, config: HNetConfig, level: int) -> None:
         super().__init__()
@@ -144,7 +148,7 @@ class Block(nn.Module):
         super().__init__()
         d_model = config.d_model[level]
         self.norm1 = RMSNorm(d_model)
-        self.mixer: Mamba2 | Attention = (Mamba2 if letter in "mM" else Attention)(config, level)
+        self.mixer: Any = (Mamba2 if letter in "mM" else Attention)(config, level)
         self.norm2: RMSNorm | None = None
         self.mlp: SwiGLU | None = None
         if letter.isupper():
@@ -166,9 +170,7 @@ class Block(nn.Module):
             hidden = self.mlp(normed, kernels)
         return hidden, residual
 
-    def step(
-        self, residual: Tensor, state: LayerState, now: Now, kernels: Kernels
-    ) -> Tensor:
+    def step(self, residual: Tensor, state: LayerState, now: Now, kernels: Kernels) -> Tensor:
         """The residual stream (R, D), float32 or wider, after this layer."""
         residual = residual + self.mixer.step(_norm(residual, self.norm1), state, now, kernels)
         if self.mlp is not None and self.norm2 is not None:
@@ -177,12 +179,12 @@ class Block(nn.Module):
 
 
 class Isotropic(nn.Module):
-    """A plain stack at one level: an encoder, a decoder or the innermost main network, ending in its own norm (paper, 2.3)."""
+    """A plain stack at one level: encoder, decoder or innermost main network, ending in its own norm (paper, 2.3)."""
 
     def __init__(self, config: HNetConfig, level: int, letters: str) -> None:
         super().__init__()
         self.letters = letters
-        self.layers = nn.ModuleList(Block(config, level, letter) for letter in letters)
+        self.layers = cast(list[Block], nn.ModuleList(Block(config, level, letter) for letter in letters))
         self.rmsnorm = RMSNorm(config.d_model[level])
 
     @property
@@ -195,16 +197,15 @@ class Isotropic(nn.Module):
     ) -> Tensor:
         """(T, D) -> (T, D). `states`: one per layer, filled with what each document ends with."""
         residual = None
-        for layer, state in zip(self.layers, states or [None] * len(self.layers), strict=True):
+        for i, layer in enumerate(self.layers):
+            state = None if states is None else states[i]
             hidden, residual = layer(hidden, residual, packing, kernels, state)
         return kernels.add_rms_norm(hidden, residual, self.rmsnorm.weight, EPS)[0]
 
     def allocate(self, batch_size: int) -> list[LayerState]:
         return [layer.mixer.allocate(batch_size) for layer in self.layers]
 
-    def step(
-        self, hidden: Tensor, states: list[LayerState], now: Now, kernels: Kernels
-    ) -> Tensor:
+    def step(self, hidden: Tensor, states: list[LayerState], now: Now, kernels: Kernels) -> Tensor:
         """(R, D) -> (R, D): one position for each row that takes part. Updates the states."""
         residual = wide(hidden)
         for layer, state in zip(self.layers, states, strict=True):

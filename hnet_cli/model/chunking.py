@@ -1,8 +1,9 @@
 """Dynamic chunking: where to cut, what to keep, how to come back (paper, section 2.2).
 
-At every stage: `RoutingModule` gives each position a boundary probability, `ChunkLayer` keeps the vectors at boundaries,
-`DeChunkLayer` smooths what comes back from the inner network and hands every position the vector of its own chunk.
-All tensors are packed over documents, (T, D) with a `Packing`; the first position of a document is always a boundary.
+At every stage: `RoutingModule` gives each position a boundary probability, `ChunkLayer` keeps the vectors at
+boundaries, `DeChunkLayer` smooths what comes back from the inner network and hands every position the vector of its own
+chunk. All tensors are packed over documents, (T, D) with a `Packing`; the first position of a document is always a
+boundary.
 """
 
 from __future__ import annotations
@@ -62,7 +63,6 @@ class RoutingModule(nn.Module):
 
     def step(self, hidden: Tensor, tokens: Tensor, state: LevelState, now: Now) -> Tensor:
         """hidden (R, D) -> boundary probabilities (R,)."""
-        assert state.query is not None and state.projection is not None
         k, q = F.linear(hidden, state.projection).chunk(2, -1)
         last = state.query if now.rows is None else state.query[now.rows]
         if now.rows is None:
@@ -89,7 +89,9 @@ class FixedRouting(nn.Module):
             space = space_like(input_ids)
             mask = space & ~F.pad(space[:-1], (1, 0))
             mask = mask.index_fill(0, packing.first, True)
-        return RoutingOutput(mask.to(torch.promote_types(hidden.dtype, torch.float32)), mask, packing.cu_seqlens, learned=False)
+        return RoutingOutput(
+            mask.to(torch.promote_types(hidden.dtype, torch.float32)), mask, packing.cu_seqlens, learned=False
+        )
 
     def remember(self, hidden: Tensor, last_ids: Tensor | None, state: LevelState) -> None:
         """Prepares for `step` after documents whose last byte is last_ids (B,)."""
@@ -131,11 +133,9 @@ class ChunkLayer(nn.Module):
 
 
 class DeChunkLayer(nn.Module):
-    """Smoothing and upsampling (paper eq 5 and 8): an average over chunks, then every position gets its chunk's vector."""
+    """Smoothing and upsampling (paper eq 5 and 8): average over chunks, then each position gets its chunk's vector."""
 
-    def smooth(
-        self, chunks: Tensor, routing: RoutingOutput, inner: Packing, index: Tensor, kernels: Kernels
-    ) -> Tensor:
+    def smooth(self, chunks: Tensor, routing: RoutingOutput, inner: Packing, index: Tensor, kernels: Kernels) -> Tensor:
         """The average over chunks (M, D) -> (M, D), float32 or wider. `index` (M,): where each chunk begins."""
         prob = routing.boundary_prob.index_select(0, index).clamp(1e-4, 1 - 1e-4)
         return kernels.ema_scan(chunks, prob, inner)
@@ -170,8 +170,8 @@ def add_residual(upsampled: Tensor, routing: RoutingOutput, residual: Tensor) ->
 def ratio_loss(routing: RoutingOutput, target_ratio: float) -> Tensor:
     """N/(N-1) * ((N-1) F G + (1-F)(1-G)) (paper eq 10): F = fraction of boundaries, G = mean probability. Scalar.
 
-    `target_ratio` N > 1: positions per chunk aimed at. At F = G = 1/N the value is 1. Padding never counts: there is none
-    in a packed tensor. Raises ValueError for N <= 1 or a routing that is not learned.
+    `target_ratio` N > 1: positions per chunk aimed at. At F = G = 1/N the value is 1. Padding never counts: there is
+    none in a packed tensor. Raises ValueError for N <= 1 or a routing that is not learned.
     """
     if not target_ratio > 1:
         raise ValueError(f"target_ratio must be above 1, got {target_ratio}")

@@ -1,10 +1,10 @@
 """What an H-Net is made of, as numbers: layout, widths, parameter count, FLOPs. No torch in here.
 
-The JSON fields are those of the official release (goombalab/hnet), so its configuration files load as they are; what this
-project adds lives under the one key "hnet".
+The JSON fields are those of the official release (goombalab/hnet), so its configuration files load as they are; what
+this project adds lives under the one key "hnet".
 
-Words: *level* 0 is the byte level; *stage* s is the chunking step from level s to level s+1; a model of S stages has S+1
-levels. Lists such as `d_model` have one entry per level.
+Words: *level* 0 is the byte level; *stage* s is the chunking step from level s to level s+1; a model of S stages has
+S+1 levels. Lists such as `d_model` have one entry per level.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def _integers(value: Any, name: str, least: int) -> tuple[int, ...]:
 def expand_stack(text: Any) -> str:
     """One letter per layer: "T1m4" -> "Tmmmm". Lower case has no MLP. Raises ValueError for anything else."""
     if not isinstance(text, str) or not _STACK.fullmatch(text):
-        raise ValueError(f"bad arch_layout: {text!r} should be letters m, M, t, T each followed by a count, such as 'T1m4'")
+        raise ValueError(
+            f"bad arch_layout: {text!r} should be letters m, M, t, T each followed by a count, such as 'T1m4'"
+        )
     return "".join(letter * int(count) for letter, count in re.findall(r"([mMtT])([0-9]+)", text))
 
 
@@ -69,7 +71,7 @@ def parse_layout(layout: Any) -> tuple[Level, ...]:
     """["m4", ["T1m4", ["T26"], "m4T1"], "m4"] -> one Level per level, outermost first. Raises ValueError."""
     if not isinstance(layout, list | tuple) or len(layout) not in (1, 3):
         raise ValueError(
-            f"bad arch_layout {layout!r}: expected [encoder, inner layout, decoder], or [main network] for the innermost"
+            f"bad arch_layout {layout!r}: expected [encoder, inner layout, decoder], or [main network] innermost"
         )
     if len(layout) == 1:
         main = expand_stack(layout[0])
@@ -125,7 +127,7 @@ class AttnConfig:
 
 @dataclass(frozen=True)
 class Chunker:
-    """How one stage finds boundaries: `learned` (the routing module), `space` (SpaceByte's rule), or `fixed` every k."""
+    """How a stage finds boundaries: `learned` (routing module), `space` (SpaceByte's rule), `fixed` (every k-th)."""
 
     kind: str = "learned"
     k: int | None = None
@@ -197,14 +199,17 @@ class HNetConfig:
     def _check_mixers(self, s: int, letters: str, d: int) -> None:
         if "m" in letters and d * self.ssm_cfg.expand % self.ssm_cfg.headdim:
             raise ValueError(
-                f"level {s}: expand * d_model = {d * self.ssm_cfg.expand} is no multiple of ssm headdim {self.ssm_cfg.headdim}"
+                f"level {s}: expand * d_model = {d * self.ssm_cfg.expand} is no multiple of"
+                f" ssm headdim {self.ssm_cfg.headdim}"
             )
         if "t" in letters:
             heads, rotary = self.attn_cfg.num_heads[s], self.attn_cfg.rotary_emb_dim[s]
             if d % heads:
                 raise ValueError(f"level {s}: d_model {d} is no multiple of num_heads {heads}")
             if rotary % 2 or rotary > d // heads:
-                raise ValueError(f"level {s}: rotary_emb_dim {rotary} must be even and at most the head size {d // heads}")
+                raise ValueError(
+                    f"level {s}: rotary_emb_dim {rotary} must be even and at most the head size {d // heads}"
+                )
 
     def _check_chunking(self) -> None:
         if len(self.chunkers) != self.num_stages:
@@ -272,7 +277,11 @@ class HNetConfig:
             "d_model": list(self.d_model),
             "d_intermediate": list(self.d_intermediate),
             "vocab_size": self.vocab_size,
-            "ssm_cfg": {f.name: v for f in fields(SSMConfig) if (v := getattr(self.ssm_cfg, f.name)) != f.default or f.name != "headdim"},
+            "ssm_cfg": {
+                f.name: v
+                for f in fields(SSMConfig)
+                if (v := getattr(self.ssm_cfg, f.name)) != f.default or f.name != "headdim"
+            },
             "attn_cfg": {f.name: list(getattr(self.attn_cfg, f.name)) for f in fields(AttnConfig)},
             "tie_embeddings": self.tie_embeddings,
         } | ({"hnet": ours} if ours else {})
@@ -346,7 +355,7 @@ class HNetConfig:
         d, ssm = self.d_model[level], self.ssm_cfg
         if letter in "mM":
             inner = ssm.expand * d
-            mixer = 2 * d * 2 * inner + 2 * d * (2 * ssm.d_state + inner // ssm.headdim)
+            mixer: float = 2 * d * 2 * inner + 2 * d * (2 * ssm.d_state + inner // ssm.headdim)
             mixer += 6 * inner * ssm.d_state + 2 * d * ssm.d_conv + 5 * d + 2 * inner * d
         else:
             window = self.attn_cfg.window_size[level]
@@ -358,9 +367,9 @@ class HNetConfig:
         """Forward FLOPs per byte as the paper counts them (appendix B); a training step costs three times as much.
 
         `chunk_fractions[s]` is the number of positions of level s+1 per *byte*: 1-stage about (0.21,), 2-stage about
-        (0.36, 0.145). Attention counts all pairs inside the window (not the causal half). Two corrections that the paper's own table needs are
-        made: Mamba-2's output projection reads the inner width, and the embedding counts as a product.
-        Raises ValueError if there is not one fraction per stage.
+        (0.36, 0.145). Attention counts all pairs inside the window (not the causal half). Two corrections that the
+        paper's own table needs are made: Mamba-2's output projection reads the inner width, and the embedding counts as
+        a product. Raises ValueError if there is not one fraction per stage.
         """
         if len(chunk_fractions) != self.num_stages:
             raise ValueError(f"{len(chunk_fractions)} chunk fractions for {self.num_stages} stages")

@@ -31,15 +31,17 @@ class HNetOutput:
 class HNet(nn.Module):
     """One level: encoder, routing, chunk layer, main network (the next level), dechunk layer, decoder.
 
-    The innermost level is its main network alone. Level s > 0 owns `pad_dimension`, the coordinates it adds to what it is
-    given (paper, 2.1.2); what it returns is cut back to the outer width.
+    The innermost level is its main network alone. Level s > 0 owns `pad_dimension`, the coordinates it adds to what it
+    is given (paper, 2.1.2); what it returns is cut back to the outer width.
     """
 
     def __init__(self, config: HNetConfig, level: int = 0) -> None:
         super().__init__()
         stacks, d_model = config.levels[level], config.d_model[level]
         self.outer_width = config.d_model[level - 1] if level else d_model
-        self.pad_dimension = nn.Parameter(torch.zeros(d_model - self.outer_width)) if d_model > self.outer_width else None
+        self.pad_dimension = (
+            nn.Parameter(torch.zeros(d_model - self.outer_width)) if d_model > self.outer_width else None
+        )
         self.is_innermost = stacks.is_innermost
         if self.is_innermost:
             self.main_network: HNet | Isotropic = Isotropic(config, level, stacks.main_network)
@@ -64,8 +66,8 @@ class HNet(nn.Module):
     ) -> tuple[Tensor, list[RoutingOutput]]:
         """hidden (T, outer width) -> the same shape, and the routing of this stage and the inner ones.
 
-        `input_ids` (T,) is given to the outermost level only, for chunkers that read bytes. A `state` is filled with what
-        each document ends with, for generation to go on from.
+        `input_ids` (T,) is given to the outermost level only, for chunkers that read bytes. A `state` is filled with
+        what each document ends with, for generation to go on from.
         """
         if self.pad_dimension is not None:
             hidden = torch.cat([hidden, self.pad_dimension.to(hidden.dtype).expand(len(hidden), -1)], -1)
@@ -82,7 +84,9 @@ class HNet(nn.Module):
         chunks, deeper = self.main_network(chunks, inner, kernels, None, state and state.inner)
         smoothed = self.dechunk_layer.smooth(chunks, routing, inner, index, kernels)
         if state is not None:
-            self.routing_module.remember(encoded[packing.last], None if input_ids is None else input_ids[packing.last], state)
+            self.routing_module.remember(
+                encoded[packing.last], None if input_ids is None else input_ids[packing.last], state
+            )
             state.smoothed = smoothed[inner.last]
         joined = add_residual(self.dechunk_layer(smoothed, routing), routing, residual).to(encoded.dtype)
         out = self.decoder(joined, packing, kernels, stacks.get("decoder"))
@@ -121,38 +125,25 @@ class HNet(nn.Module):
         routing.append(StepRouting.of(prob, mask, now.rows, len(state.seen)))
         chosen = [i for i, boundary in enumerate(mask.tolist()) if boundary]
         smoothed = state.smoothed if now.rows is None else state.smoothed[now.rows]
-        if len(chosen) == len(prob):
-            deeper = state.inner.begin(now.host, now.rows)
-            smoothed = self._smooth_step(smoothed, prob, encoded, state.inner, deeper, kernels, routing, tokens)
-        elif chosen:
-            deeper = state.inner.begin(chosen if now.host is None else [now.host[i] for i in chosen])
-            index = torch.tensor(chosen, device=prob.device)
-            some = (smoothed[index], prob[index], encoded[index])
-            some = self._smooth_step(*some, state.inner, deeper, kernels, routing, tokens[index])
-            smoothed = smoothed.index_copy(0, index, some)
+        if chosen:
+            assert state.inner is not None
+            some = None if len(chosen) == len(prob) else torch.tensor(chosen, device=prob.device)
+            if some is None:
+                inner = state.inner.begin(now.host, now.rows)
+            else:
+                inner = state.inner.begin(chosen if now.host is None else [now.host[i] for i in chosen])
+            args = [t if some is None else t[some] for t in (encoded, tokens, smoothed, prob)]
+            chunk = wide(self.main_network.step(args[0], state.inner, inner, kernels, routing, args[1]))
+            updated = torch.lerp(args[2], chunk, args[3].clamp(1e-4, 1 - 1e-4)[:, None])
+            smoothed = updated if some is None else smoothed.index_copy(0, some, updated)
+            if now.rows is None:
+                state.smoothed = smoothed
+            else:
+                state.smoothed[now.rows] = smoothed
         else:
             self.main_network.skip(routing, len(state.seen), prob)
-        if now.rows is None:
-            state.smoothed = smoothed
-        elif chosen:
-            state.smoothed[now.rows] = smoothed
         joined = (smoothed + self.project_residual(encoded)).to(encoded.dtype)
         return self.decoder.step(joined, state.layers["decoder"], now, kernels)[:, : self.outer_width]
-
-    def _smooth_step(
-        self,
-        smoothed: Tensor,
-        prob: Tensor,
-        encoded: Tensor,
-        state: LevelState,
-        now: Now,
-        kernels: Kernels,
-        routing: list[StepRouting],
-        tokens: Tensor,
-    ) -> Tensor:
-        """One step of the inner network, and of the average over what it returns, (R, D)."""
-        chunk = wide(self.main_network.step(encoded, state, now, kernels, routing, tokens))
-        return torch.lerp(smoothed, chunk, prob.clamp(1e-4, 1 - 1e-4)[:, None])
 
     def skip(self, routing: list[StepRouting], batch_size: int, like: Tensor) -> None:
         """Reports the stages from here inwards as not reached."""
@@ -182,10 +173,12 @@ class HNetForCausalLM(nn.Module):
         """The operations this model runs on, for its device and the dtype its products run in now."""
         weight = self.embeddings.weight
         auto = torch.is_autocast_enabled(weight.device.type)
-        return seam.choose(weight.device, torch.get_autocast_dtype(weight.device.type) if auto else weight.dtype, self.backend)
+        return seam.choose(
+            weight.device, torch.get_autocast_dtype(weight.device.type) if auto else weight.dtype, self.backend
+        )
 
     def cast(self, dtype: torch.dtype) -> HNetForCausalLM:
-        """In place, as the release is loaded: all to `dtype` but the residual projections and Mamba's D, which stay as wide."""
+        """In place, as the release is loaded: all to `dtype` but the residual projections and Mamba's D."""
         for name, parameter in self.named_parameters():
             if "residual_proj" not in name and not name.endswith(".D"):
                 parameter.data = parameter.data.to(dtype)
@@ -194,9 +187,9 @@ class HNetForCausalLM(nn.Module):
     def forward(self, input_ids: Tensor, *, cu_seqlens: Tensor | None = None, mask: Tensor | None = None) -> HNetOutput:
         """Logits of the next byte at every position.
 
-        Either `input_ids` (B, L) int64, every row a document; or the same with `mask` (B, L) bool, true on a prefix of each
-        row; or packed `input_ids` (T,) with `cu_seqlens` (B+1,) int32 or int64. Logits (B, L, V), zero where masked, or (T, V).
-        Raises ValueError for shapes that do not fit.
+        Either `input_ids` (B, L) int64, every row a document; or the same with `mask` (B, L) bool, true on a prefix of
+        each row; or packed `input_ids` (T,) with `cu_seqlens` (B+1,) int32 or int64. Logits (B, L, V), zero where
+        masked, or (T, V). Raises ValueError for shapes that do not fit.
         """
         if input_ids.ndim == 1:
             if cu_seqlens is None or mask is not None:
@@ -239,14 +232,16 @@ class HNetForCausalLM(nn.Module):
         if batch_size < 1 or max_length < 1:
             raise ValueError(f"allocate_state needs sizes of at least 1, got {batch_size} rows of {max_length} bytes")
         with torch.inference_mode():
-            return GenerationState(self.config, batch_size, max_length, self.backbone.allocate(batch_size), self.kernels())
+            return GenerationState(
+                self.config, batch_size, max_length, self.backbone.allocate(batch_size), self.kernels()
+            )
 
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Tensor | bytes | bytearray], state: GenerationState) -> Tensor:
         """Reads one prompt per row, 1-D int64 or bytes, and returns the logits (B, V) after each prompt's last byte.
 
-        One packed pass; whatever the state held before is forgotten. Raises ValueError for an empty prompt, one that is too
-        long, or a wrong number of them.
+        One packed pass; whatever the state held before is forgotten. Raises ValueError for an empty prompt, one that is
+        too long, or a wrong number of them.
         """
         if len(prompts) != state.batch_size:
             raise ValueError(f"{len(prompts)} prompts for a state with {state.batch_size} rows")
@@ -263,7 +258,7 @@ class HNetForCausalLM(nn.Module):
 
     @torch.inference_mode()
     def step(self, tokens: Tensor, state: GenerationState) -> tuple[Tensor, list[StepRouting]]:
-        """Reads one byte per row, tokens (B,) int64, and returns the logits (B, V) after it, with the routing of each stage.
+        """Reads one byte per row, tokens (B,) int64: the logits (B, V) after it, and the routing of each stage.
 
         Equal to the full forward pass over everything the row has read. Raises ValueError before `prefill`, for a wrong
         number of tokens, and beyond `max_length`.
@@ -273,7 +268,7 @@ class HNetForCausalLM(nn.Module):
             raise ValueError(f"tokens must be ({state.batch_size},), got {tuple(tokens.shape)}")
         if min(level.seen) < 1 or max(level.seen) >= state.max_length:
             raise ValueError(
-                f"step needs a state filled by prefill and room: rows have read {level.seen} of {state.max_length} bytes"
+                f"step needs a state filled by prefill, and room: {level.seen} of {state.max_length} bytes read"
             )
         now = level.begin(None)
         routing: list[StepRouting] = []
@@ -282,10 +277,11 @@ class HNetForCausalLM(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, initializer_range: float = 0.02) -> None:
-        """The official initialisation: N(0, range) for linear maps, less for those that write to the residual stream, N(0, 1)
-        for embeddings; norms 1, routing identity, residual projection and `pad_dimension` 0, biases PyTorch's default."""
+        """The official initialisation: N(0, range) for linear maps, less for those that write to the residual stream,
+        N(0, 1) for embeddings. The rest keeps what its constructor gave it."""
         nn.init.normal_(self.embeddings.weight, std=1.0)
-        nn.init.normal_(self.lm_head.weight, std=initializer_range)  # a tied pair is an output layer first, as officially
+        # after the embeddings: a tied pair is an output layer first, as in the release
+        nn.init.normal_(self.lm_head.weight, std=initializer_range)
         _init_level(self.backbone, initializer_range, 0)
 
 
@@ -295,7 +291,7 @@ def _init_level(net: HNet, initializer_range: float, residuals: int) -> None:
     for stack in stacks:
         for name, parameter in stack.named_parameters():
             if name.endswith(("out_proj.weight", "fc2.weight")):
-                # the stream is summed over all levels, the outer ones included: keep its variance from growing with depth
+                # the stream is summed over all levels, the outer ones included: its variance must not grow with depth
                 nn.init.normal_(parameter, std=initializer_range / math.sqrt(residuals))
             elif name.endswith(("in_proj.weight", "Wqkv.weight", "fc1.weight")):
                 nn.init.normal_(parameter, std=initializer_range)

@@ -1,4 +1,4 @@
-"""Learning-rate multipliers per level and parameter groups for an optimizer (paper, appendix C; official `group_params`)."""
+"""Learning-rate multipliers per level (paper, appendix C) and parameter groups for an optimizer."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _NO_DECAY = ("A_log", "D", "dt_bias", "norm1.weight", "norm2.weight", "rmsnorm.w
 def lr_multipliers(config: HNetConfig, target_ratios: Sequence[float] | None = None, n_gpt: float = 4.6) -> list[float]:
     """One learning-rate multiplier per level, outermost first (paper eq 11).
 
-    lambda^s = sqrt(n_gpt * prod(N^s..N^S) / prod(N^0..N^S) * D^S / D^s), with N^S = 1. `target_ratios` N per stage, default
-    those of the configuration; `n_gpt`: bytes per token of the Transformer whose learning rate is being adapted.
-    Raises ValueError without one ratio per stage.
+    lambda^s = sqrt(n_gpt * prod(N^s..N^S) / prod(N^0..N^S) * D^S / D^s), with N^S = 1. `target_ratios` N per stage,
+    default those of the configuration; `n_gpt`: bytes per token of the Transformer whose learning rate is being
+    adapted. Raises ValueError without one ratio per stage.
     """
     ratios = config.target_ratios if target_ratios is None else tuple(target_ratios)
     if ratios is None and config.num_stages == 0:
@@ -30,7 +30,7 @@ def lr_multipliers(config: HNetConfig, target_ratios: Sequence[float] | None = N
 
 
 def level_of(name: str, num_stages: int) -> int:
-    """The level whose learning rate a parameter takes: embeddings and head 0, `pad_dimension` that of the inner network."""
+    """The level whose learning rate a parameter takes: embeddings and head 0, `pad_dimension` that of its owner."""
     parts = name.split(".")[1:]
     nested = next((i for i, part in enumerate(parts) if part != "main_network"), 0)
     return min(nested, num_stages)  # the innermost stack is called main_network too
@@ -50,11 +50,11 @@ def parameter_groups(
     lr: float | None = None,
     norm_weight_decay: bool = True,
 ) -> list[dict[str, Any]]:
-    """Parameter groups for a torch optimizer, keyed by level and weight decay; every trainable parameter is in exactly one.
+    """Parameter groups for a torch optimizer, by level and weight decay; each trainable parameter is in exactly one.
 
     `lr_multipliers`: one per level, outermost first (default 1). Each group has `params`, `names`, `lr_multiplier` and
-    `weight_decay`, and `lr` = lr * multiplier if `lr` is given. By default decay spares what the official code spares: biases
-    and Mamba's gated norm. `norm_weight_decay=False` also spares every norm weight, A_log, D and dt_bias.
+    `weight_decay`, and `lr` = lr * multiplier if `lr` is given. By default decay spares what the official code spares:
+    biases and Mamba's gated norm. `norm_weight_decay=False` also spares every norm weight, A_log, D and dt_bias.
     `weight_decay=None` leaves the key out of the decayed groups. Raises ValueError for a wrong number of multipliers.
     """
     config: HNetConfig = model.config  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""What generation remembers: one object per layer, per level, and for the whole batch. Rows are independent documents."""
+"""What generation remembers: an object per layer, per level, and for the batch. Rows are independent documents."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class MambaState:
 
 @dataclass(eq=False)
 class AttentionState:
-    """Key-value cache of one attention mixer: position i lies in slot i, or i modulo (window + 1) if there is a window."""
+    """Key-value cache of one attention mixer: position i lies in slot i, or i modulo (window + 1) with a window."""
 
     keys: Tensor
     """(B, S, H, P); S doubles as needed, up to window + 1."""
@@ -118,7 +118,7 @@ LayerState = MambaState | AttentionState
 
 @dataclass(eq=False)
 class LevelState:
-    """Memory of one level. Stage-only fields are None on the innermost level."""
+    """Memory of one level. What only a stage needs is empty on the innermost level."""
 
     layers: dict[str, list[LayerState]]
     """By stack: "encoder" and "decoder", or "main_network"."""
@@ -126,20 +126,20 @@ class LevelState:
     """Positions of this level each row has consumed, on the host."""
     position: Tensor
     """(B,) int64: the same on the device."""
-    query: Tensor | None = None
+    query: Tensor = field(default_factory=lambda: torch.empty(0))
     """(B, D): the projected last encoder output, which the next position is compared with."""
-    space: Tensor | None = None
+    space: Tensor = field(default_factory=lambda: torch.empty(0))
     """(B,) bool: whether the last byte was space-like, for that chunker."""
-    smoothed: Tensor | None = None
+    smoothed: Tensor = field(default_factory=lambda: torch.empty(0))
     """(B, D) float32 or wider: the moving average over chunks so far, z of paper eq 5."""
-    projection: Tensor | None = None
+    projection: Tensor = field(default_factory=lambda: torch.empty(0))
     """(2D, D): the routing projections, stacked so that a step needs one product."""
     inner: LevelState | None = None
     tables: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """Rotary cos and sin by dimension, long enough for the longest row."""
 
     def begin(self, host: list[int] | None, rows: Tensor | None = None) -> Now:
-        """Counts one more position for the rows in `host` (None: all); `rows` is the same list on the device, if at hand."""
+        """Counts one more position for the rows in `host` (None: all); `rows`: the same on the device, if at hand."""
         if host is None:
             before, position = self.seen, self.position
             self.seen, self.position = [n + 1 for n in before], position + 1
@@ -159,7 +159,7 @@ class LevelState:
         self.seen = [self.seen[row] for row in rows]
         for name in ("position", "query", "space", "smoothed"):
             value = getattr(self, name)
-            if value is not None:
+            if len(value):
                 setattr(self, name, value[index])
         if self.inner is not None:
             self.inner.select(rows, index)
@@ -167,7 +167,7 @@ class LevelState:
 
 @dataclass(eq=False)
 class GenerationState:
-    """A batch of documents being continued. Made by `HNetForCausalLM.allocate_state`, filled by `prefill`, used by `step`.
+    """A batch of documents being continued: made by `HNetForCausalLM.allocate_state`, filled by `prefill`.
 
     It holds values derived from the weights: make a new one after the weights change.
     """
