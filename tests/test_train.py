@@ -143,9 +143,11 @@ def test_micro_batches_add_up_to_the_batch(data):
     assert halves["ratio_loss"] == pytest.approx(float(sum(each)) / 2, rel=1e-6)
 
 
-def test_the_loss_is_the_sum_of_its_parts(data):
-    _, plain = stepped(tiny("train.ratio_loss_weight=0", "train.alignment_loss_weight=0"), data)
-    _, full = stepped(tiny("train.ratio_loss_weight=0.5", "train.alignment_loss_weight=0.25"), data)
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_the_loss_is_the_sum_of_its_parts(data, pieces):
+    pieces = f"train.micro_batches={pieces}"
+    _, plain = stepped(tiny("train.ratio_loss_weight=0", "train.alignment_loss_weight=0", pieces), data)
+    _, full = stepped(tiny("train.ratio_loss_weight=0.5", "train.alignment_loss_weight=0.25", pieces), data)
     assert plain["loss"] == pytest.approx(plain["bpb"] * np.log(2), rel=1e-5)
     expected = plain["loss"] + 0.5 * full["ratio_loss"] + 0.25 * full["alignment_loss"]
     assert full["loss"] == pytest.approx(expected, rel=1e-5)
