@@ -207,7 +207,7 @@ class TrainingState:
 
 
 def _optimizer_tensors(model: HNetForCausalLM, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     for parameter, values in optimizer.state.items():
         for key, value in values.items():
             yield f"{names[parameter]}|{key}", value.detach().contiguous()

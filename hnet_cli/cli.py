@@ -379,7 +379,7 @@ def _out_of_memory(error: BaseException) -> bool:
 def run(arguments: list[str] | None = None) -> int:
     """Run one command line and return its exit code (design: 0, 1 bug, 2 usage, 3 input, 4 damaged, 5 numerical, 69
     environment, 73 busy, 74 I/O, 75 stopped, 130 interrupted)."""
-    warnings.formatwarning = lambda message, *_: f"hnet: warning: {message}\n"  # type: ignore[assignment]
+    warnings.formatwarning = lambda message, *_: f"hnet: warning: {message}\n"
     try:
         code = app(args=arguments, prog_name="hnet", standalone_mode=False)
         sys.stdout.flush()

@@ -83,8 +83,8 @@ def _line(record: dict[str, Any]) -> str:
 def finish(plan: Plan, result: Result) -> None:
     """The end of a run: validation against the baselines, chunks against target, the curves."""
     baselines = plan.dataset.get("baselines") or {}
-    named = {"xz": baselines.get("xz"), f"order-{baselines.get('k')}": baselines.get("order_k")}
-    named = {name: value for name, value in named.items() if value}
+    measured = {"xz": baselines.get("xz"), f"order-{baselines.get('k')}": baselines.get("order_k")}
+    named = {name: float(value) for name, value in measured.items() if value}
     curves = run_curves(plan.run, named)
     records = read_metrics(plan.run)
     losses = [r["bpb"] for r in records if "bpb" in r]

@@ -373,7 +373,8 @@ def seconds_per_byte(config: RunConfig, device: str, seconds: float = 3.0) -> fl
     data = np.random.default_rng(0).integers(97, 123, rows * length + 1, dtype=np.uint8)
     cu_seqlens = np.arange(0, rows * length + 1, length, dtype=np.int32)
     batch = Batch(data[:-1], data[1:], None, cu_seqlens, np.zeros(rows, np.int64), np.zeros(rows, np.int64))
-    autocast, times, until = precision_context(config, torch.device(device)), [], time.monotonic() + seconds
+    autocast, until = precision_context(config, torch.device(device)), time.monotonic() + seconds
+    times: list[float] = []
     while len(times) < 2 or time.monotonic() < until:
         started = time.monotonic()
         train_step(model, optimizer, [batch], 0, config, autocast)

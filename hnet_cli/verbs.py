@@ -105,7 +105,7 @@ def _write(pieces: Iterable[str], target: TextIO) -> None:
         target.write(piece)
     target.flush()
     if target is not sys.stdout:
-        target.detach()  # type: ignore[attr-defined]
+        target.detach()
 
 
 def _report(summary: segmenting.Summary) -> None:
