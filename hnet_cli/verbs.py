@@ -105,7 +105,7 @@ def _write(pieces: Iterable[str], target: TextIO) -> None:
         target.write(piece)
     target.flush()
     if target is not sys.stdout:
-        target.detach()
+        target.detach()  # type: ignore[attr-defined]
 
 
 def _report(summary: segmenting.Summary) -> None:
@@ -113,7 +113,7 @@ def _report(summary: segmenting.Summary) -> None:
     for s, stage in enumerate(summary.stages()):
         target = f"{stage['target']:.1f}" if stage["target"] else "-"
         cells = [str(s), f"{stage['chunks']:,}", f"{stage['bytes_per_chunk']:.2f}", target]
-        edges: dict[str, Any] = stage["edges"]  # type: ignore[assignment]
+        edges: dict[str, Any] = stage["edges"]
         for kind, score in edges.items() or {"": None}.items():
             found = [kind, f"{score['precision']:.0%}", f"{score['chance']:.0%}"] if score else ["", "", ""]
             rows.add_row(*cells, *found)
