@@ -90,10 +90,10 @@ class Mamba2(nn.Module):
 
     def step(self, x: Tensor, state: MambaState, now: Now, kernels: Kernels) -> Tensor:
         """x (R, D): one position for each of the R rows that take part. Updates the state."""
-        gate, conv, dt = self.in_proj(x).split(self.split, dim=-1)
+        gate, conv, dt = self.in_proj(x).split_with_sizes(self.split, -1)
         conv = kernels.causal_conv_step(conv, state.conv, state.taps, self.conv1d.bias, now.rows)
-        value, B, C = conv.split((self.d_inner, self.d_state, self.d_state), dim=-1)
-        value = value.unflatten(-1, (self.heads, self.headdim))
+        value, B, C = conv.split_with_sizes((self.d_inner, self.d_state, self.d_state), -1)
+        value = value.view(-1, self.heads, self.headdim)
         y = kernels.ssd_step(state.ssm, value, dt, state.A, B, C, self.D, self.dt_bias, now.rows)
         return self.out_proj(_norm(F.silu(wide(gate)) * y.flatten(-2), self.norm))
 

@@ -94,8 +94,11 @@ class HNet(nn.Module):
 
     def project_residual(self, encoded: Tensor) -> Tensor:
         """The residual around the inner network: float32 (or wider) whatever the model's dtype."""
+        encoded = encoded.to(self.residual_proj.weight.dtype)
+        if not torch.is_autocast_enabled(encoded.device.type):  # entering a context costs a step as much as the product
+            return self.residual_proj(encoded)
         with torch.autocast(encoded.device.type, enabled=False):
-            return self.residual_proj(encoded.to(self.residual_proj.weight.dtype))
+            return self.residual_proj(encoded)
 
     # -- generation ----------------------------------------------------------------------------------------------------
 
