@@ -94,11 +94,13 @@ class Task:
     def __init__(self, label: str, total: float | None, bar: Progress | None) -> None:
         self.label, self.total, self.bar, self.done, self.note = label, total, bar, 0.0, ""
         self.started = self.printed = time.monotonic()
+        self.first: float | None = None  # done before this task began: a resumed run does not start at nothing
         self.id = bar.add_task(label, total=total, note="") if bar else None
 
     def update(self, done: float, total: float | None = None, note: str | None = None) -> None:
         """`done` of `total` units; `note` is shown behind the bar."""
         self.done = done
+        self.first = done if self.first is None else self.first
         self.total = total if total is not None else self.total
         self.note = note if note is not None else self.note
         if self.bar is not None and self.id is not None:
@@ -110,9 +112,14 @@ class Task:
     def _line(self) -> None:
         if _verbosity < 0 or not self.total:
             return
-        share, spent = self.done / self.total, time.monotonic() - self.started
-        left = f", {duration(spent / share - spent)} left" if 0 < share < 1 else ""
-        print(f"{self.label}: {100 * share:.0f}%{left}  {self.note}".rstrip(), file=sys.stderr, flush=True)
+        here, spent = self.done - (self.first or 0), time.monotonic() - self.started
+        rest = self.total - self.done
+        left = f", {duration(spent / here * rest)} left" if here > 0 and rest > 0 else ""
+        print(
+            f"{self.label}: {100 * self.done / self.total:.0f}%{left}  {self.note}".rstrip(),
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 @contextmanager

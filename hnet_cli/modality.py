@@ -56,8 +56,8 @@ class Document:
     source: str
     group: str = ""
     offset: int = 0
-    """Where data[0] stands: bytes from the start of the decompressed source (of its UTF-8 form where the plugin converts
-    the encoding, which `notes` then says), or bases from the start of the record."""
+    """Where data[0] stands: bytes from the start of the decompressed source (of its UTF-8 form where the plugin
+    converts the encoding, which `notes` then says), or bases from the start of the record."""
     notes: tuple[str, ...] = ()
     """What the user should know though nothing is refused, short and countable like `Refused.reason`: "converted from
     GB18030", "traditional characters". `prepare` counts documents by note."""
@@ -88,7 +88,7 @@ class Chunk:
 class Automaton:
     """A deterministic automaton over bytes: which byte may come next, so that what is sampled is always valid.
 
-    `transitions[state][byte]` is the next state, -1 where the byte is illegal. Output may end only in an accepting state.
+    `transitions[state][byte]` is the next state, -1 where the byte is illegal; output may end only in an accepting one.
     """
 
     transitions: tuple[tuple[int, ...], ...]

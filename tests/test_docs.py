@@ -1,0 +1,79 @@
+"""What the README says is so: its commands parse, its test command is CI's, its links and names exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hnet_cli.cli import app
+from hnet_cli.config import preset_names, resolve
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[str]:
+    """Every `hnet` command line in the README's shell blocks."""
+    lines = [part.strip() for block in BLOCKS for line in block.splitlines() for part in line.split("&&")]
+    return [line for line in lines if line.startswith("hnet ")]
+
+
+def test_the_three_lines_stand_as_written() -> None:
+    assert {
+        "hnet prepare --modality dna genome.fa",
+        "hnet train --preset 2stage-xl",
+        "hnet segment file.txt",
+    } <= set(commands())
+
+
+@pytest.mark.parametrize("line", commands())
+def test_commands_parse(line: str) -> None:
+    import typer.main
+
+    name, *arguments = shlex.split(line)[1:]
+    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+    command.make_context(name, arguments)
+
+
+def test_ci_runs_the_readme_s_own_test_command() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    pattern = re.search(r"sed -n 's/\^\\\((.*)\\\)\$/", script)
+    assert pattern is not None
+    found = [line for line in README.splitlines() if re.fullmatch(pattern.group(1), line)]
+    assert found == ['pip install -e ".[test]" && python -m pytest']
+
+
+def test_links_and_pictures_exist() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_files_named_in_the_readme_exist() -> None:
+    for name in re.findall(r"`((?:hnet_cli|benchmarks|modalities|presets|tests|docs)/[\w./-]+)`", README):
+        assert (ROOT / name).exists(), name
+
+
+def test_nothing_is_left_to_fill_in() -> None:
+    assert "@@" not in README
+
+
+def test_presets_named_in_the_readme_exist() -> None:
+    named = re.findall(r"--preset ([\w-]+)", README)
+    assert named
+    assert set(named) <= set(preset_names())
+
+
+def test_settings_named_in_the_readme_exist() -> None:
+    for setting in re.findall(r"--set ([\w.]+=[\w.:-]+)", README):
+        resolve("nano", [setting])
+
+
+def test_module_runs_as_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "hnet_cli", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("hnet ")
