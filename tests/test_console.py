@@ -45,11 +45,14 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(capsys, monkeypatch)
     monkeypatch.setattr(console.Task, "EVERY", 0.0)
     console.set_verbosity(0)
     with console.progress("reading", total=4) as task:
-        task.update(1, note="fine")
+        task.update(1, note="fine")  # nothing to tell the speed from yet
+        task.update(2)
         task.update(4)
     out, err = capsys.readouterr()
     assert out == ""
-    assert [line.split(",")[0] for line in err.splitlines()] == ["reading: 25%", "reading: 100%  fine"]
+    lines = err.splitlines()
+    assert [line.split(",")[0] for line in lines] == ["reading: 25%  fine", "reading: 50%", "reading: 100%  fine"]
+    assert lines[1].endswith(" left  fine")
     console.set_verbosity(-1)
     with console.progress("reading", total=4) as task:
         task.update(1)
