@@ -1,14 +1,15 @@
 """The same operations as `reference`, for CPUs: derivatives written out, work in tiles that stay in the cache.
 
-On a CPU the products of a small model are cheap and everything else is memory traffic: an elementwise pass over a tensor that
-left the cache costs several times one that did not, and automatic differentiation keeps and re-reads all intermediates. So
-each operation here is one autograd function that walks over tiles of rows and updates in place. Results equal the reference
-up to rounding; `tests/test_kernels.py` compares values and all gradients.
+On a CPU the products of a small model are cheap and everything else is memory traffic: an elementwise pass over a
+tensor that left the cache costs several times one that did not, and automatic differentiation keeps and re-reads all
+intermediates. So each operation here is one autograd function that walks over tiles of rows and updates in place.
+Results equal the reference up to rounding; `tests/test_host.py` compares values and all gradients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache, wraps
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .packing import Blocks, Packing
-from .reference import BLOCK, product_dtype, wide
+from .packing import Packing
+from .reference import BLOCK, product_dtype, wide, window_attention
 from .reference import attention as reference_attention
 from .reference import ssd_scan as reference_ssd_scan
 
@@ -34,8 +35,15 @@ def widest(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def without_autocast(x: Tensor) -> torch.autocast:
-    return torch.autocast(x.device.type, enabled=False)
+def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Products in the dtypes they are given; what is passed in has been cast already."""
+
+    @wraps(function)
+    def plain(*args: Any) -> Any:
+        with torch.autocast("cpu", enabled=False):
+            return function(*args)
+
+    return plain
 
 
 # -- norms -------------------------------------------------------------------------------------------------------------
@@ -43,7 +51,9 @@ def without_autocast(x: Tensor) -> torch.autocast:
 
 class _AddNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype) -> Any:
+    def forward(
+        ctx: Any, hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype
+    ) -> Any:
         rows, width = hidden.shape
         stream = hidden.new_empty(hidden.shape, dtype=widest(hidden))
         scale = stream.new_empty(rows, 1)
@@ -123,241 +133,209 @@ def gated_rms_norm(y: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tenso
     return _GatedNorm.apply(y, gate, weight, eps)
 
 
-class _SwiGLU(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        value, gate = x.chunk(2, -1)
-        out = x.new_empty(value.shape)
-        for tile in tiles(*value.shape):
-            out[tile] = F.silu(wide(gate[tile])).mul_(value[tile])
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        out = torch.empty_like(x)
-        (value, gate), (grad_value, grad_gate) = x.chunk(2, -1), out.chunk(2, -1)
-        for tile in tiles(*value.shape):
-            z, g = wide(gate[tile]), wide(grad[tile])
-            grad_value[tile] = F.silu(z).mul_(g)
-            grad_gate[tile] = torch.ops.aten.silu_backward(g * value[tile], z)
-        return out
-
-
-def swiglu(x: Tensor) -> Tensor:
-    return _SwiGLU.apply(x)
-
-
 # -- causal convolution ------------------------------------------------------------------------------------------------
 
 
-class _Conv(torch.autograd.Function):
-    """Documents are laid out with K-1 zero rows before each, so that no tap ever crosses a border."""
+@cache
+def _has_onednn(dtype: torch.dtype) -> bool:
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _correlate(x: Tensor, taps: Tensor, bias: Tensor | None, forward: bool) -> Tensor:
+    """Sum over k of x[t - (K-1) + k] * taps[:, k]; with `forward`, of x[t + k] * taps[:, k]. x (T, D), taps (D, K)."""
+    length, width = x.shape
+    reach = taps.shape[1] - 1
+    if _has_onednn(x.dtype):
+        # oneDNN's depthwise convolution reads (T, D) as it lies: an image in the channels-last layout
+        image = x.contiguous().view(1, 1, length, width).permute(0, 3, 1, 2)
+        y = F.conv2d(image, taps[:, None, None], bias, padding=(0, reach), groups=width)
+        y = y.permute(0, 2, 3, 1).view(length + reach, width)
+        return y[reach:] if forward else y[:length]
+    y = x * taps[:, 0 if forward else reach]
+    if bias is not None:
+        y += bias
+    for shift in range(1, min(reach, length - 1) + 1):
+        if forward:
+            y[:-shift].addcmul_(x[shift:], taps[:, shift])
+        else:
+            y[shift:].addcmul_(x[:-shift], taps[:, reach - shift])
+    return y
+
+
+class _Borders:
+    """Where a convolution of width K over the packed axis would read from another document."""
+
+    def __init__(self, packing: Packing, width: int) -> None:
+        offset, position = torch.arange(width), packing.position
+        left = packing.cu_seqlens.diff().long()[packing.document] - 1 - position
+        self.early = (position < width - 1).nonzero()[:, 0]
+        before = self.early[:, None] - (width - 1) + offset  # (F, K): what an early one reads
+        self.before_inside = (width - 1 - offset <= position[self.early, None])[:, :, None]
+        self.before_crossed = ~self.before_inside & (before >= 0)[:, :, None]
+        self.before = before.clamp_(min=0)
+        self.late = (left < width - 1).nonzero()[:, 0]
+        self.after = (self.late[:, None] + offset).clamp_(max=packing.total - 1)  # (F, K): what reads a late one
+        self.after_inside = (offset <= left[self.late, None])[:, :, None]
 
     @staticmethod
+    def of(packing: Packing, width: int) -> _Borders | None:
+        if packing.batch_size == 1:
+            return None
+        key = ("borders", width)
+        if key not in packing._cache:
+            packing._cache[key] = _Borders(packing, width)
+        return packing._cache[key]  # type: ignore[return-value]
+
+
+class _CausalConv(torch.autograd.Function):
+    """The packed axis is treated as one document; then what reads across a border is computed again."""
+
+    @staticmethod
+    @without_autocast
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, packing: Packing) -> Tensor:
-        taps = wide(weight).T.contiguous()
-        reach = len(taps) - 1
-        spread = _Gaps(packing, reach)
-        laid = spread.lay(x)
-        rows = len(laid) - reach
-        before, y = laid.new_empty(rows, x.shape[1]), laid.new_empty(rows + reach, x.shape[1])
-        for tile in tiles(rows, x.shape[1]):
-            z = torch.addcmul(wide(bias), laid[tile], taps[0], out=before[tile])
-            for k in range(1, reach + 1):
-                z.addcmul_(laid[tile.start + k : tile.stop + k], taps[k])
-            torch.ops.aten.silu.out(z, out=y[tile.start + reach : tile.stop + reach])
-        ctx.save_for_backward(x, before, weight)
-        ctx.spread, ctx.bias_dtype = spread, bias.dtype
-        return spread.collect(y, x.dtype)
+        taps, borders = weight.to(x.dtype), _Borders.of(packing, weight.shape[1])
+        before = _correlate(x, taps, bias.to(x.dtype), forward=False)
+        if borders is not None:
+            seen = wide(x[borders.before]).masked_fill_(~borders.before_inside, 0)
+            before[borders.early] = torch.einsum("fkd,dk->fd", seen, wide(taps)).add_(bias).to(x.dtype)
+        ctx.save_for_backward(x, taps, before)
+        ctx.borders, ctx.dtypes = borders, (weight.dtype, bias.dtype)
+        return F.silu(before)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        x, before, weight = ctx.saved_tensors
-        taps = wide(weight).T.contiguous()
-        reach = len(taps) - 1
-        laid, slope = ctx.spread.lay(x), ctx.spread.lay(grad, reach)  # zero rows after the end too
-        grad_taps, grad_bias = torch.zeros_like(taps), taps.new_zeros(x.shape[1])
-        out = torch.empty_like(laid)
-        rows = len(before)
-        inner = slope[reach : reach + rows]
-        for tile in tiles(rows, x.shape[1]):
-            g = inner[tile]
-            torch.ops.aten.silu_backward.grad_input(g, before[tile], grad_input=g)
-            grad_bias += g.sum(0)
-            for k in range(reach + 1):
-                grad_taps[k] += (g * laid[tile.start + k : tile.stop + k]).sum(0)
-        for tile in tiles(len(out), x.shape[1]):
-            g = torch.mul(slope[tile], taps[reach], out=out[tile])
-            for k in range(1, reach + 1):
-                g.addcmul_(slope[tile.start + k : tile.stop + k], taps[reach - k])
-        return ctx.spread.collect(out, x.dtype), grad_taps.T.to(weight.dtype), grad_bias.to(ctx.bias_dtype), None
-
-
-class _Gaps:
-    """Lays packed rows out with `gap` zero rows before each document, in float32 or wider, and collects them again."""
-
-    def __init__(self, packing: Packing, gap: int) -> None:
-        self.packing, self.gap = packing, gap
-        self.length = packing.total + gap * packing.batch_size
-        self.index = None if packing.equal_lengths else packing.spread(gap)
-
-    def lay(self, x: Tensor, after: int = 0) -> Tensor:
-        if self.index is not None:
-            out = x.new_zeros(self.length + after, x.shape[1], dtype=widest(x))
-            return out.index_copy_(0, self.index, wide(x))
-        out = x.new_empty(self.length + after, x.shape[1], dtype=widest(x))
-        rows = out[: self.length].unflatten(0, (self.packing.batch_size, -1))
-        rows[:, : self.gap] = 0
-        rows[:, self.gap :] = x.unflatten(0, (self.packing.batch_size, -1))
-        out[self.length :] = 0
-        return out
-
-    def collect(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        if self.index is not None:
-            return x.index_select(0, self.index).to(dtype)
-        out = x.new_empty(self.packing.total, x.shape[1], dtype=dtype)
-        rows = x[: self.length].unflatten(0, (self.packing.batch_size, -1))
-        out.unflatten(0, (self.packing.batch_size, -1)).copy_(rows[:, self.gap :])
-        return out
+    @without_autocast
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, taps, before = ctx.saved_tensors
+        borders, width, length = ctx.borders, taps.shape[1], len(x)
+        grad = torch.ops.aten.silu_backward(grad, before)
+        x_grad = _correlate(grad, taps.flip(1), None, forward=True)
+        taps_grad = wide(taps).new_zeros(width, len(taps))
+        for shift in range(min(width, length)):
+            for tile in tiles(length - shift, len(taps)):
+                taps_grad[width - 1 - shift] += (grad[shift:][tile] * x[: length - shift][tile]).sum(0)
+        if borders is not None:
+            crossed = wide(x[borders.before]) * borders.before_crossed
+            taps_grad -= torch.einsum("fd,fkd->kd", wide(grad[borders.early]), crossed)
+            readers = wide(grad[borders.after]).masked_fill_(~borders.after_inside, 0)
+            x_grad[borders.late] = torch.einsum("fkd,dk->fd", readers, wide(taps.flip(1))).to(x.dtype)
+        weight_dtype, bias_dtype = ctx.dtypes
+        return x_grad, taps_grad.T.to(weight_dtype), grad.sum(0).to(bias_dtype), None
 
 
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, packing: Packing) -> Tensor:
-    return _Conv.apply(x, weight, bias, packing)
+    return _CausalConv.apply(x, weight, bias, packing)
 
 
 # -- state space duality -----------------------------------------------------------------------------------------------
 
 
 class _Scan(torch.autograd.Function):
-    """Per head and block: y = [scores | reads] @ [inputs ; state before the block], one product over Q + N.
+    """Per block and head: y = [scores | reads] @ [x ; state that enters the block], one product over Q + N positions.
 
-    Names: *fade* exp(decay_i - decay_j) between two positions of a block; *leave* the same to the block's end; *reads* from
-    its start. `decay` (n, H, Q) is the log decay summed since the block began.
+    Names: `decay` (n, H, Q), the log decay summed since the block began; *fade* = exp(decay_i - decay_j) dt_j, between
+    two positions; *reads*, C faded since the start of the block; *writes*, B faded until its end. The diagonal of the
+    scores also holds D. The gradient of a decay is a difference of two sums of the same products, so that what cancels
+    does so exactly.
     """
 
     @staticmethod
+    @without_autocast
     def forward(
         ctx: Any, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor, packing: Packing
     ) -> Tensor:
-        blocks = packing.blocks(BLOCK)
-        with without_autocast(x):
-            step = F.softplus(wide(dt) + wide(dt_bias))
-            decay = blocks.split(step * wide(A)).cumsum(1).transpose(1, 2).contiguous()
-            xb, b, c = blocks.split(x), blocks.split(B).contiguous(), blocks.split(C).contiguous()
-            n, size, heads, width = xb.shape
-            values = x.new_empty(n, heads, size + b.shape[-1], width)
-            inputs = values[:, :, :size]
-            torch.mul(xb.transpose(1, 2), blocks.split(step).to(x.dtype).transpose(1, 2)[..., None], out=inputs)
-            leave, reads = _edges(decay, blocks)
-            writes = (leave[..., None] * b[:, None]).to(x.dtype)
-            added = wide(torch.matmul(writes.mT, inputs))  # (n, H, N, P)
-            whole = blocks.keep(decay[:, :, -1].exp())[..., None, None]  # (n, H, 1, 1)
-            before = torch.zeros_like(added)
-            for i in range(1, n):
-                torch.addcmul(added[i - 1], before[i - 1], whole[i - 1], out=before[i])
-            values[:, :, size:] = before
+        blocks, dtype = packing.blocks(BLOCK), x.dtype
+        total, heads, width = x.shape
+        n, size, state = blocks.count, blocks.size, B.shape[-1]
+        raw = wide(dt) + dt_bias
+        step = F.softplus(raw)  # (T, H)
+        decay = blocks.split(step * A).cumsum(1).transpose(1, 2).contiguous()
+        log_step = blocks.split(step).transpose(1, 2).log().clamp_(min=-80)
+        b, c = blocks.split(B).contiguous(), blocks.split(C).contiguous()  # (n, Q, N)
+        overlap = torch.bmm(c, b.mT).mul_(blocks.visible)
+        mix = x.new_empty(n, heads, size, size + state)
+        fade = x.new_empty(n, heads, size, size)
+        for tile in tiles(n, heads * size * size):
+            between = (decay[tile, :, :, None] - decay[tile, :, None]).add_(log_step[tile, :, None])
+            # exp is slow on what underflows; what is not visible may be anything finite
+            fade[tile] = between.clamp_(-80, 80).exp_()
+            torch.mul(fade[tile], overlap[tile, None], out=mix[tile, ..., :size])
+        mix[..., :size].diagonal(dim1=-2, dim2=-1).add_(D[:, None])
+        start = decay.exp().mul_(blocks.from_before[:, None]).to(dtype)[..., None]
+        torch.mul(c[:, None], start, out=mix[..., size:])
 
-            scores = blocks.hide(c @ b.mT)
-            y = x.new_empty(n, size, heads, width)
-            fades = x.new_empty(n, heads, size, size)
-            for tile in tiles(n, heads * size * size):
-                # clamped: exp takes a slow path below -87; what is invisible is removed from the scores
-                fade = torch.sub(decay[tile, :, :, None], decay[tile, :, None, :]).clamp_(-80, 0).exp_()
-                fades[tile] = fade
-                mix = _mix(fade, scores[tile], c[tile], reads[tile])
-                y[tile] = torch.matmul(mix, values[tile]).transpose(1, 2)
-            y = blocks.join(y, len(x)).add_(x * D.to(x.dtype)[:, None])
-        ctx.save_for_backward(x, dt, A, b, c, D, dt_bias, values, decay, before, fades)
-        ctx.blocks = blocks
-        return y
+        values = x.new_empty(n, heads, size + state, width)
+        values[:, :, :size] = blocks.split(x).transpose(1, 2)
+        end = (decay[..., -1:] - decay).add_(log_step).exp_()
+        end = (end if blocks.to_end is None else end.mul_(blocks.to_end[:, None])).to(dtype)[..., None]
+        writes = b[:, None] * end  # (n, H, Q, N)
+        left = wide(torch.matmul(writes.mT, values[:, :, :size]))  # (n, H, N, P): what a block adds to the state
+        keep = blocks.keep(decay[..., -1].exp())[..., None, None]
+        entering = torch.zeros_like(left)
+        for added, kept, old, new in zip(left, keep, entering, entering[1:], strict=False):
+            torch.addcmul(added, kept, old, out=new)
+        values[:, :, size:] = entering
+        y = torch.matmul(mix, values)
+        ctx.save_for_backward(raw, step, A, b, c, overlap, fade, mix, start, values, end, writes, keep, entering)
+        ctx.blocks, ctx.dtypes = blocks, [t.dtype for t in (dt, A, D, dt_bias)]
+        return blocks.join(y.transpose(1, 2), total)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        x, dt, A, b, c, D, dt_bias, values, decay, before, fades = ctx.saved_tensors
-        blocks: Blocks = ctx.blocks
-        n, heads, size, _ = fades.shape
-        with without_autocast(x):
-            grad_y = blocks.split(grad).transpose(1, 2).contiguous()  # (n, H, Q, P)
-            leave, reads = _edges(decay, blocks)
-            grad_values, grad_decay = torch.empty_like(values), torch.empty_like(decay)
-            scores = blocks.hide(c @ b.mT)
-            grad_scores, grad_c = torch.empty_like(scores), torch.empty_like(c)
-            for tile in tiles(n, heads * size * size):
-                g, ct, fade = grad_y[tile], c[tile], wide(fades[tile])
-                torch.matmul(_mix(fade, scores[tile], ct, reads[tile]).mT, g, out=grad_values[tile])
-                grad_mix = torch.matmul(g, values[tile].mT)  # (n, H, Q, Q + N)
-                grad_fade = wide(grad_mix[..., :size]) * fade
-                torch.sum(grad_fade, 1, out=grad_scores[tile])
-                grad_fade.mul_(scores[tile, None])  # now the derivative by the fade's logarithm
-                grad_reads = wide(grad_mix[..., size:]) * reads[tile, :, :, None]
-                grad_c[tile] = grad_reads.sum(1)
-                grad_decay[tile] = grad_fade.sum(-1).sub_(grad_fade.sum(-2)).add_(grad_reads.mul_(ct[:, None]).sum(-1))
+    @without_autocast
+    def backward(ctx: Any, y_grad: Tensor) -> tuple[Tensor | None, ...]:
+        raw, step, A, b, c, overlap, fade, mix, start, values, end, writes, keep, entering = ctx.saved_tensors
+        blocks, exact, total = ctx.blocks, step.dtype, len(step)
+        n, heads, size, _ = fade.shape
+        y_grad = blocks.split(y_grad).transpose(1, 2).contiguous()
+        values_grad = torch.matmul(mix.mT, y_grad)
+        decay_grad, early = start.new_empty(2, n, heads, size, dtype=exact)  # early: as a column, by log_step too
+        overlap_grad, c_grad = torch.empty_like(overlap), torch.empty_like(c)
+        D_grad = step.new_zeros(heads)
+        for tile in tiles(n, heads * size * size):
+            mix_grad = torch.matmul(y_grad[tile], values[tile].mT)
+            D_grad += mix_grad[..., :size].diagonal(dim1=-2, dim2=-1).sum((0, 2), dtype=exact)
+            product = mix_grad[..., :size] * fade[tile]
+            torch.sum(product, 1, out=overlap_grad[tile])
+            product *= overlap[tile, None]
+            early[tile] = product.sum(-2, dtype=exact)
+            reads_grad = mix_grad[..., size:]
+            decay_grad[tile] = product.sum(-1, dtype=exact)
+            decay_grad[tile] += (reads_grad * mix[tile, ..., size:]).sum(-1, dtype=exact)
+            torch.sum(reads_grad * start[tile], 1, out=c_grad[tile])
 
-            grad_scores = blocks.hide(grad_scores).to(b.dtype)
-            grad_b = grad_scores.mT @ c
-            grad_c += grad_scores @ b
-            whole = blocks.keep(decay[:, :, -1].exp())
-            grad_added = torch.zeros_like(before)
-            grad_before = wide(grad_values[:, :, size:])
-            for i in range(n - 2, -1, -1):
-                torch.addcmul(grad_before[i + 1], grad_added[i + 1], whole[i + 1, :, None, None], out=grad_added[i])
-            grad_whole = (grad_added * before).sum((2, 3)).mul_(whole)
-            inputs, grad_inputs = values[:, :, :size], grad_values[:, :, :size]
-            grad_writes = wide(torch.matmul(inputs, grad_added.to(x.dtype).mT)).mul_(leave[..., None])
-            writes = (leave[..., None] * b[:, None]).to(x.dtype)
-            grad_inputs += torch.matmul(writes, grad_added.to(x.dtype))
-            grad_b += grad_writes.sum(1)
-            left = grad_writes.mul_(b[:, None]).sum(-1)  # (n, H, Q)
-            grad_decay -= left
-            grad_decay[:, :, -1] += left.sum(-1) + grad_whole
+        left_grad = torch.zeros_like(entering)
+        entering_grad = wide(values_grad[:, :, size:])
+        for m in range(n - 1, 0, -1):
+            torch.addcmul(entering_grad[m], keep[m], left_grad[m], out=left_grad[m - 1])
+        keep_grad = (left_grad * entering).sum((2, 3)).mul_(keep[..., 0, 0])
+        left_grad = left_grad.to(b.dtype)
+        writes_grad = torch.matmul(values[:, :, :size], left_grad.mT)
+        x_grad = values_grad[:, :, :size] + torch.matmul(writes, left_grad)
+        ended = (writes_grad * writes).sum(-1, dtype=exact)
+        early += ended
+        decay_grad -= early
+        decay_grad[..., -1] += ended.sum(-1) + keep_grad
+        overlap_grad *= blocks.visible
+        c_grad += torch.bmm(overlap_grad, b)
+        b_grad = torch.bmm(overlap_grad.mT, c) + (writes_grad * end).sum(1)
 
-            total = len(x)
-            raw = wide(dt) + wide(dt_bias)
-            step = F.softplus(raw)
-            grad_log = blocks.join(grad_decay.flip(-1).cumsum(-1).flip(-1).transpose(1, 2), total)  # (T, H)
-            grad_step = grad_log * wide(A)
-            grad_x, grad_D = torch.empty_like(grad), wide(D).new_zeros(heads)
-            by_row = blocks.join(grad_inputs.transpose(1, 2), total)
-            for tile in tiles(total, x[0].numel()):
-                gi, xt, g = wide(by_row[tile]), wide(x[tile]), wide(grad[tile])
-                grad_step[tile] += (gi * xt).sum(-1)
-                grad_D += (g * xt).sum((0, 2))
-                grad_x[tile] = (gi * step[tile, :, None]).addcmul_(g, wide(D)[:, None])
-            grad_raw = grad_step * torch.sigmoid(raw)
-            grad_A = (grad_log * step).sum(0).to(A.dtype)
-            grad_b, grad_c = blocks.join(grad_b, total), blocks.join(grad_c, total)
+        log_grad = blocks.join(decay_grad.flip(-1).cumsum(-1).flip(-1).transpose(1, 2), total)  # by dt * A
+        early = blocks.join(early.transpose(1, 2), total)
+        raw_grad = (log_grad * A).add_(early / step.clamp_min(1e-35)).mul_(torch.sigmoid(raw))
+        dt_dtype, A_dtype, D_dtype, bias_dtype = ctx.dtypes
         return (
-            grad_x,
-            grad_raw.to(dt.dtype),
-            grad_A,
-            grad_b,
-            grad_c,
-            grad_D.to(D.dtype),
-            grad_raw.sum(0).to(dt_bias.dtype),
+            blocks.join(x_grad.transpose(1, 2), total),
+            raw_grad.to(dt_dtype),
+            (log_grad * step).sum(0).to(A_dtype),
+            blocks.join(b_grad, total),
+            blocks.join(c_grad, total),
+            D_grad.to(D_dtype),
+            raw_grad.sum(0).to(bias_dtype),
             None,
         )
-
-
-def _edges(decay: Tensor, blocks: Blocks) -> tuple[Tensor, Tensor]:
-    """How much of each position survives to the block's end, and how much of the state before reaches it: (n, H, Q)."""
-    leave = (decay[:, :, -1:] - decay).exp_()
-    if blocks.to_end is not None:
-        leave *= blocks.to_end[:, None]
-    return leave, decay.exp() * blocks.from_before[:, None]
-
-
-def _mix(fade: Tensor, scores: Tensor, c: Tensor, reads: Tensor) -> Tensor:
-    """[scores * fade | reads]: (n, H, Q, Q + N) in the dtype of c."""
-    n, heads, size, _ = fade.shape
-    mix = c.new_empty(n, heads, size, size + c.shape[-1])
-    mix[..., :size] = fade * scores[:, None]
-    mix[..., size:] = reads[..., None] * c[:, None]
-    return mix
 
 
 def ssd_scan(
@@ -372,13 +350,50 @@ def ssd_scan(
     chunk_size: int = 0,
     return_states: bool = False,
 ) -> Any:
-    if return_states:  # generation only: no derivative wanted, and the reference knows how
-        return reference_ssd_scan(x, dt, A, B, C, D, dt_bias, packing, chunk_size, return_states=True)
+    if return_states:  # reading a prompt, once
+        return reference_ssd_scan(x, dt, A, B, C, D, dt_bias, packing, chunk_size, return_states)
     return _Scan.apply(x, dt, A, B, C, D, dt_bias, packing)
 
 
 # -- attention ---------------------------------------------------------------------------------------------------------
 
 
+SHORT = 320
+"""Longest rows whose scores are written out: PyTorch's fused attention has a slow derivative on CPUs in bfloat16."""
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, window: int = -1) -> Tensor:
-    return reference_attention(q, k, v, packing, window)
+    return reference_attention(q, k, v, packing, window, _row_attention)
+
+
+def _row_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    if q.dtype in (torch.float32, torch.float64) or q.shape[2] > SHORT:
+        return window_attention(q, k, v, window)
+    with torch.autocast("cpu", enabled=False):
+        return _ShortAttention.apply(q.contiguous(), k.contiguous(), v.contiguous(), window)
+
+
+class _ShortAttention(torch.autograd.Function):
+    """Causal softmax attention by its definition: (B, H, L, P) each."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+        scores = wide(q @ k.mT).mul_(q.shape[-1] ** -0.5)
+        i = torch.arange(q.shape[2], device=q.device)
+        hidden = (i[:, None] < i) | ((i[:, None] - i > window) & (window >= 0))
+        scores += torch.zeros_like(scores[0, 0]).masked_fill_(hidden, -1e30)  # exp is slow at -inf
+        weights = scores.softmax(-1).to(q.dtype)
+        ctx.save_for_backward(q, k, v, weights)
+        return weights @ v
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        q, k, v, weights = ctx.saved_tensors
+        with torch.autocast("cpu", enabled=False):
+            grad_weights = wide(grad @ v.mT)
+            w = wide(weights)
+            product = grad_weights.mul_(w)
+            grad_scores = torch.addcmul(product, w, product.sum(-1, keepdim=True), value=-1)
+            grad_scores = grad_scores.mul_(q.shape[-1] ** -0.5).to(q.dtype)
+            return grad_scores @ k, grad_scores.mT @ q, weights.mT @ grad, None

@@ -1,11 +1,11 @@
-"""Ragged batches as one packed axis: documents laid end to end, and what every layer of a level wants to know about them."""
+"""Ragged batches as one packed axis: documents laid end to end, and what the layers want to know about them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -30,17 +30,21 @@ class Packing:
 
     @classmethod
     def of_cu_seqlens(cls, cu_seqlens: Tensor) -> Packing:
-        """Reads the offsets on the host (one synchronisation on an accelerator). Raises ValueError if they are no offsets."""
+        """Reads the offsets on the host: one synchronisation on an accelerator. Raises ValueError if they are none."""
         if cu_seqlens.ndim != 1 or cu_seqlens.dtype not in (torch.int32, torch.int64) or len(cu_seqlens) < 2:
-            raise ValueError(f"cu_seqlens must be (B+1,) int32 or int64, got {tuple(cu_seqlens.shape)} {cu_seqlens.dtype}")
+            raise ValueError(
+                f"cu_seqlens must be (B+1,) int32 or int64, got {tuple(cu_seqlens.shape)} {cu_seqlens.dtype}"
+            )
         offsets = cu_seqlens.tolist()
-        lengths = [b - a for a, b in zip(offsets, offsets[1:], strict=False)]
+        lengths = [b - a for a, b in pairwise(offsets)]
         if offsets[0] != 0 or min(lengths) < 1:
-            raise ValueError(f"cu_seqlens must start at 0 and every document needs at least one position, got {offsets[:8]}")
+            raise ValueError(
+                f"cu_seqlens must start at 0 and every document needs at least one position, got {offsets[:8]}"
+            )
         return cls(cu_seqlens, lengths)
 
     def groups(self, limit: int) -> Iterator[tuple[int, Packing]]:
-        """Consecutive documents of at most `limit` positions together, with where they start; one alone may be longer."""
+        """Consecutive documents of at most `limit` positions together and where they start; one may be longer."""
         start, lengths = 0, list[int]()
         for length in self.lengths:
             if lengths and sum(lengths) + length > limit:
@@ -95,13 +99,6 @@ class Packing:
         """(B,) int64: packed index of each document's last position."""
         return self.cu_seqlens[1:].long() - 1
 
-    def spread(self, gap: int) -> Tensor:
-        """(T,) int64: where each position goes if `gap` rows are put before every document."""
-        key = ("spread", gap)
-        if key not in self._cache:
-            self._cache[key] = torch.arange(self.total, device=self.device) + gap * (self.document + 1)
-        return self._cache[key]  # type: ignore[return-value]
-
     def tails(self, x: Tensor, count: int) -> Tensor:
         """The last `count` vectors of every document, oldest first, zeros before its start: (T, D) -> (B, count, D)."""
         back = torch.arange(count - 1, -1, -1, device=self.device)
@@ -109,7 +106,7 @@ class Packing:
         return x[index.clamp(min=0)] * (index >= self.first[:, None])[:, :, None].to(x.dtype)
 
     def rotary(self, dim: int, dtype: torch.dtype, base: float = 10000.0) -> tuple[Tensor, Tensor]:
-        """cos and sin of every position, each (T, 1, 1, dim/2): broadcast over (T, 2, H, P), queries and keys at once."""
+        """cos and sin of every position, (T, 1, 1, dim/2) each, for queries and keys at once: (T, 2, H, P)."""
         key = ("rotary", dim, dtype)
         if key not in self._cache:
             self._cache[key] = rotary_table(self.position, dim, dtype, base)
@@ -130,7 +127,7 @@ class Packing:
 
 
 def rotary_table(position: Tensor, dim: int, dtype: torch.dtype, base: float = 10000.0) -> tuple[Tensor, Tensor]:
-    """cos and sin (T, 1, 1, dim/2) of positions (T,); the angles are float32 whatever `dtype`, as released models were trained."""
+    """cos and sin (T, 1, 1, dim/2) of positions (T,); angles in float32 whatever `dtype`, as the release has them."""
     inverse = base ** -(torch.arange(0, dim, 2, dtype=torch.float32, device=position.device) / dim)
     angle = position.float()[:, None, None, None] * inverse
     return angle.cos().to(dtype), angle.sin().to(dtype)
@@ -171,29 +168,13 @@ class Blocks:
         if packing.equal_lengths and packing.max_length % size == 0:
             return cls(size, count, padding, causal[None], end, previous, (previous == end)[:, None], None)
         visible = causal & (document[:, :, None] == document[:, None, :])
-        return cls(size, count, padding, visible, end, previous, document == previous[:, None], document == end[:, None])
-
-    def hide(self, scores: Tensor) -> Tensor:
-        """scores (n, size, size), 0 where not visible; float32 or wider."""
-        return scores.to(torch.promote_types(scores.dtype, torch.float32)) * self.visible
+        return cls(
+            size, count, padding, visible, end, previous, document == previous[:, None], document == end[:, None]
+        )
 
     def keep(self, decay: Tensor) -> Tensor:
         """decay (n, H) over whole blocks, 0 for a block in which another document takes over."""
         return decay * (self.previous == self.end)[:, None]
-
-    @cached_property
-    def rounds(self) -> list[Tensor]:
-        """Blocks that a document crosses into, in an order to visit them: those of one round need only earlier rounds."""
-        previous, ends = self.previous.tolist(), self.end.tolist()
-        rounds: list[list[int]] = []
-        depth = -1
-        for m in range(1, self.count):
-            # what enters block m was left by block m-1, and crossed it whole if one document holds both of its ends
-            depth = depth + 1 if previous[m - 1] == ends[m - 1] else 0
-            if depth == len(rounds):
-                rounds.append([])
-            rounds[depth].append(m)
-        return [torch.tensor(blocks, device=self.end.device) for blocks in rounds]
 
     def split(self, x: Tensor) -> Tensor:
         """(T, ...) -> (n, size, ...), zeros at the end."""
