@@ -164,3 +164,16 @@ def test_bfloat16_generation_stays_close():
         logits, _ = model.step(token[None], state)
     assert logits.dtype == torch.bfloat16
     assert (logits[0].float() - expected.float()).norm() < 0.1 * expected.float().norm()
+
+
+def test_autocast_does_not_reach_generation():
+    model = tiny_model(torch.float32)
+    document = text(20, 1)
+    results = []
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            state = model.allocate_state(1, 20)
+            logits = [model.prefill([document[:9]], state)]
+            logits += [model.step(token[None], state)[0] for token in document[9:]]
+        results.append(torch.cat(logits))
+    assert torch.equal(*results)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from hnet_cli import kernels
 from hnet_cli.kernels import external, host, reference
 from hnet_cli.kernels.checking import BOUNDS, compare, differentiated, inputs, relative
-from hnet_cli.kernels.packing import Packing
+from hnet_cli.kernels.packing import Packing, scattered_positions, true_positions
 
 some_lengths = st.lists(st.integers(1, 150), min_size=1, max_size=6)
 whole_blocks = st.tuples(st.integers(1, 3), st.integers(1, 3)).map(lambda n: [64 * n[0]] * n[1])
@@ -277,3 +277,11 @@ def test_split_for_32_bit_offsets_changes_nothing(monkeypatch):
     assert relative(y, expected) < 1e-6
     assert relative(states, expected_states) < 1e-6
     assert relative(scan(*args, packing, 64), expected) < 1e-6
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=20))
+def test_positions_found_without_asking_the_device(bits):
+    mask = torch.tensor(bits)
+    expected = [i for i, bit in enumerate(bits) if bit]
+    assert true_positions(mask, len(expected)).tolist() == expected
+    assert scattered_positions(mask, len(expected)).tolist() == expected

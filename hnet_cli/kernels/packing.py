@@ -126,6 +126,17 @@ class Packing:
         return self._cache[key]  # type: ignore[return-value]
 
 
+def true_positions(mask: Tensor, count: int) -> Tensor:
+    """Where the flat `mask` is true, (count,) int64, ascending; `count` is known, so no device is asked for it."""
+    return mask.nonzero()[:, 0] if mask.device.type == "cpu" else scattered_positions(mask, count)
+
+
+def scattered_positions(mask: Tensor, count: int) -> Tensor:
+    slot = torch.where(mask, mask.cumsum(0) - 1, count)
+    found = slot.new_empty(count + 1)  # all others write to the last element
+    return found.scatter_(0, slot, torch.arange(len(mask), device=mask.device))[:count]
+
+
 def rotary_table(position: Tensor, dim: int, dtype: torch.dtype, base: float = 10000.0) -> tuple[Tensor, Tensor]:
     """cos and sin (T, 1, 1, dim/2) of positions (T,); angles in float32 whatever `dtype`, as the release has them."""
     inverse = base ** -(torch.arange(0, dim, 2, dtype=torch.float32, device=position.device) / dim)
@@ -220,5 +231,5 @@ class Bucket:
         start, length = (torch.tensor(v, device=device)[:, None] for v in (starts, lengths))
         column = torch.arange(longest, device=device)
         gather = (start + torch.minimum(column, length - 1)).flatten()
-        scatter = torch.nonzero_static((column < length).flatten(), size=sum(lengths))[:, 0]
+        scatter = true_positions((column < length).flatten(), sum(lengths))
         return cls(len(lengths), longest, gather, scatter, gather[scatter])

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import Kernels
-from ..kernels.packing import Packing
+from ..kernels.packing import Packing, true_positions
 from ..kernels.reference import wide
 from .config import Chunker
 from .state import LevelState, Now
@@ -128,7 +128,7 @@ class ChunkLayer(nn.Module):
         """
         counted = F.pad(routing.boundary_mask.cumsum(0), (1, 0))
         inner = Packing.of_cu_seqlens(counted[packing.cu_seqlens.long()].to(packing.cu_seqlens.dtype))
-        index = torch.nonzero_static(routing.boundary_mask, size=inner.total)[:, 0]
+        index = true_positions(routing.boundary_mask, inner.total)
         return hidden.index_select(0, index), inner, index
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import kernels as seam
 from ..kernels import Kernels
-from ..kernels.packing import Packing
+from ..kernels.packing import Packing, true_positions
 from ..kernels.reference import wide
 from .blocks import Isotropic
 from .chunking import ChunkLayer, DeChunkLayer, FixedRouting, RoutingModule, RoutingOutput, add_residual
@@ -215,7 +215,7 @@ class HNetForCausalLM(nn.Module):
         if not bool((mask.cummin(1).values.sum(1) == lengths).all()):
             raise ValueError("mask must be true on a prefix of each row (right padding)")
         packing = Packing.of_cu_seqlens(F.pad(lengths.cumsum(0), (1, 0)))
-        index = torch.nonzero_static(mask.flatten(), size=packing.total)[:, 0]
+        index = true_positions(mask.flatten(), packing.total)
         out = self.forward_packed(input_ids.flatten().index_select(0, index), packing)
         logits = out.logits.new_zeros(rows * length, out.logits.shape[-1]).index_copy(0, index, out.logits)
         return HNetOutput(logits.unflatten(0, (rows, length)), out.routing)
@@ -234,21 +234,24 @@ class HNetForCausalLM(nn.Module):
         """
         if batch_size < 1 or max_length < 1:
             raise ValueError(f"allocate_state needs sizes of at least 1, got {batch_size} rows of {max_length} bytes")
+        weight = self.embeddings.weight
+        kernels = seam.choose(weight.device, weight.dtype, self.backend)
         with torch.inference_mode():
-            return GenerationState(
-                self.config, batch_size, max_length, self.backbone.allocate(batch_size), self.kernels()
-            )
+            return GenerationState(self.config, batch_size, max_length, self.backbone.allocate(batch_size), kernels)
 
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Tensor | bytes | bytearray], state: GenerationState) -> Tensor:
         """Reads one prompt per row, 1-D int64 or bytes, and returns the logits (B, V) after each prompt's last byte.
 
-        One packed pass; whatever the state held before is forgotten. Raises ValueError for an empty prompt, one that is
-        too long, or a wrong number of them.
+        One packed pass, in the dtype of the weights (autocast does not apply to generation); whatever the state held
+        before is forgotten. Raises ValueError for an empty prompt, one that is too long, or a wrong number of them.
         """
+        device = self.embeddings.weight.device
+        if torch.is_autocast_enabled(device.type):
+            with torch.autocast(device.type, enabled=False):
+                return self.prefill(prompts, state)
         if len(prompts) != state.batch_size:
             raise ValueError(f"{len(prompts)} prompts for a state with {state.batch_size} rows")
-        device = self.embeddings.weight.device
         rows = [torch.tensor(list(p)) if isinstance(p, bytes | bytearray) else torch.as_tensor(p) for p in prompts]
         for i, row in enumerate(rows):
             if row.ndim != 1 or not 0 < len(row) <= state.max_length:
@@ -266,7 +269,10 @@ class HNetForCausalLM(nn.Module):
         Equal to the full forward pass over everything the row has read. Raises ValueError before `prefill`, for a wrong
         number of tokens, and beyond `max_length`.
         """
-        level = state.level
+        level, kind = state.level, tokens.device.type
+        if torch.is_autocast_enabled(kind):
+            with torch.autocast(kind, enabled=False):
+                return self.step(tokens, state)
         if tokens.shape != (state.batch_size,):
             raise ValueError(f"tokens must be ({state.batch_size},), got {tuple(tokens.shape)}")
         if min(level.seen) < 1 or max(level.seen) >= state.max_length:
