@@ -7,6 +7,7 @@ whatever it has with the reference, forward and backward. Needs torch only.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -17,6 +18,10 @@ from . import external, host, reference
 from .packing import Packing
 
 __all__ = ["Kernels", "Packing", "Row", "check", "choose", "report"]
+
+# oneDNN keeps a compiled product for each shape it has met, megabytes each, 1,024 of them by default. The number of chunks
+# differs from step to step, so a CPU run would grow to gigabytes. Read when the first product runs.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 Function = Callable[..., Any]
 
