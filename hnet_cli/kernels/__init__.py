@@ -19,8 +19,8 @@ from .packing import Packing
 
 __all__ = ["Kernels", "Packing", "Row", "check", "choose", "report"]
 
-# oneDNN keeps a compiled product for each shape it has met, megabytes each, 1,024 of them by default. The number of chunks
-# differs from step to step, so a CPU run would grow to gigabytes. Read when the first product runs.
+# oneDNN keeps a compiled product for each shape it has met, megabytes each, 1,024 of them by default. The number of
+# chunks differs from step to step, so a CPU run would grow to gigabytes. Read when the first product runs.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 Function = Callable[..., Any]
