@@ -110,6 +110,7 @@ def spark(values: Sequence[float], width: int = 40) -> str:
         return ""
     count = min(width, len(values))
     picked = [values[i * (len(values) - 1) // max(1, count - 1)] for i in range(count)]
-    low, high = min(picked), max(picked)
+    ranked = sorted(picked)
+    low, high = ranked[0], ranked[len(ranked) - 1 - len(ranked) // 10]  # the first losses would flatten all the others
     scale = 7 / (high - low) if high > low else 0
-    return "".join("▁▂▃▄▅▆▇█"[int((value - low) * scale)] for value in picked)
+    return "".join("▁▂▃▄▅▆▇█"[int((min(value, high) - low) * scale)] for value in picked)
