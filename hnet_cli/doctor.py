@@ -28,7 +28,6 @@ OPTIONAL = {
     "flash-attn": "fast attention on a GPU, where torch has no varlen attention",
     "causal-conv1d": "fast convolution on a GPU",
     "pyarrow": "reads .parquet",
-    "matplotlib": "draws the plots of a run",
     "jieba": "words in `segment` and `eval` of Chinese",
 }
 """Packages that widen what the tool can do, and what for."""
