@@ -220,6 +220,37 @@ class _Drawing:
     depths: list[int]
     """How many of the further stages begin a chunk where each of these chunks begins."""
 
+    @property
+    def chunks(self) -> list[bytes]:
+        """What to draw for each chunk: cut at the edges of characters; jsonl, tsv and html tell exact offsets."""
+        return whole_characters(self.block.chunks)
+
+
+def whole_characters(chunks: Sequence[bytes]) -> list[bytes]:
+    """The same bytes in as many pieces, none beginning inside a character: what completes one moves to the
+    piece in which it begins, so some may be empty. Bytes that are no UTF-8 stay where they are."""
+    drawn = list(chunks)
+    owner = 0
+    for i in range(1, len(drawn)):
+        missing = _missing(drawn[owner])
+        taken = 0
+        while taken < min(missing, len(drawn[i])) and drawn[i][taken] & 0xC0 == 0x80:
+            taken += 1
+        drawn[owner], drawn[i] = drawn[owner] + drawn[i][:taken], drawn[i][taken:]
+        if drawn[i]:
+            owner = i
+    return drawn
+
+
+def _missing(data: bytes) -> int:
+    """How many bytes the UTF-8 character at the end of `data` still lacks."""
+    for back, byte in enumerate(reversed(data[-3:]), start=1):
+        if byte >= 0xC0:
+            return max(0, (2 if byte < 0xE0 else 3 if byte < 0xF0 else 4) - back)
+        if byte < 0x80:
+            return 0
+    return 0
+
 
 def _drawings(windows: Iterable[Window], stages: Sequence[int], headings: bool) -> Iterator[_Drawing]:
     assemble = Assembler(stages[0])
@@ -243,7 +274,9 @@ def _plain(drawings: Iterable[_Drawing], show: Callable[[bytes], str]) -> Iterat
         if drawing.above is not None:
             parts.append("" if tail == "\n" else "\n")
             parts.append(f"==> {drawing.above} <==\n" if drawing.above else "")
-        for chunk, depth in zip(drawing.block.chunks, drawing.depths, strict=True):
+        for chunk, depth in zip(drawing.chunks, drawing.depths, strict=True):
+            if not chunk:
+                continue
             parts += [SEPARATOR * (1 + depth) if separated else "", show(chunk)]
             separated = True
         text = "".join(parts)
@@ -259,7 +292,9 @@ def _pretty(drawings: Iterable[_Drawing], show: Callable[[bytes], str], furthest
         if drawing.above is not None:
             parts.append("" if tail == "\n" else "\n")
             parts.append(f"\x1b[1m{drawing.above}{RESET}\n" if drawing.above else "")
-        for chunk, depth in zip(drawing.block.chunks, drawing.depths, strict=True):
+        for chunk, depth in zip(drawing.chunks, drawing.depths, strict=True):
+            if not chunk:
+                continue
             hue, shade = (hue + 1, 0) if depth == furthest else (hue, 1 - shade)
             parts.append(paint(show(chunk), hue, shade))
         text = "".join(parts)
@@ -297,7 +332,7 @@ def _html(drawings: Iterable[_Drawing], show: Callable[[bytes], str], stages: Se
             is_open = False
         places = pairwise(offset + start for start in block.starts)
         for (start, end), chunk, depth, p in zip(
-            places, block.chunks, drawing.depths, block.probability.tolist(), strict=True
+            places, drawing.chunks, drawing.depths, block.probability.tolist(), strict=True
         ):
             parts.append("</span>" * (1 + depth) * is_open)
             is_open = True

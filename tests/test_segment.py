@@ -5,6 +5,7 @@ import io
 import json
 import random
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -195,8 +196,10 @@ def test_formats_agree():
     page = written(TEXT * 60, "html")
     assert page.count('title="stage 0') == count
     assert page.count("<span") == page.count("</span>") == len(records)
-    plain = written(TEXT * 60, "plain", 0)
-    assert plain.count("|") == count - 1
+    assert 0 < written(TEXT * 60, "plain", 0).count("|") <= count - 1
+    assert written(b"plain ascii, nothing to cut " * 90, "plain", 0).count("|") == (
+        written(b"plain ascii, nothing to cut " * 90, "jsonl", 0).count("\n") - 1
+    )
 
 
 def test_plain_without_its_separators_is_the_text():
@@ -319,3 +322,20 @@ def test_wrong_choices_are_named_at_once():
     isotropic = tiny_model(config=tiny_config(("m1",)))
     with pytest.raises(UsageError, match="no chunking stages"):
         list(windows(isotropic, [Document(b"a", "a", "a")]))
+
+
+@given(st.text(alphabet="aé中🙂 \n", max_size=30), st.lists(st.integers(0, 120), max_size=12))
+def test_characters_are_drawn_whole(text, cuts):
+    data = text.encode()
+    edges = [0, *sorted({cut for cut in cuts if 0 < cut < len(data)}), len(data)]
+    chunks = [data[a:b] for a, b in pairwise(edges)]
+    drawn = render.whole_characters(chunks)
+    assert b"".join(drawn) == data
+    assert len(drawn) == len(chunks)
+    for piece in drawn:
+        piece.decode()  # raises if a character is cut
+
+
+@given(st.lists(st.binary(max_size=6), max_size=8))
+def test_no_byte_is_lost_in_drawing(chunks):
+    assert b"".join(render.whole_characters(chunks)) == b"".join(chunks)
