@@ -32,7 +32,7 @@ def starts(model: Any, kind: modalities.Modality, document: Document) -> np.ndar
 
 def gold_words(model: Any, kind: modalities.Modality, path: Path, limit: int) -> dict[str, Any]:
     """Agreement with words and characters over a file whose words are separated by white space."""
-    words_scored, characters_scored = Agreement(), Agreement()
+    words_scored, characters_scored, drawn_scored = Agreement(), Agreement(), Agreement()
     total = chunks = 0
     with open_input(path) as file:
         for line in file.read().decode("utf-8").splitlines():
@@ -45,8 +45,14 @@ def gold_words(model: Any, kind: modalities.Modality, path: Path, limit: int) ->
             characters = np.flatnonzero((np.frombuffer(data, np.uint8) & 0xC0) != 0x80)
             words_scored.add(found, edges, len(data))
             characters_scored.add(found, characters, len(data))
+            # as `hnet segment` draws them: a boundary inside a character stands behind that character
+            drawn = np.unique(np.append(characters, len(data))[np.searchsorted(characters, found)])
+            drawn_scored.add(drawn, edges, len(data))
             total, chunks = total + len(data), chunks + len(found)
     scored = {"word": words_scored.to_dict(), "character": characters_scored.to_dict()}
+    # chance for these: among characters, not bytes
+    share = words_scored.edges / max(1, characters_scored.edges)
+    scored["word_as_drawn"] = drawn_scored.to_dict() | {"chance": share}
     return {"bytes": total, "bytes_per_chunk": total / chunks, **scored}
 
 
