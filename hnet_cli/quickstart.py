@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hnet_cli import budget, checkpoint, corpus, modality, render, sample, segment
 from hnet_cli.config import RunConfig, resolve
-from hnet_cli.console import literal, progress, say, size
+from hnet_cli.console import duration, literal, progress, say, size
 from hnet_cli.errors import BusyError
 from hnet_cli.modality import Source
 from hnet_cli.plan import Plan, _dataset
@@ -40,14 +40,14 @@ def run(out: Path, minutes: float, device: str) -> None:
     plan = Plan(config, data, _dataset(data).about, folder, budget.machine(device))
     started = time.monotonic()
     follow(plan)
-    say(f"   ({time.monotonic() - started:.0f} s)")
+    spent = duration(time.monotonic() - started)
     model = checkpoint.load(folder, device)
     say(f"[bold]3. sample[/]   hnet sample {literal(folder)} --prompt {PROMPT.decode()!r}")
     for piece in sample.sample(model, [PROMPT], text, max_bytes=300, temperature=0.8, seed=1):
         sys.stdout.write(piece)
         sys.stdout.flush()
     say(f"[bold]4. segment[/]  hnet segment FILE --model {literal(folder)}")
-    _show(f"what this model has learned in {minutes:g} minutes", model, text, excerpt)
+    _show(f"what this model has learned in {spent}", model, text, excerpt)
     if "starter:text" in checkpoint.starters():
         _show(
             "the starter model that ships with hnet (starter:text)",
@@ -61,7 +61,7 @@ def run(out: Path, minutes: float, device: str) -> None:
 def _within(config: RunConfig, minutes: float, device: str) -> RunConfig:
     """`config` with as many steps as fit into `minutes` here, and the schedule laid out over them."""
     train = config.train
-    budget_seconds = 60 * minutes * 0.9  # validation and checkpoints take the rest
+    budget_seconds = 60 * minutes * 0.65  # the rest: validation, and chunk counts that differ from step to step
     steps = int(budget_seconds / (seconds_per_byte(config, device) * train.batch_bytes))
     steps = max(20, min(train.steps, steps))
     return dataclasses.replace(
