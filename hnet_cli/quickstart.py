@@ -13,7 +13,7 @@ from hnet_cli.config import RunConfig, resolve
 from hnet_cli.console import duration, literal, progress, say, size
 from hnet_cli.errors import BusyError
 from hnet_cli.modality import Source
-from hnet_cli.plan import Plan, _dataset
+from hnet_cli.plan import Plan
 from hnet_cli.progress import follow
 from hnet_cli.train import seconds_per_byte
 
@@ -37,7 +37,7 @@ def run(out: Path, minutes: float, device: str) -> None:
     config = dataclasses.replace(config, data=str(data))
     say(f"[bold]2. train[/]    hnet train --preset nano --data {literal(data)} --run {literal(folder)} "
         f"--set train.steps={config.train.steps}")  # fmt: skip
-    plan = Plan(config, data, _dataset(data).about, folder, budget.machine(device))
+    plan = Plan(config, data, corpus.Dataset.open(data).about, folder, budget.machine(device))
     started = time.monotonic()
     follow(plan)
     spent = duration(time.monotonic() - started)
