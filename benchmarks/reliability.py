@@ -1,8 +1,8 @@
 """Runs tests/reliability in a form of your choice, and writes the table of docs/reliability.md from what was printed.
 
-    python benchmarks/reliability.py                            the short form, as in CI
-    python benchmarks/reliability.py --form long --only R2,R8   minutes to hours; results are merged into the table
-    python benchmarks/reliability.py --table                    only write the table again
+python benchmarks/reliability.py                            the short form, as in CI
+python benchmarks/reliability.py --form long --only R2,R8   minutes to hours; results are merged into the table
+python benchmarks/reliability.py --table                    only write the table again
 """
 
 from __future__ import annotations
