@@ -83,12 +83,12 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, packing: Packing) -> Te
 
 def causal_conv_step(x: Tensor, state: Tensor, taps: Tensor, bias: Tensor, rows: Tensor | None = None) -> Tensor:
     """One position of `causal_conv` for R rows (None: all): x (R, D), taps (K, D); updates state (B, K-1, D)."""
-    window = torch.cat([state if rows is None else state[rows], x[:, None]], 1)
+    window = torch.cat([state if rows is None else state[rows], x.unsqueeze(1)], 1)
     if rows is None:
         state.copy_(window[:, 1:])
     else:
         state[rows] = window[:, 1:]
-    return F.silu((window * taps).sum(1) + bias)
+    return F.silu((window * taps).sum(1).add_(bias), inplace=True)
 
 
 # -- state space duality -----------------------------------------------------------------------------------------------
@@ -187,13 +187,14 @@ def ssd_step(
     old = state if rows is None else state[rows]
     dt = F.softplus(wide(dt) + dt_bias)
     x32 = wide(x)
-    values = (x32 * dt[:, :, None]).view(count, -1, 1)
-    new = old.view(count, heads, -1).mul_((dt * A).exp()[:, :, None]).view(count, heads * width, -1)
-    new.baddbmm_(values, wide(B)[:, None])
+    values = (x32 * dt.unsqueeze(-1)).view(count, -1, 1)
+    decay = (dt * A).exp_().unsqueeze(-1)
+    new = old.view(count, heads, -1).mul_(decay).view(count, heads * width, -1)
+    new.baddbmm_(values, wide(B).unsqueeze(1))
     if rows is not None:
         state[rows] = new.view(old.shape)
-    y = torch.bmm(new, wide(C)[:, :, None]).view(x.shape)
-    return torch.addcmul(y, x32, wide(D)[:, None]).to(x.dtype)
+    y = torch.bmm(new, wide(C).unsqueeze(-1)).view(x.shape)
+    return y.addcmul_(x32, wide(D).unsqueeze(-1)).to(x.dtype)
 
 
 # -- smoothing of the dechunk layer ------------------------------------------------------------------------------------

@@ -31,11 +31,12 @@ class RMSNorm(nn.Module):
 
 
 def _norm(x: Tensor, norm: RMSNorm) -> Tensor:
-    """The norm of a single step: x (R, D) float32 or wider -> the dtype of the weight. Few operations: each costs more
-    than its arithmetic."""
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    scale = length.square_().mul_(1 / x.shape[-1]).add_(EPS).rsqrt_()
-    return (x * scale).mul_(norm.weight).to(norm.weight.dtype)
+    """The norm of a single step: x (R, D) float32 or wider -> the dtype of the weight. One call: in a step every
+    operation, and every call of a module, costs more than its arithmetic."""
+    weight = norm.weight
+    if x.dtype == weight.dtype:
+        return F.rms_norm(x, weight.shape, weight, EPS)
+    return F.rms_norm(x, weight.shape, weight.to(x.dtype), EPS).to(weight.dtype)
 
 
 class Mamba2(nn.Module):
@@ -90,12 +91,12 @@ class Mamba2(nn.Module):
 
     def step(self, x: Tensor, state: MambaState, now: Now, kernels: Kernels) -> Tensor:
         """x (R, D): one position for each of the R rows that take part. Updates the state."""
-        gate, conv, dt = self.in_proj(x).split_with_sizes(self.split, -1)
+        gate, conv, dt = F.linear(x, self.in_proj.weight).split_with_sizes(self.split, -1)
         conv = kernels.causal_conv_step(conv, state.conv, state.taps, self.conv1d.bias, now.rows)
         value, B, C = conv.split_with_sizes((self.d_inner, self.d_state, self.d_state), -1)
         value = value.view(-1, self.heads, self.headdim)
         y = kernels.ssd_step(state.ssm, value, dt, state.A, B, C, self.D, self.dt_bias, now.rows)
-        return self.out_proj(_norm(F.silu(wide(gate)) * y.flatten(-2), self.norm))
+        return F.linear(_norm(F.silu(wide(gate)).mul_(y.view(gate.shape)), self.norm), self.out_proj.weight)
 
 
 class Attention(nn.Module):
@@ -124,9 +125,9 @@ class Attention(nn.Module):
 
     def step(self, x: Tensor, state: AttentionState, now: Now, kernels: Kernels) -> Tensor:
         """x (R, D): one position for each of the R rows that take part. Updates the state."""
-        qk, v = self.Wqkv(x).unflatten(-1, (3, self.heads, -1)).split((2, 1), dim=-3)
-        q, k = rotate(qk, *now.rotary(self.rotary_dim, qk.dtype)).unbind(-3)
-        return self.out_proj(state.attend(q, k, v.squeeze(-3), now, kernels).flatten(-2))
+        qkv = F.linear(x, self.Wqkv.weight).view(len(x), 3, self.heads, -1)
+        q, k = rotate(qkv[:, :2], *now.rotary(self.rotary_dim, qkv.dtype)).unbind(1)
+        return F.linear(state.attend(q, k, qkv[:, 2], now, kernels).flatten(-2), self.out_proj.weight)
 
 
 class SwiGLU(nn.Module):
@@ -174,7 +175,8 @@ class Block(nn.Module):
         """The residual stream (R, D), float32 or wider, after this layer."""
         residual = residual + self.mixer.step(_norm(residual, self.norm1), state, now, kernels)
         if self.mlp is not None and self.norm2 is not None:
-            residual = residual + self.mlp(_norm(residual, self.norm2), kernels)
+            wide_hidden = F.linear(_norm(residual, self.norm2), self.mlp.fc1.weight)
+            residual = residual + F.linear(kernels.swiglu(wide_hidden), self.mlp.fc2.weight)
         return residual
 
 

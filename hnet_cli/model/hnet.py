@@ -282,7 +282,7 @@ class HNetForCausalLM(nn.Module):
         now = level.begin(None)
         routing: list[StepRouting] = []
         hidden = self.backbone.step(self.embeddings(tokens), level, now, state.kernels, routing, tokens)
-        return self.lm_head(hidden), routing
+        return F.linear(hidden, self.lm_head.weight), routing
 
     @torch.no_grad()
     def init_weights(self, initializer_range: float = 0.02) -> None:
