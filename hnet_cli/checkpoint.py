@@ -204,6 +204,8 @@ class TrainingState:
     """Steps not taken because the loss or a gradient was not finite."""
     dataset: str = ""
     """Fingerprint of the dataset."""
+    probe_depth: str = ""
+    """`Decisions.depth` of the last evaluation, which the next one is compared with."""
 
 
 def _optimizer_tensors(model: HNetForCausalLM, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:

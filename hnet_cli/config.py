@@ -78,6 +78,8 @@ class TrainConfig:
     """Steps between two validations; 0 for only the last one."""
     eval_bytes: int = 262_144
     """At most this many validation bytes each time; the last validation too."""
+    samples: bool = True
+    """Whether every validation leaves its chunks of a few bytes and a continuation of them in samples.jsonl."""
     checkpoint_every: int = 500
     """Steps between two checkpoints; the last step always has one."""
     keep_checkpoints: int = 2

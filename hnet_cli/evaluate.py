@@ -12,7 +12,8 @@ from torch import Tensor
 
 from hnet_cli.corpus.dataset import Dataset
 from hnet_cli.corpus.loader import Batch, windows
-from hnet_cli.model import HNetForCausalLM, RoutingOutput
+from hnet_cli.health import read, routing_counts, stage_metrics
+from hnet_cli.model import HNetForCausalLM
 
 PIECE = 32_768
 """Bytes per forward pass."""
@@ -25,19 +26,21 @@ def validation(model: HNetForCausalLM, dataset: Dataset, length: int, max_bytes:
 
     Every byte counts exactly once, the first of a document too (it is predicted from the document mark); a window that
     does not begin a document begins with the byte before it and knows nothing older. Returns `bpb` (bits per byte,
-    unweighted), `bytes`, and per stage the bytes per chunk and the boundary fraction F and mean probability G.
+    unweighted), `bytes`, and what `stage_metrics` says of each stage.
     """
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
-    nats, total, routings = 0.0, 0, []
+    nats, counts, total = [], [], 0
     for batch in windows(dataset, "val", length, batch_bytes=PIECE, max_bytes=max_bytes):
         inputs, targets, cu_seqlens, _ = to_device(batch, device)
         out = model(inputs, cu_seqlens=cu_seqlens)
-        nats += float(F.cross_entropy(out.logits.float(), targets, reduction="sum"))
+        nats.append(F.cross_entropy(out.logits.float(), targets, reduction="sum").double())
+        counts.append(routing_counts(out.routing))
         total += len(batch.targets)
-        routings.append(out.routing)
     model.train(was_training)
-    return {"bpb": nats / total / math.log(2), "bytes": total} | stage_metrics(routings, total, target_ratios)
+    numbers = read({"nats": torch.stack(nats).sum(), "counts": torch.stack(counts).sum(0)})
+    bpb = numbers["nats"][0] / total / math.log(2)
+    return {"bpb": bpb, "bytes": total} | stage_metrics(numbers["counts"], total, target_ratios)
 
 
 def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -48,21 +51,3 @@ def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tenso
 
     weights = None if batch.weights is None else move(batch.weights)
     return move(batch.inputs).long(), move(batch.targets).long(), move(batch.cu_seqlens), weights
-
-
-@torch.no_grad()
-def stage_metrics(routings: list[list[RoutingOutput]], total_bytes: int, targets: list[float]) -> dict[str, float]:
-    """Per stage: boundary fraction F against 1/N, mean probability G, bytes per chunk against the product of the N."""
-    record: dict[str, float] = {}
-    wanted = 1.0
-    for s, target in enumerate(targets):
-        each = [routing[s] for routing in routings]
-        positions = sum(len(r.boundary_prob) for r in each)
-        chunks = sum(int(r.boundary_mask.sum()) for r in each)
-        wanted *= target
-        record[f"stage{s}_boundary_fraction"] = chunks / positions
-        record[f"stage{s}_target_fraction"] = 1 / target
-        record[f"stage{s}_mean_boundary_prob"] = sum(float(r.boundary_prob.sum()) for r in each) / positions
-        record[f"stage{s}_bytes_per_chunk"] = total_bytes / chunks
-        record[f"stage{s}_target_bytes_per_chunk"] = wanted
-    return record

@@ -14,19 +14,24 @@ from hnet_cli.model import HNetForCausalLM, lr_multipliers, parameter_groups
 def build_optimizer(model: HNetForCausalLM, config: RunConfig) -> torch.optim.AdamW:
     """AdamW with one group per (learning-rate multiplier, weight decay); `group["lr_multiplier"]` stays in the group.
 
-    The multipliers are paper equation 11 unless the configuration gives them, one per level, outermost first.
+    The multipliers are those of `rate_multipliers`.
     """
     train = config.train
-    multipliers = train.lr_multipliers
-    if multipliers == "auto":
-        multipliers = list(lr_multipliers(config.model, train.target_ratios, n_gpt=train.lr_bytes_per_token))
     groups: list[dict[str, Any]] = parameter_groups(
         model,
-        lr_multipliers=multipliers,
+        lr_multipliers=rate_multipliers(config),
         weight_decay=train.weight_decay,
         norm_weight_decay=train.norm_weight_decay,
     )
     return torch.optim.AdamW(groups, lr=train.lr, betas=train.betas, eps=train.eps, fused=True)
+
+
+def rate_multipliers(config: RunConfig) -> list[float]:
+    """Learning-rate multipliers per level, outermost first: paper equation 11 unless the configuration gives them."""
+    train = config.train
+    if train.lr_multipliers == "auto":
+        return lr_multipliers(config.model, train.target_ratios, n_gpt=train.lr_bytes_per_token)
+    return train.lr_multipliers
 
 
 def schedule(step: int, train: TrainConfig) -> float:

@@ -6,7 +6,6 @@ stopped would have seen, and on CPU ends with the same bits.
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 import signal
@@ -29,9 +28,12 @@ from hnet_cli.config import RunConfig, TrainConfig, to_yaml
 from hnet_cli.corpus.dataset import Dataset
 from hnet_cli.corpus.loader import Batch, Batches
 from hnet_cli.errors import BusyError, InputError, NumericalError, Stopped, StorageError
-from hnet_cli.evaluate import stage_metrics, to_device, validation
+from hnet_cli.evaluate import to_device, validation
+from hnet_cli.health import clip_gradient, read, routing_counts, stage_metrics
+from hnet_cli.journal import Journal
 from hnet_cli.model import HNetForCausalLM, RoutingOutput, ratio_loss
-from hnet_cli.optim import build_optimizer, set_learning_rate
+from hnet_cli.optim import build_optimizer, rate_multipliers, set_learning_rate
+from hnet_cli.probe import Probe
 
 MAX_SKIPPED = 3
 """Steps in a row with a loss or gradient that is not finite before the run gives up."""
@@ -81,10 +83,12 @@ def losses(model: HNetForCausalLM, inputs: Tensor, targets: Tensor, cu_seqlens: 
 
 
 def train_step(model: HNetForCausalLM, optimizer: torch.optim.Optimizer, batches: list[Batch], step: int,
-               config: RunConfig, autocast: Callable[[], AbstractContextManager[Any]]) -> dict[str, float]:  # fmt: skip
+               config: RunConfig, autocast: Callable[[], AbstractContextManager[Any]],
+               histograms: bool = True) -> dict[str, Any]:  # fmt: skip
     """One optimizer step over the micro-batches of a batch. Returns the numbers of one `metrics.jsonl` record.
 
-    If the loss or the gradient is not finite nothing changes and the record has `"skipped": 1`.
+    If the loss or the gradient is not finite nothing changes and the record has `"skipped": 1`. All numbers come from
+    the device at once, before the weights change; `histograms` of boundary probabilities are left out where not wanted.
     """
     train, device = config.train, next(model.parameters()).device
     rate = set_learning_rate(optimizer, step, train)
@@ -92,31 +96,44 @@ def train_step(model: HNetForCausalLM, optimizer: torch.optim.Optimizer, batches
     total_bytes = sum(len(batch.targets) for batch in batches)
     weight_sum = sum(float(b.weights.sum()) if b.weights is not None else len(b.targets) for b in batches) or 1.0
     parts: list[Losses] = []
-    routings: list[list[RoutingOutput]] = []
+    counts: list[Tensor] = []
     for batch in batches:
         inputs, targets, cu_seqlens, weights = to_device(batch, device)
         with autocast():
             part, routing = losses(model, inputs, targets, cu_seqlens, weights, weight_sum, train)
         part.total.backward()
         parts.append(part)
-        routings.append(routing)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), train.grad_clip or math.inf, foreach=True)
-    loss = torch.stack([part.total.detach() for part in parts]).sum()
-    finite = bool(torch.isfinite(norm) & torch.isfinite(loss))
-    if finite:
-        optimizer.step()
+        counts.append(routing_counts(routing, histograms))
+    norm, norms = clip_gradient(model, train.grad_clip)
+    numbers = read(
+        {
+            "loss": torch.stack([part.total for part in parts]).sum(),
+            "nll": torch.stack([part.nll_sum for part in parts]).sum(),
+            "ratio": torch.stack([part.ratio for part in parts]).mean(),
+            "alignment": torch.stack([part.alignment for part in parts]).mean(),
+            "norms": torch.stack([norm, *norms.values()]),
+            "counts": torch.stack(counts).sum(0),
+        }
+    )
+    loss, norm_read, *norms_read = *numbers["loss"], *numbers["norms"]
     record = {
-        "loss": float(loss),
-        "bpb": float(torch.stack([part.nll_sum for part in parts]).sum()) / total_bytes / math.log(2),
-        "ratio_loss": float(torch.stack([part.ratio for part in parts]).mean()),
-        "grad_norm": float(norm),
+        "loss": loss,
+        "bpb": numbers["nll"][0] / total_bytes / math.log(2),
+        "ratio_loss": numbers["ratio"][0],
+        "grad_norm": norm_read,
         "lr": rate,
     }
     if train.alignment_loss_weight:
-        record["alignment_loss"] = float(torch.stack([part.alignment for part in parts]).mean())
-    if not finite:
+        record["alignment_loss"] = numbers["alignment"][0]
+    if math.isfinite(loss) and math.isfinite(norm_read):
+        optimizer.step()
+    else:
         record["skipped"] = 1
-    return record | stage_metrics(routings, total_bytes, train.target_ratios)
+    record |= {f"grad_norm_{part}": value for part, value in zip(norms, norms_read, strict=True)}
+    multipliers = rate_multipliers(config)
+    if len(set(multipliers)) > 1:
+        record |= {f"lr_stage{s}": rate * multiplier for s, multiplier in enumerate(multipliers)}
+    return record | stage_metrics(numbers["counts"], total_bytes, train.target_ratios)
 
 
 def precision_context(config: RunConfig, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
@@ -169,41 +186,6 @@ def catch_signals() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-class Metrics:
-    """`metrics.jsonl`: one flat record per line, cut back to the checkpoint's step on resume."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        self.path, self.last_validation = path, dict[str, Any]()
-        kept = []
-        for record in _records(path):
-            if record["step"] <= step:
-                kept.append(record)
-                self._remember(record)
-        storage.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
-
-    def write(self, record: dict[str, Any]) -> None:
-        """Numbers that are not finite, which JSON lacks, are left out."""
-        finite = {key: value for key, value in record.items() if not isinstance(value, float) or math.isfinite(value)}
-        with storage.os_errors(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite) + "\n")
-        self._remember(finite)
-
-    def _remember(self, record: dict[str, Any]) -> None:
-        if "val_bpb" in record:
-            self.last_validation = record
-
-
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a metrics file; lines torn by a kill are passed over."""
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
-        try:
-            record = json.loads(line)
-            if isinstance(record["step"], int):
-                yield record
-        except (ValueError, KeyError, TypeError):
-            continue
-
-
 @dataclass
 class Result:
     """What a finished run came to."""
@@ -244,6 +226,7 @@ class _Trainer:
         rows = train.rows // train.micro_batches
         self.batches = Batches(dataset, sequence_length=train.sequence_length, rows=train.rows, seed=train.seed)
         self.slices = [(i * rows, (i + 1) * rows) for i in range(train.micro_batches)]
+        self.probe = Probe(dataset)
         self.autocast = precision_context(config, device)
         torch.manual_seed(train.seed)
         self.model = build_model(config).to(device)
@@ -257,7 +240,9 @@ class _Trainer:
         if resume:
             state = self._restore()
         storage.write_text(self.run / "config.yaml", to_yaml(self.config))
-        self.metrics = Metrics(self.run / "metrics.jsonl", state.step)
+        self.metrics = Journal(self.run / "metrics.jsonl", state.step)
+        self.samples = Journal(self.run / "samples.jsonl", state.step)
+        self.last = next((record for record in reversed(self.metrics.kept) if "val_bpb" in record), {})
         timed, spent = 0, 0.0
         while state.step < train.steps:
             step_began = time.monotonic()
@@ -280,12 +265,13 @@ class _Trainer:
                     f"stopped by {self.stop.signal} after step {state.step} of {train.steps}; saved in {self.run}",
                     f"go on with: hnet train --run {shlex.quote(str(self.run))} --resume",
                 )
-        return Result(self.run, state, time.monotonic() - began, self.metrics.last_validation)
+        return Result(self.run, state, time.monotonic() - began, self.last)
 
     def _step(self) -> dict[str, Any]:
         train, state = self.config.train, self.state
         pieces = [self.batches.batch(state.step, rows) for rows in self.slices]
-        numbers = train_step(self.model, self.optimizer, pieces, state.step, self.config, self.autocast)
+        logged = (state.step + 1) % train.log_every == 0 or state.step + 1 == train.steps
+        numbers = train_step(self.model, self.optimizer, pieces, state.step, self.config, self.autocast, logged)
         state.step += 1
         state.bytes_seen += train.batch_bytes
         record = {"step": state.step, "bytes": state.bytes_seen} | numbers
@@ -325,8 +311,16 @@ class _Trainer:
         train, state = self.config.train, self.state
         with self.autocast():
             scored = validation(self.model, self.dataset, train.sequence_length, train.eval_bytes, train.target_ratios)
-        record = {"step": state.step, "bytes": state.bytes_seen} | {f"val_{k}": v for k, v in scored.items()}
+            decisions = self.probe.decide(self.model)
+        at = {"step": state.step, "bytes": state.bytes_seen}
+        record = at | {f"val_{k}": v for k, v in scored.items()}
+        if state.probe_depth:
+            record |= self.probe.flips(state.probe_depth, decisions.depth, len(train.target_ratios))
+        state.probe_depth = decisions.depth
         self.metrics.write(record)
+        self.last = record
+        if train.samples:
+            self.samples.write(at | self.probe.record(self.model, decisions, seed=state.step))
         if state.best_bpb is None or scored["bpb"] < state.best_bpb:
             state.best_bpb, state.best_step = scored["bpb"], state.step
         self.listen("eval", record)

@@ -24,6 +24,7 @@ SETTINGS = [
     "train.eval_every=4",
     "train.eval_bytes=512",
     "train.checkpoint_every=4",
+    "train.samples=false",
     "precision=fp32",
 ]
 TWO_STAGES = [

@@ -19,9 +19,10 @@ LAYERS: list[set[str]] = [
     {"streams", "modality", "model.config"},
     {"storage", "config", "kernels", "console"},
     {"corpus", "model", "contract", "budget", "torch_file"},
-    {"optim", "checkpoint", "distributed", "windows", "assemble", "plot"},
+    {"optim", "checkpoint", "distributed", "windows", "assemble", "plot", "health", "journal"},
     {"render"},
     {"evaluate", "sample", "segment", "convert", "doctor"},  # the verbs never import each other
+    {"probe"},  # what a model makes of the same bytes at every evaluation
     {"train"},
     {"plan"},  # what a run would take, before it starts
     {"progress"},  # a run as it is shown on screen

@@ -5,6 +5,7 @@ import os
 import random
 import resource
 import signal
+from base64 import b64decode
 from dataclasses import replace
 
 import numpy as np
@@ -23,7 +24,9 @@ from hnet_cli.optim import build_optimizer
 from hnet_cli.train import alignment_loss, build_model, losses, precision_context, train, train_step
 
 RECORD = {"step", "bytes", "loss", "bpb", "ratio_loss", "alignment_loss", "grad_norm", "lr"}
-STAGE = {"boundary_fraction", "target_fraction", "mean_boundary_prob", "bytes_per_chunk", "target_bytes_per_chunk"}
+PARTS = {"embeddings", "encoder0", "routing0", "residual0", "decoder0", "main", "head"}
+STAGE = {"boundary_fraction", "target_fraction", "mean_boundary_prob", "bytes_per_chunk", "target_bytes_per_chunk",
+         "prob_histogram", "undecided"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +36,9 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory):
-    """A run that nothing happened to."""
+    """A run that nothing happened to; unlike the others it leaves samples."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    train(tiny(), data, run)
+    train(tiny("train.samples=true"), data, run)
     return run
 
 
@@ -108,19 +111,44 @@ def test_records_are_flat_and_complete(whole):
     assert [r["step"] for r in steps] == list(range(1, 13))
     assert [r["step"] for r in validations] == [4, 8, 12]
     stage = {f"stage0_{key}" for key in STAGE}
-    assert all(set(r) == RECORD | stage for r in steps)
-    assert all(
-        set(r) == {"step", "bytes", "val_bpb", "val_bytes"} | {f"val_{key}" for key in stage} for r in validations
-    )
-    assert all(isinstance(value, int | float) for r in records for value in r.values())
+    parts = {f"grad_norm_{part}" for part in PARTS} | {"lr_stage0", "lr_stage1"}
+    assert all(set(r) == RECORD | stage | parts for r in steps)
+    of_validation = {"step", "bytes", "val_bpb", "val_bytes"} | {f"val_{key}" for key in stage}
+    assert [set(r) - of_validation for r in validations] == [set(), {"stage0_flips"}, {"stage0_flips"}]
+    assert all(set(r) >= of_validation for r in validations)
+    lists = {key for r in records for key, value in r.items() if not isinstance(value, int | float)}
+    assert lists == {"stage0_prob_histogram", "val_stage0_prob_histogram"}
     assert steps[-1]["bytes"] == 12 * 256
     assert validations[-1]["val_bytes"] == 512
     assert steps[0]["stage0_target_bytes_per_chunk"] == 4
 
 
+def test_what_is_logged_does_not_matter(whole, data, tmp_path):
+    """Neither the weights nor the records that are written anyway."""
+    train(tiny("train.log_every=5"), data, tmp_path / "run")
+    records = metrics(tmp_path / "run")
+    assert [r["step"] for r in records] == [4, 5, 8, 10, 12, 12]
+    assert all(record in metrics(whole) for record in records)
+    assert not (tmp_path / "run/samples.jsonl").exists()
+    assert weights(tmp_path / "run") == weights(whole)
+
+
+def test_every_validation_leaves_a_sample(whole, data):
+    samples = [json.loads(line) for line in (whole / "samples.jsonl").read_text().splitlines()]
+    assert [sample["step"] for sample in samples] == [4, 8, 12]
+    held_out = b"".join(Dataset.open(data).documents("val"))
+    for sample in samples:
+        assert b64decode(sample["probe"]["base64"]) == held_out[:512]
+        assert len(sample["probe"]["depth"]) == 512
+        (probability,) = sample["probe"]["probability"]
+        assert sample["probe"]["depth"] == [int(p > 0.5) for p in probability]
+        assert held_out.startswith(b64decode(sample["sample"]["prompt"]))
+        assert len(b64decode(sample["sample"]["base64"])) == len(sample["sample"]["depth"]) > 150
+
+
 def test_the_run_folder_is_as_documented(whole):
     names = {path.name for path in whole.iterdir()} - {".lock"}
-    assert names == {"config.yaml", "metrics.jsonl", "checkpoints", "latest", "best"}
+    assert names == {"config.yaml", "metrics.jsonl", "samples.jsonl", "checkpoints", "latest", "best"}
     checkpoint = whole / "checkpoints" / (whole / "latest").read_text().strip()
     assert json.loads((checkpoint / "state.json").read_text())["step"] == 12
 
@@ -276,10 +304,11 @@ def test_stopped_and_resumed_is_never_stopped(whole, data, tmp_path, signals, ki
     run = tmp_path / "a run"
     listen = when(kind, step, sending(number))
     with pytest.raises(Stopped, match=f"stopped by {number} after step {step + (kind == 'checkpoint')} of 12") as error:
-        train(tiny(), data, run, listen=listen)
+        train(tiny("train.samples=true"), data, run, listen=listen)
     assert f"hnet train --run '{run}' --resume" in error.value.hint
-    assert train(tiny(), data, run, resume=True).last == metrics(whole)[-1]
+    assert train(tiny("train.samples=true"), data, run, resume=True).last == metrics(whole)[-1]
     assert metrics(run) == metrics(whole)
+    assert (run / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
     assert weights(run) == weights(whole)
 
 

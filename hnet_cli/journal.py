@@ -1,0 +1,40 @@
+"""Files of a run that grow by a line of JSON: `metrics.jsonl` and `samples.jsonl`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hnet_cli import storage
+
+
+class Journal:
+    """One record per line, each with a "step"; opened at a step, it is cut back to what was written until then."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        """Raises StorageError."""
+        self.path = path
+        self.kept = [record for record in _records(path) if record["step"] <= step]
+        """What stood there before."""
+        if self.kept or path.exists():
+            storage.write_text(path, "".join(json.dumps(record) + "\n" for record in self.kept))
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append a record. Numbers that are not finite, which JSON lacks, are left out. Raises StorageError."""
+        finite = {key: value for key, value in record.items() if not isinstance(value, float) or math.isfinite(value)}
+        with storage.os_errors(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(finite) + "\n")
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a file; lines torn by a kill are passed over."""
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            record = json.loads(line)
+            if isinstance(record["step"], int):
+                yield record
+        except (ValueError, KeyError, TypeError):
+            continue
