@@ -13,19 +13,24 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from hnet_cli import storage
-from hnet_cli.errors import DamagedError, HNetError, InputError
+from hnet_cli.errors import DamagedError, HNetError, InputError, StorageError
 from hnet_cli.model import HNetConfig, HNetForCausalLM
 from hnet_cli.model.skeleton import skeleton
+from hnet_cli.safetensors_file import write_safetensors
 
 STARTERS = Path(__file__).parent / "starters"
+MODEL_FILES = ("config.json", "model.safetensors")
 FORMAT = 1
+"""Of checkpoints."""
+T = TypeVar("T")
 
 
 class LoadedModel(HNetForCausalLM):
@@ -46,15 +51,23 @@ class LoadedModel(HNetForCausalLM):
         return segment_bytes(self, data, stage)
 
 
-def save_model(folder: Path, model: HNetForCausalLM, extra: Mapping[str, Any], target_ratios: list[float]) -> None:
-    """Write `config.json` and `model.safetensors` into a folder being staged, within `storage.os_errors`."""
+def save_model(folder: Path, model: HNetForCausalLM, extra: Mapping[str, Any],
+               target_ratios: list[float]) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """Write `config.json` and `model.safetensors` into a folder being staged; gives the manifest entry of the last."""
     config = model.config.to_dict()
     config["hnet"] = config.get("hnet", {}) | {"target_ratios": target_ratios} | dict(extra)
     storage.write_json(folder / "config.json", config)
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    tensors = model.state_dict()
     if model.config.tie_embeddings:
         tensors.pop("lm_head.weight", None)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return _write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor],
+                   metadata: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:  # fmt: skip
+    with storage.NewFile(path) as file:
+        write_safetensors(file, tensors, lambda tensor: tensor, metadata)
+    return {path.name: file.entry}
 
 
 def _tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -78,8 +91,8 @@ def _json(path: Path) -> dict[str, Any]:
 
 def load_folder(folder: Path, device: str | torch.device = "cpu", kernels: str = "auto") -> LoadedModel:
     """The model in a model folder, float32, in evaluation mode. Raises DamagedError naming the file and the fault."""
-    if (folder / "manifest.json").exists():
-        storage.verify_folder(folder)
+    if os.path.lexists(folder / storage.MANIFEST):
+        storage.verify_folder(folder, MODEL_FILES)
     try:
         config = HNetConfig.from_dict(_json(folder / "config.json"))
     except ValueError as error:
@@ -107,17 +120,40 @@ def load_folder(folder: Path, device: str | torch.device = "cpu", kernels: str =
 
 def _steps(run: Path) -> list[Path]:
     """Checkpoint folders of a run, newest first; unfinished and deleted ones have other names."""
-    return sorted((run / "checkpoints").glob("step-[0-9]*"), reverse=True)
+    found = {int(path.name[5:]): path for path in (run / "checkpoints").glob("step-*") if path.name[5:].isdecimal()}
+    return [found[step] for step in sorted(found, reverse=True)]
+
+
+def verify(folder: Path) -> Path:
+    """The checkpoint `folder`, every file of which is as it was written. Raises DamagedError or StorageError."""
+    storage.verify_folder(folder)
+    step = _json(folder / "state.json").get("step")
+    if folder.name != f"step-{step:08d}" if isinstance(step, int) else True:
+        raise DamagedError(f"{folder} is not what it is called: it holds the checkpoint of step {step}")
+    return folder
 
 
 def newest(run: Path, warn: Callable[[str], None] = warnings.warn) -> Path | None:
     """The newest checkpoint that verifies. A damaged one is passed over; `warn` is told which and why."""
-    for folder in _steps(run):
-        try:
-            storage.verify_folder(folder)
-            return folder
-        except DamagedError as error:
-            warn(f"{error}; going back to the checkpoint before it")
+    return _first(lambda: _steps(run), verify, warn)
+
+
+def _first(candidates: Callable[[], list[Path]], use: Callable[[Path], T], warn: Callable[[str], None]) -> T | None:
+    """`use` of the first checkpoint that it raises no DamagedError or StorageError for; None if there is none.
+
+    The training may go on meanwhile: where it has just removed what was to be used there are newer ones.
+    """
+    gone = True
+    while gone:
+        gone = False
+        for folder in candidates():
+            try:
+                return use(folder)
+            except (DamagedError, StorageError) as error:
+                if os.path.lexists(folder):
+                    warn(f"{error}; going back to the checkpoint before it")
+                else:
+                    gone = True
     return None
 
 
@@ -130,23 +166,34 @@ def _best(run: Path) -> Path | None:
     return folder if folder in _steps(run) else None
 
 
+def _best_first(run: Path) -> list[Path]:
+    best, steps = _best(run), _steps(run)
+    return steps if best is None else [best, *(folder for folder in steps if folder != best)]
+
+
 def find(reference: str | Path) -> Path:
     """The model folder that MODEL means: a run (its best checkpoint), a checkpoint, a converted model, `starter:NAME`.
 
     Raises InputError where nothing is there, DamagedError where something is there but is no model.
     """
+    return _use(reference, lambda folder: folder, lambda folder: storage.verify_folder(folder, MODEL_FILES) and folder)
+
+
+def _use(reference: str | Path, one: Callable[[Path], T], of_run: Callable[[Path], T]) -> T:
+    """`one` of the model folder that MODEL means; for a run, `of_run` of its best checkpoint, or if that is damaged of
+    the newest that is not."""
     text = str(reference)
     if text.startswith("starter:"):
         if text not in starters():
             raise InputError(f"no starter model is called {text!r}", f"there are: {', '.join(starters()) or 'none'}")
-        return STARTERS / text.removeprefix("starter:")
+        return one(STARTERS / text.removeprefix("starter:"))
     folder = Path(reference)
     if not folder.exists():
         raise InputError(f"there is no model at {folder}", "give a run folder, a checkpoint, or starter:text")
     if (folder / "config.json").exists() or (folder / "model.safetensors").exists():
-        return folder
+        return one(folder)
     if (folder / "checkpoints").is_dir():
-        if (found := _best(folder) or newest(folder)) is not None:
+        if (found := _first(lambda: _best_first(folder), of_run, warnings.warn)) is not None:
             return found
         raise DamagedError(f"{folder} has no complete checkpoint", "go on training it with --resume")
     raise DamagedError(f"{folder} is not a model: it has neither config.json nor checkpoints/")
@@ -159,13 +206,14 @@ def starters() -> list[str]:
 
 def load(reference: str | Path, device: str | torch.device = "cpu", kernels: str = "auto") -> LoadedModel:
     """The model that MODEL means (see `find`), ready to use."""
-    return load_folder(find(reference), device, kernels)
+    return _use(reference, *2 * (lambda folder: load_folder(folder, device, kernels),))
 
 
 def modality_of(folder: Path) -> str | None:
     """The modality of a run or model folder, read from its configuration only."""
     try:
-        return _json(find(folder) / "config.json").get("hnet", {}).get("modality")
+        config = _use(folder, *2 * (lambda folder: _json(folder / "config.json"),))
+        return config.get("hnet", {}).get("modality")
     except (HNetError, AttributeError):
         return None
 
@@ -216,28 +264,50 @@ def _optimizer_tensors(model: HNetForCausalLM, optimizer: torch.optim.Optimizer)
 
 
 def save_checkpoint(run: Path, model: HNetForCausalLM, optimizer: torch.optim.Optimizer, state: TrainingState,
-                    extra: Mapping[str, Any], target_ratios: list[float], keep: int) -> Path:  # fmt: skip
+                    extra: Mapping[str, Any], target_ratios: list[float], keep: int,
+                    settings: str = "") -> Path:  # fmt: skip
     """Write the checkpoint of `state.step`, point `latest` at it, and remove the ones no longer kept.
 
-    Raises StorageError (disk full, I/O); whatever was there before is whole then.
+    `settings`: the run's configuration as YAML, sealed with it. Raises StorageError or BusyError (disk full, I/O, not
+    writable); whatever was there before is whole then.
     """
     folder = run / "checkpoints" / f"step-{state.step:08d}"
-    moments = dict(_optimizer_tensors(model, optimizer))
-    needed = sum(tensor.nbytes for tensor in (*model.state_dict().values(), *moments.values()))
-    staging = storage.staged_folder(folder, overwrite=True, manifest={"kind": "checkpoint", "version": FORMAT})
-    with staging as staged, storage.os_errors(folder, needed):
-        save_model(staged, model, dict(extra) | {"step": state.step}, target_ratios)
-        save_file(moments, staged / "optimizer.safetensors")
-        save_file({"torch": torch.get_rng_state()}, staged / "random.safetensors")
+    files: dict[str, dict[str, Any]] = {}
+    manifest = {"kind": "checkpoint", "files": files}
+    needed = 3 * sum(parameter.nbytes for parameter in model.parameters())
+    with storage.staged_folder(folder, overwrite=True, manifest=manifest) as staged, storage.os_errors(folder, needed):
+        files |= save_model(staged, model, dict(extra) | {"step": state.step}, target_ratios)
+        files |= _write_tensors(staged / "optimizer.safetensors", dict(_optimizer_tensors(model, optimizer)))
+        files |= _write_tensors(staged / "random.safetensors", {"torch": torch.get_rng_state()})
         storage.write_json(staged / "state.json", {"format": FORMAT} | vars(state))
+        if settings:
+            storage.write_text(staged / "config.yaml", settings)
     storage.write_text(run / "latest", folder.name + "\n")
     if state.best_step == state.step:
         storage.write_text(run / "best", folder.name + "\n")
-    best = _best(run)
-    for old in _steps(run)[keep:]:
-        if old != best:
-            storage.remove_folder(old)
+    _prune(run, keep, folder)
     return folder
+
+
+def _prune(run: Path, keep: int, written: Path) -> None:
+    """Remove all but the newest `keep` checkpoints that verify, what is newer than those, and the best.
+
+    `written` has just been; a damaged one is no reason to remove a sound one.
+    """
+    steps, best, sound = _steps(run), _best(run), 0
+    for folder in steps if len(steps) > keep else ():
+        if sound == keep:
+            if folder != best:
+                storage.remove_folder(folder)
+        elif folder == written or _is_sound(folder):
+            sound += 1
+
+
+def _is_sound(folder: Path) -> bool:
+    try:
+        return bool(verify(folder))
+    except HNetError:
+        return False
 
 
 def load_checkpoint(folder: Path, model: HNetForCausalLM, optimizer: torch.optim.Optimizer) -> TrainingState:
@@ -247,19 +317,29 @@ def load_checkpoint(folder: Path, model: HNetForCausalLM, optimizer: torch.optim
     if version != FORMAT:
         raise DamagedError(f"{folder} has checkpoint format {version}, this version reads {FORMAT}", "update hnet")
     try:
-        state = TrainingState(**stored)
-    except TypeError as error:
-        raise DamagedError(f"{folder / 'state.json'}: {error}") from error
+        state = TypeAdapter(TrainingState).validate_python(TrainingState(**stored), strict=True)
+    except (TypeError, ValueError) as error:
+        raise DamagedError(f"{folder / 'state.json'} is not the state of a run: {error}") from error
+    weights, moments = _tensors(folder / "model.safetensors"), _tensors(folder / "optimizer.safetensors")
+    random = _tensors(folder / "random.safetensors")
     try:
-        model.load_state_dict(_tensors(folder / "model.safetensors"), strict=not model.config.tie_embeddings)
+        model.load_state_dict(weights, strict=not model.config.tie_embeddings)
     except RuntimeError as error:
         raise DamagedError(f"{folder / 'model.safetensors'} does not fit the configuration: {error}") from error
-    saved = _tensors(folder / "optimizer.safetensors")
-    for name, parameter in model.named_parameters():
-        keys = [key for key in saved if key.rpartition("|")[0] == name]
+    parameters = dict(model.named_parameters())
+    for key, value in moments.items():
+        parameter = parameters.get(key.rpartition("|")[0])
+        if parameter is None or value.shape not in (parameter.shape, torch.Size()):
+            raise DamagedError(f"{folder / 'optimizer.safetensors'} does not fit the model: {key[:100]!a}")
+    for name, parameter in parameters.items():
+        keys = [key for key in moments if key.rpartition("|")[0] == name]
         if keys:
             optimizer.state[parameter] = {
-                key.rpartition("|")[2]: saved[key].to(parameter.device if saved[key].dim() else "cpu") for key in keys
+                key.rpartition("|")[2]: moments[key].to(parameter.device if moments[key].dim() else "cpu")
+                for key in keys
             }
-    torch.set_rng_state(_tensors(folder / "random.safetensors")["torch"])
+    try:
+        torch.set_rng_state(random["torch"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise DamagedError(f"{folder / 'random.safetensors'} holds no random state") from error
     return state

@@ -7,16 +7,13 @@ gathered in memory.
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,12 +25,12 @@ from hnet_cli.errors import BusyError, DamagedError, InputError, StorageError, U
 from hnet_cli.modality import names as modality_names
 from hnet_cli.model import HNetConfig, HNetForCausalLM
 from hnet_cli.model.skeleton import skeleton
+from hnet_cli.safetensors_file import SAFETENSORS_DTYPES, write_safetensors
 from hnet_cli.storage import shown
 from hnet_cli.torch_file import Stored, read_torch_file
 
 Weights = dict[str, Stored]
-_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_SAFE_NAMES = {dtype: name for name, dtype in _FLOATS.items()}
+_FLOATS = {SAFETENSORS_DTYPES[dtype]: dtype for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
 _HEAD, _EMBEDDING = "lm_head.weight", "embeddings.weight"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -261,7 +258,7 @@ def _checked(weights: Weights, settings: HNetConfig, file: Path, origin: str) ->
             f"{name!a} is {list(weights[name].shape)}, not {list(shape)}"
             for name, shape in wanted.items() if name in weights and weights[name].shape != shape
         ]),
-        ("not of a float dtype", [f"{name!a}" for name, stored in weights.items() if stored.dtype not in _SAFE_NAMES]),
+        ("not of a float dtype", [f"{name!a}" for name, s in weights.items() if s.dtype not in _FLOATS.values()]),
     ]  # fmt: skip
     told = [
         f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
@@ -296,8 +293,8 @@ def _write_folder(target: Path, settings: HNetConfig, weights: Weights, read: Ca
         weights = {name: stored for name, stored in weights.items() if name != _HEAD}
     with storage.staged_folder(target, overwrite=overwrite, manifest={"kind": "model"}) as folder:
         storage.write_json(folder / "config.json", settings.to_dict())
-        with open(folder / "model.safetensors", "xb") as file:
-            write_safetensors(file, weights, read)
+        with storage.NewFile(folder / "model.safetensors") as file:
+            write_safetensors(file, weights, read, metadata={"format": "pt"})
 
 
 def _write_official(target: Path, settings: HNetConfig, weights: Weights, read: Callable[[Stored], torch.Tensor],
@@ -317,21 +314,5 @@ def _write_official(target: Path, settings: HNetConfig, weights: Weights, read: 
                 tensors[_HEAD] = tensors[_EMBEDDING]
             torch.save(tensors, file)
         else:
-            write_safetensors(file, weights, read)
+            write_safetensors(file, weights, read, metadata={"format": "pt"})
     storage.write_json(target.with_suffix(".json"), fields)
-
-
-def write_safetensors(file: BinaryIO, weights: Mapping[str, Stored], read: Callable[[Stored], torch.Tensor]) -> None:
-    """What `safetensors.torch.save_file` writes, but tensor by tensor: memory holds one at a time."""
-    names = sorted(weights, key=lambda name: (-weights[name].dtype.itemsize, name))  # keeps every tensor aligned
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name in names:
-        stored, start = weights[name], end
-        end += _size(stored)
-        header[name] = {"dtype": _SAFE_NAMES[stored.dtype], "shape": stored.shape, "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    file.write(struct.pack("<Q", len(text)) + text)
-    for name in names:
-        file.write(read(weights[name]).reshape(-1).view(torch.uint8).numpy().data)

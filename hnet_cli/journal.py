@@ -16,17 +16,29 @@ class Journal:
 
     def __init__(self, path: Path, step: int) -> None:
         """Raises StorageError."""
-        self.path = path
+        self.path, self._waiting = path, ""
         self.kept = [record for record in _records(path) if record["step"] <= step]
         """What stood there before."""
         if self.kept or path.exists():
             storage.write_text(path, "".join(json.dumps(record) + "\n" for record in self.kept))
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append a record. Numbers that are not finite, which JSON lacks, are left out. Raises StorageError."""
+        """Append a record. Numbers that are not finite, which JSON lacks, are left out.
+
+        Raises StorageError or BusyError; what could not be written is kept for the next time.
+        """
         finite = {key: value for key, value in record.items() if not isinstance(value, float) or math.isfinite(value)}
-        with storage.os_errors(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite) + "\n")
+        self._waiting += json.dumps(finite) + "\n"
+        self._append(sync=False)
+
+    def sync(self) -> None:
+        """Make all records survive a power cut."""
+        if self.path.exists() or self._waiting:
+            self._append(sync=True)
+
+    def _append(self, sync: bool) -> None:
+        storage.append_text(self.path, self._waiting, sync=sync)
+        self._waiting = ""
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:

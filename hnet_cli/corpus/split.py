@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from hnet_cli.corpus.dataset import COLUMNS, Shards
-from hnet_cli.corpus.store import HashedFile
 from hnet_cli.errors import InputError
+from hnet_cli.storage import NewFile
 
 LEAST_BYTES = 2048
 """Below this there is nothing to learn from or to measure on."""
@@ -54,9 +54,9 @@ def make_split(
         )
     counts, files = {}, {}
     for name, ranges in (("train", train), ("val", held_out)):
-        file = HashedFile(folder / f"split-{name}.bin")
-        file.write(np.ascontiguousarray(ranges, "<i8"))
-        files[f"split-{name}.bin"] = file.close()
+        with NewFile(folder / f"split-{name}.bin") as file:
+            file.write(np.ascontiguousarray(ranges, "<i8"))
+        files[f"split-{name}.bin"] = file.entry
         counts[name] = {"documents": len(ranges), "bytes": int(ranges[:, 2].sum())}
     return rule, counts, files
 

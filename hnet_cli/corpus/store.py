@@ -13,27 +13,7 @@ import numpy as np
 
 from hnet_cli.corpus.dataset import BLOCK, COLUMNS, SHARD, Shards, shard_name
 from hnet_cli.modality import escape
-
-
-class HashedFile:
-    """A new file; `close()` gives its manifest entry."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = open(path, "xb")  # noqa: SIM115
-        self._digest = hashlib.sha256()
-        self.size = 0
-
-    def write(self, data: bytes | bytearray | np.ndarray) -> None:
-        if not len(data):
-            return
-        view = memoryview(data).cast("B")  # type: ignore[arg-type]
-        self._file.write(view)
-        self._digest.update(view)
-        self.size += len(view)
-
-    def close(self) -> dict[str, Any]:
-        self._file.close()
-        return {"size": self.size, "sha256": self._digest.hexdigest()}
+from hnet_cli.storage import NewFile
 
 
 class Writer:
@@ -44,14 +24,14 @@ class Writer:
         self.bytes = 0
         self.documents = 0
         self.files: dict[str, dict[str, Any]] = {}
-        self._shard: HashedFile | None = None
+        self._shard: NewFile | None = None
         self._block = bytearray()
         self._checksums = array("I")
         self._rows = array("q")
-        self._table = HashedFile(folder / "documents.bin")
+        self._table = NewFile(folder / "documents.bin")
         self._lines: list[bytes] = []
         self._lines_end = 0
-        self._names = HashedFile(folder / "names.txt")
+        self._names = NewFile(folder / "names.txt")
 
     def add(self, data: bytes, source: int, offset: int, name: str, group: str) -> None:
         """One document: `source` is an index, `offset` its first byte's coordinate, `name` as shown to the user."""
@@ -86,10 +66,11 @@ class Writer:
         if self._block:
             self._write_block()
         self._end_shard()
-        checksums = HashedFile(self.folder / "blocks.bin")
+        checksums = NewFile(self.folder / "blocks.bin")
         checksums.write(np.array(self._checksums, "<u4"))
         for name, file in (("documents.bin", self._table), ("names.txt", self._names), ("blocks.bin", checksums)):
-            self.files[name] = file.close()
+            file.close()
+            self.files[name] = file.entry
         return Shards(self.folder, self.bytes, np.array(self._checksums, np.uint32))
 
     def _append(self, data: bytes) -> None:
@@ -104,7 +85,7 @@ class Writer:
 
     def _write_block(self) -> None:
         if self._shard is None:
-            self._shard = HashedFile(self.folder / shard_name(len(self._checksums) * BLOCK // SHARD))
+            self._shard = NewFile(self.folder / shard_name(len(self._checksums) * BLOCK // SHARD))
         self._shard.write(self._block)
         self._checksums.append(zlib.crc32(self._block))
         self._block = bytearray()
@@ -113,7 +94,8 @@ class Writer:
 
     def _end_shard(self) -> None:
         if self._shard is not None:
-            self.files[shard_name((len(self._checksums) - 1) * BLOCK // SHARD)] = self._shard.close()
+            self._shard.close()
+            self.files[shard_name((len(self._checksums) - 1) * BLOCK // SHARD)] = self._shard.entry
             self._shard = None
 
     def _flush_tables(self) -> None:

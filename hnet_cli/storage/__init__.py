@@ -1,0 +1,54 @@
+"""Durable files: all that `prepare`, `train` and `convert` create, write, rename or delete goes through here.
+
+A folder is written under a temporary name, every file fsynced, then renamed once; its `manifest.json` (size and SHA-256
+of each file) tells damage later. So rename survives kills and full disks, fsync power cuts, the manifest bit rot.
+Whatever changes the disk is a call of `os`, looked up when it is made: there tests put faults.
+"""
+
+from hnet_cli.storage.files import (
+    NewFile,
+    append_text,
+    file_sha256,
+    free_bytes,
+    fsync_folder,
+    make_folder,
+    os_errors,
+    staged_file,
+    write_bytes,
+    write_json,
+    write_text,
+)
+from hnet_cli.storage.folders import (
+    MANIFEST,
+    read_manifest,
+    remove_folder,
+    staged_folder,
+    verify_file,
+    verify_folder,
+)
+from hnet_cli.storage.lock import FolderLock
+from hnet_cli.streams import decompressed, open_input, shown
+
+__all__ = [
+    "MANIFEST",
+    "FolderLock",
+    "NewFile",
+    "append_text",
+    "decompressed",
+    "file_sha256",
+    "free_bytes",
+    "fsync_folder",
+    "make_folder",
+    "open_input",
+    "os_errors",
+    "read_manifest",
+    "remove_folder",
+    "shown",
+    "staged_file",
+    "staged_folder",
+    "verify_file",
+    "verify_folder",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]

@@ -1,0 +1,209 @@
+"""Single files: created, replaced, appended to; and what the system says where that fails."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import io
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hnet_cli.errors import BusyError, HNetError, StorageError
+from hnet_cli.streams import shown
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NOT_CREATABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
+                  errno.ELOOP}  # fmt: skip
+
+
+@contextlib.contextmanager
+def os_errors(path: str | os.PathLike[str], needed: int | None = None) -> Iterator[None]:
+    """Turn an OSError of creating or writing `path` into a BusyError (not creatable) or StorageError (full, I/O).
+
+    `needed`: bytes about to be written, for the message about a full disk. Errors of libraries in other languages that
+    say "(os error 28)" (safetensors) are recognised too.
+    """
+    try:
+        yield
+    except HNetError:
+        raise
+    except Exception as error:
+        code = error.errno if isinstance(error, OSError) else None
+        if code is None and (told := re.search(r"os error (\d+)", str(error))):
+            code = int(told[1])
+        if code is None:
+            raise
+        raise _translated(code, Path(path), needed) from error
+
+
+def _translated(code: int, path: Path, needed: int | None) -> BusyError | StorageError:
+    why, name = os.strerror(code), shown(path)
+    wants = f" needs {needed:,} bytes," if needed is not None else ""
+    if code == errno.EFBIG:
+        return StorageError(
+            f"file size limit reached: {name}{wants} `ulimit -f` allows less", "raise it, then run the command again"
+        )
+    if code in _FULL:
+        return StorageError(
+            f"disk full: {name}{wants} {free_bytes(path):,} bytes free", "free some space, then run the command again"
+        )
+    if code in _NOT_CREATABLE:
+        return BusyError(f"cannot create {name}: {why}", "choose another place, or make this one writable")
+    return StorageError(f"cannot write {name}: {why}")
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that may still be written on the disk that holds `path` or its nearest existing parent; 0 if unknown."""
+    for place in (path, *path.absolute().parents):
+        with contextlib.suppress(OSError):
+            return shutil.disk_usage(place).free
+    return 0
+
+
+class NewFile(io.BufferedIOBase):
+    """A file being created and hashed on the way. FileExistsError where there is one. Nothing is buffered."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._digest, self.size = hashlib.sha256(), 0
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any, /) -> int:
+        """Write all bytes of a buffer; gives their number."""
+        view = memoryview(data)
+        if not view.nbytes:
+            return 0
+        view = view.cast("B")
+        _write(self._descriptor, view)
+        self._digest.update(view)
+        self.size += len(view)
+        return len(view)
+
+    def sync(self) -> None:
+        """Make what was written survive a power cut; its name needs `fsync_folder`."""
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            os.close(self._descriptor)
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """What a manifest says about the file."""
+        return {"size": self.size, "sha256": self._digest.hexdigest()}
+
+
+def _write(descriptor: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+@contextlib.contextmanager
+def staged_file(target: Path, needed: int | None = None) -> Iterator[NewFile]:
+    """A new file, open for writing, that replaces `target` when the block ends without an exception.
+
+    After a crash `target` holds the old content or the new, never a part. `needed`: bytes, see `os_errors`.
+    """
+    target = Path(target)
+    temporary = target.with_name(f".{target.name}.tmp-{secrets.token_hex(4)}")
+    with os_errors(target, needed):
+        try:
+            with NewFile(temporary) as file:
+                yield file
+                file.sync()
+            os.replace(temporary, target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        fsync_folder(target.parent)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace `path` by `data`: after a crash it holds the old content or the new, never a part."""
+    with staged_file(path, len(data)) as file:
+        file.write(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` of UTF-8 text."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, obj: Any) -> None:
+    """`write_bytes` of indented JSON ending in a newline. ValueError for NaN and infinity, which JSON lacks."""
+    write_bytes(path, json_bytes(obj))
+
+
+def json_bytes(obj: Any) -> bytes:
+    """JSON as `write_json` writes it."""
+    return (json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def append_text(path: Path, text: str, *, sync: bool = False) -> None:
+    """Add UTF-8 text to the end of a file, or none of it: on a full disk what was written of it is taken back.
+
+    `sync`: it shall survive a power cut. Links are not followed: a run folder may come from anybody.
+    """
+    data = text.encode("utf-8", "backslashreplace")
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with os_errors(path, len(data)):
+        descriptor = os.open(path, flags, 0o666)
+        try:
+            end = os.fstat(descriptor).st_size
+            try:
+                _write(descriptor, memoryview(data))
+            except BaseException:
+                os.ftruncate(descriptor, end)
+                raise
+            if sync:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and its parents so that they survive a power cut; one that is there already is fine."""
+    path = Path(path)
+    with os_errors(path):
+        try:
+            os.mkdir(path)
+        except FileExistsError:
+            if not path.is_dir():
+                raise
+            return
+        except FileNotFoundError:
+            make_folder(path.parent)
+            os.mkdir(path)
+        fsync_folder(path.parent)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make renames and new names in `folder` survive a power cut."""
+    fsync(folder, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def fsync(path: Path, flags: int = os.O_RDONLY) -> None:
+    """Make what is in a file or folder survive a power cut."""
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,218 @@
+"""Folders that appear whole under their name or not at all, and whose manifest tells damage."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import stat
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from hnet_cli.errors import BusyError, DamagedError, StorageError
+from hnet_cli.storage.files import file_sha256, fsync, fsync_folder, json_bytes, make_folder, os_errors, write_json
+from hnet_cli.streams import shown
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+_KEYS = {"format", "kind", "version", "files"}
+"""Of a manifest; `version` stands in those of early checkpoints."""
+_KINDS = {None, "checkpoint", "dataset", "model"}
+MANIFEST_LIMIT = 16 << 20
+"""Bytes of a manifest that is read; a dataset of 100 TB has one of this size."""
+
+
+@contextlib.contextmanager
+def staged_folder(target: Path, *, overwrite: bool = False, manifest: dict[str, Any] | None = None) -> Iterator[Path]:
+    """A temporary folder beside `target` that becomes `target`, whole, when the block ends without an exception.
+
+    `manifest` holds further keys for `manifest.json`, read when the block ends. Entries it already has under `"files"`
+    are taken as they are: digests computed while writing. Raises BusyError where `target` exists and is not to be
+    overwritten, or cannot be created; StorageError where the disk is full or fails.
+    """
+    target = Path(target)
+    _refuse_existing(target, overwrite)
+    with os_errors(target):
+        make_folder(target.parent)
+        _sweep(target)
+        temporary, lock = _locked_folder(target)
+    try:
+        with os_errors(target):
+            yield temporary
+            _seal(temporary, manifest or {})
+            if _refuse_existing(target, overwrite):
+                _exchange(temporary, target)
+                # What was replaced now bears the temporary name; it is deleted under a name that says so.
+                old = temporary.with_name(temporary.name.replace(".tmp-", ".del-"))
+                os.rename(temporary, old)
+                temporary = old
+            else:
+                os.rename(temporary, target)
+            fsync_folder(target.parent)
+    finally:
+        # After an exception this is the unfinished folder, after an overwrite the old one; else it is gone already.
+        _delete(temporary)
+        os.close(lock)
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder so that it is never seen in part: renamed to `.NAME.del-*` first."""
+    path = Path(path)
+    doomed = path.with_name(f".{path.name}.del-{secrets.token_hex(4)}")
+    with os_errors(path):
+        os.rename(path, doomed)
+        fsync_folder(path.parent)
+        _delete(doomed)
+
+
+def verify_folder(path: Path, only: Collection[str] | None = None) -> dict[str, Any]:
+    """The manifest of a folder after checking size and SHA-256 of the files it lists, or `only` some of them.
+
+    Raises DamagedError that names the file and says what is wrong with it.
+    """
+    manifest = read_manifest(path)
+    for name, entry in manifest["files"].items():
+        if only is None or name in only:
+            verify_file(Path(path), name, entry)
+    return manifest
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """`manifest.json` of a folder, checked to be what was written, byte for byte. Raises DamagedError."""
+    file = Path(path) / MANIFEST
+    try:
+        if not file.is_file() or file.stat().st_size > MANIFEST_LIMIT:
+            raise FileNotFoundError
+        text = file.read_bytes()
+        manifest = json.loads(text)
+        entries = manifest["files"].items()
+        if manifest["format"] != FORMAT:
+            raise DamagedError(
+                f"{shown(file)} has format {manifest['format']!r}; this version of hnet reads {FORMAT}", "update hnet"
+            )
+        sound = all(isinstance(e["size"], int) and isinstance(e["sha256"], str) and _inside(n) for n, e in entries)
+        # There is no digest of the manifest, but nothing in it, spaces included, may be other than it must.
+        known = not manifest.keys() - _KEYS and manifest.get("kind") in _KINDS and manifest.get("version", 1) == 1
+        written = known and text == json_bytes(manifest)
+    except FileNotFoundError as error:
+        raise DamagedError(f"{shown(file)} is missing: the folder is incomplete or not one of ours") from error
+    except OSError as error:
+        raise StorageError(f"cannot read {shown(file)}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedError(f"{shown(file)} is damaged: not a manifest") from error
+    if not (sound and written):
+        raise DamagedError(f"{shown(file)} is damaged: {'not as it was written' if sound else 'an entry is malformed'}")
+    return manifest
+
+
+def verify_file(folder: Path, name: str, entry: dict[str, Any], *, digest: bool = True) -> None:
+    """Check one file against its manifest entry: the size, and unless `digest` is False the SHA-256."""
+    file = Path(folder) / name
+    try:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise DamagedError(f"{shown(file)} is not a file")
+        if status.st_size != entry["size"]:
+            raise DamagedError(f"{shown(file)} is damaged: {status.st_size:,} bytes, {entry['size']:,} were written")
+        if digest and file_sha256(file) != entry["sha256"]:
+            raise DamagedError(f"{shown(file)} is damaged: its SHA-256 is not the one that was written")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DamagedError(f"{shown(file)} is missing") from error
+    except OSError as error:
+        raise StorageError(f"cannot read {shown(file)}: {error.strerror}") from error
+
+
+def _refuse_existing(target: Path, overwrite: bool) -> bool:
+    """Whether there is a folder to replace. BusyError unless that was asked for and the folder is one of ours."""
+    if not os.path.lexists(target):
+        return False
+    if not overwrite:
+        raise BusyError(f"{shown(target)} exists already", "choose another name, or give --overwrite to replace it")
+    if not target.is_dir() or (not (target / MANIFEST).exists() and any(target.iterdir())):
+        raise BusyError(f"{shown(target)} exists and was not written by hnet: it is not overwritten", "choose another")
+    return True
+
+
+def _inside(name: str) -> bool:
+    """Whether a file name of a manifest stays in its folder."""
+    return bool(name) and not os.path.isabs(name) and ".." not in Path(name).parts and "\0" not in name
+
+
+def _seal(folder: Path, extra: dict[str, Any]) -> None:
+    """Write the manifest of a folder and fsync all that is in it, deepest first."""
+    known = extra.get("files", {})
+    files = {}
+    for parent, folders, names in os.walk(folder, topdown=False):
+        folders.sort()
+        for name in sorted(names):
+            file = Path(parent, name)
+            fsync(file)
+            relative = file.relative_to(folder).as_posix()
+            files[relative] = known.get(relative) or {"size": file.stat().st_size, "sha256": file_sha256(file)}
+        if Path(parent) != folder:
+            fsync_folder(Path(parent))
+    files.pop(MANIFEST, None)
+    write_json(folder / MANIFEST, {"format": FORMAT, **extra, "files": dict(sorted(files.items()))})
+    fsync_folder(folder)
+
+
+def _locked_folder(target: Path) -> tuple[Path, int]:
+    """A fresh temporary folder beside `target` and a lock on it, which tells others that its writer lives."""
+    while True:
+        folder = target.with_name(f".{target.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+        os.mkdir(folder)
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        # Some network file systems cannot lock folders; there nobody sweeps either.
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if folder.exists():  # a sweeper may have been faster than the lock
+            return folder, lock
+        os.close(lock)
+
+
+def _sweep(target: Path) -> None:
+    """Delete what dead writers beside `target` left (kill, power cut). BusyError if a live one writes `target`."""
+    for entry in list(os.scandir(target.parent)):
+        left = re.fullmatch(r"\.(.+)\.(tmp|del|old)-(\d+-)?[0-9a-f]{8}", entry.name)
+        if not (left and entry.is_dir(follow_symlinks=False)):
+            continue
+        with contextlib.suppress(OSError):
+            lock = os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if left[2] == "old" and not os.path.lexists(target.parent / left[1]):
+                    os.rename(entry.path, target.parent / left[1])  # died between the renames of an exchange
+                else:
+                    _delete(Path(entry.path))
+            except BlockingIOError:
+                if left[1] == target.name and left[2] == "tmp" and left[3]:
+                    raise BusyError(
+                        f"{shown(target)} is being written by process {left[3][:-1]} on {socket.gethostname()}",
+                        "wait for it, or stop it first",
+                    ) from None
+            finally:
+                os.close(lock)
+
+
+def _exchange(new: Path, target: Path) -> None:
+    """Swap two folders: atomically where the system can, else by renames with an instant between them."""
+    with contextlib.suppress(OSError, AttributeError):
+        at_fdcwd, rename_exchange = -100, 2  # Linux, renameat2(2)
+        if ctypes.CDLL(None).renameat2(at_fdcwd, os.fsencode(new), at_fdcwd, os.fsencode(target), rename_exchange) == 0:
+            return
+    aside = target.with_name(f".{target.name}.old-{secrets.token_hex(4)}")
+    os.rename(target, aside)
+    os.rename(new, target)
+    os.rename(aside, new)
+
+
+def _delete(folder: Path) -> None:
+    """Delete best-effort: what remains is swept by the next writer."""
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,52 @@
+"""One process at a time in a folder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from pathlib import Path
+from types import TracebackType
+
+from hnet_cli.errors import BusyError
+from hnet_cli.storage.files import make_folder, os_errors
+from hnet_cli.streams import shown
+
+
+class FolderLock:
+    """`with FolderLock(folder):` holds the folder for one process; the system frees it however that process ends.
+
+    Raises BusyError naming host and process id of the holder, or where the folder cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self._descriptor = -1
+
+    def __enter__(self) -> FolderLock:
+        file = self.path / ".lock"
+        with os_errors(file):
+            make_folder(self.path)
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+        try:
+            with os_errors(file):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, f"{socket.gethostname()} {os.getpid()}\n".encode())
+        except BaseException as error:
+            holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").split()
+            os.close(descriptor)
+            if not isinstance(error.__cause__, BlockingIOError):
+                raise
+            host, pid = holder if len(holder) == 2 else ("unknown", "unknown")
+            raise BusyError(
+                f"{shown(self.path)} is in use by process {pid} on host {host}", "wait for it, or stop it first"
+            ) from None
+        self._descriptor = descriptor
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._descriptor)
+        self._descriptor = -1
