@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from hnet_cli.safetensors_file import write_safetensors
 
 STARTERS = Path(__file__).parent / "starters"
 MODEL_FILES = ("config.json", "model.safetensors")
+SETTINGS = "config.yaml"
 FORMAT = 1
 """Of checkpoints."""
 T = TypeVar("T")
@@ -124,6 +126,18 @@ def _steps(run: Path) -> list[Path]:
     return [found[step] for step in sorted(found, reverse=True)]
 
 
+def has_any(run: Path) -> bool:
+    """Whether a run has checkpoints, whole or not."""
+    return bool(_steps(run))
+
+
+def missing_latest(run: Path) -> Path | None:
+    """The checkpoint that the file `latest` of a run names, where it is not there and no newer one is."""
+    named = _named(run, "latest")
+    steps = _steps(run)
+    return named if named is not None and named not in steps and (not steps or named.name > steps[0].name) else None
+
+
 def verify(folder: Path) -> Path:
     """The checkpoint `folder`, every file of which is as it was written. Raises DamagedError or StorageError."""
     storage.verify_folder(folder)
@@ -157,12 +171,18 @@ def _first(candidates: Callable[[], list[Path]], use: Callable[[Path], T], warn:
     return None
 
 
-def _best(run: Path) -> Path | None:
-    """The checkpoint that the file `best` of a run names, if it is there."""
+def _named(run: Path, pointer: str) -> Path | None:
+    """The checkpoint that the file `latest` or `best` of a run names, there or not; None if it names none."""
     try:
-        folder = run / "checkpoints" / (run / "best").read_text(encoding="utf-8").strip()
+        name = (run / pointer).read_bytes()[:80].decode().strip()
     except (OSError, UnicodeDecodeError):
         return None
+    return run / "checkpoints" / name if re.fullmatch(r"step-\d{8,}", name) else None
+
+
+def _best(run: Path) -> Path | None:
+    """The checkpoint that the file `best` of a run names, if it is there."""
+    folder = _named(run, "best")
     return folder if folder in _steps(run) else None
 
 
@@ -263,6 +283,11 @@ def _optimizer_tensors(model: HNetForCausalLM, optimizer: torch.optim.Optimizer)
             yield f"{names[parameter]}|{key}", value.detach().contiguous()
 
 
+def size(model: HNetForCausalLM) -> int:
+    """Bytes of a checkpoint, about: the weights and the two moments of AdamW."""
+    return 3 * sum(parameter.nbytes for parameter in model.parameters())
+
+
 def save_checkpoint(run: Path, model: HNetForCausalLM, optimizer: torch.optim.Optimizer, state: TrainingState,
                     extra: Mapping[str, Any], target_ratios: list[float], keep: int,
                     settings: str = "") -> Path:  # fmt: skip
@@ -274,14 +299,14 @@ def save_checkpoint(run: Path, model: HNetForCausalLM, optimizer: torch.optim.Op
     folder = run / "checkpoints" / f"step-{state.step:08d}"
     files: dict[str, dict[str, Any]] = {}
     manifest = {"kind": "checkpoint", "files": files}
-    needed = 3 * sum(parameter.nbytes for parameter in model.parameters())
-    with storage.staged_folder(folder, overwrite=True, manifest=manifest) as staged, storage.os_errors(folder, needed):
+    staging = storage.staged_folder(folder, overwrite=True, manifest=manifest)
+    with staging as staged, storage.os_errors(folder, size(model)):
         files |= save_model(staged, model, dict(extra) | {"step": state.step}, target_ratios)
         files |= _write_tensors(staged / "optimizer.safetensors", dict(_optimizer_tensors(model, optimizer)))
         files |= _write_tensors(staged / "random.safetensors", {"torch": torch.get_rng_state()})
         storage.write_json(staged / "state.json", {"format": FORMAT} | vars(state))
         if settings:
-            storage.write_text(staged / "config.yaml", settings)
+            storage.write_text(staged / SETTINGS, settings)
     storage.write_text(run / "latest", folder.name + "\n")
     if state.best_step == state.step:
         storage.write_text(run / "best", folder.name + "\n")

@@ -178,6 +178,9 @@ def train(
         typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as train.steps=2000; may be repeated."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="With --resume: stop if the newest checkpoint is damaged.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     device: DeviceOption = None,
     as_json: JsonOption = False,
@@ -192,7 +195,7 @@ def train(
     plan.refuse_what_cannot_fit(chosen)
     from hnet_cli.progress import follow
 
-    result = follow(chosen, resume=resume)
+    result = follow(chosen, resume=resume, strict=strict)
     if as_json:
         _print_json({"run": str(result.run), "steps": result.state.step, "seconds": result.seconds} | result.last)
 

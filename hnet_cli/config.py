@@ -392,6 +392,25 @@ class _Sections:
     data: str = ""
 
 
+FIXED = ("model.", "train.seed", "train.batch_bytes", "train.sequence_length", "train.init")
+"""What a run keeps for life: its weights and the order of its data follow from these."""
+
+
+def differences(before: RunConfig, now: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Settings that are not the same, by dotted key: (before, now). Names, descriptions and paths do not count."""
+    one, two = (dict(_flat(yaml.safe_load(to_yaml(config)))) for config in (before, now))
+    keys = [key for key in one | two if key not in ("description", "source", "name", "data")]
+    return {key: (one.get(key), two.get(key)) for key in keys if one.get(key) != two.get(key)}
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in data.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
 def to_yaml(config: RunConfig) -> str:
     """The configuration in full, readable by `resolve`; `resolve(to_yaml(c)) == c`."""
     data = dataclasses.asdict(config)

@@ -3,18 +3,19 @@ unless the plan has to be timed."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hnet_cli import budget, modality
+from hnet_cli import budget, modality, storage
 from hnet_cli.budget import GIB, Machine
-from hnet_cli.config import RunConfig, resolve
+from hnet_cli.config import RunConfig, differences, resolve
 from hnet_cli.console import count, duration, literal, say, show, size, table
 from hnet_cli.corpus import Batches, Dataset
-from hnet_cli.errors import EnvironmentLimit, InputError
+from hnet_cli.errors import EnvironmentLimit, HNetError, InputError
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,13 @@ def _stored(run: Path, given: RunConfig | None, settings: list[str]) -> RunConfi
 
     What differs in the configuration given is said. A run that never began goes by that one.
     """
-    file = run / "config.yaml"
+    file = _sealed(run) or run / "config.yaml"
     if not file.exists():
         if given is None:
             raise InputError(f"{run} holds no run to resume: it has no config.yaml", "`hnet train` without --resume")
         return given
     stored = resolve(str(file), settings)
+    _tell_of_edits(run / "config.yaml", file)
     if given is not None:
         theirs = vars(given.train)
         kept = [f"train.{key}={value}" for key, value in vars(stored.train).items() if value != theirs[key]]
@@ -86,6 +88,27 @@ def _stored(run: Path, given: RunConfig | None, settings: list[str]) -> RunConfi
             say(f"[yellow]note:[/] the run goes on with its own settings, not those of {literal(given.name)}: "
                 f"{literal(', '.join(kept))}; --set changes one")  # fmt: skip
     return stored
+
+
+def _sealed(run: Path) -> Path | None:
+    """The configuration that the newest checkpoint was written with and whose manifest vouches for it."""
+    for folder in sorted((run / "checkpoints").glob("step-*"), reverse=True):
+        with contextlib.suppress(HNetError, KeyError):
+            storage.verify_file(folder, "config.yaml", storage.read_manifest(folder)["files"]["config.yaml"])
+            return folder / "config.yaml"
+    return None
+
+
+def _tell_of_edits(shown: Path, used: Path) -> None:
+    """`config.yaml` of a run is for people; what was changed in it, on purpose or by a disk, does not hold."""
+    try:
+        changed = differences(resolve(str(used)), resolve(str(shown)))
+        told = ", ".join(f"{key} is {now}, not {before}" for key, (before, now) in changed.items())
+    except HNetError as error:
+        told = str(error)
+    if told:
+        say(f"[yellow]note:[/] {literal(shown)} is not as it was written ({literal(told)}) and is not used; "
+            "--set changes a setting")  # fmt: skip
 
 
 def refuse_what_cannot_fit(plan: Plan) -> None:

@@ -16,7 +16,7 @@ from hnet_cli.plot import read_metrics, run_curves, spark
 from hnet_cli.train import Result, train
 
 
-def follow(plan: Plan, *, resume: bool = False) -> Result:
+def follow(plan: Plan, *, resume: bool = False, strict: bool = False) -> Result:
     """Train what was planned, show it, and end with a table, the curves and what to do next.
 
     What is said on the way is kept in the run's `log.txt`, the traceback of an error too.
@@ -26,8 +26,9 @@ def follow(plan: Plan, *, resume: bool = False) -> Result:
         screen = _Screen(task, plan.run / "log.txt")
         try:
             result = train(
-                plan.config, plan.data, plan.run, resume=resume, device=plan.machine.device, listen=screen.hear
-            )
+                plan.config, plan.data, plan.run, resume=resume, strict=strict, device=plan.machine.device,
+                listen=screen.hear,
+            )  # fmt: skip
         except BusyError:
             raise  # the log is another process's
         except BaseException as error:
@@ -55,8 +56,9 @@ class _Screen:
         elif kind == "checkpoint":
             self.log(f"step {record['step']}  saved")
         elif kind == "resume":
-            say(f"Going on from step {record['step']} ({literal(record['folder'])}).")
-            self.log(f"going on from step {record['step']}")
+            changed = "".join(f"; {change}" for change in record["changed"])
+            say(f"Going on from step {record['step']} ({literal(record['folder'] + changed)}).")
+            self.log(f"going on from step {record['step']}{changed}")
         elif kind == "warning":
             say(f"[yellow]warning:[/] {literal(record['message'])}")
             self.log(f"warning: {record['message']}")

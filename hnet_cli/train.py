@@ -27,13 +27,14 @@ from hnet_cli.checkpoint import TrainingState
 from hnet_cli.config import RunConfig, TrainConfig, to_yaml
 from hnet_cli.corpus.dataset import Dataset
 from hnet_cli.corpus.loader import Batch, Batches
-from hnet_cli.errors import BusyError, InputError, NumericalError, Stopped, StorageError
+from hnet_cli.errors import BusyError, NumericalError, Stopped, StorageError
 from hnet_cli.evaluate import to_device, validation
 from hnet_cli.health import clip_gradient, read, routing_counts, stage_metrics
 from hnet_cli.journal import Journal
 from hnet_cli.model import HNetForCausalLM, RoutingOutput, ratio_loss
 from hnet_cli.optim import build_optimizer, rate_multipliers, set_learning_rate
 from hnet_cli.probe import Probe
+from hnet_cli.resume import restore
 
 MAX_SKIPPED = 3
 """Steps in a row with a loss or gradient that is not finite before the run gives up."""
@@ -201,18 +202,21 @@ Listener = Callable[[str, dict[str, Any]], None]
 """Called with ("step" | "log" | "eval" | "checkpoint" | "resume" | "warning", record)."""
 
 
-def train(config: RunConfig, data: Path, run: Path, *, resume: bool = False, device: str = "cpu",
-          listen: Listener = lambda kind, record: None) -> Result:  # fmt: skip
+def train(config: RunConfig, data: Path, run: Path, *, resume: bool = False, strict: bool = False,
+          device: str = "cpu", listen: Listener = lambda kind, record: None) -> Result:  # fmt: skip
     """Train `config` on the dataset at `data` in the folder `run`, to its last step.
 
-    Raises BusyError (folder in use, or holding a run without `resume`), DamagedError, InputError (dataset too small or
-    another), NumericalError (three non-finite steps in a row), Stopped (a signal; the state is saved), StorageError.
+    `resume`: go on from the newest checkpoint that is whole; with `strict` from the newest or not at all. Raises
+    BusyError (folder in use, or holding a run without `resume`), DamagedError, InputError (dataset too small or
+    another), NumericalError (three non-finite steps in a row), Stopped (a signal; the state is saved), StorageError,
+    UsageError (a setting that a run cannot change).
     """
     dataset = Dataset.open(data)
     with storage.FolderLock(run), catch_signals() as stop:
-        if not resume and (run / "config.yaml").exists():
+        if not resume and ((run / "config.yaml").exists() or checkpoint.has_any(run)):
             raise BusyError(f"{run} already holds a run", "add --resume to go on with it, or --run NAME for another")
-        return _Trainer(config, dataset, run, torch.device(device), listen, stop).go(resume)
+        dataset.verify()
+        return _Trainer(config, dataset, run, torch.device(device), listen, stop).go(resume, strict)
 
 
 class _Trainer:
@@ -234,11 +238,14 @@ class _Trainer:
         self.state = TrainingState(dataset=dataset.fingerprint)
         self.extra = {"modality": dataset.modality, "sequence_length": train.sequence_length, "preset": config.name}
 
-    def go(self, resume: bool) -> Result:
+    def go(self, resume: bool, strict: bool = False) -> Result:
         """Steps to the last one, with records, validations and checkpoints where they are due."""
-        train, state, began = self.config.train, self.state, time.monotonic()
+        train, began = self.config.train, time.monotonic()
         if resume:
-            state = self._restore()
+            self.state = restore(self.run, self.config, self.dataset, self.model, self.optimizer, self.listen,
+                                 strict=strict)  # fmt: skip
+        state = self.state
+        self._warn_of_little_space()
         storage.write_text(self.run / "config.yaml", to_yaml(self.config))
         self.metrics = Journal(self.run / "metrics.jsonl", state.step)
         self.samples = Journal(self.run / "samples.jsonl", state.step)
@@ -252,7 +259,7 @@ class _Trainer:
             if done or state.step % train.log_every == 0 or "skipped" in record:
                 record["bytes_per_s"] = round(train.batch_bytes * timed / spent)
                 timed, spent = 0, 0.0
-                self.metrics.write(record)
+                self._record(self.metrics, record)
                 self.listen("log", record)
             self._refuse_endless_skipping(record)
             if done or (train.eval_every and state.step % train.eval_every == 0):
@@ -278,19 +285,19 @@ class _Trainer:
         self.listen("step", record)
         return record
 
-    def _restore(self) -> TrainingState:
-        folder = checkpoint.newest(self.run, lambda message: self.listen("warning", {"message": message}))
-        if folder is None:
-            self.listen("warning", {"message": f"{self.run} has no complete checkpoint; starting from the beginning"})
-            return self.state
-        self.state = checkpoint.load_checkpoint(folder, self.model, self.optimizer)
-        if self.state.dataset != self.dataset.fingerprint:
-            raise InputError(
-                f"{self.run} was trained on another dataset than {self.dataset.path}",
-                "give the same --data, or start another run with --run NAME",
-            )
-        self.listen("resume", {"step": self.state.step, "folder": str(folder)})
-        return self.state
+    def _warn_of_little_space(self) -> None:
+        """A disk that cannot hold the checkpoints to come is better known now than after hours."""
+        size, free = checkpoint.size(self.model), storage.free_bytes(self.run)
+        if free < 3 * size:
+            message = f"{self.run}: {free:,} bytes free, but a checkpoint needs {size:,} and up to three are kept"
+            self.listen("warning", {"message": message})
+
+    def _record(self, journal: Journal, record: dict[str, Any]) -> None:
+        """What cannot be written now is written with what comes next, or before the next checkpoint."""
+        try:
+            journal.write(record)
+        except (StorageError, BusyError) as error:
+            self.listen("warning", {"message": f"{error}; training goes on"})
 
     def _refuse_endless_skipping(self, record: dict[str, Any]) -> None:
         if "skipped" not in record:
@@ -317,10 +324,10 @@ class _Trainer:
         if state.probe_depth:
             record |= self.probe.flips(state.probe_depth, decisions.depth, len(train.target_ratios))
         state.probe_depth = decisions.depth
-        self.metrics.write(record)
+        self._record(self.metrics, record)
         self.last = record
         if train.samples:
-            self.samples.write(at | self.probe.record(self.model, decisions, seed=state.step))
+            self._record(self.samples, at | self.probe.record(self.model, decisions, seed=state.step))
         if state.best_bpb is None or scored["bpb"] < state.best_bpb:
             state.best_bpb, state.best_step = scored["bpb"], state.step
         self.listen("eval", record)
@@ -329,18 +336,15 @@ class _Trainer:
         """A failed periodic save must not kill the run: warn, train on, try again; only the third in a row counts."""
         train = self.config.train
         try:
+            self.metrics.sync()
+            self.samples.sync()
             checkpoint.save_checkpoint(
-                self.run,
-                self.model,
-                self.optimizer,
-                self.state,
-                self.extra,
-                train.target_ratios,
-                train.keep_checkpoints,
-            )
+                self.run, self.model, self.optimizer, self.state, self.extra, train.target_ratios,
+                train.keep_checkpoints, to_yaml(self.config),
+            )  # fmt: skip
             self.failed_saves = 0
             self.listen("checkpoint", {"step": self.state.step})
-        except StorageError as error:
+        except (StorageError, BusyError) as error:
             self.failed_saves += 1
             if final or self.failed_saves >= 3:
                 raise

@@ -23,6 +23,7 @@ LAYERS: list[set[str]] = [
     {"render"},
     {"evaluate", "sample", "segment", "convert", "doctor"},  # the verbs never import each other
     {"probe"},  # what a model makes of the same bytes at every evaluation
+    {"resume"},
     {"train"},
     {"plan"},  # what a run would take, before it starts
     {"progress"},  # a run as it is shown on screen

@@ -8,6 +8,7 @@ commits to every byte of the others by SHA-256, so that its own digest identifie
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import mmap
@@ -18,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from hnet_cli.errors import DamagedError, InputError, StorageError
-from hnet_cli.storage import read_manifest, verify_file
+from hnet_cli.errors import BusyError, DamagedError, InputError, StorageError
+from hnet_cli.storage import read_manifest, verify_file, write_json
 from hnet_cli.streams import shown
 
 FORMAT = 1
@@ -146,6 +147,25 @@ class Dataset:
             return cls(path, about, fingerprint)
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedError(f"{shown(file)} is damaged: {error}") from error
+
+    def verify(self) -> None:
+        """Check the SHA-256 of shards that were not checked since they last changed. Raises DamagedError naming one.
+
+        What was checked is remembered in the folder by size and time of change, if that can be written to.
+        """
+        file = self.path / ".verified.json"
+        shards = {name: entry for name, entry in self.about["files"].items() if name.startswith("shard-")}
+        now = {name: [entry["sha256"], (self.path / name).stat().st_mtime_ns] for name, entry in shards.items()}
+        try:
+            known = json.loads(file.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            known = {}
+        unchecked = [name for name in now if not isinstance(known, dict) or known.get(name) != now[name]]
+        for name in unchecked:
+            verify_file(self.path, name, shards[name])
+        if unchecked:
+            with contextlib.suppress(BusyError, StorageError):
+                write_json(file, now)
 
     def nbytes(self, split: str) -> int:
         """Bytes of a split."""
