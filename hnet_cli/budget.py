@@ -102,7 +102,7 @@ BASE_MEMORY = 600 * 1024**2
 def chunk_fractions(config: RunConfig) -> list[float]:
     """Positions of each inner level per byte, if the target ratios are met."""
     fractions, share = [], 1.0
-    for ratio in config.train.target_ratios:
+    for ratio in config.train.ratios():
         share /= ratio
         fractions.append(share)
     return fractions

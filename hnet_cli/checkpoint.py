@@ -12,7 +12,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -270,10 +270,13 @@ class TrainingState:
     best_step: int | None = None
     skipped_steps: int = 0
     """Steps not taken because the loss or a gradient was not finite."""
+    skipped_in_a_row: int = 0
     dataset: str = ""
     """Fingerprint of the dataset."""
     probe_depth: str = ""
     """`Decisions.depth` of the last evaluation, which the next one is compared with."""
+    watch: dict[str, float] = field(default_factory=dict)
+    """What the rules of `Watch` remember."""
 
 
 def _optimizer_tensors(model: HNetForCausalLM, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:

@@ -21,6 +21,7 @@ import yaml
 
 from hnet_cli.errors import UsageError
 from hnet_cli.model.config import HNetConfig
+from hnet_cli.schedules import Points, value_at, values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +65,10 @@ class TrainConfig:
     init: Literal["official", "torch"] = "official"
     """Matrices from N(0, 0.02) as the release, or by PyTorch's defaults (better for very small models)."""
 
-    target_ratios: list[float] = field(default_factory=list)
-    """N per stage: positions per chunk that the ratio loss aims at."""
-    ratio_loss_weight: float = 0.03
-    """alpha of the ratio loss (paper equation 10)."""
+    target_ratios: list[float | Points] = field(default_factory=list)
+    """N per stage: positions per chunk that the ratio loss aims at. Each a number, or `Points` over the run."""
+    ratio_loss_weight: float | Points = 0.03
+    """alpha of the ratio loss (paper equation 10). A number, or `Points` over the run."""
     alignment_loss_weight: float = 0.0
     """Weight of SOMBRERO's confidence-alignment loss at the outermost stage (arXiv 2601.22805): boundaries are drawn to
     where the next byte is hard to predict."""
@@ -95,8 +96,10 @@ class TrainConfig:
             if not getattr(self, name) > 0:
                 raise ValueError(f"train.{name} must be above 0, not {getattr(self, name)}")
         for name in ("ratio_loss_weight", "alignment_loss_weight", "weight_decay", "grad_clip"):
-            if not getattr(self, name) >= 0:
+            if not all(value >= 0 for value in values(name, getattr(self, name))):
                 raise ValueError(f"train.{name} must not be negative, not {getattr(self, name)}")
+        if not all(value > 1 for ratio in self.target_ratios for value in values("target_ratios", ratio)):
+            raise ValueError(f"train.target_ratios must be above 1, not {self.target_ratios}")
         for name in ("warmup", "decay", "min_lr_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"train.{name} is a share between 0 and 1, not {getattr(self, name)}")
@@ -107,6 +110,15 @@ class TrainConfig:
                 f"train.batch_bytes ({self.batch_bytes}) must be a multiple of train.sequence_length x "
                 f"train.micro_batches ({self.sequence_length} x {self.micro_batches})"
             )
+
+    def ratios(self, step: int | None = None) -> list[float]:
+        """The target ratios N per stage when `step` steps are done; by default those the run ends with."""
+        share = 1.0 if step is None else step / self.steps
+        return [value_at(ratio, share) for ratio in self.target_ratios]
+
+    def alpha(self, step: int) -> float:
+        """The weight of the ratio loss when `step` steps are done."""
+        return value_at(self.ratio_loss_weight, step / self.steps)
 
     @property
     def rows(self) -> int:
@@ -138,8 +150,6 @@ class RunConfig:
         ratios, stages = self.train.target_ratios, self.model.num_stages
         if len(ratios) != stages:
             raise ValueError(f"train.target_ratios has {len(ratios)} entries, but the model has {stages} stages")
-        if any(ratio <= 1 for ratio in ratios):
-            raise ValueError(f"train.target_ratios must be above 1, not {ratios}")
         multipliers = self.train.lr_multipliers
         if multipliers != "auto" and len(multipliers) != stages + 1:
             raise ValueError(f"train.lr_multipliers needs {stages + 1} entries, one per level, not {len(multipliers)}")
@@ -372,6 +382,9 @@ def _build(data: dict[str, Any], marks: Mapping[str, str], choice: str) -> RunCo
         first = error.errors()[0]
         path = ".".join(map(str, first["loc"][:2]))
         reason = str(first.get("ctx", {}).get("error", first["msg"]))
+        if path in ("train.target_ratios", "train.ratio_loss_weight") and not reason.startswith("train."):
+            each = "each of the list" if path == "train.target_ratios" else "it"
+            reason = f"{each} must be a number, or a schedule of [share of the run, value] points"
         if reason.startswith("train."):
             raise UsageError(f"{where_said(reason)}: {reason}") from error
         raise UsageError(f"{where(path)}: {path}: {reason[:1].lower() + reason[1:]}") from error

@@ -227,7 +227,7 @@ def _recognised(weights: Weights, file: Path) -> tuple[HNetConfig, str]:
     }
     if len({preset.model.to_json() for preset in found.values()}) == 1:
         name, preset = next(iter(found.items()))
-        return replace(preset.model, target_ratios=tuple(preset.train.target_ratios) or None), f"preset {name}"
+        return replace(preset.model, target_ratios=tuple(preset.train.ratios()) or None), f"preset {name}"
     many = f"presets {', '.join(found)} all have" if found else "no preset has"
     raise UsageError(
         f"{shown(file)}: {many} these shapes ({elements:,} parameters)",

@@ -5,7 +5,7 @@ Numbers stay on the device until `read` brings all of a step over at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -92,3 +92,9 @@ def clip_gradient(model: nn.Module, largest: float) -> tuple[Tensor, dict[str, T
     if largest:
         nn.utils.clip_grads_with_norm_(model.parameters(), largest, norm, foreach=True)
     return norm, norms
+
+
+@torch.no_grad()
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether every element of every tensor is finite, asked of the device at once."""
+    return all(read({str(i): torch.isfinite(tensor).all() for i, tensor in enumerate(tensors)}).values())

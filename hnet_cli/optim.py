@@ -30,7 +30,7 @@ def rate_multipliers(config: RunConfig) -> list[float]:
     """Learning-rate multipliers per level, outermost first: paper equation 11 unless the configuration gives them."""
     train = config.train
     if train.lr_multipliers == "auto":
-        return lr_multipliers(config.model, train.target_ratios, n_gpt=train.lr_bytes_per_token)
+        return lr_multipliers(config.model, train.ratios(), n_gpt=train.lr_bytes_per_token)
     return train.lr_multipliers
 
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import math
 import shlex
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -29,15 +27,19 @@ from hnet_cli.corpus.dataset import Dataset
 from hnet_cli.corpus.loader import Batch, Batches
 from hnet_cli.errors import BusyError, NumericalError, Stopped, StorageError
 from hnet_cli.evaluate import to_device, validation
-from hnet_cli.health import clip_gradient, read, routing_counts, stage_metrics
+from hnet_cli.health import all_finite, clip_gradient, read, routing_counts, stage_metrics
 from hnet_cli.journal import Journal
 from hnet_cli.model import HNetForCausalLM, RoutingOutput, ratio_loss
 from hnet_cli.optim import build_optimizer, rate_multipliers, set_learning_rate
 from hnet_cli.probe import Probe
 from hnet_cli.resume import restore
+from hnet_cli.signals import Stop, catch_signals
+from hnet_cli.watch import Watch
 
 MAX_SKIPPED = 3
 """Steps in a row with a loss or gradient that is not finite before the run gives up."""
+MOST_DOCUMENTS = 100
+"""In the record of a skipped step."""
 
 
 def alignment_loss(next_byte_nll: Tensor, routing: RoutingOutput) -> Tensor:
@@ -64,7 +66,7 @@ class Losses:
 
 
 def losses(model: HNetForCausalLM, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor, weights: Tensor | None,
-           weight_sum: float, train: TrainConfig) -> tuple[Losses, list[RoutingOutput]]:  # fmt: skip
+           weight_sum: float, train: TrainConfig, step: int) -> tuple[Losses, list[RoutingOutput]]:  # fmt: skip
     """Next-byte loss + alpha x ratio loss (paper equation 10) + the alignment loss, for packed bytes (T,) int64.
 
     `weight_sum` normalises the next-byte loss: the weights of the whole batch, so that micro-batches add up to it.
@@ -74,11 +76,11 @@ def losses(model: HNetForCausalLM, inputs: Tensor, targets: Tensor, cu_seqlens: 
     nll = F.cross_entropy(out.logits.float(), targets, reduction="none")
     byte_loss = (nll if weights is None else nll * weights).sum() / weight_sum
     zero = nll.new_zeros(())
-    learned = [(routing, n) for routing, n in zip(out.routing, train.target_ratios, strict=True) if routing.learned]
+    learned = [(routing, n) for routing, n in zip(out.routing, train.ratios(step), strict=True) if routing.learned]
     ratio = sum((ratio_loss(routing, n) for routing, n in learned), zero)
     aligned = train.alignment_loss_weight > 0 and bool(out.routing) and out.routing[0].learned
     alignment = alignment_loss(nll, out.routing[0]) if aligned else zero
-    extra = train.ratio_loss_weight * ratio + train.alignment_loss_weight * alignment
+    extra = train.alpha(step) * ratio + train.alignment_loss_weight * alignment
     total = byte_loss + extra / train.micro_batches
     return Losses(total, nll.detach().sum(), ratio.detach(), alignment.detach()), out.routing
 
@@ -101,7 +103,7 @@ def train_step(model: HNetForCausalLM, optimizer: torch.optim.Optimizer, batches
     for batch in batches:
         inputs, targets, cu_seqlens, weights = to_device(batch, device)
         with autocast():
-            part, routing = losses(model, inputs, targets, cu_seqlens, weights, weight_sum, train)
+            part, routing = losses(model, inputs, targets, cu_seqlens, weights, weight_sum, train, step)
         part.total.backward()
         parts.append(part)
         counts.append(routing_counts(routing, histograms))
@@ -134,7 +136,9 @@ def train_step(model: HNetForCausalLM, optimizer: torch.optim.Optimizer, batches
     multipliers = rate_multipliers(config)
     if len(set(multipliers)) > 1:
         record |= {f"lr_stage{s}": rate * multiplier for s, multiplier in enumerate(multipliers)}
-    return record | stage_metrics(numbers["counts"], total_bytes, train.target_ratios)
+    if isinstance(train.ratio_loss_weight, list):
+        record["ratio_loss_weight"] = train.alpha(step)
+    return record | stage_metrics(numbers["counts"], total_bytes, train.ratios(step))
 
 
 def precision_context(config: RunConfig, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
@@ -149,42 +153,6 @@ def has_amx() -> bool:
     """Whether this CPU has bfloat16 matrix units; without them bfloat16 is slower than float32."""
     probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
     return bool(probe and probe())
-
-
-@dataclass
-class Stop:
-    """Set by a signal, read between steps."""
-
-    signal: str = ""
-    count: int = 0
-
-
-@contextmanager
-def catch_signals() -> Iterator[Stop]:
-    """SIGINT, SIGTERM, SIGHUP and SIGUSR1 ask for a stop after the step; a second Ctrl-C interrupts at once.
-
-    What is ignored (nohup, a shell's background job) stays ignored.
-    """
-    stop = Stop()
-
-    def on_signal(number: int, _: FrameType | None) -> None:
-        stop.signal = signal.Signals(number).name
-        stop.count += number == signal.SIGINT
-        if stop.count > 1:
-            raise KeyboardInterrupt
-
-    wanted = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")]
-    heard = [number for number in wanted if number and signal.getsignal(number) != signal.SIG_IGN]
-    try:
-        before = {number: signal.signal(number, on_signal) for number in heard}
-    except ValueError:  # not in the main thread: somebody else handles signals
-        yield stop
-        return
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @dataclass
@@ -224,8 +192,11 @@ class _Trainer:
                  stop: Stop) -> None:  # fmt: skip
         self.config, self.dataset, self.run, self.device = config, dataset, run, device
         self.listen, self.stop = listen, stop
-        self.failed_saves = self.skipped = 0
-        """Both in a row."""
+        self.failed_saves = 0
+        """In a row."""
+        self.saved: Path | None = None
+        """The last checkpoint, and the last of which a step with a finite loss has shown that it is good."""
+        self.good: Path | None = None
         train = config.train
         rows = train.rows // train.micro_batches
         self.batches = Batches(dataset, sequence_length=train.sequence_length, rows=train.rows, seed=train.seed)
@@ -245,6 +216,9 @@ class _Trainer:
             self.state = restore(self.run, self.config, self.dataset, self.model, self.optimizer, self.listen,
                                  strict=strict)  # fmt: skip
         state = self.state
+        self.saved = self.run / "checkpoints" / f"step-{state.step:08d}" if state.step else None
+        learned = [chunker.kind == "learned" for chunker in self.config.model.chunkers]
+        self.watch = Watch(learned, round(train.warmup * train.steps), state.watch)
         self._warn_of_little_space()
         storage.write_text(self.run / "config.yaml", to_yaml(self.config))
         self.metrics = Journal(self.run / "metrics.jsonl", state.step)
@@ -256,12 +230,13 @@ class _Trainer:
             record = self._step()
             timed, spent = timed + 1, spent + time.monotonic() - step_began
             done = state.step == train.steps
-            if done or state.step % train.log_every == 0 or "skipped" in record:
+            if done or state.step % train.log_every == 0 or "event" in record:
                 record["bytes_per_s"] = round(train.batch_bytes * timed / spent)
                 timed, spent = 0, 0.0
                 self._record(self.metrics, record)
                 self.listen("log", record)
-            self._refuse_endless_skipping(record)
+            if state.skipped_in_a_row == MAX_SKIPPED:
+                self._give_up()
             if done or (train.eval_every and state.step % train.eval_every == 0):
                 self._validate()
             stopping = bool(self.stop.signal) and not done
@@ -282,6 +257,19 @@ class _Trainer:
         state.step += 1
         state.bytes_seen += train.batch_bytes
         record = {"step": state.step, "bytes": state.bytes_seen} | numbers
+        documents = [document for piece in pieces for document in piece.documents.tolist()]
+        if "skipped" in record:
+            state.skipped_steps += 1
+            state.skipped_in_a_row += 1
+            record["documents"] = sorted(set(documents))[:MOST_DOCUMENTS]
+            told = [("skipped", "the loss or gradient is not finite; step skipped")]
+        else:
+            state.skipped_in_a_row, self.good = 0, self.saved
+            told = self.watch.observe(record, train.batch_bytes, len(documents), train.alpha(state.step - 1))
+        if told:
+            record["event"] = ", ".join(dict.fromkeys(name for name, _ in told))
+        for name, message in told:
+            self.listen("warning", {"step": state.step, "event": name, "message": f"step {state.step}: {message}"})
         self.listen("step", record)
         return record
 
@@ -299,25 +287,25 @@ class _Trainer:
         except (StorageError, BusyError) as error:
             self.listen("warning", {"message": f"{error}; training goes on"})
 
-    def _refuse_endless_skipping(self, record: dict[str, Any]) -> None:
-        if "skipped" not in record:
-            self.skipped = 0
-            return
-        self.skipped += 1
-        self.state.skipped_steps += 1
-        self.listen("warning", {"message": f"step {self.state.step}: the loss or gradient is not finite; step skipped"})
-        if self.skipped == MAX_SKIPPED:
-            self._save(final=True)
-            raise NumericalError(
-                f"{MAX_SKIPPED} steps in a row without a finite loss, the last one {self.state.step}; the weights "
-                f"before them are saved in {self.run}",
-                "try a lower train.lr, or precision=fp32",
-            )
+    def _give_up(self) -> None:
+        self.state.skipped_in_a_row = 0
+        self._save(final=True)
+        raise self._not_finite(
+            f"{MAX_SKIPPED} steps in a row without a finite loss, the last one {self.state.step}; the weights before "
+            f"them are saved in {self.saved}"
+        )
+
+    def _not_finite(self, message: str) -> NumericalError:
+        good = self.good if self.good and self.good.exists() else None
+        known = f"the last good checkpoint is {good}" if good else "there is no good checkpoint before"
+        return NumericalError(f"{message}; {known}", "try a lower train.lr, or precision=fp32")
 
     def _validate(self) -> None:
         train, state = self.config.train, self.state
         with self.autocast():
-            scored = validation(self.model, self.dataset, train.sequence_length, train.eval_bytes, train.target_ratios)
+            scored = validation(
+                self.model, self.dataset, train.sequence_length, train.eval_bytes, train.ratios(state.step)
+            )
             decisions = self.probe.decide(self.model)
         at = {"step": state.step, "bytes": state.bytes_seen}
         record = at | {f"val_{k}": v for k, v in scored.items()}
@@ -328,18 +316,24 @@ class _Trainer:
         self.last = record
         if train.samples:
             self._record(self.samples, at | self.probe.record(self.model, decisions, seed=state.step))
-        if state.best_bpb is None or scored["bpb"] < state.best_bpb:
+        if math.isfinite(scored["bpb"]) and (state.best_bpb is None or scored["bpb"] < state.best_bpb):
             state.best_bpb, state.best_step = scored["bpb"], state.step
         self.listen("eval", record)
 
     def _save(self, final: bool) -> None:
-        """A failed periodic save must not kill the run: warn, train on, try again; only the third in a row counts."""
+        """A failed periodic save must not kill the run: warn, train on, try again; only the third in a row counts.
+
+        Nothing that is not finite is saved: NumericalError.
+        """
         train = self.config.train
+        moments = (value for values in self.optimizer.state.values() for value in values.values())
+        if not all_finite([*self.model.state_dict().values(), *moments]):
+            raise self._not_finite(f"after step {self.state.step} the weights or AdamW's moments are not finite")
         try:
             self.metrics.sync()
             self.samples.sync()
-            checkpoint.save_checkpoint(
-                self.run, self.model, self.optimizer, self.state, self.extra, train.target_ratios,
+            self.saved = checkpoint.save_checkpoint(
+                self.run, self.model, self.optimizer, self.state, self.extra, train.ratios(),
                 train.keep_checkpoints, to_yaml(self.config),
             )  # fmt: skip
             self.failed_saves = 0

@@ -15,11 +15,11 @@ CORE, PLUGINS = ROOT / "hnet_cli", ROOT / "modalities"
 
 # Dependencies point down. A module may import its own folder and the layers below it; a new file takes its place here.
 LAYERS: list[set[str]] = [
-    {"errors", "boundaries", "starters"},
+    {"errors", "boundaries", "starters", "schedules", "signals"},
     {"streams", "modality", "model.config"},
     {"storage", "config", "kernels", "console"},
     {"corpus", "model", "contract", "budget", "torch_file", "safetensors_file"},
-    {"optim", "checkpoint", "distributed", "windows", "assemble", "plot", "health", "journal"},
+    {"optim", "checkpoint", "distributed", "windows", "assemble", "plot", "health", "journal", "watch"},
     {"render"},
     {"evaluate", "sample", "segment", "convert", "doctor"},  # the verbs never import each other
     {"probe"},  # what a model makes of the same bytes at every evaluation
@@ -35,8 +35,19 @@ LAYERS: list[set[str]] = [
 UPWARDS = {("checkpoint", "segment")}
 """The Python API: `hnet_cli.load(...).segment(data)`, imported when called."""
 WITHOUT_TORCH = {
-    *("errors", "console", "boundaries", "streams", "modality", "storage", "config", "model.config", "corpus"),
-    *("contract", "budget", "render", "plan", "doctor", "cli", "__main__", "starters"),
+    *(
+        "errors",
+        "console",
+        "boundaries",
+        "schedules",
+        "signals",
+        "streams",
+        "modality",
+        "storage",
+        "config",
+        "model.config",
+    ),
+    *("signals", "corpus", "contract", "budget", "render", "plan", "doctor", "cli", "__main__", "starters"),
 }
 """Importing one of these must not import torch; functions inside may."""
 ACCELERATORS = {"triton", "mamba_ssm", "flash_attn", "causal_conv1d", "torch.nn.attention.varlen"}

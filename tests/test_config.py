@@ -145,6 +145,12 @@ def test_a_preset_shown_can_be_edited_and_used(config_of):
     assert config_of(preset_text("2stage-xl").replace("224_000", "5")).train.steps == 5
 
 
+def schedules(values):
+    """Points over the run, with these values."""
+    points = st.lists(st.tuples(st.floats(0, 1), values), min_size=1, max_size=4, unique_by=lambda point: point[0])
+    return points.map(sorted)
+
+
 @given(
     st.builds(
         TrainConfig,
@@ -152,7 +158,8 @@ def test_a_preset_shown_can_be_edited_and_used(config_of):
         betas=st.tuples(st.floats(0, 1), st.floats(0, 1)),
         eps=st.floats(1e-30, 1),
         seed=st.integers(),
-        target_ratios=st.lists(st.floats(1.01, 1e9), min_size=1, max_size=1),
+        target_ratios=st.lists(st.floats(1.01, 1e9) | schedules(st.floats(1.01, 1e9)), min_size=1, max_size=1),
+        ratio_loss_weight=st.floats(0, 9) | schedules(st.floats(0, 9)),
         lr_multipliers=st.just("auto") | st.lists(st.floats(0, 9), min_size=2, max_size=2),
         warmup=st.floats(0, 0.5),
         schedule=st.sampled_from(["wsd", "constant"]),
@@ -163,6 +170,16 @@ def test_what_is_saved_is_what_is_read(tmp_path_factory, train, description):
     """A run's `config.yaml` starts the same run again, whatever the numbers."""
     config = RunConfig(model=resolve("nano").model, train=train, description=description)
     assert saved(config, tmp_path_factory.getbasetemp()) == config
+
+
+def test_a_schedule_is_read_and_followed(config_of):
+    config = config_of(BASE.replace("[4]", "[[[0, 2], [0.5, 6]]]") + "  steps: 100\n",
+                       "train.ratio_loss_weight=[[0, 1], [1, 0]]")  # fmt: skip
+    assert [config.train.ratios(step) for step in (0, 25, 50, 100)] == [[2], [4], [6], [6]]
+    assert config.train.ratios() == [6]
+    assert [config.train.alpha(step) for step in (0, 25, 100)] == [1, 0.75, 0]
+    plain = config_of(BASE, "train.ratio_loss_weight=0.5")
+    assert (plain.train.ratios(7), plain.train.alpha(7)) == ([4], 0.5)
 
 
 # -- mistakes ----------------------------------------------------------------------------------------------------------
@@ -185,6 +202,14 @@ def test_what_is_saved_is_what_is_read(tmp_path_factory, train, description):
         (BASE + "  lr_multipliers: fast\n", ":9", "train.lr_multipliers"),
         (BASE.replace("[4]", "[4, 4]"), ":8", "1 stages"),
         (BASE.replace("[4]", "[1]"), ":8", "above 1"),
+        (BASE.replace("[4]", "[[[0, 3], [1, 1]]]"), ":8", "above 1"),
+        (BASE.replace("[4]", "[[0, 3], [1, 6]]"), ":8", "each of the list must be a number, or a schedule"),
+        (BASE.replace("[4]", "[[]]"), ":8", "from 0 to 1"),
+        (BASE + "  ratio_loss_weight: [[0.5, 1], [0.5, 2]]\n", ":9", "ascending from 0 to 1"),
+        (BASE + "  ratio_loss_weight: [[0, 1], [500, 2]]\n", ":9", "share of the run"),
+        (BASE + "  ratio_loss_weight: [[0, 1], [1, -2]]\n", ":9", "negative"),
+        (BASE + "  ratio_loss_weight: [0, 1]\n", ":9", "[share of the run, value] points"),
+        (BASE + "  ratio_loss_weight: strong\n", ":9", "it must be a number, or a schedule"),
         (BASE + "precision: fp8\n", ":9", "bf16"),
         (BASE.replace("[m1, [T1], m1]", "[m1, [Q1], m1]"), ":3", "Q1"),
         (BASE.replace("[64, 64]", "[64, 32]"), ":4", "shrink"),

@@ -167,7 +167,7 @@ def test_micro_batches_add_up_to_the_batch(data):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6, msg=name)
     config = tiny("train.micro_batches=2")
     model, _, pieces, _ = parts(config, data)
-    each = [losses(model, *to_device(piece, torch.device("cpu")), 1.0, config.train)[0].ratio for piece in pieces]
+    each = [losses(model, *to_device(piece, torch.device("cpu")), 1.0, config.train, 0)[0].ratio for piece in pieces]
     assert halves["ratio_loss"] == pytest.approx(float(sum(each)) / 2, rel=1e-6)
 
 
@@ -259,10 +259,12 @@ def test_a_step_that_is_not_finite_is_skipped_and_recorded(tmp_path):
     skipped = [record for record in metrics(tmp_path / "run") if "skipped" in record]
     assert 1 <= len(skipped) <= 2
     assert "loss" not in skipped[0]
+    assert (skipped[0]["event"], skipped[0]["documents"]) == ("skipped", [0])
     assert result.state.skipped_steps == len(skipped)
     assert result.state.step == config.train.steps
-    warned = [record["message"] for kind, record in said if kind == "warning"]
-    assert f"step {skipped[0]['step']}: " in warned[0]
+    warned = [record for kind, record in said if kind == "warning"]
+    assert (warned[0]["event"], warned[0]["step"]) == ("skipped", skipped[0]["step"])
+    assert f"step {skipped[0]['step']}: " in warned[0]["message"]
     assert all(torch.isfinite(p).all() for p in newest_model(tmp_path / "run").parameters())
 
 
@@ -278,7 +280,29 @@ def test_three_in_a_row_end_the_run(data, tmp_path):
     assert "lower train.lr" in error.value.hint
     records = metrics(tmp_path / "run")
     assert [("skipped" in r) for r in records[-3:]] == [True] * 3
+    assert f"saved in {newest(tmp_path / 'run')}; there is no good checkpoint before" in str(error.value)
     assert all(torch.isfinite(p).all() for p in newest_model(tmp_path / "run").parameters())
+
+
+# -- schedules ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_ratio_loss_follows_its_schedules(data, tmp_path):
+    config = tiny("train.ratio_loss_weight=[[0, 1], [1, 0]]", "train.target_ratios=[[[0, 2], [0.5, 6]]]",
+                  "train.alignment_loss_weight=0")  # fmt: skip
+    train(config, data, tmp_path / "run")
+    records = metrics(tmp_path / "run")
+    steps = [r for r in records if "loss" in r]
+    assert [r["ratio_loss_weight"] for r in steps] == pytest.approx([1 - s / 12 for s in range(12)])
+    expected = [min(6, 2 + 4 * s / 6) for s in range(12)]
+    assert [r["stage0_target_bytes_per_chunk"] for r in steps] == pytest.approx(expected)
+    for r, n in zip(steps, expected, strict=True):
+        f, g = r["stage0_boundary_fraction"], r["stage0_mean_boundary_prob"]
+        assert r["ratio_loss"] == pytest.approx(n / (n - 1) * ((n - 1) * f * g + (1 - f) * (1 - g)), rel=1e-4)
+        assert r["loss"] == pytest.approx(r["bpb"] * np.log(2) + r["ratio_loss_weight"] * r["ratio_loss"], rel=1e-5)
+    (last,) = [r for r in records if "val_bpb" in r and r["step"] == 12]
+    assert last["val_stage0_target_fraction"] == pytest.approx(1 / 6)
+    assert newest_model(tmp_path / "run").config.target_ratios == (6.0,)
 
 
 # -- the same again ----------------------------------------------------------------------------------------------------

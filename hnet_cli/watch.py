@@ -1,0 +1,122 @@
+"""Warnings about a run that goes wrong: each has a name, comes once per episode and says what to do.
+
+What a rule has to remember lies in a dictionary of numbers that is saved with the run, so that a run that was stopped
+and resumed warns like one that never was. The failures are those that others met with H-Nets (collapse to all or no
+boundaries, a ratio stuck above its target, routers that do not decide), and the plain spike of the loss.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+PATIENCE = 50
+"""Steps that a collapse must last, and that the running mean of the loss is given at first."""
+WINDOW = 250
+"""Steps over which slow trouble is averaged; it is told when two windows in a row have it and it does not get less."""
+DECAY = 0.98
+"""Of the running mean and variance of the loss, per step."""
+SIGMAS = 6.0
+LEAST_SIGMA = 0.02
+"""As a share of the mean: a loss that hardly varies must not make every wobble a spike."""
+MOST_UNDECIDED = 0.6
+"""Share of probabilities between 0.45 and 0.55; settled routers have 0.1 to 0.35."""
+
+
+class Watch:
+    """The rules, fed with every step that was taken."""
+
+    def __init__(self, learned: list[bool], warmup: int, memory: dict[str, float]) -> None:
+        """`learned`: per stage, whether its chunker is. `warmup`: steps before slow trouble counts."""
+        self.learned, self.warmup, self.memory = learned, warmup, memory
+
+    def observe(self, record: dict[str, Any], total_bytes: int, documents: int, alpha: float) -> list[tuple[str, str]]:
+        """The warnings that begin with this step: their names and what to say.
+
+        `record` as in `metrics.jsonl`, of a batch of `total_bytes` in `documents` sequences; `alpha`: the weight of the
+        ratio loss. Where a document begins there is a boundary anyway, so those positions do not count.
+        """
+        step, positions = record["step"], total_bytes
+        found = [("spike", self._spike(record["loss"]))]
+        for s, learned in enumerate(self.learned):
+            chunks = round(total_bytes / record[f"stage{s}_bytes_per_chunk"])
+            free, boundaries = positions - documents, chunks - documents
+            positions, target = chunks, 1 / record[f"stage{s}_target_fraction"]
+            if learned and free > 0:
+                found.append(("collapse", self._collapse(s, boundaries / free, target)))
+                if alpha:
+                    found.append(("undershoot", self._undershoot(s, step, boundaries / free, target)))
+                found.append(("undecided", self._undecided(s, step, record.get(f"stage{s}_undecided"))))
+        return [(name, message) for name, message in found if message]
+
+    def _spike(self, loss: float) -> str:
+        memory = self.memory
+        count, mean, variance = (memory.get(f"loss_{key}", 0.0) for key in ("count", "mean", "variance"))
+        sigma = max(math.sqrt(variance), LEAST_SIGMA * abs(mean))
+        limit = mean + SIGMAS * sigma if count >= PATIENCE else math.inf
+        begins = loss > limit and not memory.get("spike")
+        memory["spike"] = float(loss > limit or (bool(memory.get("spike")) and loss > mean + SIGMAS / 2 * sigma))
+        # A spike counts for half its limit: one must not hide the next, a level that stays must become the mean.
+        keep, seen = min(DECAY, count / (count + 1)), loss if loss <= limit else mean + SIGMAS / 2 * sigma
+        memory["loss_mean"] = mean + (1 - keep) * (seen - mean)
+        memory["loss_variance"] = keep * (variance + (1 - keep) * (seen - mean) ** 2)
+        memory["loss_count"] = min(count + 1, PATIENCE)
+        if not begins:
+            return ""
+        return (
+            f"the loss is {loss:.2f}, {(loss - mean) / sigma:.0f} standard deviations above its running mean of "
+            f"{mean:.2f}; if it does not come back, try a lower train.lr or train.grad_clip"
+        )
+
+    def _collapse(self, s: int, share: float, target: float) -> str:
+        everywhere, nowhere = share > 1 / 1.05, share < 1 / (4 * target)
+        key = f"collapse{s}"
+        self.memory[key] = self.memory.get(key, 0) + 1 if everywhere or nowhere else 0
+        if self.memory[key] != PATIENCE:
+            return ""
+        what = "nearly every position is" if everywhere else "hardly any position is"
+        return (
+            f"stage {s}: for {PATIENCE} steps {what} a boundary (a share of {share:.3f}, target {1 / target:.3f}); "
+            "raise train.ratio_loss_weight, or lower train.lr"
+        )
+
+    def _undershoot(self, s: int, step: int, share: float, target: float) -> str:
+        if not self._lasts(f"undershoot{s}", self._windows(f"undershoot{s}", step, share * target), 2.0):
+            return ""
+        return (
+            f"stage {s}: its chunks stay below half of the target of {target:g} positions and do not grow; give it a "
+            "deeper encoder (model.arch_layout), or raise train.ratio_loss_weight"
+        )
+
+    def _undecided(self, s: int, step: int, share: float | None) -> str:
+        if not self._lasts(f"undecided{s}", self._windows(f"undecided{s}", step, share), MOST_UNDECIDED):
+            return ""
+        return (
+            f"stage {s}: most boundary probabilities stay between 0.45 and 0.55, so its chunks change with every step; "
+            "raise train.alignment_loss_weight, or give it a deeper encoder (model.arch_layout)"
+        )
+
+    def _windows(self, key: str, step: int, value: float | None) -> tuple[float, float] | None:
+        """At the end of a window of steps after the warm-up: the mean of the window before, and of this one."""
+        if step <= self.warmup:
+            return None
+        memory, total, count = self.memory, f"{key}_sum", f"{key}_count"
+        if value is not None:
+            memory[total] = memory.get(total, 0) + value
+            memory[count] = memory.get(count, 0) + 1
+        if (step - self.warmup) % WINDOW or not memory.get(count):
+            return None
+        mean = memory.pop(total) / memory.pop(count)
+        before = memory.get(f"{key}_before", math.inf)
+        memory[f"{key}_before"] = mean
+        return before, mean
+
+    def _lasts(self, key: str, means: tuple[float, float] | None, limit: float) -> bool:
+        """Whether an episode begins: two windows above the limit, the second hardly below the first."""
+        if means is None:
+            return False
+        before, now = means
+        bad = now > limit and 0.95 * before < now
+        begins = bad and not self.memory.get(key)
+        self.memory[key] = float(bad or bool(self.memory.get(key) and now > limit))
+        return begins
