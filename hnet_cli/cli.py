@@ -269,7 +269,29 @@ def sample(
     )  # fmt: skip
 
 
-# -- presets, doctor, convert ------------------------------------------------------------------------------------------
+# -- runs, presets, doctor, convert ------------------------------------------------------------------------------------
+
+
+@app.command()
+def runs(
+    paths: Annotated[
+        list[Path] | None, typer.Argument(metavar="[PATH...]", help="Runs, or folders of runs. Default: runs/.")
+    ] = None,
+    sort: Annotated[str, typer.Option(help="when, name, bpb, bytes or speed.")] = "when",
+    out: Annotated[
+        Path | None, typer.Option(help="Write a page of the runs here: the report of one, the curves of several.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the runs there are; or compare the runs you name."""
+    from hnet_cli import runs as seen
+
+    shown = seen.show(paths or [], sort, out)
+    if as_json:
+        _print_json(shown.data)
+        return
+    for table in shown.tables:
+        _print(table)
 
 
 @app.command()

@@ -1,107 +1,282 @@
-"""The curves of a run as one self-contained SVG, drawn from its `metrics.jsonl`."""
+"""Charts as HTML and SVG of our own: curves that stretch with the page, words that do not, values under the pointer.
+
+A chart is drawn once for every axis it has; the page's choice hides the others. Colours are those of `pages/page.css`.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
-from pathlib import Path
+from itertools import pairwise
 
-from hnet_cli import storage
+from hnet_cli.console import size
+from hnet_cli.page import safe
 
-WIDTH, HEIGHT, MARGIN = 640, 220, 56
-COLOURS = ("#1f6feb", "#d9480f", "#2b8a3e", "#862e9c")
+POINTS = 600
+"""A curve is drawn with at most about this many points, extremes kept."""
+COLUMNS = 120
+SHADES = 16
 
 
-@dataclass
+@dataclass(frozen=True)
 class Line:
-    """One curve of a panel: x and y of equal length."""
+    """One curve: ys (n,) over xs (n,) ascending, for every axis by name."""
 
     label: str
-    xs: list[float] = field(default_factory=list)
-    ys: list[float] = field(default_factory=list)
-    dashed: bool = False
+    xs: Mapping[str, Sequence[float]]
+    ys: Sequence[float]
+    colour: int = 0
+    style: str = "solid"
+    """"solid", "faint", "dashed", "dotted" or "dots" (points alone)."""
 
 
-def read_metrics(run: Path) -> list[dict[str, float]]:
-    """The records of a run; lines torn by a kill are passed over."""
-    records = []
-    for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
-    return records
+@dataclass(frozen=True)
+class Mark:
+    """Something that happened at a place of each axis."""
+
+    at: Mapping[str, float]
+    label: str
+    kind: str = ""
 
 
-def run_curves(run: Path, baselines: dict[str, float] | None = None) -> Path:
-    """Write `curves.svg` into the run folder and return it: bits per byte, and bytes per chunk against target."""
-    records = read_metrics(run)
-    bits = [_line("training", records, "bpb"), _line("validation", records, "val_bpb")]
-    reach = [x for line in bits for x in line.xs]
-    for label, value in (baselines or {}).items():
-        bits.append(
-            Line(f"{label} {value:.2f}", [min(reach, default=0), max(reach, default=1)], [value] * 2, dashed=True)
-        )
-    chunks = []
-    stages = sum(1 for key in (records[0] if records else {}) if key.endswith("_target_fraction"))
-    for s in range(stages):
-        chunks.append(_line(f"stage {s}", records, f"stage{s}_bytes_per_chunk"))
-        target = _line(f"stage {s} target", records, f"stage{s}_target_bytes_per_chunk")
-        target.dashed = True
-        chunks.append(target)
-    panels = [("bits per byte", bits)] + ([("bytes per chunk", chunks)] if chunks else [])
-    path = run / "curves.svg"
-    storage.write_text(path, svg(panels, "bytes of training"))
-    return path
+@dataclass(frozen=True)
+class Chart:
+    """Curves over common axes, levels drawn across them, marks on top."""
+
+    title: str
+    lines: Sequence[Line]
+    note: str = ""
+    levels: Mapping[str, float] = field(default_factory=dict)
+    """Horizontal lines by label: what a curve is to be compared with."""
+    unit: str = ""
+    """"bytes" where the values are bytes."""
+    log: bool = False
+    """Values <= 0 are left out then."""
+    marks: Sequence[Mark] = ()
 
 
-def _line(label: str, records: list[dict[str, float]], key: str) -> Line:
-    points = [(r["bytes"], r[key]) for r in records if key in r and "bytes" in r]
-    return Line(label, [x for x, _ in points], [y for _, y in points])
+AXES: dict[str, Callable[[float], str]] = {
+    "bytes": lambda value: _short(size(value)),
+    "time": lambda value: (
+        f"{value:g} s" if value < 60 else f"{value / 60:g} min" if value < 3600 else f"{value / 3600:g} h"
+    ),
+}
 
 
-def svg(panels: Sequence[tuple[str, Sequence[Line]]], x_label: str) -> str:
-    """Panels under each other as an SVG document."""
-    height = len(panels) * (HEIGHT + 40) + 20
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH + 170} {height}" font-size="12" '
-        f'font-family="system-ui, sans-serif"><rect width="100%" height="100%" fill="white"/>'
-    ]
-    for index, (title, lines) in enumerate(panels):
-        parts.append(f'<g transform="translate(0 {index * (HEIGHT + 40) + 20})">{_panel(title, lines, x_label)}</g>')
-    return "".join(parts) + "</svg>\n"
+def _short(text: str) -> str:
+    number, unit = text.split(" ")
+    return f"{float(number):g} {'B' if unit == 'bytes' else unit}"
 
 
-def _panel(title: str, lines: Sequence[Line], x_label: str) -> str:
-    xs = [x for line in lines for x in line.xs] or [0.0, 1.0]
-    ys = sorted(y for line in lines for y in line.ys) or [0.0, 1.0]
-    left, right = min(xs), max(xs)
-    # The first steps start at 8 bits; the upper hundredth would flatten everything after them.
-    low, high = ys[0], ys[min(len(ys) - 1, int(0.99 * len(ys)))]
-    pad = 0.08 * (high - low) or 0.5
-    low, high = low - pad, high + pad
-
-    def place(x: float, y: float) -> str:
-        across = MARGIN + (x - left) / ((right - left) or 1) * (WIDTH - MARGIN)
-        return f"{across:.1f},{HEIGHT - (min(max(y, low), high) - low) / (high - low) * HEIGHT:.1f}"
-
-    parts = [f'<text x="{MARGIN}" y="-6" font-weight="600">{escape(title)}</text>']
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        y, value = HEIGHT - share * HEIGHT, low + share * (high - low)
-        parts.append(f'<path d="M{MARGIN} {y}H{WIDTH}" stroke="#e5e5e5"/>')
-        parts.append(f'<text x="{MARGIN - 6}" y="{y + 4}" text-anchor="end" fill="#555">{value:.2f}</text>')
-    parts.append(
-        f'<text x="{WIDTH}" y="{HEIGHT + 16}" text-anchor="end" fill="#555">{right / 1e6:.1f}M {x_label}</text>'
+def chart(given: Chart) -> str:
+    """A chart as a `<figure>`; empty if nothing can be drawn."""
+    lines = [line for line in map(_positive, given.lines) if line.ys] if given.log else [x for x in given.lines if x.ys]
+    if not lines:
+        return ""
+    low, high = _bounds(lines, given)
+    drawn = [line for line in lines if line.style != "faint"]
+    legend = "".join(_legend(line.label, line.colour, line.style) for line in drawn)
+    legend += "".join(_legend(f"{label} {_value(y)}", 5, style) for (label, y), style in _levels(given))
+    plots = "".join(_plot(axis, given, lines, low, high) for axis in AXES if all(axis in line.xs for line in lines))
+    note = f"<small>{safe(given.note)}</small>" if given.note else ""
+    return (
+        f'<figure><figcaption><b>{safe(given.title)}</b>{note}</figcaption><ul class="legend">{legend}</ul>'
+        f"{plots}</figure>"
     )
-    for index, line in enumerate(lines):
-        colour = COLOURS[index % len(COLOURS)]
-        dash = ' stroke-dasharray="4 3"' if line.dashed else ""
-        points = " ".join(place(x, y) for x, y in zip(line.xs, line.ys, strict=True))
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.6"{dash}/>')
-        parts.append(f'<text x="{WIDTH + 12}" y="{14 + 17 * index}" fill="{colour}">{escape(line.label)}</text>')
+
+
+def _positive(line: Line) -> Line:
+    kept = [n for n, y in enumerate(line.ys) if y > 0]
+    xs = {axis: [values[n] for n in kept] for axis, values in line.xs.items()}
+    return Line(line.label, xs, [math.log10(line.ys[n]) for n in kept], line.colour, line.style)
+
+
+def _levels(given: Chart) -> Iterator[tuple[tuple[str, float], str]]:
+    yield from zip(given.levels.items(), ("dashed", "dotted", "dashed", "dotted"), strict=False)
+
+
+def _legend(label: str, colour: int, style: str) -> str:
+    path = "M11 4h0" if style == "dots" else "M0 4H22"
+    return (
+        f'<li><svg class="s{colour % 6}" viewBox="0 0 22 8" aria-hidden="true"><path class="{style}" d="{path}"/></svg>'
+        f'<span class="name">{safe(label)}</span></li>'
+    )
+
+
+def _bounds(lines: Sequence[Line], given: Chart) -> tuple[float, float]:
+    """What the vertical axis shows. The first steps start at 8 bits and would flatten all that comes after them."""
+    ys = sorted(y for line in lines for y in line.ys)
+    levels = [math.log10(y) if given.log else y for y in given.levels.values() if y > 0 or not given.log]
+    low, high = min([ys[0], *levels]), max([ys[int(0.97 * (len(ys) - 1))], *levels])
+    pad = 0.06 * (high - low) or max(1e-3, 0.05 * abs(high))
+    return (max(low - pad, 0.0) if low >= 0 and not given.log else low - pad), high + pad
+
+
+def _plot(axis: str, given: Chart, lines: Sequence[Line], low: float, high: float) -> str:
+    every = [x for line in lines for x in line.xs[axis]]
+    left, right = min(0.0, min(every)), max(every) or 1.0
+
+    def across(x: float) -> float:
+        return 1000 * (x - left) / ((right - left) or 1)
+
+    def down(y: float) -> float:
+        return 1000 * (high - y) / (high - low)
+
+    parts = []
+    ticks = _log_ticks(low, high) if given.log else _ticks(low, high)
+    rules = "".join(f"M0 {down(y):.1f}H1000" for y in ticks)
+    parts.append(f'<path class="rule" d="{rules}"/>')
+    for (_, y), style in _levels(given):
+        parts.append(f'<path class="{style} s5" d="M0 {down(math.log10(y) if given.log else y):.2f}H1000"/>')
+    for line in lines:
+        kept = _thinned(line.ys)
+        points = " ".join(f"{across(line.xs[axis][n]):.2f},{down(line.ys[n]):.2f}" for n in kept)
+        told = f'class="{line.style} s{line.colour % 6}" data-label="{safe(line.label)}"'
+        if line.style == "dots" or len(kept) == 1:
+            dots = "".join(f"M{across(line.xs[axis][n]):.2f} {down(line.ys[n]):.2f}h0" for n in kept)
+            parts.append(f'<path {told.replace(line.style, "dots", 1)} d="{dots}" data-points="{points}"/>')
+        else:
+            parts.append(f'<polyline {told} points="{points}"/>')
+    marks = "".join(
+        f'<i class="mark {safe(mark.kind)}" style="left:{min(across(mark.at[axis]), 1000) / 10:.2f}%"'
+        f' title="{safe(mark.label)}"></i>'
+        for mark in given.marks
+        if axis in mark.at
+    )
+    labels = "".join(
+        f'<span class="y" style="top:{down(y) / 10:.2f}%">{_value(10**y if given.log else y, given.unit)}</span>'
+        for y in ticks
+    )
+    return (
+        f'<div class="plot by-{axis}" data-range="{left:.6g} {right:.6g} {low:.8g} {high:.8g}" data-unit="{given.unit}"'
+        f'{" data-log=1" * given.log}><svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" '
+        f'aria-label="{safe(_spoken(given, lines))}">{"".join(parts)}</svg>{marks}{labels}'
+        f"{_x_labels(axis, left, right, across)}</div>"
+    )
+
+
+def _spoken(given: Chart, lines: Sequence[Line]) -> str:
+    ends = (f"{line.label} {_value(10 ** line.ys[-1] if given.log else line.ys[-1])}" for line in lines)
+    return f"{given.title}. At the end: {', '.join(dict.fromkeys(ends))}"
+
+
+def _x_labels(axis: str, left: float, right: float, across: Callable[[float], float]) -> str:
+    steps = (1, 2, 5, 10, 15, 30) if axis == "time" else (1, 2, 5)
+    unit = (3600 if right >= 7200 else 60 if right >= 120 else 1) if axis == "time" else 1
+    parts = []
+    for x in _ticks(left / unit, right / unit, steps=steps, wanted=4):
+        place = across(x * unit)
+        edge = " last" if place > 930 else " first" if place < 20 else ""
+        parts.append(f'<span class="x{edge}" style="left:{place / 10:.2f}%">{AXES[axis](x * unit)}</span>')
     return "".join(parts)
+
+
+def _ticks(low: float, high: float, steps: Sequence[int] = (1, 2, 5), wanted: int = 4) -> list[float]:
+    """Round numbers between low and high, about `wanted`."""
+    if not high > low:
+        return [low]
+    rough = (high - low) / wanted
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next((s * power for s in (*steps, 10) if s * power >= rough), 10 * power)
+    first = math.ceil(low / step - 1e-9)
+    return [n * step for n in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten between 10**low and 10**high, with digits between them where those are few; logarithms."""
+    powers = range(math.floor(low), math.ceil(high) + 1)
+    for digits in ((1,), (1, 3), (1, 2, 5), range(1, 10)):
+        ticks = [n + math.log10(d) for n in powers for d in digits if low <= n + math.log10(d) <= high]
+        if len(ticks) >= 3:
+            break
+    return ticks[:: max(1, math.ceil(len(ticks) / 6))]
+
+
+def _value(value: float, unit: str = "") -> str:
+    if unit == "bytes":
+        return _short(size(value))
+    return f"{value:.3g}" if abs(value) < 1e-3 or abs(value) >= 1e5 else f"{float(f'{value:.4g}'):g}"
+
+
+def _thinned(ys: Sequence[float], limit: int = POINTS) -> list[int]:
+    """Which points to draw: all, or of each stretch the smallest and the largest, and the last."""
+    width = math.ceil(2 * len(ys) / limit)
+    if width <= 2:
+        return list(range(len(ys)))
+    kept = {0, len(ys) - 1}
+    for at in range(0, len(ys), width):
+        stretch = range(at, min(at + width, len(ys)))
+        kept |= {min(stretch, key=ys.__getitem__), max(stretch, key=ys.__getitem__)}
+    return sorted(kept)
+
+
+def smoothed(ys: Sequence[float]) -> list[float]:
+    """The running mean over about a twentieth of the curve, centred, narrower at the ends."""
+    reach = len(ys) // 40
+    sums = [0.0]
+    for y in ys:
+        sums.append(sums[-1] + y)
+    result = []
+    for n in range(len(ys)):
+        here = min(reach, n, len(ys) - 1 - n)
+        result.append((sums[n + here + 1] - sums[n - here]) / (2 * here + 1))
+    return result
+
+
+def heat_map(title: str, xs: Sequence[float], columns: Sequence[Sequence[float]], note: str = "") -> str:
+    """Histograms over [0, 1], one column each from its place on the axis of bytes to the next, as a `<figure>`.
+
+    A column's shares of its sum are drawn on a logarithmic scale from 0.1% to 100%, for most of p is near 0.
+    """
+    every = max(1, math.ceil(len(xs) / COLUMNS))
+    chosen = list(zip(xs, columns, strict=True))[::every]
+    picked = [(x, [count / sum(column) for count in column]) for x, column in chosen if sum(column) > 0]
+    if not picked:
+        return ""
+    right = max(xs[-1], picked[-1][0]) * (1 + 1 / len(picked))
+    places = [0.0, *(1000 * x / right for x, _ in picked[1:]), 1000.0]
+    shades: list[list[str]] = [[] for _ in range(SHADES)]
+    for (left, end), (_, shares) in zip(pairwise(places), picked, strict=True):
+        tall = 1000 / len(shares)
+        for n, share in enumerate(shares):
+            if share >= 1e-3:
+                shade = min(SHADES - 1, int((math.log10(share) + 3) / 3 * SHADES))
+                shades[shade].append(
+                    f"M{left:.1f} {1000 - (n + 1) * tall:.0f}h{end - left + 0.4:.1f}v{tall:.0f}H{left:.1f}z"
+                )
+    paths = "".join(
+        f'<path d="{"".join(cells)}" style="color:{_viridis(n / (SHADES - 1))}"/>'
+        for n, cells in enumerate(shades)
+        if cells
+    )
+    values = [
+        [round(place, 1), *(round(share, 4) for share in shares)]
+        for place, (_, shares) in zip(places, picked, strict=False)
+    ]
+    told = safe(json.dumps(values, separators=(",", ":")))
+    labels = "".join(f'<span class="y" style="top:{100 - 100 * p:.0f}%">{p:g}</span>' for p in (0, 0.25, 0.5, 0.75, 1))
+    scale = "".join(f'<i style="background:{_viridis(n / 7)}"></i>' for n in range(8))
+    return (
+        f"<figure><figcaption><b>{safe(title)}</b><small>{safe(note)}</small></figcaption>"
+        f'<ul class="legend"><li>0.1% <span class="scale">{scale}</span> 100% of the positions</li></ul>'
+        f'<div class="plot" data-range="0 {right:.6g} 0 1" data-heat="{told}">'
+        f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" aria-label="{safe(title)}">'
+        f'<g class="heat">{paths}</g></svg>{labels}'
+        f"{_x_labels('bytes', 0, right, lambda x: 1000 * x / right)}</div></figure>"
+    )
+
+
+VIRIDIS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
+
+
+def _viridis(share: float) -> str:
+    """The colour map of that name (van der Walt and Smith): even to the eye and to the colour-blind."""
+    at = min(max(share, 0.0), 1.0) * (len(VIRIDIS) - 1)
+    n = min(int(at), len(VIRIDIS) - 2)
+    mixed = (round(a + (at - n) * (b - a)) for a, b in zip(VIRIDIS[n], VIRIDIS[n + 1], strict=True))
+    return f"rgb({','.join(map(str, mixed))})"
 
 
 def spark(values: Sequence[float], width: int = 40) -> str:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import traceback
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from hnet_cli import storage
+from hnet_cli import history, report, storage
 from hnet_cli.console import Task, duration, literal, progress, say, show, size, table
 from hnet_cli.errors import BusyError, HNetError
 from hnet_cli.plan import Plan
-from hnet_cli.plot import read_metrics, run_curves, spark
+from hnet_cli.plot import spark
 from hnet_cli.train import Result, train
 
 
 def follow(plan: Plan, *, resume: bool = False, strict: bool = False) -> Result:
-    """Train what was planned, show it, and end with a table, the curves and what to do next.
+    """Train what was planned, show it, and end with a table, the report and what to do next.
 
     What is said on the way is kept in the run's `log.txt`, the traceback of an error too.
     """
@@ -39,8 +40,12 @@ def follow(plan: Plan, *, resume: bool = False, strict: bool = False) -> Result:
 
 
 class _Screen:
+    REPORTING = 0.01
+    """The share of the time that may go into keeping the report up to date."""
+
     def __init__(self, task: Task, log: Path) -> None:
         self.task, self.path, self.note = task, log, ""
+        self.report_due = 0.0  # on the monotonic clock
 
     def hear(self, kind: str, record: dict[str, Any]) -> None:
         if kind == "step":
@@ -53,6 +58,7 @@ class _Screen:
             bits = f"{record['val_bpb']:.3f}"
             say(f"step {record['step']:>6}  validation [bold]{bits}[/] bits per byte  {_chunks(record, 'val_')}")
             self.log(f"step {record['step']}  validation {bits} bits per byte  {_chunks(record, 'val_')}")
+            self.report()
         elif kind == "checkpoint":
             self.log(f"step {record['step']}  saved")
         elif kind == "resume":
@@ -62,6 +68,14 @@ class _Screen:
         elif kind == "warning":
             say(f"[yellow]warning:[/] {literal(record['message'])}")
             self.log(f"warning: {record['message']}")
+
+    def report(self) -> None:
+        """Bring `report.html` up to date, unless that was done just now; that it cannot be must not end a run."""
+        began = time.monotonic()
+        if began >= self.report_due:
+            with contextlib.suppress(HNetError):
+                report.write(self.path.parent)
+            self.report_due = time.monotonic() + (time.monotonic() - began) / self.REPORTING
 
     def log(self, text: str) -> None:
         """A line for `log.txt`; that it cannot be written must not end a run."""
@@ -84,12 +98,9 @@ def _line(record: dict[str, Any]) -> str:
 
 
 def finish(plan: Plan, result: Result) -> None:
-    """The end of a run: validation against the baselines, chunks against target, the curves."""
-    baselines = plan.dataset.get("baselines") or {}
-    measured = {"xz": baselines.get("xz"), f"order-{baselines.get('k')}": baselines.get("order_k")}
-    named = {name: float(value) for name, value in measured.items() if value}
-    curves = run_curves(plan.run, named)
-    records = read_metrics(plan.run)
+    """The end of a run: validation against the baselines, chunks against target, the report."""
+    page = report.write(plan.run)
+    records = history.read_metrics(plan.run)
     losses = [r["bpb"] for r in records if "bpb" in r]
     say(f"bits per byte    {spark(losses)}  {losses[-1] if losses else 0:.3f} in training")
     ratios = [r["stage0_bytes_per_chunk"] for r in records if "stage0_bytes_per_chunk" in r]
@@ -97,9 +108,9 @@ def finish(plan: Plan, result: Result) -> None:
         say(f"bytes per chunk  {spark(ratios)}  {ratios[-1]:.2f}")
     rows = table("held out", "bits per byte")
     rows.add_row(f"this model, {result.state.step} steps", f"[bold]{result.last.get('val_bpb', 0):.3f}[/]")
-    for name, value in named.items():
+    for name, value in history.baselines_of(plan.dataset).items():
         rows.add_row(name, f"{value:.3f}")
     show(rows)
     run = literal(plan.run)
-    say(f"Done in {duration(result.seconds)}. Curves: {literal(curves)}")
+    say(f"Done in {duration(result.seconds)}. Report: {literal(page)}")
     say(f"Next: hnet sample {run}    hnet segment --model {run} FILE")

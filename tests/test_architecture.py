@@ -17,16 +17,18 @@ CORE, PLUGINS = ROOT / "hnet_cli", ROOT / "modalities"
 LAYERS: list[set[str]] = [
     {"errors", "boundaries", "starters", "schedules", "signals"},
     {"streams", "modality", "model.config"},
-    {"storage", "config", "kernels", "console"},
+    {"storage", "config", "kernels", "console", "page"},
     {"corpus", "model", "contract", "budget", "torch_file", "safetensors_file"},
-    {"optim", "checkpoint", "distributed", "windows", "assemble", "plot", "health", "journal", "watch"},
+    {"plot", "history"},  # what a run folder tells, and how it is drawn
+    {"optim", "checkpoint", "distributed", "windows", "assemble", "health", "journal", "watch"},
     {"render"},
     {"evaluate", "sample", "segment", "convert", "doctor"},  # the verbs never import each other
     {"probe"},  # what a model makes of the same bytes at every evaluation
     {"resume"},
     {"train"},
     {"plan"},  # what a run would take, before it starts
-    {"progress"},  # a run as it is shown on screen
+    {"report"},  # a run as a page
+    {"progress", "runs"},  # a run as it is shown on screen, and all that there are
     {"verbs", "compare", "quickstart"},  # these run other verbs
     {"verbs"},  # what the longer commands ask and print
     {"cli"},
@@ -48,6 +50,7 @@ WITHOUT_TORCH = {
         "model.config",
     ),
     *("signals", "corpus", "contract", "budget", "render", "plan", "doctor", "cli", "__main__", "starters"),
+    *("page", "plot", "history", "report", "runs"),
 }
 """Importing one of these must not import torch; functions inside may."""
 ACCELERATORS = {"triton", "mamba_ssm", "flash_attn", "causal_conv1d", "torch.nn.attention.varlen"}

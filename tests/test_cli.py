@@ -255,7 +255,7 @@ def test_standard_output_is_for_data(own, capsys):
     assert "hnet sample y" in err
     assert hnet("segment file.txt --model y --stage 0 --format plain") == 0
     assert capsys.readouterr().out.replace("|", "") == Path("file.txt").read_text()
-    assert {path.name for path in Path("y").iterdir()} >= {"log.txt", "curves.svg", "config.yaml", "metrics.jsonl"}
+    assert {path.name for path in Path("y").iterdir()} >= {"log.txt", "report.html", "config.yaml", "metrics.jsonl"}
     assert "step 4  saved" in Path("y/log.txt").read_text()
 
 

@@ -26,7 +26,7 @@ from hnet_cli.storage.folders import (
     verify_file,
     verify_folder,
 )
-from hnet_cli.storage.lock import FolderLock
+from hnet_cli.storage.lock import FolderLock, lock_holder
 from hnet_cli.streams import decompressed, open_input, shown
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "file_sha256",
     "free_bytes",
     "fsync_folder",
+    "lock_holder",
     "make_folder",
     "open_input",
     "os_errors",

@@ -1,0 +1,55 @@
+"""Pages as a browser would take them: parsed, and asked what they would fetch."""
+
+from html.parser import HTMLParser
+
+VOID = {"meta", "input", "br", "hr", "link", "img"}
+
+
+class Page(HTMLParser):
+    """Fails for what is not well-formed. `text` is what is shown, `scripts` what would run, `tags` counts both."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.text, self.scripts, self.attributes, self.tags = "", [], [], []
+        self.feed(source)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attributes]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, tag
+
+    def handle_data(self, data):
+        if self.open[-1:] == ["script"]:
+            self.scripts.append(data)
+        elif self.open[-1:] != ["style"]:
+            self.text += data
+
+    def values(self, name):
+        """All values of an attribute."""
+        return [value for _, key, value in self.attributes if key == name]
+
+
+def checked(source: str, scripts: int = 1) -> Page:
+    """The page, if it stands alone: well-formed, nothing to fetch, no script but ours, no control characters."""
+    page = Page(source)
+    assert len(page.scripts) == scripts
+    outside = {"src", "href", "srcset", "action", "data", "poster", "background"}
+    assert not [name for _, name, _ in page.attributes if name in outside or name.startswith("on")]
+    assert "url(" not in source
+    assert "@import" not in source
+    assert "default-src 'none'" in source
+    unsafe = {*map(chr, [*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)])}
+    assert not unsafe & set(source)
+    return page
