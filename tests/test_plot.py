@@ -74,7 +74,7 @@ def test_long_curves_are_thinned_and_keep_their_extremes():
     ((_, drawn),) = points(chart(Chart("t", [line(list(enumerate(ys)))])))
     assert len(drawn) <= 700
     assert min(y for _, y in drawn) < -500  # 9 lies far above what is shown
-    assert max(y for _, y in drawn) > 1500
+    assert max(y for _, y in drawn) > 900  # and -9 at the very bottom
 
 
 def test_marks_tell_what_happened():

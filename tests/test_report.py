@@ -73,7 +73,7 @@ def test_what_is_drawn(tmp_path):
 
 def test_a_real_run_and_its_events(tmp_path):
     run = tmp_path / "run"
-    train(tiny("train.steps=8", "train.eval_every=4"), dataset(tmp_path / "data"), run)
+    train(tiny("train.steps=8", "train.eval_every=4", "train.samples=true"), dataset(tmp_path / "data"), run)
     (run / "log.txt").write_text("2026-01-01 00:00:00  step 3  x\n2026-01-01 00:00:01  warning: disk <nearly> full\n"
                                  "2026-01-01 00:00:02  going on from step 4\n")  # fmt: skip
     page = checked(report.write(run).read_text())
