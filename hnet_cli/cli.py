@@ -84,7 +84,7 @@ def prepare(
         list[str],
         typer.Argument(
             metavar="INPUT...",
-            help="Files, folders, archives, or - for standard "
+            help="Files, folders, archives, URLs, or - for standard "
             "input; plain, .gz, .bz2, .xz, .zst, .tar, .jsonl, .parquet.",
         ),
     ],
@@ -99,65 +99,28 @@ def prepare(
     val_input: Annotated[list[str] | None, typer.Option(help="Hold out these files instead of a share.")] = None,
     field: Annotated[str | None, typer.Option(help="The text field of .jsonl and .parquet rows.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    part: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Only the I-th of N shares, into OUT.part-I-of-N; then --join.")
+    ] = None,
+    join: Annotated[bool, typer.Option("--join", help="Make one dataset of the part folders given.")] = False,
+    allow_skips: Annotated[
+        bool, typer.Option("--allow-skips", help="Go on though more than 1% of the input is damaged.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace the dataset folder if it exists.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Turn your files into a dataset: documents, a held-out split, and baselines to beat."""
-    from hnet_cli import corpus
-    from hnet_cli import modality as modalities
-    from hnet_cli.console import literal, progress, say
+    """Turn your files into a dataset: documents, a held-out split, and baselines to beat. Interrupted, even by a kill,
+    the same command goes on where it was."""
+    from hnet_cli import prepare as preparing
 
-    if not 0 < val < 1:
-        raise UsageError(f"--val is a share between 0 and 1, not {val}")
-    if modality is None:
-        modality, _, why = corpus.detect(inputs, field)
-        say(f"These look like [bold]{modality}[/] ({literal(why)}); say --modality to choose another.")
-    out = out or Path("data") / _stem(inputs[0])
-    with progress("reading") as task:
-        summary = corpus.prepare(
-            inputs, modalities.get(modality), out, val=val, val_inputs=val_input or [], field=field, workers=workers,
-            overwrite=overwrite, progress=task.update,
-        )  # fmt: skip
+    summary = preparing.run(
+        inputs, modality, out, val=val, val_input=val_input or [], field=field, workers=workers, part=part, join=join,
+        allow_skips=allow_skips, overwrite=overwrite,
+    )  # fmt: skip
     if as_json:
         _print_json(vars(summary) | {"path": str(summary.path)})
     else:
-        _show_summary(summary)
-
-
-def _stem(first: str) -> str:
-    """A name for the dataset of some inputs: that of the first without its extensions."""
-    from hnet_cli.modality import COMPRESSIONS
-
-    path = Path("stdin" if first == "-" else first).resolve()
-    if not path.is_dir():
-        endings = {*COMPRESSIONS, ".tar"}
-        while path.suffix.lower() in endings and path.stem:
-            path = path.with_suffix("")
-        path = path.with_suffix("") if path.name.strip(".") else path
-    return path.name.lstrip(".") or "data"
-
-
-def _show_summary(summary: Any) -> None:
-    from hnet_cli.console import literal, say, show, size, table
-
-    rows = table("", "documents", "bytes")
-    for split in ("train", "val"):
-        part = summary.splits[split]
-        rows.add_row(split, f"{part['documents']:,}", f"{part['bytes']:,}")
-    for reason, refused in summary.refused.items():
-        rows.add_row(literal(f"refused: {reason}"), f"{refused[0]:,}", f"{refused[1]:,}")
-    show(rows)
-    for reason, (_, _, where) in summary.refused.items():
-        say(f"[dim]{literal(f'{reason}: first {where}')}[/]")
-    for note, number in summary.notes.items():
-        say(f"[dim]{literal(note)}: {number:,}[/]")
-    say(f"[dim]Held out: {literal(summary.rule)}.[/]", verbose=True)
-    bits = summary.baselines
-    say(f"To beat on the held-out bytes: xz [bold]{bits['xz']:.3f}[/] bits per byte, an order-{bits['k']} model "
-        f"[bold]{bits['order_k']:.3f}[/].")  # fmt: skip
-    speed = summary.bytes / max(summary.seconds, 1e-9)
-    say(f"Wrote {literal(summary.path)} ({size(summary.bytes)} in {summary.seconds:.1f} s, {size(speed)}/s). "
-        f"Next: hnet train --data {literal(summary.path)}")  # fmt: skip
+        preparing.show_summary(summary)
 
 
 # -- train -------------------------------------------------------------------------------------------------------------

@@ -38,6 +38,8 @@ class Source:
     """Documents that must fall on one side of the split share it: the repository, the file."""
     whole: bool = False
     """True where the source is one document already (a row of JSONL or parquet)."""
+    offset: int = 0
+    """Where its first byte stands in the file, if it is a stretch of a large one; see `Modality.divisible`."""
 
     @staticmethod
     def of_bytes(data: bytes, name: str = "-", group: str = "") -> Source:
@@ -72,6 +74,9 @@ class Refused:
     where: str
     """Name and position for the first message about it."""
     bytes: int = 0
+    damaged: bool = False
+    """Whether it was meant to be read but could not be: not JSON, not UTF-8, truncated. `prepare` fails where that is
+    more than 1% of the input, unless told otherwise; what is left out by choice may be any share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +129,9 @@ class Modality:
     """256 bytes: what the model reads for each stored byte (`bytes.translate`). None: as stored."""
     loss_weights: ClassVar[tuple[float, ...] | None] = None
     """256 weights by stored byte for the loss of predicting it. None: all 1."""
+    consults: ClassVar[frozenset[str]] = frozenset()
+    """Names of files and folders in an archive that decide about its other members (.gitignore). Where there are any,
+    archives are walked twice."""
 
     def detect(self, name: str, head: bytes) -> float:
         """How likely (0 to 1) a file called `name` whose decompressed bytes begin with `head` is of this modality."""
@@ -134,6 +142,19 @@ class Modality:
         group. `files` are absolute, sorted; code uses this for .gitignore, vendored folders and repository groups."""
         for file in files:
             yield file, file.relative_to(root).as_posix()
+
+    def select_members(self, consulted: Mapping[str, bytes]) -> Callable[[str, int, bytes], tuple[str, str]]:
+        """The same for the members of an archive: (path, size, first 8 KiB) -> (why it is not read or "", its group).
+
+        `consulted`: content by path of the members that `consults` names; folders have none. Default: all are read,
+        each its own group.
+        """
+        return lambda path, size, head: ("", path)
+
+    def divisible(self, head: bytes) -> bool:
+        """Whether a plain file that begins with `head` may be read in stretches that begin and end with lines, so that
+        several processes read it at once. `documents` then counts from `Source.offset`."""
+        return False
 
     def documents(self, source: Source) -> Iterator[Document | Refused]:
         """The documents of a source in order, and what is refused. Memory must not grow with the source."""

@@ -93,6 +93,9 @@ class _Raw(io.RawIOBase):
     def fileno(self) -> int:
         return self._file.fileno()
 
+    def seek(self, position: int, whence: int = 0) -> int:
+        return self._file.seek(position, whence)
+
     def readinto(self, buffer: Any) -> int:
         try:
             return self._file.readinto(buffer) or 0  # type: ignore[union-attr]

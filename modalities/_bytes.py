@@ -17,6 +17,7 @@ MAGIC = {
     b"{\\rtf": "RTF",
     b"SQLite format 3\x00": "an SQLite database",
 }
+_MAGIC = tuple(MAGIC)
 # What text files do contain of these: tab, line feed, form feed, carriage return, escape (saved terminal output).
 CONTROL = bytes(set(range(32)) - set(b"\t\n\f\r\x1b")) + b"\x7f"
 
@@ -47,9 +48,8 @@ def drain(stream: BinaryIO, block: int = 1 << 20) -> int:
 
 def binary_reason(head: bytes) -> str:
     """Why `head` cannot begin a file of text, or ""."""
-    for magic, what in MAGIC.items():
-        if head.startswith(magic):
-            return f"binary data: {what}"
+    if head.startswith(_MAGIC):
+        return f"binary data: {next(what for magic, what in MAGIC.items() if head.startswith(magic))}"
     if head.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")):
         return "UTF-16 or UTF-32: convert it first, for example with iconv -f UTF-16 -t UTF-8"
     sample = head[:65536]

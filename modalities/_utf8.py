@@ -34,6 +34,10 @@ class Utf8(Modality):
         """`Document.notes` of a piece."""
         return ()
 
+    def divisible(self, head: bytes) -> bool:
+        """Text in UTF-8; where a legacy encoding is to be told, all of the file goes by its beginning."""
+        return not binary_reason(head) and decoded(head) is not None
+
     def documents(self, source: Source) -> Iterator[Document | Refused]:
         with source.open() as stream:
             head = read(stream, -1 if source.whole else PIECE)
@@ -41,10 +45,11 @@ class Utf8(Modality):
             if reason:
                 yield Refused(reason, source.name, len(head) + drain(stream))
                 return
-            if head.startswith(BOM):
+            at = offset = source.offset
+            if not at and head.startswith(BOM):
                 yield Refused("UTF-8 byte order mark", f"{source.name}: byte 0", len(BOM))
-            at = offset = len(BOM) if head.startswith(BOM) else 0
-            head = head[at:]
+                at = offset = len(BOM)
+                head = head[at:]
             encoding = self.encoding(head)
             for piece in [head] if source.whole else pieces(head, stream, encoding):
                 item = self._document(piece, source, encoding, at, offset)
@@ -61,7 +66,7 @@ class Utf8(Modality):
             data = piece if encoding == "utf-8" else text.encode()
         except UnicodeDecodeError as error:
             where = f"{source.name}: byte {at + error.start} is 0x{piece[error.start]:02x}"
-            return Refused(f"not {self.encodings}", where, len(piece))
+            return Refused(f"not {self.encodings}", where, len(piece), damaged=True)
         return Document(data, source.name, source.name, source.group or source.name, offset, self.notes(text, encoding))
 
     def cut(self, data: bytes, near: int) -> int:

@@ -7,7 +7,7 @@ large files are left out and counted. Units known without training: `token` star
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pathspec import GitIgnoreSpec
@@ -53,6 +53,7 @@ TOKEN = re.compile(
 
 class Code(Utf8):
     name = "code"
+    consults = frozenset((".gitignore", *MARKERS))
     summary = "Source code: folders with .gitignore respected, one repository on one side of the split"
 
     def detect(self, name: str, head: bytes) -> float:
@@ -67,14 +68,27 @@ class Code(Utf8):
 
     def select(self, root: Path, files: Iterable[Path]) -> Iterator[tuple[Path, str] | Refused]:
         """The source files below `root` by repository, as `Groups` finds it."""
-        ignored, groups = Ignored(root), Groups(root)
+        ignored = Ignored(lambda path: _text(root / path))
+        groups = Groups(lambda path: (root / path).exists())
         for file in files:
             path = file.relative_to(root)
-            reason = _by_name(path) or ("named by .gitignore" if ignored(path) else "") or _by_content(file)
+            reason = _by_name(path) or ignored(path) or _by_content(path, _size(file), lambda file=file: _head(file))
             if reason:
                 yield Refused(reason, str(file), _size(file))
             else:
                 yield file, groups(path)
+
+    def select_members(self, consulted: Mapping[str, bytes]) -> Callable[[str, int, bytes], tuple[str, str]]:
+        """As `select`, by what the archive holds itself."""
+        ignored = Ignored(lambda path: consulted.get(path.as_posix(), b"").decode(errors="replace"))
+        groups = Groups(lambda path: path.as_posix() in consulted)
+
+        def judged(name: str, size: int, head: bytes) -> tuple[str, str]:
+            path = Path(name)
+            reason = _by_name(path) or ignored(path) or _by_content(path, size, lambda: head)
+            return reason, "" if reason else groups(path)
+
+        return judged
 
     def cut(self, data: bytes, near: int) -> int:
         """After a line if one ends in the 1,024 bytes before `near`, else as in text."""
@@ -90,16 +104,16 @@ class Code(Utf8):
 
 
 class Ignored:
-    """Whether git would ignore a path below `root`, by the .gitignore files at `root` and below: the deepest file that
-    says something decides, and nothing below an ignored folder comes back."""
+    """Whether git would ignore a path below the root, by the .gitignore files there and below: the deepest file that
+    says something decides, and nothing below an ignored folder comes back. `text` reads one, "" where there is none."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, text: Callable[[Path], str]) -> None:
+        self.text = text
         self.specs: dict[Path, GitIgnoreSpec | None] = {}
         self.folders: dict[Path, bool] = {Path("."): False}
 
-    def __call__(self, path: Path) -> bool:
-        return self._folder(path.parent) or self._named(path, str(path.name))
+    def __call__(self, path: Path) -> str:
+        return "named by .gitignore" if self._folder(path.parent) or self._named(path, str(path.name)) else ""
 
     def _folder(self, path: Path) -> bool:
         if path not in self.folders:
@@ -116,20 +130,19 @@ class Ignored:
 
     def _spec(self, folder: Path) -> GitIgnoreSpec | None:
         if folder not in self.specs:
-            file = self.root / folder / ".gitignore"
-            lines = file.read_text(errors="replace").splitlines() if file.is_file() else []
+            lines = self.text(folder / ".gitignore").splitlines()
             self.specs[folder] = GitIgnoreSpec.from_lines(lines) if lines else None
         return self.specs[folder]
 
 
 class Groups:
-    """The repository a path below `root` belongs to: the nearest folder above it with version control, else the
-    outermost with a project file, else the first folder of the path. Where `root` is one repository, there is no border
-    to respect and each file is a group, so that the split has something to choose from."""
+    """The repository a path below the root belongs to: the nearest folder above it with version control, else the
+    outermost with a project file, else the first folder of the path. Where the root is one repository, there is no
+    border to respect and each file is a group, so that the split has something to choose from."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.single = any((root / marker).exists() for marker in MARKERS)
+    def __init__(self, exists: Callable[[Path], bool]) -> None:
+        self.exists = exists
+        self.single = any(exists(Path(marker)) for marker in MARKERS)
         self.marked: dict[tuple[Path, str], bool] = {}
 
     def __call__(self, path: Path) -> str:
@@ -143,7 +156,7 @@ class Groups:
     def _has(self, folder: Path, marker: str) -> bool:
         key = (folder, marker)
         if key not in self.marked:
-            self.marked[key] = (self.root / folder / marker).exists()
+            self.marked[key] = self.exists(folder / marker)
         return self.marked[key]
 
 
@@ -159,20 +172,33 @@ def _by_name(path: Path) -> str:
     return "" if path.suffix.lower() in SUFFIXES | MARKUP | {""} or file in NAMES else "not source code by its name"
 
 
-def _by_content(file: Path) -> str:
-    """What is decided after names, for it opens the file. One that cannot be read is left to the reader to report."""
-    if (size := _size(file)) > PIECE:
+def _by_content(path: Path, size: int, head: Callable[[], bytes | None]) -> str:
+    """What is decided after names, for the file must be opened: `head` gives its beginning. One that cannot be read,
+    None, is left to the reader to report."""
+    if size > PIECE:
         return "longer than 1 MiB"
+    if (first := head()) is None:
+        return ""
+    if binary_reason(first):
+        return "binary data"
+    if not path.suffix and path.name.lower() not in NAMES and not SHEBANG.match(first):
+        return "not source code by its name"
+    return "generated" if GENERATED.search(first[:1024]) else ""
+
+
+def _head(file: Path) -> bytes | None:
     try:
         with file.open("rb") as stream:
-            head = stream.read(min(size, 8192))
+            return stream.read(8192)
+    except OSError:
+        return None
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(errors="replace") if file.is_file() else ""
     except OSError:
         return ""
-    if binary_reason(head):
-        return "binary data"
-    if not file.suffix and file.name.lower() not in NAMES and not SHEBANG.match(head):
-        return "not source code by its name"
-    return "generated" if GENERATED.search(head[:1024]) else ""
 
 
 def _size(file: Path) -> int:

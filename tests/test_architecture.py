@@ -22,7 +22,7 @@ LAYERS: list[set[str]] = [
     {"plot", "history"},  # what a run folder tells, and how it is drawn
     {"optim", "checkpoint", "distributed", "windows", "assemble", "health", "journal", "watch"},
     {"render"},
-    {"evaluate", "sample", "segment", "convert", "doctor"},  # the verbs never import each other
+    {"evaluate", "sample", "segment", "convert", "doctor", "prepare"},  # the verbs never import each other
     {"probe"},  # what a model makes of the same bytes at every evaluation
     {"resume"},
     {"train"},
@@ -49,7 +49,7 @@ WITHOUT_TORCH = {
         "config",
         "model.config",
     ),
-    *("signals", "corpus", "contract", "budget", "render", "plan", "doctor", "cli", "__main__", "starters"),
+    *("signals", "corpus", "contract", "budget", "render", "plan", "doctor", "prepare", "cli", "__main__", "starters"),
     *("page", "plot", "history", "report", "runs"),
 }
 """Importing one of these must not import torch; functions inside may."""

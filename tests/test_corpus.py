@@ -162,7 +162,9 @@ def test_bad_rows_are_refused_by_reason_and_number(tmp_path: Path) -> None:
         "[" * 100000,
     ]
     (tmp_path / "x.jsonl").write_text("\n".join(rows))
-    summary, _ = make(tmp_path / "out", tmp_path / "x.jsonl")
+    with pytest.raises(InputError, match=r"is damaged, more than 1%: row is not JSON: 2, first .*x\.jsonl:2;"):
+        make(tmp_path / "out", tmp_path / "x.jsonl")
+    summary, _ = make(tmp_path / "out", tmp_path / "x.jsonl", tolerated=1.0)
     reasons = {reason: (count, where.split(":")[-1]) for reason, (count, _, where) in summary.refused.items()}
     assert reasons == {
         "row is not JSON": (2, "2"),
@@ -179,7 +181,7 @@ def test_bad_rows_are_refused_by_reason_and_number(tmp_path: Path) -> None:
 
 
 def test_same_bytes_whatever_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hnet_cli.corpus.preparation.UNIT_FILES", 4)
+    monkeypatch.setattr("hnet_cli.corpus.planning.UNIT_FILES", 4)
     source = tree(tmp_path / "in")
     (source / "z.gz").write_bytes(gzip.compress(text(77) + b"# refused\n"))
     seen: list[int] = []
@@ -192,10 +194,10 @@ def test_same_bytes_whatever_the_workers(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_errors_in_workers_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hnet_cli.corpus.preparation.UNIT_FILES", 4)
+    monkeypatch.setattr("hnet_cli.corpus.planning.UNIT_FILES", 4)
     source = tree(tmp_path / "in")
     (source / "015.txt.gz").write_bytes(gzip.compress(text(1))[:-20])
-    with pytest.raises(InputError, match=r"015\.txt\.gz is truncated"):
+    with pytest.raises(InputError, match=r"damaged file: 1, first .*015\.txt\.gz is truncated"):
         make(tmp_path / "out", source, workers=2)
     assert os.listdir(tmp_path) == ["in"]
 

@@ -155,7 +155,7 @@ def test_a_file_is_a_document_and_latin_1_is_refused() -> None:
     (document,) = CODE.documents(Source("a.py", lambda: io.BytesIO(b"x = 1\n"), group="repo"))
     assert document == Document(b"x = 1\n", "a.py", "a.py", "repo")
     (refused,) = CODE.documents(Source("b.c", lambda: io.BytesIO("// größe\n".encode("latin-1"))))
-    assert refused == Refused("not UTF-8", "b.c: byte 5 is 0xf6", 9)
+    assert refused == Refused("not UTF-8", "b.c: byte 5 is 0xf6", 9, damaged=True)
 
 
 def test_tokens() -> None:

@@ -43,7 +43,7 @@ def test_a_short_file_is_one_document() -> None:
     ],
 )
 def test_a_wrong_file_is_refused_by_name(data: bytes, reason: str, where: str) -> None:
-    assert read(data) == [Refused(reason, where, len(data))]
+    assert read(data) == [Refused(reason, where, len(data), damaged=reason == "not UTF-8")]
 
 
 def test_a_byte_order_mark_is_dropped_and_counted() -> None:

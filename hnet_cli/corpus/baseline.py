@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -17,21 +18,29 @@ _BUCKET = 1 << 20
 """N-grams counted at once, to bound memory."""
 
 
-def sample(shards: Shards, starts: np.ndarray, ends: np.ndarray, limit: int) -> bytes:
-    """At most `limit` bytes of the given ascending ranges: all of them, or evenly spread stretches."""
-    joins = np.flatnonzero(starts[1:] != ends[:-1])
-    starts, ends = starts[np.r_[0, joins + 1]], ends[np.r_[joins, len(ends) - 1]]
-    reached = np.cumsum(ends - starts)
-    total = int(reached[-1])
+def sample(shards: Shards, ranges: Iterable[tuple[np.ndarray, np.ndarray]], total: int, limit: int) -> bytes:
+    """At most `limit` bytes of ascending ranges, given as arrays (starts, ends) one after the other, `total` bytes in
+    all: all of them, or evenly spread stretches."""
     wanted = [(0, total)] if total <= limit else [(i * total // _PARTS, limit // _PARTS) for i in range(_PARTS)]
-    parts = []
-    for position, count in wanted:
-        run = int(np.searchsorted(reached, position, side="right"))
-        while count > 0 and run < len(starts):
-            at = int(ends[run] - (reached[run] - position))
-            take = min(count, int(ends[run]) - at)
-            parts.append(shards.read(at, at + take))
-            position, count, run = position + take, count - take, run + 1
+    parts, passed = [], 0
+    for starts, ends in ranges:
+        joins = np.flatnonzero(starts[1:] != ends[:-1])
+        starts, ends = starts[np.r_[0, joins + 1]], ends[np.r_[joins, len(ends) - 1]]
+        reached = passed + np.cumsum(ends - starts)
+        passed = int(reached[-1])
+        later = []
+        for position, count in wanted:
+            run = int(np.searchsorted(reached, position, side="right"))
+            while count > 0 and run < len(starts):
+                at = int(ends[run] - (reached[run] - position))
+                take = min(count, int(ends[run]) - at)
+                parts.append(shards.read(at, at + take))
+                position, count, run = position + take, count - take, run + 1
+            if count > 0:
+                later.append((position, count))
+        wanted = later
+        if not wanted:
+            break
     return b"".join(parts)
 
 

@@ -63,7 +63,7 @@ def detect(inputs: Sequence[str | Path], field: str | None = None) -> tuple[str,
 
 def _heads(file: InputFile, field: str | None) -> Iterator[tuple[str, bytes]]:
     """Names and first decompressed bytes of what a file holds."""
-    if file.path is None:
+    if file.is_stdin:
         yield "-", _peeked()
         return
     for source in islice(sources(FileReader(file), field, Counter()), PER_FILE):

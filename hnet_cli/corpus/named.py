@@ -19,4 +19,4 @@ def sources_of(
         if isinstance(found, Refused):
             yield found
         else:
-            yield from sources(FileReader(found), field, Counter())
+            yield from sources(FileReader(found), field, Counter(), modality)

@@ -1,66 +1,35 @@
-"""`prepare`: the user's inputs become a dataset, whole or not at all."""
+"""`prepare`: the user's inputs become a dataset, whole or not at all; in one go, or in parts that are joined."""
 
 from __future__ import annotations
 
-import multiprocessing
+import contextlib
+import json
 import os
-import shutil
-import signal
+import re
 import time
-from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hnet_cli import modality as modalities
+from hnet_cli.corpus.account import TOLERATED, Account
 from hnet_cli.corpus.baseline import TRAIN_LIMIT, VAL_LIMIT, baselines, sample
-from hnet_cli.corpus.contents import sources
-from hnet_cli.corpus.dataset import COLUMNS, FORMAT, Shards
-from hnet_cli.corpus.inputs import FileReader, InputFile, expand
+from hnet_cli.corpus.dataset import FORMAT, Shards
+from hnet_cli.corpus.journal import Journal
+from hnet_cli.corpus.planning import UNIT_BYTES, Plan, Request, digest, make_plan
+from hnet_cli.corpus.reading import How, read_all
 from hnet_cli.corpus.split import make_split
-from hnet_cli.corpus.store import Writer
-from hnet_cli.errors import EnvironmentLimit, InputError, StorageError
-from hnet_cli.modality import Modality, Refused
-from hnet_cli.storage import free_bytes, staged_folder, write_json
-from hnet_cli.streams import open_raw, shown
+from hnet_cli.corpus.store import Writer, table_rows
+from hnet_cli.errors import DamagedError, InputError, StorageError, UsageError
+from hnet_cli.modality import Modality
+from hnet_cli.storage import free_bytes, read_manifest, resumable_folder, verify_folder, write_json
+from hnet_cli.streams import shown
 
-UNIT_BYTES = 32 << 20
-UNIT_FILES = 1000
-"""A worker takes so many consecutive files at once, in bytes or in number."""
 Progress = Callable[[int, int | None], None]
-
-
-@dataclass
-class Account:
-    """What became of the inputs."""
-
-    refused: dict[str, tuple[int, int, str]] = field(default_factory=dict)
-    """By reason: how many, how many bytes, where the first was."""
-    notes: Counter[str] = field(default_factory=Counter)
-    sources: list[dict[str, Any]] = field(default_factory=list)
-    """Name, size and SHA-256 of each file read."""
-    documents: Counter[int] = field(default_factory=Counter)
-    """By index of the user's input."""
-    first_refusal: dict[int, str] = field(default_factory=dict)
-    bytes_read: int = 0
-
-    def refuse(self, argument: int, refused: Refused) -> None:
-        count, size, where = self.refused.get(refused.reason, (0, 0, refused.where))
-        self.refused[refused.reason] = count + 1, size + refused.bytes, where
-        self.first_refusal.setdefault(argument, f"{refused.reason} ({refused.where})")
-
-    def merge(self, later: Account) -> None:
-        for reason, (count, size, where) in later.refused.items():
-            before, size_before, first = self.refused.get(reason, (0, 0, where))
-            self.refused[reason] = before + count, size_before + size, first
-        self.notes.update(later.notes)
-        self.sources += later.sources
-        self.documents.update(later.documents)
-        self.first_refusal = later.first_refusal | self.first_refusal
-        self.bytes_read += later.bytes_read
+PART = "part.json"
 
 
 @dataclass(frozen=True)
@@ -75,12 +44,12 @@ class Summary:
     """By reason: (count, bytes, first example)."""
     notes: dict[str, int]
     """How many documents (or rows, files) a remark is about."""
-    rule: str
-    """What was held out: "whole groups", "the end of the corpus", "the inputs given for validation"."""
-    splits: dict[str, dict[str, int]]
+    seconds: float = 0.0
+    rule: str = ""
+    """What was held out: "whole groups", "the end of the corpus", "the inputs given for validation"; "" for a part."""
+    splits: dict[str, dict[str, int]] = field(default_factory=dict)
     """By name: {"documents": stretches of documents, "bytes": n}."""
-    baselines: dict[str, Any]
-    seconds: float
+    baselines: dict[str, Any] = field(default_factory=dict)
 
 
 def prepare(
@@ -92,262 +61,243 @@ def prepare(
     val_inputs: Sequence[str | Path] = (),
     field: str | None = None,
     workers: int = 1,
+    part: tuple[int, int] | None = None,
+    tolerated: float = TOLERATED,
     overwrite: bool = False,
     progress: Progress | None = None,
     measure: bool = True,
 ) -> Summary:
     """Read `inputs`, write the dataset `out`; the same inputs and options give the same bytes whatever `workers`.
 
-    `val`: fraction of the bytes to hold out, unless `val_inputs` says what. `field`: of JSONL and parquet rows.
+    Interrupted, even by a kill, it goes on where it was when called again. `part` (i, n): only the i-th of n shares,
+    into the folder `part_folder(out, ...)`, for `join`. `val`: fraction of the bytes to hold out, unless `val_inputs`
+    says what. `field`: of JSONL and parquet rows. `tolerated`: share of the input that may be damaged.
     `progress(bytes read, total or None)`. `measure=False` leaves the baselines out. Raises InputError for input that
-    cannot be used, BusyError and StorageError as `staged_folder` does.
+    cannot be used, BusyError and StorageError as `resumable_folder` does.
     """
     began = time.monotonic()
-    if not inputs or not 0 < val < 1:
-        raise InputError("nothing to prepare" if not inputs else f"--val must be between 0 and 1, not {val}")
-    account = Account()
-    about: dict[str, Any] = {}
-    manifest: dict[str, Any] = {"kind": "dataset"}
-    with staged_folder(out, overwrite=overwrite, manifest=manifest) as folder:
-        names = [*inputs, *val_inputs]
-        units = _plan(names, len(inputs), modality, account)
-        _refuse_too_large(out, units)
-        writer = Writer(folder)
-        first_val = None
-        total = None if any(file.path is None for unit in units for file in unit) else sum(map(_size, units))
+    request = Request.of(modality, inputs, val_inputs, val, field)
+    target = part_folder(out, *part) if part else Path(out)
+    with _dataset_folder(target, overwrite, "dataset part" if part else "dataset") as (work, writer, files):
+        whole = make_plan([*inputs, *val_inputs], len(inputs), modality)
+        plan = whole.share(*part) if part else whole
+        _refuse_too_large(target, plan, writer.folder)
+        total = None if plan.streamed else plan.size
         tell = progress or (lambda done, total: None)
-        for unit, done in _run(units, modality, field, folder, writer, workers, lambda n: tell(n, total)):
-            if first_val is None and unit and unit[0].argument >= len(inputs):
-                first_val = writer.documents
-            done(account)
-        _refuse_useless(names, account)
-        shards = writer.close()
-        rule, splits, files = make_split(folder, shards, val, first_val, modality.cut)
-        if measure:
-            about["baselines"] = _measure(folder, shards, modality)
-        files |= writer.files
-        about = {
-            "format": FORMAT,
-            "modality": modality.name,
-            "input_table": None if modality.input_table is None else list(modality.input_table),
-            "loss_weights": None if modality.loss_weights is None else list(modality.loss_weights),
-            "options": {"val": val, "val_inputs": [shown(name) for name in val_inputs], "field": field},
-            "documents": writer.documents,
-            "bytes": writer.bytes,
-            "split_rule": rule,
-            "splits": splits,
-            "refused": {k: dict(zip(("count", "bytes", "first"), v, strict=True)) for k, v in account.refused.items()},
-            "notes": dict(account.notes),
-            "baselines": about.get("baselines", {}),
-            "files": dict(sorted(files.items())),
-            "sources": account.sources,
-        }
-        write_json(folder / "dataset.json", about)
-        manifest["files"] = files
-    return Summary(
-        path=Path(out),
-        modality=modality.name,
-        documents=writer.documents,
-        bytes=writer.bytes,
-        refused=account.refused,
-        notes=dict(account.notes),
-        rule=rule,
-        splits=splits,
-        baselines=about["baselines"],
-        seconds=time.monotonic() - began,
-    )
-
-
-# --- planning ---------------------------------------------------------------------------------------------------------
-
-
-def _plan(names: Sequence[str | Path], training: int, modality: Modality, account: Account) -> list[list[InputFile]]:
-    """The files to read in units of consecutive ones, those to train on first. What is held out is not trained on."""
-    files: list[InputFile] = []
-    for argument, found in expand(names, modality):
-        if isinstance(found, Refused):
-            account.refuse(argument, found)
+        read = read_all(
+            plan.units, plan.keys(request, modality), How(modality, field), work, writer, workers,
+            lambda done: tell(done, total),
+        )  # fmt: skip
+        if not part:
+            whole.account.merge(read)
+            summary = _finish(target, request, modality, writer, files, whole.account, tolerated, measure)
         else:
-            files.append(found)
-    held_out = {_identity(file) for file in files if file.argument >= training}
-    units: list[list[InputFile]] = []
-    size = 0
-    for file in files:
-        if file.argument < training and held_out and file.path is not None and _identity(file) in held_out:
-            account.notes["files held out by --val-input, so not trained on"] += 1
-            continue
-        new_side = units and (units[-1][0].argument < training) != (file.argument < training)
-        if not units or new_side or size + file.size > UNIT_BYTES or len(units[-1]) == UNIT_FILES:
-            units.append([])
-            size = 0
-        units[-1].append(file)
-        size += file.size
-    return units
+            writer.close()
+            about = {
+                "format": FORMAT,
+                "part": part,
+                "plan": whole.digest(request),
+                "request": vars(request),
+                "planned": whole.account.to_json(),
+                "account": read.to_json(),
+            }
+            write_json(writer.folder / PART, about)
+            files.update(writer.files)
+            summary = _summary(target, modality, writer, read)
+    return replace(summary, seconds=time.monotonic() - began)
 
 
-def _identity(file: InputFile) -> tuple[int, int] | None:
+def part_folder(out: Path, part: int, parts: int) -> Path:
+    """Where part `part` of `parts` of the dataset `out` is written."""
+    if not 1 <= part <= parts:
+        raise UsageError(f"--part {part}/{parts}: there are parts 1 to {max(parts, 1)}")
+    return Path(out).with_name(f"{Path(out).name}.part-{part}-of-{parts}")
+
+
+def whole_folder(part: Path) -> Path:
+    """The dataset that a part, by the name of its folder, is of."""
+    return part.with_name(re.sub(r"\.part-\d+-of-\d+$", "", part.name))
+
+
+def join(
+    parts: Sequence[str | Path],
+    out: Path,
+    *,
+    tolerated: float = TOLERATED,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    measure: bool = True,
+) -> Summary:
+    """Make the dataset `out` of all its parts: the same bytes as if it had been prepared in one go.
+
+    Raises DamagedError naming the part that is missing, there twice, damaged, or of other inputs or options.
+    """
+    began = time.monotonic()
+    found = _ordered([(Path(part), _about_part(Path(part))) for part in parts])
+    request = Request.from_json(found[0][1]["request"])
+    modality = modalities.get(request.modality)
+    account = Account.from_json(found[0][1]["planned"])
+    keys = [digest(read_manifest(folder)) for folder, _ in found]
+    total = sum(about["account"]["bytes_read"] for _, about in found)
+    with _dataset_folder(Path(out), overwrite, "dataset") as (work, writer, files):
+        journal = Journal(work / "journal.jsonl")
+        done = journal.replay(keys, writer, account)
+        writer.remove_others()
+        for (folder, about), key in list(zip(found, keys, strict=True))[done:]:
+            verify_folder(folder)
+            writer.absorb(folder, len(account.sources))
+            share = Account.from_json(about["account"])
+            journal.add(key, writer, share)
+            account.merge(share)
+            if progress:
+                progress(account.bytes_read, total)
+        summary = _finish(Path(out), request, modality, writer, files, account, tolerated, measure)
+    return replace(summary, seconds=time.monotonic() - began)
+
+
+def _about_part(folder: Path) -> dict[str, Any]:
+    """`part.json` of a part, whose manifest is read first."""
+    if not folder.is_dir():
+        raise InputError(f"no folder {shown(folder)}", "name the part folders that `hnet prepare --part` wrote")
+    if read_manifest(folder).get("kind") != "dataset part":
+        raise DamagedError(f"{shown(folder)} is not a part of a dataset", "name the folders of `hnet prepare --part`")
     try:
-        status = os.stat(file.path) if file.path is not None else None
-    except OSError:
-        return None
-    return (status.st_dev, status.st_ino) if status else None
+        about = json.loads((folder / PART).read_bytes())
+        if about["format"] != FORMAT:
+            raise DamagedError(f"{shown(folder)} has format {about['format']!r}; this version of hnet reads {FORMAT}")
+        part, parts = about["part"]
+        return about | {"part": (int(part), int(parts))}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DamagedError(f"{shown(folder / PART)} is missing or damaged", "prepare this part again") from error
 
 
-def _size(unit: list[InputFile]) -> int:
-    return sum(file.size for file in unit)
+def _ordered(found: list[tuple[Path, dict[str, Any]]]) -> list[tuple[Path, dict[str, Any]]]:
+    """The parts in order. Raises DamagedError unless they are all of one dataset, each once."""
+    first, about = found[0]
+    parts = about["part"][1]
+    by_number: dict[int, tuple[Path, dict[str, Any]]] = {}
+    for folder, other in found:
+        number, others = other["part"]
+        if (other["plan"], others) != (about["plan"], parts):
+            raise DamagedError(
+                f"{shown(folder)} and {shown(first)} are not parts of one dataset: inputs or options differ",
+                "prepare all parts with the same command but for --part",
+            )
+        if number in by_number:
+            twins = f"{shown(by_number[number][0])}, {shown(folder)}"
+            raise DamagedError(f"part {number} of {parts} is there twice: {twins}", "leave one out")
+        by_number[number] = folder, other
+    if missing := [str(number) for number in range(1, parts + 1) if number not in by_number]:
+        raise DamagedError(f"part {', '.join(missing)} of {parts} is missing", "prepare it, then join again")
+    return [by_number[number] for number in sorted(by_number)]
 
 
-def _refuse_too_large(out: Path, units: list[list[InputFile]]) -> None:
-    """Fail before hours of work where the disk cannot hold the inputs as they are."""
-    needed, free = sum(map(_size, units)), free_bytes(Path(out))
+# --- finishing --------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _dataset_folder(target: Path, overwrite: bool, kind: str) -> Iterator[tuple[Path, Writer, dict[str, Any]]]:
+    """The work folder, the writer in it, and the dictionary that collects manifest entries; `target` at the end."""
+    files: dict[str, Any] = {}
+    manifest = {"kind": kind, "files": files}
+    writer: Writer | None = None
+
+    def worth_keeping() -> bool:
+        return writer is not None and writer.bytes >= UNIT_BYTES
+
+    with resumable_folder(target, overwrite=overwrite, manifest=manifest, worth_keeping=worth_keeping) as work:
+        writer = Writer(work / "done")
+        yield work, writer, files
+
+
+def _finish(
+    target: Path,
+    request: Request,
+    modality: Modality,
+    writer: Writer,
+    files: dict[str, Any],
+    account: Account,
+    tolerated: float,
+    measure: bool,
+) -> Summary:
+    """Split, baselines and description of a dataset whose documents are written."""
+    _refuse_useless(request, account)
+    account.refuse_damage(writer.bytes, tolerated)
+    folder, training = writer.folder, len(request.inputs)
+    shards = writer.close()
+    first_val = sum(count for argument, count in account.documents.items() if argument < training)
+    rule, splits, tables = make_split(
+        folder, shards, request.val, first_val if request.val_inputs else None, modality.cut
+    )
+    bits = _measure(folder, shards, splits, modality) if measure else {}
+    files.update(tables, **writer.files)
+    refused = {
+        reason: dict(zip(("count", "bytes", "first"), entry, strict=True)) | {"damaged": reason in account.damage}
+        for reason, entry in account.refused.items()
+    }
+    about = {
+        "format": FORMAT,
+        "modality": modality.name,
+        "input_table": None if modality.input_table is None else list(modality.input_table),
+        "loss_weights": None if modality.loss_weights is None else list(modality.loss_weights),
+        "options": {"val": request.val, "val_inputs": list(request.val_inputs), "field": request.field},
+        "documents": writer.documents,
+        "bytes": writer.bytes,
+        "split_rule": rule,
+        "splits": splits,
+        "refused": refused,
+        "notes": dict(account.notes),
+        "baselines": bits,
+        "files": dict(sorted(files.items())),
+        "sources": account.sources,
+    }
+    write_json(folder / "dataset.json", about)
+    return replace(_summary(target, modality, writer, account), rule=rule, splits=splits, baselines=bits)
+
+
+def _summary(target: Path, modality: Modality, writer: Writer, account: Account) -> Summary:
+    return Summary(target, modality.name, writer.documents, writer.bytes, account.refused, dict(account.notes))
+
+
+def _refuse_too_large(out: Path, plan: Plan, folder: Path) -> None:
+    """Fail before hours of work where the disk cannot hold the inputs as they are; `folder`: what was done before."""
+    there = sum(entry.stat().st_size for entry in os.scandir(folder))
+    needed, free = plan.size - there, free_bytes(Path(out))
     if needed > free:
         raise StorageError(
             f"disk full: {shown(out)} needs about {needed:,} bytes, {free:,} are free", "free some, or give --out"
         )
 
 
-def _refuse_useless(names: Sequence[str | Path], account: Account) -> None:
+def _refuse_useless(request: Request, account: Account) -> None:
     """Everything the user named must have given something."""
-    for argument, given in enumerate(names):
+    for argument, name in enumerate([*request.inputs, *request.val_inputs]):
         if not account.documents[argument]:
-            name = "standard input" if str(given) == "-" else shown(given)
             why = account.first_refusal.get(argument, "it is empty, or holds nothing of the kind")
-            raise InputError(f"nothing to use in {name}: {why}", "name other input, or another --modality")
+            called = "standard input" if name == "-" else name
+            raise InputError(f"nothing to use in {called}: {why}", "name other input, or another --modality")
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------
-
-
-def _read(
-    files: list[InputFile],
-    modality: Modality,
-    rows_field: str | None,
-    writer: Writer,
-    advance: Callable[[int], None],
-    sources_before: int,
-) -> Account:
-    """Documents of some files into `writer`."""
-    account = Account()
-
-    def count(size: int) -> None:
-        account.bytes_read += size
-        advance(size)
-
-    for file in files:
-        if not file.named and (gone := _unreadable(file)):
-            account.refuse(file.argument, gone)
-            continue
-        reader = FileReader(file, count)
-        index = sources_before + len(account.sources)
-        for source in sources(reader, rows_field, account.notes):
-            if isinstance(source, Refused):
-                account.refuse(file.argument, source)
-                continue
-            for found in modality.documents(source):
-                if isinstance(found, Refused):
-                    account.refuse(file.argument, found)
-                elif not found.data:
-                    account.refuse(file.argument, Refused("empty", found.name))
-                else:
-                    name = found.source if found.name == found.source else f"{found.source}\t{found.name}"
-                    writer.add(found.data, index, found.offset, name, found.group or source.group)
-                    account.documents[file.argument] += 1
-                    if found.notes:
-                        account.notes.update(found.notes)
-        account.sources.append(reader.finish())
-    return account
-
-
-def _unreadable(file: InputFile) -> Refused | None:
-    """Why a file found in a folder a moment ago cannot be opened now."""
-    if file.path is None:
-        return None
-    try:
-        open_raw(file.path).close()
-    except InputError as error:
-        return Refused("vanished or unreadable", f"{file.name}: {error}", file.size)
-    return None
-
-
-def _run(
-    units: list[list[InputFile]],
-    modality: Modality,
-    rows_field: str | None,
-    folder: Path,
-    writer: Writer,
-    workers: int,
-    tell: Callable[[int], None],
-) -> Iterator[tuple[list[InputFile], Callable[[Account], None]]]:
-    """Each unit in order, with a function that reads it into `writer` and adds what happened to an account.
-
-    With several workers each reads units ahead into folders of its own, joined here in order: the same bytes result.
-    """
-    done = 0
-
-    def here(unit: list[InputFile]) -> Callable[[Account], None]:
-        def advance(size: int) -> None:
-            nonlocal done
-            done += size
-            tell(done)
-
-        return lambda account: account.merge(_read(unit, modality, rows_field, writer, advance, len(account.sources)))
-
-    def from_worker(piece: Path, future: Future[Account]) -> Callable[[Account], None]:
-        def join(account: Account) -> None:
-            nonlocal done
-            part = future.result()
-            writer.absorb(piece, len(account.sources))
-            shutil.rmtree(piece)
-            account.merge(part)
-            done += part.bytes_read
-            tell(done)
-
-        return join
-
-    if workers <= 1 or len(units) <= 1:
-        for unit in units:
-            yield unit, here(unit)
-        return
-    # Spawned, not forked: the caller may have threads (progress bars, torch).
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_ignore_interrupts)
-    try:
-        ahead: deque[tuple[list[InputFile], Callable[[Account], None]]] = deque()
-        for number, unit in enumerate(units):
-            if any(file.path is None for file in unit):
-                ahead.append((unit, here(unit)))
-            else:
-                piece = folder / f"piece-{number}"
-                ahead.append((unit, from_worker(piece, pool.submit(_work, unit, modality, rows_field, piece))))
-            if len(ahead) > 2 * workers:
-                yield ahead.popleft()
-        yield from ahead
-    except BrokenExecutor as error:
-        raise EnvironmentLimit("a worker process died, perhaps for lack of memory", "use --workers 1") from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _work(unit: list[InputFile], modality: Modality, rows_field: str | None, piece: Path) -> Account:
-    """In a worker: documents of some files into a folder of their own."""
-    piece.mkdir()
-    writer = Writer(piece)
-    account = _read(unit, modality, rows_field, writer, lambda size: None, 0)
-    writer.close()
-    return account
-
-
-def _ignore_interrupts() -> None:
-    """Ctrl-C is the main process's affair."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _measure(folder: Path, shards: Shards, modality: Modality) -> dict[str, Any]:
+def _measure(folder: Path, shards: Shards, splits: dict[str, Any], modality: Modality) -> dict[str, Any]:
     """Baselines of the split just made, on what the model will read."""
-    table = np.memmap(folder / "documents.bin", "<i8", "r").reshape(-1, len(COLUMNS))
     parts = []
     for split, limit in (("train", TRAIN_LIMIT), ("val", VAL_LIMIT)):
-        ranges = np.memmap(folder / f"split-{split}.bin", "<i8", "r").reshape(-1, 3)
-        starts = table[ranges[:, 0], 0] + ranges[:, 1]
-        data = sample(shards, starts, starts + ranges[:, 2], limit)
+        data = sample(shards, _stretches(folder, split), splits[split]["bytes"], limit)
         parts.append(data if modality.input_table is None else data.translate(modality.input_table))
     return baselines(*parts)
+
+
+def _stretches(folder: Path, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Where the stretches of a split begin and end in the shards, in parts."""
+    parts = table_rows(folder, f"split-{split}.bin", 3)
+    waiting, seen = next(parts), 0
+    for table in table_rows(folder):
+        while waiting[-1, 0] < seen + len(table) and (more := next(parts, None)) is not None:
+            waiting = np.concatenate([waiting, more])
+        here = int(np.searchsorted(waiting[:, 0], seen + len(table)))
+        if here:
+            starts = table[waiting[:here, 0] - seen, 0] + waiting[:here, 1]
+            yield starts, starts + waiting[:here, 2]
+        waiting, seen = waiting[here:], seen + len(table)
+        if not len(waiting):
+            break

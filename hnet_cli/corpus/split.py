@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from hnet_cli.corpus.dataset import COLUMNS, Shards
+from hnet_cli.corpus.dataset import Shards
+from hnet_cli.corpus.store import table_rows
 from hnet_cli.errors import InputError
-from hnet_cli.storage import NewFile
+from hnet_cli.storage import GrowingFile
 
 LEAST_BYTES = 2048
 """Below this there is nothing to learn from or to measure on."""
 LEAST_GROUPS = 20
+_ROWS_AT_ONCE = 1 << 20
 _AROUND = 1 << 16
 """Bytes on either side of the wished-for division that `Modality.cut` gets to see."""
 
@@ -24,65 +26,116 @@ def make_split(
 ) -> tuple[str, dict[str, Any], dict[str, dict[str, Any]]]:
     """Write `split-train.bin` and `split-val.bin`; gives the rule used, the counts, and the manifest entries.
 
-    `first_val`: documents from this one on are held out by the user's wish. Raises InputError for too little data.
+    `first_val`: documents from this one on are held out by the user's wish. Raises InputError for too little data. The
+    table is read in parts, several times: memory does not grow with the number of documents.
     """
-    table = np.memmap(folder / "documents.bin", "<i8", "r").reshape(-1, len(COLUMNS)) if shards.size else None
-    if table is None or shards.size < LEAST_BYTES:
+    if shards.size < LEAST_BYTES:
         raise InputError(
             f"too little data: {shards.size:,} bytes in all, at least {LEAST_BYTES:,} are needed", "give more input"
         )
-    lengths = table[:, 1]
-    documents = np.arange(len(table))
-    whole = np.stack([documents, np.zeros(len(table), np.int64), lengths], axis=1)
     wanted = val * shards.size
     if first_val is not None:
         rule = "the inputs given for validation"
-        train, held_out = whole[:first_val], whole[first_val:]
-    elif (chosen := _by_groups(table, wanted)) is not None:
+        held_out: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda number, groups: number >= first_val  # noqa: E731
+    elif (chosen := _by_groups(folder, wanted)) is not None:
         rule = "whole groups"
-        train, held_out = whole[~chosen], whole[chosen]
+        held_out = lambda number, groups: np.isin(groups, chosen)  # noqa: E731
     else:
         rule = "the end of the corpus"
-        document, at = _division(table, shards, wanted, cut)
-        train, held_out = whole[: document + 1].copy(), whole[document:].copy()
-        train[-1, 2], held_out[0, 1:] = at, (at, lengths[document] - at)
-        train, held_out = train[train[:, 2] > 0], held_out[held_out[:, 2] > 0]
-    if not len(train) or not len(held_out):
+        document, at = _division(folder, shards, wanted, cut)
+        held_out = lambda number, groups: number >= document  # noqa: E731
+    files = {name: GrowingFile(folder / f"split-{name}.bin") for name in ("train", "val")}
+    counts = {name: {"documents": 0, "bytes": 0} for name in files}
+
+    def write(name: str, ranges: np.ndarray) -> None:
+        ranges = ranges[ranges[:, 2] > 0]
+        files[name].write(np.ascontiguousarray(ranges, "<i8"))
+        counts[name]["documents"] += len(ranges)
+        counts[name]["bytes"] += int(ranges[:, 2].sum())
+
+    seen = 0
+    for table in table_rows(folder):
+        number = np.arange(seen, seen + len(table))
+        whole = np.stack([number, np.zeros(len(table), np.int64), table[:, 1]], axis=1)
+        out = held_out(number, table[:, 5])
+        if rule == "the end of the corpus" and seen <= document < seen + len(table):
+            divided = whole[document - seen]
+            write("train", np.concatenate([whole[~out], [[document, 0, at]]]))
+            write("val", np.concatenate([[[document, at, divided[2] - at]], whole[out][1:]]))
+        else:
+            write("train", whole[~out])
+            write("val", whole[out])
+        seen += len(table)
+    entries = {f"split-{name}.bin": file.close() for name, file in files.items()}
+    if not counts["train"]["documents"] or not counts["val"]["documents"]:
         raise InputError(
-            f"too little data to hold some out: {len(table):,} documents, {shards.size:,} bytes in all",
+            f"too little data to hold some out: {seen:,} documents, {shards.size:,} bytes in all",
             "give more input, a larger --val, or --val-input",
         )
-    counts, files = {}, {}
-    for name, ranges in (("train", train), ("val", held_out)):
-        with NewFile(folder / f"split-{name}.bin") as file:
-            file.write(np.ascontiguousarray(ranges, "<i8"))
-        files[f"split-{name}.bin"] = file.entry
-        counts[name] = {"documents": len(ranges), "bytes": int(ranges[:, 2].sum())}
-    return rule, counts, files
+    return rule, counts, entries
 
 
-def _by_groups(table: np.ndarray, wanted: float) -> np.ndarray | None:
-    """Which documents to hold out: groups in the order of their hashes until there is enough. None where the groups are
-    too few or too large for that to come near what is wanted."""
-    groups, of_document = np.unique(table[:, 5], return_inverse=True)
-    if len(groups) < LEAST_GROUPS:
+def _by_groups(folder: Path, wanted: float) -> np.ndarray | None:
+    """The groups to hold out, ascending: in the order of their hashes until there is enough. None where the groups are
+    too few or too large for that to come near what is wanted.
+
+    The table is divided by the first bits of the hashes, and only as much of it is looked at as is needed.
+    """
+    bits = 16
+    sizes, rows = np.zeros(1 << bits, np.int64), np.zeros(1 << bits, np.int64)
+    some: set[int] = set()
+    for table in table_rows(folder):
+        prefix = _prefix(table[:, 5], bits)
+        sizes += np.bincount(prefix, weights=table[:, 1], minlength=1 << bits).astype(np.int64)
+        rows += np.bincount(prefix, minlength=1 << bits)
+        if len(some) < LEAST_GROUPS:
+            some.update(np.unique(table[:, 5])[:LEAST_GROUPS].tolist())
+    if len(some) < LEAST_GROUPS:
         return None
-    sizes = np.bincount(of_document, weights=table[:, 1])
-    taken, chosen = 0.0, np.zeros(len(groups), bool)
-    for index, size in enumerate(sizes.tolist()):
-        if taken >= 0.9 * wanted:
-            break
-        if taken + size <= 1.5 * wanted:
-            chosen[index] = True
-            taken += size
-    return chosen[of_document] if taken >= 0.5 * wanted else None
+    taken, chosen = 0.0, []
+    begin = 0
+    while begin < 1 << bits and taken < 0.9 * wanted:
+        reached = np.cumsum(rows[begin:])
+        # As many prefixes as fit in memory, but not many more bytes than may be taken.
+        enough = int(np.searchsorted(np.cumsum(sizes[begin:]), 2 * (wanted - taken))) + 1
+        end = begin + max(1, min(int(np.searchsorted(reached, _ROWS_AT_ONCE, side="right")), enough))
+        for group, size in zip(*_group_sizes(folder, begin, end, bits), strict=True):
+            if taken >= 0.9 * wanted:
+                break
+            if taken + size <= 1.5 * wanted:
+                chosen.append(group)
+                taken += size
+        begin = end
+    return np.array(chosen, np.int64) if taken >= 0.5 * wanted else None
 
 
-def _division(table: np.ndarray, shards: Shards, wanted: float, cut: Callable[[bytes, int], int]) -> tuple[int, int]:
+def _prefix(groups: np.ndarray, bits: int) -> np.ndarray:
+    """The first bits of hashes, in the order of the hashes."""
+    return (groups >> (64 - bits)) + (1 << (bits - 1))
+
+
+def _group_sizes(folder: Path, begin: int, end: int, bits: int) -> tuple[list[int], list[int]]:
+    """Groups whose prefix is in [begin, end), ascending, and the bytes of each."""
+    groups, sizes = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    for table in table_rows(folder):
+        prefix = _prefix(table[:, 5], bits)
+        mine = table[(prefix >= begin) & (prefix < end)]
+        if len(mine):
+            groups, where = np.unique(np.concatenate([groups, mine[:, 5]]), return_inverse=True)
+            sizes = np.bincount(where, weights=np.concatenate([sizes, mine[:, 1]])).astype(np.int64)
+    return groups.tolist(), sizes.tolist()
+
+
+def _division(folder: Path, shards: Shards, wanted: float, cut: Callable[[bytes, int], int]) -> tuple[int, int]:
     """The document in which the held-out end of the corpus begins, and the byte within it."""
     target = min(max(shards.size - round(wanted), 1), shards.size - 1)
-    document = int(np.searchsorted(table[:, 0], target, side="right")) - 1
-    start, length = int(table[document, 0]), int(table[document, 1])
+    document, start, length = -1, 0, 0
+    for table in table_rows(folder):
+        inside = int(np.searchsorted(table[:, 0], target, side="right"))
+        if inside:
+            document, (start, length) = document + inside, table[inside - 1, :2].tolist()
+        if inside < len(table):
+            break
     near = target - start
     begin = max(0, near - _AROUND)
     at = begin + cut(shards.read(start + begin, start + min(length, near + _AROUND)), near - begin)

@@ -1,19 +1,57 @@
-"""Writing a dataset's files: documents appended to shards and tables, hashed on the way."""
+"""Writing a dataset's files: documents appended to shards and tables, hashed on the way.
+
+A writer can be rolled back to a mark (a file turns out to be damaged half-way), and its files be taken up again by
+another writer as far as they are what the first one said they were (after a kill).
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import zlib
 from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from hnet_cli.corpus.dataset import BLOCK, COLUMNS, SHARD, Shards, shard_name
 from hnet_cli.modality import escape
-from hnet_cli.storage import NewFile
+from hnet_cli.storage import GrowingFile
+
+ROW = 8 * len(COLUMNS)
+"""Bytes of a row of `documents.bin`."""
+
+
+@dataclass
+class State:
+    """How far a writer is, and checksums (CRC-32) of what it wrote since the state before."""
+
+    bytes: int
+    documents: int
+    names: int
+    """Bytes of `names.txt`."""
+    blocks: list[int]
+    """Of the blocks filled since the state before."""
+    rest: int
+    """Of what is in the block that is not full."""
+    table: int
+    lines: int
+
+
+class _Mark(NamedTuple):
+    bytes: int
+    documents: int
+    names_end: int
+    blocks: int
+    rest: int
+    crcs: tuple[int, int]
+    table: tuple[int, Any]
+    names: tuple[int, Any]
+    shard: tuple[int, Any] | None
 
 
 class Writer:
@@ -24,21 +62,23 @@ class Writer:
         self.bytes = 0
         self.documents = 0
         self.files: dict[str, dict[str, Any]] = {}
-        self._shard: NewFile | None = None
+        self._shard: GrowingFile | None = None
         self._block = bytearray()
         self._checksums = array("I")
+        self._told = 0  # checksums that were in the last state
         self._rows = array("q")
-        self._table = NewFile(folder / "documents.bin")
+        self._table = GrowingFile(folder / "documents.bin")
         self._lines: list[bytes] = []
-        self._lines_end = 0
-        self._names = NewFile(folder / "names.txt")
+        self._names_end = 0
+        self._names = GrowingFile(folder / "names.txt")
+        self._crcs = 0, 0  # of rows and lines since the last state
 
     def add(self, data: bytes, source: int, offset: int, name: str, group: str) -> None:
         """One document: `source` is an index, `offset` its first byte's coordinate, `name` as shown to the user."""
-        self._rows.extend((self.bytes, len(data), source, offset, self._lines_end, group_hash(group)))
+        self._rows.extend((self.bytes, len(data), source, offset, self._names_end, group_hash(group)))
         line = (escape(name, keep="\t") + "\n").encode("utf-8", "backslashreplace")
         self._lines.append(line)
-        self._lines_end += len(line)
+        self._names_end += len(line)
         self.documents += 1
         if len(self._lines) >= 8192:
             self._flush_tables()
@@ -47,14 +87,14 @@ class Writer:
     def absorb(self, folder: Path, sources: int) -> None:
         """Append all documents of the closed writer of `folder`, whose source indices begin at `sources` here."""
         self._flush_tables()
-        table = np.fromfile(folder / "documents.bin", "<i8").reshape(-1, len(COLUMNS))
-        table += np.array([self.bytes, 0, sources, 0, self._lines_end, 0])
-        self._table.write(table)
-        self.documents += len(table)
+        shift = np.array([self.bytes, 0, sources, 0, self._names_end, 0])
+        for rows in table_rows(folder):
+            self._write_tables((rows + shift).astype("<i8").tobytes(), b"")
+            self.documents += len(rows)
         with open(folder / "names.txt", "rb") as names:
             while lines := names.read(BLOCK):
-                self._names.write(lines)
-                self._lines_end += len(lines)
+                self._write_tables(b"", lines)
+                self._names_end += len(lines)
         for index in range(len(list(folder.glob("shard-*")))):
             with open(folder / shard_name(index), "rb") as shard:
                 while data := shard.read(BLOCK):
@@ -66,12 +106,91 @@ class Writer:
         if self._block:
             self._write_block()
         self._end_shard()
-        checksums = NewFile(self.folder / "blocks.bin")
+        checksums = GrowingFile(self.folder / "blocks.bin")
         checksums.write(np.array(self._checksums, "<u4"))
         for name, file in (("documents.bin", self._table), ("names.txt", self._names), ("blocks.bin", checksums)):
-            file.close()
-            self.files[name] = file.entry
+            self.files[name] = file.close()
         return Shards(self.folder, self.bytes, np.array(self._checksums, np.uint32))
+
+    # --- going back, and going on -------------------------------------------------------------------------------------
+
+    def mark(self) -> _Mark:
+        """A point to `rollback` to; any later state makes it void."""
+        self._flush_tables()
+        return _Mark(
+            self.bytes, self.documents, self._names_end, len(self._checksums), len(self._block), self._crcs,
+            self._table.mark(), self._names.mark(), self._shard and self._shard.mark(),
+        )  # fmt: skip
+
+    def rollback(self, mark: _Mark) -> None:
+        """Forget what was added since `mark`."""
+        self._rows, self._lines = array("q"), []
+        self.bytes, self.documents, self._names_end, self._crcs = mark.bytes, mark.documents, mark.names_end, mark.crcs
+        self._table.rollback(mark.table)
+        self._names.rollback(mark.names)
+        if len(self._checksums) > mark.blocks:
+            if self._shard is not None:
+                self._shard.close()
+            index, at = divmod(mark.blocks * BLOCK, SHARD)
+            self._shard = GrowingFile(self.folder / shard_name(index))
+            self._block = bytearray(self._shard.read(at, mark.rest))
+            if mark.shard is not None:
+                self._shard.rollback(mark.shard)
+            del self._checksums[mark.blocks :]
+            self.remove_others()
+        del self._block[mark.rest :]
+
+    def state(self) -> State:
+        """What `restore` needs to know to come back to this point; all of it is on disk then."""
+        self._flush_tables()
+        if self._block:
+            self._open_shard().preview(self._block)
+        blocks, self._told = self._checksums[self._told :].tolist(), len(self._checksums)
+        (table, lines), self._crcs = self._crcs, (0, 0)
+        return State(self.bytes, self.documents, self._names_end, blocks, zlib.crc32(self._block), table, lines)
+
+    def restore(self, state: State) -> bool:
+        """Go on to `state`, if the files in the folder hold what it says; else nothing changes."""
+        mark, told, block = self.mark(), self._told, self._block
+        try:
+            good = self._restore(state)
+        except (ValueError, TypeError, OSError):
+            good = False
+        if not good:
+            self.rollback(mark)
+            self._told, self._block = told, block
+        return good
+
+    def _restore(self, state: State) -> bool:
+        for data in _stretches(self._table, self.documents * ROW, state.documents * ROW):
+            self._write_tables(data, b"", adopt=True)
+        for data in _stretches(self._names, self._names_end, state.names):
+            self._write_tables(b"", data, adopt=True)
+        if self._crcs != (state.table, state.lines):
+            return False
+        for crc in state.blocks:
+            self._block = bytearray(self._open_shard().read(len(self._checksums) * BLOCK % SHARD, BLOCK))
+            if len(self._block) < BLOCK or zlib.crc32(self._block) != crc:
+                return False
+            self._write_block(adopt=True)
+        rest = state.bytes - len(self._checksums) * BLOCK
+        if not 0 <= rest < BLOCK:
+            return False
+        self._block = bytearray(self._open_shard().read(len(self._checksums) * BLOCK % SHARD, rest) if rest else b"")
+        self.bytes, self.documents, self._names_end = state.bytes, state.documents, state.names
+        self._told, self._crcs = len(self._checksums), (0, 0)
+        return len(self._block) == rest and zlib.crc32(self._block) == state.rest
+
+    def remove_others(self) -> None:
+        """Delete all files in the folder that are not part of what was written so far."""
+        shards = {shard_name(i) for i in range(-(-len(self._checksums) * BLOCK // SHARD))}
+        current = {self._shard.path.name} if self._shard is not None else set()
+        self.files = {name: entry for name, entry in self.files.items() if name in shards - current}
+        for entry in list(os.scandir(self.folder)):
+            if entry.name not in shards | current | {"documents.bin", "names.txt"}:
+                os.unlink(entry.path)
+
+    # --- shards and tables --------------------------------------------------------------------------------------------
 
     def _append(self, data: bytes) -> None:
         self.bytes += len(data)
@@ -83,25 +202,46 @@ class Writer:
             if len(self._block) == BLOCK:
                 self._write_block()
 
-    def _write_block(self) -> None:
+    def _open_shard(self) -> GrowingFile:
         if self._shard is None:
-            self._shard = NewFile(self.folder / shard_name(len(self._checksums) * BLOCK // SHARD))
-        self._shard.write(self._block)
+            self._shard = GrowingFile(self.folder / shard_name(len(self._checksums) * BLOCK // SHARD))
+        return self._shard
+
+    def _write_block(self, adopt: bool = False) -> None:
+        shard = self._open_shard()
+        (shard.adopt if adopt else shard.write)(self._block)
         self._checksums.append(zlib.crc32(self._block))
         self._block = bytearray()
-        if self._shard.size == SHARD:
+        if shard.size == SHARD:
             self._end_shard()
 
     def _end_shard(self) -> None:
         if self._shard is not None:
-            self._shard.close()
-            self.files[shard_name((len(self._checksums) - 1) * BLOCK // SHARD)] = self._shard.entry
+            self.files[self._shard.path.name] = self._shard.close()
             self._shard = None
 
     def _flush_tables(self) -> None:
-        self._table.write(np.array(self._rows, "<i8"))
-        self._names.write(b"".join(self._lines))
-        self._rows, self._lines = array("q"), []
+        if self._lines:
+            self._write_tables(np.array(self._rows, "<i8").tobytes(), b"".join(self._lines))
+            self._rows, self._lines = array("q"), []
+
+    def _write_tables(self, rows: bytes, lines: bytes, adopt: bool = False) -> None:
+        for file, data in ((self._table, rows), (self._names, lines)):
+            (file.adopt if adopt else file.write)(data)
+        self._crcs = zlib.crc32(rows, self._crcs[0]), zlib.crc32(lines, self._crcs[1])
+
+
+def _stretches(file: GrowingFile, start: int, end: int) -> Iterator[bytes]:
+    while start < end and (data := file.read(start, min(BLOCK, end - start))):
+        yield data
+        start += len(data)
+
+
+def table_rows(folder: Path, name: str = "documents.bin", columns: int = len(COLUMNS)) -> Iterator[np.ndarray]:
+    """A table of int64 in parts of (n, columns), some MB each: a memory map would count as memory in use."""
+    with open(folder / name, "rb") as file:
+        while len(rows := np.fromfile(file, "<i8", columns << 16)):
+            yield rows.reshape(-1, columns)
 
 
 @lru_cache(maxsize=256)

@@ -6,6 +6,7 @@ Whatever changes the disk is a call of `os`, looked up when it is made: there te
 """
 
 from hnet_cli.storage.files import (
+    GrowingFile,
     NewFile,
     append_text,
     file_sha256,
@@ -22,6 +23,7 @@ from hnet_cli.storage.folders import (
     MANIFEST,
     read_manifest,
     remove_folder,
+    resumable_folder,
     staged_folder,
     verify_file,
     verify_folder,
@@ -32,6 +34,7 @@ from hnet_cli.streams import decompressed, open_input, shown
 __all__ = [
     "MANIFEST",
     "FolderLock",
+    "GrowingFile",
     "NewFile",
     "append_text",
     "decompressed",
@@ -44,6 +47,7 @@ __all__ = [
     "os_errors",
     "read_manifest",
     "remove_folder",
+    "resumable_folder",
     "shown",
     "staged_file",
     "staged_folder",

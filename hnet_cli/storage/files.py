@@ -104,6 +104,47 @@ class NewFile(io.BufferedIOBase):
         return {"size": self.size, "sha256": self._digest.hexdigest()}
 
 
+class GrowingFile:
+    """A file that is hashed while it grows, and may be cut back. What is beyond `size` is gone when it is closed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.size, self._digest = path, 0, hashlib.sha256()
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+    def write(self, data: Any) -> None:
+        """Append a buffer."""
+        self.preview(data)
+        self.adopt(data)
+
+    def preview(self, data: Any) -> None:
+        """Put the bytes on disk that will be appended later, perhaps with others after them."""
+        view, at = memoryview(data).cast("B"), self.size
+        while view:
+            written = os.pwrite(self._descriptor, view, at)
+            view, at = view[written:], at + written
+
+    def adopt(self, data: Any) -> None:
+        """Append bytes that are on disk already."""
+        self._digest.update(data)
+        self.size += memoryview(data).nbytes
+
+    def read(self, start: int, count: int) -> bytes:
+        """Bytes on disk, fewer at the end of the file."""
+        return os.pread(self._descriptor, count, start)
+
+    def mark(self) -> tuple[int, Any]:
+        return self.size, self._digest.copy()
+
+    def rollback(self, mark: tuple[int, Any]) -> None:
+        self.size, self._digest = mark[0], mark[1].copy()
+
+    def close(self) -> dict[str, Any]:
+        """Gives what a manifest says of the file."""
+        os.ftruncate(self._descriptor, self.size)
+        os.close(self._descriptor)
+        return {"size": self.size, "sha256": self._digest.hexdigest()}
+
+
 def _write(descriptor: int, data: memoryview) -> None:
     while data:
         data = data[os.write(descriptor, data) :]

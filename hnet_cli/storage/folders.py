@@ -12,19 +12,20 @@ import secrets
 import shutil
 import socket
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from hnet_cli.errors import BusyError, DamagedError, StorageError
 from hnet_cli.storage.files import file_sha256, fsync, fsync_folder, json_bytes, make_folder, os_errors, write_json
+from hnet_cli.storage.lock import FolderLock
 from hnet_cli.streams import shown
 
 MANIFEST = "manifest.json"
 FORMAT = 1
 _KEYS = {"format", "kind", "version", "files"}
 """Of a manifest; `version` stands in those of early checkpoints."""
-_KINDS = {None, "checkpoint", "dataset", "model"}
+_KINDS = {None, "checkpoint", "dataset", "dataset part", "model"}
 MANIFEST_LIMIT = 16 << 20
 """Bytes of a manifest that is read; a dataset of 100 TB has one of this size."""
 
@@ -47,19 +48,61 @@ def staged_folder(target: Path, *, overwrite: bool = False, manifest: dict[str, 
         with os_errors(target):
             yield temporary
             _seal(temporary, manifest or {})
-            if _refuse_existing(target, overwrite):
-                _exchange(temporary, target)
-                # What was replaced now bears the temporary name; it is deleted under a name that says so.
-                old = temporary.with_name(temporary.name.replace(".tmp-", ".del-"))
-                os.rename(temporary, old)
-                temporary = old
-            else:
-                os.rename(temporary, target)
-            fsync_folder(target.parent)
+            temporary = _publish(temporary, target, overwrite)
     finally:
         # After an exception this is the unfinished folder, after an overwrite the old one; else it is gone already.
         _delete(temporary)
         os.close(lock)
+
+
+@contextlib.contextmanager
+def resumable_folder(
+    target: Path,
+    *,
+    overwrite: bool = False,
+    manifest: dict[str, Any] | None = None,
+    worth_keeping: Callable[[], bool] = lambda: True,
+) -> Iterator[Path]:
+    """A work folder `.NAME.partial` beside `target`; its subfolder `done` becomes `target` when the block ends.
+
+    It outlives a kill, and an exception if `worth_keeping()` says so; the next call finds all as it was left. One
+    process at a time holds it. Otherwise as `staged_folder`.
+    """
+    target = Path(target)
+    work = target.with_name(f".{target.name}.partial")
+    done = work / "done"
+    with os_errors(target):
+        make_folder(target.parent)
+        _sweep(target)
+    with FolderLock(work):
+        keep = done.exists()  # without it, it was left after the rename
+        try:
+            _refuse_existing(target, overwrite)
+            with os_errors(target):
+                make_folder(done)
+                keep = False
+                yield work
+                _seal(done, manifest or {})
+                _publish(done, target, overwrite)
+        except BaseException:
+            if not (keep or worth_keeping()):
+                _delete(work)
+            raise
+        _delete(work)
+
+
+def _publish(folder: Path, target: Path, overwrite: bool) -> Path:
+    """Rename a sealed folder to `target`; the path of what is to be deleted: the one replaced, or nothing."""
+    if _refuse_existing(target, overwrite):
+        _exchange(folder, target)
+        # What was replaced now bears the temporary name; it is deleted under a name that says so.
+        old = folder.with_name(f".{target.name}.del-{secrets.token_hex(4)}")
+        os.rename(folder, old)
+        folder = old
+    else:
+        os.rename(folder, target)
+    fsync_folder(target.parent)
+    return folder
 
 
 def remove_folder(path: Path) -> None:
