@@ -15,6 +15,7 @@ import typer
 
 import hnet_cli
 from hnet_cli.errors import EnvironmentLimit, HNetError, StorageError, UsageError
+from hnet_cli.evaluation.command import evaluate
 
 INTERRUPTED = 130
 app = typer.Typer(
@@ -230,6 +231,9 @@ def sample(
         model, prompt, prompt_file, max_bytes=max_bytes, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
         number=number, show_chunks=show_chunks, raw=raw, device=_device(device), as_json=as_json,
     )  # fmt: skip
+
+
+app.command("eval")(evaluate)
 
 
 # -- runs, presets, doctor, convert ------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ and import nothing of hnet but this module and `hnet_cli.errors`. Only `name`, `
 from __future__ import annotations
 
 import io
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
@@ -87,6 +88,52 @@ class Chunk:
     start: int
     end: int
     probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gold:
+    """A stretch of bytes and where the units begin in it that people have marked."""
+
+    data: bytes
+    """As stored, like `Document.data`."""
+    edges: Mapping[str, Sequence[int]]
+    """By kind of unit: positions, ascending. Position 0 counts for nothing: a document begins with a boundary."""
+    name: str = "-"
+
+
+class Annotation:
+    """What is known about records by coordinates. Read by `Modality.annotation`, asked document by document."""
+
+    def edges(self, document: Document) -> Mapping[str, Sequence[int]]:
+        """As `Gold.edges`: positions in the document where what is annotated begins, by kind."""
+        return {}
+
+    def regions(self, document: Document) -> Mapping[str, Sequence[int]]:
+        """Positions in the document by the kind of place they are, ascending; kinds may overlap."""
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One place where two sequences differ, with what surrounds it; all as the model reads it."""
+
+    name: str
+    before: bytes
+    reference: bytes
+    alternative: bytes
+    after: bytes
+    begins: bool = False
+    """Whether `before` reaches back to the beginning of its record."""
+    ends: bool = False
+    """Whether `after` reaches the end of its record."""
+    fields: Mapping[str, str] = field(default_factory=dict)
+    """What the file says about it."""
+    baselines: Mapping[str, float] = field(default_factory=dict)
+    """Scores that need no model, to be no better than which would be a shame."""
+
+
+Perturbation = Callable[[bytes, random.Random], bytes]
+"""A document and a source of chance -> the document, distorted."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +224,38 @@ class Modality:
         "token"). `segment` and `eval` report which fraction of the learned boundaries falls on them, beside chance.
         Position 0 counts like any other; callers leave it out, since every document begins with a boundary."""
         return {}
+
+    # -- what `hnet eval` asks for -------------------------------------------------------------------------------------
+
+    def units(self, document: Document) -> Mapping[str, Sequence[int]]:
+        """`reference_edges` of a document whose name may tell more, such as the programming language."""
+        return self.reference_edges(document.data)
+
+    def settle(self, data: bytes) -> Sequence[int] | None:
+        """For each position 0 to len(data), where a boundary there is read by people, at or after it: one inside a
+        character at the next character, one in white space at the next word. None: where it stands."""
+        return None
+
+    def gold(self, source: Source) -> Iterator[Gold | Refused]:
+        """The marked stretches of a gold file. Raises UsageError for a modality that has no such files."""
+        raise UsageError(f"modality {self.name} reads no gold files")
+
+    def annotation(self, source: Source) -> Annotation:
+        """An annotation by coordinates. Raises UsageError for a modality that has none, InputError for a bad file."""
+        raise UsageError(f"modality {self.name} has no annotation by coordinates")
+
+    def perturbations(self) -> Mapping[str, Perturbation]:
+        """Distortions by name that a reader of this modality would see through."""
+        return {}
+
+    def mirror(self, data: bytes) -> bytes | None:
+        """The same content read the other way round: the reverse complement. None where there is no such thing."""
+        return None
+
+    def variants(self, calls: Source, reference: Source, flank: int) -> Iterator[Variant | Refused]:
+        """The variants of a file of calls in the reference it refers to, with up to `flank` bytes on either side.
+        Raises UsageError for a modality that has none."""
+        raise UsageError(f"modality {self.name} has no variants")
 
     def render(self, document: Document, chunks: Iterable[Chunk], format: str) -> Iterator[str]:
         """Lines of one of this modality's own `formats` for a document."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO, ClassVar
 
 import numpy as np
@@ -14,6 +14,7 @@ from ._bytes import binary_reason, blank_reason, drain, read
 
 PIECE = 1 << 20  # longest document in bytes; a longer source is divided
 BOM = codecs.BOM_UTF8
+WHITE = np.array([code for code in range(0x3001) if chr(code).isspace()])  # code points; U+3000 is the last
 
 
 class Utf8(Modality):
@@ -78,6 +79,12 @@ class Utf8(Modality):
 
     def automaton(self) -> Automaton:
         return AUTOMATON
+
+    def settle(self, data: bytes) -> Sequence[int]:
+        """At the next character; past white space, so that a chunk may begin with the space before a word."""
+        codes, starts = code_points(data)
+        kept = starts[~np.isin(codes, WHITE)]
+        return np.append(kept, len(data))[np.searchsorted(kept, np.arange(len(data) + 1))]  # type: ignore[return-value]
 
 
 def pieces(head: bytes, stream: BinaryIO, encoding: str) -> Iterator[bytes]:

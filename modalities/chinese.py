@@ -6,14 +6,16 @@ Units known without training: `character` starts and, where the optional package
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 
 import numpy as np
 
-from hnet_cli.modality import suffix
+from hnet_cli.modality import Gold, Perturbation, Refused, Source, suffix
 
 from ._bytes import binary_reason
+from ._gold import gold
+from ._noise import CHINESE
 from ._utf8 import Utf8, code_points, decoded, han_count
 
 LEGACY = {"gb18030": "GB18030", "big5hkscs": "Big5"}  # Python codec: name shown
@@ -72,6 +74,13 @@ class Chinese(Utf8):
         if find_spec("jieba"):
             edges["word"] = _jieba_words(data, starts)
         return edges
+
+    def gold(self, source: Source) -> Iterator[Gold | Refused]:
+        """CoNLL-U, SIGHAN's words set apart by spaces, or SIGMORPHON's morphemes; see `_gold`."""
+        return gold(source, spaced=False)
+
+    def perturbations(self) -> Mapping[str, Perturbation]:
+        return CHINESE
 
 
 def legacy_encoding(head: bytes) -> str:

@@ -12,9 +12,11 @@ from pathlib import Path
 
 from pathspec import GitIgnoreSpec
 
-from hnet_cli.modality import Refused, suffix
+from hnet_cli.modality import Document, Perturbation, Refused, suffix
 
 from ._bytes import binary_reason, words
+from ._lexers import token_starts
+from ._noise import CODE
 from ._utf8 import PIECE, Utf8, decoded
 
 SUFFIXES = words(
@@ -101,6 +103,18 @@ class Code(Utf8):
         of white space, an operator of the C family, any other single byte. Comments and strings are lexed like the
         rest, for no lexer that does not know the language can find their ends."""
         return {"token": [match.start() for match in TOKEN.finditer(data)]}
+
+    def units(self, document: Document) -> Mapping[str, Sequence[int]]:
+        """`token`: by Python's own tokenizer or the Pygments lexer of the file's language; a string or a comment is one
+        token, and an edge is its start. Where the language is unknown, or the piece of a file makes no sense to its
+        lexer, as in `reference_edges` without white space."""
+        starts = token_starts(document.data, document.source)
+        if starts is None:
+            starts = [match.start() for match in TOKEN.finditer(document.data) if not match[0].isspace()]
+        return {"token": starts}
+
+    def perturbations(self) -> Mapping[str, Perturbation]:
+        return CODE
 
 
 class Ignored:

@@ -22,9 +22,23 @@ from typing import BinaryIO
 import numpy as np
 from Bio.SeqIO.FastaIO import SimpleFastaParser
 
-from hnet_cli.modality import Automaton, Chunk, Document, Modality, Refused, Source, suffix
+from hnet_cli.modality import (
+    Annotation,
+    Automaton,
+    Chunk,
+    Document,
+    Modality,
+    Perturbation,
+    Refused,
+    Source,
+    Variant,
+    suffix,
+)
 
+from ._annotation import annotation
 from ._bytes import binary_reason, blank_reason, drain, read, words
+from ._noise import DNA, reverse_complement
+from ._variants import variants
 
 BLOCK = 1 << 18  # bytes of a file parsed at once; small enough for a processor's cache
 PIECE = 1 << 20  # longest document in bases
@@ -121,6 +135,21 @@ class Dna(Modality):
         same = bases[1:] == bases[:-1]
         starts = same[:-1] & same[1:] & ~np.concatenate(([False], same[:-2]))
         return {"homopolymer": np.flatnonzero(starts).tolist()}
+
+    def annotation(self, source: Source) -> Annotation:
+        """GFF3, GTF or GenBank; see `_annotation`."""
+        return annotation(source)
+
+    def perturbations(self) -> Mapping[str, Perturbation]:
+        return DNA
+
+    def mirror(self, data: bytes) -> bytes:
+        """The reverse complement."""
+        return reverse_complement(data)
+
+    def variants(self, calls: Source, reference: Source, flank: int) -> Iterator[Variant | Refused]:
+        """VCF and FASTA; see `_variants`."""
+        return variants(calls, reference, flank)
 
     def render(self, document: Document, chunks: Iterable[Chunk], format: str) -> Iterator[str]:
         """BED: sequence name, start from 0, end, `stage0`, score 0 to 1000."""

@@ -6,14 +6,16 @@ Units known without training: `word` edges, see `Text.reference_edges`.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
 
-from hnet_cli.modality import suffix
+from hnet_cli.modality import Gold, Perturbation, Refused, Source, suffix
 
 from ._bytes import binary_reason, words
+from ._gold import gold
+from ._noise import TEXT
 from ._utf8 import Utf8, code_points, decoded, han_count
 
 SUFFIXES = words(".txt .text .md .markdown .rst .adoc .org .tex .srt .vtt .log")
@@ -44,6 +46,13 @@ class Text(Utf8):
         inside = _word_characters()[codes] if codes.max(initial=0) < 128 else _in_words(codes)
         edges = inside != np.concatenate(([False], inside[:-1]))
         return {"word": starts[edges].tolist()}
+
+    def gold(self, source: Source) -> Iterator[Gold | Refused]:
+        """CoNLL-U, one sentence of words set apart by spaces a line, or SIGMORPHON's morphemes; see `_gold`."""
+        return gold(source, spaced=True)
+
+    def perturbations(self) -> Mapping[str, Perturbation]:
+        return TEXT
 
 
 def _in_words(codes: np.ndarray) -> np.ndarray:

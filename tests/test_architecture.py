@@ -29,7 +29,7 @@ LAYERS: list[set[str]] = [
     {"plan"},  # what a run would take, before it starts
     {"report"},  # a run as a page
     {"progress", "runs"},  # a run as it is shown on screen, and all that there are
-    {"verbs", "compare", "quickstart"},  # these run other verbs
+    {"verbs", "compare", "quickstart", "evaluation"},  # these run other verbs
     {"verbs"},  # what the longer commands ask and print
     {"cli"},
     {"__main__"},

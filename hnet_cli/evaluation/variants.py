@@ -1,0 +1,179 @@
+"""What a model says about variants: how much less likely the alternative is than the reference, on both strands.
+
+The score of a variant is ln P(alternative + what follows | what precedes) - ln P(reference + what follows | what
+precedes). Both read exactly the same flanks, of their full length for indels too: nothing is padded and no base of a
+flank is read with one allele only. The mirrored sequence (`Modality.mirror`) is scored likewise, and the mean reported.
+Negative: the model finds the alternative worse. An insertion has more bytes to pay for; compare like with like.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hnet_cli import corpus, storage
+from hnet_cli.errors import InputError
+from hnet_cli.evaluation.resampling import with_interval
+from hnet_cli.evaluation.scoring import loglikelihoods
+from hnet_cli.modality import Modality, Refused, Source, Variant
+from hnet_cli.model import HNetForCausalLM
+from hnet_cli.windows import BOS
+
+AT_ONCE = 64
+LABEL_TIMES = 200
+"""Draws for the interval of a correlation."""
+
+
+def score_variants(
+    model: HNetForCausalLM,
+    kind: Modality,
+    calls: Path,
+    reference: Path,
+    context: int,
+    out: Path | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+    label: str | None = None,
+) -> dict[str, Any]:
+    """Score every variant of a file of calls; half of `context` is read on either side. `out`: a TSV, a line each.
+
+    `label`: a field of the file to compare with; default AF where it is there. Raises InputError if nothing is scored.
+    """
+    refused: Counter[str] = Counter()
+    kept: list[Variant] = []
+    scores: list[tuple[float, float]] = []
+
+    def variants() -> Iterator[Variant]:
+        for item in kind.variants(_source(calls, kind), _source(reference, kind), max(1, context // 2)):
+            if isinstance(item, Refused):
+                refused[item.reason] += 1
+            else:
+                yield item
+
+    waiting = variants()
+    while some := list(islice(waiting, AT_ONCE)):
+        forward, backward = _ratios(model, some), _ratios(model, [_mirrored(kind, each) for each in some])
+        scores += zip(forward.tolist(), backward.tolist(), strict=True)
+        kept += some
+        progress(len(kept))
+    if not kept:
+        why = refused.most_common(1)[0][0] if refused else "it is empty"
+        raise InputError(f"no variant of {calls} can be scored: {why}")
+    table = np.array(scores)
+    mean = table.mean(1)
+    if out is not None:
+        _write(out, kept, table, mean)
+    kinds = Counter(_kind(each) for each in kept)
+    result: dict[str, Any] = {
+        "variants": len(kept),
+        "left_out": dict(refused),
+        "kinds": dict(kinds),
+        **with_interval("llr", np.stack([mean, np.ones(len(mean))], 1)),
+        **{f"llr_{name}": float(mean[[_kind(each) == name for each in kept]].mean()) for name in kinds},
+        "strand_correlation": _spearman(table[:, 0], table[:, 1]),
+    }
+    label = label or ("AF" if all("AF" in each.fields for each in kept) else None)
+    return result | ({"label": _labelled(kept, mean, label)} if label else {})
+
+
+def _source(path: Path, kind: Modality) -> Source:
+    for found in corpus.sources_of([path], kind):
+        if isinstance(found, Source):
+            return found
+        raise InputError(f"{path}: {found.reason}")
+    raise InputError(f"{path} is empty")
+
+
+def _ratios(model: HNetForCausalLM, variants: Iterable[Variant]) -> np.ndarray:
+    """(n,) in nats."""
+    pairs = []
+    for each in variants:
+        before = (BOS if each.begins else b"") + each.before
+        if not before:  # nothing known precedes: the base before it is unknown, which BOS says best
+            before = BOS
+        pairs += [(before, each.alternative + each.after), (before, each.reference + each.after)]
+    log, _ = loglikelihoods(model, pairs)
+    return log[::2] - log[1::2]
+
+
+def _mirrored(kind: Modality, each: Variant) -> Variant:
+    before, reference, alternative, after = (
+        kind.mirror(part) or b"" for part in (each.after, each.reference, each.alternative, each.before)
+    )
+    return Variant(each.name, before, reference, alternative, after, each.ends, each.begins)
+
+
+def _kind(each: Variant) -> str:
+    change = len(each.alternative) - len(each.reference)
+    if change:
+        return "insertion" if change > 0 else "deletion"
+    return "substitution" if len(each.reference) == 1 else "block"
+
+
+def _labelled(kept: list[Variant], mean: np.ndarray, label: str) -> dict[str, Any]:
+    """How well the scores agree with a field: Spearman's rho, or, where it has two values, the area under the ROC curve
+    for the value that is greater; of the model (with an interval over variants) and of what needs none."""
+    try:
+        values = [each.fields[label] for each in kept]
+    except KeyError as error:
+        raise InputError(f"a variant has no field {label}", "name another with --label") from error
+    classes = sorted(set(values))
+    try:
+        numbers = np.array([float(value.split(",")[0]) for value in values])
+    except ValueError as error:
+        if len(classes) != 2:
+            raise InputError(f"{label} is neither a number nor one of two values") from error
+        numbers = np.array([float(value == classes[1]) for value in values])
+    binary = len(set(numbers.tolist())) == 2
+    measure = _auc if binary else _spearman
+    random = np.random.default_rng(0)
+    drawn = [measure(mean[at], numbers[at]) for at in random.integers(0, len(mean), (LABEL_TIMES, len(mean)))]
+    names = sorted({name for each in kept for name in each.baselines})
+    rivals = {name: measure(np.array([e.baselines.get(name, 0.0) for e in kept]), numbers) for name in names}
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    return {
+        "field": label,
+        "measure": "auroc" if binary else "spearman",
+        "model": measure(mean, numbers),
+        "model_ci95": [float(low), float(high)],
+        "baselines": rivals,
+    }
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """From 1, ties share the mean."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return (ends - (counts - 1) / 2)[inverse]
+
+
+def _spearman(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = _ranks(a), _ranks(b)
+    a, b = a - a.mean(), b - b.mean()
+    norm = float(np.sqrt((a * a).sum() * (b * b).sum()))
+    return float((a * b).sum()) / norm if norm else 0.0
+
+
+def _auc(scores: np.ndarray, values: np.ndarray) -> float:
+    high = values == values.max()
+    positive, negative = int(high.sum()), int((~high).sum())
+    if not positive or not negative:
+        return float("nan")
+    return float((_ranks(scores)[high].sum() - positive * (positive + 1) / 2) / (positive * negative))
+
+
+def _write(out: Path, kept: list[Variant], table: np.ndarray, mean: np.ndarray) -> None:
+    names = sorted({name for each in kept for name in each.baselines})
+    with storage.staged_file(out) as binary:
+        text = io.TextIOWrapper(binary, encoding="utf-8", newline="")
+        text.write("\t".join(["variant", "kind", "llr", "llr_forward", "llr_reverse", *names]) + "\n")
+        for each, (forward, backward), score in zip(kept, table.tolist(), mean.tolist(), strict=True):
+            numbers = [score, forward, backward, *(each.baselines.get(name, 0.0) for name in names)]
+            text.write("\t".join([each.name, _kind(each), *(f"{number:.6g}" for number in numbers)]) + "\n")
+        text.flush()
+        text.detach()

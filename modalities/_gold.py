@@ -1,0 +1,161 @@
+"""Gold files of languages: words of a treebank (CoNLL-U) or set apart by spaces (SIGHAN), morphemes (SIGMORPHON)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from itertools import accumulate, chain
+from typing import BinaryIO
+
+from hnet_cli.errors import InputError
+from hnet_cli.modality import Gold, Refused, Source
+
+TREEBANK_ROW = re.compile(r"\d+([-.]\d+)?\t\S")
+
+
+def gold(source: Source, *, spaced: bool) -> Iterator[Gold | Refused]:
+    """The sentences of a gold file, whose format is known by its first lines. `spaced`: whether this language is
+    written with spaces between words; else the spaces of a segmented file are marks and no part of the text.
+
+    Raises InputError for a file that is not UTF-8 or holds no sentence.
+    """
+    empty = True
+    with source.open() as stream:
+        lines = _lines(stream, source.name)
+        first = []
+        for line in lines:
+            first.append(line)
+            if line.strip() and not line.startswith("#"):
+                break
+        told = first[-1] if first else ""
+        if TREEBANK_ROW.match(told):
+            found = _treebank(chain(first, lines), source.name, spaced)
+        elif "\t" in told:
+            found = _morphemes(chain(first, lines), source.name)
+        else:
+            found = _segmented(chain(first, lines), source.name, spaced)
+        for item in found:
+            empty = empty and isinstance(item, Refused)
+            yield item
+    if empty:
+        raise InputError(f"{source.name} holds no marked sentence", "give CoNLL-U, words set apart by spaces, or "
+                         "SIGMORPHON's columns")  # fmt: skip
+
+
+def _lines(stream: BinaryIO, name: str) -> Iterator[str]:
+    for number, line in enumerate(stream, 1):
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            where = f"{name}, line {number}"
+            raise InputError(f"{where}: byte 0x{line[error.start]:02x} is not UTF-8", "convert the file") from error
+        yield text.removeprefix("\ufeff").rstrip("\r\n")
+
+
+def _marked(words: Iterable[str], spaces: Iterable[bool], name: str) -> Gold:
+    """A sentence of words, each followed by a space or not."""
+    parts, edges, at = [], [], 0
+    for word, space in zip(words, spaces, strict=True):
+        edges.append(at)
+        parts.append(word.encode() + b" " * space)
+        at += len(parts[-1])
+    return Gold(b"".join(parts).rstrip(b" "), {"word": edges}, name)
+
+
+def _treebank(lines: Iterator[str], name: str, spaced: bool) -> Iterator[Gold | Refused]:
+    """Surface words: of a range such as `8-9` (don't) the whole, not its parts; empty nodes such as `8.1` are none.
+    White space between words is that of the comment `# text`, else told by SpaceAfter where words are `spaced`."""
+    words: list[str] = []
+    spaces: list[bool] = []
+    inside, text = 0, ""  # the last word of a range; the sentence as it was written
+    for number, line in enumerate(chain(lines, [""]), 1):
+        columns = line.split("\t")
+        if not line.strip():
+            if words:
+                yield _written(words, text, name) or _marked(words, [*spaces[:-1], False], name)
+            words, spaces, inside, text = [], [], 0, ""
+        elif line.startswith("#") and len(columns) < 4:
+            text = line.partition("=")[2].strip() if line.startswith("# text =") else text
+        elif len(columns) < 2 or not TREEBANK_ROW.match(line):
+            yield Refused("line is no row of CoNLL-U", f"{name}, line {number}")
+        elif "-" in columns[0] or (columns[0].isdecimal() and int(columns[0]) > inside):
+            words.append(columns[1])
+            spaces.append(spaced and "SpaceAfter=No" not in columns[-1])
+            inside = int(columns[0].partition("-")[2] or 0) or inside
+
+
+def _written(words: list[str], text: str, name: str) -> Gold | None:
+    """The sentence as it was written; None where its words are not those of the text."""
+    edges, at = [], 0
+    for word in words:
+        found = text.find(word, at)
+        if found < 0 or text[at:found].strip():
+            return None
+        edges.append(found)
+        at = found + len(word)
+    offsets = [0, *accumulate(len(char.encode()) for char in text)]
+    return None if text[at:].strip() else Gold(text.encode(), {"word": [offsets[edge] for edge in edges]}, name)
+
+
+def _segmented(lines: Iterator[str], name: str, spaced: bool) -> Iterator[Gold]:
+    for number, line in enumerate(lines, 1):
+        if words := line.split():
+            yield _marked(words, [spaced] * (len(words) - 1) + [False], f"{name}:{number}")
+
+
+def _morphemes(lines: Iterator[str], name: str) -> Iterator[Gold | Refused]:
+    """A word or tokenised sentence, and the same in canonical morphemes, `@@` before each that begins no word."""
+    for number, line in enumerate(lines, 1):
+        columns = line.split("\t")
+        if len(columns) < 2:
+            if line.strip():
+                yield Refused("line without two columns", f"{name}, line {number}")
+            continue
+        words = columns[0].split()
+        morphemes: list[list[str]] = []
+        for part in columns[1].split():
+            if part.startswith("@@") and morphemes:
+                morphemes[-1].append(part[2:])
+            else:
+                morphemes.append([part])
+        if len(words) != len(morphemes):
+            yield Refused("the columns differ in their number of words", f"{name}, line {number}")
+            continue
+        sentence = _marked(words, [True] * (len(words) - 1) + [False], f"{name}:{number}")
+        starts = [
+            start + len(word[:inner].encode())
+            for start, word, parts in zip(sentence.edges["word"], words, morphemes, strict=True)
+            for inner in (0, *surface_starts(word, parts))
+        ]
+        yield Gold(sentence.data, dict(sentence.edges) | {"morpheme": starts}, sentence.name)
+
+
+def surface_starts(word: str, morphemes: list[str]) -> list[int]:
+    """Where in `word` the second and further of its canonical `morphemes` begin ("running" is run + ing: 4).
+
+    The joined morphemes are aligned with the word by the fewest edits; among equal alignments letters are kept as far
+    left as can be. A morpheme of which nothing is left on the surface gives no start.
+    """
+    canonical = "".join(morphemes)
+    rows, columns = len(canonical) + 1, len(word) + 1
+    cost = [[i + j if not (i and j) else 0 for j in range(columns)] for i in range(rows)]
+    for i in range(1, rows):
+        for j in range(1, columns):
+            same = canonical[i - 1].lower() == word[j - 1].lower()
+            cost[i][j] = min(cost[i - 1][j] + 1, cost[i][j - 1] + 1, cost[i - 1][j - 1] + (0 if same else 2))
+    # From the end: place[i] is where canonical letter i stands in the word, or would if it were there.
+    place, i, j = [0] * rows, rows - 1, columns - 1
+    place[i] = j
+    while i:
+        same = j and canonical[i - 1].lower() == word[j - 1].lower()
+        if same and cost[i][j] == cost[i - 1][j - 1]:
+            j -= 1
+            i -= 1
+            place[i] = j
+        elif j and cost[i][j] == cost[i][j - 1] + 1:
+            j -= 1
+        else:
+            i -= 1
+            place[i] = j
+    starts = [place[end] for end in accumulate(map(len, morphemes[:-1]))]
+    return sorted({start for start in starts if 0 < start < len(word)})

@@ -1,0 +1,196 @@
+"""Distortions that a reader sees through. Text: the five of BLT (arXiv 2412.09871), which the paper uses (App. D.1)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from random import Random
+
+from hnet_cli.modality import Perturbation
+
+from ._bytes import words
+
+
+def _of_text(distort: Callable[[str, Random], str]) -> Perturbation:
+    """A distortion of text as one of bytes; bytes that are no UTF-8 pass unchanged."""
+
+    def perturb(data: bytes, random: Random) -> bytes:
+        text = data.decode("utf-8", "surrogateescape")
+        return distort(text, random).encode("utf-8", "surrogateescape")
+
+    return perturb
+
+
+def _antspeak(text: str, random: Random) -> str:
+    return " ".join(text.upper())
+
+
+def _drop(text: str, random: Random) -> str:
+    return "".join(char for char in text if random.random() >= 0.1)
+
+
+def _random_case(text: str, random: Random) -> str:
+    return "".join(char.upper() if random.random() < 0.5 else char.lower() for char in text)
+
+
+def _repeat(text: str, random: Random) -> str:
+    return "".join(char * random.randint(2, 4) if random.random() < 0.2 else char for char in text)
+
+
+def _upper(text: str, random: Random) -> str:
+    return text.upper()
+
+
+TEXT: Mapping[str, Perturbation] = {
+    "AntSpeak": _of_text(_antspeak),
+    "Drop": _of_text(_drop),
+    "RandomCase": _of_text(_random_case),
+    "Repeat": _of_text(_repeat),
+    "UpperCase": _of_text(_upper),
+}
+"""AntSpeak: upper case, a space between any two characters. Drop: each character is left out with probability 0.1.
+RandomCase: upper or lower case with even chances. Repeat: with probability 0.2 a character stands two to four times.
+UpperCase."""
+
+# Characters that sound the same (or nearly) and are confused in typing; and characters that look alike.
+SOUND = (
+    "的地得 在再 他她它 做作坐座 是事市式 那哪 以已意 和合河 有又友右 会回汇 年念 时十实石 这着 为位未 中种重 国果 人任"
+    " 上商 到道 就旧 了乐 不步部 一医衣 我握 来赖 个各 也页 要药 能弄 发法 工公功 生声升 于与语 成城程 学雪 经精"
+    " 机鸡基 方房 行形型 家加 心新 同童 电店 明鸣 等灯 向象像 前钱 性姓 长常场"
+)
+LOOK = (
+    "人入八 大太犬 日曰目 土士 未末 己已巳 天夫 千干于 刀力刁 田由甲申 午牛 木本术 王玉主 白百自 贝见 东车"
+    " 今令 问间 处外 折拆析 治冶 便使 侯候 徒徙 抢枪 住往 晴睛 传侍 设没 辩辨 准淮"
+)
+
+
+def _confused(groups: str) -> Perturbation:
+    """Half of the characters that have a double are replaced by one."""
+    doubles: dict[str, str] = {}
+    for group in groups.split():
+        for char in group:
+            doubles.setdefault(char, group.replace(char, ""))
+
+    def distort(text: str, random: Random) -> str:
+        return "".join(
+            random.choice(doubles[char]) if char in doubles and random.random() < 0.5 else char for char in text
+        )
+
+    return _of_text(distort)
+
+
+def _wide(text: str, random: Random) -> str:
+    return "".join(
+        chr(ord(char) + 0xFEE0) if "!" <= char <= "~" else "\u3000" if char == " " else char for char in text
+    )
+
+
+def _narrow(text: str, random: Random) -> str:
+    marks = {"。": ".", "、": ",", "《": "<", "》": ">", "“": '"', "”": '"', "「": '"', "」": '"', "\u3000": " "}
+    return "".join(
+        chr(ord(char) - 0xFEE0) if "！" <= char <= "～" else marks.get(char, char) for char in text
+    )  # fmt: skip
+
+
+CHINESE: Mapping[str, Perturbation] = {
+    "Homophone": _confused(SOUND),
+    "LookAlike": _confused(LOOK),
+    "FullWidth": _of_text(_wide),
+    "HalfWidth": _of_text(_narrow),
+    "Drop": TEXT["Drop"],
+    "Repeat": TEXT["Repeat"],
+}
+"""Homophone, LookAlike: half of the characters of a table of common confusions. FullWidth, HalfWidth: of letters,
+digits and punctuation. Drop and Repeat as in text."""
+
+WORD = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+RESERVED = words(
+    """
+    and as assert async await break class continue def del elif else except finally for from global if import in is
+    lambda nonlocal not or pass raise return try while with yield None True False self cls int float double char void
+    bool string str bytes list dict set tuple object type print len range include define public private protected
+    static const final new delete this super extends implements interface package namespace using switch case default
+    do goto sizeof struct union enum typedef volatile unsigned signed long short extern inline register var let
+    function typeof instanceof throw throws catch export undefined null nil true false fn mut pub impl trait match use
+    mod crate where loop move ref go func chan defer select map end then begin elsif unless require module endif ifdef
+    ifndef pragma auto template typename virtual operator friend
+    """
+)
+
+
+def _rename(text: str, random: Random) -> str:
+    """Every identifier gets another name of the same length, the same at every place."""
+    names: dict[str, str] = {}
+    taken = set(WORD.findall(text))
+
+    def renamed(match: re.Match[str]) -> str:
+        word = match[0]
+        if word in RESERVED or len(word) < 2 or word.startswith("__"):
+            return word
+        while word not in names:
+            new = "".join(
+                random.choice("abcdefghijklmnopqrstuvwxyz") if char.islower()
+                else random.choice("ABCDEFGHIJKLMNOPQRSTUVWXYZ") if char.isupper()
+                else char
+                for char in word
+            )  # fmt: skip
+            if new not in taken or not any(char.isalpha() for char in word):
+                names[word] = new
+                taken.add(new)
+        return names[word]
+
+    return WORD.sub(renamed, text)
+
+
+def _indent(text: str, random: Random) -> str:
+    """Indentation by tabs instead of four spaces and by two spaces instead of tabs."""
+
+    def changed(match: re.Match[str]) -> str:
+        white = match[0]
+        return "\t" * (len(white) // 4) + " " * (len(white) % 4) if "\t" not in white else white.replace("\t", "  ")
+
+    return re.sub(r"(?m)^[ \t]+", changed, text)
+
+
+def _spaces(text: str, random: Random) -> str:
+    """Each single space between two other characters becomes two with probability 0.2."""
+    return re.sub(r"(?<=\S) (?=\S)", lambda match: "  " if random.random() < 0.2 else " ", text)
+
+
+CODE: Mapping[str, Perturbation] = {
+    "Rename": _of_text(_rename),
+    "Indent": _of_text(_indent),
+    "Spaces": _of_text(_spaces),
+    "Drop": TEXT["Drop"],
+}
+"""Rename: every identifier, consistently, to random letters. Indent: tabs for spaces and the reverse. Spaces: some
+doubled. Drop as in text; this one breaks the program."""
+
+
+def _substitute(data: bytes, random: Random) -> bytes:
+    bases = bytearray(data)
+    for at in range(len(bases)):
+        if random.random() < 0.1:
+            others = [base for base in b"ACGT" if base != bases[at] & 0xDF]
+            bases[at] = random.choice(others)
+    return bytes(bases)
+
+
+def _lose(data: bytes, random: Random) -> bytes:
+    return bytes(base for base in data if random.random() >= 0.02)
+
+
+COMPLEMENT = bytes.maketrans(b"ACGTUacgtu", b"TGCAAtgcaa")
+
+
+def reverse_complement(data: bytes) -> bytes:
+    """The other strand, read in its own direction. U is read as T."""
+    return data.translate(COMPLEMENT)[::-1]
+
+
+DNA: Mapping[str, Perturbation] = {
+    "Substitution": _substitute,
+    "Deletion": _lose,
+    "ReverseComplement": lambda data, random: reverse_complement(data),
+}
+"""Substitution: a tenth of the bases by another. Deletion: of a fiftieth of the bases. ReverseComplement."""
