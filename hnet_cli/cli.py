@@ -252,13 +252,14 @@ def runs(
 ) -> None:
     """List the runs there are; or compare the runs you name."""
     from hnet_cli import runs as seen
+    from hnet_cli.console import show_data
 
     shown = seen.show(paths or [], sort, out)
     if as_json:
         _print_json(shown.data)
         return
     for table in shown.tables:
-        _print(table)
+        show_data(table)
 
 
 @app.command()
@@ -268,7 +269,7 @@ def presets(
 ) -> None:
     """List the presets, or show one."""
     from hnet_cli import budget, config
-    from hnet_cli.console import count, table
+    from hnet_cli.console import count, show_data, table
 
     if name is not None:
         print(config.preset_text(name), end="")
@@ -285,17 +286,7 @@ def presets(
     for each, c in sorted(listed.items(), key=lambda item: (item[1].model.num_parameters, item[0])):
         needed = f"{budget.needs(c).memory / budget.GIB:.1f} GiB"
         rows.add_row(each, count(c.model.num_parameters), needed, c.description)
-    _print(rows)
-
-
-def _print(renderable: Any) -> None:
-    """A table on standard output; on a terminal as wide as it is, else unwrapped."""
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else 400)
-    with console.capture() as text:
-        console.print(renderable)
-    print("\n".join(line.rstrip() for line in text.get().splitlines()))
+    show_data(rows)
 
 
 @app.command()

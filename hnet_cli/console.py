@@ -55,6 +55,15 @@ def show(renderable: Any) -> None:
         console.print(renderable)
 
 
+def show_data(renderable: Any) -> None:
+    """Print a table or a line on standard output; on a terminal as wide as it is, else unwrapped."""
+    terminal = sys.stdout.isatty()
+    data = Console(width=None if terminal else 400, highlight=False)
+    with data.capture() as text:
+        data.print(renderable, soft_wrap=not terminal and isinstance(renderable, str))
+    print("\n".join(line.rstrip() for line in text.get().splitlines()))
+
+
 def size(count: float) -> str:
     """Bytes for people: 1.5 MB."""
     for unit in ("bytes", "kB", "MB", "GB"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -72,7 +71,7 @@ def evaluate(
     """
     from hnet_cli import checkpoint
     from hnet_cli.budget import machine
-    from hnet_cli.console import literal, say
+    from hnet_cli.console import literal, say, show_data
     from hnet_cli.evaluation import material, tables
     from hnet_cli.evaluation.report import Request, default_context
     from hnet_cli.evaluation.report import evaluate as run
@@ -112,10 +111,11 @@ def evaluate(
         return
     for each in result.get("models", [result]):
         for shown in tables.tables(each):
-            _print(shown)
+            show_data(shown)
+            print()
     if "difference" in result:
         for shown in tables.comparison(result):
-            _print(shown)
+            show_data(shown)
 
 
 def _sorted(given: list[str]) -> tuple[list[str], list[str]]:
@@ -138,13 +138,3 @@ def _compared(done: list[Any]) -> dict[str, Any]:
     if before is not None and after is not None:
         result["difference"] = difference(before, after)
     return result
-
-
-def _print(shown: Any) -> None:
-    """On standard output, as wide as the terminal; unwrapped where it is none."""
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else 400, highlight=False)
-    with console.capture() as text:
-        console.print(shown, soft_wrap=not sys.stdout.isatty())
-    print("\n".join(line.rstrip() for line in text.get().splitlines()) + "\n")
