@@ -97,4 +97,4 @@ def clip_gradient(model: nn.Module, largest: float) -> tuple[Tensor, dict[str, T
 @torch.no_grad()
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether every element of every tensor is finite, asked of the device at once."""
-    return all(read({str(i): torch.isfinite(tensor).all() for i, tensor in enumerate(tensors)}).values())
+    return all(read({"each": torch.stack([torch.isfinite(tensor).all() for tensor in tensors])})["each"])

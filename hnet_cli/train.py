@@ -223,7 +223,7 @@ class _Trainer:
         storage.write_text(self.run / "config.yaml", to_yaml(self.config))
         self.metrics = Journal(self.run / "metrics.jsonl", state.step)
         self.samples = Journal(self.run / "samples.jsonl", state.step)
-        self.last = next((record for record in reversed(self.metrics.kept) if "val_bpb" in record), {})
+        self.last: dict[str, Any] = next((record for record in reversed(self.metrics.kept) if "val_bpb" in record), {})
         timed, spent = 0, 0.0
         while state.step < train.steps:
             step_began = time.monotonic()
@@ -297,7 +297,7 @@ class _Trainer:
 
     def _not_finite(self, message: str) -> NumericalError:
         good = self.good if self.good and self.good.exists() else None
-        known = f"the last good checkpoint is {good}" if good else "there is no good checkpoint before"
+        known = f"the last good checkpoint is {good}" if good else "no earlier checkpoint is known to be good"
         return NumericalError(f"{message}; {known}", "try a lower train.lr, or precision=fp32")
 
     def _validate(self) -> None:

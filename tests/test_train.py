@@ -280,7 +280,7 @@ def test_three_in_a_row_end_the_run(data, tmp_path):
     assert "lower train.lr" in error.value.hint
     records = metrics(tmp_path / "run")
     assert [("skipped" in r) for r in records[-3:]] == [True] * 3
-    assert f"saved in {newest(tmp_path / 'run')}; there is no good checkpoint before" in str(error.value)
+    assert f"saved in {newest(tmp_path / 'run')}; no earlier checkpoint is known to be good" in str(error.value)
     assert all(torch.isfinite(p).all() for p in newest_model(tmp_path / "run").parameters())
 
 

@@ -16,15 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forms import FORM, trials
 
-FORM = os.environ.get("HNET_RELIABILITY", "short")
+__all__ = ["trials"]
+
 RECORDS = os.environ.get("HNET_RELIABILITY_RECORDS")
 """A file that the tallies are appended to, a line of JSON each."""
-
-
-def trials(short: int, nightly: int, long: int) -> int:
-    """How often to try, by the form asked for."""
-    return {"short": short, "nightly": nightly, "long": long}[FORM]
 
 
 @dataclass

@@ -1,0 +1,13 @@
+"""The form the tests of reliability are run in."""
+
+from __future__ import annotations
+
+import os
+
+FORM = os.environ.get("HNET_RELIABILITY", "short")
+"""short in CI, nightly, long."""
+
+
+def trials(short: int, nightly: int, long: int) -> int:
+    """How often to try, by the form asked for."""
+    return {"short": short, "nightly": nightly, "long": long}[FORM]
