@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import pairwise
 
 import numpy as np
 from Bio import SeqIO
@@ -15,6 +16,8 @@ from hnet_cli.modality import Annotation, Document, Source
 
 KINDS = ("gene", "exon", "CDS")
 STRANDS = {"+": 1, "-": -1}
+SHORTEST_INTRON = 10  # bases; a smaller gap between parts is a frameshift of the ribosome
+PARENT = re.compile(r'(?:Parent=|transcript_id[ =]"?)([^;"]+)')
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +50,15 @@ class Features(Annotation):
         found: dict[str, set[int]] = {}
         for feature in self._within(document):
             ends = (feature.start - document.offset, feature.end - document.offset)
-            found.setdefault(f"{feature.kind} edge", set()).update(end for end in ends if 0 < end < size)
+            if feature.kind != "intron":
+                found.setdefault(f"{feature.kind} edge", set()).update(end for end in ends if 0 < end < size)
         return {kind: sorted(edges) for kind, edges in sorted(found.items())}
 
     def regions(self, document: Document) -> Mapping[str, Sequence[int]]:
         """ "gene", "exon", "CDS"; "intron" (in a gene that has exons, outside of all exons); "intergenic"; and "codon
         position 1+" to "3+", "1-" to "3-": the place in the codon, by strand."""
         size = len(document.data)
-        marks = {kind: np.zeros(size, bool) for kind in KINDS}
+        marks = {kind: np.zeros(size, bool) for kind in (*KINDS, "intron")}
         codons = {(place, strand): np.zeros(size, bool) for strand in (1, -1) for place in range(3)}
         for feature in self._within(document):
             start, end = feature.start - document.offset, feature.end - document.offset
@@ -68,9 +72,8 @@ class Features(Annotation):
                     else:
                         last = end - 1 - feature.phase - place
                         codons[place, -1][low + (last - low) % 3 : high : 3] = True
-        spliced = marks["exon"] if marks["exon"].any() else marks["CDS"]
         kinds = {kind: mark for kind, mark in marks.items() if mark.any()}
-        kinds["intron"] = marks["gene"] & ~spliced & bool(marks["exon"].any())
+        kinds["intron"] = marks["intron"] & ~marks["exon"] & ~marks["CDS"]
         kinds["intergenic"] = ~(marks["gene"] | marks["CDS"] | marks["exon"])
         for (place, strand), mark in codons.items():
             kinds[f"codon position {place + 1}{'+' if strand > 0 else '-'}"] = mark
@@ -80,17 +83,18 @@ class Features(Annotation):
 def annotation(source: Source) -> Features:
     """The features of a GFF, GTF or GenBank file. Raises InputError for a file with none, or that is neither."""
     with source.open() as stream:
+        genbank = stream.readline().startswith(b"LOCUS")
+    with source.open() as stream:
         text = io.TextIOWrapper(stream, "utf-8", "replace")
-        first = text.readline()
-        lines = chain([first], text)
-        records = _genbank(source.name, first, text) if first.startswith("LOCUS") else _gff(source.name, lines)
+        records = _genbank(source.name, text) if genbank else _gff(source.name, text)
     if not any(records.values()):
         raise InputError(f"{source.name} holds no gene, exon or CDS", "give GFF3, GTF or GenBank")
     return Features(records)
 
 
-def _gff(name: str, lines: Iterator[str]) -> dict[str, list[Feature]]:
+def _gff(name: str, lines: Iterable[str]) -> dict[str, list[Feature]]:
     records: dict[str, list[Feature]] = {}
+    parts: dict[tuple[str, str, str], list[tuple[int, int]]] = {}
     for number, line in enumerate(lines, 1):
         if line.startswith("##FASTA"):
             break
@@ -104,19 +108,34 @@ def _gff(name: str, lines: Iterator[str]) -> dict[str, list[Feature]]:
             start, end = int(columns[3]) - 1, int(columns[4])
             feature = Feature(columns[2], start, end, STRANDS.get(columns[6], 0), phase)
             records.setdefault(columns[0], []).append(feature)
+            if feature.kind != "gene" and len(columns) > 8 and (parent := PARENT.search(columns[8])):
+                for each in parent[1].split(","):
+                    parts.setdefault((columns[0], feature.kind, each), []).append((start, end))
+    for (record, _, _), own in parts.items():
+        records[record] += introns(own)
     return records
 
 
-def _genbank(name: str, first: str, rest: io.TextIOWrapper) -> dict[str, list[Feature]]:
+def introns(parts: Iterable[tuple[int, int]]) -> list[Feature]:
+    """What lies between the parts of one transcript."""
+    return [
+        Feature("intron", end, start, 0, None)
+        for (_, end), (start, _) in pairwise(sorted(parts))
+        if start - end >= SHORTEST_INTRON
+    ]
+
+
+def _genbank(name: str, text: io.TextIOWrapper) -> dict[str, list[Feature]]:
     records: dict[str, list[Feature]] = {}
     try:
-        for record in SeqIO.parse(_Joined(first, rest), "genbank"):
+        for record in SeqIO.parse(text, "genbank"):
             features = records.setdefault(record.id, [])
             records[record.name] = features  # LOCUS, where the FASTA file has no version
             for each in record.features:
                 if each.type not in KINDS or each.location is None:
                     continue
                 read = int(each.qualifiers.get("codon_start", ["1"])[0]) - 1
+                features += introns((int(part.start), int(part.end)) for part in each.location.parts)
                 phase = read
                 for part in each.location.parts:  # in the direction of reading
                     features.append(
@@ -127,18 +146,3 @@ def _genbank(name: str, first: str, rest: io.TextIOWrapper) -> dict[str, list[Fe
     except (ValueError, AssertionError, KeyError, IndexError) as error:
         raise InputError(f"{name} is no whole GenBank file: {error}") from error
     return records
-
-
-class _Joined(io.TextIOBase):
-    """A text stream whose first line was read already."""
-
-    def __init__(self, first: str, rest: io.TextIOWrapper) -> None:
-        self.first, self.rest = first, rest
-
-    def readline(self, size: int = -1) -> str:  # type: ignore[override]
-        line, self.first = self.first, ""
-        return line or self.rest.readline()
-
-    def read(self, size: int | None = -1) -> str:
-        line, self.first = self.first, ""
-        return line + self.rest.read(-1 if size is None else size)

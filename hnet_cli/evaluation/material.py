@@ -15,7 +15,8 @@ from hnet_cli.corpus.baseline import TRAIN_LIMIT, sample
 from hnet_cli.corpus.dataset import Dataset
 from hnet_cli.corpus.loader import shuffled
 from hnet_cli.errors import HNetError, InputError, UsageError
-from hnet_cli.modality import Document, Modality, Refused
+from hnet_cli.modality import Document, Modality, Refused, Source
+from hnet_cli.streams import open_input, shown
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def _train_sample(dataset: Dataset) -> bytes | None:
         return None
     ranges = dataset.ranges("train")
     starts = dataset.table[ranges[:, 0], 0] + ranges[:, 1]
-    stored = sample(dataset.shards, starts, starts + ranges[:, 2], TRAIN_LIMIT)
+    stored = sample(dataset.shards, [(starts, starts + ranges[:, 2])], dataset.nbytes("train"), TRAIN_LIMIT)
     return dataset.translate(np.frombuffer(stored, np.uint8)).tobytes()
 
 
@@ -129,7 +130,12 @@ def read(data: Sequence[str], modality: Modality, field: str | None, refused: di
                 refused[item.reason] = refused.get(item.reason, 0) + 1
 
 
-def documents_of(source: modalities.Source, modality: Modality) -> Iterator[Document | Refused]:
+def file_source(path: Path) -> Source:
+    """One plain or compressed file."""
+    return Source(shown(path), lambda: open_input(path))
+
+
+def documents_of(source: Source, modality: Modality) -> Iterator[Document | Refused]:
     """The documents of a source; of no particular modality, the source as it is."""
     if type(modality) is Modality:
         with source.open() as stream:

@@ -20,11 +20,11 @@ from hnet_cli.console import progress, say
 from hnet_cli.corpus import sources_of
 from hnet_cli.errors import UsageError
 from hnet_cli.evaluation import compression, gold, noise, tasks
-from hnet_cli.evaluation.material import Material, gather
+from hnet_cli.evaluation.material import Material, file_source, gather
 from hnet_cli.evaluation.resampling import with_interval
 from hnet_cli.evaluation.scoring import Scores, score
 from hnet_cli.evaluation.variants import score_variants
-from hnet_cli.modality import Annotation, Document, Gold, Modality, Refused, Source
+from hnet_cli.modality import Annotation, Document, Gold, Modality, Refused
 from hnet_cli.model import HNetConfig
 from hnet_cli.windows import window_of
 
@@ -76,7 +76,7 @@ def precision(model: LoadedModel) -> tuple[str, Any]:
 def evaluate(name: str, model: LoadedModel, request: Request, context: int) -> tuple[dict[str, Any], Scores | None]:
     """The figures of one model, and its scores on the documents if there are any."""
     kind = _modality(model, request)
-    annotation = _needed(kind).annotation(_single(request.annotation, _needed(kind))) if request.annotation else None
+    annotation = _needed(kind).annotation(file_source(request.annotation)) if request.annotation else None
     items = {path: tasks.read(path) for path in request.tasks}
     dtype, autocast = precision(model)
     whole = context == 0
@@ -272,14 +272,6 @@ def _annotation(model: LoadedModel, kind: Modality, known: Annotation, request: 
     material = material or gather(named, kind, request.max_bytes, request.field)
     with progress("annotation"):
         return gold.by_region(model, kind, material.documents, known)
-
-
-def _single(path: Path, kind: Modality) -> Source:
-    for source in sources_of([path], kind):
-        if isinstance(source, Source):
-            return source
-        raise UsageError(f"{path}: {source.reason}")
-    raise UsageError(f"{path} is empty")
 
 
 def _task(

@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from hnet_cli import corpus, storage
+from hnet_cli import storage
 from hnet_cli.errors import InputError
+from hnet_cli.evaluation.material import file_source
 from hnet_cli.evaluation.resampling import with_interval
 from hnet_cli.evaluation.scoring import loglikelihoods
-from hnet_cli.modality import Modality, Refused, Source, Variant
+from hnet_cli.modality import Modality, Refused, Variant
 from hnet_cli.model import HNetForCausalLM
 from hnet_cli.windows import BOS
 
@@ -49,7 +50,7 @@ def score_variants(
     scores: list[tuple[float, float]] = []
 
     def variants() -> Iterator[Variant]:
-        for item in kind.variants(_source(calls, kind), _source(reference, kind), max(1, context // 2)):
+        for item in kind.variants(file_source(calls), file_source(reference), max(1, context // 2)):
             if isinstance(item, Refused):
                 refused[item.reason] += 1
             else:
@@ -79,14 +80,6 @@ def score_variants(
     }
     label = label or ("AF" if all("AF" in each.fields for each in kept) else None)
     return result | ({"label": _labelled(kept, mean, label)} if label else {})
-
-
-def _source(path: Path, kind: Modality) -> Source:
-    for found in corpus.sources_of([path], kind):
-        if isinstance(found, Source):
-            return found
-        raise InputError(f"{path}: {found.reason}")
-    raise InputError(f"{path} is empty")
 
 
 def _ratios(model: HNetForCausalLM, variants: Iterable[Variant]) -> np.ndarray:
