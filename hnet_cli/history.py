@@ -110,28 +110,33 @@ class Event:
 
 
 def events(run: Path, records: Sequence[Record]) -> list[Event]:
-    """Skipped steps and events of the records, resumes and warnings of `log.txt`, in the order of their steps."""
-    found = []
-    for record in records:
-        step = int(_number(record.get("step")) or 0)
-        if name := record.get("event"):
-            rest = {k: v for k, v in record.items() if k not in ("event", "step", "bytes") and not isinstance(v, float)}
-            told = ", ".join(f"{key}: {value}" for key, value in rest.items() if isinstance(value, str | int | list))
-            found.append(Event(str(name), step, record["bytes"], f"{name}{f' ({told[:300]})' if told else ''}"))
-        elif record.get("skipped"):
-            found.append(Event("skipped", step, record["bytes"], "the loss or gradient was not finite"))
-    steps = [int(_number(r.get("step")) or 0) for r in records]
-    step = 0
+    """Events of the records with what `log.txt` says about them, its other warnings and its resumes, by their place."""
+    found, messages, step = list[Event](), dict[int, list[str]](), 0
+    steps = [int(_number(record.get("step")) or 0) for record in records]
+
+    def add(kind: str, step: int, text: str) -> None:
+        at = min(bisect_left(steps, step), len(records) - 1)
+        found.append(Event(kind, step, float(records[at]["bytes"]) if records else 0.0, text))
+
     for line in _text(run / "log.txt").splitlines():
-        told = re.match(r"\d{4}-\d\d-\d\d [\d:]{8}  (?:step (\d+)  |going on from step (\d+)|(warning: .*))", line)
-        if told is None:
-            continue
-        step = int(told[1] or told[2] or step)
-        if (told[2] or told[3]) and "step skipped" not in line:
-            at = bisect_left(steps, step)
-            count = records[min(at, len(records) - 1)]["bytes"] if records else 0.0
-            text = "went on from a checkpoint" if told[2] else told[3].removeprefix("warning: ")
-            found.append(Event("resume" if told[2] else "warning", step, count, text))
+        told = line[21:]  # after date and time
+        if match := re.match(r"warning: step (\d+): (.*)", told):
+            own = messages.setdefault(int(match[1]), [])
+            own += [match[2]] * (match[2] not in own)
+        elif match := re.match(r"step (\d+)  ", told):
+            step = int(match[1])
+        elif match := re.match(r"going on from step (\d+)(.*)", told):
+            step = int(match[1])
+            add("resume", step, f"went on from a checkpoint{match[2]}")
+        elif told.startswith("warning: "):
+            add("warning", step, told.removeprefix("warning: "))
+    for record, step in zip(records, steps, strict=True):
+        if name := record.get("event") or ("skipped" if record.get("skipped") else None):
+            documents = record.get("documents")
+            which = [f"documents {', '.join(map(str, documents))}"] if isinstance(documents, list) and documents else []
+            found.append(Event(str(name), step, float(record["bytes"]), "; ".join(messages.pop(step, []) + which)))
+    for step, own in messages.items():
+        add("warning", step, "; ".join(own))
     return sorted(found, key=lambda event: (event.bytes, event.step))
 
 

@@ -263,7 +263,7 @@ def heat_map(title: str, xs: Sequence[float], columns: Sequence[Sequence[float]]
         f'<ul class="legend"><li>0.1% <span class="scale">{scale}</span> 100% of the positions</li></ul>'
         f'<div class="plot" data-range="0 {right:.6g} 0 1" data-heat="{told}">'
         f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" aria-label="{safe(title)}">'
-        f'<g class="heat">{paths}</g></svg>{labels}'
+        f'<g class="heat">{paths}</g><path class="dashed s5" d="M0 500H1000"/></svg>{labels}'
         f"{_x_labels('bytes', 0, right, lambda x: 1000 * x / right)}</div></figure>"
     )
 

@@ -74,7 +74,12 @@ def page(run: Path) -> str:
     config = history.read_config(run) or {}
     baselines = history.baselines_of(history.dataset_of(run, config))
     marks = [
-        Mark({"bytes": e.bytes, "time": own.seconds(e.bytes)}, f"step {e.step}: {e.text}", e.kind) for e in happened
+        Mark(
+            {"bytes": e.bytes, "time": own.seconds(e.bytes)},
+            ": ".join(filter(None, (f"step {e.step}, {e.kind}", e.text))),
+            e.kind,
+        )
+        for e in happened
     ]
     parts = [opening(f"{known.name}: hnet run", "report.js"), "<body>", _head(known, own, baselines)]
     parts.append(CHOICE if own.records else "<p>There are no records yet: the first comes after a few steps.</p>")

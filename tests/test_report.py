@@ -78,16 +78,26 @@ def test_a_real_run_and_its_events(tmp_path):
                                  "2026-01-01 00:00:02  going on from step 4\n")  # fmt: skip
     page = checked(report.write(run).read_text())
     marks = {title for tag, name, title in page.attributes if tag == "i" and name == "title"}
-    assert marks == {"step 3: disk <nearly> full", "step 4: went on from a checkpoint"}
+    assert marks == {"step 3, warning: disk <nearly> full", "step 4, resume: went on from a checkpoint"}
     assert page.text.count("A held-out text in chunks") == 2
     assert "finished" in page.text
 
 
-def test_a_skipped_step_and_an_event_are_marked(tmp_path):
+def test_events_are_told_with_what_the_log_says(tmp_path):
     records = [*OLD[:3], OLD[3] | {"skipped": 1}, OLD[4] | {"event": "spike", "documents": [4, 7]}]
-    happened = history.events(written(tmp_path / "run", records), history.read_metrics(tmp_path / "run"))
-    assert [(event.kind, event.step) for event in happened] == [("skipped", 4), ("spike", 5)]
-    assert "4, 7" in happened[1].text
+    when = "2026-01-01 00:00:00  "
+    lines = ["step 2  x", "warning: disk full", "warning: step 5: the loss jumped", "warning: step 5: the loss jumped",
+             "warning: step 3: too few boundaries", "going on from step 3; train.lr 1 -> 2"]  # fmt: skip
+    run = written(tmp_path / "run", records, log="".join(f"{when}{line}\n" for line in lines))
+    happened = [(event.kind, event.step, event.bytes, event.text) for event in history.events(run, records)]
+    assert happened == [
+        ("warning", 2, 2000, "disk full"),
+        ("resume", 3, 3000, "went on from a checkpoint; train.lr 1 -> 2"),
+        ("warning", 3, 3000, "too few boundaries"),
+        ("skipped", 4, 4000, ""),
+        ("spike", 5, 5000, "the loss jumped; documents 4, 7"),
+    ]
+    assert checked(report.page(run)).text.count("the loss jumped") == 1
 
 
 def test_nothing_in_the_data_acts(tmp_path):
