@@ -191,6 +191,7 @@ def segment(
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write here instead of standard output.")] = None,
+    max_bytes: Annotated[int | None, typer.Option(min=1, help="Stop after so many. Default: all; html: 4 MB.")] = None,
     modality: Annotated[
         str | None, typer.Option(help=f"What the files are: {_installed()}. Default: detected.")
     ] = None,
@@ -200,7 +201,7 @@ def segment(
     """Print the chunks a model has learned, of files of any length."""
     from hnet_cli import verbs
 
-    verbs.segment(files, model, stage, format, out, modality, field, _device(device))
+    verbs.segment(files, model, stage, format, out, modality, field, _device(device), max_bytes)
 
 
 @app.command()

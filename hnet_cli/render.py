@@ -7,7 +7,6 @@ chunks that are still open. Nothing from a file or a model reaches a terminal un
 from __future__ import annotations
 
 import base64
-import html
 import json
 import os
 import re
@@ -19,7 +18,9 @@ from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
+from hnet_cli import chunkpage
 from hnet_cli.assemble import Assembler, Block, record_of
+from hnet_cli.chunkpage import Piece
 from hnet_cli.errors import UsageError
 from hnet_cli.modality import Chunk, Document, Modality, escape
 
@@ -53,9 +54,11 @@ def use_colour(stream: TextIO) -> bool:
 
 
 def render(
-    windows: Iterable[Window], format: str, stages: Sequence[int], modality: Modality | None, headings: bool = False
-) -> Iterator[str]:
-    """Pieces of text; joined they are the whole output. `stages` ascending."""
+    windows: Iterable[Window], format: str, stages: Sequence[int], modality: Modality | None, headings: bool = False,
+    label: str = "", note: Callable[[], str] = lambda: "",
+) -> Iterator[str]:  # fmt: skip
+    """Pieces of text; joined they are the whole output. `stages` ascending. For the page: `label` names the model,
+    `note` is asked at the end for what is still to be said."""
     check(format, modality)
     if format == "jsonl":
         return _jsonl(windows, stages)
@@ -66,7 +69,7 @@ def render(
         return _own_format(windows, stages, modality, format)
     show, drawings = shower(modality), _drawings(windows, stages, headings or format == "html")
     if format == "html":
-        return _html(drawings, show, stages)
+        return chunkpage.page(_parts(drawings, stages), show, stages, label, note)
     return _pretty(drawings, show, len(stages) - 1) if format == "pretty" else _plain(drawings, show)
 
 
@@ -217,13 +220,10 @@ class _Drawing:
     above: str | None
     """None where the document goes on; else its name, or "" where it needs none."""
     block: Block
+    chunks: list[bytes]
+    """What to draw for each chunk: cut at the edges of characters; jsonl, tsv and html tell exact offsets."""
     depths: list[int]
     """How many of the further stages begin a chunk where each of these chunks begins."""
-
-    @property
-    def chunks(self) -> list[bytes]:
-        """What to draw for each chunk: cut at the edges of characters; jsonl, tsv and html tell exact offsets."""
-        return whole_characters(self.block.chunks)
 
 
 def whole_characters(chunks: Sequence[bytes]) -> list[bytes]:
@@ -252,11 +252,37 @@ def _missing(data: bytes) -> int:
     return 0
 
 
+class _WholeCharacters:
+    """`whole_characters` over the blocks of a document: what ends inside a character waits for the next block."""
+
+    def __init__(self) -> None:
+        self.waiting: Block | None = None
+        self.gone = 0  # bytes of its first chunk that are drawn already, with a character that began before them
+
+    def __call__(self, block: Block) -> tuple[Block, list[bytes]]:
+        """A block and what to draw for each of its chunks."""
+        if self.waiting is not None:
+            first = self.waiting
+            both = np.concatenate([first.probability, block.probability])
+            block = Block(block.window, first.starts[:-1] + block.starts, first.chunks + block.chunks, both)
+        pieces = [chunk[self.gone :] if n == 0 else chunk for n, chunk in enumerate(block.chunks)]
+        drawn = whole_characters(pieces)
+        owner = max((n for n, piece in enumerate(drawn) if piece), default=0)
+        if block.window.last or not drawn or not _missing(drawn[owner]):
+            self.waiting, self.gone = None, 0
+            return block, drawn
+        if owner:
+            self.gone = sum(map(len, drawn[:owner])) - sum(map(len, pieces[:owner]))
+        self.waiting = Block(block.window, block.starts[owner:], block.chunks[owner:], block.probability[owner:])
+        ready = Block(block.window, block.starts[: owner + 1], block.chunks[:owner], block.probability[:owner])
+        return ready, drawn[:owner]
+
+
 def _drawings(windows: Iterable[Window], stages: Sequence[int], headings: bool) -> Iterator[_Drawing]:
-    assemble = Assembler(stages[0])
+    assemble, whole = Assembler(stages[0]), _WholeCharacters()
     before = None
     for window in windows:
-        block, document = assemble(window), window.document
+        (block, drawn), document = whole(assemble(window)), window.document
         above, this = None, (document.source, document.name)
         if this != before:
             record = record_of(document)
@@ -264,7 +290,7 @@ def _drawings(windows: Iterable[Window], stages: Sequence[int], headings: bool) 
             above = escape(above, keep="") if headings or record is not None else ""
             before = this
         deeper = ~np.isnan(block.probability[:, stages[0] + 1 : stages[-1] + 1])
-        yield _Drawing(above, block, deeper.sum(1).tolist())
+        yield _Drawing(above, block, drawn, deeper.sum(1).tolist())
 
 
 def _plain(drawings: Iterable[_Drawing], show: Callable[[bytes], str]) -> Iterator[str]:
@@ -303,48 +329,19 @@ def _pretty(drawings: Iterable[_Drawing], show: Callable[[bytes], str], furthest
     yield "" if tail == "\n" else "\n"
 
 
-PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<title>hnet segment</title>
-<style>
-body { margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #111; background: #fff }
-main { font: 16px/2 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere }
-h2 { font-size: 1rem; margin: 2rem 0 .5rem }
-span { border-radius: 3px; background: rgb(var(--c) / calc(.1 + .8 * var(--p))); box-decoration-break: clone }
-.d { background: none; border-bottom: 3px solid rgb(var(--c) / calc(.3 + .7 * var(--p))) }
-.d { padding-bottom: calc(3px * var(--n)) }
-.c0 { --c: 120 190 255 } .c1 { --c: 255 190 120 } .c2 { --c: 130 225 130 } .c3 { --c: 245 150 205 }
-i { opacity: .4; font-style: normal }
-</style>
-<p>The colour changes where a chunk begins; the stronger, the surer the model was. Point at a chunk for its place.</p>
-<main>"""
-
-
-def _html(drawings: Iterable[_Drawing], show: Callable[[bytes], str], stages: Sequence[int]) -> Iterator[str]:
-    yield PAGE
-    is_open, drawn = False, [0] * len(stages)
+def _parts(drawings: Iterable[_Drawing], stages: Sequence[int]) -> Iterator[tuple[str | None, int, list[Piece]]]:
+    """What the page of chunks takes: the chunks of each drawing with their bytes' surprisal."""
+    waiting = np.empty(0, dtype=np.float32)  # of bytes read whose chunk has not been drawn yet
     for drawing in drawings:
-        block, parts = drawing.block, []
-        offset = block.window.document.offset
+        block = drawing.block
         if drawing.above is not None:
-            parts.append("</span>" * len(stages) * is_open + f"<h2>{html.escape(drawing.above)}</h2>")
-            is_open = False
-        places = pairwise(offset + start for start in block.starts)
-        for (start, end), chunk, depth, p in zip(
-            places, drawing.chunks, drawing.depths, block.probability.tolist(), strict=True
-        ):
-            parts.append("</span>" * (1 + depth) * is_open)
-            is_open = True
-            for nth in range(
-                depth, -1, -1
-            ):  # a chunk of an inner stage holds chunks of the outer ones; its end is ahead
-                stage, place = stages[nth], f"from {start}" if nth else f"{start}–{end}"
-                parts.append(
-                    f'<span class="c{drawn[nth] % 4}{" d" * (nth > 0)}" style="--p:{p[stage]:.2f};--n:{nth}"'
-                    f' title="stage {stage} · p {p[stage]:.2f} · {place}">'
-                )
-                drawn[nth] += 1
-            parts.append(html.escape(show(chunk)).replace("\n", "<i>↵</i>\n"))
-        yield "".join(parts)
-    yield "</span>" * len(stages) * is_open + "</main>\n</html>\n"
+            waiting = waiting[:0]
+        known = block.window.surprisal
+        waiting = np.concatenate([waiting, known if known is not None else waiting[:0]])
+        starts, p = block.starts, block.probability[:, stages[0] : stages[-1] + 1].tolist()
+        pieces = []
+        for (start, end), drawn, probability in zip(pairwise(starts), drawing.chunks, p, strict=True):
+            at = start - starts[0]
+            pieces.append(Piece(start, end, drawn, tuple(probability), waiting[at : at + end - start]))
+        waiting = waiting[starts[-1] - starts[0] :] if pieces else waiting
+        yield drawing.above, block.window.document.offset, pieces

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from hnet_cli.modality import Document, Modality, Refused, Source
 from hnet_cli.model import HNetConfig, HNetForCausalLM
 from hnet_cli.windows import READ_BYTES, Stream, Window, windows
 
+PAGE_BYTES = 4_000_000
+"""An HTML page holds at most this many bytes of text unless told otherwise: what browsers show without delay."""
 SCORED_BYTES = 1 << 20
 """Reference edges are asked for at most about this many bytes at once."""
 
@@ -64,6 +67,8 @@ class Summary:
     """Of the boundaries with `Modality.reference_edges`, by kind."""
     refused: dict[str, int] = field(default_factory=dict)
     """Items that were not used, by reason."""
+    cut: bool = False
+    """Whether there was more than `max_bytes`."""
 
     def __post_init__(self) -> None:
         stages = self.config.num_stages
@@ -133,24 +138,32 @@ def segment(
     headings: bool = False,
     summary: Summary | None = None,
     on_refused: Callable[[Refused], None] | None = None,
+    max_bytes: int | None = None,
+    label: str = "",
 ) -> Iterator[str]:
     """Pieces of text that, written one after the other, are the chunks of all sources in `format`.
 
     `modality` None reads every source as one document of raw bytes. `format` is one of `render.formats(modality)`.
     `headings` names each source in the formats for people. `summary` is filled on the way, `on_refused` told what is
-    not used. Raises UsageError for an unknown format or stage at once, InputError at the end if there was nothing.
+    not used. After `max_bytes` (of all documents together; html has `PAGE_BYTES` where nothing is said) it ends, and
+    `summary.cut` is true. `label` names the model on the page. Raises UsageError for an unknown format or stage at
+    once, InputError at the end if there was nothing.
     """
     stages = stages_of(model.config, stage)
     render.check(format, modality)
     summary = summary if summary is not None else Summary(model.config, modality)
 
     refused: list[Refused] = []
+    limit = _Limit(max_bytes or (PAGE_BYTES if format == "html" else None), summary)
 
     def documents() -> Iterator[Document | Stream]:
         for source in sources:
             for item in modality.documents(source) if modality else [_raw(source)]:
                 if not isinstance(item, Refused):
-                    yield item
+                    if limit.left == 0:
+                        summary.cut = True
+                        return
+                    yield limit(item)
                     continue
                 refused[1:] = []  # the first is enough for a message
                 refused.append(item)
@@ -160,7 +173,8 @@ def segment(
 
     def counted() -> Iterator[Window]:
         before = summary.bytes
-        for window in windows(model, documents(), input_table=modality.input_table if modality else None):
+        table = modality.input_table if modality else None
+        for window in windows(model, documents(), input_table=table, surprisal=format == "html"):
             summary.add(window)
             yield window
         if summary.bytes == before:
@@ -168,7 +182,40 @@ def segment(
                 f"nothing to segment: {f'{refused[0].where}: {refused[0].reason}' if refused else 'empty'}"
             )
 
-    return render.render(counted(), format, stages, modality, headings)
+    def note() -> str:
+        return (
+            f"Only the first {summary.bytes:,} bytes are on this page; --max-bytes changes that." if summary.cut else ""
+        )
+
+    return render.render(counted(), format, stages, modality, headings, label, note)
+
+
+class _Limit:
+    """Ends documents where a number of bytes is used up."""
+
+    def __init__(self, left: int | None, summary: Summary) -> None:
+        self.left, self.summary = left, summary
+
+    def __call__(self, item: Document | Stream) -> Document | Stream:
+        if self.left is None:
+            return item
+        if isinstance(item, Stream):
+            return dataclasses.replace(item, blocks=self._blocks(item.blocks))
+        return dataclasses.replace(item, data=self._taken(item.data))
+
+    def _blocks(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
+        for block in blocks:
+            if self.left == 0:
+                self.summary.cut = True
+                return
+            yield self._taken(block)
+
+    def _taken(self, data: bytes) -> bytes:
+        assert self.left is not None
+        taken = data[: self.left]
+        self.left -= len(taken)
+        self.summary.cut |= len(taken) < len(data)
+        return taken
 
 
 def _raw(source: Source) -> Stream:

@@ -33,6 +33,7 @@ def segment(
     modality: str | None,
     field: str | None,
     device: str,
+    max_bytes: int | None = None,
 ) -> None:
     """Write the chunks of `files` to standard output or `out`, and a summary of them to standard error."""
     loaded, kind = _model_for(files, model, modality, field, device)
@@ -48,6 +49,8 @@ def segment(
         stage=stage,
         headings=len(files) > 1,
         summary=summary,
+        max_bytes=max_bytes,
+        label=_label(loaded.source),
     )
     if out is None:
         _write(pieces, _stdout())
@@ -56,6 +59,15 @@ def segment(
             _write(pieces, io.TextIOWrapper(binary, encoding="utf-8", errors="backslashreplace", newline=""))
         say(f"Wrote {literal(out)}.")
     _report(summary)
+    if summary.cut:
+        say(f"There is more: this is the first {summary.bytes:,} bytes; --max-bytes says how many are wanted.")
+
+
+def _label(folder: Path) -> str:
+    """A model folder as a person would name it: starter:text, or a run and its step."""
+    if folder.parent == checkpoint.STARTERS:
+        return f"starter:{folder.name}"
+    return f"{folder.parent.parent.name}, {folder.name}" if folder.parent.name == "checkpoints" else folder.name
 
 
 def _model_for(

@@ -61,6 +61,9 @@ class Window:
     """(S,) int64: how many positions of each level lie in this window."""
     probability_sums: np.ndarray
     """(S,) float64: the sum of p over them."""
+    surprisal: np.ndarray | None = None
+    """(len(data),) float32: bits of each byte, -log2 of its probability; NaN where nothing comes before it. None unless
+    asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +100,13 @@ def windows(
     warmup: int | None = None,
     batch_bytes: int | None = None,
     longest_chunk: int = LONGEST_CHUNK,
+    surprisal: bool = False,
 ) -> Iterator[Window]:
     """The windows of all documents in order; documents without bytes give none.
 
     `width` and `warmup` are W and V, by default `window_of(model.config)`. `input_table` as in `Modality`.
-    Raises UsageError for a model without stages.
+    `surprisal` runs the whole network, for the probabilities of the bytes. Raises UsageError for a model without
+    stages.
     """
     if model.config.num_stages == 0:
         raise UsageError("this model has no chunking stages, so there is nothing to segment", "take an H-Net")
@@ -113,7 +118,7 @@ def windows(
     size = 0
 
     def finished() -> Iterator[Window]:
-        for window in _compute(model, batch, input_table):
+        for window in _compute(model, batch, input_table, surprisal):
             yield _limited(window, opened, longest_chunk)
         batch.clear()
 
@@ -181,13 +186,29 @@ def route(model: HNetForCausalLM, ids: Tensor, cu_seqlens: Tensor) -> list[Routi
     return routing
 
 
-def _compute(model: HNetForCausalLM, batch: Sequence[_Stretch], table: bytes | None) -> Iterator[Window]:
+@torch.no_grad()
+def bits_per_byte(model: HNetForCausalLM, ids: Tensor, cu_seqlens: Tensor) -> tuple[np.ndarray, list[RoutingOutput]]:
+    """-log2 of the probability of each of ids (T,), NaN where a sequence begins, (T,) float32; and the routing."""
+    out = model(ids, cu_seqlens=cu_seqlens)
+    nats = torch.nn.functional.cross_entropy(out.logits[:-1].float(), ids[1:], reduction="none")
+    bits = np.concatenate([[np.nan], nats.cpu().numpy() / math.log(2)]).astype(np.float32)
+    bits[cu_seqlens[:-1].cpu().numpy()] = np.nan
+    return bits, out.routing
+
+
+def _compute(
+    model: HNetForCausalLM, batch: Sequence[_Stretch], table: bytes | None, surprisal: bool
+) -> Iterator[Window]:
     """One packed pass. All arrays are made for the whole pack and then cut, so that the cost is the network's."""
     inputs = [stretch.model_input(table) for stretch in batch]
     offsets = np.cumsum([0] + [len(each) for each in inputs])
     device = model.embeddings.weight.device
     ids = torch.from_numpy(np.frombuffer(b"".join(inputs), dtype=np.uint8).astype(np.int64)).to(device)
-    routing = route(model, ids, torch.from_numpy(offsets).to(device))
+    cu_seqlens, bits = torch.from_numpy(offsets).to(device), None
+    if surprisal:
+        bits, routing = bits_per_byte(model, ids, cu_seqlens)
+    else:
+        routing = route(model, ids, cu_seqlens)
 
     first = offsets[:-1] + [stretch.skipped for stretch in batch]  # of the positions that are kept, in the pack
     at = np.arange(len(ids))  # where the positions of the current level stand in the pack
@@ -229,6 +250,7 @@ def _compute(model: HNetForCausalLM, batch: Sequence[_Stretch], table: bytes | N
             p,
             counts[number],
             sums[number],
+            None if bits is None else bits[first[number] : offsets[number + 1]],
         )
 
 

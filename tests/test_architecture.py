@@ -19,7 +19,7 @@ LAYERS: list[set[str]] = [
     {"streams", "modality", "model.config"},
     {"storage", "config", "kernels", "console", "page"},
     {"corpus", "model", "contract", "budget", "torch_file", "safetensors_file"},
-    {"plot", "history"},  # what a run folder tells, and how it is drawn
+    {"plot", "history", "chunkpage"},  # what a run folder tells, and how it is drawn
     {"optim", "checkpoint", "distributed", "windows", "assemble", "health", "journal", "watch"},
     {"render"},
     {"evaluate", "sample", "segment", "convert", "doctor", "prepare"},  # the verbs never import each other
@@ -50,7 +50,7 @@ WITHOUT_TORCH = {
         "model.config",
     ),
     *("signals", "corpus", "contract", "budget", "render", "plan", "doctor", "prepare", "cli", "__main__", "starters"),
-    *("page", "plot", "history", "report", "runs"),
+    *("page", "chunkpage", "plot", "history", "report", "runs"),
 }
 """Importing one of these must not import torch; functions inside may."""
 ACCELERATORS = {"triton", "mamba_ssm", "flash_attn", "causal_conv1d", "torch.nn.attention.varlen"}
