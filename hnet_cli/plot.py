@@ -22,7 +22,7 @@ SHADES = 16
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: ys (n,) over xs (n,) ascending, for every axis by name."""
+    """One curve: ys (n,) over xs (n,) ascending, for every axis by name. Without a label it only joins points."""
 
     label: str
     xs: Mapping[str, Sequence[float]]
@@ -57,12 +57,8 @@ class Chart:
     marks: Sequence[Mark] = ()
 
 
-AXES: dict[str, Callable[[float], str]] = {
-    "bytes": lambda value: _short(size(value)),
-    "time": lambda value: (
-        f"{value:g} s" if value < 60 else f"{value / 60:g} min" if value < 3600 else f"{value / 3600:g} h"
-    ),
-}
+AXES = ("bytes", "time")
+"""Bytes of training data seen, and seconds of training."""
 
 
 def _short(text: str) -> str:
@@ -158,28 +154,30 @@ def _plot(axis: str, given: Chart, lines: Sequence[Line], low: float, high: floa
 
 
 def _spoken(given: Chart, lines: Sequence[Line]) -> str:
-    ends = (f"{line.label} {_value(10 ** line.ys[-1] if given.log else line.ys[-1])}" for line in lines)
+    ends = (f"{line.label} {_value(10 ** line.ys[-1] if given.log else line.ys[-1])}" for line in lines if line.label)
     return f"{given.title}. At the end: {', '.join(dict.fromkeys(ends))}"
 
 
 def _x_labels(axis: str, left: float, right: float, across: Callable[[float], float]) -> str:
-    steps = (1, 2, 5, 10, 15, 30) if axis == "time" else (1, 2, 5)
-    unit = (3600 if right >= 7200 else 60 if right >= 120 else 1) if axis == "time" else 1
+    unit, name = 1, ""
+    if axis == "time":
+        unit, name = (3600, " h") if right >= 7200 else (60, " min") if right >= 120 else (1, " s")
     parts = []
-    for x in _ticks(left / unit, right / unit, steps=steps, wanted=4):
+    for x in _ticks(left / unit, right / unit):
         place = across(x * unit)
         edge = " last" if place > 930 else " first" if place < 20 else ""
-        parts.append(f'<span class="x{edge}" style="left:{place / 10:.2f}%">{AXES[axis](x * unit)}</span>')
+        label = f"{x:g}{name}" if name else _short(size(x))
+        parts.append(f'<span class="x{edge}" style="left:{place / 10:.2f}%">{label}</span>')
     return "".join(parts)
 
 
-def _ticks(low: float, high: float, steps: Sequence[int] = (1, 2, 5), wanted: int = 4) -> list[float]:
-    """Round numbers between low and high, about `wanted`."""
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers between low and high, three to five or so."""
     if not high > low:
         return [low]
-    rough = (high - low) / wanted
+    rough = (high - low) / 4
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next((s * power for s in (*steps, 10) if s * power >= rough), 10 * power)
+    step = next((s * power for s in (1, 2, 5) if s * power >= rough), 10 * power)
     first = math.ceil(low / step - 1e-9)
     return [n * step for n in range(first, math.floor(high / step + 1e-9) + 1)]
 

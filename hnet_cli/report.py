@@ -6,7 +6,7 @@ Everything is read from the run folder; what an older or younger run does not ha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -64,7 +64,8 @@ class _Curves:
 
     def points(self, key: str, label: str, colour: int = 0) -> list[Line]:
         """A curve of validations: points, joined."""
-        return [self.line(key, label, colour, "dots"), self.line(key, label, colour, "faint")]
+        dots = self.line(key, label, colour, "dots")
+        return [dots, replace(dots, label="", style="faint")]
 
 
 def page(run: Path) -> str:
@@ -295,8 +296,7 @@ def comparison(
     ):
         lines = []
         for n, own in enumerate(each):
-            line = own.line(key, "", style=("solid", "dashed", "dotted")[n // 6 % 3], smooth=key != "val_bpb")
-            lines += [line] if key != "val_bpb" else [line, own.line(key, "", style="dots")][: 1 + (n < 6)]
+            lines.append(own.line(key, "", style=("solid", "dashed", "dotted")[n // 6 % 3], smooth=key != "val_bpb"))
         figures.append(chart(Chart(title, lines, note, unit="bytes" if key == "bytes_per_s" else "")))
     told = "".join(
         f'<h2>{safe(title)}</h2><div class="card wide">'

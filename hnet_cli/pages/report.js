@@ -30,7 +30,7 @@ addEventListener("DOMContentLoaded", () => {
       return plot.dataset.log ? 10 ** v : v;
     };
     const format = plot.dataset.unit === "bytes" ? bytes : number;
-    const lines = [...plot.querySelectorAll("polyline, path.dots")].map((line) => ({
+    const lines = [...plot.querySelectorAll("polyline, path.dots")].filter((line) => line.dataset.label).map((line) => ({
       label: line.dataset.label,
       points: (line.getAttribute("points") || line.dataset.points).split(" ").filter(Boolean).map((p) => p.split(",").map(Number)),
     }));
