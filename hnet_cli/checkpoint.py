@@ -356,16 +356,11 @@ def load_checkpoint(folder: Path, model: HNetForCausalLM, optimizer: torch.optim
         raise DamagedError(f"{folder / 'model.safetensors'} does not fit the configuration: {error}") from error
     parameters = dict(model.named_parameters())
     for key, value in moments.items():
-        parameter = parameters.get(key.rpartition("|")[0])
+        name, _, kind = key.rpartition("|")
+        parameter = parameters.get(name)
         if parameter is None or value.shape not in (parameter.shape, torch.Size()):
             raise DamagedError(f"{folder / 'optimizer.safetensors'} does not fit the model: {key[:100]!a}")
-    for name, parameter in parameters.items():
-        keys = [key for key in moments if key.rpartition("|")[0] == name]
-        if keys:
-            optimizer.state[parameter] = {
-                key.rpartition("|")[2]: moments[key].to(parameter.device if moments[key].dim() else "cpu")
-                for key in keys
-            }
+        optimizer.state[parameter][kind] = value.to(parameter.device if value.dim() else "cpu")
     try:
         torch.set_rng_state(random["torch"])
     except (KeyError, TypeError, RuntimeError) as error:

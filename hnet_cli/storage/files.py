@@ -171,6 +171,14 @@ def staged_file(target: Path, needed: int | None = None) -> Iterator[NewFile]:
         fsync_folder(target.parent)
 
 
+def sweep_files(folder: Path) -> None:
+    """Remove what `staged_file` left in `folder` when its process died; for whoever has the folder to himself."""
+    for path in folder.glob(".*.tmp-*"):
+        if re.fullmatch(r"\..+\.tmp-[0-9a-f]{8}", path.name):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace `path` by `data`: after a crash it holds the old content or the new, never a part."""
     with staged_file(path, len(data)) as file:

@@ -51,8 +51,10 @@ def staged_folder(target: Path, *, overwrite: bool = False, manifest: dict[str, 
             temporary = _publish(temporary, target, overwrite)
     finally:
         # After an exception this is the unfinished folder, after an overwrite the old one; else it is gone already.
-        _delete(temporary)
-        os.close(lock)
+        try:
+            _delete(temporary)
+        finally:
+            os.close(lock)
 
 
 @contextlib.contextmanager

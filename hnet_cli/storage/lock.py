@@ -9,12 +9,14 @@ from pathlib import Path
 from types import TracebackType
 
 from hnet_cli.errors import BusyError
-from hnet_cli.storage.files import make_folder, os_errors
+from hnet_cli.storage.files import make_folder, os_errors, sweep_files
 from hnet_cli.streams import shown
 
 
 class FolderLock:
     """`with FolderLock(folder):` holds the folder for one process; the system frees it however that process ends.
+
+    What a process that died left of files it was replacing is removed.
 
     Raises BusyError naming host and process id of the holder, or where the folder cannot be written.
     """
@@ -43,6 +45,7 @@ class FolderLock:
                 f"{shown(self.path)} is in use by process {pid} on host {host}", "wait for it, or stop it first"
             ) from None
         self._descriptor = descriptor
+        sweep_files(self.path)
         return self
 
     def __exit__(
