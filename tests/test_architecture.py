@@ -124,6 +124,50 @@ def test_plugins_know_the_contract_only(path: Path) -> None:
         assert found.partition(".")[0] != "torch", f"{path.name} imports torch"
 
 
+WRITES = {
+    "os": {
+        "rename",
+        "replace",
+        "unlink",
+        "remove",
+        "mkdir",
+        "makedirs",
+        "rmdir",
+        "truncate",
+        "write",
+        "symlink",
+        "link",
+    },
+    "shutil": {"rmtree", "move", "copy", "copy2", "copyfile", "copytree"},
+}
+"""Calls that change a disk; and so do these, whatever they are called on."""
+WRITING_METHODS = {"write_text", "write_bytes", "mkdir", "unlink", "rmdir", "touch", "symlink_to", "save_file"}
+
+
+def writes(path: Path) -> Iterator[str]:
+    """Calls in a file that change a disk."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        owner, _, name = called.rpartition(".")
+        modes = [a.value for a in (*node.args, *(k.value for k in node.keywords if k.arg == "mode"))
+                 if isinstance(a, ast.Constant) and isinstance(a.value, str)]  # fmt: skip
+        opens = name == "open" and any(set(mode) <= set("rwaxbt+") and set(mode) & set("wax+") for mode in modes)
+        storage = owner == "storage" or owner.endswith(".storage") or not owner
+        if opens or name in WRITES.get(owner, ()) or (name in WRITING_METHODS and not storage):
+            yield f"{path.name}:{node.lineno}: {called}"
+
+
+def test_storage_alone_writes() -> None:
+    """So that a fault at any operation on files can be tried: tests/reliability/test_crash.py."""
+    found = [
+        write for name, path in modules().items() if part(name) not in ("storage", "model.config")
+        for write in writes(path)
+    ]  # fmt: skip
+    assert not found, found
+
+
 def test_the_core_never_names_a_modality() -> None:
     plugins = {path.stem for path in PLUGINS.glob("*.py")} - {"__init__"}
     for name, path in modules().items():

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from hnet_cli.corpus.account import Account
 from hnet_cli.corpus.store import State, Writer
-from hnet_cli.storage import append_text
+from hnet_cli.storage import append_text, cut_file
 
 
 class Journal:
@@ -21,8 +20,9 @@ class Journal:
     def replay(self, keys: Sequence[str], writer: Writer, account: Account) -> int:
         """Bring `writer` and `account` to where the units with these keys, in this order, were finished; how many."""
         done = end = 0
-        with open(self.path, "a+b") as file:
-            file.seek(0)
+        if not self.path.exists():
+            return done
+        with open(self.path, "rb") as file:
             for key in keys:
                 try:
                     entry = json.loads(file.readline())
@@ -33,7 +33,7 @@ class Journal:
                     break
                 account.merge(part)
                 done, end = done + 1, file.tell()
-            os.ftruncate(file.fileno(), end)
+        cut_file(self.path, end)
         return done
 
     def add(self, key: str, writer: Writer, part: Account) -> None:

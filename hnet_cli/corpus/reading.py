@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import threading
 from collections import deque
@@ -21,7 +20,7 @@ from hnet_cli.corpus.journal import Journal
 from hnet_cli.corpus.store import Writer
 from hnet_cli.errors import DamagedError, EnvironmentLimit, InputError
 from hnet_cli.modality import Modality, Refused
-from hnet_cli.storage import verify_file
+from hnet_cli.storage import discard, make_folder, rename_folder, verify_file, write_json
 from hnet_cli.streams import open_raw
 
 PIECE = "piece.json"
@@ -78,7 +77,7 @@ def read_all(
             folder = piece.result()
             writer.absorb(folder, len(account.sources))
             finished(key, Account.from_json(json.loads((folder / PIECE).read_bytes())["account"]))
-            shutil.rmtree(folder)
+            discard(folder)
     return account
 
 
@@ -187,13 +186,13 @@ def _work(unit: Unit, how: How, work: Path, key: str) -> Path:
         return piece
     temporary = piece.with_suffix(f".{os.getpid()}")
     for folder in (piece, temporary):
-        shutil.rmtree(folder, ignore_errors=True)
-    temporary.mkdir()
+        discard(folder)
+    make_folder(temporary)
     writer = Writer(temporary)
     account = read_unit(unit, how, writer, lambda size: None, 0)
     writer.close()
-    (temporary / PIECE).write_text(json.dumps({"files": writer.files, "account": account.to_json()}))
-    os.rename(temporary, piece)
+    write_json(temporary / PIECE, {"files": writer.files, "account": account.to_json()})
+    rename_folder(temporary, piece)
     return piece
 
 
@@ -216,4 +215,4 @@ def _remove_pieces(work: Path, keys: list[str]) -> None:
     wanted = {_piece(work, key).name for key in keys}
     for folder in work.glob("piece-*"):
         if folder.name not in wanted:
-            shutil.rmtree(folder, ignore_errors=True)
+            discard(folder)

@@ -20,7 +20,7 @@ import numpy as np
 
 from hnet_cli.corpus.dataset import BLOCK, COLUMNS, SHARD, Shards, shard_name
 from hnet_cli.modality import escape
-from hnet_cli.storage import GrowingFile
+from hnet_cli.storage import GrowingFile, remove_file
 
 ROW = 8 * len(COLUMNS)
 """Bytes of a row of `documents.bin`."""
@@ -188,7 +188,7 @@ class Writer:
         self.files = {name: entry for name, entry in self.files.items() if name in shards - current}
         for entry in list(os.scandir(self.folder)):
             if entry.name not in shards | current | {"documents.bin", "names.txt"}:
-                os.unlink(entry.path)
+                remove_file(Path(entry.path))
 
     # --- shards and tables --------------------------------------------------------------------------------------------
 

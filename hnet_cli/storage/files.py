@@ -222,6 +222,22 @@ def append_text(path: Path, text: str, *, sync: bool = False) -> None:
             os.close(descriptor)
 
 
+def cut_file(path: Path, size: int) -> None:
+    """Cut a file back to `size` bytes; one that is not there is fine."""
+    with os_errors(path), contextlib.suppress(FileNotFoundError):
+        descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.ftruncate(descriptor, size)
+        finally:
+            os.close(descriptor)
+
+
+def remove_file(path: Path) -> None:
+    """Delete a file."""
+    with os_errors(path):
+        os.unlink(path)
+
+
 def make_folder(path: Path) -> None:
     """Create a folder and its parents so that they survive a power cut; one that is there already is fine."""
     path = Path(path)

@@ -52,7 +52,7 @@ def staged_folder(target: Path, *, overwrite: bool = False, manifest: dict[str, 
     finally:
         # After an exception this is the unfinished folder, after an overwrite the old one; else it is gone already.
         try:
-            _delete(temporary)
+            discard(temporary)
         finally:
             os.close(lock)
 
@@ -88,9 +88,9 @@ def resumable_folder(
                 _publish(done, target, overwrite)
         except BaseException:
             if not (keep or worth_keeping()):
-                _delete(work)
+                discard(work)
             raise
-        _delete(work)
+        discard(work)
 
 
 def _publish(folder: Path, target: Path, overwrite: bool) -> Path:
@@ -114,7 +114,7 @@ def remove_folder(path: Path) -> None:
     with os_errors(path):
         os.rename(path, doomed)
         fsync_folder(path.parent)
-        _delete(doomed)
+        discard(doomed)
 
 
 def verify_folder(path: Path, only: Collection[str] | None = None) -> dict[str, Any]:
@@ -235,7 +235,7 @@ def _sweep(target: Path) -> None:
                 if left[2] == "old" and not os.path.lexists(target.parent / left[1]):
                     os.rename(entry.path, target.parent / left[1])  # died between the renames of an exchange
                 else:
-                    _delete(Path(entry.path))
+                    discard(Path(entry.path))
             except BlockingIOError:
                 if left[1] == target.name and left[2] == "tmp" and left[3]:
                     raise BusyError(
@@ -258,6 +258,12 @@ def _exchange(new: Path, target: Path) -> None:
     os.rename(aside, new)
 
 
-def _delete(folder: Path) -> None:
-    """Delete best-effort: what remains is swept by the next writer."""
+def rename_folder(old: Path, new: Path) -> None:
+    """Give a folder its name, once it is complete."""
+    with os_errors(new):
+        os.rename(old, new)
+
+
+def discard(folder: Path) -> None:
+    """Delete best-effort what nobody needs, if it is there: what remains is swept by the next writer."""
     shutil.rmtree(folder, ignore_errors=True)

@@ -97,7 +97,7 @@ class Disk:
     def watched(self) -> Iterator[Disk]:
         """Stand between the process and its disk."""
         names = ("open", "close", "write", "fsync", "rename", "replace", "mkdir", "rmdir", "unlink", "remove",
-                 "ftruncate")  # fmt: skip
+                 "ftruncate", "pwrite")  # fmt: skip
         real = {name: getattr(os, name) for name in names}
         self._real_rename = real["rename"]
         library = ctypes.CDLL
@@ -147,6 +147,17 @@ class Disk:
 
         return call
 
+    def _pwrite(self, real: Callable[..., int]) -> Callable[..., int]:
+        def call(descriptor: int, data: Any, start: int) -> int:
+            if descriptor not in self._opened:
+                return real(descriptor, data, start)
+            self._before("write", lambda: real(descriptor, memoryview(data)[: len(data) // 2], start))
+            done = real(descriptor, data, start)
+            self.log.append(("write", self._opened[descriptor][1], start, bytes(data[:done])))
+            return done
+
+        return call
+
     def _ftruncate(self, real: Callable[..., None]) -> Callable[..., None]:
         def call(descriptor: int, size: int) -> None:
             if descriptor in self._opened:
@@ -175,8 +186,11 @@ class Disk:
             below = self._path(old)
             if below is not None:
                 self._before("rename")
-                inode = self._id(old)
-                self.log.append(("rename", *self._split(below), self._split(self._path(new) or "")[1], inode))
+                inode, (parent, a), (other, b) = self._id(old), self._split(below), self._split(self._path(new) or "")
+                if parent == other:
+                    self.log.append(("rename", parent, a, b, inode))
+                else:
+                    self.log += [("name", other, b, inode), ("forget", parent, a, inode)]
             real(old, new)
 
         return call
@@ -219,8 +233,11 @@ class Disk:
         if not self.exchanges or one is None or two is None:
             return -1
         self._before("exchange")
-        (parent, a), (_, b) = self._split(one), self._split(two)
-        self.log.append(("exchange", parent, a, b, self._id(old), self._id(new)))
+        (parent, a), (other, b) = self._split(one), self._split(two)
+        if parent == other:
+            self.log.append(("exchange", parent, a, b, self._id(old), self._id(new)))
+        else:
+            self.log += [("name", other, b, self._id(old)), ("name", parent, a, self._id(new))]
         aside = old + ".aside"
         for source, target in ((old, aside), (new, old), (aside, new)):
             self._real_rename(source, target)
