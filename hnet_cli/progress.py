@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 import traceback
 from datetime import datetime
@@ -17,8 +18,8 @@ from hnet_cli.plot import spark
 from hnet_cli.train import Result, train
 
 
-def follow(plan: Plan, *, resume: bool = False, strict: bool = False) -> Result:
-    """Train what was planned, show it, and end with a table, the report and what to do next.
+def follow(plan: Plan, *, resume: bool = False, strict: bool = False, seconds: float = math.inf) -> Result:
+    """Train what was planned, in about `seconds` at most, show it; end with a table, the report and what to do next.
 
     What is said on the way is kept in the run's `log.txt`, the traceback of an error too.
     """
@@ -28,7 +29,7 @@ def follow(plan: Plan, *, resume: bool = False, strict: bool = False) -> Result:
         try:
             result = train(
                 plan.config, plan.data, plan.run, resume=resume, strict=strict, device=plan.machine.device,
-                listen=screen.hear,
+                seconds=seconds, listen=screen.hear,
             )  # fmt: skip
         except BusyError:
             raise  # the log is another process's
@@ -59,6 +60,9 @@ class _Screen:
             say(f"step {record['step']:>6}  validation [bold]{bits}[/] bits per byte  {_chunks(record, 'val_')}")
             self.log(f"step {record['step']}  validation {bits} bits per byte  {_chunks(record, 'val_')}")
             self.report()
+        elif kind == "shortened":
+            self.task.update(record["step"], total=record["steps"])
+            self.log(f"step {record['step']}  {record['steps']} steps fit into the time")
         elif kind == "checkpoint":
             self.log(f"step {record['step']}  saved")
         elif kind == "resume":

@@ -39,7 +39,7 @@ def run(out: Path, minutes: float, device: str) -> None:
         f"--set train.steps={config.train.steps}")  # fmt: skip
     plan = Plan(config, data, corpus.Dataset.open(data).about, folder, budget.machine(device))
     started = time.monotonic()
-    follow(plan)
+    follow(plan, seconds=60 * minutes * 0.95)  # the rest: the last validation and checkpoint
     spent = duration(time.monotonic() - started)
     model = checkpoint.load(folder, device)
     say(f"[bold]3. sample[/]   hnet sample {literal(folder)} --prompt {PROMPT.decode()!r}")
@@ -59,13 +59,12 @@ def run(out: Path, minutes: float, device: str) -> None:
 
 
 def _within(config: RunConfig, minutes: float, device: str) -> RunConfig:
-    """`config` with as many steps as fit into `minutes` here, and the schedule laid out over them."""
+    """`config` with about as many steps as fit into `minutes` here, and the schedule laid out over them."""
     train = config.train
-    budget_seconds = 60 * minutes * 0.65  # the rest: validation, and chunk counts that differ from step to step
-    steps = int(budget_seconds / (seconds_per_byte(config, device) * train.batch_bytes))
+    steps = int(60 * minutes / (seconds_per_byte(config, device) * train.batch_bytes))
     steps = max(20, min(train.steps, steps))
     return dataclasses.replace(
-        config, train=dataclasses.replace(train, steps=steps, eval_every=max(1, steps // 4), checkpoint_every=steps)
+        config, train=dataclasses.replace(train, steps=steps, eval_every=max(50, steps // 4), checkpoint_every=steps)
     )
 
 

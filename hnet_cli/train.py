@@ -11,7 +11,7 @@ import shlex
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ from hnet_cli.watch import Watch
 
 MAX_SKIPPED = 3
 """Steps in a row with a loss or gradient that is not finite before the run gives up."""
+PACE = 10
+"""Steps between two looks at whether a run with limited time can be finished in it."""
 MOST_DOCUMENTS = 100
 """In the record of a skipped step."""
 
@@ -167,24 +169,28 @@ class Result:
 
 
 Listener = Callable[[str, dict[str, Any]], None]
-"""Called with ("step" | "log" | "eval" | "checkpoint" | "resume" | "warning", record)."""
+"""Called with ("step" | "log" | "eval" | "checkpoint" | "resume" | "warning" | "shortened", record)."""
 
 
 def train(config: RunConfig, data: Path, run: Path, *, resume: bool = False, strict: bool = False,
-          device: str = "cpu", listen: Listener = lambda kind, record: None) -> Result:  # fmt: skip
+          device: str = "cpu", seconds: float = math.inf,
+          listen: Listener = lambda kind, record: None) -> Result:  # fmt: skip
     """Train `config` on the dataset at `data` in the folder `run`, to its last step.
 
     `resume`: go on from the newest checkpoint that is whole; with `strict` from the newest or not at all. Raises
     BusyError (folder in use, or holding a run without `resume`), DamagedError, InputError (dataset too small or
     another), NumericalError (three non-finite steps in a row), Stopped (a signal; the state is saved), StorageError,
     UsageError (a setting that a run cannot change).
+
+    Where `seconds` are given the run ends in about that time: the schedule is laid out over fewer steps whenever those
+    left would take longer, which `config.yaml` then says.
     """
     dataset = Dataset.open(data)
     with storage.FolderLock(run), catch_signals() as stop:
         if not resume and ((run / "config.yaml").exists() or checkpoint.has_any(run)):
             raise BusyError(f"{run} already holds a run", "add --resume to go on with it, or --run NAME for another")
         dataset.verify()
-        return _Trainer(config, dataset, run, torch.device(device), listen, stop).go(resume, strict)
+        return _Trainer(config, dataset, run, torch.device(device), listen, stop).go(resume, strict, seconds)
 
 
 class _Trainer:
@@ -197,6 +203,8 @@ class _Trainer:
         self.saved: Path | None = None
         """The last checkpoint, and the last of which a step with a finite loss has shown that it is good."""
         self.good: Path | None = None
+        self.validating = 0.0
+        """Seconds that the last validation took."""
         train = config.train
         rows = train.rows // train.micro_batches
         self.batches = Batches(dataset, sequence_length=train.sequence_length, rows=train.rows, seed=train.seed)
@@ -209,7 +217,7 @@ class _Trainer:
         self.state = TrainingState(dataset=dataset.fingerprint)
         self.extra = {"modality": dataset.modality, "sequence_length": train.sequence_length, "preset": config.name}
 
-    def go(self, resume: bool, strict: bool = False) -> Result:
+    def go(self, resume: bool, strict: bool = False, seconds: float = math.inf) -> Result:
         """Steps to the last one, with records, validations and checkpoints where they are due."""
         train, began = self.config.train, time.monotonic()
         if resume:
@@ -224,7 +232,7 @@ class _Trainer:
         self.metrics = Journal(self.run / "metrics.jsonl", state.step)
         self.samples = Journal(self.run / "samples.jsonl", state.step)
         self.last: dict[str, Any] = next((record for record in reversed(self.metrics.kept) if "val_bpb" in record), {})
-        timed, spent = 0, 0.0
+        timed, spent, first = 0, 0.0, state.step
         while state.step < train.steps:
             step_began = time.monotonic()
             record = self._step()
@@ -242,6 +250,8 @@ class _Trainer:
             stopping = bool(self.stop.signal) and not done
             if done or stopping or state.step % train.checkpoint_every == 0 or state.best_step == state.step:
                 self._save(final=done or stopping)
+            if state.step % PACE == 0 and not done:
+                train = self._fit(time.monotonic() - began, state.step - first, seconds - self.validating)
             if stopping:
                 raise Stopped(
                     f"stopped by {self.stop.signal} after step {state.step} of {train.steps}; saved in {self.run}",
@@ -273,6 +283,17 @@ class _Trainer:
         self.listen("step", record)
         return record
 
+    def _fit(self, spent: float, steps: int, seconds: float) -> TrainConfig:
+        """The configuration with no more steps than fit into `seconds`, of which `steps` steps have taken `spent`."""
+        train, step = self.config.train, self.state.step
+        fitting = step + max(1.0, (seconds - spent) * steps / spent)
+        if fitting < train.steps:
+            train = replace(train, steps=int(fitting))
+            self.config = replace(self.config, train=train)
+            storage.write_text(self.run / "config.yaml", to_yaml(self.config))
+            self.listen("shortened", {"step": step, "steps": train.steps})
+        return train
+
     def _warn_of_little_space(self) -> None:
         """A disk that cannot hold the checkpoints to come is better known now than after hours."""
         size, free = checkpoint.size(self.model), storage.free_bytes(self.run)
@@ -301,7 +322,7 @@ class _Trainer:
         return NumericalError(f"{message}; {known}", "try a lower train.lr, or precision=fp32")
 
     def _validate(self) -> None:
-        train, state = self.config.train, self.state
+        train, state, began = self.config.train, self.state, time.monotonic()
         with self.autocast():
             scored = validation(
                 self.model, self.dataset, train.sequence_length, train.eval_bytes, train.ratios(state.step)
@@ -318,6 +339,7 @@ class _Trainer:
             self._record(self.samples, at | self.probe.record(self.model, decisions, seed=state.step))
         if math.isfinite(scored["bpb"]) and (state.best_bpb is None or scored["bpb"] < state.best_bpb):
             state.best_bpb, state.best_step = scored["bpb"], state.step
+        self.validating = time.monotonic() - began
         self.listen("eval", record)
 
     def _save(self, final: bool) -> None:

@@ -15,6 +15,7 @@ from runkit import FLAT, TWO_STAGES, dataset, metrics, tiny, weights
 
 from hnet_cli import storage
 from hnet_cli.checkpoint import newest
+from hnet_cli.config import resolve
 from hnet_cli.corpus import Batches, Dataset
 from hnet_cli.errors import BusyError, InputError, NumericalError, Stopped, StorageError
 from hnet_cli.evaluate import to_device
@@ -411,6 +412,23 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(whole, data, tmp_
     train(tiny(), data, run, resume=True, listen=lambda kind, record: said.append(kind))
     assert said[0] == "warning"
     assert weights(run) == weights(whole)
+
+
+# -- limited time ------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_with_limited_time_lays_its_schedule_out_over_fewer_steps(data, tmp_path):
+    """And ends as if it had been planned so: the rate has decayed, the configuration says so, nothing is left to do."""
+    run, said = tmp_path / "run", []
+    config = tiny("train.steps=5000", "train.eval_every=0", "train.min_lr_ratio=0.02")
+    result = train(config, data, run, seconds=1.5, listen=lambda kind, record: said.append((kind, record)))
+    steps = result.state.step
+    assert 10 < steps < 5000
+    assert resolve(str(run / "config.yaml")).train == replace(config.train, steps=steps)
+    assert [record["steps"] for kind, record in said if kind == "shortened"][-1] == steps
+    assert metrics(run)[-2]["lr"] == pytest.approx(0.02 * config.train.lr)
+    assert metrics(run)[-1]["step"] == steps == json.loads((newest(run) / "state.json").read_text())["step"]
+    assert train(resolve(str(run / "config.yaml")), data, run, resume=True).state.step == steps
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------
