@@ -145,6 +145,9 @@ def train(
     strict: Annotated[
         bool, typer.Option("--strict", help="With --resume: stop if the newest checkpoint is damaged.")
     ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also write TensorBoard events: --set train.tensorboard=true.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     device: DeviceOption = None,
     as_json: JsonOption = False,
@@ -152,7 +155,8 @@ def train(
     """Train an H-Net on a dataset."""
     from hnet_cli import plan
 
-    chosen = plan.choose(preset, data, run, settings or [], resume=resume, device=device)
+    settings = [*(settings or []), *(["train.tensorboard=true"] if tensorboard else [])]
+    chosen = plan.choose(preset, data, run, settings, resume=resume, device=device)
     if dry_run:
         plan.describe(chosen, as_json=as_json)
         return

@@ -81,6 +81,8 @@ class TrainConfig:
     """At most this many validation bytes each time; the last validation too."""
     samples: bool = True
     """Whether every validation leaves its chunks of a few bytes and a continuation of them in samples.jsonl."""
+    tensorboard: bool = False
+    """Whether the records are also written as TensorBoard events."""
     checkpoint_every: int = 500
     """Steps between two checkpoints; the last step always has one."""
     keep_checkpoints: int = 2

@@ -15,6 +15,7 @@ from hnet_cli.console import Task, duration, literal, progress, say, show, size,
 from hnet_cli.errors import BusyError, HNetError
 from hnet_cli.plan import Plan
 from hnet_cli.plot import spark
+from hnet_cli.tensorboard import Board
 from hnet_cli.train import Result, train
 
 
@@ -23,9 +24,9 @@ def follow(plan: Plan, *, resume: bool = False, strict: bool = False, seconds: f
 
     What is said on the way is kept in the run's `log.txt`, the traceback of an error too.
     """
-    steps = plan.config.train.steps
-    with progress("training", total=steps) as task:
-        screen = _Screen(task, plan.run / "log.txt")
+    board = Board(plan.run) if plan.config.train.tensorboard else None
+    with progress("training", total=plan.config.train.steps) as task:
+        screen = _Screen(task, plan.run / "log.txt", board)
         try:
             result = train(
                 plan.config, plan.data, plan.run, resume=resume, strict=strict, device=plan.machine.device,
@@ -36,6 +37,9 @@ def follow(plan: Plan, *, resume: bool = False, strict: bool = False, seconds: f
         except BaseException as error:
             screen.log(str(error) if isinstance(error, HNetError) else traceback.format_exc())
             raise
+        finally:
+            if board:
+                board.close()
     finish(plan, result)
     return result
 
@@ -44,11 +48,13 @@ class _Screen:
     REPORTING = 0.01
     """The share of the time that may go into keeping the report up to date."""
 
-    def __init__(self, task: Task, log: Path) -> None:
-        self.task, self.path, self.note = task, log, ""
+    def __init__(self, task: Task, log: Path, board: Board | None) -> None:
+        self.task, self.path, self.note, self.board = task, log, "", board
         self.report_due = 0.0  # on the monotonic clock
 
     def hear(self, kind: str, record: dict[str, Any]) -> None:
+        if self.board:
+            self.board.hear(kind, record)
         if kind == "step":
             self.task.update(record["step"], note=self.note)
         elif kind == "log":

@@ -19,7 +19,7 @@ LAYERS: list[set[str]] = [
     {"streams", "modality", "model.config"},
     {"storage", "config", "kernels", "console", "page"},
     {"corpus", "model", "contract", "budget", "torch_file", "safetensors_file"},
-    {"plot", "history", "chunkpage"},  # what a run folder tells, and how it is drawn
+    {"plot", "history", "chunkpage", "tensorboard"},  # what a run folder tells, and how it is drawn
     {"optim", "checkpoint", "distributed", "windows", "assemble", "health", "journal", "watch"},
     {"render"},
     {"evaluate", "sample", "segment", "convert", "doctor", "prepare"},  # the verbs never import each other
