@@ -28,7 +28,7 @@ def gold(source: Source, *, spaced: bool) -> Iterator[Gold | Refused]:
             if line.strip() and not line.startswith("#"):
                 break
         told = first[-1] if first else ""
-        if TREEBANK_ROW.match(told):
+        if TREEBANK_ROW.match(told) or told.startswith("#"):
             found = _treebank(chain(first, lines), source.name, spaced)
         elif "\t" in told:
             found = _morphemes(chain(first, lines), source.name)

@@ -84,9 +84,8 @@ def _rows(path: Path, lines: list[str]) -> list[Item]:
 
 def _item(row: dict[str, Any]) -> Item:
     if "endings" in row:
-        context = row["ctx"]
-        if "ctx_a" in row and "ctx_b" in row:
-            context = f"{row['ctx_a']} {row['ctx_b'].capitalize()}"
+        split = "ctx_a" in row and "ctx_b" in row
+        context = f"{row['ctx_a']} {row['ctx_b'].capitalize()}" if split else row["ctx"]
         context = f"{row['activity_label']}: {context}" if "activity_label" in row else context
         return _checked(_wikihow(context), [_wikihow(each) for each in row["endings"]], int(row["label"]))
     if "sol1" in row:
