@@ -293,8 +293,8 @@ def test_both_strands_are_read(model):
 
 
 def test_scores_and_labels(tmp_path, capsys):
-    rows = [("chr1", at + 1, f"v{at}", GENOME[at], "ACGT"[("ACGT".index(GENOME[at]) + 1) % 4], ".", ".", f"AF={at / 100}")
-            for at in range(10, 30)]  # fmt: skip
+    other = {base: "ACGT"[(at + 1) % 4] for at, base in enumerate("ACGT")}
+    rows = [("chr1", n + 1, f"v{n}", GENOME[n], other[GENOME[n]], ".", ".", f"AF={n / 100}") for n in range(10, 30)]
     vcf, fasta = calls(tmp_path, *rows)
     arguments = ["eval", "starter:dna", "--vcf", vcf, "--fasta", fasta, "--scores", tmp_path / "s.tsv", "--json"]
     assert cli.run([str(each) for each in arguments]) == 0
