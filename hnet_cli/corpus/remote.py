@@ -7,20 +7,22 @@ import contextlib
 import io
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, cast
-from urllib.parse import urlsplit, urlunsplit
+from typing import Any, BinaryIO, TypeVar, cast
+from urllib.parse import urlsplit
 
 from hnet_cli.errors import EnvironmentLimit, HNetError, InputError, StorageError
 from hnet_cli.modality import escape
 
 ATTEMPTS = 5
 """Failures in a row, without a byte between them, before a connection is given up."""
-PAUSE = 0.5
+PAUSE = 0.25
 """Seconds before the second attempt; doubled for each one after it."""
 BLOCK = 4 << 20
 """Bytes asked for at once."""
+T = TypeVar("T")
 
 
 def is_url(given: str | Path) -> bool:
@@ -33,19 +35,17 @@ def expand(url: str) -> Iterator[tuple[str, str, int, str]]:
     """(URL, name without secrets, size or 0, stamp) of a URL, or of all that its pattern matches. Raises InputError for
     what is not there, EnvironmentLimit for a missing package, StorageError for a connection that fails."""
     system, path = _system(url)
-    try:
-        paths = sorted(system.glob(path)) if any(mark in path for mark in "*[") else [path]
-        for each in paths:
-            about = system.info(each)
-            if about["type"] == "directory":
-                raise InputError(f"{shown_url(url)} is a folder", "name files in it: URL/*.jsonl.zst")
-            full = url if each == path else system.unstrip_protocol(each)
-            stamp = " ".join(str(about[key]) for key in ("ETag", "LastModified", "mtime", "created") if key in about)
-            yield full, shown_url(full), int(about.get("size") or 0), stamp
-    except Exception as error:
-        raise _told(error, url) from error
+    pattern = any(mark in path for mark in "*[")
+    paths = _patiently(lambda: sorted(system.glob(path)), url) if pattern else [path]
     if not paths:
         raise InputError(f"{shown_url(url)} matches nothing", "check the pattern")
+    for each in paths:
+        full = system.unstrip_protocol(each) if pattern else url
+        about = _patiently(partial(system.info, each), full)
+        if about["type"] == "directory":
+            raise InputError(f"{shown_url(url)} is a folder", "name files in it: URL/*.jsonl.zst")
+        stamp = " ".join(str(about[key]) for key in ("ETag", "LastModified", "mtime", "created") if key in about)
+        yield full, shown_url(full), int(about.get("size") or 0), stamp
 
 
 def open_url(url: str, name: str, size: int) -> BinaryIO:
@@ -56,19 +56,21 @@ def open_url(url: str, name: str, size: int) -> BinaryIO:
 def open_seekable(url: str, name: str) -> Any:
     """A file object that can seek, for formats read from their end. Raises InputError where the server cannot."""
     system, path = _system(url)
+    file = _patiently(lambda: system.open(path, "rb", block_size=BLOCK), url)
     try:
-        file = system.open(path, "rb", block_size=BLOCK)
-    except Exception as error:
-        raise _told(error, url) from error
-    if not file.seekable():
-        raise InputError(f"{name}: the server gives no parts of files, which this format needs", "download it first")
+        file.seek(1)
+        file.seek(0)
+    except ValueError as error:
+        raise InputError(
+            f"{name}: the server gives no parts of files, which this format needs", "download it first"
+        ) from error
     return file
 
 
 def shown_url(url: str) -> str:
     """A URL without user, password and query, which may hold keys, in printable characters."""
     parts = urlsplit(url)
-    return escape(urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", "")), keep="")
+    return escape(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}", keep="")
 
 
 def _system(url: str) -> tuple[Any, str]:
@@ -87,7 +89,7 @@ def _system(url: str) -> tuple[Any, str]:
 
 def _told(error: Exception, url: str) -> Exception:
     """What the user is told about a library's exception."""
-    name = shown_url(url)
+    name, error = shown_url(url), _cause(error)
     if isinstance(error, HNetError | MemoryError):
         return error
     if isinstance(error, ImportError):
@@ -101,8 +103,29 @@ def _told(error: Exception, url: str) -> Exception:
     return StorageError(f"cannot read {name}: {_line(error)}", "check the connection, then run the command again")
 
 
+def _cause(error: Exception) -> Exception:
+    """fsspec says of every failure over HTTP that there is no such file; why is in the cause."""
+    cause = error.__cause__
+    gone = isinstance(cause, Exception) and getattr(cause, "status", 0) != 404
+    return cause if isinstance(error, FileNotFoundError) and gone and cause is not None else error  # type: ignore[return-value]
+
+
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _patiently(work: Callable[[], T], url: str) -> T:
+    """What `work` gives, tried again where that may help."""
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(PAUSE * 2 ** (attempt - 1))
+        try:
+            return work()
+        except Exception as error:
+            failure = error
+            if not _passing(_cause(error)):
+                break
+    raise _told(failure, url) from failure
 
 
 def _passing(error: Exception) -> bool:
@@ -120,38 +143,42 @@ class _Stream(io.RawIOBase):
         self._url, self._name, self._size = url, name, size
         self._file: Any = None
         self._position = 0
+        self._ranges = True
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                time.sleep(PAUSE * 2 ** (attempt - 1))
-            try:
-                if self._file is None:
-                    self._file = self._open()
-                data = self._file.read(min(len(buffer), BLOCK))
-                if not data and self._position < self._size:
-                    raise EOFError(f"it ends after {self._position:,} of {self._size:,} bytes")
-            except Exception as error:
-                self._drop()
-                failure = error
-                if not _passing(error):
-                    break
-            else:
-                buffer[: len(data)] = data
-                self._position += len(data)
-                return len(data)
-        raise _told(failure, self._url) from failure
+        data = _patiently(lambda: self._read(min(len(buffer), BLOCK)), self._url)
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def _read(self, size: int) -> bytes:
+        try:
+            if self._file is None:
+                self._file = self._open()
+            data: bytes = self._file.read(size)
+            if not data and self._position < self._size:
+                raise EOFError(f"it ends after {self._position:,} of {self._size:,} bytes")
+        except ValueError as error:
+            self._drop()
+            if not self._ranges:
+                raise
+            self._ranges = False  # a server that gives whole files only, and did not say so
+            raise EOFError(str(error)) from error
+        except Exception:
+            self._drop()
+            raise
+        return data
 
     def _open(self) -> Any:
         system, path = _system(self._url)
-        file = system.open(path, "rb", block_size=BLOCK, cache_type="readahead")
+        file = system.open(path, "rb", block_size=BLOCK if self._ranges else 0)
         if self._position:
-            if file.seekable():
+            if self._ranges:
                 file.seek(self._position)
-            else:  # a server that only gives whole files
+            else:
                 left = self._position
                 while left and (skipped := file.read(min(left, BLOCK))):
                     left -= len(skipped)
