@@ -260,7 +260,9 @@ class _Decoded(io.RawIOBase):
             return False
         codec = _codec(rest)
         if codec is None:
-            raise InputError(f"{self._name} is damaged: other data follows the end of the compressed data")
+            raise InputError(
+                f"{self._name} is damaged: other data follows the end of the compressed data", "get the file again"
+            )
         self._decoder, self._input = codec(), rest
         return True
 

@@ -73,8 +73,8 @@ def test_samples_are_spread(tmp_path: Path) -> None:
     divided = zip(np.array_split(starts, 7), np.array_split(ranges[:, 2], 7), strict=True)
     parts = [(begin, begin + size) for begin, size in divided]
     everything = b"".join(dataset.documents("train"))
-    assert sample(dataset.shards, parts, len(everything), 1 << 30) == everything
-    some = sample(dataset.shards, parts, len(everything), 6400)
+    assert sample(dataset.shards.read, parts, len(everything), 1 << 30) == everything
+    some = sample(dataset.shards.read, parts, len(everything), 6400)
     assert len(some) == 6400
     for part in range(64):
         at = part * len(everything) // 64

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import lzma
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-
-from hnet_cli.corpus.dataset import Shards
 
 VAL_LIMIT = 2 << 20
 TRAIN_LIMIT = 8 << 20
@@ -18,9 +16,13 @@ _BUCKET = 1 << 20
 """N-grams counted at once, to bound memory."""
 
 
-def sample(shards: Shards, ranges: Iterable[tuple[np.ndarray, np.ndarray]], total: int, limit: int) -> bytes:
-    """At most `limit` bytes of ascending ranges, given as arrays (starts, ends) one after the other, `total` bytes in
-    all: all of them, or evenly spread stretches."""
+def sample(
+    read: Callable[[int, int], bytes], ranges: Iterable[tuple[np.ndarray, np.ndarray]], total: int, limit: int
+) -> bytes:
+    """At most `limit` bytes, as `read(start, end)` gives them, of ascending ranges: all, or evenly spread stretches.
+
+    The ranges come in parts, arrays (starts, ends); `total`: bytes in all of them.
+    """
     wanted = [(0, total)] if total <= limit else [(i * total // _PARTS, limit // _PARTS) for i in range(_PARTS)]
     parts, passed = [], 0
     for starts, ends in ranges:
@@ -34,7 +36,7 @@ def sample(shards: Shards, ranges: Iterable[tuple[np.ndarray, np.ndarray]], tota
             while count > 0 and run < len(starts):
                 at = int(ends[run] - (reached[run] - position))
                 take = min(count, int(ends[run]) - at)
-                parts.append(shards.read(at, at + take))
+                parts.append(read(at, at + take))
                 position, count, run = position + take, count - take, run + 1
             if count > 0:
                 later.append((position, count))

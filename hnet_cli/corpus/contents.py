@@ -321,7 +321,8 @@ def _table(name: str, how: _Reading) -> Iterator[Source | Refused]:
                     number += 1
                     yield _row(f"{name}:{number}", value, field, 0)
     except (ArrowException, OSError) as error:
-        raise InputError(f"{name} is damaged or truncated: {error}", "get the file again") from error
+        why = " ".join(str(error).split())  # of several lines
+        raise InputError(f"{name} is damaged or truncated: {why}", "get the file again") from error
 
 
 def row_groups(path: Path) -> list[int]:

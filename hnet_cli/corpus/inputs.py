@@ -61,6 +61,8 @@ def expand(inputs: Sequence[str | Path], modality: Modality) -> Iterator[tuple[i
             for url, name, size, stamp in remote.expand(str(given)):
                 yield argument, InputFile(name, None, name, argument, size, url=url, stamp=stamp)
             continue
+        if not str(given):
+            raise InputError("an input has an empty name", "name files, folders or -; . is the current folder")
         path, name = Path(given), shown(given)
         try:
             status = path.stat()
@@ -114,7 +116,7 @@ def _files_below(root: Path, refused: list[Refused]) -> Iterator[Path]:
             try:
                 mode = 0 if reason else entry.stat().st_mode
             except OSError as error:
-                dangling = entry.is_symlink() and error.errno == errno.ENOENT
+                dangling = entry.is_symlink() and error.errno in (errno.ENOENT, errno.ELOOP)
                 reason = "link to nothing" if dangling else f"unreadable: {os.strerror(error.errno or 0)}"
             if reason is None and stat.S_ISDIR(mode):
                 yield from walk(path)

@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from hnet_cli import modality as modalities
 from hnet_cli.corpus.account import TOLERATED, Account
 from hnet_cli.corpus.baseline import TRAIN_LIMIT, VAL_LIMIT, baselines, sample
-from hnet_cli.corpus.dataset import FORMAT, Shards
+from hnet_cli.corpus.dataset import FORMAT, SHARD, shard_name
 from hnet_cli.corpus.journal import Journal
 from hnet_cli.corpus.planning import UNIT_BYTES, Plan, Request, digest, make_plan
 from hnet_cli.corpus.reading import How, read_all
@@ -229,7 +230,7 @@ def _finish(
     rule, splits, tables = make_split(
         folder, shards, request.val, first_val if request.val_inputs else None, modality.cut
     )
-    bits = _measure(folder, shards, splits, modality) if measure else {}
+    bits = _measure(folder, splits, modality) if measure else {}
     files.update(tables, **writer.files)
     refused = {
         reason: dict(zip(("count", "bytes", "first"), entry, strict=True)) | {"damaged": reason in account.damage}
@@ -278,13 +279,26 @@ def _refuse_useless(request: Request, account: Account) -> None:
             raise InputError(f"nothing to use in {called}: {why}", "name other input, or another --modality")
 
 
-def _measure(folder: Path, shards: Shards, splits: dict[str, Any], modality: Modality) -> dict[str, Any]:
+def _measure(folder: Path, splits: dict[str, Any], modality: Modality) -> dict[str, Any]:
     """Baselines of the split just made, on what the model will read."""
     parts = []
     for split, limit in (("train", TRAIN_LIMIT), ("val", VAL_LIMIT)):
-        data = sample(shards, _stretches(folder, split), splits[split]["bytes"], limit)
+        data = sample(partial(_read_shards, folder), _stretches(folder, split), splits[split]["bytes"], limit)
         parts.append(data if modality.input_table is None else data.translate(modality.input_table))
     return baselines(*parts)
+
+
+def _read_shards(folder: Path, start: int, end: int) -> bytes:
+    """Bytes [start, end) of the shards just written, read plainly: of a memory map every block looked at would count
+    as memory in use."""
+    data = b""
+    while start < end:
+        index, at = divmod(start, SHARD)
+        with open(folder / shard_name(index), "rb") as shard:
+            shard.seek(at)
+            data += shard.read(min(end - start, SHARD - at))
+        start = min(end, (index + 1) * SHARD)
+    return data
 
 
 def _stretches(folder: Path, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:

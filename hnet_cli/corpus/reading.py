@@ -127,6 +127,8 @@ def _read_file(file: InputFile, how: How, writer: Writer, advance: Callable[[int
                 account.documents[file.argument] += 1
                 if found.notes:
                     account.notes.update(found.notes)
+    if not account.documents and not account.refused and not file.part:
+        account.refuse(file.argument, Refused("empty", file.name))
     account.sources.append(reader.finish())
     return account
 

@@ -1,0 +1,544 @@
+"""Input that is damaged, malicious or merely odd: one clear line, exit 0 or 3, and books that add up."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import os
+import random
+import signal
+import socket
+import sys
+import tarfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+import zstandard
+from forms import trials
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from hnet_cli import modality
+from hnet_cli.cli import run
+from hnet_cli.corpus import Dataset, prepare, sources_of
+from hnet_cli.errors import HNetError, InputError
+from hnet_cli.modality import Document, Modality, Refused
+from hnet_cli.streams import decompressed
+
+PROSE = b"".join(b"It was line %d of the best of times, and of the worst.\n" % n for n in range(200))
+GENOME = b">chr1\n" + b"ACGTTGCAGGCATTACGATC\n" * 300 + b">chr2\n" + b"TTGACCA" * 400 + b"\n"
+HAN = "一个人在北京的街道上慢慢地走着，他看见了很多的书。\n" * 100
+SOURCE = b"import os\n\n\ndef main() -> None:\n    print(os.getcwd())\n" * 100
+ROWS = b"".join(json.dumps({"text": f"row {n} " + "of many words " * 9}).encode() + b"\n" for n in range(60))
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress,
+    "zst": lambda data: zstandard.ZstdCompressor(write_checksum=True).compress(data),
+}  # fmt: skip
+
+
+def tar_of(members: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return out.getvalue()
+
+
+def zip_of(members: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return out.getvalue()
+
+
+def table_of(**columns: list[Any]) -> bytes:
+    out = io.BytesIO()
+    parquet.write_table(pyarrow.table(columns), out)
+    return out.getvalue()
+
+
+def flipped(data: bytes, at: float, bit: int = 0) -> bytes:
+    place = min(int(at * len(data)), len(data) - 1)
+    return data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :]
+
+
+# What is wrong with each file, by name: (modality, content, what the message must hold, exit code).
+BAD: dict[str, tuple[str, bytes, str, int]] = {
+    "empty.txt": ("text", b"", "empty", 3),
+    "blank.txt": ("text", b" \n\t" * 3000, "only white space", 3),
+    "short.txt": ("text", b"too short", "too little data", 3),
+    "one-byte.txt": ("text", b"x", "too little data: 1 bytes", 3),
+    "nul.txt": ("text", PROSE + b"\0" + PROSE, "binary data", 3),
+    "latin-1.txt": ("text", "Le café, déjà vu.\n".encode("latin-1") * 200, r"byte 6 is 0xe9", 3),
+    "utf-16.txt": ("text", PROSE.decode().encode("utf-16"), "iconv", 3),
+    "utf-32.txt": ("text", PROSE.decode().encode("utf-32"), "UTF-32", 3),
+    "surrogates.txt": ("text", PROSE + b"\xed\xa0\x80" + PROSE, "byte .* is 0xed", 3),
+    "overlong.txt": ("text", PROSE + b"\xc0\x80", "0xc0", 3),
+    "cut-character.txt": ("text", PROSE + "中".encode()[:2], "not UTF-8", 3),
+    "bom.txt": ("text", b"\xef\xbb\xbf" + PROSE, "byte order mark", 0),
+    "crlf.txt": ("text", PROSE.replace(b"\n", b"\r\n"), "", 0),
+    "one-line.txt": ("text", b"word " * 5000, "", 0),
+    "escapes.txt": ("text", b"\x1b[31mred\x1b]0;title\x07\n" * 900, "", 0),
+    "picture.txt": ("text", b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 20, "PNG", 3),
+    "book.pdf": ("text", b"%PDF-1.7\n" + b"%\xe2\xe3\xcf\xd3" * 500, "PDF", 3),
+    "letter.docx": ("text", zip_of({"word/document.xml": PROSE}), "unpack it first", 3),
+    "database.txt": ("text", b"SQLite format 3\0" + bytes(5000), "SQLite", 3),
+    "noise.txt": ("text", random.Random(0).randbytes(9000), "binary data|not UTF-8", 3),
+    "archive.7z": ("text", b"7z\xbc\xaf\x27\x1c" + bytes(500), "7z archive: unpack it first", 3),
+    "archive.rar": ("text", b"Rar!\x1a\x07" + bytes(500), "rar archive", 3),
+    "header-only.gz": ("text", gzip.compress(PROSE)[:10], "truncated", 3),
+    "magic-only.gz": ("text", b"\x1f\x8b\x08", "truncated", 3),
+    "trailing.gz": ("text", gzip.compress(PROSE) + b"and more that is not gzip", "other data follows", 3),
+    "many-members.gz": ("text", b"".join(gzip.compress(line) for line in PROSE.splitlines(True)), "", 0),
+    "padded.gz": ("text", gzip.compress(PROSE) + bytes(512), "", 0),
+    "wrong-name.gz": ("text", PROSE, "", 0),
+    "compressed-twice.gz": ("text", gzip.compress(gzip.compress(PROSE)), "gzip", 3),
+    "no-checksum.zst": ("text", zstandard.compress(PROSE)[:-9], "truncated", 3),
+    "dictionary.zst": ("text", b"\x28\xb5\x2f\xfd\x23\x01\x02\x03\x04" + bytes(50), "damaged|truncated", 3),
+    "window-2-gib.zst": ("text", b"\x28\xb5\x2f\xfd\x00\xa8" + b"\x01\x00\x00", "damaged", 3),
+    "empty.jsonl": ("text", b"\n\n\n", "empty", 3),
+    "truncated.jsonl": ("text", ROWS[:-40], r"jsonl:60", 3),
+    "no-field.jsonl": ("text", b'{"prose": "x"}\n' * 300, "--field", 2),
+    "nul.jsonl": ("text", ROWS + b"\0\0\0\n" + ROWS, r"jsonl:61", 0),
+    "latin-1.jsonl": ("text", ROWS + b'{"text": "caf\xe9"}\n', r"jsonl:61", 3),
+    "numbers.jsonl": ("text", ROWS + b'{"text": 17}\n' * 9, r"no text in field 'text'.*jsonl:61", 3),
+    "arrays.jsonl": ("text", ROWS + b"[1, 2]\n" * 9, r"not a JSON object.*jsonl:61", 3),
+    "deep.jsonl": ("text", ROWS + b"[" * 200_000 + b"\n", r"jsonl:61", 3),
+    "deep-object.jsonl": ("text", ROWS + b'{"a":' * 100_000 + b"\n", r"jsonl:61", 3),
+    "surrogate.jsonl": ("text", ROWS + b'{"text": "\\ud800"}\n' * 3, r"half a surrogate.*jsonl:61", 3),
+    "huge-number.jsonl": ("text", b'{"text": ' + b"9" * 10_000 + b"}\n" + ROWS, r"jsonl:1", 3),
+    "twice-the-key.jsonl": ("text", ROWS.replace(b'{"text"', b'{"text": "x", "text"'), "", 0),
+    "one-bad-in-300.jsonl": ("text", ROWS * 5 + b"{\n", r"jsonl:301", 0),
+    "pretty.jsonl": ("text", json.dumps({"text": PROSE.decode()}, indent=1).encode(), r"jsonl:1", 3),
+    "empty.tar": ("text", bytes(10_240), "nothing to use in .*: empty", 3),
+    "not-a.tar": ("text", PROSE, "damaged or truncated", 3),
+    "cut.tar": ("text", tar_of({"a.txt": PROSE, "b.txt": PROSE})[:12_000], "truncated", 3),
+    "flipped.tar": ("text", flipped(tar_of({"a.txt": PROSE, "b.txt": PROSE}), 0.002), "damaged", 3),
+    "inner.tar": ("text", tar_of({"inner.tar": tar_of({"a.txt": PROSE})}), "archive inside an archive", 3),
+    "inner-damaged.tar": ("text", tar_of({"a.gz": gzip.compress(PROSE)[:-20], "b.txt": PROSE}), r"tar:a\.gz", 3),
+    "outside.tar": ("text", tar_of({"../../x.txt": PROSE, "/etc/x.txt": PROSE}), "", 0),
+    "empty.parquet": ("text", b"PAR1", "damaged or truncated", 3),
+    "cut.parquet": ("text", table_of(text=[PROSE.decode()])[:-20], "damaged or truncated", 3),
+    "flipped.parquet": ("text", flipped(table_of(text=[PROSE.decode()]), 0.995, 3), "parquet", 3),
+    "no-text.parquet": ("text", table_of(number=[1, 2, 3]), "--field", 2),
+    "numbers.parquet": ("text", table_of(text=[1, 2, 3]), r"no text in field 'text'.*parquet:1", 3),
+    "no-rows.parquet": ("text", table_of(text=pyarrow.array([], "string")), "nothing to use in .*: empty", 3),
+    "nulls.parquet": ("text", table_of(text=[None, PROSE.decode()]), r"parquet:1", 3),
+    "empty.fa": ("dna", b"", "empty", 3),
+    "no-header.fa": ("dna", b"ACGT\n" * 900, "no line starting with '>'", 3),
+    "headers-only.fa": ("dna", b"".join(b">record %d\n" % n for n in range(900)), "record without sequence", 3),
+    "protein.fa": ("dna", b">p\n" + b"MKVLEFILPQWY\n" * 300, "protein, not DNA", 3),
+    "reads.fastq": ("dna", b"@r\nACGTACGT\n+\nIIIIIIII\n" * 300, "FASTQ", 3),
+    "record.gb": ("dna", b"LOCUS       X 12 bp DNA\nORIGIN\n" + b"1 acgt\n" * 500, "GenBank", 3),
+    "variants.vcf": ("dna", b"##fileformat=VCFv4.2\n" * 200, "VCF", 3),
+    "only-n.fa": ("dna", b">n\n" + b"N" * 5000 + b"\n", "run of N.*base 0", 3),
+    "nul.fa": ("dna", b">a\nACGT\0\0\0ACGT\n" * 300, "binary data", 3),
+    "html.fa": ("dna", b"<html><body>404 not found</body></html>\n" * 100, "no line starting with '>'", 3),
+    "same-names.fa": ("dna", b">a\n" + b"ACGTTGCA" * 20 + b"\n" + GENOME, "", 0),
+    "text-before.fa": ("dna", b"some words first\n" + GENOME, "text before the first record", 0),
+    "mac.fa": ("dna", GENOME.replace(b"\n", b"\r"), "", 0),
+    "shift-jis.txt": ("chinese", "これは日本語の文です。\n".encode("shift_jis") * 200, "byte", 3),
+    "cut.gb18030.txt": ("chinese", HAN.encode("gb18030")[:-2] + b"\n", "byte", 3),
+    "gb18030.txt": ("chinese", HAN.encode("gb18030"), "converted from GB18030", 0),
+    "mixed.txt": ("chinese", HAN.encode() + HAN.encode("gb18030"), "not UTF-8, GB18030 or Big5", 3),
+    "program.py": ("code", b"\x7fELF" + bytes(9000), "program", 3),
+    "latin-1.c": ("code", SOURCE + b"/* caf\xe9 */\n", "0xe9", 3),
+}  # fmt: skip
+
+
+class Hung(Exception):
+    pass
+
+
+def command(place: Path, given: str, kind: str, *options: str) -> int:
+    """Exit code of `hnet prepare`; no command may take a minute."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise Hung
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(60)
+    try:
+        return run(["prepare", given, "--modality", kind, "--out", str(place / "out"), *options])
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+        if (place / "out").exists():
+            for file in (place / "out").iterdir():
+                file.unlink()
+            (place / "out").rmdir()
+
+
+def is_clear(error: str, code: int, name: str, why: str) -> bool:
+    """One line that names the file, says what is wrong and, in brackets, what to do."""
+    import re
+
+    lines = error.strip().splitlines()
+    why = re.sub(r"(jsonl|tar):", r"\1(\\.\\w+)?:", why)  # the same, compressed
+    said = re.search(why, error, re.DOTALL) is not None and "Traceback" not in error and "a bug of ours" not in error
+    return said and (code == 0 or (lines[-1].startswith("hnet: ") and name in lines[-1] and lines[-1].endswith(")")))
+
+
+def test_r13_named_bad_files(tally: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    """Each as a file, compressed in four ways, on standard input, and in a folder among good ones (in the short form
+    as a file and in one of the other ways)."""
+    found = tally("R13", "named bad files, as files, compressed, on standard input, in folders")
+    slowest = 0.0
+    for turn, (name, (kind, data, why, code)) in enumerate(BAD.items()):
+        ways = [("file", name, data)]
+        plain = not name.endswith((".gz", ".zst", ".parquet", ".docx", ".7z", ".rar"))
+        if plain and data:
+            ways += [("file", f"{name}.{suffix}", pack(data)) for suffix, pack in PACKERS.items()]
+        ways.append(("folder", name, data))
+        if not name.endswith((".jsonl", ".parquet")):
+            ways.append(("stdin", name, data))
+        ways = [ways[0], ways[1 + turn % (len(ways) - 1)]] if trials(1, 0, 0) else ways
+        for way, called, content in ways:
+            folder = tmp_path / "in"
+            folder.mkdir()
+            (folder / called).write_bytes(content)
+            path, expected = str(folder / called), code
+            if way == "stdin":
+                monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(content))))
+                path, called = "-", ""
+                expected = 3 if name == "not-a.tar" else code
+            if way == "folder":
+                path, expected = str(folder), -1
+                good = {"dna": ("good.fa", GENOME), "code": ("good.py", SOURCE)}.get(kind, ("good.txt", PROSE))
+                (folder / good[0]).write_bytes(good[1] * 2)
+            began = time.monotonic()
+            try:
+                got = command(tmp_path, path, kind)
+            except Hung:
+                got = -2
+            slowest = max(slowest, time.monotonic() - began)
+            error = capfd.readouterr().err
+            if way == "folder":  # refused or not by its share of the whole, but always told
+                fine = got in (0, 3) and is_clear(error, 0, called, ".")
+                fine = fine and (code == 0 or name in error or "too little" in why or name.startswith("short"))
+            elif way == "stdin":
+                fine = (got == expected or name == "not-a.tar") and is_clear(error, 0, "", "")
+            else:
+                fine = got == expected and is_clear(error, got, "" if "too little" in why else called, why)
+            found.count(fine, f"{way} {called or name}: exit {got}, {error.strip()[-300:]}")
+            for file in list(folder.iterdir()):
+                file.unlink()
+            folder.rmdir()
+            assert os.listdir(tmp_path) == []
+    found.figures |= {"files": len(BAD), "slowest_s": round(slowest, 1)}
+    assert len(BAD) >= 60
+
+
+# --- R14 --------------------------------------------------------------------------------------------------------------
+
+
+READERS: dict[str, tuple[str, str, bytes]] = {
+    "text": ("text", "x.txt", PROSE),
+    "chinese": ("chinese", "x.txt", HAN.encode("gb18030")),
+    "code": ("code", "x.py", SOURCE),
+    "dna": ("dna", "x.fa", GENOME.replace(b"TTGACCA", b"TTgacNNcRA-")),
+    "jsonl": ("text", "x.jsonl", ROWS),
+    "jsonl of dna": ("dna", "x.jsonl", ROWS.replace(b"words", b"ACGT")),
+    "tar": ("text", "x.tar", tar_of({"a.txt": PROSE[:900], "b.jsonl": ROWS[:900], "c.gz": gzip.compress(PROSE)})),
+    "tar of code": ("code", "x.tar", tar_of({".gitignore": b"*.o\n!a.o\n", "a.py": SOURCE[:700], "b.o": SOURCE[:700]})),
+    "parquet": ("text", "x.parquet", table_of(text=[PROSE.decode()[:2000], None, "x"], id=["a", "b", "c"])),
+    **{name: ("text", f"x.txt.{name}", pack(PROSE)) for name, pack in PACKERS.items()},
+}
+PIECES = [b"\0", b"\xff", b"\x80", b"\n", b"\r", b">", b";", b'"', b"\\u", b"{", b"[", b"N", b"\xef\xbb\xbf",
+          bytes(512), b"PK\x03\x04", b"PAR1", b"\x1f\x8b\x08", b"9" * 30]  # fmt: skip
+EDIT = st.tuples(st.floats(0, 1), st.sampled_from(["flip", "cut", "insert", "drop", "repeat"]), st.integers(0, 255),
+                 st.sampled_from(PIECES))  # fmt: skip
+
+
+def edited(data: bytes, edits: list[tuple[float, str, int, bytes]]) -> bytes:
+    for where, what, number, piece in edits:
+        at = int(where * len(data))
+        if what == "flip" and data:
+            data = flipped(data, where, number % 8)
+        elif what == "cut":
+            data = data[:at]
+        elif what == "insert":
+            data = data[:at] + piece + data[at:]
+        elif what == "drop":
+            data = data[:at] + data[at + number :]
+        else:
+            data = data[: at + number] + data[at:]
+    return data
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_r14_fuzz(reader: str, tally: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nothing but the errors a user can cause escapes; documents are bytes that were there, in order."""
+    found = tally("R14", f"inputs damaged at random: {reader}")
+    kind, name, sound = READERS[reader]
+    plugin, file = modality.get(kind), tmp_path_factory.mktemp("fuzz") / name
+
+    @settings(max_examples=trials(120, 2000, 20_000), deadline=None, database=None, derandomize=True,
+              suppress_health_check=list(HealthCheck))  # fmt: skip
+    @given(edits=st.lists(EDIT, min_size=1, max_size=4))
+    def fuzz(edits: list[tuple[float, str, int, bytes]]) -> None:
+        file.write_bytes(edited(sound, edits))
+        try:
+            documents = list(read(file, plugin))
+            good = all(isinstance(one.data, bytes) and one.offset >= 0 for one in documents)
+        except HNetError as error:
+            good = bool(str(error)) and "\n" not in str(error)
+        except Exception as error:
+            found.count(False, f"{edits}: {type(error).__name__}: {error}")
+            raise
+        found.count(good, str(edits))
+
+    fuzz()
+
+
+def read(file: Path, plugin: Modality) -> Iterator[Document]:
+    for source in sources_of([file], plugin):
+        if not isinstance(source, Refused):
+            for found in plugin.documents(source):
+                if isinstance(found, Document):
+                    yield found
+
+
+# --- R15 --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", [*PACKERS, "zst without checksum"])
+def test_r15_truncation_and_flips(codec: str, tally: Any) -> None:
+    """Never other bytes than were packed; without a checksum in the file only truncation can be known."""
+    found = tally("R15", f"truncated or flipped {codec}")
+    packed = (PACKERS.get(codec) or zstandard.compress)(PROSE)
+    rng = random.Random(codec)
+
+    def unpacked(data: bytes) -> bytes | None:
+        try:
+            with decompressed(io.BytesIO(data), "x") as plain:
+                return plain.read()
+        except InputError:
+            return None
+
+    for _ in range(trials(60, 500, 5000)):
+        length = rng.randrange(4 if codec.startswith("zst") else 10, len(packed))
+        found.count(unpacked(packed[:length]) is None, f"cut at {length}")
+    # The magic says what it is: without it, it is other data, which the modality judges.
+    for _ in range(trials(60, 500, 5000) if codec in PACKERS else 0):
+        at, bit = rng.randrange(12, len(packed)), rng.randrange(8)
+        data = bytearray(packed)
+        data[at] ^= 1 << bit
+        found.count(unpacked(bytes(data)) in (None, PROSE), f"bit {bit} of byte {at}")
+
+
+# --- R17 --------------------------------------------------------------------------------------------------------------
+
+
+def test_r17_odd_places(tally: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    """Loops, pipes, devices, sockets, missing and odd names: handled, and nothing raw reaches the terminal."""
+    found = tally("R17", "loops, pipes, devices, sockets, odd names, vanishing and growing files, many files")
+    place = tmp_path / "odd"
+    place.mkdir()
+    (place / "loop").symlink_to(place / "loop")
+    (place / "folder-loop").symlink_to(place)
+    (place / "nowhere").symlink_to(tmp_path / "nothing")
+    os.mkfifo(place / "fifo")
+    (place / "empty folder").mkdir()
+    listener = socket.socket(socket.AF_UNIX)
+    monkeypatch.chdir(place)
+    listener.bind("socket")
+    names = [
+        b"caf\xe9.txt",
+        b"new\nline.txt",
+        b"\x1b[31mred\x1b]0;x\x07.txt",
+        b"-n.txt",
+        b"\xe2\x80\xaegnp.txt",
+        b"a" * 250,
+    ]
+    for name in names:
+        Path(os.fsdecode(os.fsencode(place) + b"/" + name)).write_bytes(PROSE)
+    cases = {
+        "loop": (3, "cannot read|Too many"), "nowhere": (3, "does not exist"), "fifo": (3, "a device, pipe or socket"),
+        "socket": (3, "device, pipe or socket"), "/dev/zero": (3, "a device, pipe or socket"),
+        "/dev/null": (3, "a device, pipe or socket"), "empty folder": (3, "nothing to use"),
+        "missing": (3, "does not exist"),
+        "odd\0name": (3, "cannot read"), "/proc/self/mem": (74, "cannot read"), "": (3, "."),
+    }  # fmt: skip
+    for path, (code, why) in cases.items():
+        got = command(tmp_path, path, "text")
+        error = capfd.readouterr().err
+        found.count(got == code and is_clear(error, 0, "", why), f"{path!r}: exit {got}, {error}")
+    got = command(tmp_path, str(place), "text")
+    error = capfd.readouterr().err
+    found.count(got == 0 and "\x1b" not in error and "\u202e" not in error, f"folder: exit {got}, {error}")
+    for name in names[:-1]:
+        Path(os.fsdecode(os.fsencode(place) + b"/" + name)).write_bytes(b"\xff not UTF-8 \x1b[31m")
+        got = command(tmp_path, os.fsdecode(name) if name[0] != ord("-") else "./-n.txt", "text")
+        error = capfd.readouterr().err
+        found.count(got == 3 and "\x1b" not in error and error.count("\n") == 1, f"{name!r}: exit {got}, {error!r}")
+    listener.close()
+    many = tmp_path / "many"
+    many.mkdir()
+    for number in range(trials(2000, 10_000, 10_000)):
+        (many / f"{number}.txt").write_bytes(b"file %d\n" % number)
+    summary = prepare([many], modality.get("text"), tmp_path / "out", measure=False)
+    found.count(summary.documents == trials(2000, 10_000, 10_000), f"{summary.documents} of many files")
+
+
+class Meddling(Modality):
+    """Does something to another file while the first is read."""
+
+    name, summary = "meddling", "for tests"
+
+    def __init__(self, meddle: Callable[[], None]) -> None:
+        self.meddle = meddle
+
+    def documents(self, source: Any) -> Iterator[Document | Refused]:
+        with source.open() as stream:
+            yield Document(stream.read(), source.name, source.name, source.group)
+        self.meddle()
+
+
+@pytest.mark.parametrize("what", ["vanishes before", "vanishes while", "grows", "becomes a folder"])
+def test_r17_files_that_change(what: str, tally: Any, tmp_path: Path) -> None:
+    """In a folder: refused by reason, the rest is kept. Named: exit 3 (tests/test_corpus_hostile.py)."""
+    found = tally("R17", f"a file in a folder {what} it is read")
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"{number}.txt").write_bytes(PROSE)
+    file = folder / ("0.txt" if what in ("grows", "vanishes while") else "1.txt")
+    calls = []
+
+    def meddle() -> None:
+        calls.append(1)
+        if len(calls) > 1:
+            return
+        if what == "grows":
+            with file.open("ab") as opened:
+                opened.write(b"more")
+        else:
+            file.unlink()
+            if what == "becomes a folder":
+                file.mkdir()
+
+    summary = prepare([folder], Meddling(meddle), tmp_path / "out", measure=False, tolerated=1.0)
+    reasons = {reason: count for reason, (count, _, _) in summary.refused.items()}
+    found.count(
+        summary.documents == 2 and list(reasons.values()) == [1] and next(iter(reasons)) in
+        ("damaged file", "vanished or unreadable"), f"{what}: {summary}"
+    )  # fmt: skip
+
+
+# --- R18 --------------------------------------------------------------------------------------------------------------
+
+
+ITEM = st.sampled_from(["file", "bad file", "rows", "damaged", "archive", "blank", "binary", "hidden"])
+
+
+@settings(max_examples=trials(30, 100, 500), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(kinds=st.lists(ITEM, max_size=12), seed=st.integers(0, 1 << 30))
+def corpora(tally_of: Any, place: Path, kinds: list[str], seed: int) -> None:
+    """Documents and bytes in = kept + refused by reason, exactly."""
+    rng, folder = random.Random(seed), place / str(time.monotonic_ns())
+    (folder / "in").mkdir(parents=True)
+    kept: list[bytes] = [PROSE]
+    refused: dict[str, list[int]] = {}
+    (folder / "in" / "0.txt").write_bytes(PROSE)
+
+    def refuse(reason: str, size: int) -> None:
+        refused.setdefault(reason, []).append(size)
+
+    for number, kind in enumerate(kinds):
+        file, data = folder / "in" / f"{number + 1:03}.txt", PROSE[: rng.randint(60, 5000)]
+        if kind == "file":
+            kept.append(data)
+        elif kind == "bad file":
+            data += b"\xff"
+            refuse("not UTF-8", len(data))
+        elif kind == "rows":
+            file, lines = file.with_suffix(".jsonl"), []
+            for _ in range(rng.randint(1, 6)):
+                text = PROSE[: rng.randint(1, 200)].decode()
+                if rng.random() < 0.6:
+                    kept.append(text.encode())
+                    lines.append(json.dumps({"text": text}))
+                else:
+                    lines.append(rng.choice(["{", "[]", '{"text": null}', '{"text": "\\ud800"}']))
+                    reason = {"{": "row is not JSON", "[": "row is not a JSON object"}.get(lines[-1][:2].strip("]"), "")
+                    reason = reason or ("row with half a surrogate pair" if "ud800" in lines[-1] else "")
+                    refuse(reason or "row has no text in field 'text'", len(lines[-1]) + 1)
+            lines.insert(0, json.dumps({"text": "first"}))
+            kept.insert(len(kept), b"")  # order is checked by the sum of bytes alone
+            kept.append(b"first")
+            data = ("\n".join(lines) + "\n").encode()
+        elif kind == "damaged":
+            file, data = file.with_suffix(".txt.gz"), gzip.compress(rng.randbytes(2000).hex().encode())[:-30]
+            refuse("damaged file", len(data))
+        elif kind == "archive":
+            file = file.with_suffix(".tar")
+            kept.append(data)
+            refuse("hidden file or folder", 7)
+            data = tar_of({"a.txt": data, ".hidden/b.txt": b"7 bytes"})
+        elif kind == "blank":
+            data = b"\n" * rng.randint(1, 99)
+            refuse("only white space", len(data))
+        elif kind == "binary":
+            data = bytes(rng.randint(50, 99))
+            refuse("binary data", len(data))
+        else:
+            file = file.with_name("." + file.name)
+            refuse("hidden file or folder", 0)
+        file.write_bytes(data)
+    summary = prepare([folder / "in"], modality.get("text"), folder / "out", measure=False, tolerated=1.0)
+    kept = [data for data in kept if data]
+    told = {reason: (count, size) for reason, (count, size, _) in summary.refused.items()}
+    right = told == {reason: (len(sizes), sum(sizes)) for reason, sizes in refused.items()}
+    right = right and (summary.documents, summary.bytes) == (len(kept), sum(map(len, kept)))
+    tally_of.count(right, f"{kinds} {seed}: {told}, {refused}, {summary.documents}, {len(kept)}")
+    assert right
+
+
+def test_r18_books(tally: Any, tmp_path: Path) -> None:
+    corpora(tally("R18", "generated corpora: documents and bytes in = kept + refused, by reason"), tmp_path)
+
+
+@pytest.mark.parametrize(("bad", "code"), [(1, 0), (2, 3)])
+def test_r18_more_than_one_percent(bad: int, code: int, tally: Any, tmp_path: Path, capfd: Any) -> None:
+    """Of 150 rows one may be damaged, two may not, unless --allow-skips; in any case it is told."""
+    found = tally("R18", f"{bad} damaged rows of 150")
+    rows = [json.dumps({"text": f"row {n} " + "words " * 20}) for n in range(150 - bad)] + ["{" + " " * 80] * bad
+    (tmp_path / "x.jsonl").write_text("\n".join(rows) + "\n")
+    path = str(tmp_path / "x.jsonl")
+    for options, expected in (((), code), (("--allow-skips",), 0)):
+        got = command(tmp_path, path, "text", *options)
+        error = capfd.readouterr().err
+        found.count(got == expected and "row is not JSON" in error and f"x.jsonl:{151 - bad}" in error, error)
+
+
+def test_r18_a_damaged_file_gives_nothing(tally: Any, tmp_path: Path) -> None:
+    """What stands before the damage is not kept: nobody knows whether it is sound. All else is, byte for byte."""
+    found = tally("R18", "documents before the damage in a file of a folder")
+    folder = tmp_path / "in"
+    folder.mkdir()
+    big = PROSE * 400  # several documents, and more than a block
+    (folder / "1.txt").write_bytes(PROSE)
+    (folder / "2.txt.gz").write_bytes(gzip.compress(big)[:-100])
+    (folder / "3.txt.xz").write_bytes(flipped(lzma.compress(big), 0.9))
+    (folder / "4.tar").write_bytes(tar_of({"a.txt": PROSE, "b.txt": big})[:-20_000])
+    (folder / "5.txt").write_bytes(big)
+    summary = prepare([folder], modality.get("text"), tmp_path / "out", measure=False, tolerated=1.0)
+    dataset = Dataset.open(tmp_path / "out")
+    found.count(dataset.shards.read(0, summary.bytes) == PROSE + big, "other bytes are kept")
+    found.count(summary.refused["damaged file"][0] == 3, str(summary.refused))
+    for file in ("2.txt.gz", "3.txt.xz", "4.tar"):
+        with pytest.raises(InputError, match=file):
+            prepare([folder / file], modality.get("text"), tmp_path / "out2", measure=False)
