@@ -87,12 +87,18 @@ class Needs:
     """Weights, gradients and AdamW's two moments, float32."""
     activations: int
     """Of one micro-batch, an estimate from the layout."""
+    worst_activations: int
+    """The same where every byte is a boundary: in a run that collapses, or on bytes unlike all others."""
     flops_per_byte: float
     """Forward; a training step costs three times as much."""
 
     @property
     def memory(self) -> int:
         return self.weights + self.activations
+
+    @property
+    def worst_memory(self) -> int:
+        return self.weights + self.worst_activations
 
 
 # Of torch, Python and the data themselves.
@@ -108,13 +114,16 @@ def chunk_fractions(config: RunConfig) -> list[float]:
     return fractions
 
 
-def _activation_bytes(config: RunConfig) -> int:
-    """Bytes kept for the backward pass of one micro-batch, from tensors per layer and position (float32 counted)."""
+def _activation_bytes(config: RunConfig, fractions: list[float]) -> int:
+    """Bytes kept for the backward pass of one micro-batch, from tensors per layer and position (float32 counted).
+
+    `fractions`: positions of each inner level per byte.
+    """
     model, train = config.model, config.train
     floats = 0.0
     positions = train.batch_bytes / train.micro_batches
     for share, level, width, s in zip(
-        [1.0, *chunk_fractions(config)], model.levels, model.d_model, range(model.num_stages + 1), strict=True
+        [1.0, *fractions], model.levels, model.d_model, range(model.num_stages + 1), strict=True
     ):
         inner = model.ssm_cfg.expand * width
         for letter in level.letters:
@@ -132,7 +141,8 @@ def needs(config: RunConfig) -> Needs:
     return Needs(
         parameters=parameters,
         weights=16 * parameters,
-        activations=_activation_bytes(config) + BASE_MEMORY,
+        activations=_activation_bytes(config, chunk_fractions(config)) + BASE_MEMORY,
+        worst_activations=_activation_bytes(config, [1.0] * config.model.num_stages) + BASE_MEMORY,
         flops_per_byte=config.model.flops_per_byte(chunk_fractions(config), config.train.sequence_length),
     )
 

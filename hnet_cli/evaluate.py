@@ -16,22 +16,23 @@ from hnet_cli.health import read, routing_counts, stage_metrics
 from hnet_cli.model import HNetForCausalLM
 
 PIECE = 32_768
-"""Bytes per forward pass."""
+"""Bytes per forward pass where nothing smaller is asked for."""
 
 
 @torch.inference_mode()
 def validation(model: HNetForCausalLM, dataset: Dataset, length: int, max_bytes: int,
-               target_ratios: list[float]) -> dict[str, Any]:  # fmt: skip
+               target_ratios: list[float], piece: int | None = None) -> dict[str, Any]:  # fmt: skip
     """Score the validation split, at most `max_bytes` of it, in windows of `length` bytes.
 
-    Every byte counts exactly once, the first of a document too (it is predicted from the document mark); a window that
-    does not begin a document begins with the byte before it and knows nothing older. Returns `bpb` (bits per byte,
-    unweighted), `bytes`, and what `stage_metrics` says of each stage.
+    `piece`: bytes per forward pass; that of training takes no more memory than training. Every byte counts exactly
+    once, the first of a document too (it is predicted from the document mark); a window that does not begin a document
+    begins with the byte before it and knows nothing older. Returns `bpb` (bits per byte, unweighted),
+    `bytes`, and what `stage_metrics` says of each stage.
     """
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     nats, counts, total = [], [], 0
-    for batch in windows(dataset, "val", length, batch_bytes=PIECE, max_bytes=max_bytes):
+    for batch in windows(dataset, "val", length, batch_bytes=piece or PIECE, max_bytes=max_bytes):
         inputs, targets, cu_seqlens, _ = to_device(batch, device)
         out = model(inputs, cu_seqlens=cu_seqlens)
         nats.append(F.cross_entropy(out.logits.float(), targets, reduction="sum").double())

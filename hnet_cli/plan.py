@@ -147,6 +147,7 @@ def facts(plan: Plan) -> dict[str, Any]:
         "parameters_by_part": plan.config.model.count_parameters(),
         "flops_per_byte": needs.flops_per_byte,
         "memory_needed": needs.memory,
+        "memory_worst": needs.worst_memory,
         "memory_free": plan.machine.memory,
         "fits": budget.fits(plan.config, plan.machine),
         "steps": train.steps,
@@ -178,7 +179,8 @@ def _describe(plan: Plan, data: dict[str, Any]) -> None:
     show(rows)
     train = plan.config.train
     say(f"{count(data['flops_per_byte'])} FLOPs per byte forward, three times that to train.")
-    say(f"Memory: {data['memory_needed'] / GIB:.1f} GiB needed, {data['memory_free'] / GIB:.1f} GiB free on "
+    say(f"Memory: {data['memory_needed'] / GIB:.1f} GiB needed ({data['memory_worst'] / GIB:.1f} where every byte is a "
+        f"chunk), {data['memory_free'] / GIB:.1f} GiB free on "
         f"{data['device']} ({plan.machine.name}).")  # fmt: skip
     times = f"{data['epochs']:.1f} times the data"
     say(f"{train.steps:,} steps of {size(train.batch_bytes)}: {size(data['bytes'])}, {times}.")

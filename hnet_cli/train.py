@@ -26,7 +26,7 @@ from hnet_cli.config import RunConfig, TrainConfig, to_yaml
 from hnet_cli.corpus.dataset import Dataset
 from hnet_cli.corpus.loader import Batch, Batches
 from hnet_cli.errors import BusyError, NumericalError, Stopped, StorageError
-from hnet_cli.evaluate import to_device, validation
+from hnet_cli.evaluate import PIECE, to_device, validation
 from hnet_cli.health import all_finite, clip_gradient, read, routing_counts, stage_metrics
 from hnet_cli.journal import Journal
 from hnet_cli.model import HNetForCausalLM, RoutingOutput, ratio_loss
@@ -323,9 +323,10 @@ class _Trainer:
 
     def _validate(self) -> None:
         train, state, began = self.config.train, self.state, time.monotonic()
+        piece = min(PIECE, train.batch_bytes // train.micro_batches)
         with self.autocast():
             scored = validation(
-                self.model, self.dataset, train.sequence_length, train.eval_bytes, train.ratios(state.step)
+                self.model, self.dataset, train.sequence_length, train.eval_bytes, train.ratios(state.step), piece
             )
             decisions = self.probe.decide(self.model)
         at = {"step": state.step, "bytes": state.bytes_seen}

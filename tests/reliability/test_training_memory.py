@@ -1,0 +1,135 @@
+"""Memory and work of training where every byte is a boundary (R28), and over many steps (R29)."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from forms import FORM, trials
+from runkit import TWO_STAGES, dataset, tiny
+from torch.utils.flop_counter import FlopCounterMode
+
+from hnet_cli import budget
+from hnet_cli.config import RunConfig, resolve
+from hnet_cli.modality import Document
+from hnet_cli.model import HNetForCausalLM, RoutingOutput
+from hnet_cli.train import build_model, losses, train
+from hnet_cli.windows import windows
+
+CONFIGS = {"nano": resolve("nano"), "two stages": tiny(*TWO_STAGES, "name=two stages")}
+each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+
+
+def boundaries_everywhere(config: RunConfig) -> HNetForCausalLM:
+    """A model whose routers take equal neighbours for a boundary, as a run of one byte makes them."""
+    torch.manual_seed(0)
+    model = build_model(config)
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if name.endswith("routing_module"):
+                module.k_proj_layer.weight.copy_(-module.q_proj_layer.weight)
+    return model
+
+
+def forward(model: HNetForCausalLM, config: RunConfig, rows: int) -> tuple[torch.Tensor, list[RoutingOutput]]:
+    """The loss of `rows` rows of one repeated byte."""
+    length = config.train.sequence_length
+    ids, offsets = torch.full((rows * length,), ord("a")), torch.arange(0, rows * length + 1, length, dtype=torch.int32)
+    part, routing = losses(model, ids, ids, offsets, None, 1.0, config.train, 0)
+    return part.total, routing
+
+
+@each_config
+def test_r28_memory_is_what_the_plan_announces(tally: Any, config: RunConfig) -> None:
+    """What autograd keeps for the backward pass, every storage once."""
+    done = tally("R28", f"memory of a step in which every byte is a boundary, against the plan ({config.name})")
+    model, rows = boundaries_everywhere(config), config.train.rows // config.train.micro_batches
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: list[torch.Tensor] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)  # alive, so that no address is given out twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        _, routing = forward(model, config, rows)
+    storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in kept}
+    measured = sum(size for address, size in storages.items() if address not in parameters)
+    announced = budget.needs(config).worst_activations
+    everywhere = all(bool(stage.boundary_mask.all()) for stage in routing)
+    done.count(everywhere and measured <= announced, f"{measured:,} bytes of {announced:,} announced")
+    estimate = announced - budget.BASE_MEMORY
+    done.count(measured <= 1.15 * estimate, f"{measured:,} bytes kept, {estimate:,} estimated")
+    done.figures["share of the estimate"] = round(measured / estimate, 2)
+
+
+@each_config
+def test_r28_twice_the_bytes_are_at_most_2_3_times_the_work(tally: Any, config: RunConfig) -> None:
+    done = tally("R28", f"operations (long form: time) of a step over 2n and n bytes of one value ({config.name})")
+    model = boundaries_everywhere(config)
+
+    def work(rows: int) -> float:
+        if FORM == "long":
+            times = []
+            for _ in range(9):
+                began = time.process_time()
+                forward(model, config, rows)[0].backward()
+                times.append(time.process_time() - began)
+            return min(times)
+        with FlopCounterMode(display=False) as counter:
+            forward(model, config, rows)[0].backward()
+        return counter.get_total_flops()
+
+    for rows in (2, 4, 8)[: trials(1, 2, 3)]:
+        ratio = work(2 * rows) / work(rows)
+        done.count(ratio <= 2.3, f"{2 * rows} rows are {ratio:.2f} times {rows} rows")
+        done.figures[f"{2 * rows} rows to {rows}"] = round(ratio, 2)
+
+
+def test_r28_segment_is_linear_in_a_repeated_byte(tally: Any) -> None:
+    done = tally("R28", "operations (long form: time) of segment over 2n and n bytes of one value")
+    model = boundaries_everywhere(resolve("nano")).eval()
+
+    def work(size: int) -> float:
+        began = time.process_time()
+        with FlopCounterMode(display=False) as counter:
+            starts = sum(len(w.starts) for w in windows(model, [Document(b"a" * size, "a", "a")]))
+        assert starts == size
+        return time.process_time() - began if FORM == "long" else counter.get_total_flops()
+
+    for size in (8192, 65536, 1 << 20)[: trials(1, 2, 3)]:
+        ratio = work(2 * size) / work(size)
+        done.count(ratio <= 2.3, f"{2 * size} bytes are {ratio:.2f} times {size} bytes")
+        done.figures[f"{2 * size} bytes to {size}"] = round(ratio, 2)
+
+
+def test_r29_memory_and_open_files_do_not_grow(tally: Any, tmp_path: Path) -> None:
+    """With validations, samples and checkpoints on the way; the first fifth of the steps is for caches to fill."""
+    steps = trials(100, 2000, 10_000)
+    done = tally("R29", f"resident memory and open files over {steps:,} steps")
+    resident, files = [], []
+
+    def listen(kind: str, record: dict[str, Any]) -> None:
+        if kind == "step" and record["step"] % 10 == 0:
+            gc.collect()
+            resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+            files.append(len(os.listdir("/proc/self/fd")))
+
+    every = steps // 5
+    config = tiny(f"train.steps={steps}", f"train.eval_every={every}", f"train.checkpoint_every={every}",
+                  "train.samples=true")  # fmt: skip
+    train(config, dataset(tmp_path), tmp_path / "run", listen=listen)
+    fifth = len(resident) // 5
+    before, after = np.median(resident[fifth : 2 * fifth]), np.median(resident[-fifth:])
+    growth = after / before - 1
+    done.n = steps - 1
+    done.count(growth <= 0.01, f"resident memory grew by {100 * growth:.2f}%, from {before:,.0f} to {after:,.0f} bytes")
+    settled = files[fifth:]
+    done.count(max(settled) == min(settled), f"between {min(settled)} and {max(settled)} open files")
+    done.figures["growth in percent"] = round(100 * growth, 2)
