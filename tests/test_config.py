@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hnet_cli.config import RunConfig, TrainConfig, preset_names, preset_text, resolve, to_yaml
@@ -151,6 +151,7 @@ def schedules(values):
     return points.map(sorted)
 
 
+@settings(deadline=None)
 @given(
     st.builds(
         TrainConfig,
