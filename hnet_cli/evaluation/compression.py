@@ -109,7 +109,7 @@ def baselines(documents: Sequence[bytes], train: bytes | None = None) -> dict[st
     result |= {"order_k_adaptive": tried[best], "k_adaptive": best}
     if train:
         k, bits_per_byte = order_k(train, asked)
-        result |= {"order_k": bits_per_byte, "k": k}
+        result |= {"order_k": bits_per_byte, "k": k, "order_k_train_bytes": len(train)}
     return result | {"order_k_bytes": len(asked)}
 
 

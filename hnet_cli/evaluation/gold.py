@@ -120,7 +120,7 @@ def _counts(found: np.ndarray, wanted: np.ndarray, places: int, size: int) -> li
 
 def _figures(counts: Mapping[str, list[list[float]]]) -> dict[str, Any]:
     """precision, recall, f1 of boundaries, chance (the precision of any place), unit_f1 (whole units, both ends right),
-    bytes_per_chunk, with intervals over stretches; precision_exact: of boundaries where they stand, not settled;
+    with intervals over stretches; precision_exact: of boundaries where they stand, not settled;
     `trivial`: the same of the rules."""
     result = _scores(np.array(counts["model"], np.float64), intervals=True)
     rules = {
@@ -136,7 +136,6 @@ def _scores(rows: np.ndarray, *, intervals: bool) -> dict[str, Any]:
         "f1": (HITS, HITS, FOUND, EDGES),
         "unit_f1": (RIGHT, RIGHT, PIECES, UNITS),
         "chance": (EDGES, PLACES),
-        "bytes_per_chunk": (BYTES, PIECES),
     }
     if intervals:
         wanted["precision_exact"] = (EXACT, RAW)
@@ -146,7 +145,7 @@ def _scores(rows: np.ndarray, *, intervals: bool) -> dict[str, Any]:
         if len(columns) == 4:
             table = np.stack([table[:, 0] + table[:, 1], table[:, 2] + table[:, 3]], 1)
         result[name] = float(ratio(table.sum(0)[None])[0])
-        if intervals and name not in ("chance", "bytes_per_chunk"):
+        if intervals and name != "chance":
             result[f"{name}_ci95"] = interval(table, ratio)
     return result
 

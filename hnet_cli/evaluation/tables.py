@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from hnet_cli.console import literal, table
+from hnet_cli.console import literal, size, table
 
 UNITS = {"dna": "base"}
 
@@ -77,6 +77,7 @@ def _compression(result: Mapping[str, Any], byte: str) -> Iterator[Table | str]:
     rows.add_row(f"nats per {byte}", f"{result['nats_per_byte']:.4f}", _interval(result, "nats_per_byte"))
     rows.add_row(f"perplexity per {byte}", f"{result['perplexity']:.4f}", _interval(result, "perplexity"))
     known = result["baselines"]
+    counted = size(known.get("order_k_train_bytes", 0))
     names = {
         "uniform": "uniform over the letters",
         "xz": "xz -9e, all as one stream",
@@ -84,7 +85,7 @@ def _compression(result: Mapping[str, Any], byte: str) -> Iterator[Table | str]:
         "zstd": "zstd -19 --long, all as one stream",
         "zstd_each_document": "zstd -19, each document",
         "order_k_adaptive": f"order-{known.get('k_adaptive')} {byte} model, learning as it reads",
-        "order_k": f"order-{known.get('k')} {byte} model of the training split",
+        "order_k": f"order-{known.get('k')} {byte} model of {counted} of training data",
     }
     for name, shown in names.items():
         if name in known:

@@ -1,0 +1,76 @@
+"""Speed and memory of the scoring of `hnet eval`, as ratios measured in one run; prints one JSON line.
+
+    python benchmarks/eval.py [--model MODEL] [--bytes N] [--threads N]
+
+- scoring_over_forward: bytes per second scored (documents of uneven length, windows of 2,048 bytes, packed) over
+  those of the bare forward pass on rows of 2,048 bytes, the two in turns. Aim: at least 0.8.
+- whole_document_mib: growth of the resident memory when a document of N / 2 bytes is read in one pass (`--context 0`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import time
+from statistics import median
+
+import torch
+
+import hnet_cli
+from hnet_cli.evaluation.scoring import score
+from hnet_cli.windows import BATCH_BYTES
+
+WORDS = b"the of and chunk bytes network learns where words begin, so that nothing is cut twice. \n".split(b" ")
+WIDTH = 2048
+
+
+def text(size: int, seed: int) -> bytes:
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randint(0, len(WORDS), (size // 3,), generator=generator).tolist()
+    return b" ".join(WORDS[at] for at in order)[:size]
+
+
+def seconds(run) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="starter:text")
+    parser.add_argument("--bytes", type=int, default=1 << 17)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    wanted = parser.parse_args()
+    torch.set_num_threads(wanted.threads)
+    model = hnet_cli.load(wanted.model)
+    lengths = [size for size in (300, 9000, 1500, 20_000, 60, 4100) for _ in range(2)]
+    documents, total = [], 0
+    while total < wanted.bytes:
+        documents.append(text(lengths[len(documents) % len(lengths)], len(documents)))
+        total += len(documents[-1])
+    rows = torch.tensor(list(b"".join(documents)[: total // WIDTH * WIDTH])).view(-1, WIDTH)
+    at_once = BATCH_BYTES.get("cpu", 8192) // WIDTH
+
+    def forward() -> None:
+        for low in range(0, len(rows), at_once):
+            model(rows[low : low + at_once])
+
+    forward()
+    pairs = [(seconds(forward), seconds(lambda: score(model, documents, WIDTH))) for _ in range(3)]
+    ratios = [(total / scored) / (rows.numel() / plain) for plain, scored in pairs]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    score(model, [text(wanted.bytes // 2, 0)], None)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    print(json.dumps({
+        "scored_kb_per_s": round(total / min(scored for _, scored in pairs) / 1e3, 2),
+        "scoring_over_forward": round(median(ratios), 3),
+        "whole_document_mib": round(grown, 1),
+        "threads": wanted.threads,
+    }))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
