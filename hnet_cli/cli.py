@@ -195,7 +195,7 @@ def segment(
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write here instead of standard output.")] = None,
-    max_bytes: Annotated[int | None, typer.Option(min=1, help="Stop after so many. Default: all; html: 4 MB.")] = None,
+    max_bytes: Annotated[int | None, typer.Option(min=1, help="Stop after so many. Default: all; html: 1 MB.")] = None,
     modality: Annotated[
         str | None, typer.Option(help=f"What the files are: {_installed()}. Default: detected.")
     ] = None,

@@ -175,7 +175,7 @@ def _ticks(low: float, high: float) -> list[float]:
     """Round numbers between low and high, three to five or so."""
     if not high > low:
         return [low]
-    rough = (high - low) / 4
+    rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))
     step = next((s * power for s in (1, 2, 5) if s * power >= rough), 10 * power)
     first = math.ceil(low / step - 1e-9)

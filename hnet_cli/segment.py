@@ -19,8 +19,9 @@ from hnet_cli.modality import Document, Modality, Refused, Source
 from hnet_cli.model import HNetConfig, HNetForCausalLM
 from hnet_cli.windows import READ_BYTES, Stream, Window, windows
 
-PAGE_BYTES = 4_000_000
-"""An HTML page holds at most this many bytes of text unless told otherwise: what browsers show without delay."""
+PAGE_BYTES = 1_000_000
+"""An HTML page holds at most this many bytes of text unless told otherwise: more than anybody reads, and its surprisal
+takes the whole network."""
 SCORED_BYTES = 1 << 20
 """Reference edges are asked for at most about this many bytes at once."""
 

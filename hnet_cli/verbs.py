@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,9 +15,9 @@ from hnet_cli import modality as modalities
 from hnet_cli import sample as sampling
 from hnet_cli import segment as segmenting
 from hnet_cli.checkpoint import LoadedModel
-from hnet_cli.console import literal, say, show, size, table
+from hnet_cli.console import literal, progress, say, show, size, table
 from hnet_cli.errors import InputError, UsageError
-from hnet_cli.modality import Modality, Refused, Source
+from hnet_cli.modality import COMPRESSIONS, Modality, Refused, Source
 from hnet_cli.streams import open_input
 
 SURE = 0.9
@@ -55,12 +55,28 @@ def segment(
     if out is None:
         _write(pieces, _stdout())
     else:
-        with storage.staged_file(out) as binary:
-            _write(pieces, io.TextIOWrapper(binary, encoding="utf-8", errors="backslashreplace", newline=""))
+        total = _plain_bytes(files)
+        total = min(total, max_bytes) if total and max_bytes else total
+        with storage.staged_file(out) as binary, progress("segmenting", total) as task:
+            told = _telling(pieces, lambda: task.update(summary.bytes, note=size(summary.bytes)))
+            _write(told, io.TextIOWrapper(binary, encoding="utf-8", errors="backslashreplace", newline=""))
         say(f"Wrote {literal(out)}.")
     _report(summary)
     if summary.cut:
         say(f"There is more: this is the first {summary.bytes:,} bytes; --max-bytes says how many are wanted.")
+
+
+def _plain_bytes(files: list[str]) -> int | None:
+    """How many bytes there are to read, where that is known before."""
+    paths = [Path(file) for file in files]
+    known = all(path.is_file() and path.suffix.lower() not in (*COMPRESSIONS, ".tar", ".parquet") for path in paths)
+    return sum(path.stat().st_size for path in paths) if known else None
+
+
+def _telling(pieces: Iterable[str], tell: Callable[[], None]) -> Iterator[str]:
+    for piece in pieces:
+        yield piece
+        tell()
 
 
 def _label(folder: Path) -> str:
