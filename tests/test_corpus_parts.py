@@ -213,3 +213,33 @@ def test_the_split_goes_by_the_order_of_groups(
         held_out = np.fromfile(folder / "split-val.bin", "<i8").reshape(-1, 3)[:, 0]
         assert held_out.tolist() == [n for n, row in enumerate(table.tolist()) if row[5] in chosen]
     assert counts["train"]["bytes"] + counts["val"]["bytes"] == writer.bytes
+
+
+def test_large_tables_are_read_in_stretches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row groups with the columns of FineWeb-Edu: every row once, by its number, with any number of processes."""
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = [f"document {number} " + "of the web " * 40 for number in range(1000)]
+    columns = {
+        "text": rows, "id": [f"<urn:uuid:{n}>" for n in range(1000)], "dump": ["CC-MAIN-2024-10"] * 1000,
+        "url": ["https://example.org"] * 1000, "file_path": ["s3://commoncrawl"] * 1000, "language": ["en"] * 1000,
+        "language_score": [0.9] * 1000, "token_count": [90] * 1000, "score": [3.1] * 1000, "int_score": [3] * 1000,
+    }  # fmt: skip
+    table = pyarrow.table(columns)
+    parquet.write_table(table, tmp_path / "x.parquet", row_group_size=50, compression="none", use_dictionary=False)
+    text = modality.get("text")
+    prepare([tmp_path / "x.parquet"], text, tmp_path / "one", measure=False)
+    monkeypatch.setattr(planning, "UNIT_BYTES", 30_000)
+    for workers in (1, 2):
+        prepare([tmp_path / "x.parquet"], text, tmp_path / f"many{workers}", measure=False, workers=workers)
+    join(in_parts(tmp_path / "joined", 3, tmp_path / "x.parquet", modality=text), tmp_path / "joined", measure=False)
+    assert same(tmp_path / "many1", tmp_path / "many2")
+    assert same(tmp_path / "many1", tmp_path / "joined")
+    one, many = Dataset.open(tmp_path / "one"), Dataset.open(tmp_path / "many1")
+    assert many.shards.read(0, many.about["bytes"]) == "".join(rows).encode()
+    assert [many.name(n) for n in range(1000)] == [one.name(n) for n in range(1000)]
+    assert many.name(777).endswith("x.parquet:778")
+    sources = many.about["sources"]
+    assert len(sources) > 5
+    assert sum(source["size"] for source in sources) == (tmp_path / "x.parquet").stat().st_size

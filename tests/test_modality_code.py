@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import subprocess
+import tarfile
 import tokenize
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from hnet_cli.corpus import sources_of
 from hnet_cli.modalities import code
 from hnet_cli.modality import Document, Refused, Source
 
@@ -201,3 +203,33 @@ def test_detect(name: str, head: bytes, score: float) -> None:
 def test_cut_prefers_the_end_of_a_line() -> None:
     assert CODE.cut(b"a = 1\nb = 2\nc = 3\n", 14) == 12
     assert CODE.cut(b"x" * 5000 + b" y", 4000) == 4000
+
+
+def test_an_archive_is_read_as_a_folder_would_be(tmp_path: Path) -> None:
+    """.gitignore is respected wherever in the archive it stands, and what is vendored, minified or binary left out."""
+    members = {
+        "app/a.py": b"a = 1\n", "app/out/b.py": b"b = 1\n", "app/keep.log.py": b"c = 1\n", "app/d.min.js": b"d",
+        "app/node_modules/e.js": b"e = 1\n", "app/f.bin": b"\0\1", "app/.gitignore": b"out/\n*.log.py\n!keep.log.py\n",
+        "lib/g.py": b"g = 1\n", "lib/out/h.py": b"h = 1\n", "app/pyproject.toml": b"[project]\n",
+    }  # fmt: skip
+    with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as archive:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    with tarfile.open(tmp_path / "x.tar.gz") as archive:
+        archive.extractall(tmp_path / "x", filter="data")
+    found = {}
+    for place in ("x.tar.gz", "x"):
+        items = list(sources_of([tmp_path / place], CODE))
+        sources = [item for item in items if not isinstance(item, Refused)]
+        start = len(str(tmp_path / place)) + 1
+        found[place] = sorted((item.name[start:], item.group[start:]) for item in sources)
+        reasons = sorted(item.reason for item in items if isinstance(item, Refused))
+        found[place + " refused"] = reasons
+    assert found["x.tar.gz"] == found["x"]
+    assert found["x.tar.gz refused"] == found["x refused"]
+    assert [name for name, _ in found["x"]] == [
+        "app/a.py", "app/keep.log.py", "app/pyproject.toml", "lib/g.py", "lib/out/h.py"
+    ]  # fmt: skip
+    assert {group for _, group in found["x"]} == {"app", "lib"}

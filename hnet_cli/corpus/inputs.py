@@ -179,10 +179,11 @@ class FileReader:
         """Name, size and SHA-256 of the file as read, or its stretch. Raises Changed if it is not what it was when this
         reader began."""
         if self._whole is None:  # refused early, or a reader that stopped before the end
-            if not self.file.is_stdin:
-                self.open()
+            opened = None if self.file.is_stdin else self.open()  # kept: a stream that nobody holds is closed
             if self._latest is not None:
                 self._latest.drain()
+            if opened is not None:
+                opened.close()
         if self._status() != self._before:
             raise self._changed()
         whole = self._whole or _Hashed(io.BytesIO(), self._progressed)

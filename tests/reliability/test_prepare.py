@@ -88,7 +88,7 @@ def test_r4_kill(tally: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         for _ in range(rng.choice([1, 1, 2])):
             span = (1.2 if workers == 1 else 3) * max(seconds, 0.2)
             told = max(told, killed(tmp_path, workers, rng.random() * span, again))
-            if not (data / ".out.partial").exists():  # it had ended
+            if not (data / ".out.partial" / "done").exists():  # it had ended
                 told = 0
         progress: list[int] = []
 

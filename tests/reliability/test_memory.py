@@ -1,0 +1,179 @@
+"""Memory that does not grow with the input: bombs, giant lines, corpora larger than memory, many tiny documents."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from forms import FORM, trials
+
+LIMIT = 400
+"""MiB that `prepare` may take, whatever the input."""
+SLOPE = 16
+"""MiB more that ten times the input may take."""
+MIB = 1 << 20
+PROGRAM = """
+import json, resource, sys
+from hnet_cli import modality
+from hnet_cli.corpus import prepare
+from hnet_cli.errors import HNetError
+try:
+    plugin, measure = modality.get(sys.argv[2]), sys.argv[4] == "yes"
+    summary = prepare([sys.argv[1]], plugin, sys.argv[3], overwrite=True, measure=measure)
+    code, said = 0, str(summary.refused)
+except HNetError as error:
+    code, said = error.exit_code, str(error)
+print(json.dumps([code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, said]))
+"""
+
+
+def prepared(file: Path, kind: str) -> tuple[int, float, str]:
+    """Exit code, peak MiB and what was refused, of `prepare` in a process of its own; with the baselines, which take
+    seconds each, but in the short form."""
+    measure = "no" if FORM == "short" else "yes"
+    command = [sys.executable, "-c", PROGRAM, str(file), kind, str(file.parent / "out"), measure]
+    # A shell in between: a process begins with the peak memory of the one it was forked from.
+    done = subprocess.run(["sh", "-c", '"$@"', "sh", *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    code, peak, said = json.loads(done.stdout)
+    return code, peak, said
+
+
+def repeated(path: Path, piece: bytes, size: int, begin: bytes = b"", packed: bool = False) -> Path:
+    """A file of `size` bytes of repetitions, gzipped on the way if `packed`."""
+    block = piece * max(1, MIB // len(piece))
+    with gzip.open(path, "wb", compresslevel=1) if packed else path.open("wb") as file:
+        file.write(begin)
+        for _ in range(size // len(block)):
+            file.write(block)
+    return path
+
+
+BOMBS: dict[str, tuple[str, Callable[[Path, int], Path], str]] = {
+    "zeros in gz": ("text", lambda p, n: repeated(p / "x.txt.gz", bytes(MIB), n, packed=True), "binary data"),
+    "zeros in gz as rows": ("text", lambda p, n: repeated(p / "x.jsonl.gz", bytes(MIB), n, packed=True), "row longer"),
+    "one line of text": ("text", lambda p, n: repeated(p / "x.txt", b"word ", n // 2), ""),
+    "one row": ("text", lambda p, n: repeated(p / "x.jsonl", b"x", n // 2, b'{"text": "'), "row longer than 64 MiB"),
+    "one record": ("dna", lambda p, n: repeated(p / "x.fa", b"ACGTTGCA", n // 2, b">a\n"), ""),
+    "one record in lines": ("dna", lambda p, n: repeated(p / "x.fa", b"ACGTTGCA" * 8 + b"\n", n // 2, b">a\n"), ""),
+    "zeros in a tar": ("text", lambda p, n: tar_of_zeros(p / "x.tar.gz", n), "binary data"),
+    "nothing but headers": ("dna", lambda p, n: repeated(p / "x.fa", b">" + b"n" * 62 + b"\n", n // 8), "without seq"),
+    "gz in gz": ("text", lambda p, n: twice(p, n), "gzip"),
+}  # fmt: skip
+
+
+def tar_of_zeros(path: Path, size: int) -> Path:
+    import tarfile
+
+    class Zeros:
+        def read(self, count: int) -> bytes:
+            return bytes(count)
+
+    with tarfile.open(path, "w:gz", compresslevel=1) as archive:
+        member = tarfile.TarInfo("zeros.txt")
+        member.size = size
+        archive.addfile(member, Zeros())  # type: ignore[arg-type]
+    return path
+
+
+def twice(place: Path, size: int) -> Path:
+    inner = repeated(place / "inner.gz", bytes(MIB), size, packed=True)
+    outer = place / "x.txt.gz"
+    outer.write_bytes(gzip.compress(inner.read_bytes(), 1))
+    inner.unlink()
+    return outer
+
+
+@pytest.mark.parametrize("bomb", BOMBS if FORM != "short" else list(BOMBS)[:5])
+def test_r16_bombs(bomb: str, tally: Any, tmp_path: Path) -> None:
+    """10 GB of zeros and 4 GiB lines and records in the long form; a fiftieth of that in the short one."""
+    found = tally("R16", f"peak MiB of prepare, {bomb}")
+    kind, make, why = BOMBS[bomb]
+    size = trials(150 * 10**6, 2 * 10**9, 8 << 30 if "zeros" not in bomb and "gz" not in bomb else 10**10)
+    code, peak, error = prepared(make(tmp_path, size), kind)
+    found.figures |= {"bytes": size, "peak_mib": round(peak)}
+    found.count(peak <= LIMIT, f"{peak:.0f} MiB")
+    found.count(code in (0, 3) and why in error, f"exit {code}: {error}")
+
+
+def rows(path: Path, size: int) -> Path:
+    """JSON lines as the Pile has them."""
+    with path.open("wb") as file:
+        number = 0
+        while file.tell() < size:
+            lines = [
+                json.dumps({"text": f"document {number + n} " + "and so on for many words " * 40, "meta": {"set": "x"}})
+                for n in range(1000)
+            ]
+            file.write("\n".join(lines).encode() + b"\n")
+            number += 1000
+    return path
+
+
+def parquet_rows(path: Path, size: int) -> Path:
+    """Row groups with the columns of FineWeb-Edu; the text cannot be compressed much."""
+    import random
+
+    import pyarrow
+    from pyarrow import parquet
+
+    fields = {"text": "string", "id": "string", "dump": "string", "url": "string", "date": "string",
+              "file_path": "string", "language": "string", "language_score": "double", "token_count": "int64",
+              "score": "double", "int_score": "int64"}  # fmt: skip
+    schema = pyarrow.schema([(name, getattr(pyarrow, kind)() if kind != "double" else pyarrow.float64())
+                             for name, kind in fields.items()])  # fmt: skip
+    rng, written = random.Random(0), 0
+    with parquet.ParquetWriter(path, schema) as writer:
+        while written < size:
+            text = [rng.randbytes(1500).hex() for _ in range(10_000)]
+            columns = [text, *[[0 if kind == "int64" else 0.0 if kind == "double" else "x"] * len(text)
+                               for kind in list(fields.values())[1:]]]  # fmt: skip
+            writer.write_table(pyarrow.table(columns, schema=schema))
+            written += 3000 * len(text)
+    return path
+
+
+def lines_of_text(path: Path, size: int) -> Path:
+    return repeated(path, b"It was the best of times, it was the worst of times.\n", size)
+
+
+def tiny_records(path: Path, size: int) -> Path:
+    """A document for every 24 bytes: the table of documents is as large as the documents."""
+    with path.open("wb") as file:
+        number = 0
+        while file.tell() < size:
+            file.write(b"".join(b">%d\nACGTTGCATTAC\n" % (number + n) for n in range(40_000)))
+            number += 40_000
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "make", "least", "long"),
+    [
+        ("x.txt", "text", lines_of_text, 20, 400),
+        ("x.jsonl", "text", rows, 10, 400),
+        ("x.parquet", "text", parquet_rows, 15, 400),
+        ("x.fa", "dna", tiny_records, 3, 40),
+    ],
+)
+def test_r26_memory_is_flat(
+    name: str, kind: str, make: Callable[[Path, int], Path], least: int, long: int, tally: Any, tmp_path: Path
+) -> None:
+    """Ten times the input, the same memory: 0.4 and 4 GB in the long form, for FASTA 1.7 and 17 million records."""
+    found = tally("R26", f"peak MiB of prepare, {name} of one size and of ten times that")
+    peaks, base = [], trials(least, 100 if kind == "text" else 10, long) * 10**6
+    for factor in (1, 10):
+        file = make(tmp_path / name, factor * base)
+        code, peak, error = prepared(file, kind)
+        found.count(code == 0 and peak <= LIMIT, f"exit {code}, {peak:.0f} MiB: {error}")
+        peaks.append(peak)
+        file.unlink()
+    found.figures |= {"bytes": base, "peak_mib": round(peaks[0]), "growth_mib": round(peaks[1] - peaks[0], 1)}
+    # Below some ten MB not even the blocks that are held at once are filled.
+    found.count(peaks[1] - peaks[0] <= (SLOPE if FORM == "long" else 4 * SLOPE), f"{peaks}")
