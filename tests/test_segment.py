@@ -6,6 +6,7 @@ import json
 import random
 import re
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from modelkit import tiny_config, tiny_model
 
 from hnet_cli import modality, render
+from hnet_cli.assemble import Block
 from hnet_cli.errors import InputError, UsageError
 from hnet_cli.modality import Chunk, Document, Modality, Source
 from hnet_cli.segment import Summary, segment, segment_bytes, stages_of
@@ -338,3 +340,20 @@ def test_characters_are_drawn_whole(text, cuts):
 @given(st.lists(st.binary(max_size=6), max_size=8))
 def test_no_byte_is_lost_in_drawing(chunks):
     assert b"".join(render.whole_characters(chunks)) == b"".join(chunks)
+
+
+@given(st.text(alphabet="aé中🙂 ", min_size=1, max_size=12), st.sets(st.integers(1, 40)), st.sets(st.integers(1, 40)))
+def test_characters_are_drawn_whole_over_windows(text, cuts, ends):
+    """`cuts`: where chunks begin; `ends`: those that also end a block."""
+    data, whole, drawn, exact = text.encode(), render._WholeCharacters(), [], []
+    edges = [0, *sorted(cut for cut in cuts | ends if cut < len(data)), len(data)]
+    stops = [*sorted(end for end in ends if end < len(data)), len(data)]
+    for first, last in pairwise([0, *stops]):
+        starts = [edge for edge in edges if first <= edge <= last]
+        window = SimpleNamespace(last=last == len(data))
+        chunks = [data[a:b] for a, b in pairwise(starts)]
+        block, pieces = whole(Block(window, starts, chunks, np.ones((len(chunks), 1))))
+        drawn += pieces
+        exact += block.chunks
+    assert exact == [data[a:b] for a, b in pairwise(edges)]
+    assert "".join(piece.decode() for piece in drawn) == text
