@@ -5,13 +5,15 @@
 For each number of threads, precision and kernels: milliseconds of forward + backward + AdamW by the clock and of
 processor time, bytes per second of both, and `of_ceiling`: the FLOP/s of the step (three times the forward pass as the
 paper counts it, with the chunk rate seen) over those of the faster of bf16 and fp32 products, both per second of
-processor time. Variants take turns and the fastest of the repeats counts, because machines are shared; processor time
+processor time. `own_products` is what of_ceiling would be if the step were nothing but its own matrix products, each in
+its own shape, one after the other: what no implementation with these products can exceed. Variants take turns and the fastest of the repeats counts, because machines are shared; processor time
 suffers less from neighbours than the clock does. The last line is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import time
@@ -20,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hnet_cli.config import RunConfig, resolve
 from hnet_cli.corpus import Batch
@@ -53,6 +56,26 @@ def product_rate(rows: int, width: int, dtype: torch.dtype) -> float:
     return 8 * rows * width**2 / min(timed(lambda: torch.mm(a, b))[1] for _ in range(30))
 
 
+class Products(TorchDispatchMode):
+    """Remembers the matrix products of what runs under it."""
+
+    NAMES = ("mm", "addmm", "bmm", "baddbmm", "linear", "matmul")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Callable[[], Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in self.NAMES and "out" not in (kwargs or {}):
+            self.calls.append(functools.partial(func, *args, **(kwargs or {})))
+        return func(*args, **(kwargs or {}))
+
+    @torch.inference_mode()
+    def replay(self) -> None:
+        for call in self.calls:
+            call()
+
+
 class Variant:
     """One model in training."""
 
@@ -67,6 +90,9 @@ class Variant:
         self.steps, self.record, self.best = 0, dict[str, float](), (math.inf, math.inf)
         for _ in range(WARM_UP):
             self.step()
+        with Products() as self.products:
+            self.step()
+        self.products_best = math.inf
 
     def step(self) -> None:
         batches = [self.batches[self.steps % len(self.batches)]]
@@ -75,6 +101,7 @@ class Variant:
 
     def measure(self) -> None:
         self.best = tuple(map(min, self.best, timed(self.step)))
+        self.products_best = min(self.products_best, timed(self.products.replay)[1])
 
     def result(self, ceiling: float) -> dict[str, float]:
         train = self.config.train
@@ -87,6 +114,7 @@ class Variant:
             "bytes_per_s": round(train.batch_bytes / wall),
             "bytes_per_cpu_s": round(train.batch_bytes / cpu),
             "of_ceiling": round(flops / cpu / ceiling, 3),
+            "own_products": round(flops / self.products_best / ceiling, 3),
         }
 
     @torch.no_grad()
