@@ -3,11 +3,12 @@
     python benchmarks/train_step.py [--preset nano] [--rows N] [--threads 1 2] [--repeats N]
 
 For each number of threads, precision and kernels: milliseconds of forward + backward + AdamW by the clock and of
-processor time, bytes per second of both, and `of_ceiling`: the FLOP/s of the step (three times the forward pass as the
-paper counts it, with the chunk rate seen) over those of the faster of bf16 and fp32 products, both per second of
-processor time. `own_products` is what of_ceiling would be if the step were nothing but its own matrix products, each in
-its own shape, one after the other: what no implementation with these products can exceed. Variants take turns and the fastest of the repeats counts, because machines are shared; processor time
-suffers less from neighbours than the clock does. The last line is one JSON object.
+processor time, bytes per second of both, and `of_ceiling`: the FLOP/s of the step (three times the forward pass as
+the paper counts it, with the chunk rate seen) over those of the faster of bf16 and fp32 products, both per second of
+processor time. `own_products` is what of_ceiling would be if the step were nothing but its own matrix products, each
+in its own shape, one after the other: what no implementation with these products can exceed. Variants take turns and
+the fastest of the repeats counts, because machines are shared; processor time suffers less from neighbours than the
+clock does. The last line is one JSON object.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ class RunConfig:
     source: str = ""
     """Where the numbers come from: a table of the paper, or a measurement of ours."""
     model: HNetConfig
-    """The official JSON fields, plus `chunker`: learned, space, or fixed:k."""
+    """The official JSON fields, plus `chunker`: learned, characters, space, or fixed:k."""
     train: TrainConfig = field(default_factory=TrainConfig)
     kernels: Literal["auto", "reference", "fast"] = "auto"
     """Which implementations run: see `hnet doctor`."""
@@ -287,7 +287,7 @@ def _read(choice: str, seen: tuple[str, ...] = ()) -> tuple[dict[str, Any], dict
 
 
 def _chunker(value: Any) -> Any:
-    """`learned`, `space`, `fixed:6` or {fixed: 6} as the model's own mapping; a list has one per stage."""
+    """`learned`, `characters`, `space`, `fixed:6` or {fixed: 6} as the model's mapping; a list has one per stage."""
     if isinstance(value, list):
         return [_chunker(each) for each in value]
     if isinstance(value, Mapping) and set(value) == {"fixed"}:

@@ -47,11 +47,20 @@ MOST_DOCUMENTS = 100
 def alignment_loss(next_byte_nll: Tensor, routing: RoutingOutput) -> Tensor:
     """SOMBRERO's confidence-alignment loss (arXiv 2601.22805): mean over t of (1 - sg[P(x_{t+1})] - p_t)^2.
 
-    It draws boundaries of the outermost stage to positions whose next byte is hard to predict.
+    It draws boundaries of the outermost stage to positions whose next byte is hard to predict. Where they may only be
+    at the first byte of a character, to characters that were: P is then that of the character which begins at t, the
+    geometric mean over its bytes, and the loss a mean over characters.
     `next_byte_nll` (T,): -ln of the probability of the byte after each position.
     """
-    surprise = 1 - torch.exp(-next_byte_nll.detach())
-    return (surprise - routing.boundary_prob).square().mean()
+    nll, p, allowed = next_byte_nll.detach(), routing.boundary_prob, routing.allowed
+    if allowed is None:
+        return (1 - torch.exp(-nll) - p).square().mean()
+    own = F.pad(nll[:-1], (1, 0))  # the first of a document has p = 1 whatever it holds
+    character = allowed.cumsum(0) - 1
+    total, length = torch.zeros_like(own), torch.zeros_like(own)
+    total, length = total.index_add(0, character, own), length.index_add(0, character, torch.ones_like(own))
+    surprise = 1 - torch.exp(-total / length.clamp_min(1))[character]
+    return ((surprise - p).square() * allowed).sum() / allowed.sum()
 
 
 @dataclass
@@ -225,7 +234,7 @@ class _Trainer:
                                  strict=strict)  # fmt: skip
         state = self.state
         self.saved = self.run / "checkpoints" / f"step-{state.step:08d}" if state.step else None
-        learned = [chunker.kind == "learned" for chunker in self.config.model.chunkers]
+        learned = [chunker.learned for chunker in self.config.model.chunkers]
         self.watch = Watch(learned, round(train.warmup * train.steps), state.watch)
         self._warn_of_little_space()
         storage.write_text(self.run / "config.yaml", to_yaml(self.config))

@@ -54,6 +54,21 @@ def test_routing_formula_and_letters():
     assert routing.boundary_mask.tolist() == [True, False, False, True]
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=4), st.integers(0, 99))
+def test_characters_stay_whole(texts, seed):
+    """Where a character begins the probability is the learned one; inside a character it is 0."""
+    packing, router, hidden, routing = routed([len(text.encode()) for text in texts], seed)
+    ids = torch.tensor(list("".join(texts).encode()))
+    router.characters = True
+    whole = router(hidden, packing, ids)
+    begins = torch.tensor([i == 0 for text in texts for char in text for i in range(len(char.encode()))])
+    assert torch.equal(whole.boundary_prob, routing.boundary_prob * begins)
+    assert torch.equal(whole.allowed, begins)
+    with pytest.raises(ValueError, match="bytes"):
+        router(hidden, packing)
+
+
 def test_no_gradient_across_documents():
     packing, router, hidden, _ = routed([3, 4])
     hidden.requires_grad_()

@@ -109,6 +109,8 @@ TWO = ["model.arch_layout=[m1, [m1, [T1], m1], m1]", "model.d_model=[64, 64, 64]
         ("{kind: fixed, k: 6}", [], [("fixed", 6)]),
         ("fixed:3", TWO, [("fixed", 3), ("fixed", 3)]),
         ("[space, fixed:3]", TWO, ["space", ("fixed", 3)]),
+        ("characters", [], ["characters"]),
+        ("[characters, learned]", TWO, ["characters", "learned"]),
         ("[space, learned]", TWO, ["space", "learned"]),
         ("learned", TWO, ["learned", "learned"]),
     ],

@@ -13,6 +13,7 @@ CONFIGS = {
     "two stages, windows": tiny_config(window=3),
     "DNA layout": tiny_config(("M1T1", ("m2",), "m1"), window=5),
     "no stage": tiny_config(("T1m1M1",), window=4),
+    "characters": tiny_config(chunker=[{"kind": "characters"}, {"kind": "learned"}]),
     "space, fixed": tiny_config(chunker=[{"kind": "space"}, {"kind": "fixed", "k": 2}]),
 }
 MODELS = {name: tiny_model(config=config) for name, config in CONFIGS.items()}
@@ -25,8 +26,9 @@ def full(model, document):
 
 
 def text(length, seed):
-    """Bytes with letters and spaces, so that every chunker finds something."""
-    return torch.randint(0, 3, (length,), generator=torch.Generator().manual_seed(seed)) * 40 + 32
+    """Letters, spaces, first and further bytes of characters, so that every chunker finds something."""
+    kinds = torch.tensor([0x20, 0x48, 0x70, 0xE4, 0xB8])
+    return kinds[torch.randint(0, 5, (length,), generator=torch.Generator().manual_seed(seed))]
 
 
 @each_model

@@ -92,8 +92,16 @@ def stepped(config, data):
 
 @pytest.mark.parametrize(
     "settings",
-    [[], TWO_STAGES, FLAT, ["model.chunker=space"], ["model.chunker=fixed:5"], ["train.micro_batches=2"]],
-    ids=["one stage", "two stages", "no stage", "space", "fixed", "micro-batches"],
+    [
+        [],
+        TWO_STAGES,
+        FLAT,
+        ["model.chunker=characters"],
+        ["model.chunker=space"],
+        ["model.chunker=fixed:5"],
+        ["train.micro_batches=2"],
+    ],
+    ids=["one stage", "two stages", "no stage", "characters", "space", "fixed", "micro-batches"],
 )
 def test_it_learns(data, tmp_path, settings):
     config = tiny(*settings, "train.steps=24", "train.eval_every=0", "train.lr=1e-2")
@@ -192,6 +200,19 @@ def test_the_alignment_loss_moves_probabilities_only():
     loss.backward()
     assert nll.grad is None
     torch.testing.assert_close(prob.grad, 2 * (prob.detach() - wanted) / 3)
+
+
+def test_the_alignment_loss_of_whole_characters():
+    """Two characters of three bytes, one of one: each is as surprising as its bytes are on average."""
+    nll = torch.tensor([1.0, 2.0, 3.0, 0.1, 0.2, 0.3, 0.7, 9.0])  # of the byte after each position
+    allowed = torch.tensor([True, True, False, False, True, False, False, True])
+    prob = torch.tensor([1.0, 0.5, 0.0, 0.0, 0.25, 0.0, 0.0, 0.75], requires_grad=True)
+    loss = alignment_loss(nll, RoutingOutput(prob, prob > 0.5, torch.tensor([0, 8]), allowed=allowed))
+    surprise = 1 - torch.exp(-torch.tensor([0.0, 2.0, 0.2, 0.7]))
+    expected = (surprise - torch.tensor([1.0, 0.5, 0.25, 0.75])).square().mean()
+    assert loss.item() == pytest.approx(expected.item())
+    loss.backward()
+    assert prob.grad[~allowed].eq(0).all()
 
 
 @pytest.mark.parametrize(("chunker", "per_chunk"), [("fixed:4", 4), ("space", None)])

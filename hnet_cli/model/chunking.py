@@ -34,27 +34,40 @@ class RoutingOutput:
     """(B+1,): document offsets at level s, that is the level these positions belong to (not of the chunks)."""
     learned: bool = True
     """False for fixed rules, whose probabilities are the mask and carry no loss."""
+    allowed: Tensor | None = None
+    """(T_s,) bool: where a boundary may be, of the `characters` chunker; elsewhere p is 0. None: anywhere."""
 
 
 class RoutingModule(nn.Module):
     """p_t = (1 - cos(W_q h_{t-1}, W_k h_t)) / 2 (paper eq 4, with the letters of the official code)."""
 
-    def __init__(self, d_model: int) -> None:
+    def __init__(self, d_model: int, chunker: Chunker | None = None) -> None:
         super().__init__()
+        self.characters = chunker is not None and chunker.kind == "characters"
         self.q_proj_layer = nn.Linear(d_model, d_model, bias=False)
         self.k_proj_layer = nn.Linear(d_model, d_model, bias=False)
         nn.init.eye_(self.q_proj_layer.weight)  # similar neighbours start as one chunk
         nn.init.eye_(self.k_proj_layer.weight)
 
     def forward(self, hidden: Tensor, packing: Packing, input_ids: Tensor | None = None) -> RoutingOutput:
-        """hidden (T, D): the encoder's output. The comparison across a document border is overwritten: no gradient."""
+        """hidden (T, D): the encoder's output. The comparison across a document border is overwritten: no gradient.
+
+        Raises ValueError if the `characters` chunker is not given the bytes `input_ids` (T,).
+        """
         with torch.autocast(hidden.device.type, enabled=False):  # cosines near 0 decide: never in bfloat16 by autocast
             hidden = hidden.to(self.q_proj_layer.weight.dtype)
             q = F.normalize(wide(self.q_proj_layer(hidden[:-1])), dim=-1)
             k = F.normalize(wide(self.k_proj_layer(hidden[1:])), dim=-1)
             prob = F.pad(((1 - (q * k).sum(-1)) / 2).clamp(0, 1), (1, 0))
+            allowed = None
+            if self.characters:
+                if input_ids is None:
+                    raise ValueError("the 'characters' chunker needs the input bytes")
+                allowed = ~continuation(input_ids)
+                prob = prob.masked_fill(~allowed, 0)
+                allowed = allowed.index_fill(0, packing.first, True)
             prob = prob.index_fill(0, packing.first, 1.0)
-        return RoutingOutput(prob, prob > 0.5, packing.cu_seqlens)
+        return RoutingOutput(prob, prob > 0.5, packing.cu_seqlens, allowed=allowed)
 
     def remember(self, hidden: Tensor, last_ids: Tensor | None, state: LevelState) -> None:
         """Prepares for `step` after documents whose last encoder output is hidden (B, D)."""
@@ -69,7 +82,8 @@ class RoutingModule(nn.Module):
             state.query = q
         else:
             state.query[now.rows] = q
-        return ((1 - F.cosine_similarity(wide(last), wide(k), dim=-1)) / 2).clamp(0, 1)
+        prob = ((1 - F.cosine_similarity(wide(last), wide(k), dim=-1)) / 2).clamp(0, 1)
+        return prob.masked_fill(continuation(tokens), 0) if self.characters else prob
 
 
 class FixedRouting(nn.Module):
@@ -114,8 +128,12 @@ def space_like(ids: Tensor) -> Tensor:
     lower = ids | 0x20
     letter = (lower >= ord("a")) & (lower <= ord("z"))
     digit = (ids >= ord("0")) & (ids <= ord("9"))
-    continuation = (ids >= 0x80) & (ids < 0xC0)
-    return ~(letter | digit | continuation)
+    return ~(letter | digit | continuation(ids))
+
+
+def continuation(ids: Tensor) -> Tensor:
+    """Bytes that go on with a UTF-8 character: int64 -> bool, same shape."""
+    return (ids >= 0x80) & (ids < 0xC0)
 
 
 class ChunkLayer(nn.Module):

@@ -127,13 +127,14 @@ class AttnConfig:
 
 @dataclass(frozen=True)
 class Chunker:
-    """How a stage finds boundaries: `learned` (routing module), `space` (SpaceByte's rule), `fixed` (every k-th)."""
+    """How a stage finds boundaries: `learned` (routing module), `characters` (the same, but never inside a UTF-8
+    character), `space` (SpaceByte's rule), `fixed` (every k-th)."""
 
     kind: str = "learned"
     k: int | None = None
 
     def __post_init__(self) -> None:
-        kinds = ("learned", "space", "fixed")
+        kinds = ("learned", "characters", "space", "fixed")
         if self.kind not in kinds:
             near = difflib.get_close_matches(str(self.kind), kinds, n=1)
             raise ValueError(f"unknown chunker {self.kind!r}; {f'did you mean {near[0]!r}?' if near else kinds}")
@@ -141,6 +142,11 @@ class Chunker:
             _integer(self.k, "chunker.k", 1)
         elif self.k is not None:
             raise ValueError(f"chunker {self.kind!r} takes no k")
+
+    @property
+    def learned(self) -> bool:
+        """Whether a routing module decides."""
+        return self.kind in ("learned", "characters")
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": self.kind} | ({"k": self.k} if self.k is not None else {})
@@ -215,8 +221,10 @@ class HNetConfig:
         if len(self.chunkers) != self.num_stages:
             raise ValueError(f"{len(self.chunkers)} chunkers for {self.num_stages} stages")
         for s, chunker in enumerate(self.chunkers):
-            if s and chunker.kind == "space":
-                raise ValueError("chunker 'space' reads bytes: stage 0 only; give a list with one chunker per stage")
+            if s and chunker.kind in ("characters", "space"):
+                raise ValueError(
+                    f"chunker {chunker.kind!r} reads bytes: stage 0 only; give a list with one chunker per stage"
+                )
         if self.target_ratios is not None:
             put = tuple(self.target_ratios)
             if len(put) != self.num_stages or not all(
@@ -338,7 +346,7 @@ class HNetConfig:
                 elif name == "main_network" and not level.is_innermost:
                     visit(s + 1)
             if not level.is_innermost:
-                if self.chunkers[s].kind == "learned":
+                if self.chunkers[s].learned:
                     parts[f"level{s}.routing_module"] = 2 * d * d
                 parts[f"level{s}.residual_proj"] = d * d + d
 
@@ -378,6 +386,6 @@ class HNetConfig:
             length = share * sequence_length
             total += share * sum(self._layer_flops(s, letter, length) for letter in level.letters)
             if not level.is_innermost:
-                learned = self.chunkers[s].kind == "learned"
+                learned = self.chunkers[s].learned
                 total += share * 2 * self.d_model[s] ** 2 * (3 if learned else 1)
         return total

@@ -50,7 +50,7 @@ class HNet(nn.Module):
         self.main_network = HNet(config, level + 1)
         self.decoder = Isotropic(config, level, stacks.decoder)
         chunker = config.chunkers[level]
-        self.routing_module = RoutingModule(d_model) if chunker.kind == "learned" else FixedRouting(chunker)
+        self.routing_module = RoutingModule(d_model, chunker) if chunker.learned else FixedRouting(chunker)
         self.chunk_layer = ChunkLayer()
         self.dechunk_layer = DeChunkLayer()
         self.residual_proj = nn.Linear(d_model, d_model, dtype=torch.float32)
