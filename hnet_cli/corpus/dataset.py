@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from hnet_cli.errors import BusyError, DamagedError, InputError, StorageError
-from hnet_cli.storage import read_manifest, verify_file, write_json
+from hnet_cli.storage import MANIFEST, read_manifest, verify_file, write_json
 from hnet_cli.streams import shown
 
 FORMAT = 1
@@ -141,7 +141,10 @@ class Dataset:
         if version != FORMAT:
             raise DamagedError(f"{shown(path)} has dataset format {version!r}; this version of hnet reads {FORMAT}")
         try:
-            verify_file(path, "dataset.json", {"size": len(text), "sha256": _promised(path)})
+            promised = read_manifest(path)["files"]
+            verify_file(path, "dataset.json", promised["dataset.json"])
+            if promised != entries | {"dataset.json": promised["dataset.json"]}:
+                raise DamagedError(f"{shown(path / MANIFEST)} is damaged: it is not that of dataset.json")
             for name, entry in entries.items():
                 verify_file(path, name, entry, digest=not name.startswith("shard-"))
             return cls(path, about, fingerprint)
@@ -201,8 +204,3 @@ class Dataset:
         shape: Sequence[int] = (-1, columns) if columns else (-1,)
         data = np.memmap(self.path / name, np.dtype(kind).newbyteorder("<"), "r")
         return np.asarray(data).reshape(shape)
-
-
-def _promised(path: Path) -> str:
-    """The SHA-256 of dataset.json according to the folder's manifest."""
-    return str(read_manifest(path)["files"]["dataset.json"]["sha256"])

@@ -1,0 +1,126 @@
+"""`hnet` in a process of its own that starts at once: forked from this one, which has imported everything."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch._dynamo  # noqa: F401  (what an optimizer imports when it is made: seconds, in every process)
+
+import hnet_cli.progress  # noqa: F401  (all that `hnet train` needs)
+from hnet_cli import storage
+from hnet_cli.cli import run
+from hnet_cli.config import RunConfig
+from hnet_cli.train import train
+
+
+@dataclass
+class Command:
+    """A running `hnet`, its standard error in a file."""
+
+    pid: int
+    stderr: Path
+    began: float
+    code: int | None = None
+    """Exit code, negative for a signal; None while it runs."""
+    seconds: float = 0.0
+
+    def wait(self, seconds: float = 60.0) -> int:
+        """The exit code. Ends it and fails if it takes longer."""
+        until = time.monotonic() + seconds
+        while not self.ended():
+            if time.monotonic() > until:
+                self.kill()
+                raise AssertionError(f"hnet did not end within {seconds} s: {self.said()}")
+            time.sleep(0.002)
+        assert self.code is not None
+        return self.code
+
+    def ended(self) -> bool:
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.code, self.seconds = os.waitstatus_to_exitcode(status), time.monotonic() - self.began
+        return self.code is not None
+
+    def send(self, number: signal.Signals) -> None:
+        if not self.ended():
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """kill -9, and wait until it is gone."""
+        self.send(signal.SIGKILL)
+        while not self.ended():
+            time.sleep(0.001)
+
+    def said(self) -> str:
+        return self.stderr.read_text(errors="replace")
+
+    def until(self, text: str, file: Path | None = None, seconds: float = 60.0) -> None:
+        """Wait until it has said something, or written it to a file."""
+        until = time.monotonic() + seconds
+        while not ((file or self.stderr).exists() and text in (file or self.stderr).read_text(errors="replace")):
+            assert not self.ended(), f"hnet ended with {self.code}: {self.said()}"
+            assert time.monotonic() < until, f"hnet never said {text!r}"
+            time.sleep(0.002)
+
+
+def hnet(*arguments: object, stderr: Path) -> Command:
+    """Start `hnet ARGUMENTS`."""
+    return forked(lambda: run([str(argument) for argument in arguments]), stderr)
+
+
+def training(config: RunConfig, data: Path, folder: Path, stderr: Path) -> Command:
+    """Start or go on with a run; the steps that it was told are saved go to `acknowledged` in the run folder."""
+
+    def listen(kind: str, record: dict[str, Any]) -> None:
+        if kind in ("checkpoint", "resume"):
+            storage.append_text(folder / "acknowledged", f"{kind} {record['step']}\n")
+
+    def work() -> int:
+        train(config, data, folder, resume=True, listen=listen)
+        return 0
+
+    return forked(work, stderr)
+
+
+def forked(work: Callable[[], int], stderr: Path) -> Command:
+    """Start `work` in a process whose exit code it gives."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    began = time.monotonic()
+    pid = os.fork()
+    if pid:
+        return Command(pid, stderr, began)
+    code = 99
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        os.dup2(os.open(os.devnull, os.O_RDWR), 1)
+        os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), 2)
+        _rewire()
+        code = work()
+        sys.stderr.flush()
+        sys.stdout.flush()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _rewire() -> None:
+    """Standard streams as a fresh process has them, not the ones pytest put there."""
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)  # noqa: SIM115
+    from hnet_cli import console
+
+    console.console.file = sys.stderr

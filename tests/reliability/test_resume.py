@@ -1,0 +1,164 @@
+"""Runs killed at any moment go on from what was saved, and end with the same bits as if nothing had happened."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import hnet, training
+from forms import trials
+from runkit import SETTINGS, dataset, metrics, tiny
+
+from hnet_cli.checkpoint import has_any, newest, verify
+
+SMALLER = [
+    "model.d_model=[16, 16]",
+    "model.d_intermediate=[0, 32]",
+    "model.ssm_cfg={d_state: 8, headdim: 16}",
+    "model.attn_cfg={num_heads: [2, 2], rotary_emb_dim: [8, 8], window_size: [-1, -1]}",
+    "train.samples=false",
+]
+CLOCK = {"bytes_per_s", "seconds", "step_ms"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return dataset(tmp_path_factory.mktemp("fox"))
+
+
+def command(data: Path, run: Path, *settings: str) -> list[str]:
+    """`hnet train` of a tiny model that saves every step, beginning or going on."""
+    chosen = [*SETTINGS, *SMALLER, "train.checkpoint_every=1", "train.eval_every=5", *settings]
+    arguments = ["train", "--preset", "nano", "--data", data, "--run", run, "--device", "cpu", "--resume"]
+    return [str(a) for a in arguments] + [part for setting in chosen for part in ("--set", setting)]
+
+
+def acknowledged(run: Path) -> int:
+    """The last step that was said to be saved."""
+    file = run / "acknowledged"
+    steps = re.findall(r"checkpoint (\d+)\n", file.read_text()) if file.exists() else []
+    return int(steps[-1]) if steps else 0
+
+
+def test_r2_killed_at_random_moments(data: Path, tmp_path: Path, tally: Any) -> None:
+    """One run, killed again and again: each time it goes on from a whole checkpoint, and none it told of is lost."""
+    counted = tally("R2", "kill -9 of train at random moments, every other one in a save")
+    luck, run, during, resumed = random.Random(2), tmp_path / "run", 0, 0
+    endless = tiny(*SMALLER, "train.checkpoint_every=1", "train.eval_every=0", "train.steps=100000")
+    for trial in range(trials(20, 100, 300)):
+        before = acknowledged(run)
+        process = training(endless, data, run, tmp_path / "stderr")
+        process.until(f"resume {before}" if before else "checkpoint", run / "acknowledged")
+        until = time.monotonic() + luck.uniform(0, 0.3)
+        while time.monotonic() < until and not process.ended():
+            time.sleep(0.001)
+        if trial % 2:  # at a random moment of a save
+            while not any((run / "checkpoints").glob(".step-*.tmp-*")) and not process.ended():
+                time.sleep(0.0005)
+            time.sleep(luck.uniform(0, 0.01))
+        process.kill()
+        said: list[str] = []
+        folder = newest(run, said.append)
+        found, told = int(folder.name[5:]) if folder else 0, acknowledged(run)
+        during += any((run / "checkpoints").glob(".step-*.tmp-*"))
+        resumed += "resume" in (run / "acknowledged").read_text()
+        why = ""
+        if process.code != -9:
+            why = f"it ended with {process.code}: {process.said()[-300:]}"
+        elif said:
+            why = f"torn: {said[0]}"
+        elif found < told:
+            why = f"step {told} was acknowledged, {found} is there"
+        counted.count(not why, f"trial {trial}: {why}")
+        (run / "acknowledged").write_text(f"checkpoint {found}\n")
+    assert during, "no kill came in the middle of a save"
+    assert resumed, "it never went on"
+    counted.figures |= {"kills during a save": during, "steps trained": found}
+    last = tiny(*SMALLER, "train.checkpoint_every=1", "train.eval_every=0", f"train.steps={found + 3}")
+    final = training(last, data, run, tmp_path / "stderr")
+    counted.count(final.wait() == 0, f"it does not go on: {final.said()[-300:]}")
+    left = [path.name for path in run.rglob(".*tmp*")]
+    counted.count(not left, f"left behind: {left}")
+
+
+def trace(run: Path) -> tuple[list[dict[str, Any]], str]:
+    """All but the clock of a run's records, and the SHA-256 of its last weights."""
+    records = [{k: v for k, v in record.items() if k not in CLOCK} for record in metrics(run)]
+    folder = newest(run)
+    assert folder is not None
+    return records, hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_r3_killed_three_times_is_never_killed(data: Path, tmp_path: Path, tally: Any) -> None:
+    """Records and weights are those of the run that nothing happened to, bit for bit, each step once."""
+    counted = tally("R3", "runs killed 3 times and resumed: records and final weights, bit for bit")
+    config = tiny(*SMALLER, "train.steps=12", "train.checkpoint_every=3", "train.eval_every=5")
+    began = time.monotonic()
+    assert training(config, data, tmp_path / "whole", tmp_path / "stderr").wait() == 0
+    took = time.monotonic() - began
+    expected = trace(tmp_path / "whole")
+    luck = random.Random(3)
+    for trial in range(trials(2, 10, 20)):
+        run, kills = tmp_path / f"run{trial}", 0
+        while kills < 3:
+            process = training(config, data, run, tmp_path / "stderr")
+            until = time.monotonic() + luck.uniform(0.1, 0.6) * took
+            while time.monotonic() < until and not process.ended():
+                time.sleep(0.001)
+            process.kill()
+            kills += 1
+            if process.code != -9:
+                break
+        process = training(config, data, run, tmp_path / "stderr")
+        ended = process.wait()
+        found = trace(run)
+        steps = [record["step"] for record in found[0] if "loss" in record]
+        good = ended == 0 and found == expected and steps == list(range(1, 13))
+        counted.count(good, f"trial {trial}: ended {ended}, {len(found[0])} records, weights {found[1][:8]}")
+
+
+def test_r23_the_same_command_twice(data: Path, tmp_path: Path, tally: Any) -> None:
+    counted = tally("R23", "the same command twice: records and weights, bit for bit")
+    traces = []
+    for name in ("a", "b"):
+        process = hnet(*command(data, tmp_path / name, "train.steps=5"), stderr=tmp_path / "stderr")
+        assert process.wait() == 0, process.said()
+        traces.append(trace(tmp_path / name))
+    counted.count(traces[0] == traces[1], "the runs differ")
+
+
+def test_r12_settings_that_make_another_run_are_refused(data: Path, tmp_path: Path, tally: Any) -> None:
+    counted = tally("R12", "settings changed on resume: shown, and refused where they make another run")
+    run = tmp_path / "run"
+    assert hnet(*command(data, run, "train.steps=2"), stderr=tmp_path / "stderr").wait() == 0
+    resume = ["train", "--run", run, "--device", "cpu", "--resume", "--set", "train.steps=3"]
+    for setting, value, shown in (
+        ("train.seed", 7, "train.seed from 0 to 7"),
+        ("train.sequence_length", 32, "train.sequence_length from 64 to 32"),
+        ("train.batch_bytes", 512, "train.batch_bytes from 256 to 512"),
+        ("model.d_intermediate", [0, 64], "model.d_intermediate from [0, 32] to [0, 64]"),
+    ):
+        process = hnet(*resume, "--set", f"{setting}={value}", stderr=tmp_path / "stderr")
+        counted.count(process.wait() == 2 and shown in process.said(), f"{setting}: {process.code} {process.said()}")
+    process = hnet(*resume, "--set", "train.lr=1e-4", stderr=tmp_path / "stderr")
+    fine = process.wait() == 0 and "train.lr from" in process.said() and "train.steps from 2 to 3" in process.said()
+    counted.count(fine, f"a change that may be: {process.code} {process.said()}")
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("seed: 0", "seed: 1"))
+    process = hnet(*resume, stderr=tmp_path / "stderr")
+    told = process.wait() == 0 and "train.seed is 1, not 0" in process.said()
+    counted.count(told, f"config.yaml was edited: {process.code} {process.said()}")
+    assert json.loads((verify_newest(run) / "state.json").read_text())["step"] == 3
+
+
+def verify_newest(run: Path) -> Path:
+    assert has_any(run)
+    folder = newest(run)
+    assert folder is not None
+    return verify(folder)
