@@ -96,7 +96,7 @@ def _train_sample(dataset: Dataset) -> bytes | None:
         return None
     ranges = dataset.ranges("train")
     starts = dataset.table[ranges[:, 0], 0] + ranges[:, 1]
-    stored = sample(dataset.shards, [(starts, starts + ranges[:, 2])], dataset.nbytes("train"), TRAIN_LIMIT)
+    stored = sample(dataset.shards.read, [(starts, starts + ranges[:, 2])], dataset.nbytes("train"), TRAIN_LIMIT)
     return dataset.translate(np.frombuffer(stored, np.uint8)).tobytes()
 
 
