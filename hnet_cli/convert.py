@@ -223,7 +223,10 @@ def _recognised(weights: Weights, file: Path) -> tuple[HNetConfig, str]:
     found = {
         name: preset
         for name, preset in presets.items()
-        if preset.model.num_parameters == elements and expected_shapes(preset.model) == shapes
+        if preset.model.num_parameters == elements
+        and expected_shapes(preset.model) == shapes
+        # A file without a configuration comes from the official code, which has no other chunker.
+        and all(chunker.kind == "learned" for chunker in preset.model.chunkers)
     }
     if len({preset.model.to_json() for preset in found.values()}) == 1:
         name, preset = next(iter(found.items()))
