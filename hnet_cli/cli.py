@@ -153,13 +153,14 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train an H-Net on a dataset."""
-    from hnet_cli import plan
+    from hnet_cli import plan, storage
 
     settings = [*(settings or []), *(["train.tensorboard=true"] if tensorboard else [])]
     chosen = plan.choose(preset, data, run, settings, resume=resume, device=device)
     if dry_run:
         plan.describe(chosen, as_json=as_json)
         return
+    storage.refuse_if_held(chosen.run)
     plan.refuse_what_cannot_fit(chosen)
     from hnet_cli.progress import follow
 

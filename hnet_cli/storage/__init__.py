@@ -32,7 +32,7 @@ from hnet_cli.storage.folders import (
     verify_file,
     verify_folder,
 )
-from hnet_cli.storage.lock import FolderLock, lock_holder
+from hnet_cli.storage.lock import FolderLock, lock_holder, refuse_if_held
 from hnet_cli.streams import decompressed, open_input, shown
 
 __all__ = [
@@ -52,6 +52,7 @@ __all__ = [
     "open_input",
     "os_errors",
     "read_manifest",
+    "refuse_if_held",
     "remove_file",
     "remove_folder",
     "rename_folder",

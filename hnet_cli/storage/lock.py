@@ -41,9 +41,7 @@ class FolderLock:
             if not isinstance(error.__cause__, BlockingIOError):
                 raise
             host, pid = holder if len(holder) == 2 else ("unknown", "unknown")
-            raise BusyError(
-                f"{shown(self.path)} is in use by process {pid} on host {host}", "wait for it, or stop it first"
-            ) from None
+            raise _in_use(self.path, f"process {pid} on host {host}") from None
         self._descriptor = descriptor
         sweep_files(self.path)
         return self
@@ -55,8 +53,21 @@ class FolderLock:
         self._descriptor = -1
 
 
+def refuse_if_held(path: Path) -> None:
+    """Raises the BusyError of FolderLock where a process holds the folder: an early word, for what takes long to load.
+
+    Nothing is written, and nothing is reserved.
+    """
+    if (holder := lock_holder(path)) and not holder.startswith("perhaps"):
+        raise _in_use(path, holder)
+
+
+def _in_use(path: Path, holder: str) -> BusyError:
+    return BusyError(f"{shown(path)} is in use by {holder}", "wait for it, or stop it first")
+
+
 def lock_holder(path: Path) -> str | None:
-    """Who holds a folder's lock, "process 123 on h"; None where nobody does. Nothing is written."""
+    """Who holds a folder's lock, "process 123 on host h"; None where nobody does. Nothing is written."""
     try:
         descriptor = os.open(Path(path) / ".lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -69,9 +80,9 @@ def lock_holder(path: Path) -> str | None:
             return None
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return f"process {pid} on {host}"
+        return f"process {pid} on host {host}"
     except OSError:  # a file system without locks: the file tells as much as can be known
-        return f"perhaps process {pid} on {host}"
+        return f"perhaps process {pid} on host {host}"
     finally:
         os.close(descriptor)
     return None

@@ -33,7 +33,7 @@ class Command:
     """Exit code, negative for a signal; None while it runs."""
     seconds: float = 0.0
 
-    def wait(self, seconds: float = 60.0) -> int:
+    def wait(self, seconds: float = 120.0) -> int:
         """The exit code. Ends it and fails if it takes longer."""
         until = time.monotonic() + seconds
         while not self.ended():
@@ -65,13 +65,34 @@ class Command:
     def said(self) -> str:
         return self.stderr.read_text(errors="replace")
 
-    def until(self, text: str, file: Path | None = None, seconds: float = 60.0) -> None:
-        """Wait until it has said something, or written it to a file."""
+    def clumsy(self) -> str:
+        """What is wrong with how it spoke of an error; "" if nothing: one line of cause and remedy, four at most."""
+        said = self.said()
+        lines = [line for line in said.splitlines() if line.startswith("hnet: ") and "hnet: warning" not in line]
+        if "Traceback" in said or "a bug of ours" in said:
+            return f"a traceback: {said[-600:]}"
+        if self.code and not 1 <= len(lines) <= 4:
+            return f"{len(lines)} lines for exit {self.code}: {said[-600:]}"
+        return f"no words for exit {self.code}" if self.code and len(lines[0]) < 20 else ""
+
+    def sleep(self, seconds: float) -> None:
+        """Wait that long, or until it has ended."""
         until = time.monotonic() + seconds
-        while not ((file or self.stderr).exists() and text in (file or self.stderr).read_text(errors="replace")):
-            assert not self.ended(), f"hnet ended with {self.code}: {self.said()}"
-            assert time.monotonic() < until, f"hnet never said {text!r}"
-            time.sleep(0.002)
+        while time.monotonic() < until and not self.ended():
+            time.sleep(0.0005)
+
+    def wait_for(self, condition: Callable[[], bool], what: str, seconds: float = 120.0) -> None:
+        """Wait until something holds. Fails if it ends before, or takes too long."""
+        until = time.monotonic() + seconds
+        while not condition():
+            assert not self.ended(), f"hnet ended with {self.code} before {what}: {self.said()}"
+            assert time.monotonic() < until, f"hnet never came to {what}"
+            time.sleep(0.001)
+
+    def until(self, text: str, file: Path | None = None) -> None:
+        """Wait until it has said something, or written it to a file."""
+        place = file or self.stderr
+        self.wait_for(lambda: place.exists() and text in place.read_text(errors="replace"), f"saying {text!r}")
 
 
 def hnet(*arguments: object, stderr: Path) -> Command:

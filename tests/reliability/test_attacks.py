@@ -27,9 +27,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset and a run on it with checkpoints of steps 1, 2 and 3."""
     home = tmp_path_factory.mktemp("home")
     dataset(home)
-    config = tiny(
-        *SMALLER, "train.steps=3", "train.checkpoint_every=1", "train.keep_checkpoints=3", "train.eval_every=0"
-    )
+    config = tiny(*SMALLER, *THREE)
     train(config, home / "dataset", home / "run")
     return home
 
@@ -60,7 +58,7 @@ def test_r8_every_flipped_bit_is_detected(home: Path, tmp_path: Path, tally: Any
         folder = tmp_path / original.name
         shutil.copytree(original, folder)
         assert not told(lambda: check(folder))  # noqa: B023
-        for _ in range(trials(100, 500, 500)):
+        for _ in range(trials(60, 500, 500)):
             file = luck.choice(files(folder))
             whole = file.read_bytes()
             bit = luck.randrange(8 * len(whole))
@@ -80,7 +78,7 @@ def test_r9_truncated_missing_and_swapped_files(home: Path, tmp_path: Path, tall
     original, other = (home / f"run/checkpoints/step-0000000{step}" for step in (3, 2))
     folder = tmp_path / original.name
     shutil.copytree(original, folder)
-    for _ in range(trials(50, 200, 200)):
+    for _ in range(trials(25, 200, 200)):
         file = luck.choice(files(folder))
         whole = file.read_bytes()
         file.write_bytes(whole[: luck.randrange(len(whole))])
@@ -105,11 +103,10 @@ def test_r9_truncated_missing_and_swapped_files(home: Path, tmp_path: Path, tall
 
 def test_r10_a_damaged_newest_is_passed_over(home: Path, tmp_path: Path, tally: Any) -> None:
     counted = tally("R10", "newest checkpoint damaged or missing: the one before, named; with --strict refused")
-    config = tiny(
-        *SMALLER, "train.steps=3", "train.checkpoint_every=1", "train.keep_checkpoints=3", "train.eval_every=0"
-    )
+    config = tiny(*SMALLER, *THREE)
     newest_of = home / "run/checkpoints/step-00000003"
-    for name in (*(file.name for file in files(newest_of)), ""):
+    names = [*(file.name for file in files(newest_of)), ""]
+    for name in names[:: trials(3, 1, 1)]:
         run = tmp_path / f"run {name}"
         shutil.copytree(home / "run", run)
         damaged = run / "checkpoints" / newest_of.name / name
