@@ -24,14 +24,20 @@ from safetensors.torch import load_file
 from hnet_cli import storage
 from hnet_cli.errors import DamagedError, HNetError, InputError, StorageError
 from hnet_cli.model import HNetConfig, HNetForCausalLM
+from hnet_cli.model.hnet import stays_float32
 from hnet_cli.model.skeleton import skeleton
 from hnet_cli.safetensors_file import write_safetensors
 
 STARTERS = Path(__file__).parent / "starters"
 MODEL_FILES = ("config.json", "model.safetensors")
 SETTINGS = "config.yaml"
+MODEL_TYPE = "hnet"
+"""In the config.json of a model folder, for the library `transformers`."""
 FORMAT = 1
 """Of checkpoints."""
+WIDENED = 1 << 29
+"""Bytes of half-precision weights up to which a model is computed in float32: there it is exact, and memory is no
+concern."""
 T = TypeVar("T")
 
 
@@ -56,7 +62,7 @@ class LoadedModel(HNetForCausalLM):
 def save_model(folder: Path, model: HNetForCausalLM, extra: Mapping[str, Any],
                target_ratios: list[float]) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Write `config.json` and `model.safetensors` into a folder being staged; gives the manifest entry of the last."""
-    config = model.config.to_dict()
+    config = model.config.to_dict() | {"model_type": MODEL_TYPE}
     config["hnet"] = config.get("hnet", {}) | {"target_ratios": target_ratios} | dict(extra)
     storage.write_json(folder / "config.json", config)
     tensors = model.state_dict()
@@ -91,8 +97,15 @@ def _json(path: Path) -> dict[str, Any]:
     return data
 
 
-def load_folder(folder: Path, device: str | torch.device = "cpu", kernels: str = "auto") -> LoadedModel:
-    """The model in a model folder, float32, in evaluation mode. Raises DamagedError naming the file and the fault."""
+def load_folder(
+    folder: Path, device: str | torch.device = "cpu", kernels: str = "auto", dtype: torch.dtype | None = None
+) -> LoadedModel:
+    """The model in a model folder, in evaluation mode. Raises DamagedError naming the file and the fault.
+
+    `dtype` of the weights: by default float32, and bfloat16 for what is larger than `WIDENED`; the residual projections
+    and Mamba's D are float32, as in the release. On a CPU what is stored in that dtype is not copied but mapped from
+    the file: pages are read when they are needed, and the system may drop them.
+    """
     if os.path.lexists(folder / storage.MANIFEST):
         storage.verify_folder(folder, MODEL_FILES)
     try:
@@ -111,8 +124,12 @@ def load_folder(folder: Path, device: str | torch.device = "cpu", kernels: str =
             f"{folder / 'model.safetensors'} does not fit its config.json: {len(wrong)} tensors are "
             f"missing, unknown or of another shape, first {wrong[0]}"
         )
-    model = model.to_empty(device=device)
-    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=False)
+    if dtype is None:
+        halves = sum(tensor.nbytes for tensor in tensors.values() if tensor.dtype.itemsize == 2)
+        dtype = torch.bfloat16 if halves > WIDENED else torch.float32
+    for name, tensor in tensors.items():
+        tensors[name] = tensor.to(device, torch.float32 if stays_float32(name) else dtype)
+    model.load_state_dict(tensors, assign=True)
     if config.tie_embeddings:
         model.lm_head.weight = model.embeddings.weight
     model.backend = kernels
@@ -224,9 +241,11 @@ def starters() -> list[str]:
     return sorted(f"starter:{p.parent.name}" for p in STARTERS.glob("*/config.json"))
 
 
-def load(reference: str | Path, device: str | torch.device = "cpu", kernels: str = "auto") -> LoadedModel:
-    """The model that MODEL means (see `find`), ready to use."""
-    return _use(reference, *2 * (lambda folder: load_folder(folder, device, kernels),))
+def load(
+    reference: str | Path, device: str | torch.device = "cpu", kernels: str = "auto", dtype: torch.dtype | None = None
+) -> LoadedModel:
+    """The model that MODEL means (see `find`), ready to use. `dtype` as in `load_folder`."""
+    return _use(reference, *2 * (lambda folder: load_folder(folder, device, kernels, dtype),))
 
 
 def modality_of(folder: Path) -> str | None:

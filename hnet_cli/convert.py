@@ -295,7 +295,7 @@ def _write_folder(target: Path, settings: HNetConfig, weights: Weights, read: Ca
     if settings.tie_embeddings:
         weights = {name: stored for name, stored in weights.items() if name != _HEAD}
     with storage.staged_folder(target, overwrite=overwrite, manifest={"kind": "model"}) as folder:
-        storage.write_json(folder / "config.json", settings.to_dict())
+        storage.write_json(folder / "config.json", settings.to_dict() | {"model_type": checkpoint.MODEL_TYPE})
         with storage.NewFile(folder / "model.safetensors") as file:
             write_safetensors(file, weights, read, metadata={"format": "pt"})
 

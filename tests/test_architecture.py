@@ -20,7 +20,7 @@ LAYERS: list[set[str]] = [
     {"storage", "config", "kernels", "console", "page"},
     {"corpus", "model", "contract", "budget", "torch_file", "safetensors_file"},
     {"plot", "history", "chunkpage", "tensorboard"},  # what a run folder tells, and how it is drawn
-    {"optim", "checkpoint", "distributed", "windows", "assemble", "health", "journal", "watch"},
+    {"optim", "checkpoint", "distributed", "windows", "assemble", "health", "journal", "watch", "transformers"},
     {"render"},
     {"evaluate", "sample", "segment", "convert", "doctor", "prepare"},  # the verbs never import each other
     {"probe"},  # what a model makes of the same bytes at every evaluation

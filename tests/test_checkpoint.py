@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from runkit import SETTINGS, TWO_STAGES, dataset, tiny
 import hnet_cli
 from hnet_cli import checkpoint
 from hnet_cli.checkpoint import TrainingState, default_model, find, load, load_checkpoint, newest, save_checkpoint
+from hnet_cli.convert import convert
 from hnet_cli.errors import DamagedError, InputError
 from hnet_cli.optim import build_optimizer
 from hnet_cli.train import build_model, train
@@ -98,6 +100,52 @@ def test_the_python_interface(trained):
     assert not model.training
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert model.segment(b"") == []
+
+
+def is_mapped(tensor, path):
+    """Whether the tensor lies in pages of the file, as the system tells."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        bounds, name = line.split()[0], line.partition("/")[2]
+        low, high = (int(bound, 16) for bound in bounds.split("-"))
+        if low <= tensor.data_ptr() < high:
+            return f"/{name}" == str(path.resolve())
+    return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_weights_stay_in_the_file(tmp_path, trained, dtype):
+    """So that memory holds what is used; and nothing done to the model reaches the file."""
+    convert(find(trained), tmp_path / "model", dtype={torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype])
+    file = tmp_path / "model/model.safetensors"
+    model = load(tmp_path / "model", dtype=dtype)
+    for name, parameter in model.named_parameters():
+        wide = "residual_proj" in name or name.endswith(".D")
+        assert parameter.dtype == (torch.float32 if wide else dtype), name
+        assert is_mapped(parameter, file) == (parameter.dtype == dtype), name
+    before = file.read_bytes()
+    with torch.no_grad():
+        model.embeddings.weight.zero_()
+    assert file.read_bytes() == before
+
+
+def test_only_large_models_compute_in_half_precision(tmp_path, trained, monkeypatch):
+    convert(find(trained), tmp_path / "model", dtype="bf16")
+    exact = load(tmp_path / "model")
+    assert {p.dtype for p in exact.parameters()} == {torch.float32}
+    monkeypatch.setattr(checkpoint, "WIDENED", 1000)
+    large = load(tmp_path / "model")
+    assert large.embeddings.weight.dtype == torch.bfloat16
+    assert load(trained).embeddings.weight.dtype == torch.float32, "what is stored in float32 stays so"
+    data = b"the quick brown fox jumps over the lazy dog " * 20
+    assert b"".join(large.segment(data)) == data
+    ids = torch.tensor([list(data)])
+    with torch.no_grad():
+        assert (large(ids).logits.float() - exact(ids).logits).abs().max() < 0.1
+    state = large.allocate_state(1, 100)
+    stepped = [large.prefill([data[:5]], state), *(large.step(ids[:, t], state)[0] for t in range(5, 20))]
+    with torch.no_grad():
+        torch.testing.assert_close(torch.stack(stepped, 1), large(ids[:, :20]).logits[:, 4:], atol=0.1, rtol=0)
 
 
 # -- found -------------------------------------------------------------------------------------------------------------

@@ -521,3 +521,10 @@ def test_weights_can_be_stored_smaller(tmp_path: Path, config_file: Path) -> Non
     assert same(stored, {name: tensor.bfloat16() for name, tensor in saved.items()})
     with pytest.raises(UsageError, match="int4"):
         convert(tmp_path / "small", tmp_path / "other", dtype="int4")
+
+
+def test_without_transformers_the_extra_is_named() -> None:
+    code = "import sys; sys.modules['transformers'] = None; import hnet_cli.transformers"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "transformers 5 is not installed" in run.stderr
+    assert run.returncode != 0

@@ -19,6 +19,8 @@ from typing import Any
 
 _STACK = re.compile(r"(?:[mMtT][0-9]+)+")
 MLP_MULTIPLE = 128
+TRANSFORMERS_KEYS = ("model_type", "architectures", "dtype", "transformers_version")
+"""What the library `transformers` needs in the file, or adds to it. It says nothing about the model."""
 
 
 def _check_keys(given: Iterable[str], known: Sequence[str], where: str) -> None:
@@ -239,6 +241,7 @@ class HNetConfig:
     def from_dict(cls, data: Mapping[str, Any]) -> HNetConfig:
         """From the official JSON fields, plus ours under "hnet". Raises ValueError."""
         official = ("arch_layout", "d_model", "d_intermediate", "vocab_size", "ssm_cfg", "attn_cfg", "tie_embeddings")
+        data = {key: value for key, value in data.items() if key not in TRANSFORMERS_KEYS}
         _check_keys(data, (*official, "hnet"), "the model configuration")
         missing = [k for k in ("arch_layout", "d_model", "d_intermediate", "attn_cfg") if k not in data]
         if missing:

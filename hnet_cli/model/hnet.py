@@ -181,9 +181,9 @@ class HNetForCausalLM(nn.Module):
         )
 
     def cast(self, dtype: torch.dtype) -> HNetForCausalLM:
-        """In place, as the release is loaded: all to `dtype` but the residual projections and Mamba's D."""
+        """In place, as the release is loaded: all to `dtype` but what `stays_float32`."""
         for name, parameter in self.named_parameters():
-            if "residual_proj" not in name and not name.endswith(".D"):
+            if not stays_float32(name):
                 parameter.data = parameter.data.to(dtype)
         return self
 
@@ -292,6 +292,11 @@ class HNetForCausalLM(nn.Module):
         # after the embeddings: a tied pair is an output layer first, as in the release
         nn.init.normal_(self.lm_head.weight, std=initializer_range)
         _init_level(self.backbone, initializer_range, 0)
+
+
+def stays_float32(name: str) -> bool:
+    """Whether a parameter is float32 whatever the dtype of the rest: the residual projections and Mamba's D."""
+    return "residual_proj" in name or name.endswith(".D")
 
 
 def _init_level(net: HNet, initializer_range: float, residuals: int) -> None:

@@ -1,0 +1,111 @@
+"""Our models under transformers: what they compute there is what they compute here."""
+
+import json
+
+import pytest
+import torch
+from modelkit import tiny_config, tiny_model
+
+from hnet_cli import checkpoint, storage
+from hnet_cli.sample import BOS, sample_bytes
+
+transformers = pytest.importorskip("transformers", minversion="5")
+pytest.importorskip("hnet_cli.transformers")
+PROMPTS = [b"The quick", b"a", "世界 the brown fox".encode()]
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
+def folder(tmp_path_factory, request):
+    config = tiny_config()
+    if request.param:
+        config = type(config).from_dict(config.to_dict() | {"tie_embeddings": True})
+    path = tmp_path_factory.mktemp("model") / "model"
+    with storage.staged_folder(path, manifest={"kind": "model"}) as staged:
+        checkpoint.save_model(staged, tiny_model(torch.float32, config=config), {}, [3.0, 3.0])
+    return path
+
+
+@pytest.fixture
+def model(folder):
+    return transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+@pytest.fixture
+def tokenizer(folder):
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def test_logits_and_loss_are_ours(folder, model):
+    own = checkpoint.load(folder)
+    ids = torch.randint(0, 256, (2, 33))
+    with torch.no_grad():
+        expected = own(ids).logits
+        out = model(ids, labels=ids)
+    assert torch.equal(out.logits, expected)
+    loss = torch.nn.functional.cross_entropy(expected[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    torch.testing.assert_close(out.loss, loss)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_nothing(folder, model, tokenizer, side):
+    own = checkpoint.load(folder)
+    batch = tokenizer([p.decode() for p in PROMPTS], return_tensors="pt", padding=True, padding_side=side)
+    labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)
+    with torch.no_grad():
+        out = model(**batch, labels=labels)
+        alone = [own(torch.tensor([list(BOS + p)])).logits[0] for p in PROMPTS]
+    for row, mask, expected in zip(out.logits, batch.attention_mask, alone, strict=True):
+        torch.testing.assert_close(row[mask.bool()], expected, atol=1e-4, rtol=0)
+    nats = [torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(list(p)), reduction="sum")
+            for logits, p in zip(alone, PROMPTS, strict=True)]  # fmt: skip
+    torch.testing.assert_close(out.loss, sum(nats) / sum(map(len, PROMPTS)))
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_greedy_generation_is_ours(folder, model, tokenizer, use_cache):
+    own = checkpoint.load(folder)
+    batch = tokenizer([p.decode() for p in PROMPTS], return_tensors="pt", padding=True)
+    made = model.generate(**batch, max_new_tokens=24, do_sample=False, eos_token_id=None, use_cache=use_cache)
+    for row, prompt in zip(made, PROMPTS, strict=True):
+        expected = b"".join(sample_bytes(own, [prompt], max_bytes=24, temperature=0))
+        assert bytes(row[-24:].tolist()) == expected[len(prompt) :]
+
+
+def test_beams_keep_their_own_past(model, tokenizer):
+    batch = tokenizer(["one", "another"], return_tensors="pt", padding=True)
+    options = {"max_new_tokens": 12, "num_beams": 3, "do_sample": False, "eos_token_id": None}
+    cached, fresh = (model.generate(**batch, **options, use_cache=use) for use in (True, False))
+    assert torch.equal(cached, fresh)
+
+
+def test_saved_by_transformers_loads_here(folder, model, tokenizer, tmp_path):
+    model.save_pretrained(tmp_path / "again")
+    tokenizer.save_pretrained(tmp_path / "again")
+    stored = json.loads((tmp_path / "again/config.json").read_text())
+    assert stored["model_type"] == "hnet"
+    ids = torch.randint(0, 256, (1, 20))
+    with torch.no_grad():
+        assert torch.equal(checkpoint.load(tmp_path / "again")(ids).logits, checkpoint.load(folder)(ids).logits)
+    assert checkpoint.load(tmp_path / "again").config.target_ratios == (3.0, 3.0)
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
+    assert again("é").input_ids == tokenizer("é").input_ids
+
+
+def test_half_precision_keeps_what_the_release_keeps(folder):
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    kinds = {name: p.dtype for name, p in model.named_parameters()}
+    wide = {name for name, kind in kinds.items() if kind == torch.float32}
+    assert wide == {name for name in kinds if "residual_proj" in name or name.endswith(".D")}
+
+
+def test_gradients_reach_every_weight(model):
+    ids = torch.randint(0, 256, (2, 40))
+    model.train()(ids, labels=ids).loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_tokens_are_bytes(tokenizer):
+    text = "þÿ <|begin|> 世界\n"
+    ids = tokenizer(text).input_ids
+    assert ids == [254, *text.encode()]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text
