@@ -111,7 +111,7 @@ def _read_file(file: InputFile, how: How, writer: Writer, advance: Callable[[int
     if not file.named and (gone := _unreadable(file)):
         account.refuse(file.argument, gone)
         return account
-    reader = FileReader(file, count)
+    reader, documents = FileReader(file, count), 0
     for source in sources(reader, how.field, account.notes, how.modality):
         if isinstance(source, Refused):
             account.refuse(file.argument, source)
@@ -124,10 +124,12 @@ def _read_file(file: InputFile, how: How, writer: Writer, advance: Callable[[int
             else:
                 name = found.source if found.name == found.source else f"{found.source}\t{found.name}"
                 writer.add(found.data, index, found.offset, name, found.group or source.group)
-                account.documents[file.argument] += 1
+                documents += 1
                 if found.notes:
                     account.notes.update(found.notes)
-    if not account.documents and not account.refused and not file.part:
+    if documents:
+        account.documents[file.argument] = documents
+    if not documents and not account.refused and not file.part:
         account.refuse(file.argument, Refused("empty", file.name))
     account.sources.append(reader.finish())
     return account

@@ -10,9 +10,8 @@ import hashlib
 import os
 import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,27 +65,25 @@ class Writer:
         self._block = bytearray()
         self._checksums = array("I")
         self._told = 0  # checksums that were in the last state
-        self._rows = array("q")
+        self._waiting: list[tuple[bytes, int, int, str, str]] = []
+        """Arguments of `add`: one by one, documents of a hundred bytes would take longer to write than to read."""
+        self._appended = 0  # bytes, without those that wait
         self._table = GrowingFile(folder / "documents.bin")
-        self._lines: list[bytes] = []
         self._names_end = 0
         self._names = GrowingFile(folder / "names.txt")
         self._crcs = 0, 0  # of rows and lines since the last state
 
     def add(self, data: bytes, source: int, offset: int, name: str, group: str) -> None:
         """One document: `source` is an index, `offset` its first byte's coordinate, `name` as shown to the user."""
-        self._rows.extend((self.bytes, len(data), source, offset, self._names_end, group_hash(group)))
-        line = (escape(name, keep="\t") + "\n").encode("utf-8", "backslashreplace")
-        self._lines.append(line)
-        self._names_end += len(line)
+        self._waiting.append((data, source, offset, name, group))
+        self.bytes += len(data)
         self.documents += 1
-        if len(self._lines) >= 8192:
-            self._flush_tables()
-        self._append(data)
+        if len(self._waiting) >= 8192 or self.bytes - self._appended >= BLOCK:
+            self._flush()
 
     def absorb(self, folder: Path, sources: int) -> None:
         """Append all documents of the closed writer of `folder`, whose source indices begin at `sources` here."""
-        self._flush_tables()
+        self._flush()
         shift = np.array([self.bytes, 0, sources, 0, self._names_end, 0])
         for rows in table_rows(folder):
             self._write_tables((rows + shift).astype("<i8").tobytes(), b"")
@@ -99,10 +96,11 @@ class Writer:
             with open(folder / shard_name(index), "rb") as shard:
                 while data := shard.read(BLOCK):
                     self._append(data)
+        self.bytes = self._appended
 
     def close(self) -> Shards:
         """Finish the files, listed in `files` with size and SHA-256; gives access to what was written."""
-        self._flush_tables()
+        self._flush()
         if self._block:
             self._write_block()
         self._end_shard()
@@ -116,7 +114,7 @@ class Writer:
 
     def mark(self) -> _Mark:
         """A point to `rollback` to; any later state makes it void."""
-        self._flush_tables()
+        self._flush()
         return _Mark(
             self.bytes, self.documents, self._names_end, len(self._checksums), len(self._block), self._crcs,
             self._table.mark(), self._names.mark(), self._shard and self._shard.mark(),
@@ -124,7 +122,7 @@ class Writer:
 
     def rollback(self, mark: _Mark) -> None:
         """Forget what was added since `mark`."""
-        self._rows, self._lines = array("q"), []
+        self._waiting, self._appended = [], mark.bytes
         self.bytes, self.documents, self._names_end, self._crcs = mark.bytes, mark.documents, mark.names_end, mark.crcs
         self._table.rollback(mark.table)
         self._names.rollback(mark.names)
@@ -142,7 +140,7 @@ class Writer:
 
     def state(self) -> State:
         """What `restore` needs to know to come back to this point; all of it is on disk then."""
-        self._flush_tables()
+        self._flush()
         if self._block:
             self._open_shard().preview(self._block)
         blocks, self._told = self._checksums[self._told :].tolist(), len(self._checksums)
@@ -178,6 +176,7 @@ class Writer:
             return False
         self._block = bytearray(self._open_shard().read(len(self._checksums) * BLOCK % SHARD, rest) if rest else b"")
         self.bytes, self.documents, self._names_end = state.bytes, state.documents, state.names
+        self._appended = state.bytes
         self._told, self._crcs = len(self._checksums), (0, 0)
         return len(self._block) == rest and zlib.crc32(self._block) == state.rest
 
@@ -193,7 +192,7 @@ class Writer:
     # --- shards and tables --------------------------------------------------------------------------------------------
 
     def _append(self, data: bytes) -> None:
-        self.bytes += len(data)
+        self._appended += len(data)
         view = memoryview(data)
         while len(view):
             part = view[: BLOCK - len(self._block)]
@@ -220,15 +219,36 @@ class Writer:
             self.files[self._shard.path.name] = self._shard.close()
             self._shard = None
 
-    def _flush_tables(self) -> None:
-        if self._lines:
-            self._write_tables(np.array(self._rows, "<i8").tobytes(), b"".join(self._lines))
-            self._rows, self._lines = array("q"), []
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        data, sources, offsets, names, groups = zip(*self._waiting, strict=True)
+        lines = _lines(names)
+        hashes = {group: group_hash(group) for group in set(groups)}
+        rows = np.empty((len(data), len(COLUMNS)), "<i8")
+        rows[:, 1] = [len(document) for document in data]
+        rows[:, 0] = self._appended + np.cumsum(rows[:, 1]) - rows[:, 1]
+        rows[:, 2], rows[:, 3] = sources, offsets
+        line_ends = np.flatnonzero(np.frombuffer(lines, np.uint8) == 0x0A) + 1
+        rows[:, 4] = self._names_end + np.r_[0, line_ends[:-1]]
+        rows[:, 5] = [hashes[group] for group in groups]
+        self._write_tables(rows.tobytes(), lines)
+        self._names_end += len(lines)
+        self._append(b"".join(data))
+        self._waiting = []
 
     def _write_tables(self, rows: bytes, lines: bytes, adopt: bool = False) -> None:
         for file, data in ((self._table, rows), (self._names, lines)):
             (file.adopt if adopt else file.write)(data)
         self._crcs = zlib.crc32(rows, self._crcs[0]), zlib.crc32(lines, self._crcs[1])
+
+
+def _lines(names: Sequence[str]) -> bytes:
+    """A line of safe text for each name."""
+    joined = "\n".join(names) + "\n"
+    if joined.count("\n") > len(names):
+        joined = "".join(name.replace("\n", "\\x0a") + "\n" for name in names)
+    return escape(joined).encode("utf-8", "backslashreplace")
 
 
 def _stretches(file: GrowingFile, start: int, end: int) -> Iterator[bytes]:
@@ -244,7 +264,6 @@ def table_rows(folder: Path, name: str = "documents.bin", columns: int = len(COL
             yield rows.reshape(-1, columns)
 
 
-@lru_cache(maxsize=256)
 def group_hash(group: str) -> int:
     """64 bits that stand for a group in the table; the split goes by their order."""
     return int.from_bytes(
