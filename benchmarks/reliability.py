@@ -50,13 +50,13 @@ def main() -> int:
 
 
 def run(form: str, rules: list[str]) -> tuple[int, list[dict[str, Any]]]:
-    """pytest on the tests whose names carry one of the rules (`test_r2_...`), and the lines they printed."""
+    """pytest on the tests whose names carry one of the rules (`test_r12_r23_...`), and the lines they printed."""
     with tempfile.TemporaryDirectory() as folder:
         lines = Path(folder) / "records.jsonl"
         environment = os.environ | {"HNET_RELIABILITY": form, "HNET_RELIABILITY_RECORDS": str(lines)}
         command = [sys.executable, "-m", "pytest", "-q", "-rs", str(ROOT / "tests" / "reliability")]
         if rules:
-            command += ["-k", " or ".join(f"test_{rule.lower()}_" for rule in rules)]
+            command += ["-k", " or ".join(f"_{rule.lower()}_" for rule in rules)]
         status = subprocess.run(command, env=environment, cwd=ROOT, check=False).returncode
         return status, [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
 

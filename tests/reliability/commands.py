@@ -32,6 +32,10 @@ class Command:
     code: int | None = None
     """Exit code, negative for a signal; None while it runs."""
     seconds: float = 0.0
+    cpu: float = 0.0
+    """Seconds of CPU time."""
+    memory: int = 0
+    """Bytes it held at most, those shared with this process included."""
 
     def wait(self, seconds: float = 120.0) -> int:
         """The exit code. Ends it and fails if it takes longer."""
@@ -46,8 +50,9 @@ class Command:
 
     def ended(self) -> bool:
         if self.code is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            pid, status, usage = os.wait4(self.pid, os.WNOHANG)
             if pid:
+                self.cpu, self.memory = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
                 self.code, self.seconds = os.waitstatus_to_exitcode(status), time.monotonic() - self.began
         return self.code is not None
 
@@ -95,9 +100,9 @@ class Command:
         self.wait_for(lambda: place.exists() and text in place.read_text(errors="replace"), f"saying {text!r}")
 
 
-def hnet(*arguments: object, stderr: Path) -> Command:
+def hnet(*arguments: object, stderr: Path, stdout: Path | None = None) -> Command:
     """Start `hnet ARGUMENTS`."""
-    return forked(lambda: run([str(argument) for argument in arguments]), stderr)
+    return forked(lambda: run([str(argument) for argument in arguments]), stderr, stdout)
 
 
 def training(config: RunConfig, data: Path, folder: Path, stderr: Path) -> Command:
@@ -114,7 +119,7 @@ def training(config: RunConfig, data: Path, folder: Path, stderr: Path) -> Comma
     return forked(work, stderr)
 
 
-def forked(work: Callable[[], int], stderr: Path) -> Command:
+def forked(work: Callable[[], int], stderr: Path, stdout: Path | None = None) -> Command:
     """Start `work` in a process whose exit code it gives."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -126,7 +131,7 @@ def forked(work: Callable[[], int], stderr: Path) -> Command:
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        os.dup2(os.open(os.devnull, os.O_RDWR), 1)
+        os.dup2(os.open(stdout or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), 1)
         os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), 2)
         _rewire()
         code = work()

@@ -7,6 +7,7 @@ import random
 import shutil
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from forms import trials
 from runkit import FLAT, fox, tiny
 
 from hnet_cli import corpus, modality
-from hnet_cli.checkpoint import TrainingState, find, load_checkpoint, newest, save_checkpoint
+from hnet_cli.checkpoint import TrainingState, find, load_checkpoint, newest, save_checkpoint, verify
 from hnet_cli.corpus import Dataset
-from hnet_cli.errors import BusyError, StorageError
+from hnet_cli.errors import BusyError, DamagedError, StorageError
 from hnet_cli.optim import build_optimizer
 from hnet_cli.storage import FolderLock
 from hnet_cli.train import build_model
@@ -174,7 +175,7 @@ def chosen(operations: list[str]) -> list[int]:
     writes = trials(1, 3, len(operations))
     kept = [at for at, name in enumerate(operations)
             if name != "write" or "write" not in operations[max(0, at - writes) : at]]  # fmt: skip
-    return sorted(random.Random(len(kept)).sample(kept, min(len(kept), trials(12, len(kept), len(kept)))))
+    return sorted(random.Random(len(kept)).sample(kept, min(len(kept), trials(8, len(kept), len(kept)))))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -259,3 +260,69 @@ def test_r1_a_power_cut_at_every_operation(cases: dict[str, Case], name: str, tm
                 shutil.rmtree(tmp_path / "left")
             counted.count(not seen[key], f"{name}: power cut after operation {end} {log[-1:]}: {seen[key]}")
     counted.figures["different disks"] = len(seen)
+
+
+def sound(run: Path) -> list[int]:
+    """Steps of the checkpoints that are as they were written, in order; told from the files alone."""
+    steps = []
+    for folder in sorted((run / "checkpoints").glob("step-*")):
+        with suppress(DamagedError):
+            steps.append(int(verify(folder).name[5:]))
+    return steps
+
+
+def test_r11_one_sound_checkpoint_always_remains(tmp_path: Path, tally: Any) -> None:
+    """Any sequence of saves, kills and full disks in saves, and damage: the newest sound one is found, none is lost
+    that was to be kept, and pruning never takes a sound one for a damaged one's sake."""
+    counted = tally("R11", "random sequences of saves, kills, full disks, damage: the newest sound checkpoint stays")
+    saver, luck, operations = Saver(), random.Random(11), 0
+    for trial in range(trials(25, 300, 1000)):
+        run, keep, why, step = tmp_path / f"run{trial}", luck.randrange(1, 4), "", 0
+        run.mkdir()
+        history = []
+        for _ in range(luck.randrange(2, 8)):
+            before, kind = sound(run), luck.choice(("save", "save", "kill", "full", "damage"))
+            history.append(kind)
+            operations += 1
+            if kind == "damage":
+                damaged = luck.choice(before) if len(before) > 1 else None  # else there would be nothing to find
+                if damaged:
+                    spoil(run / f"checkpoints/step-{damaged:08d}", luck)
+                expected = [other for other in before if other != damaged][-1:] or [None]
+            else:
+                step += 1
+                done = attempt(lambda: saver.save(run, step, keep=keep), run, kind, luck)  # noqa: B023
+                expected = [step] if done else [*(before[-1:] or [None]), step]
+                kept = len(sound(run))
+                if kept < min(keep, len(before) + done):
+                    why = why or f"{kept} sound checkpoints remain of {before}, {keep} are to be kept"
+            found = newest(run, lambda message: None)
+            if (int(found.name[5:]) if found else None) not in expected and not why:
+                why = f"the newest is {found}, not {expected}"
+        counted.count(not why, f"trial {trial}, keep {keep}, {history}: {why}")
+        shutil.rmtree(run)
+    counted.figures["operations"] = operations
+
+
+def attempt(save: Callable[[], None], run: Path, kind: str, luck: random.Random) -> bool:
+    """Whether a save returned, which a kill or a full disk may meet at any of its operations."""
+    at = luck.randrange(120)
+    fault = {"kill": killing(at), "full": raising(at, FULL, for_good=luck.random() < 0.5)}.get(kind)
+    try:
+        with Disk(run, fault or (lambda *_: None)).watched():
+            save()
+    except (Killed, StorageError):
+        return False
+    return True
+
+
+def spoil(folder: Path, luck: random.Random) -> None:
+    """Cut a file of a checkpoint short, remove it, or flip a bit of it."""
+    file = luck.choice([path for path in folder.iterdir() if path.stat().st_size])
+    whole = bytearray(file.read_bytes())
+    kind, at = luck.choice(("cut", "remove", "flip")), luck.randrange(len(whole))
+    if kind == "remove":
+        file.unlink()
+        return
+    whole[at] ^= 1 << luck.randrange(8)
+    file.write_bytes(whole[:at] if kind == "cut" else whole)
