@@ -191,7 +191,7 @@ def segment(
     format: Annotated[
         str | None,
         typer.Option(
-            help="pretty, plain, jsonl, tsv, html, or one of the modality's own (bed). "
+            help="pretty, plain, jsonl, tsv, html, or one of the modality's own (bed, bedgraph). "
             "Default: pretty on a terminal, else plain."
         ),
     ] = None,

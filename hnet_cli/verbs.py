@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from hnet_cli import checkpoint, corpus, render, storage
 from hnet_cli import modality as modalities
@@ -22,6 +22,8 @@ from hnet_cli.streams import open_input
 
 SURE = 0.9
 """A file is of another modality than the model's if that one is at least this sure."""
+TRACKS = ("bed", "bedgraph")
+"""Formats that tabix indexes."""
 
 
 def segment(
@@ -59,8 +61,10 @@ def segment(
         total = min(total, max_bytes) if total and max_bytes else total
         with storage.staged_file(out) as binary, progress("segmenting", total) as task:
             told = _telling(pieces, lambda: task.update(summary.bytes, note=size(summary.bytes)))
-            _write(told, io.TextIOWrapper(binary, encoding="utf-8", errors="backslashreplace", newline=""))
+            _write_file(told, binary, compressed=out.suffix == ".gz")
         say(f"Wrote {literal(out)}.")
+        if out.suffix == ".gz" and format in TRACKS:
+            _index(out)
     _report(summary)
     if summary.cut:
         say(f"There is more: this is the first {summary.bytes:,} bytes; --max-bytes says how many are wanted.")
@@ -134,6 +138,35 @@ def _write(pieces: Iterable[str], target: TextIO) -> None:
     target.flush()
     if target is not sys.stdout:
         target.detach()  # type: ignore[attr-defined]
+
+
+def _write_file(pieces: Iterable[str], binary: BinaryIO, compressed: bool) -> None:
+    """UTF-8; compressed as BGZF, which is gzip in blocks: what indexes of genome browsers need."""
+    if not compressed:
+        _write(pieces, io.TextIOWrapper(binary, encoding="utf-8", errors="backslashreplace", newline=""))
+        return
+    from Bio import bgzf
+
+    blocks = bgzf.BgzfWriter(fileobj=binary)
+    for piece in pieces:
+        blocks.write(piece.encode("utf-8", "backslashreplace"))
+    blocks.flush()
+    blocks.flush()  # an empty block says that the file is whole
+
+
+def _index(track: Path) -> None:
+    """The tabix index beside a compressed track, where pysam is there."""
+    try:
+        import pysam
+    except ImportError:
+        say("[dim]No index: pip install 'hnet\\[tabix]' writes one beside it.[/]")
+        return
+    try:
+        pysam.tabix_index(str(track), preset="bed", force=True)
+    except OSError as error:  # a sequence in two files is in two places, which no index allows
+        say(f"[yellow]No index:[/] {literal(str(error))}; give files whose sequences have names of their own.")
+        return
+    say(f"Wrote {literal(track)}.tbi.")
 
 
 def _report(summary: segmenting.Summary) -> None:

@@ -74,7 +74,7 @@ class Dna(Modality):
     name = "dna"
     summary = "DNA or RNA in FASTA: soft-masking and coordinates kept, N and ambiguity codes left out"
     presets = {"nano": "nano-dna", "small": "small-dna", "base": "base-dna"}  # noqa: RUF012
-    formats = ("bed",)
+    formats = ("bed", "bedgraph")
     input_table = bytes.maketrans(b"acgtuU", b"ACGTTT")
     loss_weights = tuple(MASKED_WEIGHT if byte in b"acgtu" else 1.0 for byte in range(256))
 
@@ -152,12 +152,18 @@ class Dna(Modality):
         return variants(calls, reference, flank)
 
     def render(self, document: Document, chunks: Iterable[Chunk], format: str) -> Iterator[str]:
-        """BED: sequence name, start from 0, end, `stage0`, score 0 to 1000."""
-        if format != "bed":
+        """BED: sequence name, start from 0, end, `stage0`, score 0 to 1000; by start, the outermost stage first.
+        bedGraph: the probability at each boundary of the outermost stage shown, on its one base."""
+        if format not in self.formats:
             yield from super().render(document, chunks, format)
-        for chunk in chunks:
+        ordered = sorted(chunks, key=lambda chunk: (chunk.start, chunk.stage))  # a document is at most PIECE long
+        outermost = min((chunk.stage for chunk in ordered), default=0)
+        for chunk in ordered:
             start, end = document.offset + chunk.start, document.offset + chunk.end
-            yield f"{document.name}\t{start}\t{end}\tstage{chunk.stage}\t{round(1000 * chunk.probability)}"
+            if format == "bed":
+                yield f"{document.name}\t{start}\t{end}\tstage{chunk.stage}\t{round(1000 * chunk.probability)}"
+            elif chunk.stage == outermost:
+                yield f"{document.name}\t{start}\t{start + 1}\t{chunk.probability:.4f}"
 
 
 def unique_name(title: str, seen: dict[str, int]) -> tuple[str, tuple[str, ...]]:

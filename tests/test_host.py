@@ -94,3 +94,20 @@ def test_autocast_does_not_reach_inside():
         got = run(host.ssd_scan, "ssd_scan", tensors, packing)
     for a, b in zip(got, expected, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("rows", [None, [3, 0, 4]], ids=["all rows", "some rows"])
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+def test_a_step_equals_the_reference_row_by_row(rows, dtype, monkeypatch):
+    """Where the states leave the cache; rows that take no part keep theirs."""
+    monkeypatch.setattr(host, "TILE", 1)
+    x, dt, A, B, C, D, bias = arguments("ssd_scan", 5 if rows is None else len(rows), dtype)
+    state = torch.randn(5, HEADS, WIDTH, STATE, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    own, truth = state.to(torch.promote_types(dtype, torch.float32)), state.clone()
+    index = None if rows is None else torch.tensor(rows)
+    got = host.ssd_step(own, x, dt, A, B, C, D, bias, index)
+    wide = [t.double() for t in (x, dt, A, B, C, D, bias)]
+    expected = reference.ssd_step(truth, *wide, index)
+    assert got.dtype == dtype
+    for a, b in ((got, expected), (own, truth)):
+        assert (a.double() - b).norm() <= BOUNDS[dtype] * b.norm()

@@ -248,7 +248,8 @@ def test_dna_in_bed_and_jsonl_has_the_coordinates_of_the_record():
     bed = [line.split("\t") for line in written(fasta, "bed", plugin="dna").splitlines()]
     records = [json.loads(line) for line in written(fasta, "jsonl", plugin="dna").splitlines()]
     assert [(r[0], int(r[1]), int(r[2]), r[3]) for r in bed] == [
-        (r["record"], r["start"], r["end"], f"stage{r['stage']}") for r in records
+        (r["record"], r["start"], r["end"], f"stage{r['stage']}")
+        for r in sorted(records, key=lambda r: (r["record"], r["start"], r["stage"]))
     ]
     sequence = {"chr7": left + "N" * 100 + right, "chr8": right}
     assert all(sequence[r["record"]][r["start"] : r["end"]] == r["text"] for r in records)
@@ -357,3 +358,30 @@ def test_characters_are_drawn_whole_over_windows(text, cuts, ends):
         exact += block.chunks
     assert exact == [data[a:b] for a, b in pairwise(edges)]
     assert "".join(piece.decode() for piece in drawn) == text
+
+
+def test_a_compressed_track_is_blocks_with_an_index(tmp_path, monkeypatch):
+    """BGZF by its definition: gzip members that tell their size, and an empty one at the end. In order, for tabix."""
+    from Bio import bgzf
+
+    from hnet_cli import checkpoint, verbs
+
+    (tmp_path / "a.fa").write_text(">one\n" + "ACGTTGCA" * 40 + "\n>two\n" + "GGGATTACA" * 30 + "\n")
+    model = checkpoint.load("starter:dna")
+    monkeypatch.setattr(verbs, "_model_for", lambda *_: (model, modality.get("dna")))
+    for format in ("bed", "bedgraph"):
+        out = tmp_path / f"a.{format}.gz"
+        verbs.segment([str(tmp_path / "a.fa")], None, "all", format, out, None, None, "cpu")
+        assert out.read_bytes()[-28:] == bgzf._bgzf_eof
+        with bgzf.open(out, "rt") as file:
+            rows = [line.split("\t") for line in file]
+        places = [(row[0], int(row[1])) for row in rows]
+        assert places == sorted(places)
+        assert {row[0] for row in rows} == {"one", "two"}
+        assert format == "bed" or all(0.5 < float(row[3]) <= 1 for row in rows)
+        try:
+            import pysam
+        except ImportError:
+            continue
+        with pysam.TabixFile(str(out)) as track:
+            assert len(list(track.fetch("two"))) == sum(name == "two" for name, _ in places)

@@ -53,6 +53,7 @@ REFERENCE = Kernels()
 HALF = (torch.bfloat16, torch.float16)
 HOST: dict[str, Function] = {
     "ssd_scan": host.ssd_scan,
+    "ssd_step": host.ssd_step,
     "causal_conv": host.causal_conv,
     "attention": host.attention,
     "add_rms_norm": host.add_rms_norm,

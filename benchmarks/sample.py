@@ -1,0 +1,150 @@
+"""Speed of generation on the CPU: bytes per second at batch 1, 8 and 64, beside what reading the weights would allow.
+
+    python benchmarks/sample.py [--preset base] [--dtype fp32] [--threads 1] [--batches 1 8 64] [--seconds 5]
+
+Weights are random; the share of positions at a boundary is set to what the preset aims at, by a threshold on the
+probabilities of each stage. The bound: the products of one row with every matrix that a byte needs, one after the other
+and nothing else (encoders, decoders and head for every byte; what lies within a stage at the share of its boundaries
+that was seen). `of_bound` is the time that takes over the time of a byte at batch 1; rounds of all variants take turns
+and the fastest counts, by the clock and by processor time, because machines are shared. `aggregate` is bytes per second
+of all rows over those of one. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from hnet_cli.config import resolve
+from hnet_cli.convert import DTYPES
+from hnet_cli.model import HNetForCausalLM
+from hnet_cli.model.chunking import RoutingModule
+from hnet_cli.model.hnet import HNet
+
+ROUND = 24
+"""Bytes per row of a round: several chunks."""
+
+
+class Every(RoutingModule):
+    """A learned router of which every n-th position is a boundary: its cost, and a known share."""
+
+    def step(self, hidden: torch.Tensor, tokens: torch.Tensor, state: Any, now: Any) -> torch.Tensor:
+        prob = super().step(hidden, tokens, state, now)
+        rows = torch.arange(len(prob)) if now.rows is None else now.rows
+        return torch.where((now.position + rows) % self.every == 0, 0.5 + prob / 2, prob / 2)
+
+    every: int
+
+
+def levels(model: HNetForCausalLM) -> list[HNet]:
+    found, level = [], model.backbone
+    while isinstance(level, HNet):
+        found.append(level)
+        level = level.main_network
+    return found
+
+
+def build(preset: str, dtype: torch.dtype) -> tuple[HNetForCausalLM, list[float]]:
+    """The model, and the share of the bytes that reach each level."""
+    config = resolve(preset)
+    torch.manual_seed(0)
+    model = HNetForCausalLM(config.model).cast(dtype).eval().requires_grad_(False)
+    shares, ratios = [1.0], [max(2, round(ratio)) for ratio in config.train.ratios()]
+    for level, ratio in zip(levels(model), ratios, strict=False):
+        level.routing_module.__class__ = Every
+        level.routing_module.every = ratio
+        shares.append(shares[-1] / ratio)
+    return model, shares
+
+
+def matrices(model: HNetForCausalLM) -> list[list[torch.Tensor]]:
+    """Per level, the matrices that one position of it is multiplied with."""
+    found = []
+    for level in levels(model):
+        parts = [level.main_network] if level.is_innermost else [
+            level.encoder, level.routing_module, level.decoder, level.residual_proj]  # fmt: skip
+        found.append([m.weight for part in parts for m in part.modules() if isinstance(m, nn.Linear)])
+    found[0].append(model.lm_head.weight)
+    return found
+
+
+def timed(run: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds by the clock and of processor time."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    run()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="base")
+    parser.add_argument("--dtype", default="fp32", choices=DTYPES)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--seconds", type=float, default=5, help="of measuring, for each batch")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    model, shares = build(options.preset, DTYPES[options.dtype])
+    vectors = {weight.shape[1]: {} for level in matrices(model) for weight in level}
+    for level in matrices(model):
+        for weight in level:
+            vectors[weight.shape[1]][weight.dtype] = torch.randn(1, weight.shape[1], dtype=weight.dtype)
+
+    def stream(level: list[torch.Tensor]) -> None:
+        for weight in level:
+            nn.functional.linear(vectors[weight.shape[1]][weight.dtype], weight)
+
+    states, tokens = {}, {}
+    for batch in options.batches:
+        states[batch] = model.allocate_state(batch, 1 << 30)
+        model.prefill([b"The quick brown fox"] * batch, states[batch])
+        tokens[batch] = torch.randint(256, (batch,))
+
+    def steps(batch: int) -> None:
+        for _ in range(ROUND):
+            model.step(tokens[batch], states[batch])
+
+    best: dict[Any, tuple[float, float]] = {}
+
+    def measure(key: Any, run: Callable[[], Any]) -> None:
+        best[key] = tuple(map(min, best.get(key, (math.inf, math.inf)), timed(run)))
+
+    began, rounds = time.perf_counter(), 0
+    while rounds < 3 or time.perf_counter() - began < options.seconds * len(options.batches):
+        for number, level in enumerate(matrices(model)):
+            measure(("level", number), lambda level=level: stream(level))
+        for batch in options.batches:
+            measure(batch, lambda batch=batch: steps(batch))
+        rounds += 1
+    bounds = [sum(share * best["level", n][kind] for n, share in enumerate(shares)) for kind in (0, 1)]
+    size = sum(share * sum(w.nbytes for w in level) for share, level in zip(shares, matrices(model), strict=True))
+    result: dict[str, Any] = {
+        "preset": options.preset, "dtype": options.dtype, "threads": options.threads, "shares": shares,
+        "weights_mb_per_byte": round(size / 1e6, 1), "bound_bytes_per_s": round(1 / bounds[0], 1),
+        "bound_gb_per_s": round(size / bounds[0] / 1e9, 2),
+    }  # fmt: skip
+    first = best[options.batches[0]]
+    for batch in options.batches:
+        wall, cpu = best[batch]
+        result[f"batch_{batch}"] = own = {
+            "bytes_per_s": round(batch * ROUND / wall, 1),
+            "bytes_per_cpu_s": round(batch * ROUND / cpu, 1),
+            "aggregate": round(batch / options.batches[0] * first[0] / wall, 2),
+            "aggregate_cpu": round(batch / options.batches[0] * first[1] / cpu, 2),
+        }
+        if batch == 1:
+            own |= {"of_bound": round(ROUND * bounds[0] / wall, 3), "of_bound_cpu": round(ROUND * bounds[1] / cpu, 3)}
+        print(f"batch {batch}: {own}", flush=True)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
