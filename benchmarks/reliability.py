@@ -32,11 +32,12 @@ def main() -> int:
     parser.add_argument("--only", default="", help="rules such as R2,R8; default: all")
     parser.add_argument("--table", action="store_true", help="run nothing")
     options = parser.parse_args()
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    status = 0
+    status, records = 0, list[dict[str, Any]]()
     if not options.table:
         wanted = [rule.strip().upper() for rule in options.only.split(",") if rule.strip()]
         status, records = run(options.form, wanted)
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}  # read last: other rules may run beside
+    if not options.table:
         for record in records:
             key = f"{record['id']}: {record['what']}"
             before = results.get(key)

@@ -276,12 +276,12 @@ def test_r11_one_sound_checkpoint_always_remains(tmp_path: Path, tally: Any) -> 
     that was to be kept, and pruning never takes a sound one for a damaged one's sake."""
     counted = tally("R11", "random sequences of saves, kills, full disks, damage: the newest sound checkpoint stays")
     saver, luck, operations = Saver(), random.Random(11), 0
-    for trial in range(trials(25, 300, 1000)):
+    for trial in range(trials(20, 300, 1000)):
         run, keep, why, step = tmp_path / f"run{trial}", luck.randrange(1, 4), "", 0
         run.mkdir()
         history = []
-        for _ in range(luck.randrange(2, 8)):
-            before, kind = sound(run), luck.choice(("save", "save", "kill", "full", "damage"))
+        for _ in range(luck.randrange(5, 12)):
+            before, kind = sound(run), luck.choice(("save", "save", "kill", "full", "damage", "damage"))
             history.append(kind)
             operations += 1
             if kind == "damage":
