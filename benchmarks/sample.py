@@ -2,8 +2,8 @@
 
     python benchmarks/sample.py [--preset base] [--dtype fp32] [--threads 1] [--batches 1 8 64] [--seconds 5]
 
-Weights are random; the share of positions at a boundary is set to what the preset aims at, by a threshold on the
-probabilities of each stage. The bound: the products of one row with every matrix that a byte needs, one after the other
+Weights are random; the share of positions at a boundary is set to what the preset aims at, by a fixed
+pattern of each stage. The bound: the products of one row with every matrix that a byte needs, one after the other
 and nothing else (encoders, decoders and head for every byte; what lies within a stage at the share of its boundaries
 that was seen). `of_bound` is the time that takes over the time of a byte at batch 1; rounds of all variants take turns
 and the fastest counts, by the clock and by processor time, because machines are shared. `aggregate` is bytes per second

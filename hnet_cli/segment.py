@@ -202,7 +202,7 @@ class _Limit:
             return item
         if isinstance(item, Stream):
             return dataclasses.replace(item, blocks=self._blocks(item.blocks))
-        return dataclasses.replace(item, data=self._taken(item.data))
+        return item._replace(data=self._taken(item.data))
 
     def _blocks(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
         for block in blocks:
