@@ -119,6 +119,8 @@ def _members(name: str, stream: BinaryIO, again: Callable[[], BinaryIO], how: _R
             content = _read_member(name, data)
             reopen = _bytes_opener(content, called)
             data = io.BytesIO(content)
+        else:
+            data = cast(BinaryIO, _Member(name, data))
         head = content[:HEAD] if small else b""
         reason, group = judge(_inner_path(member), member.size, head)
         if not reason and small and is_compressed(head):
@@ -203,11 +205,26 @@ class _Watched:
         return known[start : start + 512] if start >= 0 else b""
 
 
-def _read_member(name: str, data: BinaryIO) -> bytes:
+def _read_member(name: str, data: BinaryIO, size: int = -1) -> bytes:
     try:
-        return data.read()
+        return data.read(size)
     except tarfile.TarError as error:
         raise InputError(f"{name} is truncated: {error}", "get the archive again") from error
+
+
+class _Member(io.RawIOBase):
+    """A large member while its archive is walked; where that ends too early, InputError says so."""
+
+    def __init__(self, name: str, data: BinaryIO) -> None:
+        self._name, self._data = name, data
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        block = _read_member(self._name, self._data, len(buffer))
+        buffer[: len(block)] = block
+        return len(block)
 
 
 def _bytes_opener(content: bytes, name: str) -> Callable[[], BinaryIO]:
@@ -220,7 +237,7 @@ def _reopener(name: str, called: str, index: int, again: Callable[[], BinaryIO])
     def reopen() -> BinaryIO:
         for number, (_, data) in enumerate(_walk_tar(name, again())):
             if number == index and data is not None:
-                return decompressed(data, called)
+                return decompressed(cast(BinaryIO, _Member(name, data)), called)
         raise InputError(f"{name} changed while it was read")
 
     return reopen

@@ -145,6 +145,9 @@ class Dataset:
             verify_file(path, "dataset.json", promised["dataset.json"])
             if promised != entries | {"dataset.json": promised["dataset.json"]}:
                 raise DamagedError(f"{shown(path / MANIFEST)} is damaged: it is not that of dataset.json")
+            tables = {"documents.bin", "names.txt", "blocks.bin", *(f"split-{name}.bin" for name in about["splits"])}
+            if unlisted := tables - entries.keys():
+                raise DamagedError(f"{shown(file)} is damaged: it lists no {shown(min(unlisted))}")
             for name, entry in entries.items():
                 verify_file(path, name, entry, digest=not name.startswith("shard-"))
             return cls(path, about, fingerprint)

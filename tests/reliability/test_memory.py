@@ -6,7 +6,7 @@ import gzip
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +19,49 @@ SLOPE = 16
 """MiB more that ten times the input may take."""
 MIB = 1 << 20
 PROGRAM = """
-import json, resource, sys
+import json, os, resource, sys
+import Bio.SeqIO, pyarrow.parquet
 from hnet_cli import modality
 from hnet_cli.corpus import prepare
 from hnet_cli.errors import HNetError
-try:
-    plugin, measure = modality.get(sys.argv[2]), sys.argv[4] == "yes"
-    summary = prepare([sys.argv[1]], plugin, sys.argv[3], overwrite=True, measure=measure)
-    code, said = 0, str(summary.refused)
-except HNetError as error:
-    code, said = error.exit_code, str(error)
-print(json.dumps([code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, said]))
+plugins = {name: modality.get(name) for name in ("text", "dna")}
+for line in sys.stdin:
+    path, kind, out, measure = json.loads(line)
+    if child := os.fork():
+        os.waitpid(child, 0)
+        continue
+    try:
+        summary = prepare([path], plugins[kind], out, overwrite=True, measure=measure)
+        code, said = 0, str(summary.refused)
+    except HNetError as error:
+        code, said = error.exit_code, str(error)
+    print(json.dumps([code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, said]), flush=True)
+    os._exit(0)
 """
+Prepare = Callable[[Path, str], tuple[int, float, str]]
 
 
-def prepared(file: Path, kind: str) -> tuple[int, float, str]:
-    """Exit code, peak MiB and what was refused, of `prepare` in a process of its own; with the baselines, which take
-    seconds each, but in the short form."""
-    measure = "no" if FORM == "short" else "yes"
-    command = [sys.executable, "-c", PROGRAM, str(file), kind, str(file.parent / "out"), measure]
+@pytest.fixture(scope="module")
+def prepared() -> Iterator[Prepare]:
+    """Exit code, peak MiB and what was refused, of `prepare` in a process of its own, forked from one that has done
+    the imports; with the baselines, which take seconds each, but in the short form."""
     # A shell in between: a process begins with the peak memory of the one it was forked from.
-    done = subprocess.run(["sh", "-c", '"$@"', "sh", *command], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    code, peak, said = json.loads(done.stdout)
-    return code, peak, said
+    command = ["sh", "-c", '"$@"', "sh", sys.executable, "-c", PROGRAM]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        ask, answers = process.stdin, process.stdout
+        assert ask is not None
+        assert answers is not None
+
+        def run(file: Path, kind: str) -> tuple[int, float, str]:
+            ask.write(json.dumps([str(file), kind, str(file.parent / "out"), FORM != "short"]) + "\n")
+            ask.flush()
+            answer = answers.readline()
+            assert answer, "prepare ended without an answer"
+            code, peak, said = json.loads(answer)
+            return code, peak, said
+
+        yield run
+        ask.close()
 
 
 def repeated(path: Path, piece: bytes, size: int, begin: bytes = b"", packed: bool = False) -> Path:
@@ -91,7 +110,7 @@ def twice(place: Path, size: int) -> Path:
 
 
 @pytest.mark.parametrize("bomb", BOMBS if FORM != "short" else list(BOMBS)[:5])
-def test_r16_bombs(bomb: str, tally: Any, tmp_path: Path) -> None:
+def test_r16_bombs(bomb: str, prepared: Prepare, tally: Any, tmp_path: Path) -> None:
     """10 GB of zeros and 4 GiB lines and records in the long form; a fiftieth of that in the short one."""
     found = tally("R16", f"peak MiB of prepare, {bomb}")
     kind, make, why = BOMBS[bomb]
@@ -158,12 +177,19 @@ def tiny_records(path: Path, size: int) -> Path:
     [
         ("x.txt", "text", lines_of_text, 20, 400),
         ("x.jsonl", "text", rows, 10, 400),
-        ("x.parquet", "text", parquet_rows, 15, 400),
+        ("x.parquet", "text", parquet_rows, 8, 400),
         ("x.fa", "dna", tiny_records, 0.3, 40),
     ],
 )
 def test_r26_memory_is_flat(
-    name: str, kind: str, make: Callable[[Path, int], Path], least: float, long: int, tally: Any, tmp_path: Path
+    name: str,
+    kind: str,
+    make: Callable[[Path, int], Path],
+    least: float,
+    long: int,
+    prepared: Prepare,
+    tally: Any,
+    tmp_path: Path,
 ) -> None:
     """Ten times the input, the same memory: 0.4 and 4 GB in the long form, for FASTA 1.7 and 17 million records."""
     found = tally("R26", f"peak MiB of prepare, {name} of one size and of ten times that")

@@ -88,7 +88,7 @@ def poison(kind: str, value: float, random: np.random.Generator) -> Any:
 def test_r20_a_step_that_is_not_finite_changes_nothing(tally: Any, data: Path, tmp_path: Path) -> None:
     done = tally("R20", "NaN or infinity put into the loss or one element of one gradient")
     random = np.random.default_rng(20)
-    for trial in range(trials(6, 60, 300)):
+    for trial in range(trials(4, 60, 300)):
         kind, value = ("loss", "gradient")[trial % 2], (np.nan, np.inf, -np.inf)[trial // 2 % 3]
         step = int(random.integers(2, STEPS))
         run = Run(tmp_path / f"{trial}", data, f"train.steps={STEPS}", "train.eval_every=0")
@@ -145,7 +145,7 @@ def test_r20_weights_that_are_not_finite_reach_no_checkpoint(tally: Any, data: P
 
 def test_r21_ordinary_runs_warn_of_nothing(tally: Any, data: Path, tmp_path: Path) -> None:
     done = tally("R21", "false alarms in ordinary runs, counted in steps")
-    steps = trials(80, 1000, 5000)
+    steps = trials(50, 1000, 5000)
     for name, settings in {"one": [], "two": TWO_STAGES}.items():
         run = Run(tmp_path / name, data, *settings, f"train.steps={steps}", "train.checkpoint_every=100000",
                   "train.eval_every=0", "train.log_every=10", "train.lr=4e-3")  # fmt: skip
@@ -223,7 +223,7 @@ def test_r24_steps_equal_the_parallel_pass(tally: Any, name: str) -> None:
     done = tally("R24", f"prefill and steps against the parallel pass, ragged rows, bytes compared ({name})")
     model, farthest = models()[name], 0.0
     for seed in range(trials(1, 1, 5)):
-        documents = texts(trials(1500, 10_000, 10_000), seed)
+        documents = texts(trials(800, 10_000, 10_000), seed)
         wanted, depths = packed(model, documents)
         prompts = [max(1, len(document) // 10) for document in documents]
         state = model.allocate_state(len(documents), max(map(len, documents)))
@@ -251,7 +251,7 @@ def test_r24_steps_equal_the_parallel_pass(tally: Any, name: str) -> None:
 def test_r24_a_prompt_may_be_cut_at_every_byte(tally: Any, name: str) -> None:
     done = tally("R24", f"prompts cut at every byte of a document, then steps ({name})")
     model = models()[name]
-    document = texts(trials(500, 1000, 1000), 7)[0]
+    document = texts(trials(250, 1000, 1000), 7)[0]
     (wanted,), _ = packed(model, [document])
     cuts = list(range(1, len(document) - 3))
     state = model.allocate_state(len(cuts), len(document))
@@ -270,7 +270,7 @@ def test_r24_neighbours_in_a_pack_change_nothing(tally: Any, name: str) -> None:
     model, random, largest = models()[name], np.random.default_rng(3), dict[torch.dtype, float]()
     for dtype, limit in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
         model.to(dtype)
-        for trial in range(trials(3, 40, 200)):
+        for trial in range(trials(2, 40, 200)):
             documents = texts(int(random.integers(200, 3000)), trial)
             order = random.permutation(len(documents)).tolist()
             together, depths = packed(model, [documents[i] for i in order])
