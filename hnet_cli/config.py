@@ -193,6 +193,10 @@ for _tag, _pattern, _first in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
 
 
+MOST_CHARACTERS, MOST_BRACKETS = 1 << 17, 2000
+"""Of a configuration: the parser takes seconds, and much of the stack, for what is meant to hurt."""
+
+
 def _parse(text: str, where: str) -> tuple[dict[str, Any], dict[str, int]]:
     """The mapping in `text`, and the line of each dotted key."""
     lines: dict[str, int] = {}
@@ -204,6 +208,8 @@ def _parse(text: str, where: str) -> tuple[dict[str, Any], dict[str, int]]:
                 lines[path] = key.start_mark.line + 1
                 walk(value, path + ".")
 
+    if len(text) > MOST_CHARACTERS or text.count("[") + text.count("{") > MOST_BRACKETS:
+        raise UsageError(f"{where} is too large or nested too deeply for a configuration")
     try:
         node = yaml.compose(text, _Loader)
         data = yaml.load(text, _Loader)
