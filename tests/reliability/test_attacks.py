@@ -58,7 +58,7 @@ def test_r8_every_flipped_bit_is_detected(home: Path, tmp_path: Path, tally: Any
         folder = tmp_path / original.name
         shutil.copytree(original, folder)
         assert not told(lambda: check(folder))  # noqa: B023
-        for _ in range(trials(60, 500, 500)):
+        for _ in range(trials(30, 500, 500)):
             file = luck.choice(files(folder))
             whole = file.read_bytes()
             bit = luck.randrange(8 * len(whole))
@@ -78,7 +78,7 @@ def test_r9_truncated_missing_and_swapped_files(home: Path, tmp_path: Path, tall
     original, other = (home / f"run/checkpoints/step-0000000{step}" for step in (3, 2))
     folder = tmp_path / original.name
     shutil.copytree(original, folder)
-    for _ in range(trials(25, 200, 200)):
+    for _ in range(trials(12, 200, 200)):
         file = luck.choice(files(folder))
         whole = file.read_bytes()
         file.write_bytes(whole[: luck.randrange(len(whole))])

@@ -285,7 +285,7 @@ def test_r14_fuzz(reader: str, tally: Any, tmp_path_factory: pytest.TempPathFact
     kind, name, sound = READERS[reader]
     plugin, file = modality.get(kind), tmp_path_factory.mktemp("fuzz") / name
 
-    @settings(max_examples=trials(120, 2000, 20_000), deadline=None, database=None, derandomize=True,
+    @settings(max_examples=trials(40, 2000, 20_000), deadline=None, database=None, derandomize=True,
               suppress_health_check=list(HealthCheck))  # fmt: skip
     @given(edits=st.lists(EDIT, min_size=1, max_size=4))
     def fuzz(edits: list[tuple[float, str, int, bytes]]) -> None:
@@ -328,11 +328,11 @@ def test_r15_truncation_and_flips(codec: str, tally: Any) -> None:
         except InputError:
             return None
 
-    for _ in range(trials(60, 500, 5000)):
+    for _ in range(trials(25, 500, 5000)):
         length = rng.randrange(4 if codec.startswith("zst") else 10, len(packed))
         found.count(unpacked(packed[:length]) is None, f"cut at {length}")
     # The magic says what it is: without it, it is other data, which the modality judges.
-    for _ in range(trials(60, 500, 5000) if codec in PACKERS else 0):
+    for _ in range(trials(25, 500, 5000) if codec in PACKERS else 0):
         at, bit = rng.randrange(12, len(packed)), rng.randrange(8)
         data = bytearray(packed)
         data[at] ^= 1 << bit
@@ -387,10 +387,10 @@ def test_r17_odd_places(tally: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     listener.close()
     many = tmp_path / "many"
     many.mkdir()
-    for number in range(trials(2000, 10_000, 10_000)):
+    for number in range(trials(500, 10_000, 10_000)):
         (many / f"{number}.txt").write_bytes(b"file %d\n" % number)
     summary = prepare([many], modality.get("text"), tmp_path / "out", measure=False)
-    found.count(summary.documents == trials(2000, 10_000, 10_000), f"{summary.documents} of many files")
+    found.count(summary.documents == trials(500, 10_000, 10_000), f"{summary.documents} of many files")
 
 
 class Meddling(Modality):
@@ -444,7 +444,7 @@ def test_r17_files_that_change(what: str, tally: Any, tmp_path: Path) -> None:
 ITEM = st.sampled_from(["file", "bad file", "rows", "damaged", "archive", "blank", "binary", "hidden"])
 
 
-@settings(max_examples=trials(30, 100, 500), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=trials(12, 100, 500), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kinds=st.lists(ITEM, max_size=12), seed=st.integers(0, 1 << 30))
 def corpora(tally_of: Any, place: Path, kinds: list[str], seed: int) -> None:
     """Documents and bytes in = kept + refused by reason, exactly."""

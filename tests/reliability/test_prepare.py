@@ -85,7 +85,7 @@ def test_r4_kill(tally: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     unit = max(sum(sizes[i : i + UNIT_FILES]) for i in range(0, len(sizes), UNIT_FILES))
     rng = random.Random(4)
     resumed, data = 0, tmp_path / "data"
-    for trial in range(trials(10, 30, 100)):
+    for trial in range(trials(5, 30, 100)):
         workers, again = rng.choice([1, 1, 2]), rng.random() < 0.3
         if again:
             prepare([tmp_path / "in" / "000.txt"], text, data / "out", val=0.1, measure=False)
