@@ -1,4 +1,4 @@
-"""Writes tests/golden/run: a dataset and a run stopped after step 2, in today's formats, and the curve of going on.
+"""Writes tests/golden/run-N: a dataset and a run stopped after step 2, in today's formats, and the curve of going on.
 
     PYTHONPATH=tests:tests/reliability python tests/golden/write.py run-2
 
@@ -8,6 +8,7 @@ Run it when a format gets a new version, into a new folder; a folder that was re
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -26,16 +27,17 @@ SMALLEST = [
 
 def main(folder: Path) -> None:
     folder.mkdir()
-    text = fox(folder, 100)
-    data = dataset(folder, text)
+    os.chdir(folder)  # so that the files name no path of this machine
+    text = fox(Path(), 100)
+    data = dataset(Path(), text)
     text.unlink()
     settings = [*SMALLEST, "train.checkpoint_every=2", "train.eval_every=0"]
-    train(tiny(*settings, "train.steps=2"), data, folder / "run")
+    train(tiny(*settings, "train.steps=2"), data, Path("run"))
     for name in ("run/.lock", "dataset/.verified.json"):
-        (folder / name).unlink(missing_ok=True)
+        Path(name).unlink(missing_ok=True)
     curve = golden_curve.of(folder)
     (folder / "curve.json").write_text(json.dumps(golden_curve.build() | {"curve": curve}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main(Path(__file__).parent / sys.argv[1])
+    main(Path(__file__).resolve().parent / sys.argv[1])
