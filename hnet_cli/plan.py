@@ -160,7 +160,7 @@ def describe(plan: Plan, as_json: bool) -> None:
     """Print the plan, with the time it would take, measured, if it fits; else raises EnvironmentLimit after it."""
     data = facts(plan)
     if data["fits"]:
-        from hnet_cli.train import seconds_per_byte
+        from hnet_cli.train_step import seconds_per_byte
 
         data["seconds"] = data["bytes"] * seconds_per_byte(plan.config, plan.machine.device)
         data["bytes_per_s"] = data["bytes"] / data["seconds"]

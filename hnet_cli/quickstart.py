@@ -15,7 +15,7 @@ from hnet_cli.errors import BusyError
 from hnet_cli.modality import Source
 from hnet_cli.plan import Plan
 from hnet_cli.progress import follow
-from hnet_cli.train import seconds_per_byte
+from hnet_cli.train_step import seconds_per_byte
 
 TEXT = "quickstart.txt"
 PROMPT = b"The "

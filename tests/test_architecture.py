@@ -24,7 +24,7 @@ LAYERS: list[set[str]] = [
     {"render"},
     {"evaluate", "sample", "segment", "convert", "doctor", "prepare"},  # the verbs never import each other
     {"probe"},  # what a model makes of the same bytes at every evaluation
-    {"resume"},
+    {"resume", "train_step"},
     {"train"},
     {"plan"},  # what a run would take, before it starts
     {"report"},  # a run as a page

@@ -9,7 +9,7 @@ from runkit import tiny
 from hnet_cli.budget import BASE_MEMORY, GIB, Machine, cpu_memory, fits, machine, needs, presets_that_fit
 from hnet_cli.config import preset_names, resolve
 from hnet_cli.errors import EnvironmentLimit, UsageError
-from hnet_cli.train import build_model
+from hnet_cli.train_step import build_model
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from hnet_cli.checkpoint import TrainingState, default_model, find, load, load_c
 from hnet_cli.convert import convert
 from hnet_cli.errors import DamagedError, InputError
 from hnet_cli.optim import build_optimizer
-from hnet_cli.train import build_model, train
+from hnet_cli.train import train
+from hnet_cli.train_step import build_model
 
 FILES = ["config.json", "model.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"]
 

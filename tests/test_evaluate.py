@@ -9,7 +9,7 @@ from runkit import dataset, tiny
 from hnet_cli import evaluate
 from hnet_cli.corpus import BOS, Dataset
 from hnet_cli.evaluate import validation
-from hnet_cli.train import build_model
+from hnet_cli.train_step import build_model
 
 
 @pytest.fixture(scope="module")

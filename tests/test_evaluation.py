@@ -23,7 +23,7 @@ from hnet_cli.evaluation.resampling import FEWEST, draws, interval, ratio
 from hnet_cli.evaluation.scoring import COLUMNS, loglikelihoods, score, stretches
 from hnet_cli.modality import Document
 from hnet_cli.modality import get as modality
-from hnet_cli.train import build_model
+from hnet_cli.train_step import build_model
 
 BOS = 254
 

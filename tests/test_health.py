@@ -7,7 +7,7 @@ from runkit import FLAT, TWO_STAGES, tiny
 
 from hnet_cli.health import BINS, clip_gradient, part_of, read, routing_counts, stage_metrics
 from hnet_cli.model import RoutingOutput
-from hnet_cli.train import build_model
+from hnet_cli.train_step import build_model
 
 
 def routed(*probabilities):

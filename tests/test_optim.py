@@ -9,7 +9,7 @@ from runkit import TWO_STAGES, tiny
 from hnet_cli.config import TrainConfig, resolve
 from hnet_cli.model import lr_multipliers
 from hnet_cli.optim import build_optimizer, schedule, set_learning_rate
-from hnet_cli.train import build_model
+from hnet_cli.train_step import build_model
 
 shapes = st.builds(
     TrainConfig,

@@ -22,7 +22,8 @@ from hnet_cli.evaluate import to_device
 from hnet_cli.modality import Document, Modality
 from hnet_cli.model import RoutingOutput
 from hnet_cli.optim import build_optimizer
-from hnet_cli.train import alignment_loss, build_model, losses, precision_context, train, train_step
+from hnet_cli.train import train
+from hnet_cli.train_step import alignment_loss, build_model, losses, precision_context, train_step
 
 RECORD = {"step", "bytes", "loss", "bpb", "ratio_loss", "alignment_loss", "grad_norm", "lr"}
 PARTS = {"embeddings", "encoder0", "routing0", "residual0", "decoder0", "main", "head"}

@@ -24,7 +24,7 @@ from hnet_cli.corpus import Dataset
 from hnet_cli.errors import BusyError, DamagedError, StorageError
 from hnet_cli.optim import build_optimizer
 from hnet_cli.storage import FolderLock
-from hnet_cli.train import build_model
+from hnet_cli.train_step import build_model
 
 SMALL = [
     *FLAT,

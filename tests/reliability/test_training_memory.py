@@ -19,7 +19,8 @@ from hnet_cli import budget
 from hnet_cli.config import RunConfig, resolve
 from hnet_cli.modality import Document
 from hnet_cli.model import HNetForCausalLM, RoutingOutput
-from hnet_cli.train import build_model, losses, train
+from hnet_cli.train import train
+from hnet_cli.train_step import build_model, losses
 from hnet_cli.windows import windows
 
 CONFIGS = {"nano": resolve("nano"), "two stages": tiny(*TWO_STAGES, "name=two stages")}
