@@ -1,0 +1,173 @@
+"""The training step: losses, their gradient, one move of the optimizer; and the model and precision it runs with."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hnet_cli.config import RunConfig, TrainConfig
+from hnet_cli.corpus.loader import Batch
+from hnet_cli.evaluate import to_device
+from hnet_cli.health import clip_gradient, read, routing_counts, stage_metrics
+from hnet_cli.model import HNetForCausalLM, RoutingOutput, ratio_loss
+from hnet_cli.optim import build_optimizer, rate_multipliers, set_learning_rate
+
+
+def alignment_loss(next_byte_nll: Tensor, routing: RoutingOutput) -> Tensor:
+    """SOMBRERO's confidence-alignment loss (arXiv 2601.22805): mean over t of (1 - sg[P(x_{t+1})] - p_t)^2.
+
+    It draws boundaries of the outermost stage to positions whose next byte is hard to predict. Where they may only be
+    at the first byte of a character, to characters that were: P is then that of the character which begins at t, the
+    geometric mean over its bytes, and the loss a mean over characters.
+    `next_byte_nll` (T,): -ln of the probability of the byte after each position.
+    """
+    nll, p, allowed = next_byte_nll.detach(), routing.boundary_prob, routing.allowed
+    if allowed is None:
+        return (1 - torch.exp(-nll) - p).square().mean()
+    own = F.pad(nll[:-1], (1, 0))  # the first of a document has p = 1 whatever it holds
+    character = allowed.cumsum(0) - 1
+    total, length = torch.zeros_like(own), torch.zeros_like(own)
+    total, length = total.index_add(0, character, own), length.index_add(0, character, torch.ones_like(own))
+    surprise = 1 - torch.exp(-total / length.clamp_min(1))[character]
+    return ((surprise - p).square() * allowed).sum() / allowed.sum()
+
+
+@dataclass
+class Losses:
+    """The parts of the loss of one micro-batch; scalars."""
+
+    total: Tensor
+    """What is differentiated."""
+    nll_sum: Tensor
+    """Unweighted, in nats: what bits per byte are counted from."""
+    ratio: Tensor
+    """Sum over stages, before alpha."""
+    alignment: Tensor
+
+
+def losses(model: HNetForCausalLM, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor, weights: Tensor | None,
+           weight_sum: float, train: TrainConfig, step: int) -> tuple[Losses, list[RoutingOutput]]:  # fmt: skip
+    """Next-byte loss + alpha x ratio loss (paper equation 10) + the alignment loss, for packed bytes (T,) int64.
+
+    `weight_sum` normalises the next-byte loss: the weights of the whole batch, so that micro-batches add up to it.
+    The ratio loss is per micro-batch, as in the official code, and averaged over `train.micro_batches`.
+    """
+    out = model(inputs, cu_seqlens=cu_seqlens)
+    nll = F.cross_entropy(out.logits.float(), targets, reduction="none")
+    byte_loss = (nll if weights is None else nll * weights).sum() / weight_sum
+    zero = nll.new_zeros(())
+    learned = [(routing, n) for routing, n in zip(out.routing, train.ratios(step), strict=True) if routing.learned]
+    ratio = sum((ratio_loss(routing, n) for routing, n in learned), zero)
+    aligned = train.alignment_loss_weight > 0 and bool(out.routing) and out.routing[0].learned
+    alignment = alignment_loss(nll, out.routing[0]) if aligned else zero
+    extra = train.alpha(step) * ratio + train.alignment_loss_weight * alignment
+    total = byte_loss + extra / train.micro_batches
+    return Losses(total, nll.detach().sum(), ratio.detach(), alignment.detach()), out.routing
+
+
+def train_step(model: HNetForCausalLM, optimizer: torch.optim.Optimizer, batches: list[Batch], step: int,
+               config: RunConfig, autocast: Callable[[], AbstractContextManager[Any]],
+               histograms: bool = True) -> dict[str, Any]:  # fmt: skip
+    """One optimizer step over the micro-batches of a batch. Returns the numbers of one `metrics.jsonl` record.
+
+    If the loss or the gradient is not finite nothing changes and the record has `"skipped": 1`. All numbers come from
+    the device at once, before the weights change; `histograms` of boundary probabilities are left out where not wanted.
+    """
+    train, device = config.train, next(model.parameters()).device
+    rate = set_learning_rate(optimizer, step, train)
+    optimizer.zero_grad(set_to_none=True)
+    total_bytes = sum(len(batch.targets) for batch in batches)
+    weight_sum = sum(float(b.weights.sum()) if b.weights is not None else len(b.targets) for b in batches) or 1.0
+    parts: list[Losses] = []
+    counts: list[Tensor] = []
+    for batch in batches:
+        inputs, targets, cu_seqlens, weights = to_device(batch, device)
+        with autocast():
+            part, routing = losses(model, inputs, targets, cu_seqlens, weights, weight_sum, train, step)
+        part.total.backward()
+        parts.append(part)
+        counts.append(routing_counts(routing, histograms))
+    norm, norms = clip_gradient(model, train.grad_clip)
+    numbers = read(
+        {
+            "loss": torch.stack([part.total for part in parts]).sum(),
+            "nll": torch.stack([part.nll_sum for part in parts]).sum(),
+            "ratio": torch.stack([part.ratio for part in parts]).mean(),
+            "alignment": torch.stack([part.alignment for part in parts]).mean(),
+            "norms": torch.stack([norm, *norms.values()]),
+            "counts": torch.stack(counts).sum(0),
+        }
+    )
+    loss, norm_read, *norms_read = *numbers["loss"], *numbers["norms"]
+    record = {
+        "loss": loss,
+        "bpb": numbers["nll"][0] / total_bytes / math.log(2),
+        "ratio_loss": numbers["ratio"][0],
+        "grad_norm": norm_read,
+        "lr": rate,
+    }
+    if train.alignment_loss_weight:
+        record["alignment_loss"] = numbers["alignment"][0]
+    if math.isfinite(loss) and math.isfinite(norm_read):
+        optimizer.step()
+    else:
+        record["skipped"] = 1
+    record |= {f"grad_norm_{part}": value for part, value in zip(norms, norms_read, strict=True)}
+    multipliers = rate_multipliers(config)
+    if len(set(multipliers)) > 1:
+        record |= {f"lr_stage{s}": rate * multiplier for s, multiplier in enumerate(multipliers)}
+    if isinstance(train.ratio_loss_weight, list):
+        record["ratio_loss_weight"] = train.alpha(step)
+    return record | stage_metrics(numbers["counts"], total_bytes, train.ratios(step))
+
+
+def precision_context(config: RunConfig, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    """Autocast to bfloat16 where the configuration says so, or for `auto` where the hardware multiplies it natively."""
+    bf16 = config.precision == "bf16"
+    if config.precision == "auto":
+        bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else has_amx()
+    return lambda: torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+
+
+def has_amx() -> bool:
+    """Whether this CPU has bfloat16 matrix units; without them bfloat16 is slower than float32."""
+    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(probe and probe())
+
+
+def build_model(config: RunConfig) -> HNetForCausalLM:
+    """A fresh model, initialised as `train.init` says from torch's current random state."""
+    model = HNetForCausalLM(config.model, backend=config.kernels)
+    if config.train.init == "torch":
+        for name, module in model.named_modules():
+            if isinstance(module, torch.nn.Linear) and "routing_module" not in name and "residual_proj" not in name:
+                module.reset_parameters()
+    return model
+
+
+def seconds_per_byte(config: RunConfig, device: str, seconds: float = 3.0) -> float:
+    """Time to train one byte on this machine, measured on random bytes for about `seconds`."""
+    train = config.train
+    length = train.sequence_length
+    rows = max(1, min(train.rows // train.micro_batches, 4096 // length))
+    model = build_model(config).to(device)
+    optimizer = build_optimizer(model, config)
+    data = np.random.default_rng(0).integers(97, 123, rows * length + 1, dtype=np.uint8)
+    cu_seqlens = np.arange(0, rows * length + 1, length, dtype=np.int32)
+    batch = Batch(data[:-1], data[1:], None, cu_seqlens, np.zeros(rows, np.int64), np.zeros(rows, np.int64))
+    autocast, until = precision_context(config, torch.device(device)), time.monotonic() + seconds
+    times: list[float] = []
+    while len(times) < 2 or time.monotonic() < until:
+        started = time.monotonic()
+        train_step(model, optimizer, [batch], 0, config, autocast)
+        times.append(time.monotonic() - started)
+    return float(np.quantile(times[1:], 0.25)) / (rows * length)
