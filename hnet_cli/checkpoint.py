@@ -379,7 +379,7 @@ def load_checkpoint(folder: Path, model: HNetForCausalLM, optimizer: torch.optim
         parameter = parameters.get(name)
         if parameter is None or value.shape not in (parameter.shape, torch.Size()):
             raise DamagedError(f"{folder / 'optimizer.safetensors'} does not fit the model: {key[:100]!a}")
-        optimizer.state[parameter][kind] = value.to(parameter.device if value.dim() else "cpu")
+        optimizer.state[parameter][kind] = value.to(parameter.device)  # AdamW's count of steps too: it is fused
     try:
         torch.set_rng_state(random["torch"])
     except (KeyError, TypeError, RuntimeError) as error:

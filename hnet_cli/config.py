@@ -22,6 +22,7 @@ import yaml
 from hnet_cli.errors import UsageError
 from hnet_cli.model.config import HNetConfig
 from hnet_cli.schedules import Points, value_at, values
+from hnet_cli.yaml_file import parse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,8 @@ class TrainConfig:
     min_lr_ratio: float = 0.0
     """The learning rate at the last step as a share of the peak."""
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon`: Muon for the matrices of the main network's layers, AdamW for the rest."""
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.1
@@ -157,78 +160,6 @@ class RunConfig:
             raise ValueError(f"train.lr_multipliers needs {stages + 1} entries, one per level, not {len(multipliers)}")
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: 3e-4 is a number, 010 is ten, `no` and 1:30 are words, a key is a word and stands once.
-
-    Anchors are refused: `extends` does that job, and a few lines of them can stand for gigabytes.
-    """
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        event = self.peek_event()
-        if getattr(event, "anchor", None) is not None:
-            raise yaml.MarkedYAMLError(None, None, "anchors (& and *) are not read; use extends:", event.start_mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
-                raise yaml.MarkedYAMLError(None, None, "a key must be a word", key.start_mark)
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(None, None, f"key {key.value!r} stands twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag == "tag:yaml.org,2002:null"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-for _tag, _pattern, _first in (
-    ("bool", r"true|false|True|False", "tfTF"),
-    ("int", r"[-+]?[0-9][0-9_]*", "-+0123456789"),
-    ("float", r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|nan)", "-+.0123456789"),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
-
-
-MOST_CHARACTERS, MOST_BRACKETS = 1 << 17, 2000
-"""Of a configuration: the parser takes seconds, and much of the stack, for what is meant to hurt."""
-
-
-def _parse(text: str, where: str) -> tuple[dict[str, Any], dict[str, int]]:
-    """The mapping in `text`, and the line of each dotted key."""
-    lines: dict[str, int] = {}
-
-    def walk(node: yaml.Node, prefix: str) -> None:
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                path = f"{prefix}{key.value}"
-                lines[path] = key.start_mark.line + 1
-                walk(value, path + ".")
-
-    if len(text) > MOST_CHARACTERS or text.count("[") + text.count("{") > MOST_BRACKETS:
-        raise UsageError(f"{where} is too large or nested too deeply for a configuration")
-    try:
-        node = yaml.compose(text, _Loader)
-        data = yaml.load(text, _Loader)
-    except RecursionError as error:
-        raise UsageError(f"{where} is nested too deeply") from error
-    except (yaml.YAMLError, ValueError) as error:
-        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not readable as YAML"
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise UsageError(f"{where}{line}: {problem}") from error
-    if data is None:
-        data = {}
-    if not isinstance(data, dict):
-        raise UsageError(f"{where} must hold sections such as model: and train:, not a {type(data).__name__}")
-    if node is not None:
-        walk(node, "")
-    return data, lines
-
-
 def preset_names() -> list[str]:
     """Names of the presets that ship with the tool."""
     return sorted(p.name[:-5] for p in files("hnet_cli.presets").iterdir() if p.name.endswith(".yaml"))
@@ -277,7 +208,7 @@ def _read(choice: str, seen: tuple[str, ...] = ()) -> tuple[dict[str, Any], dict
             raise UsageError(f"cannot read the configuration {path}: {error.strerror}") from error
     else:
         where, name, text = f"presets/{choice}.yaml", choice, preset_text(choice)
-    data, lines = _parse(text, where)
+    data, lines = parse(text, where)
     marks = {key: f"{where}:{line}" for key, line in lines.items()}
     parent = data.pop("extends", None)
     if parent is None:
@@ -318,7 +249,7 @@ def _settings(pairs: Sequence[str]) -> dict[str, Any]:
             raise UsageError(f"--set {pair!r} is not of the form section.key=value", "for example --set train.lr=3e-4")
         value: Any = text
         if text.strip():
-            value = _parse(f"value: {text}", f"--set {path}")[0]["value"]
+            value = parse(f"value: {text}", f"--set {path}")[0]["value"]
         *sections, key = path.split(".")
         place = data
         for section in sections:
@@ -413,7 +344,7 @@ class _Sections:
     data: str = ""
 
 
-FIXED = ("model.", "train.seed", "train.batch_bytes", "train.sequence_length", "train.init")
+FIXED = ("model.", "train.seed", "train.batch_bytes", "train.sequence_length", "train.init", "train.optimizer")
 """What a run keeps for life: its weights and the order of its data follow from these."""
 
 

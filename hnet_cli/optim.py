@@ -1,4 +1,4 @@
-"""The optimizer and its schedule: AdamW in the paper's parameter groups, rates per level, warm-up-stable-decay."""
+"""The optimizer and its schedule: AdamW (and Muon) in the paper's parameter groups, warm-up-stable-decay."""
 
 from __future__ import annotations
 
@@ -8,13 +8,38 @@ from typing import Any
 import torch
 
 from hnet_cli.config import RunConfig, TrainConfig
+from hnet_cli.errors import EnvironmentLimit
 from hnet_cli.model import HNetForCausalLM, lr_multipliers, parameter_groups
 
 
-def build_optimizer(model: HNetForCausalLM, config: RunConfig) -> torch.optim.AdamW:
+class Together(torch.optim.Optimizer):
+    """Several optimizers, each with parameters of its own, as one: their groups in a row, one state."""
+
+    def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
+        self.optimizers = optimizers
+        self.state = optimizers[0].state
+        for optimizer in optimizers:
+            optimizer.state = self.state
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none)
+
+    def step(self, closure: Any = None) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+
+def build_optimizer(model: HNetForCausalLM, config: RunConfig) -> torch.optim.Optimizer:
     """AdamW with one group per (learning-rate multiplier, weight decay); `group["lr_multiplier"]` stays in the group.
 
-    The multipliers are those of `rate_multipliers`.
+    With `train.optimizer: muon` the matrices of the main network's layers are moved by Muon instead (Jordan 2024), its
+    updates scaled to the size of AdamW's (arXiv 2502.16982), so that the same learning rate serves both. The
+    multipliers are those of `rate_multipliers`. Raises EnvironmentLimit where this torch has no Muon.
     """
     train = config.train
     groups: list[dict[str, Any]] = parameter_groups(
@@ -23,7 +48,30 @@ def build_optimizer(model: HNetForCausalLM, config: RunConfig) -> torch.optim.Ad
         weight_decay=train.weight_decay,
         norm_weight_decay=train.norm_weight_decay,
     )
-    return torch.optim.AdamW(groups, lr=train.lr, betas=train.betas, eps=train.eps, fused=True)
+    matrices: list[dict[str, Any]] = []
+    if train.optimizer == "muon":
+        groups, matrices = _divided(groups)
+    adamw = torch.optim.AdamW(groups, lr=train.lr, betas=train.betas, eps=train.eps, fused=True)
+    if not matrices:
+        return adamw
+    if not hasattr(torch.optim, "Muon"):
+        raise EnvironmentLimit(
+            f"torch {torch.__version__} has no Muon", "torch 2.9 has; or leave train.optimizer=adamw"
+        )
+    return Together(adamw, torch.optim.Muon(matrices, lr=train.lr, adjust_lr_fn="match_rms_adamw"))
+
+
+def _divided(groups: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The same groups without and with only the matrices of the main network's layers."""
+    parts: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
+    for group in groups:
+        pairs = list(zip(group["params"], group["names"], strict=True))
+        chosen = [p.dim() == 2 and "main_network.layers." in name for p, name in pairs]
+        for part, wanted in zip(parts, (False, True), strict=True):
+            own = [pair for pair, is_matrix in zip(pairs, chosen, strict=True) if is_matrix is wanted]
+            if own:
+                part.append(group | {"params": [p for p, _ in own], "names": [name for _, name in own]})
+    return parts
 
 
 def rate_multipliers(config: RunConfig) -> list[float]:

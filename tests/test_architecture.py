@@ -16,6 +16,7 @@ CORE, PLUGINS = ROOT / "hnet_cli", ROOT / "modalities"
 # Dependencies point down. A module may import its own folder and the layers below it; a new file takes its place here.
 LAYERS: list[set[str]] = [
     {"errors", "boundaries", "starters", "schedules", "signals"},
+    {"yaml_file"},
     {"streams", "modality", "model.config"},
     {"storage", "config", "kernels", "console", "page"},
     {"corpus", "model", "contract", "budget", "torch_file", "safetensors_file"},
@@ -47,6 +48,7 @@ WITHOUT_TORCH = {
         "modality",
         "storage",
         "config",
+        "yaml_file",
         "model.config",
     ),
     *("signals", "corpus", "contract", "budget", "render", "plan", "doctor", "prepare", "cli", "__main__", "starters"),

@@ -59,7 +59,9 @@ def steps(folder):
 # -- exact -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [[], TWO_STAGES], ids=["one stage", "two stages"])
+@pytest.mark.parametrize(
+    "settings", [[], TWO_STAGES, ["train.optimizer=muon"]], ids=["one stage", "two stages", "muon"]
+)
 def test_what_is_loaded_is_what_was_saved(tmp_path, settings):
     model, optimizer = built(*settings)
     state = TrainingState(step=7, bytes_seen=99, best_bpb=1.25, best_step=5, skipped_steps=2, dataset="abc")
@@ -75,6 +77,10 @@ def test_what_is_loaded_is_what_was_saved(tmp_path, settings):
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
         assert optimizer.state[a].keys() == fresh.state[b].keys()
         assert all(torch.equal(optimizer.state[a][key], fresh.state[b][key]) for key in optimizer.state[a])
+        b.grad = a.grad
+    optimizer.step()
+    fresh.step()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
 
 
 def test_the_same_state_gives_the_same_files(tmp_path):

@@ -106,3 +106,35 @@ def test_a_step_follows_the_rates():
     moved = {round(float((a - b.detach()).mean() / rate), 2) for a, b in zip(before, model.parameters(), strict=True)}
     assert moved == {1.0, 2.0}
     assert rate == pytest.approx(1e-3 * schedule(0, config.train))
+
+
+def test_muon_moves_the_matrices_of_the_main_network_only():
+    """An orthogonal update: all singular values of its step are about the same; the rest is AdamW's."""
+    config, model, optimizer, names = groups("train.optimizer=muon", "train.weight_decay=0")
+    torch.manual_seed(0)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    rate = set_learning_rate(optimizer, config.train.steps // 2, config.train)
+    optimizer.step()
+    kinds = {names[parameter]: set(state) for parameter, state in optimizer.state.items()}
+    by_muon = {name for name in kinds if kinds[name] == {"momentum_buffer"}}
+    wanted = ("Wqkv.weight", "out_proj.weight", "fc1.weight", "fc2.weight")
+    assert by_muon == {name for name in kinds if ".main_network.main_network.layers." in name and name.endswith(wanted)}
+    for name, parameter in model.named_parameters():
+        step = before[name] - parameter.detach()
+        if name in by_muon:
+            values = torch.linalg.svdvals(step / rate / (0.2 * max(step.shape) ** 0.5))
+            assert 0.5 < values.min() < values.max() < 1.5, name
+        else:
+            assert kinds[name] == {"step", "exp_avg", "exp_avg_sq"}
+
+
+def test_muon_and_adamw_share_the_gradient_of_every_parameter():
+    _, model, optimizer, _ = groups("train.optimizer=muon")
+    grouped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    assert len(grouped) == len(set(grouped)) == len(list(model.parameters()))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.zero_grad()
+    assert all(parameter.grad is None for parameter in model.parameters())
