@@ -20,7 +20,7 @@ from typing import Any, Literal
 import yaml
 
 from hnet_cli.errors import UsageError
-from hnet_cli.model.config import HNetConfig
+from hnet_cli.model.config import SWITCHES, HNetConfig
 from hnet_cli.schedules import Points, value_at, values
 from hnet_cli.yaml_file import parse
 
@@ -302,6 +302,7 @@ def _build(data: dict[str, Any], marks: Mapping[str, str], choice: str) -> RunCo
     chunker = model.pop("chunker", "learned")
     if "hnet" in model:
         raise UsageError(f"{where('model.hnet')}: unknown key 'hnet' in model:", "it belongs to a model's config.json")
+    switches = {name: model.pop(name) for name in SWITCHES if name in model}
     train = data["train"] = {} if data.get("train") is None else data["train"]
     if not isinstance(train, dict):
         raise UsageError(f"{where('train')}: train: must hold keys and values")
@@ -314,8 +315,7 @@ def _build(data: dict[str, Any], marks: Mapping[str, str], choice: str) -> RunCo
     strict = with_config(ConfigDict(extra="forbid", allow_inf_nan=False))
     try:
         checked = TypeAdapter(strict(_Sections)).validate_python({k: v for k, v in data.items() if k != "model"})
-        if chunker != "learned":
-            model["hnet"] = {"chunker": _chunker(chunker)}
+        model["hnet"] = switches | ({} if chunker == "learned" else {"chunker": _chunker(chunker)})
         return RunConfig(model=HNetConfig.from_dict(model), **vars(checked))
     except ValidationError as error:
         first = error.errors()[0]
@@ -367,9 +367,9 @@ def to_yaml(config: RunConfig) -> str:
     """The configuration in full, readable by `resolve`; `resolve(to_yaml(c)) == c`."""
     data = dataclasses.asdict(config)
     model = config.model.to_dict()
-    model.pop("hnet", None)  # the chunkers; all else under this key belongs to model folders
+    model.pop("hnet", None)  # chunkers and switches; all else under this key belongs to model folders
     chunkers = [f"{c.kind}:{c.k}" if c.k else c.kind for c in config.model.chunkers]
     model["chunker"] = chunkers[0] if len(set(chunkers)) == 1 else chunkers or "learned"
-    data["model"] = model
+    data["model"] = model | config.model.switches()
     data["train"]["betas"] = list(config.train.betas)
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)

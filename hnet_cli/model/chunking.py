@@ -163,6 +163,14 @@ class DeChunkLayer(nn.Module):
         return smoothed.index_select(0, routing.boundary_mask.cumsum(0) - 1)
 
 
+def average_over_positions(hidden: Tensor, routing: RoutingOutput, packing: Packing, kernels: Kernels) -> Tensor:
+    """The smoothing of eq 5 at every position of the level instead of every chunk: (T, D) -> (T, D), float32 or wider.
+
+    For `smoothing: bytes` and `input` of the configuration: p counts where there is no boundary too.
+    """
+    return kernels.ema_scan(hidden, routing.boundary_prob.clamp(1e-4, 1 - 1e-4), packing)
+
+
 class _StraightThrough(torch.autograd.Function):
     """upsampled * STE(c) + residual (paper eq 7 and 9): STE is exactly 1 forward and passes its gradient on to c."""
 

@@ -19,6 +19,9 @@ from typing import Any
 
 _STACK = re.compile(r"(?:[mMtT][0-9]+)+")
 MLP_MULTIPLE = 128
+SMOOTHING = ("chunks", "bytes", "input")
+SWITCHES = ("smoothing",)
+"""Fields of ours that change the network. In a file they stand under "hnet" where they differ from the default."""
 TRANSFORMERS_KEYS = ("model_type", "architectures", "dtype", "transformers_version")
 """What the library `transformers` needs in the file, or adds to it. It says nothing about the model."""
 
@@ -179,6 +182,10 @@ class HNetConfig:
     """One per stage; empty means learned everywhere."""
     target_ratios: tuple[float, ...] | None = None
     """N of the ratio loss per stage: positions per chunk aimed at."""
+    smoothing: str = "chunks"
+    """What is averaged with the boundary probabilities as weights: `chunks`, what comes back from the inner network
+    (paper equation 5); `bytes`, the same after upsampling, at every position; `input`, the encoder's output at every
+    position, before chunks are selected (after SOMBRERO, arXiv 2601.22805)."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Whatever else stands under "hnet" (modality, ...); carried along, never read by the model."""
 
@@ -188,6 +195,8 @@ class HNetConfig:
         put(self, "d_model", _integers(self.d_model, "d_model", 1))
         put(self, "d_intermediate", _integers(self.d_intermediate, "d_intermediate", 0))
         put(self, "chunkers", tuple(self.chunkers) or (Chunker(),) * self.num_stages)
+        if self.smoothing not in SMOOTHING:
+            raise ValueError(f"smoothing must be one of {', '.join(SMOOTHING)}, not {self.smoothing!r}")
         levels = self.levels
         per_level = {"d_model": self.d_model, "d_intermediate": self.d_intermediate} | {
             f"attn_cfg.{f.name}": getattr(self.attn_cfg, f.name) for f in fields(AttnConfig)
@@ -262,6 +271,7 @@ class HNetConfig:
         if chunker is not None:
             each = chunker if isinstance(chunker, list | tuple) else [chunker] * num_stages
             values["chunkers"] = tuple(Chunker.from_dict(c) for c in each)
+        values |= {name: ours.pop(name) for name in SWITCHES if name in ours}
         return cls(**values, target_ratios=ours.pop("target_ratios", None), extra=ours)
 
     @classmethod
@@ -277,7 +287,7 @@ class HNetConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The official fields; "hnet" only where something differs from the official model."""
-        ours: dict[str, Any] = dict(self.extra)
+        ours: dict[str, Any] = dict(self.extra) | self.switches()
         if any(c.kind != "learned" for c in self.chunkers):
             each = [c.to_dict() for c in self.chunkers]
             ours["chunker"] = each[0] if all(c == each[0] for c in each) else each
@@ -296,6 +306,10 @@ class HNetConfig:
             "attn_cfg": {f.name: list(getattr(self.attn_cfg, f.name)) for f in fields(AttnConfig)},
             "tie_embeddings": self.tie_embeddings,
         } | ({"hnet": ours} if ours else {})
+
+    def switches(self) -> dict[str, Any]:
+        """What differs from the official model by choice, by name."""
+        return {name: value for name in SWITCHES if (value := getattr(self, name)) != getattr(type(self), name)}
 
     def to_json(self, path: str | Path | None = None) -> str:
         """The JSON text; also written to `path` if given."""

@@ -15,7 +15,15 @@ from ..kernels import Kernels
 from ..kernels.packing import Packing, true_positions
 from ..kernels.reference import wide
 from .blocks import Isotropic
-from .chunking import ChunkLayer, DeChunkLayer, FixedRouting, RoutingModule, RoutingOutput, add_residual
+from .chunking import (
+    ChunkLayer,
+    DeChunkLayer,
+    FixedRouting,
+    RoutingModule,
+    RoutingOutput,
+    add_residual,
+    average_over_positions,
+)
 from .config import HNetConfig
 from .state import GenerationState, LevelState, Now, StepRouting
 
@@ -51,6 +59,7 @@ class HNet(nn.Module):
         self.decoder = Isotropic(config, level, stacks.decoder)
         chunker = config.chunkers[level]
         self.routing_module = RoutingModule(d_model, chunker) if chunker.learned else FixedRouting(chunker)
+        self.smoothing = config.smoothing
         self.chunk_layer = ChunkLayer()
         self.dechunk_layer = DeChunkLayer()
         self.residual_proj = nn.Linear(d_model, d_model, dtype=torch.float32)
@@ -80,15 +89,24 @@ class HNet(nn.Module):
         encoded = self.encoder(hidden, packing, kernels, stacks.get("encoder"))
         residual = self.project_residual(encoded)
         routing = self.routing_module(encoded, packing, input_ids)
-        chunks, inner, index = self.chunk_layer(encoded, routing, packing)
+        source = average = encoded
+        if self.smoothing == "input":
+            average = average_over_positions(encoded, routing, packing, kernels)
+            source = average.to(encoded.dtype)
+        chunks, inner, index = self.chunk_layer(source, routing, packing)
         chunks, deeper = self.main_network(chunks, inner, kernels, None, state and state.inner)
-        smoothed = self.dechunk_layer.smooth(chunks, routing, inner, index, kernels)
+        over_chunks = self.smoothing == "chunks"
+        smoothed = self.dechunk_layer.smooth(chunks, routing, inner, index, kernels) if over_chunks else wide(chunks)
+        upsampled = self.dechunk_layer(smoothed, routing)
+        if self.smoothing == "bytes":
+            upsampled = average = average_over_positions(upsampled, routing, packing, kernels)
         if state is not None:
             self.routing_module.remember(
                 encoded[packing.last], None if input_ids is None else input_ids[packing.last], state
             )
             state.smoothed = smoothed[inner.last]
-        joined = add_residual(self.dechunk_layer(smoothed, routing), routing, residual).to(encoded.dtype)
+            state.average = wide(average[packing.last])
+        joined = add_residual(upsampled, routing, residual).to(encoded.dtype)
         out = self.decoder(joined, packing, kernels, stacks.get("decoder"))
         return out[:, : self.outer_width], [routing, *deeper]
 
@@ -128,6 +146,10 @@ class HNet(nn.Module):
         routing.append(StepRouting.of(prob, mask, now.rows, len(state.seen)))
         chosen = [i for i, boundary in enumerate(mask.tolist()) if boundary]
         smoothed = state.smoothed if now.rows is None else state.smoothed[now.rows]
+        weight = prob.clamp(1e-4, 1 - 1e-4)[:, None]
+        source = encoded
+        if self.smoothing == "input":
+            source = state.move(wide(encoded), weight, now.rows).to(encoded.dtype)
         if chosen:
             assert state.inner is not None
             some = None if len(chosen) == len(prob) else torch.tensor(chosen, device=prob.device)
@@ -135,9 +157,9 @@ class HNet(nn.Module):
                 inner = state.inner.begin(now.host, now.rows)
             else:
                 inner = state.inner.begin(chosen if now.host is None else [now.host[i] for i in chosen])
-            args = [t if some is None else t[some] for t in (encoded, tokens, smoothed, prob)]
+            args = [t if some is None else t[some] for t in (source, tokens, smoothed, weight)]
             chunk = wide(self.main_network.step(args[0], state.inner, inner, kernels, routing, args[1]))
-            updated = torch.lerp(args[2], chunk, args[3].clamp(1e-4, 1 - 1e-4)[:, None])
+            updated = torch.lerp(args[2], chunk, args[3]) if self.smoothing == "chunks" else chunk
             smoothed = updated if some is None else smoothed.index_copy(0, some, updated)
             if now.rows is None:
                 state.smoothed = smoothed
@@ -145,6 +167,8 @@ class HNet(nn.Module):
                 state.smoothed[now.rows] = smoothed
         else:
             self.main_network.skip(routing, len(state.seen), prob)
+        if self.smoothing == "bytes":
+            smoothed = state.move(smoothed, weight, now.rows)
         joined = (smoothed + self.project_residual(encoded)).to(encoded.dtype)
         return self.decoder.step(joined, state.layers["decoder"], now, kernels)[:, : self.outer_width]
 

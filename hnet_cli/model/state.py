@@ -132,6 +132,8 @@ class LevelState:
     """(B,) bool: whether the last byte was space-like, for that chunker."""
     smoothed: Tensor = field(default_factory=lambda: torch.empty(0))
     """(B, D) float32 or wider: the moving average over chunks so far, z of paper eq 5."""
+    average: Tensor = field(default_factory=lambda: torch.empty(0))
+    """(B, D) float32 or wider: the moving average over positions, where the configuration smooths those."""
     projection: Tensor = field(default_factory=lambda: torch.empty(0))
     """(2D, D): the routing projections, stacked so that a step needs one product."""
     inner: LevelState | None = None
@@ -152,12 +154,20 @@ class LevelState:
         longest = max(before) + 1
         return Now(host, rows, position, longest, min(before) + 1 == longest, self.tables)
 
+    def move(self, value: Tensor, weight: Tensor, rows: Tensor | None) -> Tensor:
+        """Moves `average` of the rows (None: all) towards value (R, D) by weight (R, 1); returns theirs (R, D)."""
+        if rows is None:
+            self.average = torch.lerp(self.average, value, weight)
+            return self.average
+        self.average[rows] = torch.lerp(self.average[rows], value, weight)
+        return self.average[rows]
+
     def select(self, rows: list[int], index: Tensor) -> None:
         for stack in self.layers.values():
             for layer in stack:
                 layer.select(index)
         self.seen = [self.seen[row] for row in rows]
-        for name in ("position", "query", "space", "smoothed"):
+        for name in ("position", "query", "space", "smoothed", "average"):
             value = getattr(self, name)
             if len(value):
                 setattr(self, name, value[index])
