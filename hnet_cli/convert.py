@@ -306,6 +306,8 @@ def _write_official(target: Path, settings: HNetConfig, weights: Weights, read: 
     hint = "convert to a folder (a name without .pt or .safetensors) to keep it as it is"
     if any(chunker.kind != "learned" for chunker in settings.chunkers):
         raise UsageError("the official code knows only learned chunkers", hint)
+    if settings.switches():
+        raise UsageError(f"the official code does not know {', '.join(settings.switches())}", hint)
     fields = settings.to_dict()
     fields.pop("hnet", None)
     if "headdim" in fields["ssm_cfg"]:
