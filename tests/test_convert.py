@@ -147,7 +147,7 @@ def test_a_model_for_our_code_alone_is_not_called_official(tmp_path: Path, confi
         shapes = expected_shapes(HNetConfig.from_dict(settings))
         save_file({k: torch.zeros(s) for k, s in shapes.items()}, tmp_path / "a.safetensors")
         convert(tmp_path / "a.safetensors", tmp_path / "ours", config_file, overwrite=True)
-        with pytest.raises(UsageError, match="official code (knows only|does not know)"):
+        with pytest.raises(UsageError, match=r"official code (knows only|does not know)"):
             convert(tmp_path / "ours", tmp_path / "b.pt")
         assert not (tmp_path / "b.pt").exists()
         assert not (tmp_path / "b.json").exists()
