@@ -120,18 +120,24 @@ def _activation_bytes(config: RunConfig, fractions: list[float]) -> int:
     `fractions`: positions of each inner level per byte.
     """
     model, train = config.model, config.train
-    floats = 0.0
+    floats = again = 0.0
     positions = train.batch_bytes / train.micro_batches
     for share, level, width, s in zip(
         [1.0, *fractions], model.levels, model.d_model, range(model.num_stages + 1), strict=True
     ):
         inner = model.ssm_cfg.expand * width
+        chosen = train.activation_checkpointing
+        recomputed = chosen == "all" or (chosen == "main" and level.is_innermost)
         for letter in level.letters:
             mixer = 9 * inner + 4 * model.ssm_cfg.d_state + 3 * width if letter in "mM" else 10 * width
             mlp = 4 * model.mlp_width(s) + 3 * width if letter.isupper() else 0
-            floats += positions * share * (mixer + mlp)
+            layer = positions * share * (mixer + mlp)
+            if recomputed:  # its input and the residual stream stay; the rest is there for one layer at a time
+                again = max(again, layer)
+                layer = positions * share * 2 * width
+            floats += layer
         floats += positions * share * 8 * width
-    floats += positions * 4 * model.vocab_size
+    floats += positions * 4 * model.vocab_size + again
     return int(4 * floats)
 
 

@@ -37,6 +37,9 @@ class TrainConfig:
     """Bytes per row; documents are packed into rows and never see each other."""
     micro_batches: int = 1
     """Pieces a batch is computed in, one after the other, to save memory."""
+    activation_checkpointing: Literal["none", "main", "all"] = "none"
+    """Layers that keep only their input for the backward pass and are computed twice: those of the innermost stack, or
+    of all. Saves memory, costs time, changes no number."""
     seed: int = 0
     """Of the initial weights and of the order of the data."""
 

@@ -45,10 +45,16 @@ def validation(model: HNetForCausalLM, dataset: Dataset, length: int, max_bytes:
 
 
 def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """inputs (T,) int64, targets (T,) int64, cu_seqlens (B+1,) int32, weights (T,) float32 or None."""
+    """inputs (T,) int64, targets (T,) int64, cu_seqlens (B+1,) int32, weights (T,) float32 or None.
+
+    The offsets stay on the host, where the model reads them; the rest is copied while the device goes on.
+    """
 
     def move(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(device, non_blocking=True)
+        tensor = torch.from_numpy(array)
+        if device.type == "cuda":
+            tensor = tensor.pin_memory()  # from elsewhere a copy waits for the device
+        return tensor.to(device, non_blocking=True)
 
     weights = None if batch.weights is None else move(batch.weights)
-    return move(batch.inputs).long(), move(batch.targets).long(), move(batch.cu_seqlens), weights
+    return move(batch.inputs).long(), move(batch.targets).long(), torch.from_numpy(batch.cu_seqlens), weights

@@ -19,6 +19,7 @@ from hnet_cli.corpus.loader import Batch
 from hnet_cli.evaluate import to_device
 from hnet_cli.health import clip_gradient, read, routing_counts, stage_metrics
 from hnet_cli.model import HNetForCausalLM, RoutingOutput, ratio_loss
+from hnet_cli.model.blocks import recompute
 from hnet_cli.optim import build_optimizer, rate_multipliers, set_learning_rate
 
 
@@ -50,28 +51,74 @@ class Losses:
     nll_sum: Tensor
     """Unweighted, in nats: what bits per byte are counted from."""
     ratio: Tensor
-    """Sum over stages, before alpha."""
+    """Sum over stages, before alpha, times the share of the micro-batch."""
     alignment: Tensor
 
 
 def losses(model: HNetForCausalLM, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor, weights: Tensor | None,
-           weight_sum: float, train: TrainConfig, step: int) -> tuple[Losses, list[RoutingOutput]]:  # fmt: skip
+           weight_sum: float, train: TrainConfig, step: int,
+           share: float = 1.0) -> tuple[Losses, list[RoutingOutput]]:  # fmt: skip
     """Next-byte loss + alpha x ratio loss (paper equation 10) + the alignment loss, for packed bytes (T,) int64.
 
     `weight_sum` normalises the next-byte loss: the weights of the whole batch, so that micro-batches add up to it.
-    The ratio loss is per micro-batch, as in the official code, and averaged over `train.micro_batches`.
+    The ratio loss is per micro-batch, as in the official code, and averaged over `train.micro_batches`; `share`: how
+    much of a micro-batch this is, 1 unless it had to be split.
     """
     out = model(inputs, cu_seqlens=cu_seqlens)
     nll = F.cross_entropy(out.logits.float(), targets, reduction="none")
     byte_loss = (nll if weights is None else nll * weights).sum() / weight_sum
     zero = nll.new_zeros(())
     learned = [(routing, n) for routing, n in zip(out.routing, train.ratios(step), strict=True) if routing.learned]
-    ratio = sum((ratio_loss(routing, n) for routing, n in learned), zero)
+    ratio = share * sum((ratio_loss(routing, n) for routing, n in learned), zero)
     aligned = train.alignment_loss_weight > 0 and bool(out.routing) and out.routing[0].learned
-    alignment = alignment_loss(nll, out.routing[0]) if aligned else zero
+    alignment = share * alignment_loss(nll, out.routing[0]) if aligned else zero
     extra = train.alpha(step) * ratio + train.alignment_loss_weight * alignment
     total = byte_loss + extra / train.micro_batches
     return Losses(total, nll.detach().sum(), ratio.detach(), alignment.detach()), out.routing
+
+
+def accumulate(model: HNetForCausalLM, batches: list[Batch], step: int, config: RunConfig,
+               autocast: Callable[[], AbstractContextManager[Any]],
+               histograms: bool) -> tuple[list[Losses], list[Tensor], int]:  # fmt: skip
+    """Adds up the gradient of a step in the parameters. Returns losses and routing counts of each pass, and the splits.
+
+    How many chunks a micro-batch has is known only once it is computed. One that does not fit into memory is halved
+    between documents, as often as needed: the byte loss stays what it was, ratio and alignment loss become those of the
+    pieces, weighted by their bytes. A backward pass that failed has left a part of its gradient, so the step begins
+    afresh. Raises what the allocator raised where a single document does not fit.
+    """
+    weight_sum = sum(float(b.weights.sum()) if b.weights is not None else len(b.targets) for b in batches) or 1.0
+    pieces = [(batch, 1.0) for batch in batches]
+
+    def differentiate(batch: Batch, share: float) -> tuple[Losses, Tensor]:
+        inputs, targets, cu_seqlens, weights = to_device(batch, next(model.parameters()).device)
+        with autocast():
+            part, routing = losses(model, inputs, targets, cu_seqlens, weights, weight_sum, config.train, step, share)
+        part.total.backward()
+        part.total = part.total.detach()
+        return part, routing_counts(routing, histograms)
+
+    while True:
+        model.zero_grad(set_to_none=True)
+        done: list[tuple[Losses, Tensor]] = []
+        try:
+            for batch, share in pieces:
+                done.append(differentiate(batch, share))
+            return [part for part, _ in done], [count for _, count in done], len(pieces) - len(batches)
+        except RuntimeError as error:
+            if not out_of_memory(error) or len(pieces[len(done)][0].documents) == 1:
+                raise
+        # outside the handler: only here nothing of the failed attempt is alive
+        batch, share = pieces[len(done)]
+        halves = batch.halves()
+        pieces[len(done) : len(done) + 1] = [(half, share * len(half.targets) / len(batch.targets)) for half in halves]
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an allocator failed: a GPU's has an exception of its own, the CPU's only its words."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def train_step(model: HNetForCausalLM, optimizer: torch.optim.Optimizer, batches: list[Batch], step: int,
@@ -81,28 +128,19 @@ def train_step(model: HNetForCausalLM, optimizer: torch.optim.Optimizer, batches
 
     If the loss or the gradient is not finite nothing changes and the record has `"skipped": 1`. All numbers come from
     the device at once, before the weights change; `histograms` of boundary probabilities are left out where not wanted.
+    `"splits"`: how often a micro-batch had to be cut in two because memory ran out.
     """
-    train, device = config.train, next(model.parameters()).device
+    train = config.train
     rate = set_learning_rate(optimizer, step, train)
-    optimizer.zero_grad(set_to_none=True)
     total_bytes = sum(len(batch.targets) for batch in batches)
-    weight_sum = sum(float(b.weights.sum()) if b.weights is not None else len(b.targets) for b in batches) or 1.0
-    parts: list[Losses] = []
-    counts: list[Tensor] = []
-    for batch in batches:
-        inputs, targets, cu_seqlens, weights = to_device(batch, device)
-        with autocast():
-            part, routing = losses(model, inputs, targets, cu_seqlens, weights, weight_sum, train, step)
-        part.total.backward()
-        parts.append(part)
-        counts.append(routing_counts(routing, histograms))
+    parts, counts, splits = accumulate(model, batches, step, config, autocast, histograms)
     norm, norms = clip_gradient(model, train.grad_clip)
     numbers = read(
         {
             "loss": torch.stack([part.total for part in parts]).sum(),
             "nll": torch.stack([part.nll_sum for part in parts]).sum(),
-            "ratio": torch.stack([part.ratio for part in parts]).mean(),
-            "alignment": torch.stack([part.alignment for part in parts]).mean(),
+            "ratio": torch.stack([part.ratio for part in parts]).sum() / len(batches),
+            "alignment": torch.stack([part.alignment for part in parts]).sum() / len(batches),
             "norms": torch.stack([norm, *norms.values()]),
             "counts": torch.stack(counts).sum(0),
         }
@@ -121,6 +159,8 @@ def train_step(model: HNetForCausalLM, optimizer: torch.optim.Optimizer, batches
         optimizer.step()
     else:
         record["skipped"] = 1
+    if splits:
+        record["splits"] = splits
     record |= {f"grad_norm_{part}": value for part, value in zip(norms, norms_read, strict=True)}
     multipliers = rate_multipliers(config)
     if len(set(multipliers)) > 1:
@@ -151,6 +191,7 @@ def build_model(config: RunConfig) -> HNetForCausalLM:
         for name, module in model.named_modules():
             if isinstance(module, torch.nn.Linear) and "routing_module" not in name and "residual_proj" not in name:
                 module.reset_parameters()
+    recompute(model, config.train.activation_checkpointing)
     return model
 
 

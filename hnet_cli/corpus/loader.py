@@ -39,6 +39,19 @@ class Batch:
     offsets: np.ndarray
     """(B,) int64: where the sequence starts in its document."""
 
+    def halves(self) -> tuple[Batch, Batch]:
+        """The same in two of about as many bytes each; B must be at least 2."""
+        ends = self.cu_seqlens[1:-1]
+        first = int(np.abs(ends - len(self.targets) / 2).argmin()) + 1  # sequences of the first half
+        return self._part(0, first), self._part(first, len(self.documents))
+
+    def _part(self, first: int, last: int) -> Batch:
+        begin, end = self.cu_seqlens[first], self.cu_seqlens[last]
+        weights = None if self.weights is None else self.weights[begin:end]
+        offsets = self.cu_seqlens[first : last + 1] - begin
+        return Batch(self.inputs[begin:end], self.targets[begin:end], weights, offsets,
+                     self.documents[first:last], self.offsets[first:last])  # fmt: skip
+
 
 class Batches:
     """The batches of a split: `rows` windows of `sequence_length` bytes each, endless."""

@@ -29,8 +29,9 @@ class Packing:
         return cls(cu_seqlens, lengths)
 
     @classmethod
-    def of_cu_seqlens(cls, cu_seqlens: Tensor) -> Packing:
-        """Reads the offsets on the host: one synchronisation on an accelerator. Raises ValueError if they are none."""
+    def of_cu_seqlens(cls, cu_seqlens: Tensor, device: torch.device | None = None) -> Packing:
+        """Reads the offsets on the host: one synchronisation if they are on an accelerator. `device`: where they are
+        wanted, by default where they are. Raises ValueError if they are none."""
         if cu_seqlens.ndim != 1 or cu_seqlens.dtype not in (torch.int32, torch.int64) or len(cu_seqlens) < 2:
             raise ValueError(
                 f"cu_seqlens must be (B+1,) int32 or int64, got {tuple(cu_seqlens.shape)} {cu_seqlens.dtype}"
@@ -41,7 +42,7 @@ class Packing:
             raise ValueError(
                 f"cu_seqlens must start at 0 and every document needs at least one position, got {offsets[:8]}"
             )
-        return cls(cu_seqlens, lengths)
+        return cls(cu_seqlens.to(device or cu_seqlens.device, non_blocking=True), lengths)
 
     def groups(self, limit: int) -> Iterator[tuple[int, Packing]]:
         """Consecutive documents of at most `limit` positions together and where they start; one may be longer."""

@@ -7,11 +7,12 @@ Tensors are packed: (T, D) with a `Packing`. Parameter names are those of the of
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..kernels import Kernels
 from ..kernels.packing import Packing
@@ -188,6 +189,8 @@ class Isotropic(nn.Module):
         self.letters = letters
         self.layers = cast(list[Block], nn.ModuleList(Block(config, level, letter) for letter in letters))
         self.rmsnorm = RMSNorm(config.d_model[level])
+        self.recompute = False
+        """Whether a layer keeps only its input and is computed again in the backward pass."""
 
     @property
     def height(self) -> int:
@@ -199,9 +202,13 @@ class Isotropic(nn.Module):
     ) -> Tensor:
         """(T, D) -> (T, D). `states`: one per layer, filled with what each document ends with."""
         residual = None
+        again = self.recompute and states is None and torch.is_grad_enabled()
         for i, layer in enumerate(self.layers):
-            state = None if states is None else states[i]
-            hidden, residual = layer(hidden, residual, packing, kernels, state)
+            given = (hidden, residual, packing, kernels, None if states is None else states[i])
+            if again:  # nothing in a layer is random
+                hidden, residual = checkpoint(layer, *given, use_reentrant=False, preserve_rng_state=False)
+            else:
+                hidden, residual = layer(*given)
         return kernels.add_rms_norm(hidden, residual, self.rmsnorm.weight, EPS)[0]
 
     def allocate(self, batch_size: int) -> list[LayerState]:
@@ -213,3 +220,13 @@ class Isotropic(nn.Module):
         for layer, state in zip(self.layers, states, strict=True):
             residual = layer.step(residual, state, now, kernels)
         return _norm(residual, self.rmsnorm)
+
+
+def recompute(model: nn.Module, choice: Literal["none", "main", "all"]) -> None:
+    """Activation checkpointing: layers of the innermost stack ("main") or of all keep their input only, in training.
+
+    The gradient is the same; the layers' forward pass is done twice.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, Isotropic):
+            module.recompute = choice == "all" or (choice == "main" and name.endswith("main_network"))

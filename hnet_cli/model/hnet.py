@@ -221,7 +221,7 @@ class HNetForCausalLM(nn.Module):
         if input_ids.ndim == 1:
             if cu_seqlens is None or mask is not None:
                 raise ValueError("packed input_ids (T,) need cu_seqlens and take no mask")
-            packing = Packing.of_cu_seqlens(cu_seqlens)
+            packing = Packing.of_cu_seqlens(cu_seqlens, input_ids.device)
             if packing.total != len(input_ids):
                 raise ValueError(f"cu_seqlens ends at {packing.total}, input_ids has {len(input_ids)} positions")
             return self.forward_packed(input_ids, packing)
