@@ -1,0 +1,148 @@
+"""What choices beyond the paper are worth at equal compute: each against the same model without it, on your data.
+
+    python benchmarks/switches.py FOLDER DATASET... [--steps N] [--seeds 0 1] [--only NAME...] [--report]
+
+Trains the modality's nano preset with the paper's losses (and the alpha that reaches the target at this size), then
+the same with one thing changed: same bytes in the same order, and FLOPs per byte beside it. Every model is scored on
+the same held-out documents; a difference in bits per byte is paired, with a 95% interval over documents (over windows
+where there are few documents). A run takes a minute or two and is not repeated when its result is in FOLDER, so a
+stopped benchmark goes on. Prints one JSON line; `--report` only reads what FOLDER holds. A choice wins on a modality
+where its whole interval is below zero, and earns its place as a default by winning on three.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+
+from hnet_cli import storage
+from hnet_cli.budget import chunk_fractions
+from hnet_cli.checkpoint import load
+from hnet_cli.config import RunConfig, resolve
+from hnet_cli.corpus import Dataset
+from hnet_cli.evaluation.resampling import interval, ratio
+from hnet_cli.evaluation.scoring import score
+from hnet_cli.train import train
+
+BASES = {"text": "nano", "chinese": "nano-chinese", "code": "nano-code", "dna": "nano"}
+MODALITY = {"dna": ["train.target_ratios=[3]", "train.sequence_length=512", "train.ratio_loss_weight=0.3"]}
+"""DNA begins without the attention beside the chunking layer that its preset has: that is one of the choices."""
+COMMON = ["train.alignment_loss_weight=0", "train.eval_every=0", "train.eval_bytes=65536", "train.samples=false"]
+PIECES = ["train.micro_batches=4"]
+CHOICES: dict[str, tuple[str, list[str]]] = {
+    "muon": ("base", ["train.optimizer=muon"]),
+    "smoothing of bytes": ("base", ["model.smoothing=bytes"]),
+    "smoothing of the input": ("base", ["model.smoothing=input"]),
+    "alignment loss 0.1": ("base", ["train.alignment_loss_weight=0.1"]),
+    "alpha 1 to 0.03": ("base", ["train.ratio_loss_weight=[[0, 1.0], [0.6, 0.03]]"]),
+    "alpha 0.03": ("base", ["train.ratio_loss_weight=0.03"]),
+    "N from 2 up": ("base", ["train.target_ratios=[[[0, 2], [0.4, {n}]]]"]),
+    "hybrid main network": ("base", ["model.arch_layout=[m2, [M1T1M1], m2]"]),
+    "attention beside chunking": ("base", ["model.arch_layout=[m1t1, [T3], t1m1]"]),
+    "global ratio loss": ("base in 4 pieces", [*PIECES, "train.ratio_loss_statistics=global"]),
+}
+"""Name: what it is compared with, and the settings that differ from `BASES`."""
+CONTROLS: dict[str, list[str]] = {"base": [], "base in 4 pieces": PIECES}
+
+
+def settings_of(name: str) -> list[str]:
+    return CONTROLS[name] if name in CONTROLS else CHOICES[name][1]
+
+
+def configuration(modality: str, name: str, seed: int, steps: int) -> RunConfig:
+    preset = BASES.get(modality, "nano")
+    fixed = [*COMMON, *MODALITY.get(modality, []), "train.batch_bytes=2048", f"train.steps={steps}"]
+    n = resolve(preset, MODALITY.get(modality, [])).train.ratios()[0]
+    own = [setting.replace("{n}", str(n)) for setting in settings_of(name)]
+    return resolve(preset, [*fixed, f"train.checkpoint_every={steps}", f"train.seed={seed}", *own])
+
+
+def measure(data: Path, folder: Path, name: str, seed: int, steps: int, limit: int) -> None:
+    dataset = Dataset.open(data)
+    result = folder / dataset.modality / f"{name.replace(' ', '-')}-s{seed}.json"
+    if result.exists():
+        return
+    config = configuration(dataset.modality, name, seed, steps)
+    run = result.with_suffix("")
+    began = time.monotonic()
+    done = train(config, data, run, resume=run.exists())
+    seconds = time.monotonic() - began
+    length = config.train.sequence_length
+    kept: list[bytes] = []
+    for document in dataset.documents("val"):
+        if room := limit - sum(map(len, kept)):
+            kept.append(dataset.translate(np.frombuffer(document[:room], np.uint8)).tobytes())
+    scores = score(load(str(run)).eval(), kept, length)
+    units = scores.units(scores.nats, scores.bytes)
+    storage.write_json(
+        result,
+        {
+            "modality": dataset.modality,
+            "name": name,
+            "seed": seed,
+            "bytes": done.state.bytes_seen,
+            "seconds": seconds,
+            "flops_per_byte": config.model.flops_per_byte(chunk_fractions(config), length),
+            "bytes_per_chunk": float(scores.bytes.sum() / scores.stages[:, 0, 1].sum()),
+            "unit": scores.unit,
+            "units": units.tolist(),
+        },
+    )
+    storage.remove_folder(run)
+
+
+def report(folder: Path) -> list[dict[str, object]]:
+    """Per modality and choice: bits per byte, and the paired difference over the seeds that both have."""
+    rows: list[dict[str, object]] = []
+    for place in sorted(path for path in folder.iterdir() if path.is_dir()):
+        found = {(r["name"], r["seed"]): r for r in (json.loads(file.read_text()) for file in place.glob("*.json"))}
+        for name in [*CONTROLS, *CHOICES]:
+            own = [found[key] for key in sorted(found) if key[0] == name]
+            if not own:
+                continue
+            base = CHOICES[name][0] if name in CHOICES else name
+            pairs = [(r, found[base, r["seed"]]) for r in own if (base, r["seed"]) in found]
+            row = {
+                "modality": place.name,
+                "name": name,
+                "bpb": [float(ratio(np.sum(r["units"], 0))) / np.log(2) for r in own],
+                "bytes_per_chunk": [r["bytes_per_chunk"] for r in own],
+                "flops_per_byte": own[0]["flops_per_byte"],
+                "bytes": own[0]["bytes"],
+                "seconds": [r["seconds"] for r in own],
+                "seeds": [r["seed"] for r in own],
+            }
+            if name in CHOICES and pairs:
+                units = np.concatenate([np.subtract(a["units"], [[u[0], 0] for u in b["units"]]) for a, b in pairs])
+                change = float(ratio(units.sum(0))) / np.log(2)
+                around = interval(units, lambda sums: ratio(sums) / np.log(2))
+                row |= {"against": base, "change": change, "change_ci95": around, "unit": own[0]["unit"]}
+                row["wins"] = around is not None and around[1] < 0
+            rows.append(row)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("data", type=Path, nargs="*")
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--bytes", type=int, default=262_144, help="held-out bytes that are scored")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--only", nargs="+", default=[*CONTROLS, *CHOICES])
+    parser.add_argument("--report", action="store_true")
+    wanted = parser.parse_args()
+    if not wanted.report:
+        for seed in wanted.seeds:
+            for name in wanted.only:
+                for data in wanted.data:
+                    measure(data, wanted.folder, name, seed, wanted.steps, wanted.bytes)
+    print(json.dumps({"results": report(wanted.folder)}))
+
+
+if __name__ == "__main__":
+    main()
