@@ -15,7 +15,8 @@ from hnet_cli.model import RoutingOutput
 
 BINS = 20
 """Of the histogram of boundary probabilities: equal parts of [0, 1]."""
-PARTS = {"routing_module": "routing", "residual_proj": "residual", "pad_dimension": "padding", "lm_head": "head"}
+PARTS = {"routing_module": "routing", "residual_proj": "residual", "pad_dimension": "padding", "lm_head": "head",
+         "adapter_in": "adapter", "adapter_out": "adapter"}  # fmt: skip
 
 
 def read(values: Mapping[str, Tensor]) -> dict[str, list[float]]:
@@ -69,13 +70,14 @@ def stage_metrics(counts: list[float], total_bytes: int, targets: list[float]) -
 
 def part_of(name: str) -> str:
     """The part of the network a parameter belongs to: "embeddings", "encoder0", "routing0", "residual0", "decoder0",
-    the same with 1 for the next level, "padding1" (`pad_dimension`), "main" for the innermost stack, "head"."""
+    the same with 1 for the next level, "padding1" (`pad_dimension`), "adapter1" (both of them), "main" for the
+    innermost stack, "head"."""
     top, *path = name.split(".")
     if top != "backbone":
         return PARTS.get(top, top)
     level = next(i for i, word in enumerate(path) if word != "main_network")
     word = PARTS.get(path[level], path[level])
-    return f"{word}{level}" if word in ("encoder", "decoder", "routing", "residual", "padding") else "main"
+    return f"{word}{level}" if word in ("encoder", "decoder", "routing", "residual", "padding", "adapter") else "main"
 
 
 def clip_gradient(model: nn.Module, largest: float) -> tuple[Tensor, dict[str, Tensor]]:

@@ -177,12 +177,12 @@ def route(model: HNetForCausalLM, ids: Tensor, cu_seqlens: Tensor) -> list[Routi
     hidden = model.embeddings(ids)
     routing: list[RoutingOutput] = []
     while isinstance(level, HNet) and not level.is_innermost:
-        if level.pad_dimension is not None:
-            hidden = torch.cat([hidden, level.pad_dimension.to(hidden.dtype).expand(len(hidden), -1)], -1)
         encoded = level.encoder(hidden, packing, kernels)
         routing.append(level.routing_module(encoded, packing, None if routing else ids))
         hidden, packing, _ = level.chunk_layer(encoded, routing[-1], packing)
         level = level.main_network
+        if not level.is_innermost:
+            hidden = level.enter(hidden, kernels)
     return routing
 
 

@@ -59,8 +59,8 @@ ACCELERATORS = {"triton", "mamba_ssm", "flash_attn", "causal_conv1d", "torch.nn.
 
 
 def part(module: str) -> str:
-    """The entry of LAYERS a module below hnet_cli belongs to: "model.hnet" -> "model"; "model.config" is its own."""
-    return module if module == "model.config" else module.partition(".")[0]
+    """The entry of LAYERS a module below hnet_cli belongs to: "model.hnet" -> "model"; what has no torch is its own."""
+    return "model.config" if module in ("model.config", "model.settings") else module.partition(".")[0]
 
 
 def layer(name: str) -> int:

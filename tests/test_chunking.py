@@ -19,7 +19,7 @@ from hnet_cli.model.chunking import (
     ratio_loss,
     space_like,
 )
-from hnet_cli.model.config import Chunker
+from hnet_cli.model.settings import Chunker
 
 lengths_strategy = st.lists(st.integers(1, 12), min_size=1, max_size=6)
 

@@ -296,3 +296,11 @@ def test_a_preset_that_is_not_there(choice, said):
     with pytest.raises(UsageError) as error:
         resolve(choice)
     assert said in f"{error.value} {error.value.hint}"
+
+
+def test_switches_of_the_model_stand_beside_the_official_fields(config_of, tmp_path):
+    config = config_of(BASE, "model.adapter_width=16", "model.rotary=[{}, {base: 5e5}]")
+    assert (config.model.adapter_width, config.model.rotary[1].base) == (16, 5e5)
+    assert saved(config, tmp_path) == config
+    with pytest.raises(UsageError, match=r"--set model.rotary.*2 levels"):
+        config_of(BASE, "model.rotary=[{}]")

@@ -146,6 +146,24 @@ def test_tied_embeddings():
     assert sorted(names) == sorted(n for n, _ in model.named_parameters())
 
 
+def test_adapters_stand_around_the_innermost_network():
+    """Every document alone as packed; counted; and what the main network reads is told."""
+    config = tiny_config(adapter_width=24)
+    model = tiny_model(config=config)
+    assert sum(p.numel() for p in model.parameters()) == config.num_parameters
+    assert {n.partition(".fc")[0] for n, _ in model.named_parameters() if "adapter" in n} == {
+        "backbone.main_network.main_network.adapter_in", "backbone.main_network.main_network.adapter_out"
+    }  # fmt: skip
+    lengths = [5, 1, 30]
+    ids = ids_of(sum(lengths))
+    with torch.no_grad():
+        packed = model(ids, cu_seqlens=torch.tensor([0, 5, 6, 36]))
+        alone = [model(part[None]) for part in ids.split(lengths)]
+    assert worst(packed.logits, torch.cat([a.logits[0] for a in alone])) < 1e-10
+    assert packed.routing[0].embedding is None
+    assert packed.routing[1].embedding.shape == (int(packed.routing[1].boundary_mask.sum()), 64)
+
+
 # -- initialisation and groups -----------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hnet_cli.model.config import Chunker, HNetConfig, parse_layout
+from hnet_cli.model.config import HNetConfig
+from hnet_cli.model.settings import Chunker, parse_layout
 
 OFFICIAL = sorted((Path(__file__).parent / "golden/parity/official_keys").glob("*.json"))
 SMALL = {
@@ -45,6 +46,16 @@ def test_round_trip_keeps_our_part(tmp_path):
     assert again.to_dict()["hnet"] == {"modality": "dna", "chunker": ours["chunker"], "target_ratios": [3.0, 2.5]}
 
 
+def test_switches_are_counted_and_kept():
+    ours = {"rotary": [{}, {}, {"base": 500000.0, "factor": 32.0}], "adapter_width": 40}
+    plain, config = HNetConfig.from_dict(SMALL), HNetConfig.from_dict(small(hnet=ours))
+    assert HNetConfig.from_dict(config.to_dict()) == config
+    assert config.to_dict()["hnet"] == ours
+    assert config.num_parameters - plain.num_parameters == 2 * 3 * 128 * 40
+    more = config.flops_per_byte((0.5, 0.25)) - plain.flops_per_byte((0.5, 0.25))
+    assert more == pytest.approx(0.25 * 2 * 2 * 3 * 128 * 40)
+
+
 def test_an_official_file_stays_official():
     assert "hnet" not in HNetConfig.from_dict(SMALL).to_dict()
 
@@ -80,6 +91,21 @@ def test_an_official_file_stays_official():
         ({"hnet": {"chunker": [{"kind": "learned"}]}}, "1 chunkers for 2 stages"),
         ({"hnet": {"target_ratios": [3]}}, "target_ratios needs 2"),
         ({"hnet": {"target_ratios": [3, 1.0]}}, "above 1"),
+        ({"hnet": {"rotary": [{}, {}]}}, "rotary has 2 entries, but arch_layout has 3 levels"),
+        ({"hnet": {"rotary": [{}, {}, {"theta": 1}]}}, "unknown key 'theta' in rotary"),
+        ({"hnet": {"rotary": [{}, {}, {"base": 0}]}}, "rotary.base must be a number above 0"),
+        ({"hnet": {"rotary": 500000}}, "a mapping per level"),
+        ({"hnet": {"adapter_width": -1}}, "adapter_width must be an integer"),
+        (
+            {
+                "arch_layout": ["T1"],
+                "d_model": [64],
+                "d_intermediate": [0],
+                "hnet": {"adapter_width": 8},
+                "attn_cfg": {"num_heads": [2], "rotary_emb_dim": [8], "window_size": [-1]},
+            },
+            "without stages",
+        ),
     ],
 )
 def test_refusals_name_what_is_wrong(change, message):

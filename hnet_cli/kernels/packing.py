@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from ..model.settings import Rotary
 
 
 @dataclass(eq=False)
@@ -106,11 +111,11 @@ class Packing:
         index = self.last[:, None] - back
         return x[index.clamp(min=0)] * (index >= self.first[:, None])[:, :, None].to(x.dtype)
 
-    def rotary(self, dim: int, dtype: torch.dtype, base: float = 10000.0) -> tuple[Tensor, Tensor]:
+    def rotary(self, dim: int, dtype: torch.dtype, rotary: Rotary) -> tuple[Tensor, Tensor]:
         """cos and sin of every position, (T, 1, 1, dim/2) each, for queries and keys at once: (T, 2, H, P)."""
-        key = ("rotary", dim, dtype)
+        key = ("rotary", dim, dtype, rotary)
         if key not in self._cache:
-            self._cache[key] = rotary_table(self.position, dim, dtype, base)
+            self._cache[key] = rotary_table(self.position, dim, dtype, rotary)
         return self._cache[key]  # type: ignore[return-value]
 
     def blocks(self, size: int) -> Blocks:
@@ -138,9 +143,14 @@ def scattered_positions(mask: Tensor, count: int) -> Tensor:
     return found.scatter_(0, slot, torch.arange(len(mask), device=mask.device))[:count]
 
 
-def rotary_table(position: Tensor, dim: int, dtype: torch.dtype, base: float = 10000.0) -> tuple[Tensor, Tensor]:
+def rotary_table(position: Tensor, dim: int, dtype: torch.dtype, rotary: Rotary) -> tuple[Tensor, Tensor]:
     """cos and sin (T, 1, 1, dim/2) of positions (T,); angles in float32 whatever `dtype`, as the release has them."""
-    inverse = base ** -(torch.arange(0, dim, 2, dtype=torch.float32, device=position.device) / dim)
+    inverse = rotary.base ** -(torch.arange(0, dim, 2, dtype=torch.float32, device=position.device) / dim)
+    if rotary.factor != 1:
+        low, high = rotary.low_freq_factor, rotary.high_freq_factor
+        turns = inverse * rotary.original_length / (2 * math.pi)
+        kept = ((turns - low) / (high - low)).clamp(0, 1)
+        inverse = inverse * (kept + (1 - kept) / rotary.factor)
     angle = position.float()[:, None, None, None] * inverse
     return angle.cos().to(dtype), angle.sin().to(dtype)
 

@@ -18,6 +18,7 @@ from ..kernels import Kernels
 from ..kernels.packing import Packing
 from ..kernels.reference import rotate, wide
 from .config import HNetConfig
+from .settings import Rotary
 from .state import AttentionState, LayerState, MambaState, Now
 
 EPS = 1e-5
@@ -107,13 +108,13 @@ class Attention(nn.Module):
         super().__init__()
         d_model, attn = config.d_model[level], config.attn_cfg
         self.heads, self.rotary_dim = attn.num_heads[level], attn.rotary_emb_dim[level]
-        self.window = attn.window_size[level]
+        self.window, self.rotary = attn.window_size[level], config.rotary[level] if config.rotary else Rotary()
         self.Wqkv = nn.Linear(d_model, 3 * d_model, bias=False)
         self.out_proj = nn.Linear(d_model, d_model, bias=False)
 
     def forward(self, x: Tensor, packing: Packing, kernels: Kernels, state: AttentionState | None = None) -> Tensor:
         qk, v = self.Wqkv(x).unflatten(-1, (3, self.heads, -1)).split((2, 1), dim=-3)
-        q, k = rotate(qk, *packing.rotary(self.rotary_dim, qk.dtype)).unbind(-3)
+        q, k = rotate(qk, *packing.rotary(self.rotary_dim, qk.dtype, self.rotary)).unbind(-3)
         v = v.squeeze(-3)
         if state is not None:
             state.fill(k, v, packing)
@@ -127,7 +128,7 @@ class Attention(nn.Module):
     def step(self, x: Tensor, state: AttentionState, now: Now, kernels: Kernels) -> Tensor:
         """x (R, D): one position for each of the R rows that take part. Updates the state."""
         qkv = F.linear(x, self.Wqkv.weight).view(len(x), 3, self.heads, -1)
-        q, k = rotate(qkv[:, :2], *now.rotary(self.rotary_dim, qkv.dtype)).unbind(1)
+        q, k = rotate(qkv[:, :2], *now.rotary(self.rotary_dim, qkv.dtype, self.rotary)).unbind(1)
         return F.linear(state.attend(q, k, qkv[:, 2], now, kernels).flatten(-2), self.out_proj.weight)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..kernels import Kernels
 from ..kernels.packing import Packing, true_positions
 from ..kernels.reference import wide
-from .config import Chunker
+from .settings import Chunker
 from .state import LevelState, Now
 
 
@@ -36,6 +36,8 @@ class RoutingOutput:
     """False for fixed rules, whose probabilities are the mask and carry no loss."""
     allowed: Tensor | None = None
     """(T_s,) bool: where a boundary may be, of the `characters` chunker; elsewhere p is 0. None: anywhere."""
+    embedding: Tensor | None = None
+    """(M, D): what a main network with adapters reads for each chunk, where this stage is the innermost."""
 
 
 class RoutingModule(nn.Module):

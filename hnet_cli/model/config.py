@@ -9,159 +9,32 @@ S+1 levels. Lists such as `d_model` have one entry per level.
 
 from __future__ import annotations
 
-import difflib
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-_STACK = re.compile(r"(?:[mMtT][0-9]+)+")
+from .settings import (
+    AttnConfig,
+    Chunker,
+    Level,
+    Rotary,
+    SSMConfig,
+    check_keys,
+    freeze,
+    integer,
+    integers,
+    parse_layout,
+    thaw,
+)
+
 MLP_MULTIPLE = 128
 SMOOTHING = ("chunks", "bytes", "input")
-SWITCHES = ("smoothing",)
+SWITCHES = ("smoothing", "rotary", "adapter_width")
 """Fields of ours that change the network. In a file they stand under "hnet" where they differ from the default."""
 TRANSFORMERS_KEYS = ("model_type", "architectures", "dtype", "transformers_version")
 """What the library `transformers` needs in the file, or adds to it. It says nothing about the model."""
-
-
-def _check_keys(given: Iterable[str], known: Sequence[str], where: str) -> None:
-    for key in given:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"
-            raise ValueError(f"unknown key {key!r} in {where}{hint}")
-
-
-def _integer(value: Any, name: str, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-    return value
-
-
-def _integers(value: Any, name: str, least: int) -> tuple[int, ...]:
-    if not isinstance(value, list | tuple):
-        raise ValueError(f"{name} must be a list with one entry per level, got {value!r}")
-    return tuple(_integer(v, f"{name}[{i}]", least) for i, v in enumerate(value))
-
-
-def expand_stack(text: Any) -> str:
-    """One letter per layer: "T1m4" -> "Tmmmm". Lower case has no MLP. Raises ValueError for anything else."""
-    if not isinstance(text, str) or not _STACK.fullmatch(text):
-        raise ValueError(
-            f"bad arch_layout: {text!r} should be letters m, M, t, T each followed by a count, such as 'T1m4'"
-        )
-    return "".join(letter * int(count) for letter, count in re.findall(r"([mMtT])([0-9]+)", text))
-
-
-@dataclass(frozen=True)
-class Level:
-    """The stacks of one level, one letter per layer. The innermost level has `main_network` only."""
-
-    encoder: str = ""
-    main_network: str = ""
-    decoder: str = ""
-
-    @property
-    def is_innermost(self) -> bool:
-        return bool(self.main_network)
-
-    @property
-    def letters(self) -> str:
-        return self.encoder + self.main_network + self.decoder
-
-
-def parse_layout(layout: Any) -> tuple[Level, ...]:
-    """["m4", ["T1m4", ["T26"], "m4T1"], "m4"] -> one Level per level, outermost first. Raises ValueError."""
-    if not isinstance(layout, list | tuple) or len(layout) not in (1, 3):
-        raise ValueError(
-            f"bad arch_layout {layout!r}: expected [encoder, inner layout, decoder], or [main network] innermost"
-        )
-    if len(layout) == 1:
-        main = expand_stack(layout[0])
-        if not main:
-            raise ValueError(f"bad arch_layout {layout!r}: the main network needs at least one layer")
-        return (Level(main_network=main),)
-    outer, inner, last = layout
-    return (Level(encoder=expand_stack(outer), decoder=expand_stack(last)), *parse_layout(inner))
-
-
-def _freeze(layout: Any) -> Any:
-    return tuple(_freeze(part) for part in layout) if isinstance(layout, list | tuple) else layout
-
-
-def _thaw(layout: Any) -> Any:
-    return [_thaw(part) for part in layout] if isinstance(layout, tuple) else layout
-
-
-@dataclass(frozen=True)
-class SSMConfig:
-    """Mamba-2 settings, shared by all levels."""
-
-    d_state: int = 128
-    """State size N per head."""
-    d_conv: int = 4
-    """Width of the causal convolution."""
-    expand: int = 2
-    """Inner width = expand * d_model."""
-    chunk_size: int = 256
-    """Block length of the scan on an accelerator; it never changes the result."""
-    headdim: int = 64
-    """Width P of a head."""
-
-    def __post_init__(self) -> None:
-        for f in fields(self):
-            _integer(getattr(self, f.name), f"ssm_cfg.{f.name}", 1)
-
-
-@dataclass(frozen=True)
-class AttnConfig:
-    """Attention settings, one entry per level."""
-
-    num_heads: tuple[int, ...]
-    rotary_emb_dim: tuple[int, ...]
-    """Leading coordinates of each head that are rotated; 0 for none."""
-    window_size: tuple[int, ...]
-    """w: position i sees i-w..i, that is w+1 keys; -1 for all."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("num_heads", 1), ("rotary_emb_dim", 0), ("window_size", -1)):
-            object.__setattr__(self, name, _integers(getattr(self, name), f"attn_cfg.{name}", least))
-
-
-@dataclass(frozen=True)
-class Chunker:
-    """How a stage finds boundaries: `learned` (routing module), `characters` (the same, but never inside a UTF-8
-    character), `space` (SpaceByte's rule), `fixed` (every k-th)."""
-
-    kind: str = "learned"
-    k: int | None = None
-
-    def __post_init__(self) -> None:
-        kinds = ("learned", "characters", "space", "fixed")
-        if self.kind not in kinds:
-            near = difflib.get_close_matches(str(self.kind), kinds, n=1)
-            raise ValueError(f"unknown chunker {self.kind!r}; {f'did you mean {near[0]!r}?' if near else kinds}")
-        if self.kind == "fixed":
-            _integer(self.k, "chunker.k", 1)
-        elif self.k is not None:
-            raise ValueError(f"chunker {self.kind!r} takes no k")
-
-    @property
-    def learned(self) -> bool:
-        """Whether a routing module decides."""
-        return self.kind in ("learned", "characters")
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"kind": self.kind} | ({"k": self.k} if self.k is not None else {})
-
-    @classmethod
-    def from_dict(cls, data: Any) -> Chunker:
-        if not isinstance(data, Mapping):
-            raise ValueError(f"a chunker is a mapping such as {{'kind': 'learned'}}, got {data!r}")
-        _check_keys(data, ("kind", "k"), "chunker")
-        return cls(**data)
 
 
 @dataclass(frozen=True)
@@ -175,7 +48,7 @@ class HNetConfig:
     d_intermediate: tuple[int, ...]
     """MLP width per level, rounded up to a multiple of 128; 0 for 8/3 of d_model."""
     attn_cfg: AttnConfig
-    ssm_cfg: SSMConfig = SSMConfig()
+    ssm_cfg: SSMConfig = field(default_factory=SSMConfig)
     vocab_size: int = 256
     tie_embeddings: bool = False
     chunkers: tuple[Chunker, ...] = ()
@@ -186,25 +59,34 @@ class HNetConfig:
     """What is averaged with the boundary probabilities as weights: `chunks`, what comes back from the inner network
     (paper equation 5); `bytes`, the same after upsampling, at every position; `input`, the encoder's output at every
     position, before chunks are selected (after SOMBRERO, arXiv 2601.22805)."""
+    rotary: tuple[Rotary, ...] = ()
+    """One per level; empty where all are the official one."""
+    adapter_width: int = 0
+    """Hidden units of the MLPs before and after the innermost main network (paper, appendix F); 0 for none."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Whatever else stands under "hnet" (modality, ...); carried along, never read by the model."""
 
     def __post_init__(self) -> None:
         put = object.__setattr__
-        put(self, "arch_layout", _freeze(self.arch_layout))
-        put(self, "d_model", _integers(self.d_model, "d_model", 1))
-        put(self, "d_intermediate", _integers(self.d_intermediate, "d_intermediate", 0))
+        put(self, "arch_layout", freeze(self.arch_layout))
+        put(self, "d_model", integers(self.d_model, "d_model", 1))
+        put(self, "d_intermediate", integers(self.d_intermediate, "d_intermediate", 0))
         put(self, "chunkers", tuple(self.chunkers) or (Chunker(),) * self.num_stages)
         if self.smoothing not in SMOOTHING:
             raise ValueError(f"smoothing must be one of {', '.join(SMOOTHING)}, not {self.smoothing!r}")
         levels = self.levels
-        per_level = {"d_model": self.d_model, "d_intermediate": self.d_intermediate} | {
+        rotary = Rotary.of_levels(self.rotary)
+        put(self, "rotary", rotary if any(each != Rotary() for each in rotary) else ())
+        rotary = rotary or (Rotary(),) * len(levels)
+        per_level = {"d_model": self.d_model, "d_intermediate": self.d_intermediate, "rotary": rotary} | {
             f"attn_cfg.{f.name}": getattr(self.attn_cfg, f.name) for f in fields(AttnConfig)
         }
         for name, value in per_level.items():
             if len(value) != len(levels):
                 raise ValueError(f"{name} has {len(value)} entries, but arch_layout has {len(levels)} levels")
-        _integer(self.vocab_size, "vocab_size", 2)
+        integer(self.vocab_size, "vocab_size", 2)
+        if integer(self.adapter_width, "adapter_width", 0) and not self.num_stages:
+            raise ValueError("adapter_width: a model without stages has no adapters")
         if not isinstance(self.tie_embeddings, bool):
             raise ValueError(f"tie_embeddings must be true or false, got {self.tie_embeddings!r}")
         for s, (level, d) in enumerate(zip(levels, self.d_model, strict=True)):
@@ -251,7 +133,7 @@ class HNetConfig:
         """From the official JSON fields, plus ours under "hnet". Raises ValueError."""
         official = ("arch_layout", "d_model", "d_intermediate", "vocab_size", "ssm_cfg", "attn_cfg", "tie_embeddings")
         data = {key: value for key, value in data.items() if key not in TRANSFORMERS_KEYS}
-        _check_keys(data, (*official, "hnet"), "the model configuration")
+        check_keys(data, (*official, "hnet"), "the model configuration")
         missing = [k for k in ("arch_layout", "d_model", "d_intermediate", "attn_cfg") if k not in data]
         if missing:
             raise ValueError(f"the model configuration lacks {', '.join(missing)}")
@@ -261,7 +143,7 @@ class HNetConfig:
             if not isinstance(part, Mapping):
                 raise ValueError(f"{name} must be a mapping, got {part!r}")
             known = [f.name for f in fields(kind)]
-            _check_keys(part, known, name)
+            check_keys(part, known, name)
             if kind is AttnConfig and len(part) < len(known):
                 raise ValueError(f"attn_cfg lacks {', '.join(k for k in known if k not in part)}")
             values[name] = kind(**part)
@@ -294,7 +176,7 @@ class HNetConfig:
         if self.target_ratios is not None:
             ours["target_ratios"] = list(self.target_ratios)
         return {
-            "arch_layout": _thaw(self.arch_layout),
+            "arch_layout": thaw(self.arch_layout),
             "d_model": list(self.d_model),
             "d_intermediate": list(self.d_intermediate),
             "vocab_size": self.vocab_size,
@@ -309,7 +191,8 @@ class HNetConfig:
 
     def switches(self) -> dict[str, Any]:
         """What differs from the official model by choice, by name."""
-        return {name: value for name in SWITCHES if (value := getattr(self, name)) != getattr(type(self), name)}
+        chosen = {name: value for name in SWITCHES if (value := getattr(self, name)) != getattr(type(self), name)}
+        return chosen | ({"rotary": [each.to_dict() for each in self.rotary]} if self.rotary else {})
 
     def to_json(self, path: str | Path | None = None) -> str:
         """The JSON text; also written to `path` if given."""
@@ -356,6 +239,8 @@ class HNetConfig:
             level, d = self.levels[s], self.d_model[s]
             if s and d > self.d_model[s - 1]:
                 parts[f"level{s}.pad_dimension"] = d - self.d_model[s - 1]
+            if level.is_innermost and self.adapter_width:
+                parts[f"level{s}.adapter_in"] = parts[f"level{s}.adapter_out"] = 3 * d * self.adapter_width
             for name in ("encoder", "main_network", "decoder"):
                 stack = getattr(level, name)
                 if stack or (name != "main_network" and not level.is_innermost):
@@ -402,7 +287,9 @@ class HNetConfig:
         for s, (level, share) in enumerate(zip(self.levels, (1.0, *chunk_fractions), strict=True)):
             length = share * sequence_length
             total += share * sum(self._layer_flops(s, letter, length) for letter in level.letters)
-            if not level.is_innermost:
+            if level.is_innermost:
+                total += share * 2 * 6 * self.d_model[s] * self.adapter_width
+            else:
                 learned = self.chunkers[s].learned
                 total += share * 2 * self.d_model[s] ** 2 * (3 if learned else 1)
         return total

@@ -14,7 +14,7 @@ from .. import kernels as seam
 from ..kernels import Kernels
 from ..kernels.packing import Packing, true_positions
 from ..kernels.reference import wide
-from .blocks import Isotropic
+from .blocks import Isotropic, SwiGLU
 from .chunking import (
     ChunkLayer,
     DeChunkLayer,
@@ -39,8 +39,9 @@ class HNetOutput:
 class HNet(nn.Module):
     """One level: encoder, routing, chunk layer, main network (the next level), dechunk layer, decoder.
 
-    The innermost level is its main network alone. Level s > 0 owns `pad_dimension`, the coordinates it adds to what it
-    is given (paper, 2.1.2); what it returns is cut back to the outer width.
+    The innermost level is its main network alone, with adapters around it where the configuration asks for them. Level
+    s > 0 owns `pad_dimension`, the coordinates that `enter` adds to what the outer level hands over (paper, 2.1.2);
+    what it returns is cut back to the outer width.
     """
 
     def __init__(self, config: HNetConfig, level: int = 0) -> None:
@@ -51,7 +52,11 @@ class HNet(nn.Module):
             nn.Parameter(torch.zeros(d_model - self.outer_width)) if d_model > self.outer_width else None
         )
         self.is_innermost = stacks.is_innermost
+        self.adapter_in: SwiGLU | None = None
+        self.adapter_out: SwiGLU | None = None
         if self.is_innermost:
+            if config.adapter_width:
+                self.adapter_in, self.adapter_out = (SwiGLU(d_model, config.adapter_width) for _ in range(2))
             self.main_network: HNet | Isotropic = Isotropic(config, level, stacks.main_network)
             return
         self.encoder = Isotropic(config, level, stacks.encoder)
@@ -65,6 +70,17 @@ class HNet(nn.Module):
         self.residual_proj = nn.Linear(d_model, d_model, dtype=torch.float32)
         nn.init.zeros_(self.residual_proj.weight)
 
+    def enter(self, hidden: Tensor, kernels: Kernels) -> Tensor:
+        """What the outer level hands over, (T, outer width), as this level's `forward` and `step` read it: (T, D)."""
+        if self.pad_dimension is not None:
+            hidden = torch.cat([hidden, self.pad_dimension.to(hidden.dtype).expand(len(hidden), -1)], -1)
+        return hidden if self.adapter_in is None else self.adapter_in(hidden, kernels)
+
+    def _leave(self, hidden: Tensor, kernels: Kernels) -> Tensor:
+        if self.adapter_out is not None:
+            hidden = self.adapter_out(hidden, kernels)
+        return hidden[:, : self.outer_width]
+
     def forward(
         self,
         hidden: Tensor,
@@ -73,19 +89,16 @@ class HNet(nn.Module):
         input_ids: Tensor | None = None,
         state: LevelState | None = None,
     ) -> tuple[Tensor, list[RoutingOutput]]:
-        """hidden (T, outer width) -> the same shape, and the routing of this stage and the inner ones.
+        """hidden (T, D), see `enter` -> (T, outer width), and the routing of this stage and the inner ones.
 
         `input_ids` (T,) is given to the outermost level only, for chunkers that read bytes. A `state` is filled with
         what each document ends with, for generation to go on from.
         """
-        if self.pad_dimension is not None:
-            hidden = torch.cat([hidden, self.pad_dimension.to(hidden.dtype).expand(len(hidden), -1)], -1)
         stacks = state.layers if state is not None else {}
         if state is not None:
             state.seen, state.position = list(packing.lengths), packing.cu_seqlens.diff().long()
         if self.is_innermost:
-            out = self.main_network(hidden, packing, kernels, stacks.get("main_network"))
-            return out[:, : self.outer_width], []
+            return self._leave(self.main_network(hidden, packing, kernels, stacks.get("main_network")), kernels), []
         encoded = self.encoder(hidden, packing, kernels, stacks.get("encoder"))
         residual = self.project_residual(encoded)
         routing = self.routing_module(encoded, packing, input_ids)
@@ -94,6 +107,9 @@ class HNet(nn.Module):
             average = average_over_positions(encoded, routing, packing, kernels)
             source = average.to(encoded.dtype)
         chunks, inner, index = self.chunk_layer(source, routing, packing)
+        chunks = self.main_network.enter(chunks, kernels)
+        if self.main_network.adapter_in is not None:
+            routing.embedding = chunks
         chunks, deeper = self.main_network(chunks, inner, kernels, None, state and state.inner)
         over_chunks = self.smoothing == "chunks"
         smoothed = self.dechunk_layer.smooth(chunks, routing, inner, index, kernels) if over_chunks else wide(chunks)
@@ -132,14 +148,12 @@ class HNet(nn.Module):
     def step(
         self, hidden: Tensor, state: LevelState, now: Now, kernels: Kernels, routing: list[StepRouting], tokens: Tensor
     ) -> Tensor:
-        """One position for the R rows of `now`: hidden (R, outer width) -> the same. Appends the routing of each stage.
+        """One position for the R rows of `now`: hidden (R, D) -> (R, outer width). Appends the routing of each stage.
 
         The inner network runs only for the rows at a boundary, and not at all if there are none.
         """
-        if self.pad_dimension is not None:
-            hidden = torch.cat([hidden, self.pad_dimension.to(hidden.dtype).expand(len(hidden), -1)], -1)
         if isinstance(self.main_network, Isotropic):
-            return self.main_network.step(hidden, state.layers["main_network"], now, kernels)[:, : self.outer_width]
+            return self._leave(self.main_network.step(hidden, state.layers["main_network"], now, kernels), kernels)
         encoded = self.encoder.step(hidden, state.layers["encoder"], now, kernels)
         prob = self.routing_module.step(encoded, tokens, state, now)
         mask = prob > 0.5
@@ -158,7 +172,8 @@ class HNet(nn.Module):
             else:
                 inner = state.inner.begin(chosen if now.host is None else [now.host[i] for i in chosen])
             args = [t if some is None else t[some] for t in (source, tokens, smoothed, weight)]
-            chunk = wide(self.main_network.step(args[0], state.inner, inner, kernels, routing, args[1]))
+            entered = self.main_network.enter(args[0], kernels)
+            chunk = wide(self.main_network.step(entered, state.inner, inner, kernels, routing, args[1]))
             updated = torch.lerp(args[2], chunk, args[3]) if self.smoothing == "chunks" else chunk
             smoothed = updated if some is None else smoothed.index_copy(0, some, updated)
             if now.rows is None:

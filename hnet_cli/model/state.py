@@ -10,6 +10,7 @@ from torch import Tensor
 from ..kernels import Kernels
 from ..kernels.packing import Packing, rotary_table
 from .config import HNetConfig
+from .settings import Rotary
 
 
 @dataclass(eq=False)
@@ -102,13 +103,14 @@ class Now:
     tables: dict[int, tuple[Tensor, Tensor]]
     current: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def rotary(self, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """cos and sin (R, 1, 1, dim/2)."""
+    def rotary(self, dim: int, dtype: torch.dtype, rotary: Rotary) -> tuple[Tensor, Tensor]:
+        """cos and sin (R, 1, 1, dim/2). The layers of a level have one `rotary`."""
         if dim not in self.current:
             table = self.tables.get(dim)
             if table is None or table[0].shape[0] < self.longest:
                 size = max(64, 1 << (self.longest - 1).bit_length())
-                table = self.tables[dim] = rotary_table(torch.arange(size, device=self.position.device), dim, dtype)
+                position = torch.arange(size, device=self.position.device)
+                table = self.tables[dim] = rotary_table(position, dim, dtype, rotary)
             self.current[dim] = table[0][self.position], table[1][self.position]
         return self.current[dim]
 

@@ -1,0 +1,184 @@
+"""What a configuration is made of: the layout and its levels, and the settings of mixers, positions and chunkers."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+_STACK = re.compile(r"(?:[mMtT][0-9]+)+")
+
+
+def check_keys(given: Iterable[str], known: Sequence[str], where: str) -> None:
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"
+            raise ValueError(f"unknown key {key!r} in {where}{hint}")
+
+
+def integer(value: Any, name: str, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    return value
+
+
+def integers(value: Any, name: str, least: int) -> tuple[int, ...]:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{name} must be a list with one entry per level, got {value!r}")
+    return tuple(integer(v, f"{name}[{i}]", least) for i, v in enumerate(value))
+
+
+def expand_stack(text: Any) -> str:
+    """One letter per layer: "T1m4" -> "Tmmmm". Lower case has no MLP. Raises ValueError for anything else."""
+    if not isinstance(text, str) or not _STACK.fullmatch(text):
+        raise ValueError(
+            f"bad arch_layout: {text!r} should be letters m, M, t, T each followed by a count, such as 'T1m4'"
+        )
+    return "".join(letter * int(count) for letter, count in re.findall(r"([mMtT])([0-9]+)", text))
+
+
+@dataclass(frozen=True)
+class Level:
+    """The stacks of one level, one letter per layer. The innermost level has `main_network` only."""
+
+    encoder: str = ""
+    main_network: str = ""
+    decoder: str = ""
+
+    @property
+    def is_innermost(self) -> bool:
+        return bool(self.main_network)
+
+    @property
+    def letters(self) -> str:
+        return self.encoder + self.main_network + self.decoder
+
+
+def parse_layout(layout: Any) -> tuple[Level, ...]:
+    """["m4", ["T1m4", ["T26"], "m4T1"], "m4"] -> one Level per level, outermost first. Raises ValueError."""
+    if not isinstance(layout, list | tuple) or len(layout) not in (1, 3):
+        raise ValueError(
+            f"bad arch_layout {layout!r}: expected [encoder, inner layout, decoder], or [main network] innermost"
+        )
+    if len(layout) == 1:
+        main = expand_stack(layout[0])
+        if not main:
+            raise ValueError(f"bad arch_layout {layout!r}: the main network needs at least one layer")
+        return (Level(main_network=main),)
+    outer, inner, last = layout
+    return (Level(encoder=expand_stack(outer), decoder=expand_stack(last)), *parse_layout(inner))
+
+
+def freeze(layout: Any) -> Any:
+    return tuple(freeze(part) for part in layout) if isinstance(layout, list | tuple) else layout
+
+
+def thaw(layout: Any) -> Any:
+    return [thaw(part) for part in layout] if isinstance(layout, tuple) else layout
+
+
+@dataclass(frozen=True)
+class SSMConfig:
+    """Mamba-2 settings, shared by all levels."""
+
+    d_state: int = 128
+    """State size N per head."""
+    d_conv: int = 4
+    """Width of the causal convolution."""
+    expand: int = 2
+    """Inner width = expand * d_model."""
+    chunk_size: int = 256
+    """Block length of the scan on an accelerator; it never changes the result."""
+    headdim: int = 64
+    """Width P of a head."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            integer(getattr(self, f.name), f"ssm_cfg.{f.name}", 1)
+
+
+@dataclass(frozen=True)
+class AttnConfig:
+    """Attention settings, one entry per level."""
+
+    num_heads: tuple[int, ...]
+    rotary_emb_dim: tuple[int, ...]
+    """Leading coordinates of each head that are rotated; 0 for none."""
+    window_size: tuple[int, ...]
+    """w: position i sees i-w..i, that is w+1 keys; -1 for all."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_heads", 1), ("rotary_emb_dim", 0), ("window_size", -1)):
+            object.__setattr__(self, name, integers(getattr(self, name), f"attn_cfg.{name}", least))
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """How fast the coordinates of a head turn with the position, at one level; and Llama 3.1's stretching of it."""
+
+    base: float = 10000.0
+    """Coordinate pair i of n turns by base^(-i/n) per position."""
+    factor: float = 1.0
+    """Pairs that turn slowly turn this many times slower still."""
+    low_freq_factor: float = 1.0
+    """Slowly: fewer full turns than this in `original_length` positions;"""
+    high_freq_factor: float = 4.0
+    """those with more than this stay as they are, and between the two it is gradual."""
+    original_length: int = 8192
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                raise ValueError(f"rotary.{f.name} must be a number above 0, got {value!r}")
+        if self.factor != 1 and not self.low_freq_factor < self.high_freq_factor:
+            raise ValueError("rotary.low_freq_factor must be below rotary.high_freq_factor")
+
+    def to_dict(self) -> dict[str, float]:
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+
+    @classmethod
+    def of_levels(cls, levels: Any) -> tuple[Rotary, ...]:
+        """From one mapping per level; what is a `Rotary` already stays."""
+        if not isinstance(levels, list | tuple) or not all(isinstance(each, Mapping | cls) for each in levels):
+            raise ValueError(f"rotary has a list with a mapping per level, such as {{'base': 10000}}; got {levels!r}")
+        for each in levels:
+            check_keys(each if isinstance(each, Mapping) else (), [f.name for f in fields(cls)], "rotary")
+        return tuple(each if isinstance(each, cls) else cls(**each) for each in levels)
+
+
+@dataclass(frozen=True)
+class Chunker:
+    """How a stage finds boundaries: `learned` (routing module), `characters` (the same, but never inside a UTF-8
+    character), `space` (SpaceByte's rule), `fixed` (every k-th)."""
+
+    kind: str = "learned"
+    k: int | None = None
+
+    def __post_init__(self) -> None:
+        kinds = ("learned", "characters", "space", "fixed")
+        if self.kind not in kinds:
+            near = difflib.get_close_matches(str(self.kind), kinds, n=1)
+            raise ValueError(f"unknown chunker {self.kind!r}; {f'did you mean {near[0]!r}?' if near else kinds}")
+        if self.kind == "fixed":
+            integer(self.k, "chunker.k", 1)
+        elif self.k is not None:
+            raise ValueError(f"chunker {self.kind!r} takes no k")
+
+    @property
+    def learned(self) -> bool:
+        """Whether a routing module decides."""
+        return self.kind in ("learned", "characters")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind} | ({"k": self.k} if self.k is not None else {})
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Chunker:
+        if not isinstance(data, Mapping):
+            raise ValueError(f"a chunker is a mapping such as {{'kind': 'learned'}}, got {data!r}")
+        check_keys(data, ("kind", "k"), "chunker")
+        return cls(**data)
