@@ -39,7 +39,6 @@ CHOICES: dict[str, tuple[str, list[str]]] = {
     "smoothing of the input": ("base", ["model.smoothing=input"]),
     "alignment loss 0.1": ("base", ["train.alignment_loss_weight=0.1"]),
     "alpha 1 to 0.03": ("base", ["train.ratio_loss_weight=[[0, 1.0], [0.6, 0.03]]"]),
-    "alpha 0.03": ("base", ["train.ratio_loss_weight=0.03"]),
     "N from 2 up": ("base", ["train.target_ratios=[[[0, 2], [0.4, {n}]]]"]),
     "hybrid main network": ("base", ["model.arch_layout=[m2, [M1T1M1], m2]"]),
     "attention beside chunking": ("base", ["model.arch_layout=[m1t1, [T3], t1m1]"]),
@@ -55,7 +54,7 @@ def settings_of(name: str) -> list[str]:
 
 def configuration(modality: str, name: str, seed: int, steps: int) -> RunConfig:
     preset = BASES.get(modality, "nano")
-    fixed = [*COMMON, *MODALITY.get(modality, []), "train.batch_bytes=2048", f"train.steps={steps}"]
+    fixed = [*COMMON, *MODALITY.get(modality, []), "train.batch_bytes=4096", f"train.steps={steps}"]
     n = resolve(preset, MODALITY.get(modality, [])).train.ratios()[0]
     own = [setting.replace("{n}", str(n)) for setting in settings_of(name)]
     return resolve(preset, [*fixed, f"train.checkpoint_every={steps}", f"train.seed={seed}", *own])
@@ -130,7 +129,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("data", type=Path, nargs="*")
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--bytes", type=int, default=262_144, help="held-out bytes that are scored")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", nargs="+", default=[*CONTROLS, *CHOICES])
