@@ -152,18 +152,11 @@ class HNet(nn.Module):
 
         The inner network runs only for the rows at a boundary, and not at all if there are none.
         """
-        if isinstance(self.main_network, Isotropic):
-            return self._leave(self.main_network.step(hidden, state.layers["main_network"], now, kernels), kernels)
-        encoded = self.encoder.step(hidden, state.layers["encoder"], now, kernels)
-        prob = self.routing_module.step(encoded, tokens, state, now)
-        mask = prob > 0.5
-        routing.append(StepRouting.of(prob, mask, now.rows, len(state.seen)))
-        chosen = [i for i, boundary in enumerate(mask.tolist()) if boundary]
-        smoothed = state.smoothed if now.rows is None else state.smoothed[now.rows]
-        weight = prob.clamp(1e-4, 1 - 1e-4)[:, None]
-        source = encoded
-        if self.smoothing == "input":
-            source = state.move(wide(encoded), weight, now.rows).to(encoded.dtype)
+        if self.is_innermost:
+            return self.step_main(hidden, state, now, kernels)
+        encoded, source, prob = self.step_in(hidden, state, now, kernels, tokens)
+        routing.append(StepRouting.of(prob, prob > 0.5, now.rows, len(state.seen)))
+        chosen = [i for i, boundary in enumerate((prob > 0.5).tolist()) if boundary]
         if chosen:
             assert state.inner is not None
             some = None if len(chosen) == len(prob) else torch.tensor(chosen, device=prob.device)
@@ -171,19 +164,45 @@ class HNet(nn.Module):
                 inner = state.inner.begin(now.host, now.rows)
             else:
                 inner = state.inner.begin(chosen if now.host is None else [now.host[i] for i in chosen])
-            args = [t if some is None else t[some] for t in (source, tokens, smoothed, weight)]
-            entered = self.main_network.enter(args[0], kernels)
-            chunk = wide(self.main_network.step(entered, state.inner, inner, kernels, routing, args[1]))
-            updated = torch.lerp(args[2], chunk, args[3]) if self.smoothing == "chunks" else chunk
-            smoothed = updated if some is None else smoothed.index_copy(0, some, updated)
-            if now.rows is None:
-                state.smoothed = smoothed
-            else:
-                state.smoothed[now.rows] = smoothed
+                source, tokens = source[some], tokens[some]
+            entered = self.main_network.enter(source, kernels)
+            chunk = self.main_network.step(entered, state.inner, inner, kernels, routing, tokens)
+            self.receive(chunk, prob if some is None else prob[some], state, inner.rows)
         else:
             self.main_network.skip(routing, len(state.seen), prob)
+        return self.step_out(encoded, prob, state, now, kernels)
+
+    def step_main(self, hidden: Tensor, state: LevelState, now: Now, kernels: Kernels) -> Tensor:
+        """`step` of the innermost level."""
+        return self._leave(self.main_network.step(hidden, state.layers["main_network"], now, kernels), kernels)
+
+    def step_in(
+        self, hidden: Tensor, state: LevelState, now: Now, kernels: Kernels, tokens: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`step` as far as the boundary: what the encoder gives and what the inner network would be given, (R, D) each,
+        and the probability of a boundary (R,)."""
+        encoded = self.encoder.step(hidden, state.layers["encoder"], now, kernels)
+        prob = self.routing_module.step(encoded, tokens, state, now)
+        source = encoded
+        if self.smoothing == "input":
+            source = state.move(wide(encoded), _weight(prob), now.rows).to(encoded.dtype)
+        return encoded, source, prob
+
+    def receive(self, chunk: Tensor, prob: Tensor, state: LevelState, rows: Tensor | None) -> None:
+        """Takes up what the inner network gives for rows at a boundary (None: all): chunk (R, D), prob (R,)."""
+        new = wide(chunk)
+        if self.smoothing == "chunks":
+            new = torch.lerp(state.smoothed if rows is None else state.smoothed[rows], new, _weight(prob))
+        if rows is None:
+            state.smoothed = new
+        else:
+            state.smoothed[rows] = new
+
+    def step_out(self, encoded: Tensor, prob: Tensor, state: LevelState, now: Now, kernels: Kernels) -> Tensor:
+        """`step` from the dechunk layer on: encoded (R, D), prob (R,) -> (R, outer width)."""
+        smoothed = state.smoothed if now.rows is None else state.smoothed[now.rows]
         if self.smoothing == "bytes":
-            smoothed = state.move(smoothed, weight, now.rows)
+            smoothed = state.move(smoothed, _weight(prob), now.rows)
         joined = (smoothed + self.project_residual(encoded)).to(encoded.dtype)
         return self.decoder.step(joined, state.layers["decoder"], now, kernels)[:, : self.outer_width]
 
@@ -331,6 +350,11 @@ class HNetForCausalLM(nn.Module):
         # after the embeddings: a tied pair is an output layer first, as in the release
         nn.init.normal_(self.lm_head.weight, std=initializer_range)
         _init_level(self.backbone, initializer_range, 0)
+
+
+def _weight(prob: Tensor) -> Tensor:
+    """Of a new value in the smoothing: (R,) -> (R, 1)."""
+    return prob.clamp(1e-4, 1 - 1e-4)[:, None]
 
 
 def stays_float32(name: str) -> bool:
