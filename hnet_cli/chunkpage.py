@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import numpy as np
 
@@ -40,6 +41,8 @@ class Piece:
     """Per stage shown: p where a chunk of the stage begins here, else NaN."""
     surprisal: Sequence[float]
     """Bits per byte of it; empty where they are not known."""
+    syntax: bytes = b""
+    """The kind of each byte drawn (`modality.SYNTAX`); empty where it is not known."""
 
 
 @dataclass
@@ -86,11 +89,20 @@ class _Block:
         self.units: list[int] = []
         self.probability: list[tuple[float, ...]] = []
         self.surprisal: list[str] = []
+        self.runs: list[list[int]] = []
+        """Syntax of the text: UTF-16 units in a row of one kind, and which."""
 
-    def add(self, text: str, size: int, probability: tuple[float, ...], surprisal: str) -> None:
+    def add(self, text: str, size: int, probability: tuple[float, ...], surprisal: str, drawn: bytes = b"",
+            syntax: bytes = b"") -> None:  # fmt: skip
+        """`text` is what is shown for the bytes `drawn`, whose `syntax` is told."""
         self.texts.append(text)
         self.sizes.append(size)
-        self.units.append(len(text) if text.isascii() else len(text.encode("utf-16-le")) // 2)
+        self.units.append(_units(text))
+        for kind, units in _runs(text, drawn, syntax) if syntax else [(0, self.units[-1])]:
+            if self.runs and self.runs[-1][1] == kind:
+                self.runs[-1][0] += units
+            else:
+                self.runs.append([units, kind])
         self.probability.append(probability)
         self.surprisal.append(surprisal)
         self.size += size
@@ -103,6 +115,8 @@ class _Block:
             lists[f"p{s}"] = ",".join("" if math.isnan(p[s]) else f"{100 * p[s]:.0f}" for p in self.probability)
         if known := "".join(self.surprisal):
             lists["s"] = known
+        if any(kind for _, kind in self.runs):
+            lists["y"] = _listed(number for run in self.runs for number in run)
         lists["h"] = _listed(self.drawn)
         if self.into or self.left:
             lists["cut"] = f"{self.into},{self.left}"
@@ -112,6 +126,23 @@ class _Block:
 
 def _listed(numbers: Iterable[int]) -> str:
     return ",".join(map(str, numbers))
+
+
+def _units(text: str) -> int:
+    """Length as scripts count it: UTF-16 units."""
+    return len(text) if text.isascii() else len(text.encode("utf-16-le")) // 2
+
+
+def _runs(text: str, drawn: bytes, syntax: bytes) -> Iterator[tuple[int, int]]:
+    """(kind, UTF-16 units) along the text that shows `drawn`; no kind where it is not shown as it is, but escaped."""
+    if text.encode("utf-8", "surrogateescape") != drawn:
+        yield 0, _units(text)
+        return
+    at = 0
+    for kind, run in groupby(syntax):
+        end = at + sum(1 for _ in run)
+        yield kind, _units(drawn[at:end].decode("utf-8", "replace"))
+        at = end
 
 
 def _digits(bits: Sequence[float]) -> str:
@@ -166,16 +197,18 @@ def _placed(
     inside = min(line, size)
     rest = piece.drawn[line:]
     if not line or not rest or inside == size:
-        block.add(show(piece.drawn), size, piece.probability, digits)
+        block.add(show(piece.drawn), size, piece.probability, digits, piece.drawn, piece.syntax)
         if not (line or full >= LONGEST_BLOCK):
             return block
         written.append(block.html(base))
         return _Block(piece.end, [stage.chunks for stage in counts])
-    block.add(show(piece.drawn[:line]), inside, piece.probability, digits[:inside])
+    block.add(
+        show(piece.drawn[:line]), inside, piece.probability, digits[:inside], piece.drawn[:line], piece.syntax[:line]
+    )
     block.left = size - inside
     written.append(block.html(base))
     after = _Block(piece.start + inside, [stage.chunks for stage in counts], into=inside)
-    after.add(show(rest), size - inside, (math.nan,) * len(counts), digits[inside:])
+    after.add(show(rest), size - inside, (math.nan,) * len(counts), digits[inside:], rest, piece.syntax[line:])
     return after
 
 

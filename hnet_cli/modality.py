@@ -166,6 +166,10 @@ class Automaton:
         return state
 
 
+SYNTAX = ("", "keyword", "name", "string", "number", "comment")
+"""Kinds of `Modality.syntax`; "name" is that of a function, class or type."""
+
+
 class Modality:
     """Base of all modalities; see the module's docstring. Instances are stateless and cheap."""
 
@@ -260,6 +264,11 @@ class Modality:
         """The variants of a file of calls in the reference it refers to, with up to `flank` bytes on either side.
         Raises UsageError for a modality that has none."""
         raise UsageError(f"modality {self.name} has no variants")
+
+    def syntax(self, document: Document) -> bytes | None:
+        """What each byte of a document is in its language, for colours: one byte per byte, an index into `SYNTAX`.
+        None where there is no such thing."""
+        return None
 
     def render(self, document: Document, chunks: Iterable[Chunk], format: str) -> Iterator[str]:
         """Lines of one of this modality's own `formats` for a document."""

@@ -69,7 +69,7 @@ def render(
         return _own_format(windows, stages, modality, format)
     show, drawings = shower(modality), _drawings(windows, stages, headings or format == "html")
     if format == "html":
-        return chunkpage.page(_parts(drawings, stages), show, stages, label, note)
+        return chunkpage.page(_parts(drawings, stages, modality), show, stages, label, note)
     return _pretty(drawings, show, len(stages) - 1) if format == "pretty" else _plain(drawings, show)
 
 
@@ -329,19 +329,25 @@ def _pretty(drawings: Iterable[_Drawing], show: Callable[[bytes], str], furthest
     yield "" if tail == "\n" else "\n"
 
 
-def _parts(drawings: Iterable[_Drawing], stages: Sequence[int]) -> Iterator[tuple[str | None, int, list[Piece]]]:
-    """What the page of chunks takes: the chunks of each drawing with their bytes' surprisal."""
+def _parts(
+    drawings: Iterable[_Drawing], stages: Sequence[int], modality: Modality | None
+) -> Iterator[tuple[str | None, int, list[Piece]]]:
+    """What the page of chunks takes: the chunks of each drawing with their bytes' surprisal and syntax."""
     waiting = np.empty(0, dtype=np.float32)  # of bytes read whose chunk has not been drawn yet
+    syntax = b""  # of the bytes of the document that have not been drawn yet
     for drawing in drawings:
         block = drawing.block
         if drawing.above is not None:
             waiting = waiting[:0]
+            document = block.window.document
+            syntax = (modality.syntax(document) if modality and isinstance(document, Document) else None) or b""
         known = block.window.surprisal
         waiting = np.concatenate([waiting, known if known is not None else waiting[:0]])
         starts, p = block.starts, block.probability[:, stages[0] : stages[-1] + 1].tolist()
         pieces = []
         for (start, end), drawn, probability in zip(pairwise(starts), drawing.chunks, p, strict=True):
             at = start - starts[0]
-            pieces.append(Piece(start, end, drawn, tuple(probability), waiting[at : at + end - start]))
+            kinds, syntax = syntax[: len(drawn)], syntax[len(drawn) :]
+            pieces.append(Piece(start, end, drawn, tuple(probability), waiting[at : at + end - start], kinds))
         waiting = waiting[starts[-1] - starts[0] :] if pieces else waiting
         yield drawing.above, block.window.document.offset, pieces

@@ -15,7 +15,7 @@ from pathspec import GitIgnoreSpec
 from hnet_cli.modality import Document, Perturbation, Refused, suffix
 
 from ._bytes import binary_reason, words
-from ._lexers import token_starts
+from ._lexers import syntax, token_starts
 from ._noise import CODE
 from ._utf8 import PIECE, Utf8, decoded
 
@@ -112,6 +112,10 @@ class Code(Utf8):
         if starts is None:
             starts = [match.start() for match in TOKEN.finditer(document.data) if not match[0].isspace()]
         return {"token": starts}
+
+    def syntax(self, document: Document) -> bytes | None:
+        """By the Pygments lexer of the language that the file's name tells."""
+        return syntax(document.data, document.source)
 
     def perturbations(self) -> Mapping[str, Perturbation]:
         return CODE

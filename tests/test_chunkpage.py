@@ -176,3 +176,44 @@ def test_memory_does_not_grow_with_the_number_of_different_chunks():
     counts.close()
     assert len(counts.texts) <= chunkpage.COUNTED
     assert counts.texts.most_common(1) == [(b"the", chunkpage.COUNTED)]
+
+
+CODE = 'def größe(x):  # wie groß? 🙂🙂 ist das\n    """Doc: 世界"""\n    return f"{x:03d}" + 0x1F\n\n\nclass A: pass\n'
+
+
+def coloured(data, stage):
+    """(character, kind) along the page of a Python file."""
+    shown = []
+    for lists, text, _ in blocks(parsed(written(data, stage=stage, plugin="code", name="a.py"))):
+        units, runs, at = text.encode("utf-16-le"), lists["y"], 0
+        assert 2 * sum(runs[::2]) == len(units)
+        for length, kind in zip(runs[::2], runs[1::2], strict=True):
+            shown += [(char, kind) for char in units[at : at + 2 * length].decode("utf-16-le")]
+            at += 2 * length
+    return shown
+
+
+@pytest.mark.parametrize("stage", ["0", "all"])
+@pytest.mark.parametrize("times", [1, 120])
+def test_code_is_shown_over_its_syntax(stage, times):
+    """Every character has the kind that the lexer gave its bytes."""
+    data = CODE * times
+    kinds = modality.get("code").syntax(Document(data.encode(), "a.py", "a.py"))
+    assert len(kinds) == len(data.encode())
+    starts = np.cumsum([0] + [len(char.encode()) for char in data])
+    assert coloured(data, stage) == [(char, kinds[at]) for char, at in zip(data, starts[:-1], strict=True)]
+    words = ["".join(char for char, at in zip(CODE, starts, strict=False) if kinds[at] == kind) for kind in range(6)]
+    assert words[1:] == ["defreturnclasspass", "größeA", '"""Doc: 世界"""f"{:03d}"', "0x1F", "# wie groß? 🙂🙂 ist das"]
+
+
+def test_what_is_escaped_has_no_syntax():
+    shown = coloured(CODE.replace("+", "\x07"), "0")
+    assert "\\x07" in "".join(char for char, _ in shown)
+    assert all(kind == 0 for char, kind in shown if char == "\\")
+    assert {kind for _, kind in shown} == set(range(6))
+
+
+def test_other_pages_have_no_syntax():
+    assert "data-y=" not in written(TEXT)
+    assert "data-y=" not in written(CODE, plugin="code", name="a.unknown")
+    assert modality.get("code").syntax(Document(b"int a;\r\n", "a.c", "a.c")) is None

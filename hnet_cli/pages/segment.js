@@ -1,5 +1,5 @@
 // A block's lists: data-at its offset, data-n bytes and data-u characters per chunk, data-p0.. percent where a chunk of a
-// stage begins, data-s surprisal per byte, data-h chunks before it per stage, data-cut bytes of its first and last chunk outside.
+// stage begins, data-s surprisal per byte, data-y runs of syntax (characters, kind), data-h chunks before it per stage, data-cut bytes of its first and last chunk outside.
 addEventListener("DOMContentLoaded", () => {
   const DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
   const stages = document.querySelectorAll("[name=stage]").length - 1 || 1;
@@ -14,7 +14,7 @@ addEventListener("DOMContentLoaded", () => {
     const known = {
       text: block.textContent, at: +data.at, n, u: data.u ? numbers(data.u) : n, s: data.s || "", h: numbers(data.h),
       p: Array.from({ length: data.h.split(",").length }, (_, s) => data[`p${s}`].split(",").map((p) => p === "" ? NaN : p / 100)),
-      cut: data.cut ? numbers(data.cut) : [0, 0],
+      cut: data.cut ? numbers(data.cut) : [0, 0], y: data.y ? numbers(data.y) : null,
     };
     return (block.known = known);
   };
@@ -34,6 +34,26 @@ addEventListener("DOMContentLoaded", () => {
     }
   };
 
+  // The text from character `at` on, where `run` is the run of syntax that it begins in; tells where the next one does.
+  const coloured = (span, text, known, at, run) => {
+    if (!known.y) { words(span, text); return run; }
+    let from = 0;
+    while (from < text.length) {
+      while (run.end <= at + from) run = { i: run.i + 2, end: run.end + known.y[run.i + 2] };
+      const to = Math.min(text.length, run.end - at);
+      const kind = known.y[run.i + 1];
+      let into = span;
+      if (kind) {
+        into = document.createElement("em");
+        into.className = `y${kind}`;
+        span.append(into);
+      }
+      words(into, text.slice(from, to));
+      from = to;
+    }
+    return run;
+  };
+
   const paint = (block) => {
     const known = read(block);
     const stage = chosen("stage") ?? "all";
@@ -45,7 +65,7 @@ addEventListener("DOMContentLoaded", () => {
     const hue = known.h.slice();
     const root = document.createDocumentFragment();
     const open = [];
-    let byte = 0, letter = 0, span = null;
+    let byte = 0, letter = 0, span = null, run = known.y && { i: 0, end: known.y[0] };
     for (let i = 0; i < known.n.length; i++) {
       for (let level = shown.length - 1; level >= 0; level--) {
         const s = shown[level];
@@ -60,7 +80,7 @@ addEventListener("DOMContentLoaded", () => {
         open.push(next);
         if (!level) Object.assign((span = next), { block, first: i, byte, bytes: 0, s });
       }
-      words(span, known.text.slice(letter, letter + known.u[i]));
+      run = coloured(span, known.text.slice(letter, letter + known.u[i]), known, letter, run);
       letter += known.u[i];
       byte += known.n[i];
       span.bytes += known.n[i];
