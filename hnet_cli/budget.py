@@ -105,11 +105,20 @@ class Needs:
 BASE_MEMORY = 600 * 1024**2
 
 
+BYTES_PER_TOKEN = 4.6
+"""Of GPT-2's tokenizer on English (paper, Table 1): assumed where the data have not been asked."""
+
+
+def positions_per_byte(config: RunConfig) -> float:
+    """Positions of the outermost level per byte: 1, or of a model of tokens an assumption."""
+    return 1 / BYTES_PER_TOKEN if config.tokenizer else 1.0
+
+
 def chunk_fractions(config: RunConfig) -> list[float]:
     """Positions of each inner level per byte, if the target ratios are met."""
     fractions, share = [], 1.0
-    for ratio in config.train.ratios():
-        share /= ratio
+    for chunker, ratio in zip(config.model.chunkers, config.train.ratios(), strict=True):
+        share /= chunker.k or ratio
         fractions.append(share)
     return fractions
 
@@ -121,7 +130,7 @@ def _activation_bytes(config: RunConfig, fractions: list[float]) -> int:
     """
     model, train = config.model, config.train
     floats = again = 0.0
-    positions = train.batch_bytes / train.micro_batches
+    positions = train.batch_bytes / train.micro_batches * positions_per_byte(config)
     for share, level, width, s in zip(
         [1.0, *fractions], model.levels, model.d_model, range(model.num_stages + 1), strict=True
     ):
@@ -143,13 +152,14 @@ def _activation_bytes(config: RunConfig, fractions: list[float]) -> int:
 
 def needs(config: RunConfig) -> Needs:
     """What training `config` takes on one device."""
-    parameters = config.model.num_parameters
+    parameters, share = config.model.num_parameters, positions_per_byte(config)
+    flops = config.model.flops_per_byte(chunk_fractions(config), config.train.sequence_length * share)
     return Needs(
         parameters=parameters,
         weights=16 * parameters,
         activations=_activation_bytes(config, chunk_fractions(config)) + BASE_MEMORY,
         worst_activations=_activation_bytes(config, [1.0] * config.model.num_stages) + BASE_MEMORY,
-        flops_per_byte=config.model.flops_per_byte(chunk_fractions(config), config.train.sequence_length),
+        flops_per_byte=share * flops,
     )
 
 

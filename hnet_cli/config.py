@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -149,12 +150,17 @@ class RunConfig:
     """Which implementations run: see `hnet doctor`."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of matrix products; the residual stream, the router and the smoothing are fp32 always."""
+    tokenizer: str = ""
+    """What the model reads: empty for bytes; `bpe:4096` for tokens of a byte-level BPE of so many ids, learned from the
+    data; or the path of a tokenizer.json. `model.vocab_size` follows from it."""
     name: str = "run"
     """Of the preset this came from."""
     data: str = ""
     """The dataset folder of a run; empty in a preset."""
 
     def __post_init__(self) -> None:
+        if self.tokenizer and self.model.num_stages:
+            raise ValueError("tokenizer: a model of tokens has no chunking stages; arch_layout must be one stack")
         ratios, stages = self.train.target_ratios, self.model.num_stages
         if len(ratios) != stages:
             raise ValueError(f"train.target_ratios has {len(ratios)} entries, but the model has {stages} stages")
@@ -278,6 +284,29 @@ def resolve(choice: str, settings: Sequence[str] = ()) -> RunConfig:
     return _build(data, marks, choice)
 
 
+LEAST_VOCABULARY = 257
+"""Of a byte-level BPE: every byte, and the mark before a sequence."""
+
+
+def _vocabulary(tokenizer: str, where: str) -> int | None:
+    """Ids that `tokenizer` has, the mark before a sequence included; None for a file that is not there: a run keeps its
+    own copy. Raises UsageError."""
+    if tokenizer.partition(":")[0] == "bpe":
+        size = tokenizer.partition(":")[2]
+        if not size.isdecimal() or int(size) < LEAST_VOCABULARY:
+            raise UsageError(f"{where}: tokenizer: {tokenizer!r} should be bpe:N with N of {LEAST_VOCABULARY} or more")
+        return int(size)
+    try:
+        data = json.loads(Path(tokenizer).read_text(encoding="utf-8"))
+        added = data.get("added_tokens") or []
+        ids = {*data["model"]["vocab"].values(), *(token["id"] for token in added)}
+        return max(ids) + (1 if any(token["special"] for token in added) else 2)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UsageError(f"{where}: tokenizer: {tokenizer} is no tokenizer.json") from error
+
+
 def _build(data: dict[str, Any], marks: Mapping[str, str], choice: str) -> RunConfig:
     from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
@@ -302,6 +331,8 @@ def _build(data: dict[str, Any], marks: Mapping[str, str], choice: str) -> RunCo
     if not isinstance(model, dict):
         raise UsageError(f"{where('model')}: there is no model: section", "start from a preset with `extends: nano`")
     model = dict(model)
+    if data.get("tokenizer") and (size := _vocabulary(str(data["tokenizer"]), where("tokenizer"))):
+        model["vocab_size"] = size
     chunker = model.pop("chunker", "learned")
     if "hnet" in model:
         raise UsageError(f"{where('model.hnet')}: unknown key 'hnet' in model:", "it belongs to a model's config.json")
@@ -343,11 +374,15 @@ class _Sections:
     train: TrainConfig = field(default_factory=TrainConfig)
     kernels: Literal["auto", "reference", "fast"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    tokenizer: str = ""
     name: str = "run"
     data: str = ""
 
 
-FIXED = ("model.", "train.seed", "train.batch_bytes", "train.sequence_length", "train.init", "train.optimizer")
+FIXED = (
+    *("model.", "tokenizer", "train.seed", "train.batch_bytes", "train.sequence_length"),
+    *("train.init", "train.optimizer"),
+)
 """What a run keeps for life: its weights and the order of its data follow from these."""
 
 

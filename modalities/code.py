@@ -55,6 +55,7 @@ TOKEN = re.compile(
 
 class Code(Utf8):
     name = "code"
+    line_up = ("transformer", "space", "2stage")  # paper, section 3.2
     consults = frozenset((".gitignore", *MARKERS))
     summary = "Source code: folders with .gitignore respected, one repository on one side of the split"
 

@@ -74,6 +74,7 @@ class Dna(Modality):
     name = "dna"
     summary = "DNA or RNA in FASTA: soft-masking and coordinates kept, N and ambiguity codes left out"
     presets = {"nano": "nano-dna", "small": "small-dna", "base": "base-dna"}  # noqa: RUF012
+    line_up = ("dna-transformer", "dna-mamba", "dna-1stage-transformer", "dna-1stage-mamba")  # paper, Table 5
     formats = ("bed", "bedgraph")
     input_table = bytes.maketrans(b"acgtuU", b"ACGTTT")
     loss_weights = tuple(MASKED_WEIGHT if byte in b"acgtu" else 1.0 for byte in range(256))

@@ -20,6 +20,8 @@ LAYERS: list[set[str]] = [
     {"streams", "modality", "model.config"},
     {"storage", "config", "kernels", "console", "page"},
     {"corpus", "model", "contract", "budget", "torch_file", "safetensors_file"},
+    {"tokens"},  # of byte-level BPE, for the model that byte models are compared with
+    {"lineup"},  # of the paper's comparison
     {"plot", "history", "chunkpage", "tensorboard"},  # what a run folder tells, and how it is drawn
     {"optim", "checkpoint", "distributed", "windows", "assemble", "health", "journal", "watch", "transformers"},
     {"render"},
@@ -52,6 +54,7 @@ WITHOUT_TORCH = {
         "model.config",
     ),
     *("signals", "corpus", "contract", "budget", "render", "plan", "doctor", "prepare", "cli", "__main__", "starters"),
+    *("tokens", "lineup"),
     *("page", "chunkpage", "plot", "history", "report", "runs"),
 }
 """Importing one of these must not import torch; functions inside may."""

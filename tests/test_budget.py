@@ -29,8 +29,8 @@ def test_needs_are_sane(preset):
     assert found.weights == 16 * found.parameters
     assert BASE_MEMORY < found.activations < 200 * GIB
     assert found.memory == found.weights + found.activations
-    # Two operations per weight and position; levels inside see fewer positions.
-    assert 0.2 * found.parameters < found.flops_per_byte < 4 * found.parameters
+    # Two operations per weight and position; levels inside see fewer positions, attention to everything adds the most.
+    assert 0.2 * found.parameters < found.flops_per_byte < 8 * found.parameters
 
 
 def test_the_parameters_are_those_of_the_model():

@@ -183,13 +183,16 @@ class Block(nn.Module):
 
 
 class Isotropic(nn.Module):
-    """A plain stack at one level: encoder, decoder or innermost main network, ending in its own norm (paper, 2.3)."""
+    """A plain stack at one level: `stack` is "encoder", "decoder" or the innermost "main_network".
 
-    def __init__(self, config: HNetConfig, level: int, letters: str) -> None:
+    It ends in its own norm (paper, 2.3), or where the configuration has none in the residual stream as it is.
+    """
+
+    def __init__(self, config: HNetConfig, level: int, stack: str) -> None:
         super().__init__()
-        self.letters = letters
-        self.layers = cast(list[Block], nn.ModuleList(Block(config, level, letter) for letter in letters))
-        self.rmsnorm = RMSNorm(config.d_model[level])
+        self.letters: str = getattr(config.levels[level], stack)
+        self.layers = cast(list[Block], nn.ModuleList(Block(config, level, letter) for letter in self.letters))
+        self.rmsnorm = RMSNorm(config.d_model[level]) if config.has_norm(level, stack) else None
         self.recompute = False
         """Whether a layer keeps only its input and is computed again in the backward pass."""
 
@@ -202,7 +205,7 @@ class Isotropic(nn.Module):
         self, hidden: Tensor, packing: Packing, kernels: Kernels, states: list[LayerState] | None = None
     ) -> Tensor:
         """(T, D) -> (T, D). `states`: one per layer, filled with what each document ends with."""
-        residual = None
+        residual, dtype = None, hidden.dtype
         again = self.recompute and states is None and torch.is_grad_enabled()
         for i, layer in enumerate(self.layers):
             given = (hidden, residual, packing, kernels, None if states is None else states[i])
@@ -210,6 +213,8 @@ class Isotropic(nn.Module):
                 hidden, residual = checkpoint(layer, *given, use_reentrant=False, preserve_rng_state=False)
             else:
                 hidden, residual = layer(*given)
+        if self.rmsnorm is None:
+            return hidden if residual is None else (hidden + residual).to(dtype)
         return kernels.add_rms_norm(hidden, residual, self.rmsnorm.weight, EPS)[0]
 
     def allocate(self, batch_size: int) -> list[LayerState]:
@@ -220,7 +225,7 @@ class Isotropic(nn.Module):
         residual = wide(hidden)
         for layer, state in zip(self.layers, states, strict=True):
             residual = layer.step(residual, state, now, kernels)
-        return _norm(residual, self.rmsnorm)
+        return residual.to(hidden.dtype) if self.rmsnorm is None else _norm(residual, self.rmsnorm)
 
 
 def recompute(model: nn.Module, choice: Literal["none", "main", "all"]) -> None:

@@ -31,7 +31,7 @@ from .settings import (
 
 MLP_MULTIPLE = 128
 SMOOTHING = ("chunks", "bytes", "input")
-SWITCHES = ("smoothing", "rotary", "adapter_width")
+SWITCHES = ("smoothing", "rotary", "adapter_width", "network_norms", "residual")
 """Fields of ours that change the network. In a file they stand under "hnet" where they differ from the default."""
 TRANSFORMERS_KEYS = ("model_type", "architectures", "dtype", "transformers_version")
 """What the library `transformers` needs in the file, or adds to it. It says nothing about the model."""
@@ -63,6 +63,12 @@ class HNetConfig:
     """One per level; empty where all are the official one."""
     adapter_width: int = 0
     """Hidden units of the MLPs before and after the innermost main network (paper, appendix F); 0 for none."""
+    network_norms: bool = True
+    """Whether every encoder, decoder and main network ends in its own norm (paper, 2.3); else only the last one does,
+    whose norm the output layer needs."""
+    residual: str = "projection"
+    """Around each inner network: `projection`, the paper's linear map, every position given the vector of its chunk; or
+    `spacebyte`, the encoder's output as it is, to which a chunk's vector is added at its first position only."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Whatever else stands under "hnet" (modality, ...); carried along, never read by the model."""
 
@@ -89,6 +95,10 @@ class HNetConfig:
             raise ValueError("adapter_width: a model without stages has no adapters")
         if not isinstance(self.tie_embeddings, bool):
             raise ValueError(f"tie_embeddings must be true or false, got {self.tie_embeddings!r}")
+        if not isinstance(self.network_norms, bool):
+            raise ValueError(f"network_norms must be true or false, got {self.network_norms!r}")
+        if self.residual not in ("projection", "spacebyte"):
+            raise ValueError(f"residual must be projection or spacebyte, got {self.residual!r}")
         for s, (level, d) in enumerate(zip(levels, self.d_model, strict=True)):
             if s and d < self.d_model[s - 1]:
                 raise ValueError(f"d_model must not shrink inwards: level {s} has {d} after {self.d_model[s - 1]}")
@@ -212,6 +222,10 @@ class HNetConfig:
         """Chunking steps S; 0 for a plain (isotropic) network."""
         return len(self.levels) - 1
 
+    def has_norm(self, level: int, stack: str) -> bool:
+        """Whether the stack called "encoder", "main_network" or "decoder" of a level ends in a norm of its own."""
+        return self.network_norms or (level == 0 and stack != "encoder")
+
     def mlp_width(self, level: int) -> int:
         """Hidden units of the gated MLP at a level."""
         wanted = self.d_intermediate[level] or 8 * self.d_model[level] // 3
@@ -244,13 +258,15 @@ class HNetConfig:
             for name in ("encoder", "main_network", "decoder"):
                 stack = getattr(level, name)
                 if stack or (name != "main_network" and not level.is_innermost):
-                    parts[f"level{s}.{name}"] = d + sum(self._layer_parameters(s, letter) for letter in stack)
+                    norm = d if self.has_norm(s, name) else 0
+                    parts[f"level{s}.{name}"] = norm + sum(self._layer_parameters(s, letter) for letter in stack)
                 elif name == "main_network" and not level.is_innermost:
                     visit(s + 1)
             if not level.is_innermost:
                 if self.chunkers[s].learned:
                     parts[f"level{s}.routing_module"] = 2 * d * d
-                parts[f"level{s}.residual_proj"] = d * d + d
+                if self.residual == "projection":
+                    parts[f"level{s}.residual_proj"] = d * d + d
 
         visit(0)
         parts["lm_head"] = 0 if self.tie_embeddings else self.vocab_size * self.d_model[0]
@@ -290,6 +306,6 @@ class HNetConfig:
             if level.is_innermost:
                 total += share * 2 * 6 * self.d_model[s] * self.adapter_width
             else:
-                learned = self.chunkers[s].learned
-                total += share * 2 * self.d_model[s] ** 2 * (3 if learned else 1)
+                products = 2 * self.chunkers[s].learned + (self.residual == "projection")
+                total += share * 2 * self.d_model[s] ** 2 * products
         return total

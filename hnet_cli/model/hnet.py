@@ -57,18 +57,20 @@ class HNet(nn.Module):
         if self.is_innermost:
             if config.adapter_width:
                 self.adapter_in, self.adapter_out = (SwiGLU(d_model, config.adapter_width) for _ in range(2))
-            self.main_network: HNet | Isotropic = Isotropic(config, level, stacks.main_network)
+            self.main_network: HNet | Isotropic = Isotropic(config, level, "main_network")
             return
-        self.encoder = Isotropic(config, level, stacks.encoder)
+        self.encoder = Isotropic(config, level, "encoder")
         self.main_network = HNet(config, level + 1)
-        self.decoder = Isotropic(config, level, stacks.decoder)
+        self.decoder = Isotropic(config, level, "decoder")
         chunker = config.chunkers[level]
         self.routing_module = RoutingModule(d_model, chunker) if chunker.learned else FixedRouting(chunker)
         self.smoothing = config.smoothing
         self.chunk_layer = ChunkLayer()
         self.dechunk_layer = DeChunkLayer()
-        self.residual_proj = nn.Linear(d_model, d_model, dtype=torch.float32)
-        nn.init.zeros_(self.residual_proj.weight)
+        self.residual_proj = None
+        if config.residual == "projection":
+            self.residual_proj = nn.Linear(d_model, d_model, dtype=torch.float32)
+            nn.init.zeros_(self.residual_proj.weight)
 
     def enter(self, hidden: Tensor, kernels: Kernels) -> Tensor:
         """What the outer level hands over, (T, outer width), as this level's `forward` and `step` read it: (T, D)."""
@@ -122,12 +124,16 @@ class HNet(nn.Module):
             )
             state.smoothed = smoothed[inner.last]
             state.average = wide(average[packing.last])
+        if self.residual_proj is None:
+            upsampled = upsampled * routing.boundary_mask[:, None]
         joined = add_residual(upsampled, routing, residual).to(encoded.dtype)
         out = self.decoder(joined, packing, kernels, stacks.get("decoder"))
         return out[:, : self.outer_width], [routing, *deeper]
 
     def project_residual(self, encoded: Tensor) -> Tensor:
         """The residual around the inner network: float32 (or wider) whatever the model's dtype."""
+        if self.residual_proj is None:
+            return wide(encoded)
         encoded = encoded.to(self.residual_proj.weight.dtype)
         if not torch.is_autocast_enabled(encoded.device.type):  # entering a context costs a step as much as the product
             return self.residual_proj(encoded)
@@ -203,6 +209,8 @@ class HNet(nn.Module):
         smoothed = state.smoothed if now.rows is None else state.smoothed[now.rows]
         if self.smoothing == "bytes":
             smoothed = state.move(smoothed, _weight(prob), now.rows)
+        if self.residual_proj is None:
+            smoothed = smoothed * (prob > 0.5)[:, None]
         joined = (smoothed + self.project_residual(encoded)).to(encoded.dtype)
         return self.decoder.step(joined, state.layers["decoder"], now, kernels)[:, : self.outer_width]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -38,6 +39,11 @@ def expand_stack(text: Any) -> str:
             f"bad arch_layout: {text!r} should be letters m, M, t, T each followed by a count, such as 'T1m4'"
         )
     return "".join(letter * int(count) for letter, count in re.findall(r"([mMtT])([0-9]+)", text))
+
+
+def compact_stack(letters: str) -> str:
+    """The inverse of `expand_stack`: "Tmmmm" -> "T1m4"."""
+    return "".join(f"{letter}{len(list(same))}" for letter, same in itertools.groupby(letters))
 
 
 @dataclass(frozen=True)
