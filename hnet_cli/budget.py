@@ -53,8 +53,8 @@ def cpu_memory() -> int:
     return max(0, available)
 
 
-def machine(device: str | None = None) -> Machine:
-    """The machine a run would use: `device` if given, else a GPU if there is one, else the CPU.
+def machine(device: str | None = None, ranks: int = 1) -> Machine:
+    """The machine a run would use: `device` if given, else a GPU if there is one, else the CPU, shared by `ranks`.
 
     Raises UsageError for a device of no known kind, EnvironmentLimit where it is not there.
     """
@@ -75,7 +75,7 @@ def machine(device: str | None = None) -> Machine:
                 return Machine(f"cuda:{index}", free, torch.cuda.get_device_name(index))
         if device is not None:
             raise EnvironmentLimit(f"there is no {device}: no GPU can be used here", "`hnet doctor` says why")
-    return Machine("cpu", cpu_memory(), f"{os.cpu_count()} CPU cores")
+    return Machine("cpu", cpu_memory() // ranks, f"{os.cpu_count()} CPU cores")
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Needs:
 
     parameters: int
     weights: int
-    """Weights, gradients and AdamW's two moments, float32."""
+    """Weights, gradients and AdamW's two moments, float32; of a rank, its share and what is gathered at a time."""
     activations: int
     """Of one micro-batch, an estimate from the layout."""
     worst_activations: int
@@ -150,22 +150,39 @@ def _activation_bytes(config: RunConfig, fractions: list[float]) -> int:
     return int(4 * floats)
 
 
-def needs(config: RunConfig) -> Needs:
-    """What training `config` takes on one device."""
+def needs(config: RunConfig, ranks: int = 1) -> Needs:
+    """What training `config` takes on one device, where the model is divided among `ranks`."""
     parameters, share = config.model.num_parameters, positions_per_byte(config)
     flops = config.model.flops_per_byte(chunk_fractions(config), config.train.sequence_length * share)
     return Needs(
         parameters=parameters,
-        weights=16 * parameters,
+        weights=16 * parameters // ranks + (_gathered_bytes(config) if ranks > 1 else 0),
         activations=_activation_bytes(config, chunk_fractions(config)) + BASE_MEMORY,
         worst_activations=_activation_bytes(config, [1.0] * config.model.num_stages) + BASE_MEMORY,
         flops_per_byte=share * flops,
     )
 
 
-def fits(config: RunConfig, here: Machine) -> bool:
-    """Whether training `config` fits into the memory of `here`."""
-    return needs(config).memory <= here.memory
+def _gathered_bytes(config: RunConfig) -> int:
+    """Weights and gradients that are whole at a time on a rank: the ends, what each level has beside its layers, and
+    the two largest matrices of a layer."""
+    model = config.model
+    ends = 2 * model.vocab_size * model.d_model[0]
+    levels = sum(3 * width**2 for width in model.d_model[:-1])
+    mlps = [3 * model.d_model[s] * model.mlp_width(s) for s in range(model.num_stages + 1)]
+    mixers = [2 * model.ssm_cfg.expand * width**2 for width in model.d_model]
+    return 8 * (ends + levels + 2 * max(mlps + mixers))
+
+
+def is_sharded(config: RunConfig, here: Machine, ranks: int) -> bool:
+    """Whether `ranks` ranks on machines like `here` divide the model among them, by `train.shard`."""
+    choice = config.train.shard
+    return ranks > 1 and (choice == "full" or (choice == "auto" and not fits(config, here)))
+
+
+def fits(config: RunConfig, here: Machine, ranks: int = 1) -> bool:
+    """Whether training `config`, the model divided among `ranks`, fits into the memory of `here`."""
+    return needs(config, ranks).memory <= here.memory
 
 
 def presets_that_fit(here: Machine) -> list[tuple[str, Needs]]:

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +23,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from hnet_cli import storage
+from hnet_cli.distributed import divided_like, whole
 from hnet_cli.errors import DamagedError, HNetError, InputError, StorageError
 from hnet_cli.model import HNetConfig, HNetForCausalLM
 from hnet_cli.model.hnet import stays_float32
 from hnet_cli.model.skeleton import skeleton
-from hnet_cli.safetensors_file import write_safetensors
+from hnet_cli.safetensors_file import in_order, write_safetensors
 
 STARTERS = Path(__file__).parent / "starters"
 MODEL_FILES = ("config.json", "model.safetensors")
@@ -39,6 +41,7 @@ WIDENED = 1 << 29
 """Bytes of half-precision weights up to which a model is computed in float32: there it is exact, and memory is no
 concern."""
 T = TypeVar("T")
+Read = Callable[[torch.Tensor], torch.Tensor]
 
 
 class LoadedModel(HNetForCausalLM):
@@ -59,22 +62,29 @@ class LoadedModel(HNetForCausalLM):
         return segment_bytes(self, data, stage)
 
 
-def save_model(folder: Path, model: HNetForCausalLM, extra: Mapping[str, Any],
-               target_ratios: list[float]) -> dict[str, dict[str, Any]]:  # fmt: skip
-    """Write `config.json` and `model.safetensors` into a folder being staged; gives the manifest entry of the last."""
+def save_model(folder: Path, model: HNetForCausalLM, extra: Mapping[str, Any], target_ratios: list[float],
+               read: Read = lambda tensor: tensor) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """Write `config.json` and `model.safetensors` into a folder being staged; gives the manifest entry of the last.
+
+    `read` gives the whole of a tensor of the model's state when its turn has come.
+    """
     config = model.config.to_dict() | {"model_type": MODEL_TYPE}
     config["hnet"] = config.get("hnet", {}) | {"target_ratios": target_ratios} | dict(extra)
     storage.write_json(folder / "config.json", config)
+    return _write_tensors(folder / "model.safetensors", _weights(model), {"format": "pt"}, read)
+
+
+def _weights(model: HNetForCausalLM) -> dict[str, torch.Tensor]:
     tensors = model.state_dict()
     if model.config.tie_embeddings:
         tensors.pop("lm_head.weight", None)
-    return _write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
+    return tensors
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor],
-                   metadata: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:  # fmt: skip
+def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None,
+                   read: Read = lambda tensor: tensor) -> dict[str, dict[str, Any]]:  # fmt: skip
     with storage.NewFile(path) as file:
-        write_safetensors(file, tensors, lambda tensor: tensor, metadata)
+        write_safetensors(file, tensors, read, metadata)
     return {path.name: file.entry}
 
 
@@ -310,25 +320,47 @@ def size(model: HNetForCausalLM) -> int:
     return 3 * sum(parameter.nbytes for parameter in model.parameters())
 
 
+class _Gathering:
+    """The whole of tensors that may be divided among ranks, one after the other: all ranks ask, in the same order."""
+
+    def __init__(self, *tensors: dict[str, torch.Tensor]) -> None:
+        self.left = deque(each[name].detach() for each in tensors for name in in_order(each))
+
+    def next(self, _: torch.Tensor) -> torch.Tensor:
+        return whole(self.left.popleft())
+
+    def rest(self) -> None:
+        """For the ranks that write nothing, and the one whose writing failed."""
+        while self.left:
+            whole(self.left.popleft())
+
+
 def save_checkpoint(run: Path, model: HNetForCausalLM, optimizer: torch.optim.Optimizer, state: TrainingState,
-                    extra: Mapping[str, Any], target_ratios: list[float], keep: int,
-                    settings: str = "") -> Path:  # fmt: skip
+                    extra: Mapping[str, Any], target_ratios: list[float], keep: int, settings: str = "",
+                    is_main: bool = True) -> Path:  # fmt: skip
     """Write the checkpoint of `state.step`, point `latest` at it, and remove the ones no longer kept.
 
-    `settings`: the run's configuration as YAML, sealed with it. Raises StorageError or BusyError (disk full, I/O, not
-    writable); whatever was there before is whole then.
+    `settings`: the run's configuration as YAML, sealed with it. Of several ranks all call this, and the main one
+    writes. Raises StorageError or BusyError (disk full, I/O, not writable); whatever was there before is whole then.
     """
     folder = run / "checkpoints" / f"step-{state.step:08d}"
-    files: dict[str, dict[str, Any]] = {}
-    manifest = {"kind": "checkpoint", "files": files}
-    staging = storage.staged_folder(folder, overwrite=True, manifest=manifest)
-    with staging as staged, storage.os_errors(folder, size(model)):
-        files |= save_model(staged, model, dict(extra) | {"step": state.step}, target_ratios)
-        files |= _write_tensors(staged / "optimizer.safetensors", dict(_optimizer_tensors(model, optimizer)))
-        files |= _write_tensors(staged / "random.safetensors", {"torch": torch.get_rng_state()})
-        storage.write_json(staged / "state.json", {"format": FORMAT} | vars(state))
-        if settings:
-            storage.write_text(staged / SETTINGS, settings)
+    moments = dict(_optimizer_tensors(model, optimizer))
+    gathering = _Gathering(_weights(model), moments)
+    try:
+        if not is_main:
+            return folder
+        files: dict[str, dict[str, Any]] = {}
+        manifest = {"kind": "checkpoint", "files": files}
+        staging = storage.staged_folder(folder, overwrite=True, manifest=manifest)
+        with staging as staged, storage.os_errors(folder, size(model)):
+            files |= save_model(staged, model, dict(extra) | {"step": state.step}, target_ratios, gathering.next)
+            files |= _write_tensors(staged / "optimizer.safetensors", moments, None, gathering.next)
+            files |= _write_tensors(staged / "random.safetensors", {"torch": torch.get_rng_state()})
+            storage.write_json(staged / "state.json", {"format": FORMAT} | vars(state))
+            if settings:
+                storage.write_text(staged / SETTINGS, settings)
+    finally:
+        gathering.rest()
     storage.write_text(run / "latest", folder.name + "\n")
     if state.best_step == state.step:
         storage.write_text(run / "best", folder.name + "\n")
@@ -368,7 +400,10 @@ def load_checkpoint(folder: Path, model: HNetForCausalLM, optimizer: torch.optim
     except (TypeError, ValueError) as error:
         raise DamagedError(f"{folder / 'state.json'} is not the state of a run: {error}") from error
     weights, moments = _tensors(folder / "model.safetensors"), _tensors(folder / "optimizer.safetensors")
-    random = _tensors(folder / "random.safetensors")
+    random, own = _tensors(folder / "random.safetensors"), model.state_dict()
+    for name in weights.keys() & own.keys():
+        if weights[name].shape == own[name].shape:
+            weights[name] = divided_like(weights[name], own[name])
     try:
         model.load_state_dict(weights, strict=not model.config.tie_embeddings)
     except RuntimeError as error:
@@ -379,7 +414,8 @@ def load_checkpoint(folder: Path, model: HNetForCausalLM, optimizer: torch.optim
         parameter = parameters.get(name)
         if parameter is None or value.shape not in (parameter.shape, torch.Size()):
             raise DamagedError(f"{folder / 'optimizer.safetensors'} does not fit the model: {key[:100]!a}")
-        optimizer.state[parameter][kind] = value.to(parameter.device)  # AdamW's count of steps too: it is fused
+        device = parameter.device  # of AdamW's count of steps too: it is fused
+        optimizer.state[parameter][kind] = divided_like(value, parameter) if value.dim() else value.to(device)
     try:
         torch.set_rng_state(random["torch"])
     except (KeyError, TypeError, RuntimeError) as error:

@@ -154,18 +154,27 @@ def train(
 ) -> None:
     """Train an H-Net on a dataset."""
     from hnet_cli import plan, storage
+    from hnet_cli.console import set_verbosity
+    from hnet_cli.distributed import joined
 
     settings = [*(settings or []), *(["train.tensorboard=true"] if tensorboard else [])]
-    chosen = plan.choose(preset, data, run, settings, resume=resume, device=device)
-    if dry_run:
-        plan.describe(chosen, as_json=as_json)
-        return
-    storage.refuse_if_held(chosen.run)
-    plan.refuse_what_cannot_fit(chosen)
-    from hnet_cli.progress import follow
+    with joined(device) as world:
+        if not world.is_main:
+            set_verbosity(-1)
+        with world.together():
+            chosen = plan.choose(preset, data, run, settings, resume=resume, device=device, world=world)
+            if dry_run and world.is_main:
+                plan.describe(chosen, as_json=as_json)
+            elif not dry_run:
+                if world.is_main:
+                    storage.refuse_if_held(chosen.run)
+                plan.refuse_what_cannot_fit(chosen)
+        if dry_run:
+            return
+        from hnet_cli.progress import follow
 
-    result = follow(chosen, resume=resume, strict=strict)
-    if as_json:
+        result = follow(chosen, resume=resume, strict=strict, world=world)
+    if as_json and world.is_main:
         _print_json({"run": str(result.run), "steps": result.state.step, "seconds": result.seconds} | result.last)
 
 
@@ -349,7 +358,8 @@ def _fail(error: HNetError) -> int:
     from hnet_cli.modality import escape
 
     message = f"{error} ({error.hint})" if error.hint else str(error)
-    print(f"hnet: {escape(' '.join(message.split()))}", file=sys.stderr)
+    if message:  # else another rank of the run says it
+        print(f"hnet: {escape(' '.join(message.split()))}", file=sys.stderr)
     return error.exit_code
 
 

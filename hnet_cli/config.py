@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,7 +38,11 @@ class TrainConfig:
     sequence_length: int = 256
     """Bytes per row; documents are packed into rows and never see each other."""
     micro_batches: int = 1
-    """Pieces a batch is computed in, one after the other, to save memory."""
+    """Pieces a batch is computed in: ranks share them, and one after the other they need less memory. Never fewer than
+    ranks."""
+    shard: Literal["auto", "none", "full"] = "auto"
+    """On several ranks: whether each holds a copy of the model (`none`) or its share (`full`, FSDP2). `auto`: a copy
+    where it fits."""
     activation_checkpointing: Literal["none", "main", "all"] = "none"
     """Layers that keep only their input for the backward pass and are computed twice: those of the innermost stack, or
     of all. Saves memory, costs time, changes no number."""
@@ -133,6 +138,20 @@ class TrainConfig:
     def rows(self) -> int:
         """Rows of `sequence_length` bytes in a batch."""
         return self.batch_bytes // self.sequence_length
+
+    def shared_by(self, ranks: int) -> TrainConfig:
+        """The same with as many micro-batches, of at most the same size, as `ranks` can share equally.
+
+        Raises UsageError where a batch cannot be cut so.
+        """
+        pieces = math.ceil(self.micro_batches / ranks) * ranks
+        if self.rows % pieces:
+            raise UsageError(
+                f"a batch of {self.rows} rows (train.batch_bytes / train.sequence_length) cannot be shared by {ranks} "
+                f"ranks in {pieces} micro-batches",
+                f"take a train.batch_bytes that is a multiple of {self.sequence_length * pieces}",
+            )
+        return dataclasses.replace(self, micro_batches=pieces)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hnet_cli.corpus.dataset import Dataset
 from hnet_cli.corpus.loader import Batch, windows
+from hnet_cli.distributed import ALONE, World
 from hnet_cli.health import read, routing_counts, stage_metrics
 from hnet_cli.model import HNetForCausalLM
 
@@ -19,27 +20,39 @@ PIECE = 32_768
 """Bytes per forward pass where nothing smaller is asked for."""
 
 
-@torch.inference_mode()
-def validation(model: HNetForCausalLM, dataset: Dataset, length: int, max_bytes: int,
-               target_ratios: list[float], piece: int | None = None) -> dict[str, Any]:  # fmt: skip
+@torch.no_grad()
+def validation(model: HNetForCausalLM, dataset: Dataset, length: int, max_bytes: int, target_ratios: list[float],
+               piece: int | None = None, world: World = ALONE) -> dict[str, Any]:  # fmt: skip
     """Score the validation split, at most `max_bytes` of it, in windows of `length` bytes.
 
     `piece`: bytes per forward pass; that of training takes no more memory than training. Every byte counts exactly
     once, the first of a document too (it is predicted from the document mark); a window that does not begin a document
     begins with the byte before it and knows nothing older. Returns `bpb` (bits per byte, unweighted),
-    `bytes`, and what `stage_metrics` says of each stage.
+    `bytes`, and what `stage_metrics` says of each stage. The ranks of a `world` take the passes in turn; the result is
+    that of one rank.
     """
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
-    nats, counts, total = [], [], 0
-    for batch in windows(dataset, "val", length, batch_bytes=piece or PIECE, max_bytes=max_bytes):
+    nats, counts, passes, total = list[Tensor](), list[Tensor](), 0, 0
+
+    def score(batch: Batch) -> None:
         inputs, targets, cu_seqlens, _ = to_device(batch, device)
         out = model(inputs, cu_seqlens=cu_seqlens)
         nats.append(F.cross_entropy(out.logits.float(), targets, reduction="sum").double())
         counts.append(routing_counts(out.routing))
-        total += len(batch.targets)
+
+    for batch in windows(dataset, "val", length, batch_bytes=piece or PIECE, max_bytes=max_bytes):
+        if passes % world.size == world.rank:
+            score(batch)
+        passes, total = passes + 1, total + len(batch.targets)
+    if len(nats) * world.size < passes:  # every rank gives as many; this one is not counted
+        score(batch)
     model.train(was_training)
-    numbers = read({"nats": torch.stack(nats).sum(), "counts": torch.stack(counts).sum(0)})
+
+    def of_all(own: list[Tensor]) -> Tensor:
+        return world.gather(torch.stack(own)).transpose(0, 1).flatten(0, 1)[:passes].sum(0)
+
+    numbers = read({"nats": of_all(nats), "counts": of_all(counts)})
     bpb = numbers["nats"][0] / total / math.log(2)
     return {"bpb": bpb, "bytes": total} | stage_metrics(numbers["counts"], total, target_ratios)
 

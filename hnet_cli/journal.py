@@ -14,12 +14,12 @@ from hnet_cli import storage
 class Journal:
     """One record per line, each with a "step"; opened at a step, it is cut back to what was written until then."""
 
-    def __init__(self, path: Path, step: int) -> None:
-        """Raises StorageError."""
-        self.path, self._waiting = path, ""
-        self.kept = [record for record in _records(path) if record["step"] <= step]
+    def __init__(self, path: Path, step: int, silent: bool = False) -> None:
+        """`silent`: another process keeps it; nothing is read or written. Raises StorageError."""
+        self.path, self.silent, self._waiting = path, silent, ""
+        self.kept = [record for record in _records(path) if record["step"] <= step] if not silent else []
         """What stood there before."""
-        if self.kept or path.exists():
+        if not silent and (self.kept or path.exists()):
             storage.write_text(path, "".join(json.dumps(record) + "\n" for record in self.kept))
 
     def write(self, record: dict[str, Any]) -> None:
@@ -27,13 +27,15 @@ class Journal:
 
         Raises StorageError or BusyError; what could not be written is kept for the next time.
         """
+        if self.silent:
+            return
         finite = {key: value for key, value in record.items() if not isinstance(value, float) or math.isfinite(value)}
         self._waiting += json.dumps(finite) + "\n"
         self._append(sync=False)
 
     def sync(self) -> None:
         """Make all records survive a power cut."""
-        if self.path.exists() or self._waiting:
+        if not self.silent and (self.path.exists() or self._waiting):
             self._append(sync=True)
 
     def _append(self, sync: bool) -> None:

@@ -15,6 +15,7 @@ from hnet_cli.budget import GIB, Machine
 from hnet_cli.config import RunConfig, differences, resolve
 from hnet_cli.console import count, duration, literal, say, show, size, table
 from hnet_cli.corpus import Batches, Dataset
+from hnet_cli.distributed import ALONE, World
 from hnet_cli.errors import EnvironmentLimit, HNetError, InputError
 
 
@@ -28,6 +29,10 @@ class Plan:
     """`dataset.json`."""
     run: Path
     machine: Machine
+    """Of this rank."""
+    ranks: int = 1
+    shares: int = 1
+    """Ranks that the model is divided among; 1 where each has a copy."""
 
 
 def _dataset(data: Path) -> Dataset:
@@ -45,9 +50,9 @@ def _newest_dataset() -> Path:
 
 
 def choose(preset: str | None, data: Path | None, run: Path | None, settings: list[str], *, resume: bool,
-           device: str | None) -> Plan:  # fmt: skip
+           device: str | None, world: World = ALONE) -> Plan:  # fmt: skip
     """Fill in what the user left open and say what was chosen. Raises UsageError, InputError or EnvironmentLimit."""
-    here = budget.machine(device)
+    here = budget.machine(world.device(device), world.local_size)
     config = resolve(preset, settings) if preset is not None else None
     if resume and run is not None:
         config = _stored(run, config, settings)
@@ -65,7 +70,9 @@ def choose(preset: str | None, data: Path | None, run: Path | None, settings: li
         if resume:
             config = _stored(run, config, settings)
     Batches(dataset, sequence_length=config.train.sequence_length, rows=config.train.rows)  # enough data for them
-    return Plan(dataclasses.replace(config, data=str(data)), data, dataset.about, run, here)
+    config = dataclasses.replace(config, data=str(data), train=config.train.shared_by(world.size))
+    shares = world.size if budget.is_sharded(config, here, world.size) else 1
+    return Plan(config, data, dataset.about, run, here, world.size, shares)
 
 
 def _stored(run: Path, given: RunConfig | None, settings: list[str]) -> RunConfig:
@@ -113,17 +120,19 @@ def _tell_of_edits(shown: Path, used: Path) -> None:
 
 def refuse_what_cannot_fit(plan: Plan) -> None:
     """Raises EnvironmentLimit with what is needed, what is there and what would fit."""
-    if budget.fits(plan.config, plan.machine):
+    if budget.fits(plan.config, plan.machine, plan.shares):
         return
-    needs, here = budget.needs(plan.config), plan.machine
+    needs, here = budget.needs(plan.config, plan.shares), plan.machine
     fitting = [name for name, _ in budget.presets_that_fit(here)]
     advice = f"presets that fit: {', '.join(fitting)}" if fitting else "no preset fits; free some memory"
+    if budget.fits(plan.config, here, plan.ranks):
+        advice = f"--set train.shard=full would fit; {advice}"
     for pieces in (2**n for n in range(1, 12)):
         train = plan.config.train
         if train.rows % (train.micro_batches * pieces):
             break
         smaller = dataclasses.replace(train, micro_batches=train.micro_batches * pieces)
-        if budget.fits(dataclasses.replace(plan.config, train=smaller), here):
+        if budget.fits(dataclasses.replace(plan.config, train=smaller), here, plan.shares):
             advice = f"--set train.micro_batches={smaller.micro_batches} would fit; {advice}"
             break
     raise EnvironmentLimit(
@@ -136,20 +145,22 @@ def refuse_what_cannot_fit(plan: Plan) -> None:
 
 def facts(plan: Plan) -> dict[str, Any]:
     """The plan as data: parameters per part, FLOPs, memory, bytes, epochs."""
-    train, needs = plan.config.train, budget.needs(plan.config)
+    train, needs = plan.config.train, budget.needs(plan.config, plan.shares)
     total = train.steps * train.batch_bytes
     return {
         "preset": plan.config.name,
         "data": str(plan.data),
         "run": str(plan.run),
         "device": plan.machine.device,
+        "ranks": plan.ranks,
+        "sharded": plan.shares > 1,
         "parameters": needs.parameters,
         "parameters_by_part": plan.config.model.count_parameters(),
         "flops_per_byte": needs.flops_per_byte,
         "memory_needed": needs.memory,
         "memory_worst": needs.worst_memory,
         "memory_free": plan.machine.memory,
-        "fits": budget.fits(plan.config, plan.machine),
+        "fits": budget.fits(plan.config, plan.machine, plan.shares),
         "steps": train.steps,
         "bytes": total,
         "epochs": total / plan.dataset["splits"]["train"]["bytes"],
@@ -159,10 +170,10 @@ def facts(plan: Plan) -> dict[str, Any]:
 def describe(plan: Plan, as_json: bool) -> None:
     """Print the plan, with the time it would take, measured, if it fits; else raises EnvironmentLimit after it."""
     data = facts(plan)
-    if data["fits"]:
+    if data["fits"] and plan.shares == 1:
         from hnet_cli.train_step import seconds_per_byte
 
-        data["seconds"] = data["bytes"] * seconds_per_byte(plan.config, plan.machine.device)
+        data["seconds"] = data["bytes"] * seconds_per_byte(plan.config, plan.machine.device) / plan.ranks
         data["bytes_per_s"] = data["bytes"] / data["seconds"]
     if as_json:
         print(json.dumps(data))
@@ -183,6 +194,9 @@ def _describe(plan: Plan, data: dict[str, Any]) -> None:
         f"chunk), {data['memory_free'] / GIB:.1f} GiB free on "
         f"{data['device']} ({plan.machine.name}).")  # fmt: skip
     times = f"{data['epochs']:.1f} times the data"
+    if plan.ranks > 1:
+        say(f"{plan.ranks} ranks, {train.micro_batches // plan.ranks} micro-batches each; the model is "
+            f"{'divided among them' if plan.shares > 1 else 'copied on each'}.")  # fmt: skip
     say(f"{train.steps:,} steps of {size(train.batch_bytes)}: {size(data['bytes'])}, {times}.")
-    if data["fits"]:
+    if "seconds" in data:
         say(f"About {size(data['bytes_per_s'])}/s here: {duration(data['seconds'])}.")

@@ -62,15 +62,17 @@ class Probe:
         legal = self.automaton is None or self.automaton.run(prompt.translate(self.input_table)) >= 0
         self.prompt = prompt if legal else b""
 
-    @torch.inference_mode()
-    def decide(self, model: HNetForCausalLM) -> Decisions:
-        """Route the probe, every document whole and from its beginning, in one pass of the encoders."""
+    @torch.no_grad()
+    def decide(self, model: HNetForCausalLM, whole: bool = False) -> Decisions:
+        """Route the probe, every document whole and from its beginning, in one pass of the encoders; or of the `whole`
+        model, all that can be done with one that is divided among ranks."""
         device = model.embeddings.weight.device
         ids, offsets = torch.from_numpy(self._input).to(device).long(), torch.from_numpy(self._cu_seqlens).to(device)
         at = np.arange(len(self._input))
         depth = np.zeros(len(self._input), np.uint8)
         probability = np.full((model.config.num_stages, len(self._input)), np.nan, np.float32)
-        for stage, routing in enumerate(route(model, ids, offsets)):
+        decided = model(ids, cu_seqlens=offsets).routing if whole else route(model, ids, offsets)
+        for stage, routing in enumerate(decided):
             probability[stage, at] = routing.boundary_prob.float().cpu().numpy()
             at = at[routing.boundary_mask.cpu().numpy()]
             depth[at] += 1
@@ -96,8 +98,8 @@ class Probe:
                 shares[f"stage{s}_flips"] = float(np.mean((old > s)[both] != (new > s)[both]))
         return shares
 
-    def record(self, model: HNetForCausalLM, decisions: Decisions, seed: int) -> dict[str, Any]:
-        """The bytes shown with their chunks, and a continuation of the first of them drawn from `seed`.
+    def record(self, model: HNetForCausalLM, decisions: Decisions, seed: int | None) -> dict[str, Any]:
+        """The bytes shown with their chunks, and a continuation of the first of them drawn from `seed` (None: none).
 
         "probe": {"base64", "depth": [..], "probability": [[.. per byte, null where it is no position], .. per stage]};
         "sample": {"prompt", "base64", "depth"}, left out where the logits are not finite. Leaves torch's random state
@@ -109,6 +111,8 @@ class Probe:
             "depth": [int(depth) for depth in decisions.depth[:SHOWN]],
             "probability": shown,
         }
+        if seed is None:
+            return {"probe": probe}
         try:
             drawn = list(generate(model, [self.prompt], max_bytes=GENERATED, seed=seed, automaton=self.automaton,
                                   input_table=self.input_table))  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any
 
 from hnet_cli import history, report, storage
 from hnet_cli.console import Task, duration, literal, progress, say, show, size, table
+from hnet_cli.distributed import ALONE, OtherRank, World
 from hnet_cli.errors import BusyError, HNetError
 from hnet_cli.plan import Plan
 from hnet_cli.plot import spark
@@ -19,23 +20,29 @@ from hnet_cli.tensorboard import Board
 from hnet_cli.train import Result, train
 
 
-def follow(plan: Plan, *, resume: bool = False, strict: bool = False, seconds: float = math.inf) -> Result:
+def follow(plan: Plan, *, resume: bool = False, strict: bool = False, seconds: float = math.inf,
+           world: World = ALONE) -> Result:  # fmt: skip
     """Train what was planned, in about `seconds` at most, show it; end with a table, the report and what to do next.
 
-    What is said on the way is kept in the run's `log.txt`, the traceback of an error too.
+    What is said on the way is kept in the run's `log.txt`, the traceback of an error too. Of several ranks the main one
+    speaks.
     """
+    if not world.is_main:
+        return train(plan.config, plan.data, plan.run, resume=resume, strict=strict, device=plan.machine.device,
+                     seconds=seconds, world=world)  # fmt: skip
     board = Board(plan.run) if plan.config.train.tensorboard else None
     with progress("training", total=plan.config.train.steps) as task:
         screen = _Screen(task, plan.run / "log.txt", board)
         try:
             result = train(
                 plan.config, plan.data, plan.run, resume=resume, strict=strict, device=plan.machine.device,
-                seconds=seconds, listen=screen.hear,
+                seconds=seconds, listen=screen.hear, world=world,
             )  # fmt: skip
         except BusyError:
             raise  # the log is another process's
         except BaseException as error:
-            screen.log(str(error) if isinstance(error, HNetError) else traceback.format_exc())
+            told = "another rank failed" if isinstance(error, OtherRank) else str(error)
+            screen.log(told if isinstance(error, HNetError) else traceback.format_exc())
             raise
         finally:
             if board:

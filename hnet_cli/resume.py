@@ -11,6 +11,7 @@ from hnet_cli import checkpoint
 from hnet_cli.checkpoint import TrainingState
 from hnet_cli.config import FIXED, RunConfig, differences, resolve
 from hnet_cli.corpus.dataset import Dataset
+from hnet_cli.distributed import ALONE, World
 from hnet_cli.errors import DamagedError, InputError, UsageError
 from hnet_cli.model import HNetForCausalLM
 
@@ -18,13 +19,35 @@ Listener = Callable[[str, dict[str, object]], None]
 
 
 def restore(run: Path, config: RunConfig, dataset: Dataset, model: HNetForCausalLM, optimizer: torch.optim.Optimizer,
-            listen: Listener, *, strict: bool = False) -> TrainingState:  # fmt: skip
+            listen: Listener, *, strict: bool = False, world: World = ALONE) -> TrainingState:  # fmt: skip
     """Fill model, optimizer and random state from the newest whole checkpoint of `run`; a fresh state if it has none.
 
     `listen` hears "warning" for each checkpoint passed over, and "resume" with the step and what is set otherwise than
     when it was written. `strict`: nothing is passed over. Raises DamagedError (no checkpoint is whole, or `strict`),
     InputError (another dataset), UsageError (a setting that a run cannot change).
+
+    Rank 0 of a `world` chooses and verifies; all then read the same folder, whatever ranks it was written by.
     """
+    with world.together():
+        folder = _newest(run, listen, strict) if world.is_main else None
+    step = int(world.of_main(-1 if folder is None else int(folder.name[5:])))
+    if step < 0:
+        return TrainingState(dataset=dataset.fingerprint)
+    folder = run / "checkpoints" / f"step-{step:08d}"
+    with world.together():
+        changed = _changes(folder, config)
+        state = checkpoint.load_checkpoint(folder, model, optimizer)
+        if state.dataset != dataset.fingerprint:
+            raise InputError(
+                f"{run} was trained on another dataset than {dataset.path}",
+                "give the same --data, or start another run with --run NAME",
+            )
+    listen("resume", {"step": state.step, "folder": str(folder), "changed": changed})
+    return state
+
+
+def _newest(run: Path, listen: Listener, strict: bool) -> Path | None:
+    """The newest checkpoint that is whole; None if there are none."""
 
     def passed_over(message: str) -> None:
         if strict:
@@ -38,16 +61,7 @@ def restore(run: Path, config: RunConfig, dataset: Dataset, model: HNetForCausal
         if missing or checkpoint.has_any(run):
             raise DamagedError(f"no checkpoint of {run} is whole", "begin another run with --run NAME")
         listen("warning", {"message": f"{run} has no complete checkpoint; starting from the beginning"})
-        return TrainingState(dataset=dataset.fingerprint)
-    changed = _changes(folder, config)
-    state = checkpoint.load_checkpoint(folder, model, optimizer)
-    if state.dataset != dataset.fingerprint:
-        raise InputError(
-            f"{run} was trained on another dataset than {dataset.path}",
-            "give the same --data, or start another run with --run NAME",
-        )
-    listen("resume", {"step": state.step, "folder": str(folder), "changed": changed})
-    return state
+    return folder
 
 
 def _changes(folder: Path, config: RunConfig) -> list[str]:

@@ -32,10 +32,15 @@ class Described(Protocol):
 Source = TypeVar("Source", bound=Described)
 
 
+def in_order(tensors: Mapping[str, Source]) -> list[str]:
+    """Names as they stand in a file: one that keeps every tensor aligned."""
+    return sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+
+
 def write_safetensors(file: NewFile, tensors: Mapping[str, Source], read: Callable[[Source], torch.Tensor],
                       metadata: Mapping[str, str] | None = None) -> None:  # fmt: skip
     """The format of `safetensors.torch.save_file`. `read` gives the values of a tensor when its turn has come."""
-    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))  # keeps every tensor aligned
+    names = in_order(tensors)
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name in names:

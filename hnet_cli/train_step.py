@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hnet_cli.config import RunConfig, TrainConfig
 from hnet_cli.corpus.loader import Batch
+from hnet_cli.distributed import ALONE, World, whole
 from hnet_cli.evaluate import to_device
 from hnet_cli.health import clip_gradient, read, routing_counts, stage_metrics
 from hnet_cli.model import HNetForCausalLM, RoutingOutput, ratio_loss
@@ -77,24 +78,24 @@ def losses(model: HNetForCausalLM, inputs: Tensor, targets: Tensor, cu_seqlens: 
     return Losses(total, nll.detach().sum(), ratio.detach(), alignment.detach()), out.routing
 
 
-def accumulate(model: HNetForCausalLM, batches: list[Batch], step: int, config: RunConfig,
-               autocast: Callable[[], AbstractContextManager[Any]],
-               histograms: bool) -> tuple[list[Losses], list[Tensor], int]:  # fmt: skip
+def accumulate(model: HNetForCausalLM, batches: list[Batch], weight_sum: float, step: int, config: RunConfig,
+               autocast: Callable[[], AbstractContextManager[Any]], histograms: bool,
+               world: World) -> tuple[list[Losses], list[Tensor], int]:  # fmt: skip
     """Adds up the gradient of a step in the parameters. Returns losses and routing counts of each pass, and the splits.
 
     How many chunks a micro-batch has is known only once it is computed. One that does not fit into memory is halved
     between documents, as often as needed: the byte loss stays what it was, ratio and alignment loss become those of the
     pieces, weighted by their bytes. A backward pass that failed has left a part of its gradient, so the step begins
-    afresh. Raises what the allocator raised where a single document does not fit.
+    afresh. Raises what the allocator raised where a single document does not fit, and where the model is divided among
+    ranks, who compute every pass together.
     """
-    weight_sum = sum(float(b.weights.sum()) if b.weights is not None else len(b.targets) for b in batches) or 1.0
     pieces = [(batch, 1.0) for batch in batches]
 
-    def differentiate(batch: Batch, share: float) -> tuple[Losses, Tensor]:
+    def differentiate(batch: Batch, share: float, last: bool) -> tuple[Losses, Tensor]:
         inputs, targets, cu_seqlens, weights = to_device(batch, next(model.parameters()).device)
         with autocast():
             part, routing = losses(model, inputs, targets, cu_seqlens, weights, weight_sum, config.train, step, share)
-        part.total.backward()
+        world.backward(part.total, last)
         part.total = part.total.detach()
         return part, routing_counts(routing, histograms)
 
@@ -103,10 +104,11 @@ def accumulate(model: HNetForCausalLM, batches: list[Batch], step: int, config: 
         done: list[tuple[Losses, Tensor]] = []
         try:
             for batch, share in pieces:
-                done.append(differentiate(batch, share))
+                done.append(differentiate(batch, share, last=len(done) == len(pieces) - 1))
+            world.finish()
             return [part for part, _ in done], [count for _, count in done], len(pieces) - len(batches)
         except RuntimeError as error:
-            if not out_of_memory(error) or len(pieces[len(done)][0].documents) == 1:
+            if not out_of_memory(error) or world.sharded or len(pieces[len(done)][0].documents) == 1:
                 raise
         # outside the handler: only here nothing of the failed attempt is alive
         batch, share = pieces[len(done)]
@@ -123,51 +125,72 @@ def out_of_memory(error: RuntimeError) -> bool:
 
 def train_step(model: HNetForCausalLM, optimizer: torch.optim.Optimizer, batches: list[Batch], step: int,
                config: RunConfig, autocast: Callable[[], AbstractContextManager[Any]],
-               histograms: bool = True) -> dict[str, Any]:  # fmt: skip
-    """One optimizer step over the micro-batches of a batch. Returns the numbers of one `metrics.jsonl` record.
+               histograms: bool = True, world: World = ALONE) -> dict[str, Any]:  # fmt: skip
+    """One optimizer step over a rank's micro-batches of a batch. Returns the numbers of one `metrics.jsonl` record,
+    which are those of all ranks.
 
     If the loss or the gradient is not finite nothing changes and the record has `"skipped": 1`. All numbers come from
     the device at once, before the weights change; `histograms` of boundary probabilities are left out where not wanted.
-    `"splits"`: how often a micro-batch had to be cut in two because memory ran out.
+    `"splits"`: how often a micro-batch had to be cut in two because memory ran out. `"stage{s}_imbalance"`, on several
+    ranks: chunks of the rank that has most, over their mean.
     """
     train = config.train
     rate = set_learning_rate(optimizer, step, train)
-    total_bytes = sum(len(batch.targets) for batch in batches)
-    parts, counts, splits = accumulate(model, batches, step, config, autocast, histograms)
+    weight_sum = sum(float(b.weights.sum()) if b.weights is not None else len(b.targets) for b in batches)
+    own_bytes = sum(len(batch.targets) for batch in batches)
+    weight_sum, total_bytes = world.sums(weight_sum, own_bytes)
+    parts, counts, splits = accumulate(
+        model, batches, weight_sum or 1.0, step, config, autocast, histograms, world
+    )  # fmt: skip
     norm, norms = clip_gradient(model, train.grad_clip)
+    loss, nll, ratio, alignment = (
+        torch.stack([getattr(part, name) for part in parts]).sum()
+        for name in ("total", "nll_sum", "ratio", "alignment")
+    )
+    own = [loss, nll, ratio / train.micro_batches, alignment / train.micro_batches, torch.full_like(loss, splits)]
+    of_ranks = world.gather(torch.stack(counts).sum(0))
     numbers = read(
         {
-            "loss": torch.stack([part.total for part in parts]).sum(),
-            "nll": torch.stack([part.nll_sum for part in parts]).sum(),
-            "ratio": torch.stack([part.ratio for part in parts]).sum() / len(batches),
-            "alignment": torch.stack([part.alignment for part in parts]).sum() / len(batches),
-            "norms": torch.stack([norm, *norms.values()]),
-            "counts": torch.stack(counts).sum(0),
+            "scalars": world.gather(torch.stack(own)).sum(0),
+            "norms": whole(torch.stack([norm, *norms.values()])),
+            "counts": of_ranks.sum(0),
+            "chunks": of_ranks[..., 1:2],
         }
     )
-    loss, norm_read, *norms_read = *numbers["loss"], *numbers["norms"]
+    loss, nll, ratio, alignment, splits = numbers["scalars"]
+    norm_read, *norms_read = numbers["norms"]
     record = {
         "loss": loss,
-        "bpb": numbers["nll"][0] / total_bytes / math.log(2),
-        "ratio_loss": numbers["ratio"][0],
+        "bpb": nll / total_bytes / math.log(2),
+        "ratio_loss": ratio,
         "grad_norm": norm_read,
         "lr": rate,
     }
     if train.alignment_loss_weight:
-        record["alignment_loss"] = numbers["alignment"][0]
+        record["alignment_loss"] = alignment
     if math.isfinite(loss) and math.isfinite(norm_read):
         optimizer.step()
     else:
         record["skipped"] = 1
     if splits:
-        record["splits"] = splits
+        record["splits"] = int(splits)
     record |= {f"grad_norm_{part}": value for part, value in zip(norms, norms_read, strict=True)}
     multipliers = rate_multipliers(config)
     if len(set(multipliers)) > 1:
         record |= {f"lr_stage{s}": rate * multiplier for s, multiplier in enumerate(multipliers)}
     if isinstance(train.ratio_loss_weight, list):
         record["ratio_loss_weight"] = train.alpha(step)
+    if world.size > 1:
+        record |= imbalance(numbers["chunks"], world.size)
     return record | stage_metrics(numbers["counts"], total_bytes, train.ratios(step))
+
+
+def imbalance(chunks: list[float], ranks: int) -> dict[str, float]:
+    """`stage{s}_imbalance` from the chunks of each rank at each stage: how much longer than the average the rank with
+    most is at work in the level inside, while the others wait for it."""
+    stages = len(chunks) // ranks
+    of_stage = [chunks[s::stages] for s in range(stages)]
+    return {f"stage{s}_imbalance": max(each) * ranks / sum(each) for s, each in enumerate(of_stage)}
 
 
 def precision_context(config: RunConfig, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:

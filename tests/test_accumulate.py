@@ -15,6 +15,7 @@ from runkit import TWO_STAGES, tiny
 
 from hnet_cli import budget
 from hnet_cli.corpus.loader import Batch
+from hnet_cli.distributed import ALONE
 from hnet_cli.model.blocks import Isotropic
 from hnet_cli.train_step import accumulate, build_model, precision_context
 
@@ -33,7 +34,8 @@ def gradient(config, batches):
     torch.manual_seed(0)
     model = build_model(config)
     autocast = precision_context(config, torch.device("cpu"))
-    parts, _, splits = accumulate(model, batches, 0, config, autocast, False)
+    weight_sum = sum(len(b.targets) if b.weights is None else float(b.weights.sum()) for b in batches)
+    parts, _, splits = accumulate(model, batches, weight_sum, 0, config, autocast, False, ALONE)
     return {name: p.grad for name, p in model.named_parameters()}, splits, [float(part.ratio) for part in parts]
 
 

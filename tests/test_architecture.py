@@ -22,8 +22,10 @@ LAYERS: list[set[str]] = [
     {"corpus", "model", "contract", "budget", "torch_file", "safetensors_file"},
     {"tokens"},  # of byte-level BPE, for the model that byte models are compared with
     {"lineup"},  # of the paper's comparison
+    {"parallel"},
+    {"distributed"},  # what the ranks of a run tell each other
     {"plot", "history", "chunkpage", "tensorboard"},  # what a run folder tells, and how it is drawn
-    {"optim", "checkpoint", "distributed", "windows", "assemble", "health", "journal", "watch", "transformers"},
+    {"optim", "checkpoint", "windows", "assemble", "health", "journal", "watch", "transformers"},
     {"render"},
     {"evaluate", "sample", "segment", "convert", "doctor", "prepare"},  # the verbs never import each other
     {"probe"},  # what a model makes of the same bytes at every evaluation
@@ -54,7 +56,7 @@ WITHOUT_TORCH = {
         "model.config",
     ),
     *("signals", "corpus", "contract", "budget", "render", "plan", "doctor", "prepare", "cli", "__main__", "starters"),
-    *("tokens", "lineup"),
+    *("tokens", "lineup", "distributed"),
     *("page", "chunkpage", "plot", "history", "report", "runs"),
 }
 """Importing one of these must not import torch; functions inside may."""

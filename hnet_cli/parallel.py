@@ -1,0 +1,112 @@
+"""A model on several ranks: copies whose gradients are added up, or a share of every parameter on each (FSDP2)."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from hnet_cli.model import HNetForCausalLM
+from hnet_cli.model.hnet import HNet
+
+BUCKET = 32 << 20
+"""Bytes of gradient that travel together: enough for the bandwidth, few enough to begin early."""
+UNSHARDED = ("routing_module", "residual_proj", "lm_head")
+"""Matrices that belong to their level, which is gathered as a whole: they stay float32 under autocast."""
+
+
+class GradientSum:
+    """Adds up the gradients of copies of a model, bucket by bucket, while the last backward pass of a step goes on.
+
+    Ranks may have different numbers of chunks, even of passes; buckets are the same and leave in the same order, so
+    none waits for what another does not send. Two ranks give bit for bit what one rank adds up over two passes.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        assert isinstance(model, HNetForCausalLM)
+        self.buckets: list[list[nn.Parameter]] = [[]]
+        """In the order their gradients are complete in, by and large."""
+        room = BUCKET
+        for parameter in reversed(_in_forward_order(model)):
+            if self.buckets[-1] and (parameter.nbytes > room or parameter.dtype != self.buckets[-1][0].dtype):
+                self.buckets.append([])
+                room = BUCKET
+            self.buckets[-1].append(parameter)
+            room -= parameter.nbytes
+        self.bucket_of = {parameter: i for i, bucket in enumerate(self.buckets) for parameter in bucket}
+        self.missing: list[int] = []
+        """How many gradients each bucket still waits for in this pass; empty while nothing is to be sent."""
+        self.sent: list[tuple[Tensor, dist.Work]] = []
+        for parameter in self.bucket_of:
+            parameter.register_post_accumulate_grad_hook(self._complete)
+
+    def begin(self) -> None:
+        """The next backward pass completes the gradients. May be called again where that one failed."""
+        self.missing = [len(bucket) for bucket in self.buckets]
+
+    def finish(self) -> None:
+        """Send what has not been sent, and put the sums into `grad`. A parameter without gradient counts as zero."""
+        while len(self.sent) < len(self.buckets):
+            self._send()
+        self.missing = []
+        for bucket, (flat, work) in zip(self.buckets, self.sent, strict=True):
+            work.wait()
+            for parameter, part in zip(bucket, flat.split([each.numel() for each in bucket]), strict=True):
+                parameter.grad = part.view_as(parameter)
+        self.sent = []
+
+    def _complete(self, parameter: nn.Parameter) -> None:
+        if not self.missing:
+            return
+        self.missing[self.bucket_of[parameter]] -= 1
+        while len(self.sent) < len(self.buckets) and self.missing[len(self.sent)] == 0:
+            self._send()
+
+    @torch.no_grad()
+    def _send(self) -> None:
+        bucket = self.buckets[len(self.sent)]
+        flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in bucket])
+        for parameter in bucket:
+            parameter.grad = None
+        work = dist.all_reduce(flat, async_op=True)
+        assert work is not None
+        self.sent.append((flat, work))
+
+
+def _in_forward_order(model: HNetForCausalLM) -> list[nn.Parameter]:
+    """The trainable parameters, each once, as the forward pass comes to them; any that it knows nothing of first."""
+    found: list[nn.Parameter] = list(model.embeddings.parameters())
+    decoders: list[nn.Parameter] = []
+    level: nn.Module = model.backbone
+    while isinstance(level, HNet):
+        if level.pad_dimension is not None:
+            found.append(level.pad_dimension)
+        if not level.is_innermost:
+            for part in (level.encoder, level.routing_module, level.residual_proj):
+                found += part.parameters()
+            decoders = [*level.decoder.parameters(), *decoders]
+        level = level.main_network
+    found += [*level.parameters(), *decoders, *model.lm_head.parameters()]
+    known = dict.fromkeys(found)
+    others = [parameter for parameter in model.parameters() if parameter not in known]
+    return [parameter for parameter in (*others, *known) if parameter.requires_grad]
+
+
+def shard(model: nn.Module, device: torch.device, ranks: int) -> nn.Module:
+    """FSDP2, in place: each matrix of a layer is a unit of its own, what else a level has another, the ends the last.
+
+    Under autocast to bfloat16 the numbers are those of a copy: what is gathered and reduced is float32.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # nothing is written into it
+    mesh = init_device_mesh(device.type, (ranks,))
+    for name, module in reversed(list(model.named_modules())):
+        matrix = isinstance(module, nn.Linear) and not any(part in name for part in UNSHARDED)
+        if matrix or isinstance(module, HNet):
+            fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
