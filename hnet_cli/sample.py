@@ -19,6 +19,7 @@ from hnet_cli import render
 from hnet_cli.errors import NumericalError, UsageError
 from hnet_cli.modality import Automaton, Modality
 from hnet_cli.model import HNetForCausalLM
+from hnet_cli.model.graphs import steps
 
 BOS = b"\xfe"
 EOS = 255
@@ -166,6 +167,7 @@ def _generate(
     kept = [BOS + prompt for prompt, goes in zip(prompts, going.tolist(), strict=True) if goes]
     memory = model.allocate_state(len(kept), max(map(len, kept)) + max_bytes)
     logits = model.prefill(kept, memory)
+    stepper = steps(model, memory)
     for remaining in range(max_bytes, 0, -1):
         scores = logits[:, :256].double().cpu().numpy()
         if not np.isfinite(scores).all():
@@ -184,12 +186,12 @@ def _generate(
             rows, chosen, after = rows[going], chosen[going], after[going]
             if not len(rows):
                 return
-            memory.select(np.flatnonzero(going).tolist())
+            stepper.select(np.flatnonzero(going).tolist())
         states = after
-        logits, routing = model.step(torch.from_numpy(chosen).to(logits.device), memory)
-        depth = torch.zeros_like(logits[:, 0], dtype=torch.int64)
+        logits, routing = stepper.step(torch.from_numpy(chosen))
+        depth = torch.zeros(len(chosen), dtype=torch.int64)
         for stage in routing:
-            depth += stage.boundary_mask
+            depth += stage.boundary_mask.cpu()
         yield from map(Sampled, rows.tolist(), chosen.tolist(), depth.tolist())
 
 

@@ -45,7 +45,7 @@ def tiny_config(layout=("m1", ("T1m1", ("T1",), "m1"), "m1T1"), window=-1, **our
         inner, levels = inner[1], levels + 1
     fields = {
         "arch_layout": layout,
-        "d_model": [32, 48, 64][:levels],
+        "d_model": [32, 48, 64, 64][:levels],
         "d_intermediate": [64] * levels,
         "ssm_cfg": {"d_state": 8, "headdim": 16},
         "attn_cfg": {"num_heads": [2] * levels, "rotary_emb_dim": [8] * levels, "window_size": [window] * levels},

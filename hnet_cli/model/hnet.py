@@ -165,6 +165,7 @@ class HNet(nn.Module):
         chosen = [i for i, boundary in enumerate((prob > 0.5).tolist()) if boundary]
         if chosen:
             assert state.inner is not None
+            assert isinstance(self.main_network, HNet)
             some = None if len(chosen) == len(prob) else torch.tensor(chosen, device=prob.device)
             if some is None:
                 inner = state.inner.begin(now.host, now.rows)
@@ -180,6 +181,7 @@ class HNet(nn.Module):
 
     def step_main(self, hidden: Tensor, state: LevelState, now: Now, kernels: Kernels) -> Tensor:
         """`step` of the innermost level."""
+        assert isinstance(self.main_network, Isotropic)
         return self._leave(self.main_network.step(hidden, state.layers["main_network"], now, kernels), kernels)
 
     def step_in(
