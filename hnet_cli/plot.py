@@ -226,6 +226,7 @@ def smoothed(ys: Sequence[float]) -> list[float]:
 def heat_map(title: str, xs: Sequence[float], columns: Sequence[Sequence[float]], note: str = "") -> str:
     """Histograms over [0, 1], one column each from its place on the axis of bytes to the next, as a `<figure>`.
 
+    The first reaches back by the width of a column, for that is how long nothing was recorded before it.
     A column's shares of its sum are drawn on a logarithmic scale from 0.1% to 100%, for most of p is near 0.
     """
     every = max(1, math.ceil(len(xs) / COLUMNS))
@@ -234,7 +235,8 @@ def heat_map(title: str, xs: Sequence[float], columns: Sequence[Sequence[float]]
     if not picked:
         return ""
     right = max(xs[-1], picked[-1][0]) * (1 + 1 / len(picked))
-    places = [0.0, *(1000 * x / right for x, _ in picked[1:]), 1000.0]
+    first = max(0.0, 2 * picked[0][0] - picked[1][0]) if len(picked) > 1 else 0.0
+    places = [1000 * x / right for x in (first, *(x for x, _ in picked[1:]), right)]
     shades: list[list[str]] = [[] for _ in range(SHADES)]
     for (left, end), (_, shares) in zip(pairwise(places), picked, strict=True):
         tall = 1000 / len(shares)

@@ -51,6 +51,10 @@ def follow(plan: Plan, *, resume: bool = False, strict: bool = False, seconds: f
     return result
 
 
+MOST_UNWRITTEN = 1000
+"""Lines of the log that are kept for a disk that takes them again."""
+
+
 class _Screen:
     REPORTING = 0.01
     """The share of the time that may go into keeping the report up to date."""
@@ -58,6 +62,7 @@ class _Screen:
     def __init__(self, task: Task, log: Path, board: Board | None) -> None:
         self.task, self.path, self.note, self.board = task, log, "", board
         self.report_due = 0.0  # on the monotonic clock
+        self.unwritten: list[str] = []
 
     def hear(self, kind: str, record: dict[str, Any]) -> None:
         if self.board:
@@ -95,9 +100,11 @@ class _Screen:
             self.report_due = time.monotonic() + (time.monotonic() - began) / self.REPORTING
 
     def log(self, text: str) -> None:
-        """A line for `log.txt`; that it cannot be written must not end a run."""
+        """A line for `log.txt`. One that cannot be written now does not end a run: it is written with the next."""
+        self.unwritten = [*self.unwritten, f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}\n"][-MOST_UNWRITTEN:]
         with contextlib.suppress(HNetError):
-            storage.append_text(self.path, f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}\n")
+            storage.append_text(self.path, "".join(self.unwritten))
+            self.unwritten = []
 
 
 def _chunks(record: dict[str, Any], prefix: str = "") -> str:

@@ -106,6 +106,17 @@ def test_a_heat_map_holds_every_share_it_draws(columns):
     assert all(0 <= x < 1000 for x, *_ in told)
 
 
+def test_a_heat_map_begins_where_its_records_do():
+    """The first column reaches back by a column, not to the beginning of a run that recorded nothing then."""
+    one, late = ([1] * 20,) * 2, ([1] * 20,) * 3
+    places = [
+        x for x, *_ in json.loads(parsed(heat_map("p", [500.0, 600.0, 700.0], late)).find("div").get("data-heat"))
+    ]
+    assert places == pytest.approx([x / (700 * 4 / 3) * 1000 for x in (400, 600, 700)], abs=0.1)
+    places = [x for x, *_ in json.loads(parsed(heat_map("p", [100.0, 200.0], one)).find("div").get("data-heat"))]
+    assert places[0] == 0
+
+
 @given(st.lists(st.floats(0, 1e6), max_size=200))
 def test_smoothing_keeps_length_range_and_straight_lines(ys):
     assert len(smoothed(ys)) == len(ys)
