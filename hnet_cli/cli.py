@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 import hnet_cli
+from hnet_cli.comparison.command import compare
 from hnet_cli.errors import EnvironmentLimit, HNetError, StorageError, UsageError
 from hnet_cli.evaluation.command import evaluate
 
@@ -249,6 +250,7 @@ def sample(
 
 
 app.command("eval")(evaluate)
+app.command()(compare)
 
 
 # -- runs, presets, doctor, convert ------------------------------------------------------------------------------------

@@ -35,14 +35,16 @@ class Plan:
     """Ranks that the model is divided among; 1 where each has a copy."""
 
 
-def _dataset(data: Path) -> Dataset:
+def dataset_at(data: Path) -> Dataset:
+    """The dataset in a folder. Raises InputError where there is none."""
     if not (data / "dataset.json").exists():
         what = "is not a dataset: it has no dataset.json" if data.exists() else "does not exist"
         raise InputError(f"{data} {what}", f"`hnet prepare` makes a dataset{' of it' if data.is_file() else ''}")
     return Dataset.open(data)
 
 
-def _newest_dataset() -> Path:
+def newest_dataset() -> Path:
+    """The newest dataset under `data/`. Raises InputError where there is none."""
     found = sorted(Path("data").glob("*/dataset.json"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise InputError("there is no dataset under data/", "make one with `hnet prepare FILE`, or give --data")
@@ -57,9 +59,9 @@ def choose(preset: str | None, data: Path | None, run: Path | None, settings: li
     if resume and run is not None:
         config = _stored(run, config, settings)
     if data is None:
-        data = Path(config.data) if config is not None and config.data else _newest_dataset()
+        data = Path(config.data) if config is not None and config.data else newest_dataset()
         say(f"Data: [bold]{literal(data)}[/]")
-    dataset = _dataset(data)
+    dataset = dataset_at(data)
     if config is None:
         preset = modality.get(dataset.modality).presets["nano" if here.device == "cpu" else "small"]
         config = resolve(preset, settings)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from hnet_cli.console import size
+from hnet_cli.console import count, size
 from hnet_cli.page import safe
 
 POINTS = 600
@@ -195,6 +195,8 @@ def _log_ticks(low: float, high: float) -> list[float]:
 def _value(value: float, unit: str = "") -> str:
     if unit == "bytes":
         return _short(size(value))
+    if unit == "count":
+        return count(value)
     return f"{value:.3g}" if abs(value) < 1e-3 or abs(value) >= 1e5 else f"{float(f'{value:.4g}'):g}"
 
 
@@ -221,6 +223,54 @@ def smoothed(ys: Sequence[float]) -> list[float]:
         here = min(reach, n, len(ys) - 1 - n)
         result.append((sums[n + here + 1] - sums[n - here]) / (2 * here + 1))
     return result
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One value with its interval, where that is known."""
+
+    label: str
+    value: float
+    told: str
+    """The value in words."""
+    ci95: Sequence[float] | None = None
+    colour: int = 0
+
+
+def bars(title: str, rows: Sequence[Bar], note: str = "", unit: str = "") -> str:
+    """Horizontal bars with intervals as a `<figure>`, from 0 or, where all are far from it, as dots; empty for none."""
+    if not rows:
+        return ""
+    ends = [end for row in rows for end in (row.value, *(row.ci95 or ()))]
+    low, high = min(ends), max(ends)
+    far = low > 0 and low > 0.5 * high  # a difference of a few per cent would not be seen from 0
+    pad = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
+    left, right = (low - pad if far else min(0.0, low - pad * (low < 0))), (high + pad if high > 0 else 0.0)
+
+    def across(x: float) -> float:
+        return 100 * (x - left) / (right - left)
+
+    parts = []
+    for row in rows:
+        start, end = sorted((across(left if far else 0.0), across(row.value)))
+        mark = (
+            f'<i class="dot" style="left:{across(row.value):.2f}%"></i>'
+            if far
+            else f'<i class="bar" style="left:{start:.2f}%;width:{end - start:.2f}%"></i>'
+        )
+        if row.ci95:
+            a, b = map(across, row.ci95)
+            mark += f'<i class="whisker" style="left:{a:.2f}%;width:{b - a:.2f}%"></i>'
+        parts.append(
+            f'<li class="s{row.colour % 6}"><span class="name">{safe(row.label)}</span>'
+            f'<span class="track">{mark}</span><span class="told">{safe(row.told)}</span></li>'
+        )
+    ticks = "".join(f'<span style="left:{across(x):.2f}%">{_value(x, unit)}</span>' for x in _ticks(left, right))
+    zero = f'<i class="zero" style="left:{across(0):.2f}%"></i>' if left < 0 < right else ""
+    return (
+        f'<figure><figcaption><b>{safe(title)}</b><small>{safe(note)}</small></figcaption><ul class="rows">'
+        f'{"".join(parts)}</ul><div class="axis"><span class="track">{ticks}{zero}</span></div></figure>'
+    )
 
 
 def heat_map(title: str, xs: Sequence[float], columns: Sequence[Sequence[float]], note: str = "") -> str:

@@ -22,7 +22,16 @@ from hnet_cli.train import Result, train
 
 def follow(plan: Plan, *, resume: bool = False, strict: bool = False, seconds: float = math.inf,
            world: World = ALONE) -> Result:  # fmt: skip
-    """Train what was planned, in about `seconds` at most, show it; end with a table, the report and what to do next.
+    """Train what was planned, in about `seconds` at most, show it; end with a table, the report and what to do next."""
+    result = attend(plan, resume=resume, strict=strict, seconds=seconds, world=world)
+    if world.is_main:
+        finish(plan, result)
+    return result
+
+
+def attend(plan: Plan, *, resume: bool = False, strict: bool = False, seconds: float = math.inf, world: World = ALONE,
+           label: str = "training", brief: bool = False) -> Result:  # fmt: skip
+    """Train what was planned and show it; `brief`: validations in `log.txt` alone.
 
     What is said on the way is kept in the run's `log.txt`, the traceback of an error too. Of several ranks the main one
     speaks.
@@ -31,8 +40,8 @@ def follow(plan: Plan, *, resume: bool = False, strict: bool = False, seconds: f
         return train(plan.config, plan.data, plan.run, resume=resume, strict=strict, device=plan.machine.device,
                      seconds=seconds, world=world)  # fmt: skip
     board = Board(plan.run) if plan.config.train.tensorboard else None
-    with progress("training", total=plan.config.train.steps) as task:
-        screen = _Screen(task, plan.run / "log.txt", board)
+    with progress(label, total=plan.config.train.steps) as task:
+        screen = _Screen(task, plan.run / "log.txt", board, brief)
         try:
             result = train(
                 plan.config, plan.data, plan.run, resume=resume, strict=strict, device=plan.machine.device,
@@ -47,7 +56,6 @@ def follow(plan: Plan, *, resume: bool = False, strict: bool = False, seconds: f
         finally:
             if board:
                 board.close()
-    finish(plan, result)
     return result
 
 
@@ -59,8 +67,8 @@ class _Screen:
     REPORTING = 0.01
     """The share of the time that may go into keeping the report up to date."""
 
-    def __init__(self, task: Task, log: Path, board: Board | None) -> None:
-        self.task, self.path, self.note, self.board = task, log, "", board
+    def __init__(self, task: Task, log: Path, board: Board | None, brief: bool) -> None:
+        self.task, self.path, self.note, self.board, self.brief = task, log, "", board, brief
         self.report_due = 0.0  # on the monotonic clock
         self.unwritten: list[str] = []
 
@@ -75,7 +83,8 @@ class _Screen:
             self.log(f"step {record['step']}  {self.note}")
         elif kind == "eval":
             bits = f"{record['val_bpb']:.3f}"
-            say(f"step {record['step']:>6}  validation [bold]{bits}[/] bits per byte  {_chunks(record, 'val_')}")
+            if not self.brief:
+                say(f"step {record['step']:>6}  validation [bold]{bits}[/] bits per byte  {_chunks(record, 'val_')}")
             self.log(f"step {record['step']}  validation {bits} bits per byte  {_chunks(record, 'val_')}")
             self.report()
         elif kind == "shortened":

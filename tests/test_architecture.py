@@ -34,7 +34,8 @@ LAYERS: list[set[str]] = [
     {"plan"},  # what a run would take, before it starts
     {"report"},  # a run as a page
     {"progress", "runs"},  # a run as it is shown on screen, and all that there are
-    {"verbs", "compare", "quickstart", "evaluation"},  # these run other verbs
+    {"verbs", "quickstart", "evaluation"},  # these run other verbs
+    {"comparison"},  # trainings and evaluations of several models
     {"verbs"},  # what the longer commands ask and print
     {"cli"},
     {"__main__"},

@@ -164,7 +164,9 @@ def score(
     levels = model.config.num_stages
     owner = np.concatenate([part for part, _ in rows]) if rows else np.empty(0, np.int64)
     table = np.concatenate([part for _, part in rows]) if rows else np.empty((0, 2 + 6 * levels))
-    return Scores(owner, table[:, 0].astype(np.int64), table[:, 1], table[:, 2:].reshape(-1, levels, len(COLUMNS)))
+    return Scores(
+        owner, table[:, 0].astype(np.int64), table[:, 1], table[:, 2:].reshape(len(table), levels, len(COLUMNS))
+    )
 
 
 def _sums(each: Pass) -> np.ndarray:

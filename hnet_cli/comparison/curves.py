@@ -1,0 +1,89 @@
+"""Two learning curves: where one passes the other, and how much less one needs to get as far.
+
+A curve is bits per byte over what was spent (bytes, or seconds), at the validations of a run; between two of them it is
+linear in the logarithm of what was spent.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Values (n,) over places (n,) > 0, ascending."""
+
+    xs: tuple[float, ...]
+    ys: tuple[float, ...]
+
+    @staticmethod
+    def of(xs: Sequence[float], ys: Sequence[float]) -> Curve:
+        """The points with x > 0; where several have the same x, the last."""
+        kept = {x: y for x, y in sorted(zip(xs, ys, strict=True), key=lambda point: point[0]) if x > 0}
+        return Curve(tuple(kept), tuple(kept.values()))
+
+    def __bool__(self) -> bool:
+        return bool(self.xs)
+
+    def at(self, x: float) -> float | None:
+        """The value at x; None before the first point and after the last."""
+        if not self.xs or not self.xs[0] <= x <= self.xs[-1]:
+            return None
+        n = bisect_left(self.xs, x)
+        if self.xs[n] == x:
+            return self.ys[n]
+        share = math.log(x / self.xs[n - 1]) / math.log(self.xs[n] / self.xs[n - 1])
+        return self.ys[n - 1] + share * (self.ys[n] - self.ys[n - 1])
+
+    def until(self, x: float) -> Curve:
+        """The points up to x."""
+        n = sum(each <= x for each in self.xs)
+        return Curve(self.xs[:n], self.ys[:n])
+
+
+def crossover(own: Curve, other: Curve) -> dict[str, Any]:
+    """From where on `own` is below `other` to the end of what both have spent.
+
+    `state`: "crosses" (`at` says where), "from the beginning" (below at every point), "never" (not below at the end),
+    or "unknown" (the curves have no place in common).
+    """
+    if not own or not other:
+        return {"state": "unknown", "at": None}
+    low, high = max(own.xs[0], other.xs[0]), min(own.xs[-1], other.xs[-1])
+    places = sorted({x for x in (*own.xs, *other.xs) if low <= x <= high})
+    if not places:
+        return {"state": "unknown", "at": None}
+    gaps = [(own.at(x) or 0.0) - (other.at(x) or 0.0) for x in places]
+    above = [n for n, gap in enumerate(gaps) if not gap < 0]
+    if not above:
+        return {"state": "from the beginning", "at": None}
+    n = above[-1]
+    if n == len(gaps) - 1:
+        return {"state": "never", "at": None}
+    share = gaps[n] / (gaps[n] - gaps[n + 1])
+    return {"state": "crosses", "at": places[n] * (places[n + 1] / places[n]) ** share}
+
+
+def reached(curve: Curve, value: float) -> float | None:
+    """Where a curve first comes down to `value`; its first place if it begins below; None if it never does."""
+    for n, y in enumerate(curve.ys):
+        if y <= value:
+            if n == 0:
+                return curve.xs[0]
+            share = (curve.ys[n - 1] - value) / (curve.ys[n - 1] - y)
+            return curve.xs[n - 1] * (curve.xs[n] / curve.xs[n - 1]) ** share
+    return None
+
+
+def efficiency(own: Curve, other: Curve) -> float | None:
+    """How many times less `own` needed to get to where `other` ended: what `other` spent over what `own` had.
+
+    2 means half was enough; None: `own` never got there.
+    """
+    if not own or not other or (needed := reached(own, other.ys[-1])) is None:
+        return None
+    return other.xs[-1] / needed

@@ -1,0 +1,168 @@
+"""`compare.html`: a comparison on one page that stands alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hnet_cli.comparison.curves import Curve
+from hnet_cli.comparison.tables import around, definitions, grids
+from hnet_cli.console import count, duration, size
+from hnet_cli.page import CLOSING, opening, safe
+from hnet_cli.plot import Bar, Chart, Line, bars, chart
+
+Json = dict[str, Any]
+STYLES = ("solid", "dashed", "dotted")
+CHOICE = """<div class="choices"><span class="choice" role="radiogroup" aria-label="Horizontal axis">
+<label><input type="radio" name="axis" value="bytes" checked>bytes seen</label>
+<label><input type="radio" name="axis" value="time">training time</label></span>
+<span class="soft">Point at a curve for its values. Time is that of training steps alone.</span></div>
+"""
+BEGIN = 0.1
+"""Share of the budget from which on curves are drawn: the first steps would flatten all that comes after them."""
+PAPER = {  # arXiv 2507.07955, by modality: where it stands, and bits per byte of the members
+    "text": ("Table 2 (Large): FineWeb-Edu, 100 billion tokens of text", {
+        "transformer": 0.756, "llamabyte": 0.859, "llamabyte-global": 0.845, "mambabyte": 0.845, "spacebyte": 0.791,
+        "spacebyte++": 0.760, "pool": 0.780, "space": 0.755, "1stage": 0.755, "2stage": 0.743,
+    }),
+    "chinese": ("Table 4: FineWeb-Edu Chinese, 46 billion tokens, XL", {
+        "transformer": 0.7404, "space": 0.7478, "2stage": 0.7032,
+    }),
+    "code": ("Table 4: GitHub code, 46 billion tokens, XL", {
+        "transformer": 0.3376, "space": 0.3163, "2stage": 0.3161,
+    }),
+    "dna": ("Table 5: the human genome HG38, log2 of the perplexity", {
+        "dna-transformer": 1.469, "dna-mamba": 1.463, "dna-1stage-transformer": 1.436, "dna-1stage-mamba": 1.431,
+    }),
+}  # fmt: skip
+
+
+def page(told: Json) -> str:
+    """The page of `compare.json`."""
+    name = f"{told['dataset']['name']}, {told['size']}"
+    verdict = "".join(f"<p>{safe(sentence)}</p>" for sentence in told["verdict"]["text"])
+    parts = [
+        opening(f"{name}: hnet compare", "report.js"), "<body>", _head(told, name),
+        f'<h2>What can be said</h2><div class="card">{verdict}</div>',
+    ]  # fmt: skip
+    if told["models"]:
+        parts.append(f'<h2>Learning curves</h2>{CHOICE}<br><div class="grid">{_curves(told)}</div>')
+        parts.append(f'<h2>At the end</h2><div class="grid">{_bars(told)}</div>')
+    for title, rows in grids(told).items():
+        parts.append(f'<h2>{safe(title)}</h2><div class="card wide">{_table(rows)}</div>')
+    parts += [_paper(told), _plan(told), _definitions(told), "</body>", CLOSING]
+    return "\n".join(part for part in parts if part)
+
+
+def _head(told: Json, name: str) -> str:
+    budget, machine = told["budget"], told["machine"]
+    tiles = [
+        ("trained on", size(budget["bytes"]), f"each; {told['dataset']['epochs']:.1f} times the data"),
+        ("matched at", count(budget["flops_per_byte"]), "FLOPs per byte, forward"),
+        ("seeds", str(budget["seeds"]), "trainings of every member"),
+        ("held out", told["exam"]["documents"].rpartition(": ")[2], f"in windows of {told['exam']['context']} bytes"),
+    ]
+    shown = "".join(f"<li><span>{safe(a)}</span><b>{safe(b)}</b><span>{safe(c)}</span></li>" for a, b, c in tiles)
+    where = f"{told['dataset']['modality']} · {machine['device']} ({machine['name']}, {machine['threads']} threads) · "
+    where += " · ".join(f"{key} {value}" for key, value in machine["versions"].items())
+    return f'<h1>hnet compare: {safe(name)}</h1><p class="soft">{safe(where)}</p><ul class="tiles">{shown}</ul><br>'
+
+
+def _style(n: int) -> tuple[int, str]:
+    """Colour and dashes of the n-th member."""
+    return n % 6, STYLES[n // 6 % 3]
+
+
+def _curves(told: Json) -> str:
+    lines = []
+    for n, model in enumerate(told["models"]):
+        kept = _drawn(told, model)
+        colour, style = _style(n)
+        xs = {"bytes": [x for x, _, _ in kept], "time": [x for _, x, _ in kept]}
+        lines.append(Line(model["name"], xs, [y for *_, y in kept], colour, style))
+    drawn = chart(Chart("Validation, bits per byte", lines, "lower is better", told["dataset"]["baselines"]))
+    for axis in ("bytes", "time"):
+        drawn += f'<div class="by-{axis}">{_gaps(told, axis)}</div>'
+    return drawn
+
+
+def _drawn(told: Json, model: Json) -> list[tuple[float, float, float]]:
+    """Bytes, seconds and bits per byte of the validations that are drawn."""
+    pairs = zip(model["curve"], model["curve_seconds"], strict=False)
+    return [(x, s, y) for (x, y), (s, _) in pairs if x >= BEGIN * told["budget"]["bytes"]]
+
+
+def _gaps(told: Json, axis: str) -> str:
+    """How far every member is from the reference at equal bytes, or equal time."""
+    key = "curve" if axis == "bytes" else "curve_seconds"
+    rival = next((m for m in told["models"] if m["name"] == told["reference"]), None)
+    if rival is None:
+        return ""
+    curve, lines = Curve.of(*zip(*rival[key], strict=True)), []
+    for n, model in enumerate(told["models"]):
+        places = [(x if axis == "bytes" else s, y) for x, s, y in _drawn(told, model)]
+        points = [(x, y - there) for x, y in places if (there := curve.at(x)) is not None]
+        if model is not rival and points:
+            colour, style = _style(n)
+            lines.append(Line(model["name"], {axis: [x for x, _ in points]}, [y for _, y in points], colour, style))
+    note = f"below 0: better than {rival['name']} after as many {'bytes' if axis == 'bytes' else 'seconds'}"
+    return chart(Chart(f"Bits per byte minus {rival['name']}", lines, note, {rival["name"]: 0.0}))
+
+
+def _bars(told: Json) -> str:
+    models, against = told["models"], told["reference"]
+
+    def bar(n: int, value: float, form: str, ci95: Sequence[float] | None = None) -> Bar:
+        return Bar(models[n]["name"], value, f"{value:{form}}{around(ci95, form)}", ci95, _style(n)[0])
+
+    gaps = [(n, model["differences"].get(against)) for n, model in enumerate(models)]
+    sturdy = [(n, model["robustness"]["score"]) for n, model in enumerate(models)]
+    return "".join([
+        bars("Bits per byte, held out", [bar(n, m["bpb"], ".3f", m["bpb_ci95"]) for n, m in enumerate(models)],
+             "lower is better; 95% intervals"),
+        bars(f"Bits per byte minus {against}", [bar(n, gap["bpb"], "+.3f", gap["bpb_ci95"]) for n, gap in gaps if gap],
+             "paired by document; left of 0 is better"),
+        bars("Robustness", [bar(n, score, ".1f") for n, score in sturdy if score is not None],
+             "100: distortions cost nothing"),
+        bars("Speed of training", [Bar(m["name"], m["bytes_per_s"], f"{size(m['bytes_per_s'])}/s", None, _style(n)[0])
+                                   for n, m in enumerate(models)], "bytes per second, measured here", "bytes"),
+        bars("Bytes per innermost chunk", [bar(n, m["bytes_per_chunk"], ".2f") for n, m in enumerate(models)],
+             "of a model of tokens: per token"),
+        bars("Parameters", [Bar(m["name"], m["parameters"], count(m["parameters"]), None, _style(n)[0])
+                            for n, m in enumerate(models)], "not equal: FLOPs are", "count"),
+    ])  # fmt: skip
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    heads = "".join(f"<th>{safe(cell)}</th>" for cell in rows[0])
+    body = "".join("<tr>" + "".join(f"<td>{safe(cell)}</td>" for cell in row) + "</tr>" for row in rows[1:])
+    return f"<table><tr>{heads}</tr>{body}</table>"
+
+
+def _paper(told: Json) -> str:
+    where, bits = PAPER.get(told["dataset"]["modality"], ("", {}))
+    rows = [["model", "bits per byte here", "bits per byte in the paper"]]
+    rows += [[m["name"], f"{m['bpb']:.3f}", f"{bits[m['name']]:.3f}"] for m in told["models"] if m["name"] in bits]
+    if len(rows) == 1:
+        return ""
+    return (
+        f'<h2>Beside the paper</h2><div class="card wide"><p class="soft">{where} (arXiv 2507.07955). Other data, and '
+        "models hundreds of times larger: the order of the models can be compared, the figures cannot.</p>"
+        f"{_table(rows)}</div>"
+    )
+
+
+def _plan(told: Json) -> str:
+    rows = [["model", "layers", "parameters", "FLOPs/byte planned", "measured", "bytes", "steps", "training time"]]
+    for model in told["models"]:
+        rows.append([
+            model["name"], model["layout"], f"{model['parameters']:,}", count(model["planned_flops_per_byte"]),
+            count(model["flops_per_byte"]), f"{model['bytes']:,}", f"{model['steps']:,}", duration(model["seconds"]),
+        ])  # fmt: skip
+    settings = f"<p class='soft'>Settings: {safe(', '.join(told['settings']))}</p>" if told["settings"] else ""
+    return f'<h2>The plan</h2><div class="card wide">{settings}{_table(rows)}</div>' if told["models"] else ""
+
+
+def _definitions(told: Json) -> str:
+    rows = "".join(f"<p><b>{safe(name)}</b>: {safe(text)}</p>" for name, text in definitions(told).items())
+    return f'<h2>What the figures mean</h2><div class="card">{rows}</div>'
