@@ -126,17 +126,22 @@ def _add_scores(rows: Table, name: str, score: Mapping[str, Any]) -> None:
     )
 
 
-def _gold(gold: Mapping[str, Any]) -> Iterator[Table | str]:
-    yield (f"[dim]Gold: {gold['bytes']:,} bytes in {gold['stretches']:,} stretches. A boundary inside a character is "
-           "read at the next character, in white space at the next word (\"as they stand\": not so); the first "
-           "position of a stretch counts for nothing; \"units right\": F1 of whole units.[/]")  # fmt: skip
-    for kind, stages in gold["kinds"].items():
+def _scores(kinds: Mapping[str, Any]) -> Iterator[Table]:
+    """A table per kind of edge: each stage, then the trivial rules."""
+    for kind, stages in kinds.items():
         rows = _scores_table(f"{kind}, stage")
         for number, score in enumerate(stages):
             _add_scores(rows, str(number), score)
         for name, score in stages[0]["trivial"].items():
             _add_scores(rows, name.replace("_", " "), score)
         yield rows
+
+
+def _gold(gold: Mapping[str, Any]) -> Iterator[Table | str]:
+    yield (f"[dim]Gold: {gold['bytes']:,} bytes in {gold['stretches']:,} stretches. A boundary inside a character is "
+           "read at the next character, in white space at the next word (\"as they stand\": not so); the first "
+           "position of a stretch counts for nothing; \"units right\": F1 of whole units.[/]")  # fmt: skip
+    yield from _scores(gold["kinds"])
 
 
 def _annotation(found: Mapping[str, Any]) -> Iterator[Table | str]:
@@ -149,13 +154,7 @@ def _annotation(found: Mapping[str, Any]) -> Iterator[Table | str]:
             cells += [f"{stage['rate']:.4f}", f"{stage['enrichment']:.3f}", _interval(stage, "enrichment", ".3f")]
         rows.add_row(literal(kind), f"{region['positions']:,}", *cells)
     yield rows
-    for kind, stages in found["edges"].items():
-        scores = _scores_table(f"{kind}, stage")
-        for number, score in enumerate(stages):
-            _add_scores(scores, str(number), score)
-        for name, score in stages[0]["trivial"].items():
-            _add_scores(scores, name.replace("_", " "), score)
-        yield scores
+    yield from _scores(found["edges"])
 
 
 def _noise(noise: Mapping[str, Any], byte: str) -> Table:
