@@ -84,7 +84,8 @@ class Needs:
 
     parameters: int
     weights: int
-    """Weights, gradients and AdamW's two moments, float32; of a rank, its share and what is gathered at a time."""
+    """Weights, and of what is not frozen gradients and AdamW's two moments, float32; of a rank, its share and what is
+    gathered at a time."""
     activations: int
     """Of one micro-batch, an estimate from the layout."""
     worst_activations: int
@@ -154,9 +155,10 @@ def needs(config: RunConfig, ranks: int = 1) -> Needs:
     """What training `config` takes on one device, where the model is divided among `ranks`."""
     parameters, share = config.model.num_parameters, positions_per_byte(config)
     flops = config.model.flops_per_byte(chunk_fractions(config), config.train.sequence_length * share)
+    frozen = sum(number for part, number in config.model.count_parameters().items() if part in config.train.frozen)
     return Needs(
         parameters=parameters,
-        weights=16 * parameters // ranks + (_gathered_bytes(config) if ranks > 1 else 0),
+        weights=(16 * parameters - 12 * frozen) // ranks + (_gathered_bytes(config) if ranks > 1 else 0),
         activations=_activation_bytes(config, chunk_fractions(config)) + BASE_MEMORY,
         worst_activations=_activation_bytes(config, [1.0] * config.model.num_stages) + BASE_MEMORY,
         flops_per_byte=share * flops,

@@ -24,11 +24,12 @@ from safetensors.torch import load_file
 
 from hnet_cli import storage
 from hnet_cli.distributed import divided_like, whole
-from hnet_cli.errors import DamagedError, HNetError, InputError, StorageError
+from hnet_cli.errors import DamagedError, HNetError, InputError, StorageError, UsageError
 from hnet_cli.model import HNetConfig, HNetForCausalLM
 from hnet_cli.model.hnet import stays_float32
 from hnet_cli.model.skeleton import skeleton
 from hnet_cli.safetensors_file import in_order, write_safetensors
+from hnet_cli.storage import shown
 
 STARTERS = Path(__file__).parent / "starters"
 MODEL_FILES = ("config.json", "model.safetensors")
@@ -258,6 +259,23 @@ def load(
     return _use(reference, *2 * (lambda folder: load_folder(folder, device, kernels, dtype),))
 
 
+def begin_from(reference: str | Path, model: HNetForCausalLM) -> Path:
+    """Give `model` the weights of the model that `reference` means (see `find`); returns that model's folder.
+
+    Raises UsageError where it is of another architecture; else as `load`.
+    """
+    other = load(reference, dtype=torch.float32)
+    theirs, ours = (vars(each.config) | {"target_ratios": None, "extra": None} for each in (other, model))
+    if unlike := [f"{name} is {theirs[name]}, not {ours[name]}" for name in ours if theirs[name] != ours[name]]:
+        raise UsageError(
+            f"train.start: {shown(reference)} is another model: {'; '.join(unlike)}",
+            "begin with a model of the architecture that is to be trained",
+        )
+    own = model.state_dict()
+    model.load_state_dict({name: divided_like(value, own[name]) for name, value in other.state_dict().items()})
+    return other.source
+
+
 def modality_of(folder: Path) -> str | None:
     """The modality of a run or model folder, read from its configuration only."""
     try:
@@ -316,8 +334,8 @@ def _optimizer_tensors(model: HNetForCausalLM, optimizer: torch.optim.Optimizer)
 
 
 def size(model: HNetForCausalLM) -> int:
-    """Bytes of a checkpoint, about: the weights and the two moments of AdamW."""
-    return 3 * sum(parameter.nbytes for parameter in model.parameters())
+    """Bytes of a checkpoint, about: the weights, and the two moments of AdamW of those that are trained."""
+    return sum((3 if parameter.requires_grad else 1) * parameter.nbytes for parameter in model.parameters())
 
 
 class _Gathering:

@@ -342,6 +342,30 @@ def convert(
 
 
 @app.command()
+def retrofit(
+    src: Annotated[str, typer.Argument(help="A folder with config.json, model.safetensors and tokenizer.json of a "
+                   "Llama-style Transformer; or a run of ours that reads tokens.")],
+    dst: Annotated[Path, typer.Argument(help="The model folder to write.")],
+    preset: Annotated[str, typer.Option(help="Encoder, decoder, adapters and training: a preset or YAML file."
+                      )] = "retrofit-nano",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace DST if it exists.")] = False,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Make a pretrained Transformer over tokens the frozen main network of an H-Net over bytes, to be trained next."""
+    from hnet_cli import retrofit as retrofitting
+    from hnet_cli.console import count, literal, say
+
+    done = retrofitting.retrofit(src, dst, preset, settings, overwrite)
+    if as_json:
+        _print_json(vars(done))
+    say(f"Wrote {literal(dst)}: {done.layers} frozen layers of {count(done.frozen)} parameters, and "
+        f"{count(done.parameters - done.frozen)} more. Now: hnet train --preset {literal(done.preset)}")  # fmt: skip
+
+
+@app.command()
 def quickstart(
     out: Annotated[Path, typer.Option(help="A folder for the dataset and the run.")] = Path("hnet-quickstart"),
     minutes: Annotated[float, typer.Option(min=0.1, help="Time for training.")] = 4.0,

@@ -77,11 +77,11 @@ def convert(
         raise UsageError(f"no modality is called {modality!r}", f"installed: {', '.join(modality_names())}")
     official = target.suffix in (".pt", ".safetensors")
     _refuse_existing([target, target.with_suffix(".json")] if official else [target], overwrite)
-    files = _weight_files(source)
+    files = weight_files(source)
     with _reading(files[0]):
-        weights = _without_prefix({key: value for file in files for key, value in _read(file).items()})
+        weights = _without_prefix({key: value for file in files for key, value in read_weights(file).items()})
         settings, origin = _configuration(weights, files[0], config)
-        weights = _checked(weights, settings, files[0], origin)
+        weights = checked(weights, settings, files[0], origin)
     if dtype is not None:
         if dtype not in DTYPES:
             raise UsageError(f"--dtype {dtype!r} is not known", f"one of {', '.join(DTYPES)}")
@@ -135,7 +135,7 @@ def _reading(path: Path) -> Iterator[None]:
         raise StorageError(f"cannot read {shown(path)}: {error.strerror or error}") from error
 
 
-def _weight_files(source: str | Path) -> list[Path]:
+def weight_files(source: str | Path) -> list[Path]:
     """The files that hold the weights of `source`; those of ours are verified first."""
     path = Path(source)
     if path.is_file():
@@ -159,7 +159,7 @@ def _weight_files(source: str | Path) -> list[Path]:
     raise InputError(f"{shown(path)} holds no weights: neither .safetensors nor .pt", "name the file to convert")
 
 
-def _read(path: Path) -> Weights:
+def read_weights(path: Path) -> Weights:
     """The tensors of a file, told by its first bytes rather than its name; none is read yet."""
     with open(path, "rb") as file:
         head = file.read(16)
@@ -244,7 +244,7 @@ def expected_shapes(settings: HNetConfig) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def _checked(weights: Weights, settings: HNetConfig, file: Path, origin: str) -> Weights:
+def checked(weights: Weights, settings: HNetConfig, file: Path, origin: str) -> Weights:
     """The weights in the order of the state dict, names and shapes as the configuration says. Raises DamagedError."""
     if settings.tie_embeddings and _EMBEDDING in weights:
         weights.setdefault(_HEAD, weights[_EMBEDDING])

@@ -29,7 +29,7 @@ class GradientSum:
         self.buckets: list[list[nn.Parameter]] = [[]]
         """In the order their gradients are complete in, by and large."""
         room = BUCKET
-        for parameter in reversed(_in_forward_order(model)):
+        for parameter in reversed([each for each in _in_forward_order(model) if each.requires_grad]):
             if self.buckets[-1] and (parameter.nbytes > room or parameter.dtype != self.buckets[-1][0].dtype):
                 self.buckets.append([])
                 room = BUCKET

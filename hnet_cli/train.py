@@ -32,6 +32,7 @@ from hnet_cli.optim import build_optimizer
 from hnet_cli.probe import Probe
 from hnet_cli.resume import restore
 from hnet_cli.signals import Stop, catch_signals
+from hnet_cli.teacher import Teacher, keep
 from hnet_cli.train_step import build_model, precision_context, train_step
 from hnet_cli.watch import Watch
 
@@ -124,6 +125,7 @@ class _Trainer:
         if resume:
             self.state = restore(self.run, self.config, self.dataset, self.model, self.optimizer, self.listen,
                                  strict=strict, world=self.world)  # fmt: skip
+        self.teacher = self._begin()
         state = self.state
         self.saved = self.run / "checkpoints" / f"step-{state.step:08d}" if state.step else None
         learned = [chunker.learned for chunker in self.config.model.chunkers]
@@ -175,13 +177,24 @@ class _Trainer:
             self.stop.signal = signal.Signals(heard).name
         return heard > 0
 
+    def _begin(self) -> Teacher | None:
+        """What a run begins with, and the teacher that it keeps for life."""
+        train = self.config.train
+        with self.world.together():
+            if not self.state.step and train.start:
+                source = checkpoint.begin_from(train.start, self.model)
+                if train.taught and self.world.is_main:
+                    keep(source, self.run)
+        with self.world.together():
+            return Teacher(self.run / "teacher") if train.taught else None
+
     def _step(self) -> dict[str, Any]:
         train, state = self.config.train, self.state
         with self.world.together():
             pieces = [self.batches.batch(state.step, rows) for rows in self.slices]
         logged = (state.step + 1) % train.log_every == 0 or state.step + 1 == train.steps
         numbers = train_step(self.model, self.optimizer, pieces, state.step, self.config, self.autocast, logged,
-                             self.world)  # fmt: skip
+                             self.world, self.teacher)  # fmt: skip
         state.step += 1
         state.bytes_seen += train.batch_bytes
         record = {"step": state.step, "bytes": state.bytes_seen} | numbers

@@ -21,7 +21,9 @@ from hnet_cli.evaluate import to_device
 from hnet_cli.health import clip_gradient, read, routing_counts, stage_metrics
 from hnet_cli.model import HNetForCausalLM, RoutingOutput, ratio_loss
 from hnet_cli.model.blocks import recompute
+from hnet_cli.model.optimization import part_of
 from hnet_cli.optim import build_optimizer, rate_multipliers, set_learning_rate
+from hnet_cli.teacher import Lesson, Teacher
 
 
 def alignment_loss(next_byte_nll: Tensor, routing: RoutingOutput) -> Tensor:
@@ -54,12 +56,16 @@ class Losses:
     ratio: Tensor
     """Sum over stages, before alpha, times the share of the micro-batch."""
     alignment: Tensor
+    taught: Tensor
+    """(3,): boundary loss, embedding loss and share of right boundaries, times the share of the micro-batch; zeros
+    without a teacher."""
 
 
 def losses(model: HNetForCausalLM, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor, weights: Tensor | None,
-           weight_sum: float, train: TrainConfig, step: int,
-           share: float = 1.0) -> tuple[Losses, list[RoutingOutput]]:  # fmt: skip
-    """Next-byte loss + alpha x ratio loss (paper equation 10) + the alignment loss, for packed bytes (T,) int64.
+           weight_sum: float, train: TrainConfig, step: int, share: float = 1.0,
+           lesson: Lesson | None = None) -> tuple[Losses, list[RoutingOutput]]:  # fmt: skip
+    """Next-byte loss + alpha x ratio loss (paper equation 10) + the alignment loss + those of a teacher's `lesson`
+    (appendix F), for packed bytes (T,) int64.
 
     `weight_sum` normalises the next-byte loss: the weights of the whole batch, so that micro-batches add up to it.
     The ratio loss is per micro-batch, as in the official code, and averaged over `train.micro_batches`; `share`: how
@@ -74,13 +80,16 @@ def losses(model: HNetForCausalLM, inputs: Tensor, targets: Tensor, cu_seqlens: 
     aligned = train.alignment_loss_weight > 0 and bool(out.routing) and out.routing[0].learned
     alignment = share * alignment_loss(nll, out.routing[0]) if aligned else zero
     extra = train.alpha(step) * ratio + train.alignment_loss_weight * alignment
+    taught = nll.new_zeros(3) if lesson is None else share * lesson.losses(out.routing[0])
+    if lesson is not None:
+        extra = extra + train.boundary_loss_weight * taught[0] + train.embedding_loss_weight * taught[1]
     total = byte_loss + extra / train.micro_batches
-    return Losses(total, nll.detach().sum(), ratio.detach(), alignment.detach()), out.routing
+    return Losses(total, nll.detach().sum(), ratio.detach(), alignment.detach(), taught.detach()), out.routing
 
 
 def accumulate(model: HNetForCausalLM, batches: list[Batch], weight_sum: float, step: int, config: RunConfig,
-               autocast: Callable[[], AbstractContextManager[Any]], histograms: bool,
-               world: World) -> tuple[list[Losses], list[Tensor], int]:  # fmt: skip
+               autocast: Callable[[], AbstractContextManager[Any]], histograms: bool, world: World,
+               teacher: Teacher | None) -> tuple[list[Losses], list[Tensor], int]:  # fmt: skip
     """Adds up the gradient of a step in the parameters. Returns losses and routing counts of each pass, and the splits.
 
     How many chunks a micro-batch has is known only once it is computed. One that does not fit into memory is halved
@@ -92,9 +101,12 @@ def accumulate(model: HNetForCausalLM, batches: list[Batch], weight_sum: float, 
     pieces = [(batch, 1.0) for batch in batches]
 
     def differentiate(batch: Batch, share: float, last: bool) -> tuple[Losses, Tensor]:
-        inputs, targets, cu_seqlens, weights = to_device(batch, next(model.parameters()).device)
+        device = next(model.parameters()).device
+        inputs, targets, cu_seqlens, weights = to_device(batch, device)
+        lesson = teacher.lesson(batch, device) if teacher is not None else None
         with autocast():
-            part, routing = losses(model, inputs, targets, cu_seqlens, weights, weight_sum, config.train, step, share)
+            part, routing = losses(model, inputs, targets, cu_seqlens, weights, weight_sum, config.train, step, share,
+                                   lesson)  # fmt: skip
         world.backward(part.total, last)
         part.total = part.total.detach()
         return part, routing_counts(routing, histograms)
@@ -125,7 +137,8 @@ def out_of_memory(error: RuntimeError) -> bool:
 
 def train_step(model: HNetForCausalLM, optimizer: torch.optim.Optimizer, batches: list[Batch], step: int,
                config: RunConfig, autocast: Callable[[], AbstractContextManager[Any]],
-               histograms: bool = True, world: World = ALONE) -> dict[str, Any]:  # fmt: skip
+               histograms: bool = True, world: World = ALONE,
+               teacher: Teacher | None = None) -> dict[str, Any]:  # fmt: skip
     """One optimizer step over a rank's micro-batches of a batch. Returns the numbers of one `metrics.jsonl` record,
     which are those of all ranks.
 
@@ -140,14 +153,16 @@ def train_step(model: HNetForCausalLM, optimizer: torch.optim.Optimizer, batches
     own_bytes = sum(len(batch.targets) for batch in batches)
     weight_sum, total_bytes = world.sums(weight_sum, own_bytes)
     parts, counts, splits = accumulate(
-        model, batches, weight_sum or 1.0, step, config, autocast, histograms, world
+        model, batches, weight_sum or 1.0, step, config, autocast, histograms, world, teacher
     )  # fmt: skip
     norm, norms = clip_gradient(model, train.grad_clip)
     loss, nll, ratio, alignment = (
         torch.stack([getattr(part, name) for part in parts]).sum()
         for name in ("total", "nll_sum", "ratio", "alignment")
     )
-    own = [loss, nll, ratio / train.micro_batches, alignment / train.micro_batches, torch.full_like(loss, splits)]
+    taught = torch.stack([part.taught for part in parts]).sum(0) / train.micro_batches
+    own = [loss, nll, ratio / train.micro_batches, alignment / train.micro_batches, torch.full_like(loss, splits),
+           *taught]  # fmt: skip
     of_ranks = world.gather(torch.stack(counts).sum(0))
     numbers = read(
         {
@@ -157,7 +172,7 @@ def train_step(model: HNetForCausalLM, optimizer: torch.optim.Optimizer, batches
             "chunks": of_ranks[..., 1:2],
         }
     )
-    loss, nll, ratio, alignment, splits = numbers["scalars"]
+    loss, nll, ratio, alignment, splits, *lessons = numbers["scalars"]
     norm_read, *norms_read = numbers["norms"]
     record = {
         "loss": loss,
@@ -168,6 +183,8 @@ def train_step(model: HNetForCausalLM, optimizer: torch.optim.Optimizer, batches
     }
     if train.alignment_loss_weight:
         record["alignment_loss"] = alignment
+    if teacher is not None:
+        record |= dict(zip(("boundary_loss", "embedding_loss", "boundary_accuracy"), lessons, strict=True))
     if math.isfinite(loss) and math.isfinite(norm_read):
         optimizer.step()
     else:
@@ -214,6 +231,8 @@ def build_model(config: RunConfig) -> HNetForCausalLM:
         for name, module in model.named_modules():
             if isinstance(module, torch.nn.Linear) and "routing_module" not in name and "residual_proj" not in name:
                 module.reset_parameters()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(part_of(name, config.model.num_stages) not in config.train.frozen)
     recompute(model, config.train.activation_checkpointing)
     return model
 

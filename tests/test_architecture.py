@@ -16,7 +16,7 @@ CORE, PLUGINS = ROOT / "hnet_cli", ROOT / "modalities"
 # Dependencies point down. A module may import its own folder and the layers below it; a new file takes its place here.
 LAYERS: list[set[str]] = [
     {"errors", "boundaries", "starters", "schedules", "signals"},
-    {"yaml_file"},
+    {"yaml_file", "train_config"},
     {"streams", "modality", "model.config"},
     {"storage", "config", "kernels", "console", "page"},
     {"corpus", "model", "contract", "budget", "torch_file", "safetensors_file"},
@@ -26,15 +26,16 @@ LAYERS: list[set[str]] = [
     {"distributed"},  # what the ranks of a run tell each other
     {"plot", "history", "chunkpage", "tensorboard"},  # what a run folder tells, and how it is drawn
     {"optim", "checkpoint", "windows", "assemble", "health", "journal", "watch", "transformers"},
+    {"teacher"},  # of a retrofitted model
     {"render"},
     {"evaluate", "sample", "segment", "convert", "doctor", "prepare"},  # the verbs never import each other
     {"probe"},  # what a model makes of the same bytes at every evaluation
     {"resume", "train_step"},
-    {"train"},
+    {"train", "llama"},
     {"plan"},  # what a run would take, before it starts
     {"report"},  # a run as a page
     {"progress", "runs"},  # a run as it is shown on screen, and all that there are
-    {"verbs", "quickstart", "evaluation"},  # these run other verbs
+    {"verbs", "quickstart", "evaluation", "retrofit"},  # these run other verbs
     {"comparison"},  # trainings and evaluations of several models
     {"verbs"},  # what the longer commands ask and print
     {"cli"},
@@ -54,6 +55,7 @@ WITHOUT_TORCH = {
         "storage",
         "config",
         "yaml_file",
+        "train_config",
         "model.config",
     ),
     *("signals", "corpus", "contract", "budget", "render", "plan", "doctor", "prepare", "cli", "__main__", "starters"),

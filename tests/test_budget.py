@@ -26,7 +26,8 @@ def test_needs_are_sane(preset):
     config = resolve(preset)
     found = needs(config)
     assert found.parameters == config.model.num_parameters
-    assert found.weights == 16 * found.parameters
+    frozen = sum(config.model.count_parameters()[part] for part in config.train.frozen)
+    assert found.weights == 16 * found.parameters - 12 * frozen
     assert BASE_MEMORY < found.activations < 200 * GIB
     assert found.memory == found.weights + found.activations
     # Two operations per weight and position; levels inside see fewer positions, attention to everything adds the most.

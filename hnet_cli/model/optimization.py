@@ -36,6 +36,13 @@ def level_of(name: str, num_stages: int) -> int:
     return min(nested, num_stages)  # the innermost stack is called main_network too
 
 
+def part_of(name: str, num_stages: int) -> str:
+    """The part of `HNetConfig.count_parameters` that a parameter belongs to, such as "level0.encoder"."""
+    top, *path = name.split(".")
+    level = level_of(name, num_stages)
+    return f"level{level}.{path[level]}" if top == "backbone" else top
+
+
 def _decays(name: str, norm_weight_decay: bool) -> bool:
     if name.endswith(".bias") or ".norm." in name:
         return False

@@ -25,7 +25,7 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 _KEYS = {"format", "kind", "version", "files"}
 """Of a manifest; `version` stands in those of early checkpoints."""
-_KINDS = {None, "checkpoint", "dataset", "dataset part", "model"}
+_KINDS = {None, "checkpoint", "dataset", "dataset part", "model", "teacher"}
 MANIFEST_LIMIT = 16 << 20
 """Bytes of a manifest that is read; a dataset of 100 TB has one of this size."""
 
