@@ -22,7 +22,7 @@ from hnet_cli.evaluation.report import precision, share
 from hnet_cli.evaluation.resampling import FEWEST
 from hnet_cli.evaluation.scoring import COLUMNS, Scores, score
 
-FORMAT = 1
+FORMAT = 2
 NOISE_SHARE = 0.25
 """Of the held-out bytes: how many are distorted, in each of the ways; every document gives its share."""
 
@@ -112,11 +112,21 @@ def _measure(folder: Path, exam: Exam, device: str, tell: Callable[[str], None])
         "unit": clean.unit,
         "units": clean.units(clean.nats / math.log(2), clean.bytes).tolist(),
         "noise": noise,
+        "tokens": _tokens(model, [each.translate(table) for each in exam.documents], exam.context),
         "positions": columns.get("positions", 0.0),
         "boundaries": boundaries,
         "seconds": seconds,
         "bytes_per_s": float(clean.bytes.sum()) / seconds,
     }
+
+
+def _tokens(model: checkpoint.LoadedModel, documents: Sequence[bytes], context: int) -> int | None:
+    """Tokens of all windows; None of a model that reads bytes."""
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        return None
+    windows = [data[at : at + context] for data in documents for at in range(0, len(data), context)]
+    return sum(map(len, tokenizer.encode(windows)))
 
 
 def _documents(scores: Scores, documents: Sequence[bytes]) -> list[list[float]]:

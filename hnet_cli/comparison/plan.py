@@ -116,6 +116,8 @@ def choose(asked: Request) -> Plan:
     Raises UsageError where the folder holds another comparison, or the budget is too small; InputError, DamagedError.
     """
     machine = budget.machine(asked.device)
+    for gpu in asked.gpus if asked.device != "cpu" else ():
+        budget.machine(f"cuda:{gpu}")  # raises where it is not there
     data = asked.data
     if data is None and asked.run is not None:
         data = Path(_stored(asked.run).get("data", "")) if _stored(asked.run) else None

@@ -43,6 +43,8 @@ class Scored:
     """Bytes after which the learning rate decays."""
     spent: list[float]
     """Seconds of training, per seed."""
+    unsteady: float
+    """Upper over lower quartile of the speeds that the trainings recorded: 1 on a machine with nothing else to do."""
 
     @property
     def name(self) -> str:
@@ -61,20 +63,23 @@ def scored(plan: Plan, measured: Measured) -> list[Scored]:
 
 def _scored(member: Member, runs: Sequence[Run], measured: Sequence[Mapping[str, Any]]) -> Scored:
     train = member.config.train
-    each = []
+    each, speeds = [], list[float]()
     for run in runs:
         records = history.read_metrics(run.folder)
         clock = history.clock(records)
         xs, ys = history.series(records, "val_bpb")
         each.append((xs, [clock(x) for x in xs], ys, clock(train.steps * train.batch_bytes)))
+        speeds += history.series(records, "bytes_per_s")[1]
     points = min(len(xs) for xs, *_ in each)
     xs = each[0][0][:points]
     times = np.mean([seconds[:points] for _, seconds, _, _ in each], axis=0).tolist()
     values = np.mean([ys[:points] for _, _, ys, _ in each], axis=0).tolist()
+    slow, fast = np.percentile(speeds or [1.0], [25, 75])
     decay = train.decay if train.schedule == "wsd" else 0.0
     return Scored(
         member, runs, measured, np.array([m["units"] for m in measured]), Curve.of(xs, values),
         Curve.of(times, values), (1 - decay) * train.steps * train.batch_bytes, [spent for *_, spent in each],
+        float(fast / max(slow, 1e-9)),
     )  # fmt: skip
 
 
@@ -125,13 +130,15 @@ def _model(plan: Plan, each: Scored) -> dict[str, Any]:
     model, train = each.member.config.model, each.member.config.train
     value, drawn = _bpb(each)
     stages = _stages(each)
+    share = _positions_per_byte(each)
     fractions = [1 / stage["bytes_per_chunk"] for stage in stages]
+    flops = share * model.flops_per_byte([one / share for one in fractions], train.sequence_length * share)
     return {
         "name": each.name,
         "description": each.member.config.description,
         "layout": layout(each.member.config),
         "parameters": model.num_parameters,
-        "flops_per_byte": model.flops_per_byte(fractions, train.sequence_length),
+        "flops_per_byte": flops,
         "planned_flops_per_byte": each.member.flops_per_byte,
         "learned": each.member.learned,
         "bytes": train.steps * train.batch_bytes,
@@ -142,15 +149,22 @@ def _model(plan: Plan, each: Scored) -> dict[str, Any]:
             {"seed": run.seed, "run": str(run.folder), "bpb": float(ratio(units.sum(0))), "seconds": spent}
             for run, units, spent in zip(each.runs, each.units, each.spent, strict=True)
         ],
-        "bytes_per_chunk": stages[-1]["bytes_per_chunk"] if stages else 1.0,
+        "bytes_per_chunk": stages[-1]["bytes_per_chunk"] if stages else 1 / share,
         "stages": stages,
         "seconds": float(np.mean(each.spent)),
         "bytes_per_s": train.steps * train.batch_bytes / max(1e-9, float(np.mean(each.spent))),
+        "unsteady": each.unsteady,
         "curve": [[x, y] for x, y in zip(each.bytes.xs, each.bytes.ys, strict=True)],
         "curve_seconds": [[x, y] for x, y in zip(each.seconds.xs, each.seconds.ys, strict=True)],
         "stable_bytes": each.stable,
         "robustness": _robustness(each),
     }
+
+
+def _positions_per_byte(each: Scored) -> float:
+    """1, or tokens per byte of a model of tokens."""
+    tokens = each.measured[0]["tokens"]
+    return 1.0 if tokens is None else tokens / float(each.units[0, :, 1].sum())
 
 
 def _stages(each: Scored) -> list[dict[str, Any]]:

@@ -8,6 +8,8 @@ from hnet_cli.comparison.plan import MATCHED
 from hnet_cli.console import count, duration, size
 
 Json = dict[str, Any]
+UNSTEADY = 1.3
+"""Between quartiles of its speed, a training was disturbed."""
 
 
 def verdict(told: Json) -> Json:
@@ -104,6 +106,10 @@ def _reservations(told: Json, models: dict[str, Json], rival: Json | None) -> li
                if abs(m["flops_per_byte"] / rival["flops_per_byte"] - 1) > MATCHED]  # fmt: skip
         if off:
             found.append(f"Measured FLOPs per byte are not equal: {', '.join(off)} against {rival['name']}.")
+    worst = max((model["unsteady"] for model in models.values()), default=1.0)
+    if worst > UNSTEADY:
+        found.append(f"The speed within a training varied by a factor of {worst:.1f} between its quartiles: the "
+                     "machine had other work to do, so what is said of time is not reliable.")  # fmt: skip
     if told["failed"]:
         found.append(f"Failed: {', '.join(told['failed'])}.")
     if told["missing"]:
