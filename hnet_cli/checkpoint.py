@@ -22,7 +22,7 @@ from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from hnet_cli import storage
+from hnet_cli import storage, tokens
 from hnet_cli.distributed import divided_like, whole
 from hnet_cli.errors import DamagedError, HNetError, InputError, StorageError, UsageError
 from hnet_cli.model import HNetConfig, HNetForCausalLM
@@ -71,6 +71,9 @@ def save_model(folder: Path, model: HNetForCausalLM, extra: Mapping[str, Any], t
     """
     config = model.config.to_dict() | {"model_type": MODEL_TYPE}
     config["hnet"] = config.get("hnet", {}) | {"target_ratios": target_ratios} | dict(extra)
+    if model.tokenizer is not None:
+        config["hnet"]["tokenizer"] = tokens.FILE
+        storage.write_text(folder / tokens.FILE, model.tokenizer.text)
     storage.write_json(folder / "config.json", config)
     return _write_tensors(folder / "model.safetensors", _weights(model), {"format": "pt"}, read)
 
@@ -118,7 +121,7 @@ def load_folder(
     the file: pages are read when they are needed, and the system may drop them.
     """
     if os.path.lexists(folder / storage.MANIFEST):
-        storage.verify_folder(folder, MODEL_FILES)
+        storage.verify_folder(folder, (*MODEL_FILES, tokens.FILE))
     try:
         config = HNetConfig.from_dict(_json(folder / "config.json"))
     except ValueError as error:
@@ -145,6 +148,8 @@ def load_folder(
         model.lm_head.weight = model.embeddings.weight
     model.backend = kernels
     model.source = folder
+    if config.extra.get("tokenizer"):
+        model.tokenizer = tokens.of_model(folder, config.vocab_size)
     return model.eval()
 
 

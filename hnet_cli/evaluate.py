@@ -15,6 +15,7 @@ from hnet_cli.corpus.loader import Batch, windows
 from hnet_cli.distributed import ALONE, World
 from hnet_cli.health import read, routing_counts, stage_metrics
 from hnet_cli.model import HNetForCausalLM
+from hnet_cli.tokens import tokenised
 
 PIECE = 32_768
 """Bytes per forward pass where nothing smaller is asked for."""
@@ -36,6 +37,7 @@ def validation(model: HNetForCausalLM, dataset: Dataset, length: int, max_bytes:
     nats, counts, passes, total = list[Tensor](), list[Tensor](), 0, 0
 
     def score(batch: Batch) -> None:
+        batch = batch if model.tokenizer is None else tokenised(batch, model.tokenizer)
         inputs, targets, cu_seqlens, _ = to_device(batch, device)
         out = model(inputs, cu_seqlens=cu_seqlens)
         nats.append(F.cross_entropy(out.logits.float(), targets, reduction="sum").double())
@@ -44,7 +46,7 @@ def validation(model: HNetForCausalLM, dataset: Dataset, length: int, max_bytes:
     for batch in windows(dataset, "val", length, batch_bytes=piece or PIECE, max_bytes=max_bytes):
         if passes % world.size == world.rank:
             score(batch)
-        passes, total = passes + 1, total + len(batch.targets)
+        passes, total = passes + 1, total + batch.nbytes
     if len(nats) * world.size < passes:  # every rank gives as many; this one is not counted
         score(batch)
     model.train(was_training)

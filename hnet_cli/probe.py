@@ -111,7 +111,7 @@ class Probe:
             "depth": [int(depth) for depth in decisions.depth[:SHOWN]],
             "probability": shown,
         }
-        if seed is None:
+        if seed is None or model.tokenizer is not None:  # tokens continue a prompt in tokens, not in bytes
             return {"probe": probe}
         try:
             drawn = list(generate(model, [self.prompt], max_bytes=GENERATED, seed=seed, automaton=self.automaton,

@@ -136,6 +136,8 @@ def generate(
     so that a row does not depend on the others.
     Raises UsageError for a prompt that is illegal, NumericalError where the model gives no finite logits.
     """
+    if model.tokenizer is not None:
+        raise UsageError("a model of tokens cannot be sampled from byte by byte", "it is there to be compared with")
     choice = Choice(temperature, top_k, top_p)
     if max_bytes < 1:
         raise UsageError(f"--max-bytes must be at least 1, not {max_bytes}")

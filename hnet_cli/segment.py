@@ -47,6 +47,8 @@ def segment_bytes(model: HNetForCausalLM, data: bytes, stage: int = 0) -> list[b
 def stages_of(config: HNetConfig, stage: int | str) -> range:
     """The stages meant by `--stage`: a number or "all". Raises UsageError."""
     count = config.num_stages
+    if not count:
+        raise UsageError("this model has no chunking stages, so there is nothing to segment", "take an H-Net")
     if stage == "all":
         return range(count)
     if not str(stage).isdecimal() or int(stage) >= count:

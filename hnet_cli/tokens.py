@@ -7,10 +7,10 @@ byte becomes the token of that byte.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from hnet_cli import storage
 from hnet_cli.corpus.dataset import Dataset
 from hnet_cli.corpus.loader import Batch, shuffled
-from hnet_cli.errors import EnvironmentLimit, InputError, UsageError
+from hnet_cli.errors import DamagedError, EnvironmentLimit, HNetError, InputError, UsageError
 
 FILE = "tokenizer.json"
 SAMPLE_PER_ID, MOST_SAMPLE, PIECE = 1 << 11, 1 << 26, 1 << 16
@@ -139,6 +140,31 @@ def _checked(data: Any) -> dict[str, int]:
 # -- where a tokenizer comes from --------------------------------------------------------------------------------------
 
 
+def of_run(run: Path, setting: str, dataset: Dataset) -> Tokenizer:
+    """The tokenizer of a run: that of its newest checkpoint with one as it was written, else that of the run, else the
+    one that the setting means. Raises UsageError or InputError."""
+    for folder in sorted((run / "checkpoints").glob("step-*"), reverse=True):
+        with contextlib.suppress(HNetError, KeyError):
+            storage.verify_file(folder, FILE, storage.read_manifest(folder)["files"][FILE])
+            return of_setting(str(folder / FILE), dataset)
+    if (run / "config.yaml").exists() and (run / FILE).exists():
+        return of_setting(str(run / FILE), dataset)
+    return of_setting(setting, dataset)
+
+
+def of_model(folder: Path, vocabulary: int) -> Tokenizer:
+    """The tokenizer of a model folder whose model has `vocabulary` ids. Raises DamagedError."""
+    file = folder / FILE
+    try:
+        found = Tokenizer(file.read_text(encoding="utf-8"), file)
+        check_size(found, vocabulary)
+        return found
+    except FileNotFoundError as error:
+        raise DamagedError(f"{folder} has no {FILE}", "the folder is not a complete model") from error
+    except (OSError, UnicodeDecodeError, InputError, UsageError) as error:
+        raise DamagedError(f"{file} cannot be used: {error}") from error
+
+
 def of_setting(setting: str, dataset: Dataset) -> Tokenizer:
     """The tokenizer that `tokenizer:` of a configuration means: "bpe:4096" learned from a dataset, else a file.
 
@@ -207,19 +233,18 @@ def learn(sequences: Iterable[bytes], size: int) -> str:
     return text
 
 
+def check_size(tokenizer: Tokenizer, vocabulary: int) -> None:
+    """Raises UsageError where a model of `vocabulary` ids cannot read the tokenizer's."""
+    if tokenizer.size > vocabulary:
+        raise UsageError(f"the tokenizer has {tokenizer.size:,} ids, but model.vocab_size is {vocabulary:,}")
+
+
 # -- batches -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class TokenBatch(Batch):
-    """The sequences of a batch as T tokens: inputs and targets are int64, `offsets` stay those of bytes."""
-
-    nbytes: int
-    """Bytes of the targets."""
-
-
-def tokenised(batch: Batch, tokenizer: Tokenizer) -> TokenBatch:
-    """The same sequences as tokens, each after the tokenizer's mark. A token's weight is the mean of its bytes'."""
+def tokenised(batch: Batch, tokenizer: Tokenizer) -> Batch:
+    """The same sequences as tokens, each after the tokenizer's mark; `offsets` stay those of bytes. A token's weight is
+    the mean of its bytes'."""
     data, edges = batch.targets.tobytes(), batch.cu_seqlens.tolist()
     sequences = tokenizer.encode([data[a:b] for a, b in pairwise(edges)])
     targets = np.concatenate(sequences)
@@ -227,8 +252,7 @@ def tokenised(batch: Batch, tokenizer: Tokenizer) -> TokenBatch:
     inputs = np.empty_like(targets)
     inputs[1:] = targets[:-1]
     inputs[cu_seqlens[:-1]] = tokenizer.bos
-    weights = batch.weights
+    weights, lengths = batch.weights, tokenizer.lengths[targets]
     if weights is not None:
-        lengths = tokenizer.lengths[targets]
         weights = (np.add.reduceat(weights, np.cumsum(lengths) - lengths) / lengths).astype(np.float32)
-    return TokenBatch(inputs, targets, weights, cu_seqlens, batch.documents, batch.offsets, len(batch.targets))
+    return Batch(inputs, targets, weights, cu_seqlens, batch.documents, batch.offsets, lengths)

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from hnet_cli import budget, checkpoint, storage
+from hnet_cli import budget, checkpoint, storage, tokens
 from hnet_cli.checkpoint import TrainingState
 from hnet_cli.config import RunConfig, TrainConfig, to_yaml
 from hnet_cli.corpus.dataset import Dataset
@@ -115,6 +115,10 @@ class _Trainer:
         torch.manual_seed(train.seed)
         self.model = build_model(config)
         world.spread(self.model, device, sharded)
+        if config.tokenizer:
+            with world.together():
+                self.model.tokenizer = tokens.of_run(run, config.tokenizer, dataset)
+                tokens.check_size(self.model.tokenizer, config.model.vocab_size)
         self.optimizer = build_optimizer(self.model, config)
         self.state = TrainingState(dataset=dataset.fingerprint)
         self.extra = {"modality": dataset.modality, "sequence_length": train.sequence_length, "preset": config.name}
@@ -164,6 +168,8 @@ class _Trainer:
         if self.world.is_main:
             self._warn_of_little_space()
             storage.write_text(self.run / "config.yaml", to_yaml(self.config))
+            if self.model.tokenizer is not None:
+                storage.write_text(self.run / tokens.FILE, self.model.tokenizer.text)
         self.metrics, self.samples = (
             Journal(self.run / name, self.state.step, silent=not self.world.is_main)
             for name in ("metrics.jsonl", "samples.jsonl")
@@ -191,7 +197,7 @@ class _Trainer:
     def _step(self) -> dict[str, Any]:
         train, state = self.config.train, self.state
         with self.world.together():
-            pieces = [self.batches.batch(state.step, rows) for rows in self.slices]
+            pieces = [self._batch(state.step, rows) for rows in self.slices]
         logged = (state.step + 1) % train.log_every == 0 or state.step + 1 == train.steps
         numbers = train_step(self.model, self.optimizer, pieces, state.step, self.config, self.autocast, logged,
                              self.world, self.teacher)  # fmt: skip
@@ -220,6 +226,10 @@ class _Trainer:
         padded = own_ones + [-1] * (MOST_DOCUMENTS - len(own_ones))
         found = {int(document) for each in self.world.each(*padded) for document in each if document >= 0}
         return sorted(found)[:MOST_DOCUMENTS]
+
+    def _batch(self, step: int, rows: tuple[int, int]) -> Batch:
+        batch = self.batches.batch(step, rows)
+        return batch if self.model.tokenizer is None else tokens.tokenised(batch, self.model.tokenizer)
 
     def _fit(self, spent: float, steps: int, seconds: float) -> TrainConfig:
         """The configuration with no more steps than fit into `seconds`, of which `steps` steps have taken `spent`."""

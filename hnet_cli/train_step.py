@@ -89,7 +89,7 @@ def losses(model: HNetForCausalLM, inputs: Tensor, targets: Tensor, cu_seqlens: 
 
 def accumulate(model: HNetForCausalLM, batches: list[Batch], weight_sum: float, step: int, config: RunConfig,
                autocast: Callable[[], AbstractContextManager[Any]], histograms: bool, world: World,
-               teacher: Teacher | None) -> tuple[list[Losses], list[Tensor], int]:  # fmt: skip
+               teacher: Teacher | None = None) -> tuple[list[Losses], list[Tensor], int]:  # fmt: skip
     """Adds up the gradient of a step in the parameters. Returns losses and routing counts of each pass, and the splits.
 
     How many chunks a micro-batch has is known only once it is computed. One that does not fit into memory is halved
@@ -150,7 +150,7 @@ def train_step(model: HNetForCausalLM, optimizer: torch.optim.Optimizer, batches
     train = config.train
     rate = set_learning_rate(optimizer, step, train)
     weight_sum = sum(float(b.weights.sum()) if b.weights is not None else len(b.targets) for b in batches)
-    own_bytes = sum(len(batch.targets) for batch in batches)
+    own_bytes = sum(batch.nbytes for batch in batches)
     weight_sum, total_bytes = world.sums(weight_sum, own_bytes)
     parts, counts, splits = accumulate(
         model, batches, weight_sum or 1.0, step, config, autocast, histograms, world, teacher

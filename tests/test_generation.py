@@ -18,6 +18,9 @@ CONFIGS = {
     "characters": tiny_config(chunker=[{"kind": "characters"}, {"kind": "learned"}]),
     "adapters": tiny_config(("m1", ("T1",), "m1"), adapter_width=24, rotary=[{}, {"base": 500.0}]),
     "space, fixed": tiny_config(chunker=[{"kind": "space"}, {"kind": "fixed", "k": 2}]),
+    "spacebyte": tiny_config(
+        chunker=[{"kind": "space"}, {"kind": "learned"}], network_norms=False, residual="spacebyte"
+    ),
 }
 MODELS = {name: tiny_model(config=config) for name, config in CONFIGS.items()}
 each_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)

@@ -11,6 +11,7 @@ from modelkit import PARITY, tiny_config, tiny_model, worst
 from hnet_cli.model import HNetConfig, HNetForCausalLM, lr_multipliers, parameter_groups, ratio_loss
 
 MODEL = tiny_model(config=tiny_config(window=4))
+SPACEBYTE = tiny_model(config=tiny_config(window=4, network_norms=False, residual="spacebyte"))
 
 
 def ids_of(*shape, seed=0):
@@ -18,14 +19,14 @@ def ids_of(*shape, seed=0):
 
 
 @settings(max_examples=12, deadline=None)
-@given(st.lists(st.integers(1, 90), min_size=1, max_size=6), st.integers(0, 99))
-def test_packed_equals_each_document_alone(lengths, seed):
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=6), st.integers(0, 99), st.sampled_from([MODEL, SPACEBYTE]))
+def test_packed_equals_each_document_alone(lengths, seed, model):
     """Longer and shorter than a block of the scans, borders anywhere, among strangers or alone: the same."""
     ids = ids_of(sum(lengths), seed=seed)
     cu_seqlens = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
     with torch.no_grad():
-        packed = MODEL(ids, cu_seqlens=cu_seqlens)
-        alone = [MODEL(part[None]) for part in ids.split(lengths)]
+        packed = model(ids, cu_seqlens=cu_seqlens)
+        alone = [model(part[None]) for part in ids.split(lengths)]
     assert worst(packed.logits, torch.cat([a.logits[0] for a in alone])) < 1e-10
     for s, routing in enumerate(packed.routing):
         assert torch.equal(routing.boundary_mask, torch.cat([a.routing[s].boundary_mask for a in alone]))

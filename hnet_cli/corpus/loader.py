@@ -38,9 +38,16 @@ class Batch:
     """(B,) int64: index of each sequence's document in the dataset."""
     offsets: np.ndarray
     """(B,) int64: where the sequence starts in its document."""
+    lengths: np.ndarray | None = None
+    """(T,) int64: bytes of each target where these are tokens, all int64 then; None: 1 each."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are predicted."""
+        return len(self.targets) if self.lengths is None else int(self.lengths.sum())
 
     def halves(self) -> tuple[Batch, Batch]:
-        """The same in two of about as many bytes each; B must be at least 2."""
+        """The same in two of about as many targets each; B must be at least 2."""
         ends = self.cu_seqlens[1:-1]
         first = int(np.abs(ends - len(self.targets) / 2).argmin()) + 1  # sequences of the first half
         return self._part(0, first), self._part(first, len(self.documents))
@@ -49,8 +56,9 @@ class Batch:
         begin, end = self.cu_seqlens[first], self.cu_seqlens[last]
         weights = None if self.weights is None else self.weights[begin:end]
         offsets = self.cu_seqlens[first : last + 1] - begin
+        lengths = None if self.lengths is None else self.lengths[begin:end]
         return Batch(self.inputs[begin:end], self.targets[begin:end], weights, offsets,
-                     self.documents[first:last], self.offsets[first:last])  # fmt: skip
+                     self.documents[first:last], self.offsets[first:last], lengths)  # fmt: skip
 
 
 class Batches:

@@ -174,7 +174,7 @@ def _beyond_bytes(
         with progress("other strand", material.bytes) as bar:
             other = score(model, [each or b"" for each in mirrored], context, request.stride, bar.update)
         result["strands"] = _strands(result, other)
-    if request.samples:
+    if request.samples and model.tokenizer is None:
         result["validity"] = validity(model, kind)
     if request.noise:
         with progress("noise") as task:

@@ -89,18 +89,48 @@ def passes(model: HNetForCausalLM, items: Iterable[Stretch], batch_bytes: int | 
 
 
 def _forward(model: HNetForCausalLM, batch: list[Stretch], device: torch.device) -> Pass:
+    if model.tokenizer is not None:
+        return _forward_tokens(model, batch, device)
+
     def ids(parts: list[bytes]) -> torch.Tensor:
         return torch.from_numpy(np.frombuffer(b"".join(parts), np.uint8).astype(np.int64)).to(device)
 
     offsets = np.cumsum([0] + [len(stretch.inputs) for stretch in batch])
     targets = ids([stretch.targets for stretch in batch])
     out = model(ids([stretch.inputs for stretch in batch]), cu_seqlens=torch.from_numpy(offsets).to(device))
-    logits = out.logits.float()
+    return Pass(batch, *_judged(out.logits.float(), targets), offsets, out.routing)
+
+
+def _judged(logits: torch.Tensor, targets: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """`nats` and `likeliest` of `Pass`."""
     nats = F.cross_entropy(logits, targets, reduction="none").double().cpu().numpy()
     if not np.isfinite(nats).all():
         raise NumericalError("the model gives probabilities that are not finite", "its weights are damaged or overflow")
-    likeliest = (logits.argmax(-1) == targets).cpu().numpy()
-    return Pass(batch, nats, likeliest, offsets, out.routing)
+    return nats, (logits.argmax(-1) == targets).cpu().numpy()
+
+
+def _forward_tokens(model: HNetForCausalLM, batch: list[Stretch], device: torch.device) -> Pass:
+    """Of a model of tokens: the first byte of a token bears all its nats. What does not count is tokenised apart from
+    what does, so that no token is in both; a sequence begins with the tokenizer's mark wherever it begins."""
+    before = [
+        (b"" if stretch.begins or not stretch.skip else stretch.inputs[:1]) + stretch.targets[: stretch.skip]
+        for stretch in batch
+    ]
+    encoded = model.tokenizer.encode([*before, *(stretch.targets[stretch.skip :] for stretch in batch)])
+    pairs = list(zip(encoded[: len(batch)], encoded[len(batch) :], strict=True))
+    targets = torch.from_numpy(np.concatenate([each for pair in pairs for each in pair])).to(device)
+    ends = np.cumsum([0] + [len(context) + len(scored) for context, scored in pairs])
+    starts = torch.from_numpy(ends[:-1]).to(device)
+    inputs = targets.roll(1).index_fill(0, starts, model.tokenizer.bos)
+    nats, likeliest = _judged(model(inputs, cu_seqlens=torch.from_numpy(ends).to(device)).logits.float(), targets)
+
+    offsets = np.cumsum([0] + [len(stretch.targets) for stretch in batch])
+    by_byte, best = np.zeros(offsets[-1]), np.ones(offsets[-1], bool)
+    for (_, scored), end, low, stretch in zip(pairs, ends[1:], offsets[:-1], batch, strict=True):
+        lengths = model.tokenizer.lengths[scored]
+        by_byte[low + stretch.skip + np.cumsum(lengths) - lengths] = nats[end - len(scored) : end]
+        best[low + stretch.skip : low + len(stretch.targets)] = np.repeat(likeliest[end - len(scored) : end], lengths)
+    return Pass(batch, by_byte, best, offsets, [])
 
 
 COLUMNS = ("positions", "boundaries", "probability", "nats_after", "nats_first", "firsts")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -229,6 +230,9 @@ class HNetForCausalLM(nn.Module):
 
     `backend`: "auto", "reference" or "fast", see `hnet_cli.kernels.choose`.
     """
+
+    tokenizer: Any = None
+    """What makes of bytes the ids that this model reads, a `hnet_cli.tokens.Tokenizer`; None: bytes are the ids."""
 
     def __init__(self, config: HNetConfig, backend: str = "auto") -> None:
         super().__init__()
