@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hnet_cli import budget, modality, storage
+from hnet_cli import budget, lineup, modality, storage
 from hnet_cli.budget import Machine
 from hnet_cli.comparison.members import Member, line_up, with_train
 from hnet_cli.config import RunConfig, to_yaml
@@ -220,18 +220,22 @@ def seconds_per_byte(plan: Plan) -> dict[str, float]:
     with progress("timing", len(plan.members)) as task:
         for n, member in enumerate(plan.members):
             task.update(n, note=member.name)
-            times[member.name] = measure(_of_fixed_chunks(member.config), plan.machine.device, 1.0)
+            share = lineup.tokens_per_byte(member.config, plan.dataset)
+            times[member.name] = share * measure(_timed(member.config, share), plan.machine.device, 1.0)
     return times
 
 
-def _of_fixed_chunks(config: RunConfig) -> RunConfig:
-    """An untrained routing module puts a boundary at every other byte, which would be timed instead."""
-    model, ratios = config.model, config.train.ratios()
+def _timed(config: RunConfig, share: float) -> RunConfig:
+    """What to time instead: fixed chunks, for an untrained routing module puts a boundary at every other byte; and rows
+    of as many positions as there are tokens in one, `share` per byte."""
+    model, train, ratios = config.model, config.train, config.train.ratios()
+    length = max(2, round(train.sequence_length * share))
+    train = dataclasses.replace(train, sequence_length=length, batch_bytes=length * train.rows)
     chunkers = tuple(
         Chunker("fixed", max(1, round(ratio))) if chunker.learned else chunker
         for chunker, ratio in zip(model.chunkers, ratios, strict=True)
     )
-    return dataclasses.replace(config, model=dataclasses.replace(model, chunkers=chunkers))
+    return dataclasses.replace(config, model=dataclasses.replace(model, chunkers=chunkers), train=train)
 
 
 def _scheduled(member: Member, plan: Plan) -> Member:
