@@ -285,7 +285,7 @@ def presets(
     as_json: JsonOption = False,
 ) -> None:
     """List the presets, or show one."""
-    from hnet_cli import budget, config
+    from hnet_cli import budget, config, lineup
     from hnet_cli.console import count, show_data, table
 
     if name is not None:
@@ -298,12 +298,13 @@ def presets(
             for each, c in listed.items()
         })  # fmt: skip
         return
-    rows = table("preset", "parameters", "memory", "")
-    rows.columns[3].justify = "left"
-    for each, c in sorted(listed.items(), key=lambda item: (item[1].model.num_parameters, item[0])):
-        needed = f"{budget.needs(c).memory / budget.GIB:.1f} GiB"
-        rows.add_row(each, count(c.model.num_parameters), needed, c.description)
-    show_data(rows)
+    for group, names in lineup.groups(list(listed)).items():
+        rows = table(group, "parameters", "memory", "")
+        rows.columns[3].justify = "left"
+        for each in sorted(names, key=lambda name: (listed[name].model.num_parameters, name)):
+            c, needed = listed[each], budget.needs(listed[each]).memory / budget.GIB
+            rows.add_row(each, count(c.model.num_parameters), f"{needed:.1f} GiB", c.description)
+        show_data(rows)
 
 
 @app.command()

@@ -65,6 +65,15 @@ def member(name: str, size: str, settings: Sequence[str] = ()) -> RunConfig:
     return resolve(preset, settings)
 
 
+def groups(presets: Sequence[str]) -> dict[str, list[str]]:
+    """Names of presets by what they are for: those to begin with, and the members of the line-up by size."""
+    of = {f"{name}-{size}": f"line-up, {size}" for size in SIZES for name in (*PAPER, *BEYOND, *DNA)}
+    found: dict[str, list[str]] = {"preset": []} | {f"line-up, {size}": [] for size in SIZES}
+    for preset in presets:
+        found[of.get(preset, "preset")].append(preset)
+    return {group: names for group, names in found.items() if names}
+
+
 def share_of_budget(name: str) -> float:
     """FLOPs per byte that a member is meant to have, as a multiple of the others'."""
     return 2.0 if name == "transformer-2x" else 1.0

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hnet_cli import budget, modality, storage
+from hnet_cli import budget, lineup, modality, storage
 from hnet_cli.budget import GIB, Machine
 from hnet_cli.config import RunConfig, differences, resolve
 from hnet_cli.console import count, duration, literal, say, show, size, table
@@ -125,7 +125,7 @@ def refuse_what_cannot_fit(plan: Plan) -> None:
     if budget.fits(plan.config, plan.machine, plan.shares):
         return
     needs, here = budget.needs(plan.config, plan.shares), plan.machine
-    fitting = [name for name, _ in budget.presets_that_fit(here)]
+    fitting = lineup.groups([name for name, _ in budget.presets_that_fit(here)]).get("preset", [])
     advice = f"presets that fit: {', '.join(fitting)}" if fitting else "no preset fits; free some memory"
     if budget.fits(plan.config, here, plan.ranks):
         advice = f"--set train.shard=full would fit; {advice}"
@@ -147,7 +147,7 @@ def refuse_what_cannot_fit(plan: Plan) -> None:
 
 def facts(plan: Plan) -> dict[str, Any]:
     """The plan as data: parameters per part, FLOPs, memory, bytes, epochs."""
-    train, needs = plan.config.train, budget.needs(plan.config, plan.shares)
+    train, needs, dataset = plan.config.train, budget.needs(plan.config, plan.shares), Dataset.open(plan.data)
     total = train.steps * train.batch_bytes
     return {
         "preset": plan.config.name,
@@ -158,7 +158,8 @@ def facts(plan: Plan) -> dict[str, Any]:
         "sharded": plan.shares > 1,
         "parameters": needs.parameters,
         "parameters_by_part": plan.config.model.count_parameters(),
-        "flops_per_byte": needs.flops_per_byte,
+        "flops_per_byte": lineup.flops_per_byte(plan.config, dataset),
+        "tokens_per_byte": lineup.tokens_per_byte(plan.config, dataset),
         "memory_needed": needs.memory,
         "memory_worst": needs.worst_memory,
         "memory_free": plan.machine.memory,
@@ -175,7 +176,8 @@ def describe(plan: Plan, as_json: bool) -> None:
     if data["fits"] and plan.shares == 1:
         from hnet_cli.train_step import seconds_per_byte
 
-        data["seconds"] = data["bytes"] * seconds_per_byte(plan.config, plan.machine.device) / plan.ranks
+        positions = data["bytes"] * data["tokens_per_byte"]
+        data["seconds"] = positions * seconds_per_byte(plan.config, plan.machine.device) / plan.ranks
         data["bytes_per_s"] = data["bytes"] / data["seconds"]
     if as_json:
         print(json.dumps(data))
@@ -191,6 +193,8 @@ def _describe(plan: Plan, data: dict[str, Any]) -> None:
     rows.add_row("[bold]all[/]", f"[bold]{data['parameters']:,}[/]")
     show(rows)
     train = plan.config.train
+    if plan.config.tokenizer:
+        say(f"{1 / data['tokens_per_byte']:.2f} bytes per token on these data.")
     say(f"{count(data['flops_per_byte'])} FLOPs per byte forward, three times that to train.")
     say(f"Memory: {data['memory_needed'] / GIB:.1f} GiB needed ({data['memory_worst'] / GIB:.1f} where every byte is a "
         f"chunk), {data['memory_free'] / GIB:.1f} GiB free on "
