@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from hnet_cli import checkpoint, cli
 from hnet_cli.corpus import Dataset
 from hnet_cli.corpus.loader import windows
-from hnet_cli.evaluate import to_device, validation
+from hnet_cli.evaluate import to_device
 from hnet_cli.model import HNetForCausalLM
 from hnet_cli.teacher import Teacher
 
@@ -116,7 +116,8 @@ def main() -> None:
     of_teacher = chosen([*QUIET, *smaller["teacher"], f"train.eval_bytes={options.bytes}"])
     hnet("train", "--preset", "transformer-nano", "--data", data, "--run", teacher, *of_teacher, done=teacher / "best")
     dataset = Dataset.open(data)
-    result: dict[str, Any] = {}
+    records = map(json.loads, (teacher / "metrics.jsonl").read_text().splitlines())
+    result: dict[str, Any] = {"teacher_bpb": next(each["val_bpb"] for each in records if "val_bpb" in each)}
 
     def retrofitted(name: str, source: Path) -> None:
         start, run = folder / name, folder / f"{name}-run"
@@ -129,8 +130,6 @@ def main() -> None:
         parts = model.config.count_parameters()
         result["frozen"] = parts["level1.main_network"]
         result["trained"] = sum(parts.values()) - result["frozen"]
-        if "teacher_bpb" not in result:
-            result["teacher_bpb"] = validation(checkpoint.load(teacher), dataset, length, options.bytes, [])["bpb"]
 
     retrofitted("hnet", teacher)
     if options.control:

@@ -362,8 +362,9 @@ def retrofit(
     done = retrofitting.retrofit(src, dst, preset, settings, overwrite)
     if as_json:
         _print_json(vars(done))
-    say(f"Wrote {literal(dst)}: {done.layers} frozen layers of {count(done.frozen)} parameters, and "
-        f"{count(done.parameters - done.frozen)} more. Now: hnet train --preset {literal(done.preset)}")  # fmt: skip
+    trained = count(done.parameters - done.frozen)
+    say(f"Wrote {literal(dst)}: {done.layers} frozen layers, {count(done.frozen)} parameters; {trained} to be trained. "
+        f"Next: hnet train --preset {literal(done.preset)}")  # fmt: skip
 
 
 @app.command()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from hnet_cli import budget, checkpoint, cli
 from hnet_cli.config import resolve
 from hnet_cli.corpus import Dataset
-from hnet_cli.corpus.loader import BOS, Batches
+from hnet_cli.corpus.loader import BOS, Batches, windows
 from hnet_cli.errors import BusyError, DamagedError, InputError, UsageError
 from hnet_cli.kernels import Packing
 from hnet_cli.llama import read
@@ -243,7 +243,8 @@ def test_a_lesson_gives_the_transformer_what_it_is_used_to_read(made, data, toke
     source, folder = made
     teacher = Teacher(folder)
     table = own_model(source).embeddings.weight.float()
-    batch = Batches(Dataset.open(data), sequence_length=64, rows=8, seed=3).batch(0)
+    batch = next(windows(Dataset.open(data), "train", 64, batch_bytes=512))  # the first begins with the document mark
+    assert batch.inputs[0] == BOS
     lesson = teacher.lesson(batch, torch.device("cpu"))
     at = 0
     edges = batch.cu_seqlens.tolist()
