@@ -276,6 +276,10 @@ def begin_from(reference: str | Path, model: HNetForCausalLM) -> Path:
             f"train.start: {shown(reference)} is another model: {'; '.join(unlike)}",
             "begin with a model of the architecture that is to be trained",
         )
+    if len({getattr(each.tokenizer, "text", None) for each in (other, model)}) > 1:
+        raise UsageError(
+            f"train.start: {shown(reference)} reads other tokens", f"give its tokenizer: {other.source / tokens.FILE}"
+        )
     own = model.state_dict()
     model.load_state_dict({name: divided_like(value, own[name]) for name, value in other.state_dict().items()})
     return other.source

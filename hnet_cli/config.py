@@ -64,6 +64,8 @@ class RunConfig:
                 raise ValueError(f"train.frozen: the model has no part {part!r}; it has {', '.join(parts)}")
         if not any(number for part, number in parts.items() if part not in self.train.frozen):
             raise ValueError("train.frozen leaves nothing to train")
+        if self.train.taught and not stages:
+            raise ValueError("train.boundary_loss_weight: a model without stages has no boundaries")
         if self.train.embedding_loss_weight and not self.model.adapter_width:
             raise ValueError("train.embedding_loss_weight needs adapters: model.adapter_width")
 

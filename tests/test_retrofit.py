@@ -10,7 +10,7 @@ import torch
 from runkit import FLAT, dataset, metrics, tiny, weights
 from safetensors.torch import load_file, save_file
 
-from hnet_cli import budget, checkpoint, cli
+from hnet_cli import budget, checkpoint, cli, storage
 from hnet_cli.config import resolve
 from hnet_cli.corpus import Dataset
 from hnet_cli.corpus.loader import BOS, Batches, windows
@@ -333,6 +333,8 @@ def test_refusals(made, data, tmp_path):
         tiny("train.frozen=[main]")
     with pytest.raises(UsageError, match=r"embedding_loss_weight needs adapters"):
         tiny("train.embedding_loss_weight=1")
+    with pytest.raises(UsageError, match="has no boundaries"):
+        tiny(*FLAT, "train.boundary_loss_weight=1")
     with pytest.raises(InputError, match="has no teacher"):
         train(tiny("train.boundary_loss_weight=1"), data, tmp_path / "run")
     table = folder / "teacher.safetensors"
@@ -353,6 +355,20 @@ def test_a_run_begins_with_the_weights_of_another(data, tmp_path):
     assert metrics(tmp_path / "second")[-1]["val_bpb"] == pytest.approx(last, abs=1e-5)
     with pytest.raises(UsageError, match=r"train\.start: .* is another model: arch_layout is .*, not"):
         train(tiny(*FLAT, f"train.start={tmp_path / 'first'}"), data, tmp_path / "third")
+
+
+def test_tokens_must_be_the_same_to_begin_with(data, tmp_path):
+    model = HNetForCausalLM(tiny(*FLAT, "tokenizer=bpe:300").model)
+    model.tokenizer = learned(Dataset.open(data), 300)
+    with storage.staged_folder(tmp_path / "model", manifest={"kind": "model"}) as folder:
+        checkpoint.save_model(folder, model, {}, [])
+    other = HNetForCausalLM(model.config)
+    other.tokenizer = learned(Dataset.open(dataset(tmp_path / "other", __file__)), 300)
+    with pytest.raises(UsageError, match="reads other tokens"):
+        checkpoint.begin_from(tmp_path / "model", other)
+    other.tokenizer = model.tokenizer
+    checkpoint.begin_from(tmp_path / "model", other)
+    assert torch.equal(other.lm_head.weight, model.lm_head.weight)
 
 
 def test_frozen_parts_need_weights_only():
