@@ -237,13 +237,14 @@ class Bar:
     colour: int = 0
 
 
-def bars(title: str, rows: Sequence[Bar], note: str = "", unit: str = "") -> str:
-    """Horizontal bars with intervals as a `<figure>`, from 0 or, where all are far from it, as dots; empty for none."""
+def bars(title: str, rows: Sequence[Bar], note: str = "", unit: str = "", origin: bool = False) -> str:
+    """Horizontal bars with intervals as a `<figure>`; empty for none. They begin at 0; without `origin`, values
+    that are all far from it are dots."""
     if not rows:
         return ""
     ends = [end for row in rows for end in (row.value, *(row.ci95 or ()))]
     low, high = min(ends), max(ends)
-    far = low > 0 and low > 0.5 * high  # a difference of a few per cent would not be seen from 0
+    far = not origin and low > 0 and low > 0.5 * high  # a difference of a few per cent would not be seen from 0
     pad = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
     left, right = (low - pad if far else min(0.0, low - pad * (low < 0))), (high + pad if high > 0 else 0.0)
 

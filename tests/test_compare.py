@@ -125,14 +125,15 @@ def told_of(*members, seeds=1):
     models = []
     for name, learned, bpb in members:
         differences = {}
-        for other in {rival, min(level, key=level.get)} - {name}:
+        for other in {rival, min(level, key=level.get), *(each for each in level if "2x" in each)} - {name}:
             gap = bpb - level[other]
             ci95 = [gap - 0.02, gap + 0.02]
             whole = {"bpb": gap, "bpb_ci95": ci95, "judged": judged(ci95)}
             late = {"bpb": gap + 0.1, "bpb_ci95": [ci95[0] + 0.1, ci95[1] + 0.1], "seconds": 60.0}
             differences[other] = whole | {"equal_time": late | {"judged": judged(late["bpb_ci95"])}}
         models.append({"name": name, "learned": learned, "bpb": bpb, "bpb_ci95": [bpb - 0.1, bpb + 0.1],
-                       "differences": differences, "flops_per_byte": 1e6, "unsteady": 1.0})  # fmt: skip
+                       "differences": differences, "flops_per_byte": 1e6, "unsteady": 1.0,
+                       "share_of_flops": 2 if "2x" in name else 1})  # fmt: skip
     return {"models": models, "reference": rival, "best": min(level, key=level.get), "failed": {}, "missing": [],
             "dataset": {"name": "x", "modality": "text", "epochs": 1.0},
             "budget": {"bytes": 10**6, "flops_per_byte": 1e6, "seeds": seeds, "minutes": None}}  # fmt: skip
@@ -166,6 +167,15 @@ def test_a_baseline_without_learned_boundaries_that_is_as_good_is_named():
     assert "at least as good" not in text
 
 
+def test_the_transformer_of_twice_the_flops_has_its_own_sentence():
+    found = verdict(told_of(("bpe", False, 2.0), ("bpe-2x", False, 1.9), ("2stage", True, 1.91)))
+    assert found["outcome"]["equal_bytes"] == "wins"
+    text = " ".join(found["text"])
+    assert (
+        "Against bpe-2x, of 2 times the FLOPs: the H-Net does not win: 2stage and bpe-2x cannot be told apart" in text
+    )
+
+
 def test_without_an_hnet_there_is_no_verdict_on_one():
     found = verdict(told_of(("bpe", False, 2.0), ("space", False, 1.8)))
     assert found["outcome"] == {"equal_bytes": None, "equal_time": None}
@@ -186,12 +196,13 @@ def timeless(told):
 
 @pytest.fixture(scope="module")
 def arena(tmp_path_factory):
-    """A dataset and three members as files: an H-Net, the same with fixed chunks, a plain Mamba-2 network."""
+    """A dataset and three members as files: an H-Net, the same with fixed chunks, a plain network of tokens."""
     folder = tmp_path_factory.mktemp("arena")
     dataset(folder)
     settings = [*(line for line in SETTINGS if "_every" not in line), "train.batch_bytes=512"]
-    flat = ["model.arch_layout=[m1]", "model.d_model=[64]", "model.d_intermediate=[0]", "train.target_ratios=[]",
-            "model.attn_cfg={num_heads: [2], rotary_emb_dim: [16], window_size: [-1]}", "train.lr_multipliers=auto",
+    flat = ["tokenizer=bpe:300", "model.arch_layout=[T1]", "model.d_model=[64]", "model.d_intermediate=[0]",
+            "train.target_ratios=[]", "model.attn_cfg={num_heads: [2], rotary_emb_dim: [16], window_size: [-1]}",
+            "train.lr_multipliers=auto",
     ]  # fmt: skip
     for name, own in {"learned": [], "fixed": ["model.chunker=fixed:4"], "plain": flat}.items():
         write_preset(folder / f"{name}.yaml", [*settings, *own])
@@ -243,6 +254,7 @@ def test_a_comparison_killed_and_stopped_goes_on_to_the_same_figures(arena, tmp_
         assert 0 < model["robustness"]["score"] < 120
     fixed = whole["models"][1]
     assert fixed["bytes_per_chunk"] == pytest.approx(4, abs=0.2)
+    assert whole["models"][2]["bytes_per_chunk"] > 1.2  # bytes per token
     assert whole["models"][0]["differences"]["fixed"]["bpb"] == pytest.approx(whole["models"][0]["bpb"] - fixed["bpb"])
     checked((tmp_path / "whole" / "compare.html").read_text())
 
@@ -339,7 +351,7 @@ def test_a_page_of_names_that_are_meant_to_hurt():
     evil = "</script><b onload=x>"
     told = told_of(("bpe", False, 2.0), (evil, True, 1.9))
     told |= {"size": "nano", "settings": [evil], "crossovers": {}, "efficiency": {}, "format": 1,
-             "exam": {"documents": "all", "context": 64, "unit": "document"},
+             "exam": {"documents": "all", "bytes": 9, "context": 64, "unit": "document"},
              "machine": {"device": "cpu", "name": evil, "threads": 1, "versions": {"hnet": "0"}}}  # fmt: skip
     told["dataset"] |= {"name": evil, "baselines": {}}
     for model in told["models"]:

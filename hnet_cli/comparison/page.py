@@ -57,10 +57,10 @@ def page(told: Json) -> str:
 def _head(told: Json, name: str) -> str:
     budget, machine = told["budget"], told["machine"]
     tiles = [
-        ("trained on", size(budget["bytes"]), f"each; {told['dataset']['epochs']:.1f} times the data"),
+        ("trained on", size(budget["bytes"]), f"each; {told['dataset']['epochs']:.2g} times the data"),
         ("matched at", count(budget["flops_per_byte"]), "FLOPs per byte, forward"),
         ("seeds", str(budget["seeds"]), "trainings of every member"),
-        ("held out", told["exam"]["documents"].rpartition(": ")[2], f"in windows of {told['exam']['context']} bytes"),
+        ("held out", size(told["exam"]["bytes"]), f"in windows of {told['exam']['context']} bytes"),
     ]
     shown = "".join(f"<li><span>{safe(a)}</span><b>{safe(b)}</b><span>{safe(c)}</span></li>" for a, b, c in tiles)
     where = f"{told['dataset']['modality']} · {machine['device']} ({machine['name']}, {machine['threads']} threads) · "
@@ -121,7 +121,7 @@ def _bars(told: Json) -> str:
         bars("Bits per byte, held out", [bar(n, m["bpb"], ".3f", m["bpb_ci95"]) for n, m in enumerate(models)],
              "lower is better; 95% intervals"),
         bars(f"Bits per byte minus {against}", [bar(n, gap["bpb"], "+.3f", gap["bpb_ci95"]) for n, gap in gaps if gap],
-             "paired by document; left of 0 is better"),
+             "paired by document; left of 0 is better", origin=True),
         bars("Robustness", [bar(n, score, ".1f") for n, score in sturdy if score is not None],
              "100: distortions cost nothing"),
         bars("Speed of training", [Bar(m["name"], m["bytes_per_s"], f"{size(m['bytes_per_s'])}/s", None, _style(n)[0])

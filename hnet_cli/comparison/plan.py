@@ -136,7 +136,7 @@ def choose(asked: Request) -> Plan:
     _refuse_another(folder, stored, asked, data, dataset)
     names = [each for each in (asked.line_up or "").split(",") if each.strip()] or stored.get("line_up")
     settings = list(asked.settings) or stored.get("settings", [])
-    kept = {name: Path(folder / "members" / f"{name}.yaml") for name in stored.get("line_up", [])}
+    kept = {file.stem: file for file in (folder / "members").glob("*.yaml")} if stored else {}
     flops = asked.flops or stored.get("flops_per_byte")
     members, flops = line_up(names, size_name, dataset, flops, settings, kept)
     seeds = asked.seeds or stored.get("seeds", 1)
@@ -311,7 +311,7 @@ def describe(plan: Plan, times: dict[str, float]) -> dict[str, Any]:
             say(f"[yellow]note:[/] {literal(each['name'])} has {each['of_target']:.0%} of the FLOPs per byte: no "
                 "number of layers comes closer.")  # fmt: skip
     epochs = plan.bytes / plan.dataset.nbytes("train")
-    say(f"{size(plan.bytes)} for every member, {epochs:.1f} times the data"
+    say(f"{size(plan.bytes)} for every member, {epochs:.2g} times the data"
         f"{f', {plan.seeds} times each from another seed' if plan.seeds > 1 else ''}.")  # fmt: skip
     if epochs > 1.5:
         say("[yellow]note:[/] seeing the data again and again, a member can learn it by heart: that counts too.")

@@ -91,15 +91,17 @@ def reference(members: Sequence[Member]) -> str | None:
     return next((member.name for member in members if not member.learned), names[0] if names else None)
 
 
-def results(plan: Plan, measured: Measured, failed: Mapping[str, str], chosen: str) -> dict[str, Any]:
-    """All there is to say, as JSON: see docs/compare.md."""
+def results(plan: Plan, measured: Measured, failed: Mapping[str, str], chosen: str, size: int) -> dict[str, Any]:
+    """All there is to say, as JSON: see docs/compare.md. `chosen`, `size`: the held-out documents, and their bytes."""
     found = scored(plan, measured)
     against = reference([each.member for each in found])
     rival = next((each for each in found if each.name == against), None)
-    best = min(found, key=lambda each: _bpb(each)[0]) if found else None
+    alike = [each for each in found if each.member.share == 1] or found
+    best = min(alike, key=lambda each: _bpb(each)[0]) if found else None
+    double = next((each for each in found if each.member.share > 1), None)
     models = [_model(plan, each) for each in found]
     for each, told in zip(found, models, strict=True):
-        others = {"reference": rival, "best": best}
+        others = {"reference": rival, "best": best, "double": double}
         told["differences"] = {
             other.name: {"role": [role for role, who in others.items() if who is other]} | difference(each, other)
             for other in {id(who): who for who in others.values() if who is not None and who is not each}.values()
@@ -117,7 +119,12 @@ def results(plan: Plan, measured: Measured, failed: Mapping[str, str], chosen: s
         "efficiency": _efficiencies(found),
         "failed": dict(failed),
         "missing": [run.name for run in plan.runs if run.name not in measured and run.name not in failed],
-        "exam": {"documents": chosen, "context": plan.context, "unit": found[0].measured[0]["unit"] if found else None},
+        "exam": {
+            "documents": chosen,
+            "bytes": size,
+            "context": plan.context,
+            "unit": found[0].measured[0]["unit"] if found else None,
+        },
         "machine": _machine(plan),
     }
 
@@ -140,6 +147,7 @@ def _model(plan: Plan, each: Scored) -> dict[str, Any]:
         "parameters": model.num_parameters,
         "flops_per_byte": flops,
         "planned_flops_per_byte": each.member.flops_per_byte,
+        "share_of_flops": each.member.share,
         "learned": each.member.learned,
         "bytes": train.steps * train.batch_bytes,
         "steps": train.steps,

@@ -40,7 +40,7 @@ def run(asked: planning.Request, *, out: Path | None = None, dry_run: bool = Fal
                         task.update(n, note=f"{name}: {what}")
 
                     measured[each.name] = measures.measured(file, model, exam, plan.machine.device, tell)
-        told = results.results(plan, measured, failed, exam.chosen)
+        told = results.results(plan, measured, failed, exam.chosen, exam.bytes)
         told["verdict"] = verdict.verdict(told)
         told["definitions"] = tables.definitions(told)
         storage.write_json(plan.folder / JSON, told)

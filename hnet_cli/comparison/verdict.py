@@ -38,7 +38,8 @@ def verdict(told: Json) -> Json:
                 f"decays) {_claim(best, rival, timed)}."
             )
         sentences += _others(told, hnets, best, rival)
-        sentences += _least_squares(told, hnets, models)
+        sentences += _double(best, models)
+        sentences += _unlearned(told, hnets, models)
     sentences += _reservations(told, models, rival)
     return {"hnet": champion, "reference": told["reference"], "outcome": outcome, "text": sentences}
 
@@ -76,9 +77,17 @@ def _others(told: Json, hnets: list[Json], best: Json, rival: Json) -> list[str]
     return [f"Of the other H-Nets against {rival['name']}: {', '.join(parts)}."] if parts else []
 
 
-def _least_squares(told: Json, hnets: list[Json], models: dict[str, Json]) -> list[str]:
+def _double(best: Json, models: dict[str, Json]) -> list[str]:
+    """The best H-Net beside the Transformer of twice the FLOPs, which the paper's two stages match."""
+    twice = next((model for model in models.values() if model["share_of_flops"] > 1), None)
+    if twice is None or not (gap := best["differences"].get(twice["name"])):
+        return []
+    return [f"Against {twice['name']}, of {twice['share_of_flops']:g} times the FLOPs: {_claim(best, twice, gap)}."]
+
+
+def _unlearned(told: Json, hnets: list[Json], models: dict[str, Json]) -> list[str]:
     """Whether learning boundaries was worth it at all: the best H-Net beside the best of all others."""
-    others = [model for model in models.values() if not model["learned"]]
+    others = [model for model in models.values() if not model["learned"] and model["share_of_flops"] == 1]
     best, rival = min(hnets, key=lambda m: m["bpb"]), min(others, key=lambda m: m["bpb"])
     if rival["name"] == told["reference"]:
         return []
@@ -102,8 +111,12 @@ def _reservations(told: Json, models: dict[str, Json], rival: Json | None) -> li
         found.append(f"Every member saw the data {told['dataset']['epochs']:.1f} times, so what is measured is also "
                      "how well it learns by heart.")  # fmt: skip
     if rival:
-        off = [f"{m['name']} {m['flops_per_byte'] / rival['flops_per_byte'] - 1:+.0%}" for m in models.values()
-               if abs(m["flops_per_byte"] / rival["flops_per_byte"] - 1) > MATCHED]  # fmt: skip
+        off = [
+            f"{model['name']} {away:+.0%}"
+            for model in models.values()
+            if model["share_of_flops"] == 1
+            and abs(away := model["flops_per_byte"] / rival["flops_per_byte"] - 1) > MATCHED
+        ]
         if off:
             found.append(f"Measured FLOPs per byte are not equal: {', '.join(off)} against {rival['name']}.")
     worst = max((model["unsteady"] for model in models.values()), default=1.0)
