@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -178,8 +178,11 @@ def report() -> list[Row]:
     return rows
 
 
-def check(device: torch.device | str) -> list[Any]:
-    """Compares every available fast operation on `device` with the reference: see `kernels.checking.Comparison`."""
+def check(device: torch.device | str, operations: Sequence[str] = OPERATIONS, **options: Any) -> list[Any]:
+    """Compares every available fast operation on `device` with the reference: see `kernels.checking.Comparison`.
+
+    `options`: `lengths`, `sizes` and `seed` of `kernels.checking.compare`.
+    """
     from . import checking
 
     kind = torch.device(device).type
@@ -189,9 +192,9 @@ def check(device: torch.device | str) -> list[Any]:
     if kind == "cuda":
         found = [(p.backend, p.functions, p.dtypes) for p in _probes() if not p.reason]
     return [
-        checking.compare(operation, backend, function, torch.device(device), dtype)
+        checking.compare(operation, backend, function, torch.device(device), dtype, **options)
         for backend, functions, dtypes in found
         for operation, function in functions.items()
         for dtype in dtypes
-        if dtype != torch.float16
+        if dtype != torch.float16 and operation in operations
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,14 +32,26 @@ class Comparison:
     ok: bool
 
 
-def inputs(operation: str, packing: Packing, generator: torch.Generator) -> list[Any]:
+@dataclass(frozen=True)
+class Sizes:
+    """What a check runs at. Kernels are tuned, and compiled, for each combination anew."""
+
+    heads: int = 4
+    width: int = 64
+    """Of a head."""
+    state: int = 32
+    chunk: int = 64
+    """Block length of the scan."""
+
+
+def inputs(operation: str, packing: Packing, generator: torch.Generator, sizes: Sizes = Sizes()) -> list[Any]:
     """Arguments in float64 of sizes that H-Nets have, several documents among them; tensors first."""
 
     def normal(*shape: int, scale: float = 1.0) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64) * scale
 
     total, batch = packing.total, packing.batch_size
-    heads, width, size = 4, 64, 32
+    heads, width, size = sizes.heads, sizes.width, sizes.state
     if operation == "ssd_scan":
         x, dt = normal(total, heads, width), normal(total, heads)
         return [
@@ -50,7 +62,7 @@ def inputs(operation: str, packing: Packing, generator: torch.Generator) -> list
             1 + normal(heads),
             normal(heads) - 2,
             packing,
-            64,
+            sizes.chunk,
         ]
     if operation == "ssd_step":
         state, x, dt = normal(batch, heads, width, size), normal(batch, heads, width), normal(batch, heads)
@@ -98,11 +110,21 @@ def relative(value: Tensor, expected: Tensor) -> float:
 
 
 def compare(
-    operation: str, backend: str, function: Callable[..., Any], device: torch.device, dtype: torch.dtype, seed: int = 0
+    operation: str,
+    backend: str,
+    function: Callable[..., Any],
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int = 0,
+    lengths: Sequence[int] = LENGTHS,
+    sizes: Sizes = Sizes(),
 ) -> Comparison:
-    """Runs both on the same inputs, rounded to what the operation is given; never raises for a wrong operation."""
+    """Runs both on the same inputs, rounded to what the operation is given; never raises for a wrong operation.
+
+    `lengths`: of the documents.
+    """
     generator = torch.Generator().manual_seed(seed)
-    args = inputs(operation, Packing.of_lengths(LENGTHS), generator)
+    args = inputs(operation, Packing.of_lengths(list(lengths)), generator, sizes)
     kept = FLOAT32.get(operation, set())
     given = [
         a.to(torch.promote_types(dtype, torch.float32) if i in kept else dtype) if isinstance(a, Tensor) else a

@@ -206,6 +206,9 @@ class Compiled:
 
     @functools.cached_property
     def compiled(self) -> Callable[..., Any]:
+        dynamo = importlib.import_module("torch._dynamo")
+        # once for each combination of dtypes and of what needs a gradient: more than the 8 that are allowed otherwise
+        dynamo.config.recompile_limit = max(64, dynamo.config.recompile_limit)
         return torch.compile(self.function, dynamic=True)
 
     def __call__(self, *args: Any) -> Any:

@@ -1,0 +1,48 @@
+"""benchmarks/gpu.py on a CPU, with tiny models: the same program a GPU runs, whose time must not be lost to a slip."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(out, *options):
+    command = [sys.executable, str(ROOT / "benchmarks/gpu.py"), "--device", "cpu", "--quick", "--measure", "0.05"]
+    done = subprocess.run([*command, "--out", str(out), *options], capture_output=True, text=True,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=out.parent)  # fmt: skip
+    return done, json.loads((out / "gpu.json").read_text())
+
+
+def test_every_section(tmp_path):
+    wanted = "machine,kernels,parity,models,generation"
+    done, found = run(tmp_path / "out", "--inline", "--models", "2stage-xl", "--only", wanted)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(section["ok"] for section in found["sections"].values())
+    assert found["machine"]["bf16_tflops"] > 0
+    assert found["kernels"]["ok"]
+    assert found["parity"]["float32"]["gradient"] < 1e-4
+    assert max(found["parity"][way] for way in ("packed_alone", "stepped", "replayed")) < 1e-4
+    model = found["models"]["2stage-xl"]
+    assert model["finite"]
+    assert 0.8 < model["flops_per_byte"] / model["isotropic_flops_per_byte"] < 1.25
+    assert model["mfu_of_isotropic"] > 0
+    assert 0.2 < model["chunks_per_byte"][0] < 0.5
+    assert model["phases_ms"]["forward parts"]["encoder0"] > 0
+    assert model["kernel_time"]["kinds_ms"]["matrix products"] > 0
+    assert {"batch_1", "batch_2"} <= found["generation"].keys()
+    assert found["generation"]["batch_1"]["eager_bytes_per_s"] > 0
+
+
+def test_a_section_that_fails_costs_only_itself(tmp_path):
+    """In processes of their own, as on a GPU; the loader is given a dataset that is none."""
+    only = ["--only", "machine,models,loader", "--models", "no-such-preset", "--data", str(tmp_path)]
+    done, found = run(tmp_path / "out", *only)
+    assert done.returncode == 1
+    assert [name for name, section in found["sections"].items() if section["ok"]] == ["machine"]
+    assert "no preset is called" in found["sections"]["models no-such-preset"]["error"]
+    assert "dataset" in found["sections"]["loader"]["error"]
+    assert found["machine"]["memory_tb_s"] > 0
+    assert "== loader" in (tmp_path / "out/gpu.log").read_text()
