@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import traceback
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,10 +14,9 @@ import typer
 
 import hnet_cli
 from hnet_cli.comparison.command import compare
-from hnet_cli.errors import EnvironmentLimit, HNetError, StorageError, UsageError
+from hnet_cli.errors import INTERRUPTED, HNetError
 from hnet_cli.evaluation.command import evaluate
 
-INTERRUPTED = 130
 app = typer.Typer(
     name="hnet",
     help="Train, sample and look inside H-Nets on your own text, Chinese, source code and DNA.",
@@ -379,28 +377,12 @@ def quickstart(
     tour.run(out, minutes, _device(device))
 
 
-# -- errors ------------------------------------------------------------------------------------------------------------
-
-
-def _fail(error: HNetError) -> int:
-    from hnet_cli.modality import escape
-
-    message = f"{error} ({error.hint})" if error.hint else str(error)
-    if message:  # else another rank of the run says it
-        print(f"hnet: {escape(' '.join(message.split()))}", file=sys.stderr)
-    return error.exit_code
+# -- running -----------------------------------------------------------------------------------------------------------
 
 
 def _close_stdout() -> None:
     """Python would complain once more about a closed pipe while it ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """PyTorch says so in several ways."""
-    return isinstance(error, MemoryError) or any(
-        sign in f"{type(error).__name__} {error}" for sign in ("OutOfMemoryError", "can't allocate memory")
-    )
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -417,33 +399,9 @@ def run(arguments: list[str] | None = None) -> int:
         _close_stdout()
         return 0
     except BaseException as error:
-        return _report(error)
+        from hnet_cli import failures
 
-
-def _report(error: BaseException) -> int:
-    """Say in one line what ended the command; its exit code."""
-    from hnet_cli.console import is_verbose
-
-    if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # Typer's own: a wrong option or argument
-        if type(error).__name__ == "NoArgsIsHelpError":
-            print(error.format_message(), file=sys.stderr)
-            return 2
-        command = getattr(getattr(error, "ctx", None), "command_path", None) or "hnet"
-        return _fail(UsageError(error.format_message(), f"see {command} --help"))
-    if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
-        print("hnet: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    if is_verbose():
-        traceback.print_exception(error)
-    if isinstance(error, HNetError):
-        return _fail(error)
-    if _out_of_memory(error):
-        return _fail(EnvironmentLimit("out of memory", "a smaller preset, or more train.micro_batches, needs less"))
-    if isinstance(error, OSError):
-        place = f"{error.filename}: " if error.filename else ""
-        return _fail(StorageError(f"{place}{error.strerror or error}"))
-    bug = HNetError(f"a bug of ours: {type(error).__name__}: {error}", "`hnet -v` with the same command says where")
-    return _fail(bug)
+        return failures.report(error)
 
 
 def main() -> None:

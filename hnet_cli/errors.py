@@ -6,6 +6,9 @@ anything else that escapes is a bug of ours (exit code 1).
 
 from __future__ import annotations
 
+INTERRUPTED = 130
+"""Exit code after a second Ctrl-C."""
+
 
 class HNetError(Exception):
     """Base of all errors a user can cause. `str(error)` is shown as it stands; `hint` says what to do about it."""

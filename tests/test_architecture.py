@@ -19,7 +19,7 @@ LAYERS: list[set[str]] = [
     {"yaml_file", "train_config"},
     {"streams", "modality", "model.config"},
     {"storage", "config", "kernels", "console", "page"},
-    {"corpus", "model", "contract", "budget", "torch_file", "safetensors_file"},
+    {"failures", "corpus", "model", "contract", "budget", "torch_file", "safetensors_file"},
     {"tokens"},  # of byte-level BPE, for the model that byte models are compared with
     {"lineup"},  # of the paper's comparison
     {"parallel"},
