@@ -146,4 +146,7 @@ def finish(plan: Plan, result: Result) -> None:
     show(rows)
     run = literal(plan.run)
     say(f"Done in {duration(result.seconds)}. Report: {literal(page)}")
-    say(f"Next: hnet sample {run}    hnet segment --model {run} FILE")
+    if plan.config.tokenizer:
+        say(f"Next: hnet eval {run}")  # tokens are neither sampled byte by byte nor learned chunks
+    else:
+        say(f"Next: hnet sample {run}    hnet segment --model {run} FILE")
