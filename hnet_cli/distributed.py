@@ -183,8 +183,8 @@ def place() -> World:
     """The ranks as the environment tells of them; nobody is called. Raises UsageError for what makes no sense."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     texts = {name: os.environ[name] for name in names if os.environ.get(name)}
-    if int(texts.get("WORLD_SIZE", "1") if texts.get("WORLD_SIZE", "1").isdecimal() else 0) == 1:
-        return World()
+    if texts.get("WORLD_SIZE", "1") == "1":
+        return ALONE
     try:
         rank, size = int(texts["RANK"]), int(texts["WORLD_SIZE"])
         local = int(texts.get("LOCAL_RANK", rank))

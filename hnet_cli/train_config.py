@@ -68,6 +68,8 @@ class TrainConfig:
     """N per stage: positions per chunk that the ratio loss aims at. Each a number, or `Points` over the run."""
     ratio_loss_weight: float | Points = 0.03
     """alpha of the ratio loss (paper equation 10). A number, or `Points` over the run."""
+    ratio_loss_statistics: Literal["micro-batch", "global"] = "micro-batch"
+    """Whether its F and G are of each micro-batch, as in the release, or of the batch: see `GlobalRatio`."""
     alignment_loss_weight: float = 0.0
     """Weight of SOMBRERO's confidence-alignment loss at the outermost stage (arXiv 2601.22805): boundaries are drawn to
     where the next byte is hard to predict."""

@@ -61,22 +61,50 @@ class Losses:
     without a teacher."""
 
 
+class GlobalRatio:
+    """The ratio loss with F and G of the batch of a step, as far as they are known; made anew for every step.
+
+    F has no gradient and the loss is linear in G, so the gradients of parts add up to that of the whole if each knows
+    F. Over ranks F and G are exact. What a rank computes one after the other cannot wait for what is still to come:
+    there F is of the micro-batches computed so far, on all ranks, and G the mean over micro-batches of their own. So
+    with one micro-batch a rank the loss is that of the whole batch; with more, only the last of them knows its F.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world, self.counted = world, list[Tensor]()
+
+    def __call__(self, learned: list[tuple[RoutingOutput, float]]) -> Tensor:
+        """The mean of this over ranks is the loss, the mean of its gradient over ranks the gradient."""
+        own = [torch.stack([r.boundary_mask.sum(), r.boundary_mask.new_tensor(len(r.boundary_mask), dtype=torch.int64)])
+               for r, _ in learned]  # fmt: skip
+        now = self.world.gather(torch.stack(own)).sum(0)
+        self.counted.append(now)
+        boundaries, positions = torch.stack(self.counted).sum(0).float().unbind(1)
+        means = [r.boundary_prob.sum() * self.world.size / now[s, 1] for s, (r, _) in enumerate(learned)]
+        fractions = boundaries / positions
+        return torch.stack([ratio_loss(r, n, fractions[s], means[s]) for s, (r, n) in enumerate(learned)]).sum()
+
+
 def losses(model: HNetForCausalLM, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor, weights: Tensor | None,
            weight_sum: float, train: TrainConfig, step: int, share: float = 1.0,
-           lesson: Lesson | None = None) -> tuple[Losses, list[RoutingOutput]]:  # fmt: skip
+           lesson: Lesson | None = None,
+           global_ratio: GlobalRatio | None = None) -> tuple[Losses, list[RoutingOutput]]:  # fmt: skip
     """Next-byte loss + alpha x ratio loss (paper equation 10) + the alignment loss + those of a teacher's `lesson`
     (appendix F), for packed bytes (T,) int64.
 
     `weight_sum` normalises the next-byte loss: the weights of the whole batch, so that micro-batches add up to it.
-    The ratio loss is per micro-batch, as in the official code, and averaged over `train.micro_batches`; `share`: how
-    much of a micro-batch this is, 1 unless it had to be split.
+    The ratio loss is per micro-batch, as in the official code, unless there is a `global_ratio`, and averaged over
+    `train.micro_batches`; `share`: how much of a micro-batch this is, 1 unless it had to be split.
     """
     out = model(inputs, cu_seqlens=cu_seqlens)
     nll = F.cross_entropy(out.logits.float(), targets, reduction="none")
     byte_loss = (nll if weights is None else nll * weights).sum() / weight_sum
     zero = nll.new_zeros(())
     learned = [(routing, n) for routing, n in zip(out.routing, train.ratios(step), strict=True) if routing.learned]
-    ratio = share * sum((ratio_loss(routing, n) for routing, n in learned), zero)
+    if global_ratio is not None and learned:
+        ratio = share * global_ratio(learned)
+    else:
+        ratio = share * sum((ratio_loss(routing, n) for routing, n in learned), zero)
     aligned = train.alignment_loss_weight > 0 and bool(out.routing) and out.routing[0].learned
     alignment = share * alignment_loss(nll, out.routing[0]) if aligned else zero
     extra = train.alpha(step) * ratio + train.alignment_loss_weight * alignment
@@ -95,18 +123,19 @@ def accumulate(model: HNetForCausalLM, batches: list[Batch], weight_sum: float, 
     How many chunks a micro-batch has is known only once it is computed. One that does not fit into memory is halved
     between documents, as often as needed: the byte loss stays what it was, ratio and alignment loss become those of the
     pieces, weighted by their bytes. A backward pass that failed has left a part of its gradient, so the step begins
-    afresh. Raises what the allocator raised where a single document does not fit, and where the model is divided among
-    ranks, who compute every pass together.
+    afresh. Raises what the allocator raised where a single document does not fit, and where ranks meet within a pass:
+    then all would have to split.
     """
-    pieces = [(batch, 1.0) for batch in batches]
+    pieces, train = [(batch, 1.0) for batch in batches], config.train
+    is_global = train.ratio_loss_statistics == "global"
+    splittable = world.size == 1 or not (world.sharded or is_global)
+    device = next(model.parameters()).device
 
-    def differentiate(batch: Batch, share: float, last: bool) -> tuple[Losses, Tensor]:
-        device = next(model.parameters()).device
-        inputs, targets, cu_seqlens, weights = to_device(batch, device)
+    def differentiate(batch: Batch, share: float, last: bool, ratio: GlobalRatio | None) -> tuple[Losses, Tensor]:
+        given = to_device(batch, device)
         lesson = teacher.lesson(batch, device) if teacher is not None else None
         with autocast():
-            part, routing = losses(model, inputs, targets, cu_seqlens, weights, weight_sum, config.train, step, share,
-                                   lesson)  # fmt: skip
+            part, routing = losses(model, *given, weight_sum, train, step, share, lesson, ratio)
         world.backward(part.total, last)
         part.total = part.total.detach()
         return part, routing_counts(routing, histograms)
@@ -114,14 +143,16 @@ def accumulate(model: HNetForCausalLM, batches: list[Batch], weight_sum: float, 
     while True:
         model.zero_grad(set_to_none=True)
         done: list[tuple[Losses, Tensor]] = []
+        ratio = GlobalRatio(world) if is_global else None
         try:
             for batch, share in pieces:
-                done.append(differentiate(batch, share, last=len(done) == len(pieces) - 1))
+                done.append(differentiate(batch, share, len(done) == len(pieces) - 1, ratio))
+        except RuntimeError as error:
+            if not (out_of_memory(error) and splittable and len(pieces[len(done)][0].documents) > 1):
+                raise
+        else:
             world.finish()
             return [part for part, _ in done], [count for _, count in done], len(pieces) - len(batches)
-        except RuntimeError as error:
-            if not out_of_memory(error) or world.sharded or len(pieces[len(done)][0].documents) == 1:
-                raise
         # outside the handler: only here nothing of the failed attempt is alive
         batch, share = pieces[len(done)]
         halves = batch.halves()

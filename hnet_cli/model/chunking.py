@@ -195,16 +195,19 @@ def add_residual(upsampled: Tensor, routing: RoutingOutput, residual: Tensor) ->
     return _StraightThrough.apply(upsampled, torch.where(routing.boundary_mask, p, 1 - p), residual)
 
 
-def ratio_loss(routing: RoutingOutput, target_ratio: float) -> Tensor:
+def ratio_loss(routing: RoutingOutput, target_ratio: float, fraction: Tensor | None = None,
+               mean: Tensor | None = None) -> Tensor:  # fmt: skip
     """N/(N-1) * ((N-1) F G + (1-F)(1-G)) (paper eq 10): F = fraction of boundaries, G = mean probability. Scalar.
 
     `target_ratio` N > 1: positions per chunk aimed at. At F = G = 1/N the value is 1. Padding never counts: there is
-    none in a packed tensor. Raises ValueError for N <= 1 or a routing that is not learned.
+    none in a packed tensor. `fraction` and `mean`: F and G where they are counted over more than this routing. Raises
+    ValueError for N <= 1 or a routing that is not learned.
     """
     if not target_ratio > 1:
         raise ValueError(f"target_ratio must be above 1, got {target_ratio}")
     if not routing.learned:
         raise ValueError("a chunker that is not learned has no ratio loss")
     n, prob = target_ratio, routing.boundary_prob
-    fraction, mean = routing.boundary_mask.to(prob.dtype).mean(), prob.mean()
+    fraction = routing.boundary_mask.to(prob.dtype).mean() if fraction is None else fraction
+    mean = prob.mean() if mean is None else mean
     return n / (n - 1) * ((n - 1) * fraction * mean + (1 - fraction) * (1 - mean))
