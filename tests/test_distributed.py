@@ -39,7 +39,7 @@ class Loud(Modality):
 def data(tmp_path_factory):
     """Documents with many words, with none, and two that cannot be learned from."""
     folder = tmp_path_factory.mktemp("loud")
-    documents = ["a b c d e f " * 24, "wordswithoutend" * 20] * 20
+    documents = ["a b c d e f " * 10, "wordswithoutend" * 8] * 9
     documents[7] += "!"
     (folder / "loud.txt").write_text("\n\n".join(documents))
     return dataset(folder, folder / "loud.txt", kind=Loud())
