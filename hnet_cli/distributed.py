@@ -145,11 +145,12 @@ class World:
         dist.all_gather(found, own)
         return torch.stack(found)
 
-    def spread(self, model: nn.Module, device: torch.device, sharded: bool) -> nn.Module:
+    def spread(self, model: nn.Module, device: torch.device, sharded: bool, bf16: bool = False) -> nn.Module:
         """Bring a model that is the same on all ranks to `device`, so that `backward` and `finish` add gradients up.
 
         `sharded`: FSDP2. Every rank keeps its share of each parameter (a `DTensor`, rows divided), and of gradients and
-        moments with it; a matrix is gathered when its turn comes. In place: names stay as they are.
+        moments with it; a matrix is gathered when its turn comes, in bfloat16 if it is multiplied so. In place: names
+        stay as they are.
         """
         self.sharded = sharded and self.size > 1
         if self.size == 1:
@@ -157,7 +158,7 @@ class World:
         from hnet_cli.parallel import GradientSum, shard
 
         if self.sharded:
-            return shard(model, device, self.size)
+            return shard(model, device, self.size, bf16)
         model.to(device)
         self._gradients = GradientSum(model)
         return model

@@ -101,7 +101,10 @@ def _version(package: str) -> str | None:
 def _torch() -> dict[str, Any]:
     import torch
 
-    return {"version": torch.__version__, "cuda": torch.version.cuda, "threads": torch.get_num_threads()}
+    talk = torch.distributed
+    means = [name for name in ("nccl", "gloo") if talk.is_available() and getattr(talk, f"is_{name}_available")()]
+    return {"version": torch.__version__, "cuda": torch.version.cuda, "threads": torch.get_num_threads(),
+            "distributed": means}  # fmt: skip
 
 
 def _proc(path: str) -> dict[str, str]:
@@ -246,7 +249,13 @@ def render(found: dict[str, Any]) -> Any:
 
     facts = {
         "hnet": f"{found['hnet']}, Python {found['python']['version']}, {found['python']['system']}",
-        "torch": told(found["torch"], lambda t: f"{t['version']}, CUDA {t['cuda'] or 'no'}, {t['threads']} threads"),
+        "torch": told(
+            found["torch"],
+            lambda t: (
+                f"{t['version']}, CUDA {t['cuda'] or 'no'}, {t['threads']} threads, "
+                f"ranks over {' and '.join(t['distributed']) or 'nothing'}"
+            ),
+        ),
         "CPU": told(found["cpu"], cpu),
         "memory": told(found["memory"], lambda m: f"{size(m['available'])} available of {size(m['total'])}"),
         "disk": f"{size(found['disk']['free'])} free here",

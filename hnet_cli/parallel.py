@@ -94,19 +94,23 @@ def _in_forward_order(model: HNetForCausalLM) -> list[nn.Parameter]:
     return [parameter for parameter in (*others, *known) if parameter.requires_grad]
 
 
-def shard(model: nn.Module, device: torch.device, ranks: int) -> nn.Module:
+def shard(model: nn.Module, device: torch.device, ranks: int, bf16: bool) -> nn.Module:
     """FSDP2, in place: each matrix of a layer is a unit of its own, what else a level has another, the ends the last.
 
-    Under autocast to bfloat16 the numbers are those of a copy: what is gathered and reduced is float32.
+    `bf16`: matrices are gathered in the dtype that autocast would turn them into; the numbers are those of a copy.
+    Without it autocast would keep a whole bfloat16 copy of each for the backward pass. Gradients are added in float32.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # nothing is written into it
     mesh = init_device_mesh(device.type, (ranks,))
+    gathered = torch.bfloat16 if bf16 else None
+    products = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for name, module in reversed(list(model.named_modules())):
-        matrix = isinstance(module, nn.Linear) and not any(part in name for part in UNSHARDED)
-        if matrix or isinstance(module, HNet):
+        if isinstance(module, nn.Linear) and not any(part in name for part in UNSHARDED):
+            fully_shard(module, mesh=mesh, mp_policy=products)
+        elif isinstance(module, HNet):
             fully_shard(module, mesh=mesh)
     fully_shard(model, mesh=mesh)
     return model

@@ -33,7 +33,7 @@ from hnet_cli.probe import Probe
 from hnet_cli.resume import restore
 from hnet_cli.signals import Stop, catch_signals
 from hnet_cli.teacher import Teacher, keep
-from hnet_cli.train_step import build_model, precision_context, train_step
+from hnet_cli.train_step import build_model, multiplies_in_bf16, precision_context, train_step
 from hnet_cli.watch import Watch
 
 MAX_SKIPPED = 3
@@ -114,7 +114,7 @@ class _Trainer:
         self.autocast = precision_context(config, device)
         torch.manual_seed(train.seed)
         self.model = build_model(config)
-        world.spread(self.model, device, sharded)
+        world.spread(self.model, device, sharded, multiplies_in_bf16(config, device))
         if config.tokenizer:
             with world.together():
                 self.model.tokenizer = tokens.of_run(run, config.tokenizer, dataset)

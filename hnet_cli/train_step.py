@@ -242,17 +242,22 @@ def imbalance(chunks: list[float], ranks: int) -> dict[str, float]:
 
 
 def precision_context(config: RunConfig, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
-    """Autocast to bfloat16 where the configuration says so, or for `auto` where the hardware multiplies it natively.
+    """Autocast to bfloat16 where `multiplies_in_bf16`.
 
     On a GPU the few products that then stay in float32 (routers, residual projections, smoothing) may round their
     factors to tf32, ten bits of mantissa: at full precision they would take a tenth of a step.
     """
-    bf16 = config.precision == "bf16"
-    if config.precision == "auto":
-        bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else has_amx()
+    bf16 = multiplies_in_bf16(config, device)
     if bf16 and device.type == "cuda":
         torch.set_float32_matmul_precision("high")
     return lambda: torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+
+
+def multiplies_in_bf16(config: RunConfig, device: torch.device) -> bool:
+    """Whether the configuration says so, or for `auto` whether the hardware does natively."""
+    if config.precision == "auto":
+        return torch.cuda.is_bf16_supported() if device.type == "cuda" else has_amx()
+    return config.precision == "bf16"
 
 
 def has_amx() -> bool:
