@@ -92,9 +92,9 @@ def speed(data: Path, ranks: int, preset: str, folder: Path) -> float:
     run = folder / f"run-{ranks}"
     settings = ["train.steps=12", "train.log_every=4", "train.eval_every=0", "train.eval_bytes=256",
                 "train.checkpoint_every=1000", "train.samples=false", f"train.micro_batches={ranks}"]  # fmt: skip
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
-    command = [sys.executable, *launch, "-m", "hnet_cli", "train", "--preset", preset, "--data", str(data),
-               "--run", str(run), "--device", "cpu"]  # fmt: skip
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m", "--"]
+    command = [sys.executable, *(launch if ranks > 1 else ["-m"]), "hnet_cli", "train", "--preset", preset,
+               "--data", str(data), "--run", str(run), "--device", "cpu"]  # fmt: skip
     command += [word for each in settings for word in ("--set", each)]
     subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

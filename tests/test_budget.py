@@ -6,7 +6,17 @@ import pytest
 import torch
 from runkit import tiny
 
-from hnet_cli.budget import BASE_MEMORY, GIB, Machine, cpu_memory, fits, machine, needs, presets_that_fit
+from hnet_cli.budget import (
+    BASE_MEMORY,
+    GIB,
+    Machine,
+    cpu_memory,
+    fits,
+    is_sharded,
+    machine,
+    needs,
+    presets_that_fit,
+)
 from hnet_cli.config import preset_names, resolve
 from hnet_cli.errors import EnvironmentLimit, UsageError
 from hnet_cli.train_step import build_model
@@ -75,3 +85,30 @@ def test_a_device_of_no_known_kind(device):
 def test_a_device_that_is_not_there():
     with pytest.raises(EnvironmentLimit, match="cuda:99"):
         machine("cuda:99")
+
+
+def test_shares_of_a_model_need_less():
+    config = resolve("2stage-xl")
+    whole, shares = needs(config), [needs(config, ranks) for ranks in (2, 8, 64)]
+    assert [share.activations for share in shares] == [whole.activations] * 3
+    gathered = [share.weights - whole.weights // ranks for share, ranks in zip(shares, (2, 8, 64), strict=True)]
+    assert len(set(gathered)) == 1
+    assert 0 < gathered[0] < 0.1 * whole.weights
+
+
+def test_a_model_is_shared_where_a_copy_does_not_fit():
+    config = resolve("2stage-xl")
+    small, large = (Machine("cuda:0", size) for size in (needs(config).memory - 1, needs(config).memory))
+    assert (is_sharded(config, small, 8), is_sharded(config, large, 8), is_sharded(config, small, 1)) == (
+        True,
+        False,
+        False,
+    )
+    for choice, wanted in (("full", True), ("none", False)):
+        chosen = resolve("2stage-xl", [f"train.shard={choice}"])
+        assert is_sharded(chosen, small, 8) is is_sharded(chosen, large, 8) is wanted
+        assert not is_sharded(chosen, small, 1)
+
+
+def test_ranks_on_a_cpu_share_its_memory():
+    assert machine("cpu", 4).memory == pytest.approx(machine("cpu").memory / 4, rel=0.5)

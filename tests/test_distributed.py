@@ -230,3 +230,16 @@ def test_every_gradient_travels_once():
         sent = [parameter for bucket in GradientSum(model).buckets for parameter in bucket]
         assert len(sent) == len(set(sent))
         assert set(sent) == {parameter for parameter in model.parameters() if parameter.requires_grad}
+
+
+@given(st.integers(1, 8), st.integers(1, 6), st.integers(1, 12))
+def test_micro_batches_never_grow_with_more_ranks(ranks, pieces, rows):
+    given_train = tiny(f"train.batch_bytes={64 * pieces * rows}", f"train.micro_batches={pieces}").train
+    try:
+        train = given_train.shared_by(ranks)
+    except UsageError:
+        assert given_train.rows % ((pieces + ranks - 1) // ranks * ranks)
+        return
+    assert train.micro_batches % ranks == 0
+    assert pieces <= train.micro_batches < pieces + ranks
+    assert train.shared_by(ranks) == train
