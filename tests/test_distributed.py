@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from rankkit import Ranks, hnet
 from runkit import FLAT, SETTINGS, TWO_STAGES, dataset, metrics, tiny, weights
 
+from hnet_cli import failures
 from hnet_cli.checkpoint import load, newest
-from hnet_cli.cli import _report
 from hnet_cli.distributed import ALONE, World, joined, place
 from hnet_cli.errors import UsageError
 from hnet_cli.modality import Document, Modality
@@ -62,7 +62,7 @@ def ranks_of(config, data, run, size, listen=lambda rank, kind, record: None, **
             with joined("cpu") as world:
                 train(config, data, run, world=world, listen=lambda *heard: listen(rank, *heard), **options)
         except BaseException as error:
-            return _report(error)
+            return failures.report(error)
         return 0
 
     return Ranks(size, work, run.parent / f"{run.name}-said")
