@@ -17,7 +17,7 @@ def run(out, *options):
 
 
 def test_every_section(tmp_path):
-    wanted = "machine,kernels,parity,models,generation"
+    wanted = "machine,kernels,parity,models,generation,loader"
     done, found = run(tmp_path / "out", "--inline", "--models", "2stage-xl", "--only", wanted)
     assert done.returncode == 0, done.stdout + done.stderr
     assert all(section["ok"] for section in found["sections"].values())
@@ -38,10 +38,11 @@ def test_every_section(tmp_path):
 
 def test_a_section_that_fails_costs_only_itself(tmp_path):
     """In processes of their own, as on a GPU; the loader is given a dataset that is none."""
-    only = ["--only", "machine,models,loader", "--models", "no-such-preset", "--data", str(tmp_path)]
+    only = ["--only", "warm,machine,models,loader", "--models", "no-such-preset", "--data", str(tmp_path)]
     done, found = run(tmp_path / "out", *only)
+    fine = ["warm 64,32,16", "warm compiled", "machine"]
     assert done.returncode == 1
-    assert [name for name, section in found["sections"].items() if section["ok"]] == ["machine"]
+    assert [name for name, section in found["sections"].items() if section["ok"]] == fine
     assert "no preset is called" in found["sections"]["models no-such-preset"]["error"]
     assert "dataset" in found["sections"]["loader"]["error"]
     assert found["machine"]["memory_tb_s"] > 0
