@@ -123,7 +123,7 @@ def _weights(config: RunConfig, teacher: TokenModel) -> Weights:
     torch.manual_seed(config.train.seed)
     fresh = build_model(dataclasses.replace(config, model=shallow)).state_dict()
     own: Weights = {
-        name: Stored(tuple(value.shape), value.dtype, lambda value=value: value)
+        name: Stored(tuple(value.shape), value.dtype, value.contiguous)
         for name, value in fresh.items()
         if not name.startswith((f"{MAIN}layers.", f"{MAIN}rmsnorm."))
         and not (name == "lm_head.weight" and config.model.tie_embeddings)

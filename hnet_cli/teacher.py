@@ -94,9 +94,12 @@ class Teacher:
             boundary[a] = boundary[starts] = True
             judged[a] = judged[max(a, b - CUT) : b] = False
             before += [np.array([self.tokenizer.bos]), tokens[: len(starts)]]
-        table = self.table[torch.from_numpy(np.concatenate(before))]
-        move = (torch.from_numpy(boundary), torch.from_numpy(judged), table)
-        return Lesson(*(each.to(device, non_blocking=True) for each in move), self.scale)
+        ids = np.concatenate(before)
+        marks, sure, embedding = (
+            each.to(device, non_blocking=True)
+            for each in (torch.from_numpy(boundary), torch.from_numpy(judged), self.table[torch.from_numpy(ids)])
+        )
+        return Lesson(marks, sure, embedding, self.scale)
 
 
 def keep(source: Path, run: Path) -> None:
