@@ -46,8 +46,8 @@ class Exam:
         material: Material = gather([str(data)], kind, max_bytes or None)
         if material.bytes < FEWEST * context:
             raise InputError(
-                f"the held-out split of {data} has {material.bytes:,} bytes, less than {FEWEST} windows of {context:,}",
-                "prepare the data with a larger --val",
+                f"{material.bytes:,} held-out bytes of {data} are less than {FEWEST} windows of {context:,}",
+                "give a larger --max-bytes, or prepare the data with a larger --val",
             )
         limit = int(NOISE_SHARE * material.bytes)
         noisy = [each.data for each in share(material.documents, limit)]
