@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -39,6 +40,7 @@ def train_all(plan: Plan, stop: Stop) -> dict[str, str]:
     if done := len(plan.runs) - len(left):
         say(f"{done} of {len(plan.runs)} trainings are done.")
     for run in left:
+        storage.refuse_if_held(run.folder)  # by a worker whose comparison was killed
         planning.refuse_what_cannot_fit(_plan_of(plan, run))
     return _side_by_side(plan, left, stop) if plan.gpus else _in_turn(plan, left, stop)
 
@@ -67,7 +69,7 @@ def _begun(run: Run) -> bool:
 
 def stopped(message: str, plan: Plan) -> Stopped:
     """For a signal."""
-    return Stopped(message, f"the same command goes on: hnet compare --run {plan.folder}")
+    return Stopped(message, f"the same command goes on: hnet compare --run {shlex.quote(str(plan.folder))}")
 
 
 def refuse_if_stopped(stop: Stop, plan: Plan) -> None:
