@@ -110,7 +110,10 @@ def _config(given: RunConfig, teacher: HNetConfig, target: Path) -> RunConfig:
             rotary=levels(model.rotary or official, teacher.rotary or official),
         )
     except ValueError as error:
-        raise UsageError(f"preset {given.name} does not fit the Transformer: {error}", "--set changes it") from error
+        raise UsageError(
+            f"preset {given.name} does not fit the Transformer: {error}",
+            f"--set 'model.d_model=[{teacher.d_model[0]}, {teacher.d_model[0]}]' or less",
+        ) from error
     name = target.resolve().name
     train = dataclasses.replace(given.train, start=str(target.resolve()))
     return dataclasses.replace(given, model=whole, train=train, name=name, description="A retrofitted Transformer.")

@@ -42,9 +42,8 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
           "original_max_position_embeddings": 64}  # fmt: skip
 SMALL = [
     "model.d_model=[32, 64]",
-    "model.arch_layout=[m1, [T1], m1]",
+    "model.arch_layout=[m1, [m1], m1]",
     "model.ssm_cfg={d_state: 8, headdim: 16}",
-    "model.attn_cfg={num_heads: [2, 2], rotary_emb_dim: [8, 8], window_size: [-1, -1]}",
     "model.adapter_width=96",
     "train.sequence_length=64",
     "train.batch_bytes=512",
