@@ -23,7 +23,7 @@ import yaml
 from hnet_cli.errors import UsageError
 from hnet_cli.model.config import SWITCHES, HNetConfig
 from hnet_cli.train_config import TrainConfig
-from hnet_cli.yaml_file import parse
+from hnet_cli.yaml_file import Dumper, parse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,4 +311,4 @@ def to_yaml(config: RunConfig) -> str:
     model["chunker"] = chunkers[0] if len(set(chunkers)) == 1 else chunkers or "learned"
     data["model"] = model | config.model.switches()
     data["train"]["betas"] = list(config.train.betas)
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)

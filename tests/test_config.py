@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hnet_cli.config import RunConfig, TrainConfig, preset_names, preset_text, resolve, to_yaml
@@ -169,6 +169,9 @@ def schedules(values):
     ),
     st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=30),
 )
+@example(TrainConfig(target_ratios=[5.0]), "0E0")
+@example(TrainConfig(target_ratios=[5.0]), "1e5")
+@example(TrainConfig(target_ratios=[5.0]), "no")
 def test_what_is_saved_is_what_is_read(tmp_path_factory, train, description):
     """A run's `config.yaml` starts the same run again, whatever the numbers."""
     config = RunConfig(model=resolve("nano").model, train=train, description=description)
