@@ -31,7 +31,7 @@ class Ranks:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.size = folder, size
         environment = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1",
-                       "MASTER_PORT": str(free_port()), "HNET_RANK_TIMEOUT": "60"} | environment  # fmt: skip
+                       "MASTER_PORT": str(free_port()), "HNET_RANK_TIMEOUT": "300"} | environment  # fmt: skip
         sys.stdout.flush()
         sys.stderr.flush()
         self.pids = [self._start(rank, work, environment) for rank in range(size)]
@@ -57,7 +57,7 @@ class Ranks:
             sys.stderr.flush()
             os._exit(code)
 
-    def wait(self, seconds: float = 120.0) -> list[int]:
+    def wait(self, seconds: float = 400.0) -> list[int]:
         """Their exit codes, negative for a signal. Ends them and fails if that takes longer."""
         until, codes = time.monotonic() + seconds, dict[int, int]()
         while len(codes) < self.size:
