@@ -242,14 +242,8 @@ def imbalance(chunks: list[float], ranks: int) -> dict[str, float]:
 
 
 def precision_context(config: RunConfig, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
-    """Autocast to bfloat16 where `multiplies_in_bf16`.
-
-    On a GPU the few products that then stay in float32 (routers, residual projections, smoothing) may round their
-    factors to tf32, ten bits of mantissa: at full precision they would take a tenth of a step.
-    """
+    """Autocast to bfloat16 where `multiplies_in_bf16`."""
     bf16 = multiplies_in_bf16(config, device)
-    if bf16 and device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
     return lambda: torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 
