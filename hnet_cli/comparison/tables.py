@@ -17,7 +17,8 @@ DEFINITIONS = {
     "interval": "95%, by bootstrap over {unit}s of the held-out documents, the same draws for all members, so that "
     "differences are paired; with several seeds, Student's t for their spread is added.",
     "equal": "bytes, their order (per seed), and FLOPs per byte forward where chunks are as long as aimed at (paper, "
-    "appendix B). Not equal: parameters, memory, time.",
+    "appendix B). Not equal: parameters, memory, time; and tokens were "
+    "learned from up to 16 MB of the training split, whatever the members are trained on.",
     "bytes/chunk": "of the innermost stage, on the held-out documents; in brackets what the ratio loss aims at. Of a "
     "model of tokens, bytes per token.",
     "robustness": "100 x bits of clean documents / bits of the same documents distorted, mean over the distortions: "
