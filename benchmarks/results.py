@@ -1,0 +1,88 @@
+"""The tables of docs/results/README.md, from the JSON files beside it: python benchmarks/results.py
+
+Reads docs/results/*.json (each the `compare.json` of a comparison) and switches.json (what benchmarks/switches.py
+printed), and writes the part of the page between its two marks anew. What the tables mean is said there by hand.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent.parent / "docs" / "results"
+BEGIN, END = "<!-- tables: python benchmarks/results.py -->", "<!-- end of the tables -->"
+PAPER = {"transformer": 0.756, "transformer-2x": 0.730, "llamabyte": 0.859, "llamabyte-global": 0.845,
+         "mambabyte": 0.845, "spacebyte": 0.791, "spacebyte++": 0.760, "pool": 0.780, "space": 0.755, "1stage": 0.755,
+         "2stage": 0.743}  # fmt: skip
+"""Bits per byte of the paper's Table 2, Large (the Transformer of twice the FLOPs: XL)."""
+
+
+def interval(values: list[float] | None, sign: str = "") -> str:
+    return "" if values is None else f"{values[0]:{sign}.3f} to {values[1]:{sign}.3f}"
+
+
+def comparison(data: dict[str, Any]) -> list[str]:
+    found, models, reference = data["dataset"], data["models"], data["reference"]
+    text = "text" in found["modality"]
+    lines = [f"### {found['modality']}: {models[0]['bytes'] / 1e6:.1f} MB for every model", ""]
+    head = ["model", "layers", "parameters", "MFLOPs/byte", "bits/byte", "95%", f"to {reference}", "95%", "bytes/chunk",
+            "robustness", "kB/s"] + ["paper, Large"] * text  # fmt: skip
+    lines += ["| " + " | ".join(head) + " |", "|---|---|" + "--:|" * (len(head) - 2)]
+    best = min(each["bpb"] for each in models)
+    for each in models:
+        away = each["differences"].get(reference, {})
+        robustness = f"{each['robustness']['score']:.1f}" if each.get("robustness") else ""
+        bpb = f"**{each['bpb']:.3f}**" if each["bpb"] == best else f"{each['bpb']:.3f}"
+        cells = [each["name"], f"`{each['layout']}`", f"{each['parameters'] / 1e6:.2f}M",
+                 f"{each['flops_per_byte'] / 1e6:.2f}", bpb, interval(each["bpb_ci95"]),
+                 f"{away['bpb']:+.3f}" if away else "", interval(away.get("bpb_ci95"), "+"),
+                 f"{each['bytes_per_chunk']:.2f}", robustness,
+                 f"{each['bytes_per_s'] / 1e3:.1f}"]  # fmt: skip
+        cells += [f"{PAPER[each['name']]:.3f}" if each["name"] in PAPER else ""] * text
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", *(f"> {line}" + ("" if n == len(data["verdict"]["text"]) - 1 else "\n>")
+                    for n, line in enumerate(data["verdict"]["text"])), ""]  # fmt: skip
+    return lines
+
+
+def switches(results: list[dict[str, Any]]) -> list[str]:
+    modalities = [m for m in ("text", "chinese", "code", "dna") if any(r["modality"] == m for r in results)]
+    by_name: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in results:
+        by_name.setdefault(row["name"], {})[row["modality"]] = row
+    lines = ["| choice | " + " | ".join(modalities) + " | MFLOPs/byte | wins on |",
+             "|---|" + "--:|" * (len(modalities) + 2)]  # fmt: skip
+    for name, own in by_name.items():
+        cells, wins = [], 0
+        for modality in modalities:
+            row = own.get(modality)
+            if row is None:
+                cells.append("")
+            elif "change" in row:
+                won, around = bool(row["wins"]), interval(row["change_ci95"], "+")
+                wins += won
+                cells.append(f"{'**' * won}{row['change']:+.4f}{'**' * won} ({around})")
+            else:
+                cells.append(" / ".join(f"{bpb:.3f}" for bpb in row["bpb"]))
+        some = next(iter(own.values()))
+        told = f"{wins} of {len(own)}" if "change" in some else ""
+        name = f"{name}, each seed" if "change" not in some else name
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {some['flops_per_byte'] / 1e6:.2f} | {told} |")
+    return [*lines, ""]
+
+
+def main() -> None:
+    lines: list[str] = []
+    for name in ("text", "chinese", "code", "dna"):
+        if (file := FOLDER / f"{name}.json").exists():
+            lines += comparison(json.loads(file.read_text()))
+    if (file := FOLDER / "switches.json").exists():
+        lines += ["## Beyond the paper", "", *switches(json.loads(file.read_text())["results"])]
+    page = FOLDER / "README.md"
+    before, _, rest = page.read_text().partition(BEGIN)
+    page.write_text(before + BEGIN + "\n\n" + "\n".join(lines) + "\n" + END + rest.partition(END)[2])
+
+
+if __name__ == "__main__":
+    main()
