@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -362,7 +363,7 @@ def retrofit(
         _print_json(vars(done))
     trained = count(done.parameters - done.frozen)
     say(f"Wrote {literal(dst)}: {done.layers} frozen layers, {count(done.frozen)} parameters; {trained} to be trained. "
-        f"Next: hnet train --preset {literal(done.preset)}")  # fmt: skip
+        f"Next: hnet train --preset {literal(shlex.quote(done.preset))}")  # fmt: skip
 
 
 @app.command()

@@ -56,8 +56,10 @@ def read(source: str | Path) -> TokenModel:
     ours = isinstance(data, dict) and "arch_layout" in data
     try:
         config = HNetConfig.from_dict(data) if ours else _config(data)
-    except (KeyError, TypeError, ValueError) as error:
-        said = f"its config.json lacks {error}" if isinstance(error, KeyError) else str(error)
+    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        said = "its config.json is none of a Transformer"
+        if isinstance(error, KeyError | ValueError):
+            said = f"its config.json lacks {error}" if isinstance(error, KeyError) else str(error)
         raise UsageError(f"{shown(folder)} cannot be retrofitted: {said}", "it should be Llama's kind") from error
     if config.num_stages or set(config.levels[0].main_network) != {"T"} or config.attn_cfg.window_size[0] >= 0:
         raise UsageError(f"{shown(folder)} is no Transformer over tokens", "give one with global attention throughout")
@@ -72,7 +74,9 @@ def _config(data: Mapping[str, Any]) -> HNetConfig:
     if data.get("model_type") != "llama":
         raise ValueError(f"model_type is {data.get('model_type')!r}, not 'llama'")
     hidden, heads = data["hidden_size"], data["num_attention_heads"]
-    head = data.get("head_dim") or hidden // heads
+    head, groups = data.get("head_dim") or hidden // heads, data.get("num_key_value_heads") or heads
+    if heads % groups:
+        raise ValueError(f"{heads} heads cannot share {groups} keys and values")
     refused = {
         "hidden_act": (data.get("hidden_act", "silu"), "silu"),
         "rms_norm_eps": (data.get("rms_norm_eps", 1e-6), EPS),
@@ -154,8 +158,6 @@ def _renamed(weights: Weights, config: HNetConfig, data: Mapping[str, Any]) -> W
             Stored((hidden, width), down.dtype, lambda: fill(down.read(), 0, width - inner)),
         )
 
-    if heads % groups:
-        raise DamagedError(f"config.json: {heads} heads cannot share {groups} keys and values")
     renamed = {"embeddings.weight": take("model.embed_tokens.weight", config.vocab_size, hidden)}
     for n in range(len(config.levels[0].main_network)):
         own, theirs = f"{LAYERS}{n}.", f"model.layers.{n}."

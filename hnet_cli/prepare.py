@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def show_summary(summary: Summary) -> None:
         say(f"[dim]Held out: {literal(summary.rule)}.[/]", verbose=True)
         say(f"To beat on the held-out bytes: xz [bold]{bits['xz']:.3f}[/] bits per byte, an order-{bits['k']} model "
             f"[bold]{bits['order_k']:.3f}[/].")  # fmt: skip
-        following = f"hnet train --data {literal(summary.path)}"
+        following = f"hnet train --data {literal(shlex.quote(str(summary.path)))}"
     speed = summary.bytes / max(summary.seconds, 1e-9)
     say(f"Wrote {literal(summary.path)} ({size(summary.bytes)} in {summary.seconds:.1f} s, {size(speed)}/s). "
         f"Next: {following}")  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shlex
 import time
 import traceback
 from datetime import datetime
@@ -144,7 +145,7 @@ def finish(plan: Plan, result: Result) -> None:
     for name, value in history.baselines_of(plan.dataset).items():
         rows.add_row(name, f"{value:.3f}")
     show(rows)
-    run = literal(plan.run)
+    run = literal(shlex.quote(str(plan.run)))
     say(f"Done in {duration(result.seconds)}. Report: {literal(page)}")
     if plan.config.tokenizer:
         say(f"Next: hnet eval {run}")  # tokens are neither sampled byte by byte nor learned chunks

@@ -53,6 +53,8 @@ def retrofit(source: str | Path, target: Path, preset: str = "retrofit-nano", se
     DamagedError, UsageError (another architecture, or a preset that does not fit it), BusyError, StorageError.
     """
     given = resolve(preset, settings or [])
+    if target.resolve() == Path(source).resolve():
+        raise UsageError(f"{shown(target)} cannot be made of itself", "choose another folder for the H-Net")
     if target.exists() and not overwrite:
         raise BusyError(f"{shown(target)} exists already", "choose another name, or give --overwrite to replace it")
     teacher = llama.read(source)

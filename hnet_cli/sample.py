@@ -10,6 +10,7 @@ import base64
 import codecs
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -134,7 +135,7 @@ def generate(
     character) ends before it. `eos` ends a row where it is drawn at an accepting state, and is not given out.
     `input_table` as in `Modality`. Rows are interleaved; they are numbered from `first_row` and draw from (seed, row),
     so that a row does not depend on the others.
-    Raises UsageError for a prompt that is illegal, NumericalError where the model gives no finite logits.
+    Raises UsageError for a prompt that is illegal, at once; NumericalError where the model gives no finite logits.
     """
     if model.tokenizer is not None:
         raise UsageError("a model of tokens cannot be sampled from byte by byte", "it is there to be compared with")
@@ -144,9 +145,11 @@ def generate(
     grammar = Grammar(automaton or Automaton.of_alphabet(bytes(range(256))))
     read = [prompt.translate(input_table) for prompt in prompts]
     states = np.array([grammar.after(prompt) for prompt in read], dtype=np.int64)
-    for low in range(0, len(read), BATCH):
-        part = slice(low, low + BATCH)
-        yield from _generate(model, read[part], states[part], max_bytes, choice, seed, grammar, eos, first_row + low)
+    parts = [slice(low, low + BATCH) for low in range(0, len(read), BATCH)]
+    return chain.from_iterable(
+        _generate(model, read[part], states[part], max_bytes, choice, seed, grammar, eos, first_row + part.start)
+        for part in parts
+    )
 
 
 def _generate(
@@ -276,9 +279,9 @@ def sample_bytes(model: HNetForCausalLM, prompts: Sequence[bytes], *, n: int = 1
     """`hnet sample --raw`: prompts and continuations as they are, one row after the other, any byte legal."""
     rows = [prompt for prompt in prompts for _ in range(n)]
     for row, prompt in enumerate(rows):
+        sampled = generate(model, [prompt], first_row=row, **options)
         yield prompt
-        for each in generate(model, [prompt], first_row=row, **options):
-            yield bytes([each.byte])
+        yield from (bytes([each.byte]) for each in sampled)
 
 
 def sample_records(

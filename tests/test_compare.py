@@ -15,13 +15,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pagekit import checked
-from runkit import SETTINGS, dataset
+from runkit import SETTINGS, dataset, tiny
 
 from hnet_cli import cli
 from hnet_cli.comparison import page
 from hnet_cli.comparison.curves import Curve, crossover, efficiency, reached
+from hnet_cli.comparison.members import Member
+from hnet_cli.comparison.plan import Request, choose, describe, write
+from hnet_cli.comparison.results import reference
 from hnet_cli.comparison.statistics import estimate, interval, judged
 from hnet_cli.comparison.verdict import verdict
+from hnet_cli.config import resolve, to_yaml
+from hnet_cli.errors import DamagedError, UsageError
 
 # -- curves ------------------------------------------------------------------------------------------------------------
 
@@ -136,7 +141,7 @@ def told_of(*members, seeds=1):
                        "differences": differences, "flops_per_byte": 1e6, "unsteady": 1.0,
                        "share_of_flops": 2 if "2x" in name else 1})  # fmt: skip
     return {"models": models, "reference": rival, "best": min(level, key=level.get), "failed": {}, "missing": [],
-            "dataset": {"name": "x", "modality": "text", "epochs": 1.0},
+            "dataset": {"name": "x", "modality": "text", "epochs": 1.0}, "exam": {"unit": "document"},
             "budget": {"bytes": 10**6, "flops_per_byte": 1e6, "seeds": seeds, "minutes": None}}  # fmt: skip
 
 
@@ -177,6 +182,33 @@ def test_the_transformer_of_twice_the_flops_has_its_own_sentence():
     )
 
 
+def test_a_transformer_of_twice_the_flops_is_no_reference_where_others_have_the_same():
+    def member(name, share, chunker):
+        return Member(name, tiny(f"model.chunker={chunker}"), 1e6, share)
+
+    double, fixed, learned = member("2x", 2.0, "fixed:4"), member("fixed", 1.0, "fixed:4"), member("h", 1.0, "learned")
+    assert reference([double, fixed, learned]) == "fixed"
+    assert reference([double, learned]) == "h"
+    assert reference([double]) == "2x"
+    assert reference([]) is None
+
+    told = told_of(("bpe-2x", False, 1.9), ("2stage", True, 1.85)) | {"reference": "2stage", "best": "2stage"}
+    found = verdict(told)
+    assert found["outcome"] == {"equal_bytes": None, "equal_time": None}
+    text = " ".join(found["text"])
+    assert "No other model of these FLOPs took part" in text
+    assert "Against bpe-2x, of 2 times the FLOPs: the best H-Net (2stage) wins" in text
+    assert "not equal" not in text
+
+
+def test_intervals_over_windows_are_not_said_to_cover_documents():
+    told = told_of(("bpe", False, 2.0), ("2stage", True, 1.9))
+    assert "choice of held-out documents" in " ".join(verdict(told)["text"])
+    text = " ".join(verdict(told | {"exam": {"unit": "window"}})["text"])
+    assert "choice of held-out documents" not in text
+    assert "do not cover another choice of documents" in text
+
+
 def test_without_an_hnet_there_is_no_verdict_on_one():
     found = verdict(told_of(("bpe", False, 2.0), ("space", False, 1.8)))
     assert found["outcome"] == {"equal_bytes": None, "equal_time": None}
@@ -211,8 +243,6 @@ def arena(tmp_path_factory):
 
 
 def write_preset(file, settings):
-    from hnet_cli.config import resolve, to_yaml
-
     file.write_text(to_yaml(resolve("nano", settings)))
 
 
@@ -297,15 +327,51 @@ def test_a_comparison_killed_and_stopped_goes_on_to_the_same_figures(arena, tmp_
     (["--set", "train.lr=1e-3"], "settings"),
     (["--minutes", "3"], "exclude each other"),
     (["--gpus", "0,x"], "no list of GPUs"),
+    (["--flops", "inf"], "must be a number"),
 ])  # fmt: skip
 def test_another_comparison_in_the_same_folder_is_refused(arena, tmp_path, capsys, change, words):
-    from hnet_cli.comparison.plan import Request, choose, write
-
     presets = ",".join(str(arena / f"{name}.yaml") for name in ("learned", "plain"))
     asked = Request(data=arena / "dataset", line_up=presets, bytes=5120, run=tmp_path, device="cpu")
     write(choose(asked), asked)
     assert cli.run([*arguments(arena, tmp_path), *change]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_what_a_comparison_began_with_holds(arena, tmp_path, capsys):
+    """An edited preset under the same name, settings that the comparison decides, a plan that is gone."""
+    preset, folder = tmp_path / "mine.yaml", tmp_path / "c"
+    preset.write_text((arena / "learned.yaml").read_text())
+    asked = Request(arena / "dataset", str(preset), bytes=5120, run=folder, device="cpu", settings=["train.seed=3"])
+    write(choose(asked), asked)
+    assert "train.seed has no effect" in capsys.readouterr().err
+    before = (folder / "members" / "mine.yaml").read_text()
+    assert choose(asked).runs[0].config.train.seed == 0  # the same again is no edit
+    lr = resolve(str(preset)).train.lr
+    preset.write_text(preset.read_text().replace(f"lr: {lr}", "lr: 0.5"))
+    with pytest.raises(UsageError, match=rf"mine\.yaml is not .*train\.lr is 0\.5, not {lr}"):
+        choose(asked)
+    assert choose(Request(run=folder, device="cpu")).members[0].config.train.lr == lr
+
+    # stopped before plan.json was there: what the plan then says is what is kept
+    (folder / "plan.json").unlink()
+    write(choose(asked), asked)
+    assert (folder / "members" / "mine.yaml").read_text() == before.replace(f"lr: {lr}", "lr: 0.5")
+    (folder / "plan.json").write_text('{"format": 1, "bytes": 5120}')
+    with pytest.raises(DamagedError, match="no plan of this version"):
+        choose(asked)
+    (folder / "plan.json").unlink()
+    (folder / "runs" / "mine-s0").mkdir(parents=True)
+    (folder / "runs" / "mine-s0" / "config.yaml").touch()
+    with pytest.raises(DamagedError, match="trainings but no plan"):
+        choose(asked)
+
+
+def test_members_that_read_other_batches_are_named(arena, tmp_path, capsys):
+    write_preset(tmp_path / "long.yaml", SETTINGS)
+    line_up = f"{arena / 'learned.yaml'},{tmp_path / 'long.yaml'}"
+    plan = choose(Request(arena / "dataset", line_up, bytes=5120, run=tmp_path / "c", device="cpu"))
+    describe(plan, {})
+    assert "train.batch_bytes is not the same for all (512 for learned, 256 for long)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("given_", "code", "words"), [

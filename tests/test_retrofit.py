@@ -190,6 +190,9 @@ def test_a_llama_is_read_exactly(tmp_path, tokenizer, changes, shards):
         ({"head_dim": 32}, "head_dim"),
         ({"rope_scaling": {"type": "yarn", "factor": 2}}, "'yarn'"),
         ({"hidden_size": None}, "lacks 'hidden_size'"),
+        ({"num_attention_heads": 0}, "none of a Transformer"),
+        ({"rope_parameters": [1]}, "none of a Transformer"),
+        ({"num_key_value_heads": 3}, "cannot share 3"),
     ],
 )
 def test_other_architectures_are_refused(tmp_path, tokenizer, changes, message):
@@ -324,6 +327,8 @@ def test_refusals(made, data, tmp_path):
     source, folder = made
     with pytest.raises(BusyError, match="exists already"):
         retrofit(source, folder)
+    with pytest.raises(UsageError, match="cannot be made of itself"):
+        retrofit(source, source, overwrite=True)
     with pytest.raises(UsageError, match="nano is not one to retrofit with"):
         retrofit(source, tmp_path / "x", "nano")
     with pytest.raises(UsageError, match=r"does not fit the Transformer: d_model must not shrink"):

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runkit import dataset, fox, metrics, tiny
 
-from hnet_cli import checkpoint, tokens
+from hnet_cli import checkpoint, cli, tokens
 from hnet_cli.config import resolve
 from hnet_cli.corpus.dataset import Dataset
 from hnet_cli.corpus.loader import Batches
@@ -265,6 +265,17 @@ def test_a_continuation_costs_what_its_tokens_cost(run):
     with torch.no_grad():
         logs = model(ids[None, :-1]).logits[0].double().log_softmax(-1)
     assert log == pytest.approx(logs.gather(1, ids[1:, None])[-len(two) :].sum().item(), rel=1e-5)
+
+
+def test_what_needs_bytes_or_chunks_is_refused_before_anything_is_written(run, tmp_path, capsys):
+    text = tmp_path / "a.txt"
+    text.write_text("Some words.")
+    capsys.readouterr()
+    for arguments in (["sample", str(run[0]), "--prompt", "hi"], ["segment", str(text), "--model", str(run[0])]):
+        assert cli.run(arguments) == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert said.err.count("\n") == 1
 
 
 def test_it_goes_on_without_the_original_file(run, tmp_path):

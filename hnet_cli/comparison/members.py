@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hnet_cli import lineup
-from hnet_cli.config import RunConfig, resolve
+from hnet_cli.config import RunConfig, differences, resolve
 from hnet_cli.corpus import Dataset
 from hnet_cli.errors import UsageError
 
 ALIASES = {"bpe": "transformer", "bpe-2x": "transformer-2x"}
 """Other names of members: the Transformers read tokens of byte-level BPE."""
+DECIDED = ("steps", "seed", "eval_every", "eval_bytes", "checkpoint_every", "keep_checkpoints", "samples", "log_every")
+"""Settings of training that are the comparison's and not a member's."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def line_up(
     by default those of the first one's preset.
 
     A name that ends in .yaml is a preset of the user's own. `kept`: configurations by name that were decided before,
-    which hold. Raises UsageError, with the nearest name.
+    which hold. Raises UsageError, with the nearest name, or where a file no longer says what was decided.
     """
     members: list[Member] = []
     for given in names or lineup.members(dataset.modality):
@@ -53,6 +55,8 @@ def line_up(
         share = lineup.share_of_budget(name)
         if name in kept:
             config = resolve(str(kept[name]))
+            if file and flops:
+                _refuse_edited(config, lineup.sized(resolve(file, settings), dataset, share * flops), file)
         else:
             config = resolve(file, settings) if file else lineup.member(name, size, settings)
             flops = flops or lineup.flops_per_byte(config, dataset) / share
@@ -70,6 +74,17 @@ def _named(given: str) -> tuple[str, str]:
     if given.endswith((".yaml", ".yml")):
         return Path(given).stem, given
     return ALIASES.get(given, given), ""
+
+
+def _refuse_edited(kept: RunConfig, now: RunConfig, file: str) -> None:
+    decided = [f"train.{name}" for name in DECIDED]
+    changed = {key: was for key, was in differences(kept, now).items() if key not in decided}
+    if changed:
+        told = ", ".join(f"{key} is {new}, not {old}" for key, (old, new) in changed.items())
+        raise UsageError(
+            f"{file} is not what this comparison began with: {told}",
+            "under another name it is a member of its own; --run FOLDER begins another comparison",
+        )
 
 
 def with_train(member: Member, **changes: object) -> Member:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 from hnet_cli import budget, lineup, modality, storage
 from hnet_cli.budget import Machine
-from hnet_cli.comparison.members import Member, line_up, with_train
+from hnet_cli.comparison.members import DECIDED, Member, line_up, with_train
 from hnet_cli.config import RunConfig, to_yaml
 from hnet_cli.console import count, duration, literal, progress, say, show, size, table
 from hnet_cli.corpus import Dataset
@@ -25,6 +26,8 @@ from hnet_cli.plan import dataset_at, newest_dataset
 
 FORMAT = 1
 NAME = "plan.json"
+KEYS = {"asked", "bytes", "data", "dataset", "flops_per_byte", "line_up", "max_bytes", "seeds", "settings", "size"}
+"""Of `plan.json`: what another call relies on."""
 VALIDATIONS = 40
 """Of every run: the points of its curve."""
 VALIDATION_SHARE = 0.1
@@ -34,6 +37,7 @@ MATCHED = 0.05
 """FLOPs per byte that differ by more are said."""
 MAX_BYTES = 1_000_000
 """Of the held-out split, by default, that the members are measured on."""
+ANEW = "begin in another folder: --run"
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,9 @@ def choose(asked: Request) -> Plan:
 
     Raises UsageError where the folder holds another comparison, or the budget is too small; InputError, DamagedError.
     """
+    for name in ("minutes", "flops"):
+        if not math.isfinite(getattr(asked, name) or 0.0):
+            raise UsageError(f"--{name} must be a number, not {getattr(asked, name)}")
     machine = budget.machine(asked.device)
     for gpu in asked.gpus if asked.device != "cpu" else ():
         budget.machine(f"cuda:{gpu}")  # raises where it is not there
@@ -136,6 +143,7 @@ def choose(asked: Request) -> Plan:
     _refuse_another(folder, stored, asked, data, dataset)
     names = [each for each in (asked.line_up or "").split(",") if each.strip()] or stored.get("line_up")
     settings = list(asked.settings) or stored.get("settings", [])
+    _tell_of_settings_without_effect(asked)
     kept = {file.stem: file for file in (folder / "members").glob("*.yaml")} if stored else {}
     flops = asked.flops or stored.get("flops_per_byte")
     members, flops = line_up(names, size_name, dataset, flops, settings, kept)
@@ -154,13 +162,23 @@ def _stored(folder: Path) -> dict[str, Any]:
     file = folder / NAME
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if any((folder / "runs").glob("*/config.yaml")):
+            raise DamagedError(f"{folder} has trainings but no {NAME}", ANEW) from error
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        raise DamagedError(f"{file} cannot be read: {error}", "remove it to plan anew; runs are kept") from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise DamagedError(f"{file} is no plan of this version of hnet", "begin anew in another folder: --run")
+        raise DamagedError(f"{file} cannot be read: {error}", ANEW) from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT or not found.keys() >= KEYS:
+        raise DamagedError(f"{file} is no plan of this version of hnet", ANEW)
     return found
+
+
+def _tell_of_settings_without_effect(asked: Request) -> None:
+    """`train.steps` has one where nothing else says how many bytes there are."""
+    decided = {f"train.{name}" for name in DECIDED} - ({"train.steps"} if not (asked.bytes or asked.minutes) else set())
+    if vain := [key for each in asked.settings if (key := each.partition("=")[0].strip()) in decided]:
+        say(f"[yellow]note:[/] --set {literal(', '.join(vain))} has no effect: the comparison decides that itself "
+            "(--bytes, --seeds).")  # fmt: skip
 
 
 def _refuse_another(folder: Path, stored: dict[str, Any], asked: Request, data: Path, dataset: Dataset) -> None:
@@ -263,7 +281,7 @@ def write(plan: Plan, asked: Request) -> None:
     stored = _stored(plan.folder)
     for member in plan.members:
         file = plan.folder / "members" / f"{member.name}.yaml"
-        if not file.exists():
+        if not stored or not file.exists():
             storage.make_folder(file.parent)
             storage.write_text(file, to_yaml(member.config))
     storage.write_json(
@@ -288,7 +306,8 @@ def write(plan: Plan, asked: Request) -> None:
 
 def describe(plan: Plan, times: dict[str, float]) -> dict[str, Any]:
     """Print the plan; and the same as data."""
-    rows, told = table("member", "layers", "parameters", "FLOPs/byte", "of target", "time"), []
+    rows = table("member", "layers", "parameters", "FLOPs/byte", "of target", "time")
+    told: list[dict[str, Any]] = []
     for member in plan.members:
         train, flops = member.config.train, member.flops_per_byte
         aimed = member.share * plan.flops
@@ -309,14 +328,20 @@ def describe(plan: Plan, times: dict[str, float]) -> dict[str, Any]:
     for each in told:
         if abs(each["of_target"] - 1) > MATCHED:
             say(f"[yellow]note:[/] {literal(each['name'])} has {each['of_target']:.0%} of the FLOPs per byte: no "
-                "number of layers comes closer.")  # fmt: skip
+                "number of layers comes closer (--flops asks for another budget).")  # fmt: skip
+    for name in ("batch_bytes", "sequence_length"):
+        values = {member.name: getattr(member.config.train, name) for member in plan.members}
+        if len(set(values.values())) > 1:
+            listed = ", ".join(f"{value:,} for {member}" for member, value in values.items())
+            say(f"[yellow]note:[/] train.{name} is not the same for all ({literal(listed)}), so they do not see the "
+                "same bytes in the same order.")  # fmt: skip
     epochs = plan.bytes / plan.dataset.nbytes("train")
     say(f"{size(plan.bytes)} for every member, {epochs:.2g} times the data"
         f"{f', {plan.seeds} times each from another seed' if plan.seeds > 1 else ''}.")  # fmt: skip
     if epochs > 1.5:
         say("[yellow]note:[/] seeing the data again and again, a member can learn it by heart: that counts too.")
-    if spent := [each["estimated_seconds"] for each in told if each["estimated_seconds"] is not None]:
-        say(f"About {duration(plan.seeds * sum(spent))} of training in all.")
+    if known := [each["estimated_seconds"] for each in told if each["estimated_seconds"] is not None]:
+        say(f"About {duration(plan.seeds * sum(known))} of training in all.")
     return {"data": str(plan.data), "folder": str(plan.folder), "device": plan.machine.device, "bytes": plan.bytes,
             "flops_per_byte": plan.flops, "seeds": plan.seeds, "epochs": epochs, "models": told}  # fmt: skip
 

@@ -22,7 +22,8 @@ from hnet_cli.evaluation.resampling import ratio
 
 FORMAT = 1
 REFERENCES = ("transformer", "dna-transformer")
-"""Whom all are compared with, where one takes part; else the first that learns no boundaries."""
+"""Whom all are compared with, where one takes part; else the first that learns no boundaries, of those with the same
+FLOPs."""
 Measured = Mapping[str, Mapping[str, Any]]
 
 
@@ -85,10 +86,11 @@ def _scored(member: Member, runs: Sequence[Run], measured: Sequence[Mapping[str,
 
 def reference(members: Sequence[Member]) -> str | None:
     """The member that the others are compared with."""
-    names = [member.name for member in members]
+    names = [member.name for member in members if member.share == 1] or [member.name for member in members]
     if known := [name for name in REFERENCES if name in names]:
         return known[0]
-    return next((member.name for member in members if not member.learned), names[0] if names else None)
+    plain = [member.name for member in members if not member.learned and member.name in names]
+    return next(iter(plain or names), None)
 
 
 def results(plan: Plan, measured: Measured, failed: Mapping[str, str], chosen: str, size: int) -> dict[str, Any]:

@@ -20,12 +20,12 @@ def run(asked: planning.Request, *, out: Path | None = None, dry_run: bool = Fal
     does; Stopped after a signal: all that is done is kept, and the same call goes on.
     """
     plan = planning.choose(asked)
-    if dry_run:
-        return planning.describe(plan, planning.seconds_per_byte(plan))
     from hnet_cli.comparison import measures, page, results, tables, training, verdict
 
+    exam = measures.Exam.of(plan.data, plan.kind, plan.max_bytes, plan.context)
+    if dry_run:
+        return planning.describe(plan, planning.seconds_per_byte(plan))
     with catch_signals() as stop, storage.FolderLock(plan.folder):
-        exam = measures.Exam.of(plan.data, plan.kind, plan.max_bytes, plan.context)
         planning.write(plan, asked)
         planning.describe(plan, {})
         failed = training.train_all(plan, stop)

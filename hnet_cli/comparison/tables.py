@@ -22,7 +22,8 @@ DEFINITIONS = {
     "bytes/chunk": "of the innermost stage, on the held-out documents; in brackets what the ratio loss aims at. Of a "
     "model of tokens, bytes per token.",
     "robustness": "100 x bits of clean documents / bits of the same documents distorted, mean over the distortions: "
-    "100 where they cost nothing. (The paper's score needs multiple choice, where models of this size only guess.)",
+    "100 where they cost nothing, more where they leave bytes out. "
+    "(The paper's score needs multiple choice, where models of this size only guess.)",
     "time": "of training steps alone, measured here; validations and pauses do not count.",
     "crossover": "from where on a member's validation stays below {reference}'s, linear in log bytes (seconds) between "
     "validations.",

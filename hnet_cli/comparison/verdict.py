@@ -24,7 +24,8 @@ def verdict(told: Json) -> Json:
     if not hnets:
         sentences.append("No H-Net with learned boundaries took part, so nothing is said of one.")
     elif rival is None or rival["learned"]:
-        sentences.append("Nothing but H-Nets took part, so there is nothing to say of them against other models.")
+        sentences.append("No other model of these FLOPs took part, so nothing is said of the H-Nets against one.")
+        sentences += _double(min(hnets, key=lambda model: model["bpb"]), models)
     else:
         best = min(hnets, key=lambda model: model["bpb"])
         champion = best["name"]
@@ -103,10 +104,13 @@ def _reservations(told: Json, models: dict[str, Json], rival: Json | None) -> li
     """What the figures do not say."""
     found = []
     if told["budget"]["seeds"] == 1 and models:
-        found.append("One seed: the intervals cover the choice of held-out documents, not the luck of a training; "
-                     "--seeds 3 would.")  # fmt: skip
+        found.append(f"One seed: the intervals cover the choice of held-out {told['exam']['unit']}s, not the luck of a "
+                     "training; --seeds 3 would.")  # fmt: skip
     if models and any(model["bpb_ci95"] is None for model in models.values()):
         found.append("There are too few held-out documents to say how sure any of this is.")
+    if told["exam"]["unit"] == "window":
+        found.append("There are few held-out documents: the intervals are over windows of these, and do not cover "
+                     "another choice of documents.")  # fmt: skip
     if told["dataset"]["epochs"] > 1.5:
         found.append(f"Every member saw the data {told['dataset']['epochs']:.1f} times, so what is measured is also "
                      "how well it learns by heart.")  # fmt: skip
