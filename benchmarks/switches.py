@@ -5,9 +5,10 @@
 Trains the modality's nano preset with the paper's losses (and the alpha that reaches the target at this size), then
 the same with one thing changed: same bytes in the same order, and FLOPs per byte beside it. Every model is scored on
 the same held-out documents; a difference in bits per byte is paired, with a 95% interval over documents (over windows
-where there are few documents). A run takes a minute or two and is not repeated when its result is in FOLDER, so a
-stopped benchmark goes on. Prints one JSON line; `--report` only reads what FOLDER holds. A choice wins on a modality
-where its whole interval is below zero, and earns its place as a default by winning on three.
+where there are few documents) and, with several seeds, over those too, as in `hnet compare`. A run takes a minute or
+two and is not repeated when its result is in FOLDER, so a stopped benchmark goes on. Prints one JSON line; `--report`
+only reads what FOLDER holds. A choice wins on a modality where its whole interval is below zero, and earns its place
+as a default by winning on three.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ import numpy as np
 from hnet_cli import storage
 from hnet_cli.budget import chunk_fractions
 from hnet_cli.checkpoint import load
+from hnet_cli.comparison.statistics import estimate, interval
 from hnet_cli.config import RunConfig, resolve
 from hnet_cli.corpus import Dataset
-from hnet_cli.evaluation.resampling import interval, ratio
+from hnet_cli.evaluation.resampling import ratio
 from hnet_cli.evaluation.scoring import score
 from hnet_cli.train import train
 
@@ -116,9 +118,9 @@ def report(folder: Path) -> list[dict[str, object]]:
                 "seeds": [r["seed"] for r in own],
             }
             if name in CHOICES and pairs:
-                units = np.concatenate([np.subtract(a["units"], [[u[0], 0] for u in b["units"]]) for a, b in pairs])
-                change = float(ratio(units.sum(0))) / np.log(2)
-                around = interval(units, lambda sums: ratio(sums) / np.log(2))
+                units = np.array([np.subtract(a["units"], [[u[0], 0] for u in b["units"]]) for a, b in pairs])
+                change, drawn = estimate(units, lambda sums: ratio(sums) / np.log(2))
+                around = interval(drawn)
                 row |= {"against": base, "change": change, "change_ci95": around, "unit": own[0]["unit"]}
                 row["wins"] = around is not None and around[1] < 0
             rows.append(row)

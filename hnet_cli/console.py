@@ -95,7 +95,10 @@ def duration(seconds: float) -> str:
 
 
 class Task:
-    """Progress of one long piece of work: a bar on a terminal, a plain line now and then elsewhere."""
+    """Progress of one long piece of work: a bar on a terminal, a plain line now and then elsewhere.
+
+    Labels and notes are shown as they stand; no markup is read.
+    """
 
     EVERY = 10.0
     """Seconds between plain lines."""
@@ -104,7 +107,7 @@ class Task:
         self.label, self.total, self.bar, self.done, self.note = label, total, bar, 0.0, ""
         self.started = self.printed = time.monotonic()
         self.first: float | None = None  # done before this task began: a resumed run does not start at nothing
-        self.id = bar.add_task(label, total=total, note="") if bar else None
+        self.id = bar.add_task(literal(label), total=total, note="") if bar else None
 
     def update(self, done: float, total: float | None = None, note: str | None = None) -> None:
         """`done` of `total` units; `note` is shown behind the bar."""
@@ -113,7 +116,7 @@ class Task:
         self.total = total if total is not None else self.total
         self.note = note if note is not None else self.note
         if self.bar is not None and self.id is not None:
-            self.bar.update(self.id, completed=done, total=self.total, note=self.note)
+            self.bar.update(self.id, completed=done, total=self.total, note=literal(self.note))
         elif time.monotonic() - self.printed >= self.EVERY:
             self.printed = time.monotonic()
             self._line()
@@ -125,7 +128,7 @@ class Task:
         rest = self.total - self.done
         left = f", {duration(spent / here * rest)} left" if here > 0 and rest > 0 else ""
         print(
-            f"{self.label}: {100 * self.done / self.total:.0f}%{left}  {self.note}".rstrip(),
+            escape(f"{self.label}: {100 * self.done / self.total:.0f}%{left}  {self.note}".rstrip()),
             file=sys.stderr,
             flush=True,
         )

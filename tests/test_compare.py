@@ -1,6 +1,7 @@
 """Comparisons: a real one of three tiny members, stopped, killed and resumed; the mathematics on curves and figures
 that are known; the page."""
 
+import importlib.util
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,6 +29,8 @@ from hnet_cli.comparison.statistics import estimate, interval, judged
 from hnet_cli.comparison.verdict import verdict
 from hnet_cli.config import resolve, to_yaml
 from hnet_cli.errors import DamagedError, UsageError
+
+ROOT = Path(__file__).parent.parent
 
 # -- curves ------------------------------------------------------------------------------------------------------------
 
@@ -111,6 +115,24 @@ def test_seeds_make_an_interval_wider_never_narrower():
         assert wider[1] >= alone[1] - 1e-3
     assert wider[1] - wider[0] > 2 * (alone[1] - alone[0])
     assert estimate(np.ones((1, 3, 2)))[1] is None  # too few to know
+
+
+def test_a_switch_does_not_win_by_the_luck_of_two_seeds(tmp_path):
+    """benchmarks/switches.py: seeds that disagree are no twice as many documents."""
+    spec = importlib.util.spec_from_file_location("switches", ROOT / "benchmarks" / "switches.py")
+    switches = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(switches)
+    (tmp_path / "text").mkdir()
+    documents = np.random.default_rng(0).normal(2, 0.01, 40)
+    for name, luck in {"base": (0, 0.3), "muon": (-0.2, 0.25)}.items():
+        for seed, own in enumerate(luck):
+            told = {"name": name, "seed": seed, "bytes": 1, "seconds": 1, "flops_per_byte": 1, "bytes_per_chunk": 5,
+                    "unit": "document", "units": [[100 * (bits + own), 100] for bits in documents]}  # fmt: skip
+            (tmp_path / "text" / f"{name}-s{seed}.json").write_text(json.dumps(told))
+    found = next(row for row in switches.report(tmp_path) if row["name"] == "muon")
+    assert found["change"] == pytest.approx(-0.125 / math.log(2))
+    assert found["change_ci95"][1] > 0
+    assert not found["wins"]
 
 
 @pytest.mark.parametrize(("ci95", "word"), [

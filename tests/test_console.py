@@ -41,6 +41,19 @@ def test_what_comes_from_data_is_shown_as_it_stands(text):
         assert shown == text
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_shows_names_as_they_stand(terminal, capsys, monkeypatch):
+    shown, name = io.StringIO(), "my[/run]\x1b[31m"
+    monkeypatch.setattr(console, "console", Console(file=shown, force_terminal=terminal, color_system=None, width=120))
+    monkeypatch.setattr(console.Task, "EVERY", 0.0)
+    with console.progress(name, total=4) as task:
+        task.update(1, note=name)
+        if task.bar:
+            task.bar.refresh()
+    text = shown.getvalue() + capsys.readouterr().err
+    assert text.count("my[/run]\\x1b[31m") >= 2
+
+
 def test_progress_without_a_terminal_is_a_line_now_and_then(capsys, monkeypatch):
     monkeypatch.setattr(console.Task, "EVERY", 0.0)
     console.set_verbosity(0)
