@@ -167,8 +167,8 @@ class World:
         """The gradient of this rank's part of the loss; of the `last` piece of a step, gradients travel meanwhile."""
         if self.sharded:
             loss = loss * self.size  # FSDP averages over ranks
-        elif self._gradients is not None and last:
-            self._gradients.begin()
+        elif self._gradients is not None:
+            self._gradients.begin(last)
         loss.backward()
 
     def finish(self) -> None:

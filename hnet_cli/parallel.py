@@ -42,9 +42,10 @@ class GradientSum:
         for parameter in self.bucket_of:
             parameter.register_post_accumulate_grad_hook(self._complete)
 
-    def begin(self) -> None:
-        """The next backward pass completes the gradients. May be called again where that one failed."""
-        self.missing = [len(bucket) for bucket in self.buckets]
+    def begin(self, last: bool) -> None:
+        """A backward pass follows; the `last` of a step completes the gradients. One that failed may be begun again:
+        what it has sent was complete, and stays."""
+        self.missing = [len(bucket) for bucket in self.buckets] if last else []
 
     def finish(self) -> None:
         """Send what has not been sent, and put the sums into `grad`. A parameter without gradient counts as zero."""
@@ -85,7 +86,7 @@ def _in_forward_order(model: HNetForCausalLM) -> list[nn.Parameter]:
             found.append(level.pad_dimension)
         if not level.is_innermost:
             for part in (level.encoder, level.routing_module, level.residual_proj):
-                found += part.parameters()
+                found += part.parameters() if part is not None else ()
             decoders = [*level.decoder.parameters(), *decoders]
         level = level.main_network
     found += [*level.parameters(), *decoders, *model.lm_head.parameters()]

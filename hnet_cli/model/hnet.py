@@ -74,7 +74,7 @@ class HNet(nn.Module):
             nn.init.zeros_(self.residual_proj.weight)
 
     def enter(self, hidden: Tensor, kernels: Kernels) -> Tensor:
-        """What the outer level hands over, (T, outer width), as this level's `forward` and `step` read it: (T, D)."""
+        """What the outer level hands over, (T, outer width), as this level reads it: (T, D)."""
         if self.pad_dimension is not None:
             hidden = torch.cat([hidden, self.pad_dimension.to(hidden.dtype).expand(len(hidden), -1)], -1)
         return hidden if self.adapter_in is None else self.adapter_in(hidden, kernels)
@@ -91,12 +91,17 @@ class HNet(nn.Module):
         kernels: Kernels,
         input_ids: Tensor | None = None,
         state: LevelState | None = None,
+        outer: RoutingOutput | None = None,
     ) -> tuple[Tensor, list[RoutingOutput]]:
-        """hidden (T, D), see `enter` -> (T, outer width), and the routing of this stage and the inner ones.
+        """hidden (T, outer width) -> the same, and the routing of this stage and the inner ones.
 
         `input_ids` (T,) is given to the outermost level only, for chunkers that read bytes. A `state` is filled with
-        what each document ends with, for generation to go on from.
+        what each document ends with, for generation to go on from. `outer`: the routing that this level's positions
+        come from, which is told what adapters make of them.
         """
+        hidden = self.enter(hidden, kernels)
+        if outer is not None and self.adapter_in is not None:
+            outer.embedding = hidden
         stacks = state.layers if state is not None else {}
         if state is not None:
             state.seen, state.position = list(packing.lengths), packing.cu_seqlens.diff().long()
@@ -110,10 +115,7 @@ class HNet(nn.Module):
             average = average_over_positions(encoded, routing, packing, kernels)
             source = average.to(encoded.dtype)
         chunks, inner, index = self.chunk_layer(source, routing, packing)
-        chunks = self.main_network.enter(chunks, kernels)
-        if self.main_network.adapter_in is not None:
-            routing.embedding = chunks
-        chunks, deeper = self.main_network(chunks, inner, kernels, None, state and state.inner)
+        chunks, deeper = self.main_network(chunks, inner, kernels, None, state and state.inner, routing)
         over_chunks = self.smoothing == "chunks"
         smoothed = self.dechunk_layer.smooth(chunks, routing, inner, index, kernels) if over_chunks else wide(chunks)
         upsampled = self.dechunk_layer(smoothed, routing)
