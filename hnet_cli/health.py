@@ -20,8 +20,8 @@ PARTS = {"routing_module": "routing", "residual_proj": "residual", "pad_dimensio
 
 
 def read(values: Mapping[str, Tensor]) -> dict[str, list[float]]:
-    """The elements of tensors of any shape, in one transfer from the device."""
-    flat = torch.cat([value.detach().flatten().double() for value in values.values()]).tolist()
+    """The elements of tensors of any shape, in one transfer from the device; what is empty may be on another."""
+    flat = torch.cat([value.detach().flatten().double() for value in values.values() if value.numel()]).tolist()
     result, at = {}, 0
     for name, value in values.items():
         result[name] = flat[at : at + value.numel()]

@@ -179,7 +179,8 @@ def route(model: HNetForCausalLM, ids: Tensor, cu_seqlens: Tensor) -> list[Routi
     while isinstance(level, HNet) and not level.is_innermost:
         encoded = level.encoder(hidden, packing, kernels)
         routing.append(level.routing_module(encoded, packing, None if routing else ids))
-        hidden, packing, _ = level.chunk_layer(encoded, routing[-1], packing)
+        source = level.chunk_source(encoded, routing[-1], packing, kernels)
+        hidden, packing, _ = level.chunk_layer(source.to(encoded.dtype), routing[-1], packing)
         level = level.main_network
         if not level.is_innermost:
             hidden = level.enter(hidden, kernels)

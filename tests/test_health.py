@@ -4,6 +4,7 @@ import pytest
 import torch
 from modelkit import tiny_config, tiny_model
 from runkit import FLAT, TWO_STAGES, tiny
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from hnet_cli.health import BINS, clip_gradient, part_of, read, routing_counts, stage_metrics
 from hnet_cli.model import RoutingOutput
@@ -48,6 +49,12 @@ def test_without_histograms_there_are_none():
 def test_all_is_read_at_once():
     values = {"a": torch.tensor(1.5), "none": torch.zeros(0), "b": torch.tensor([[1, 2], [3, 4]])}
     assert read(values) == {"a": [1.5], "none": [], "b": [1, 2, 3, 4]}
+
+
+def test_a_model_without_stages_is_read_on_a_gpu_too():
+    """As far as the values of a GPU that is pretended, which there are none of."""
+    with FakeTensorMode(), pytest.raises(DataDependentOutputException):
+        read({"loss": torch.ones(2, device="cuda"), "counts": routing_counts([])})
 
 
 @pytest.mark.parametrize(

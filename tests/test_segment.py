@@ -125,9 +125,11 @@ def test_strangers_in_the_same_pass_change_nothing():
             np.testing.assert_allclose(alone[1], together[document.name][1], atol=1e-5)
 
 
-def test_routing_without_the_main_network_is_that_of_the_whole_model():
+@pytest.mark.parametrize("smoothing", ["chunks", "bytes", "input"])
+def test_routing_without_the_main_network_is_that_of_the_whole_model(smoothing):
+    model = tiny_model(torch.float32, config=tiny_config(smoothing=smoothing))
     ids, offsets = torch.randint(0, 256, (90,)), torch.tensor([0, 40, 41, 90])
-    whole, short = MODEL(ids, cu_seqlens=offsets).routing, route(MODEL, ids, offsets)
+    whole, short = model(ids, cu_seqlens=offsets).routing, route(model, ids, offsets)
     for a, b in zip(whole, short, strict=True):
         assert torch.equal(a.boundary_mask, b.boundary_mask)
         assert torch.allclose(a.boundary_prob, b.boundary_prob)

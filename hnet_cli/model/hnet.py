@@ -110,11 +110,8 @@ class HNet(nn.Module):
         encoded = self.encoder(hidden, packing, kernels, stacks.get("encoder"))
         residual = self.project_residual(encoded)
         routing = self.routing_module(encoded, packing, input_ids)
-        source = average = encoded
-        if self.smoothing == "input":
-            average = average_over_positions(encoded, routing, packing, kernels)
-            source = average.to(encoded.dtype)
-        chunks, inner, index = self.chunk_layer(source, routing, packing)
+        average = self.chunk_source(encoded, routing, packing, kernels)
+        chunks, inner, index = self.chunk_layer(average.to(encoded.dtype), routing, packing)
         chunks, deeper = self.main_network(chunks, inner, kernels, None, state and state.inner, routing)
         over_chunks = self.smoothing == "chunks"
         smoothed = self.dechunk_layer.smooth(chunks, routing, inner, index, kernels) if over_chunks else wide(chunks)
@@ -132,6 +129,12 @@ class HNet(nn.Module):
         joined = add_residual(upsampled, routing, residual).to(encoded.dtype)
         out = self.decoder(joined, packing, kernels, stacks.get("decoder"))
         return out[:, : self.outer_width], [routing, *deeper]
+
+    def chunk_source(self, encoded: Tensor, routing: RoutingOutput, packing: Packing, kernels: Kernels) -> Tensor:
+        """What chunks are selected from, (T, D): the encoder's output, or float32 where that is smoothed first."""
+        if self.smoothing != "input":
+            return encoded
+        return average_over_positions(encoded, routing, packing, kernels)
 
     def project_residual(self, encoded: Tensor) -> Tensor:
         """The residual around the inner network: float32 (or wider) whatever the model's dtype."""
