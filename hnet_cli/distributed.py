@@ -60,7 +60,13 @@ class World:
         return self.rank == 0
 
     def device(self, wanted: str | None) -> str | None:
-        """The device of this rank where `wanted` (None: any) names none by number: GPUs in the order of the ranks."""
+        """The device of this rank: GPUs in the order of the ranks. Raises UsageError where one is named by number,
+        for that would be every rank's, EnvironmentLimit where there are fewer than ranks."""
+        if self.size > 1 and re.fullmatch(r"cuda:\d+", wanted or ""):
+            raise UsageError(
+                f"--device {wanted} would be that of all {self.size} ranks",
+                "leave it out; CUDA_VISIBLE_DEVICES chooses among GPUs",
+            )
         if self.size == 1 or wanted not in (None, "cuda"):
             return wanted
         import torch

@@ -163,7 +163,8 @@ def accumulate(model: HNetForCausalLM, batches: list[Batch], weight_sum: float, 
 
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether an allocator failed: a GPU's has an exception of its own, the CPU's only its words."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    words = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(each in str(error) for each in words)
 
 
 def train_step(model: HNetForCausalLM, optimizer: torch.optim.Optimizer, batches: list[Batch], step: int,

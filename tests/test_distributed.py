@@ -282,3 +282,10 @@ def test_micro_batches_never_grow_with_more_ranks(ranks, pieces, rows):
     assert train.micro_batches % ranks == 0
     assert pieces <= train.micro_batches < pieces + ranks
     assert train.shared_by(ranks) == train
+
+
+def test_a_gpu_by_its_number_is_not_that_of_every_rank():
+    assert World(0, 2, 0, 2).device("cpu") == "cpu"
+    assert World().device("cuda:1") == "cuda:1"
+    with pytest.raises(UsageError, match="cuda:1 would be that of all 2 ranks"):
+        World(1, 2, 1, 2).device("cuda:1")
