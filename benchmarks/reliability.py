@@ -55,7 +55,7 @@ def run(form: str, rules: list[str]) -> tuple[int, list[dict[str, Any]]]:
     with tempfile.TemporaryDirectory() as folder:
         lines = Path(folder) / "records.jsonl"
         environment = os.environ | {"HNET_RELIABILITY": form, "HNET_RELIABILITY_RECORDS": str(lines)}
-        command = [sys.executable, "-m", "pytest", "-q", "-rs", str(ROOT / "tests" / "reliability")]
+        command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-rs", str(ROOT / "tests" / "reliability")]
         if rules:
             command += ["-k", " or ".join(f"_{rule.lower()}_" for rule in rules)]
         status = subprocess.run(command, env=environment, cwd=ROOT, check=False).returncode

@@ -225,11 +225,13 @@ def _recognised(weights: Weights, file: Path) -> tuple[HNetConfig, str]:
         for name, preset in presets.items()
         if preset.model.num_parameters == elements
         and expected_shapes(preset.model) == shapes
-        # A file without a configuration comes from the official code, which has no other chunker.
+        # A file without a configuration comes from the official code, which has no other chunker and no choices.
         and all(chunker.kind == "learned" for chunker in preset.model.chunkers)
+        and not (preset.model.switches() or preset.tokenizer)
     }
     if len({preset.model.to_json() for preset in found.values()}) == 1:
-        name, preset = next(iter(found.items()))
+        name = min(found, key=len)  # those of the line-up that are the same have longer ones
+        preset = found[name]
         return replace(preset.model, target_ratios=tuple(preset.train.ratios()) or None), f"preset {name}"
     many = f"presets {', '.join(found)} all have" if found else "no preset has"
     raise UsageError(

@@ -68,7 +68,7 @@ class _Screen:
     REPORTING = 0.01
     """The share of the time that may go into keeping the report up to date."""
 
-    def __init__(self, task: Task, log: Path, board: Board | None, brief: bool) -> None:
+    def __init__(self, task: Task, log: Path, board: Board | None, brief: bool = False) -> None:
         self.task, self.path, self.note, self.board, self.brief = task, log, "", board, brief
         self.report_due = 0.0  # on the monotonic clock
         self.unwritten: list[str] = []
