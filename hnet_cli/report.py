@@ -23,6 +23,8 @@ NAME = "report.html"
 FRAMES = 60
 """Evaluations whose chunks and samples are kept in the page: the first, the last, and as many between them."""
 ROWS = 40
+NAMED = 4
+"""Runs that the heading of a page of several names; the legends name them all."""
 CHOICE = """<div class="choices"><span class="choice" role="radiogroup" aria-label="Horizontal axis">
 <label><input type="radio" name="axis" value="bytes" checked>bytes seen</label>
 <label><input type="radio" name="axis" value="time">training time</label></span>
@@ -304,7 +306,8 @@ def comparison(
         + "</div>"
         for title, rows in tables
     )
+    heading = " · ".join(names) if len(names) <= NAMED else f"{len(names)} runs"
     return (
-        f"{opening('hnet runs', 'report.js')}<body><h1>{safe(' · '.join(names))}</h1>{CHOICE}<br>"
+        f"{opening('hnet runs', 'report.js')}<body><h1>{safe(heading)}</h1>{CHOICE}<br>"
         f'<div class="grid">{"".join(figures)}</div>{told}</body>\n{CLOSING}'
     )
