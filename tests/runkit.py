@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from hnet_cli import corpus, modality
+from hnet_cli.checkpoint import load_folder, newest
 from hnet_cli.config import resolve
 
 torch.set_num_threads(1)  # more threads only cost time at this size
@@ -81,3 +82,8 @@ def weights(run: Path):
     """The bytes of the newest checkpoint's model."""
     newest = (run / "latest").read_text().strip()
     return (run / "checkpoints" / newest / "model.safetensors").read_bytes()
+
+
+def newest_model(run):
+    """The model of a run's newest checkpoint that is whole."""
+    return load_folder(newest(run))
