@@ -17,6 +17,7 @@ from torch import Tensor
 from hnet_cli.config import RunConfig, TrainConfig
 from hnet_cli.corpus.loader import Batch
 from hnet_cli.distributed import ALONE, World, whole
+from hnet_cli.alignment import confidence_alignment, entropy_alignment
 from hnet_cli.evaluate import to_device
 from hnet_cli.health import clip_gradient, read, routing_counts, stage_metrics
 from hnet_cli.model import HNetForCausalLM, RoutingOutput, ratio_loss
@@ -24,25 +25,6 @@ from hnet_cli.model.blocks import recompute
 from hnet_cli.model.optimization import part_of
 from hnet_cli.optim import build_optimizer, rate_multipliers, set_learning_rate
 from hnet_cli.teacher import Lesson, Teacher
-
-
-def alignment_loss(next_byte_nll: Tensor, routing: RoutingOutput) -> Tensor:
-    """SOMBRERO's confidence-alignment loss (arXiv 2601.22805): mean over t of (1 - sg[P(x_{t+1})] - p_t)^2.
-
-    It draws boundaries of the outermost stage to positions whose next byte is hard to predict. Where they may only be
-    at the first byte of a character, to characters that were: P is then that of the character which begins at t, the
-    geometric mean over its bytes, and the loss a mean over characters.
-    `next_byte_nll` (T,): -ln of the probability of the byte after each position.
-    """
-    nll, p, allowed = next_byte_nll.detach(), routing.boundary_prob, routing.allowed
-    if allowed is None:
-        return (1 - torch.exp(-nll) - p).square().mean()
-    own = F.pad(nll[:-1], (1, 0))  # the first of a document has p = 1 whatever it holds
-    character = allowed.cumsum(0) - 1
-    total, length = torch.zeros_like(own), torch.zeros_like(own)
-    total, length = total.index_add(0, character, own), length.index_add(0, character, torch.ones_like(own))
-    surprise = 1 - torch.exp(-total / length.clamp_min(1))[character]
-    return ((surprise - p).square() * allowed).sum() / allowed.sum()
 
 
 @dataclass
@@ -106,7 +88,12 @@ def losses(model: HNetForCausalLM, inputs: Tensor, targets: Tensor, cu_seqlens: 
     else:
         ratio = share * sum((ratio_loss(routing, n) for routing, n in learned), zero)
     aligned = train.alignment_loss_weight > 0 and bool(out.routing) and out.routing[0].learned
-    alignment = share * alignment_loss(nll, out.routing[0]) if aligned else zero
+    if not aligned:
+        alignment = zero
+    elif train.alignment == "entropy":
+        alignment = share * entropy_alignment(out.logits, nll, out.routing[0], train.ratios(step)[0])
+    else:
+        alignment = share * confidence_alignment(nll, out.routing[0])
     extra = train.alpha(step) * ratio + train.alignment_loss_weight * alignment
     taught = nll.new_zeros(3) if lesson is None else share * lesson.losses(out.routing[0])
     if lesson is not None:

@@ -30,6 +30,7 @@ LAYERS: list[set[str]] = [
     {"render"},
     {"evaluate", "sample", "segment", "convert", "doctor", "prepare"},  # the verbs never import each other
     {"probe"},  # what a model makes of the same bytes at every evaluation
+    {"alignment"},
     {"resume", "train_step"},
     {"train", "llama"},
     {"plan"},  # what a run would take, before it starts
