@@ -73,8 +73,8 @@ class TrainConfig:
     alignment_loss_weight: float = 0.0
     """Weight of a loss that draws boundaries of the outermost stage to where bytes are hard to predict."""
     alignment: Literal["confidence", "entropy"] = "confidence"
-    """Which: SOMBRERO's confidence-alignment loss (arXiv 2601.22805), where the next byte is unlikely, or the T/N places
-    where the prediction is most open and became so (see `hnet_cli/alignment.py`)."""
+    """Which: SOMBRERO's confidence-alignment loss (arXiv 2601.22805), where the next byte is unlikely; or the T/N
+    places where the prediction is most open (see `hnet_cli/alignment.py`)."""
     boundary_loss_weight: float = 0.0
     """Of the cross-entropy of the outermost boundary probabilities with the first bytes of a teacher's tokens (paper,
     appendix F). The teacher is that of `start`, a folder of `hnet retrofit`."""

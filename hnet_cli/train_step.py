@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hnet_cli.alignment import confidence_alignment, entropy_alignment
 from hnet_cli.config import RunConfig, TrainConfig
 from hnet_cli.corpus.loader import Batch
 from hnet_cli.distributed import ALONE, World, whole
-from hnet_cli.alignment import confidence_alignment, entropy_alignment
 from hnet_cli.evaluate import to_device
 from hnet_cli.health import clip_gradient, read, routing_counts, stage_metrics
 from hnet_cli.model import HNetForCausalLM, RoutingOutput, ratio_loss

@@ -13,10 +13,9 @@ from hnet_cli.corpus import Batches, Dataset
 from hnet_cli.errors import NumericalError
 from hnet_cli.evaluate import to_device
 from hnet_cli.modality import Document, Modality
-from hnet_cli.model import RoutingOutput
 from hnet_cli.optim import build_optimizer
 from hnet_cli.train import train
-from hnet_cli.train_step import alignment_loss, build_model, losses, precision_context, train_step
+from hnet_cli.train_step import build_model, losses, precision_context, train_step
 
 
 @pytest.fixture(scope="module")
@@ -69,30 +68,6 @@ def test_the_loss_is_the_sum_of_its_parts(data, pieces):
     expected = plain["loss"] + 0.5 * full["ratio_loss"] + 0.25 * full["alignment_loss"]
     assert full["loss"] == pytest.approx(expected, rel=1e-5)
     assert "alignment_loss" not in plain
-
-
-def test_the_alignment_loss_moves_probabilities_only():
-    nll = torch.tensor([0.0, 3.0, 100.0], requires_grad=True)
-    prob = torch.tensor([1.0, 0.5, 0.25], requires_grad=True)
-    loss = alignment_loss(nll, RoutingOutput(prob, prob > 0.5, torch.tensor([0, 3])))
-    wanted = 1 - torch.exp(-nll.detach())
-    assert loss.item() == pytest.approx(((wanted - prob.detach()) ** 2).mean().item())
-    loss.backward()
-    assert nll.grad is None
-    torch.testing.assert_close(prob.grad, 2 * (prob.detach() - wanted) / 3)
-
-
-def test_the_alignment_loss_of_whole_characters():
-    """Two characters of three bytes, one of one: each is as surprising as its bytes are on average."""
-    nll = torch.tensor([1.0, 2.0, 3.0, 0.1, 0.2, 0.3, 0.7, 9.0])  # of the byte after each position
-    allowed = torch.tensor([True, True, False, False, True, False, False, True])
-    prob = torch.tensor([1.0, 0.5, 0.0, 0.0, 0.25, 0.0, 0.0, 0.75], requires_grad=True)
-    loss = alignment_loss(nll, RoutingOutput(prob, prob > 0.5, torch.tensor([0, 8]), allowed=allowed))
-    surprise = 1 - torch.exp(-torch.tensor([0.0, 2.0, 0.2, 0.7]))
-    expected = (surprise - torch.tensor([1.0, 0.5, 0.25, 0.75])).square().mean()
-    assert loss.item() == pytest.approx(expected.item())
-    loss.backward()
-    assert prob.grad[~allowed].eq(0).all()
 
 
 @pytest.mark.parametrize(("chunker", "per_chunk"), [("fixed:4", 4), ("space", None)])
