@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from Bio import SeqIO
+from Bio import BiopythonParserWarning, SeqIO
+from Bio.SeqRecord import SeqRecord
 
 from hnet_cli.errors import InputError
 from hnet_cli.modality import Annotation, Document, Source
+
+from ._bytes import is_place
 
 KINDS = ("gene", "exon", "CDS")
 STRANDS = {"+": 1, "-": -1}
@@ -101,7 +105,7 @@ def _gff(name: str, lines: Iterable[str]) -> dict[str, list[Feature]]:
         if line.startswith("#") or not line.strip():
             continue
         columns = line.rstrip("\n").split("\t")
-        if len(columns) < 8 or not (columns[3].isdecimal() and columns[4].isdecimal()):
+        if len(columns) < 8 or not (is_place(columns[3]) and is_place(columns[4])):
             raise InputError(f"{name}, line {number}: no row of GFF", "its nine columns are set by tabs")
         if columns[2] in KINDS and not columns[1].startswith("RNASeq"):
             phase = int(columns[7]) if columns[7] in ("0", "1", "2") else None
@@ -128,7 +132,7 @@ def introns(parts: Iterable[tuple[int, int]]) -> list[Feature]:
 def _genbank(name: str, text: io.TextIOWrapper) -> dict[str, list[Feature]]:
     records: dict[str, list[Feature]] = {}
     try:
-        for record in SeqIO.parse(text, "genbank"):
+        for record in _parsed(text):
             features = records.setdefault(record.id, [])
             records[record.name] = features  # LOCUS, where the FASTA file has no version
             for each in record.features:
@@ -144,5 +148,12 @@ def _genbank(name: str, text: io.TextIOWrapper) -> dict[str, list[Feature]]:
                     )  # fmt: skip
                     phase = (phase - len(part)) % 3
     except (ValueError, AssertionError, KeyError, IndexError) as error:
-        raise InputError(f"{name} is no whole GenBank file: {error}") from error
+        raise InputError(f"{name} is no whole GenBank file: {' '.join(str(error).split())}") from error
     return records
+
+
+def _parsed(text: io.TextIOWrapper) -> Iterator[SeqRecord]:
+    """The records; what Biopython remarks about their form is nothing to this program."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BiopythonParserWarning)
+        yield from SeqIO.parse(text, "genbank")

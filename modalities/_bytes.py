@@ -38,6 +38,11 @@ def read(stream: BinaryIO, size: int = -1) -> bytes:
     return b"".join(parts)
 
 
+def is_place(text: str) -> bool:
+    """Whether `text` is a whole number as a place in a file is; of thousands of digits Python makes no number."""
+    return text.isdecimal() and len(text) < 19
+
+
 def drain(stream: BinaryIO, block: int = 1 << 20) -> int:
     """Read to the end, keep nothing; the number of bytes there were."""
     total = 0

@@ -10,7 +10,9 @@ from typing import BinaryIO
 from hnet_cli.errors import InputError
 from hnet_cli.modality import Gold, Refused, Source
 
-TREEBANK_ROW = re.compile(r"\d+([-.]\d+)?\t\S")
+TREEBANK_ROW = re.compile(r"\d{1,9}([-.]\d{1,9})?\t\S")
+
+LONGEST = 500  # letters of a word; to align it with its morphemes takes the square of that
 
 
 def gold(source: Source, *, spaced: bool) -> Iterator[Gold | Refused]:
@@ -107,9 +109,10 @@ def _morphemes(lines: Iterator[str], name: str) -> Iterator[Gold | Refused]:
     """A word or tokenised sentence, and the same in canonical morphemes, `@@` before each that begins no word."""
     for number, line in enumerate(lines, 1):
         columns = line.split("\t")
+        if not line.strip():
+            continue
         if len(columns) < 2:
-            if line.strip():
-                yield Refused("line without two columns", f"{name}, line {number}")
+            yield Refused("line without two columns", f"{name}, line {number}")
             continue
         words = columns[0].split()
         morphemes: list[list[str]] = []
@@ -120,6 +123,9 @@ def _morphemes(lines: Iterator[str], name: str) -> Iterator[Gold | Refused]:
                 morphemes.append([part])
         if len(words) != len(morphemes):
             yield Refused("the columns differ in their number of words", f"{name}, line {number}")
+            continue
+        if any(max(len(word), sum(map(len, parts))) > LONGEST for word, parts in zip(words, morphemes, strict=True)):
+            yield Refused(f"word of more than {LONGEST} letters", f"{name}, line {number}")
             continue
         sentence = _marked(words, [True] * (len(words) - 1) + [False], f"{name}:{number}")
         starts = [

@@ -12,6 +12,8 @@ from Bio.SeqIO.FastaIO import SimpleFastaParser
 from hnet_cli.errors import InputError
 from hnet_cli.modality import Refused, Source, Variant
 
+from ._bytes import is_place
+
 BASES = re.compile(r"[ACGTacgt]+\Z")
 OTHER = re.compile(r"[^ACGT]")
 PURINES = "AG"
@@ -56,7 +58,7 @@ def _calls(source: Source) -> Iterator[tuple[str, Call | Refused]]:
                 continue
             columns = line.decode("utf-8", "replace").rstrip("\r\n").split("\t")
             where = f"{source.name}, line {number}"
-            if len(columns) < 5 or not columns[1].isdecimal():
+            if len(columns) < 5 or not is_place(columns[1]):
                 raise InputError(f"{where}: not CHROM, POS, ID, REF, ALT", "give a VCF file, its columns set by tabs")
             record, position, name, before, after = columns[:5]
             info = dict(pair.partition("=")[::2] for pair in columns[7].split(";")) if len(columns) > 7 else {}

@@ -76,6 +76,18 @@ def test_morphemes_are_found_on_the_surface():
     assert pieces(word, "morpheme") == ["en", "thrall", "ment", "s"]
 
 
+def test_lines_of_gold_that_nobody_wrote():
+    """Found by fuzzing: white space for words, words too long to align, numbers too long to be numbers."""
+    good = "dogs\tdog @@s\n"
+    (found,) = read("text", good + " \t \n")
+    assert found.data == b"dogs"
+    _, refused = read("text", good + "a" * 10_000 + "\t" + "b" * 10_000 + "\n")
+    assert refused.reason == "word of more than 500 letters"
+    row = "1\tdogs\n"
+    *_, refused = [item for item in read("text", row + "9" * 5000 + "\tx\n") if isinstance(item, Refused)]
+    assert refused.reason == "line is no row of CoNLL-U"
+
+
 @pytest.mark.parametrize("text", ["", "\n\n", "# only a comment\n"])
 def test_a_gold_file_without_a_sentence_is_named(text):
     with pytest.raises(InputError, match="gold holds no marked sentence"):
@@ -254,10 +266,12 @@ def test_genbank_says_the_same_as_gff():
     assert {kind: list(at) for kind, at in found.items()} == {kind: list(at) for kind, at in expected.items()}
 
 
-@pytest.mark.parametrize("text", ["", "chr1\tx\tgene\n", "LOCUS       broken\n", "##gff-version 3\n", "what is this"])
+@pytest.mark.parametrize("text", ["", "chr1\tx\tgene\n", "LOCUS       broken\n", "##gff-version 3\n", "what is this",
+                                  f"chr1\tx\tgene\t{'9' * 5000}\t5\t.\t+\t.\tID=g\n"])  # fmt: skip
 def test_a_file_that_is_no_annotation_is_named(text):
-    with pytest.raises(InputError, match=r"a\.gff"):
+    with pytest.raises(InputError, match=r"a\.gff") as error:
         regions(Document(b"A", "chr1", ""), text)
+    assert "\n" not in str(error.value)
 
 
 def test_the_command(capsys, tmp_path):

@@ -324,7 +324,12 @@ def test_rank_figures_by_definition(values, random):
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("", "no variants"), ("chr1 2 C T\n", "not CHROM"), ("chr1\t2\t.\tA\tG\n", "REF is not")],
+    [
+        ("", "no variants"),
+        ("chr1 2 C T\n", "not CHROM"),
+        ("chr1\t2\t.\tA\tG\n", "REF is not"),
+        (f"chr1\t{'9' * 5000}\t.\tA\tG\n", "not CHROM"),
+    ],
 )
 def test_calls_that_cannot_be_used(tmp_path, capsys, text, says):
     vcf, fasta = calls(tmp_path)

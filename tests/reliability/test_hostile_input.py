@@ -9,7 +9,6 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +31,8 @@ from hostilekit import (
     tar_of,
     zip_of,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from hnet_cli import modality
-from hnet_cli.corpus import sources_of
-from hnet_cli.errors import HNetError, InputError
-from hnet_cli.modality import Document, Modality, Refused
+from hnet_cli.errors import InputError
 from hnet_cli.streams import decompressed
 
 BAD: dict[str, tuple[str, bytes, str, int]] = {
@@ -172,76 +166,6 @@ def test_r13_named_bad_files(tally: Any, tmp_path: Path, monkeypatch: pytest.Mon
             assert os.listdir(tmp_path) == []
     found.figures |= {"files": len(BAD), "slowest_s": round(slowest, 1)}
     assert len(BAD) >= 60
-
-
-# --- R14 --------------------------------------------------------------------------------------------------------------
-
-
-READERS: dict[str, tuple[str, str, bytes]] = {
-    "text": ("text", "x.txt", PROSE),
-    "chinese": ("chinese", "x.txt", HAN.encode("gb18030")),
-    "code": ("code", "x.py", SOURCE),
-    "dna": ("dna", "x.fa", GENOME.replace(b"TTGACCA", b"TTgacNNcRA-")),
-    "jsonl": ("text", "x.jsonl", ROWS),
-    "jsonl of dna": ("dna", "x.jsonl", ROWS.replace(b"words", b"ACGT")),
-    "tar": ("text", "x.tar", tar_of({"a.txt": PROSE[:900], "b.jsonl": ROWS[:900], "c.gz": gzip.compress(PROSE)})),
-    "tar of code": ("code", "x.tar", tar_of({".gitignore": b"*.o\n!a.o\n", "a.py": SOURCE[:700], "b.o": SOURCE[:700]})),
-    "parquet": ("text", "x.parquet", table_of(text=[PROSE.decode()[:2000], None, "x"], id=["a", "b", "c"])),
-    **{name: ("text", f"x.txt.{name}", pack(PROSE)) for name, pack in PACKERS.items()},
-}
-PIECES = [b"\0", b"\xff", b"\x80", b"\n", b"\r", b">", b";", b'"', b"\\u", b"{", b"[", b"N", b"\xef\xbb\xbf",
-          bytes(512), b"PK\x03\x04", b"PAR1", b"\x1f\x8b\x08", b"9" * 30]  # fmt: skip
-EDIT = st.tuples(st.floats(0, 1), st.sampled_from(["flip", "cut", "insert", "drop", "repeat"]), st.integers(0, 255),
-                 st.sampled_from(PIECES))  # fmt: skip
-
-
-def edited(data: bytes, edits: list[tuple[float, str, int, bytes]]) -> bytes:
-    for where, what, number, piece in edits:
-        at = int(where * len(data))
-        if what == "flip" and data:
-            data = flipped(data, where, number % 8)
-        elif what == "cut":
-            data = data[:at]
-        elif what == "insert":
-            data = data[:at] + piece + data[at:]
-        elif what == "drop":
-            data = data[:at] + data[at + number :]
-        else:
-            data = data[: at + number] + data[at:]
-    return data
-
-
-@pytest.mark.parametrize("reader", READERS)
-def test_r14_fuzz(reader: str, tally: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Nothing but the errors a user can cause escapes; documents are bytes that were there, in order."""
-    found = tally("R14", f"inputs damaged at random: {reader}")
-    kind, name, sound = READERS[reader]
-    plugin, file = modality.get(kind), tmp_path_factory.mktemp("fuzz") / name
-
-    @settings(max_examples=trials(40, 2000, 20_000), deadline=None, database=None, derandomize=True,
-              suppress_health_check=list(HealthCheck))  # fmt: skip
-    @given(edits=st.lists(EDIT, min_size=1, max_size=4))
-    def fuzz(edits: list[tuple[float, str, int, bytes]]) -> None:
-        file.write_bytes(edited(sound, edits))
-        try:
-            documents = list(read(file, plugin))
-            good = all(isinstance(one.data, bytes) and one.offset >= 0 for one in documents)
-        except HNetError as error:
-            good = bool(str(error)) and "\n" not in str(error)
-        except Exception as error:
-            found.count(False, f"{edits}: {type(error).__name__}: {error}")
-            raise
-        found.count(good, str(edits))
-
-    fuzz()
-
-
-def read(file: Path, plugin: Modality) -> Iterator[Document]:
-    for source in sources_of([file], plugin):
-        if not isinstance(source, Refused):
-            for found in plugin.documents(source):
-                if isinstance(found, Document):
-                    yield found
 
 
 # --- R15 --------------------------------------------------------------------------------------------------------------
