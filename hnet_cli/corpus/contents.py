@@ -284,6 +284,8 @@ def _rows(name: str, stream: io.BufferedReader, how: _Reading, start: int | None
 
 
 def _row(where: str, value: object, field: str, size: int) -> Source | Refused:
+    if isinstance(value, bytes):
+        return Source.of_bytes(value, where, where)
     if not isinstance(value, str):
         return Refused(f"row has no text in field {field!r}", where, size, damaged=True)
     try:
@@ -334,12 +336,20 @@ def _table(name: str, how: _Reading) -> Iterator[Source | Refused]:
                 raise NoField(f"{name} has no column {field!r}", f"there is {columns[:8]}")
             number = sum(group.num_rows for group in groups[: mine[0]]) if mine else 0
             for batch in table.iter_batches(64, mine, columns=[field], use_threads=False):
-                for value in batch.column(0).to_pylist():
+                for value in _undecoded(batch.column(0)).to_pylist():
                     number += 1
                     yield _row(f"{name}:{number}", value, field, 0)
-    except (ArrowException, OSError) as error:
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
         why = " ".join(str(error).split())  # of several lines
         raise InputError(f"{name} is damaged or truncated: {why}", "get the file again") from error
+
+
+def _undecoded(column: Any) -> Any:
+    """Strings of a table as bytes, which the modality judges: arrow does not check that they are UTF-8."""
+    import pyarrow
+
+    as_bytes = {pyarrow.string(): pyarrow.binary(), pyarrow.large_string(): pyarrow.large_binary()}
+    return column.cast(as_bytes.get(column.type, column.type))
 
 
 def row_groups(path: Path) -> list[int]:

@@ -162,7 +162,9 @@ def test_r14_fuzz(reader: str, tally: Any, tmp_path: Path, small_blocks: Callabl
             began = time.process_time()
             try:
                 got = list(read(file, plugin))
-                good = not exact or all(each.data in plain or each.data in data for each in got)
+                good = not exact or all(
+                    each.data in 8 * plain or each.data in data for each in got
+                )  # streams may repeat
             except HNetError as error:
                 good, clear = bool(str(error)) and "\n" not in str(error), clear + 1
             except Exception as error:

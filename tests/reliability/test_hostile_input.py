@@ -95,6 +95,7 @@ BAD: dict[str, tuple[str, bytes, str, int]] = {
     "no-text.parquet": ("text", table_of(number=[1, 2, 3]), "--field", 2),
     "numbers.parquet": ("text", table_of(text=[1, 2, 3]), r"no text in field 'text'.*parquet:1", 3),
     "no-rows.parquet": ("text", table_of(text=pyarrow.array([], "string")), "nothing to use in .*: empty", 3),
+    "not-utf-8.parquet": ("text", table_of(text=pyarrow.array([b"caf\xe9 " * 60]).view("string")), "byte 3 is 0xe9", 3),
     "nulls.parquet": ("text", table_of(text=[None, PROSE.decode()]), r"parquet:1", 3),
     "empty.fa": ("dna", b"", "empty", 3),
     "no-header.fa": ("dna", b"ACGT\n" * 900, "no line starting with '>'", 3),
