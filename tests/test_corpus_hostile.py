@@ -16,7 +16,8 @@ import pytest
 from test_corpus import Lines, make, stored, text, tree
 
 from hnet_cli.corpus import Dataset, prepare
-from hnet_cli.corpus.store import Writer
+from hnet_cli.corpus.dataset import Shards
+from hnet_cli.corpus.store import Writer, read_shards
 from hnet_cli.errors import BusyError, DamagedError, InputError, StorageError
 from hnet_cli.modality import Document, Refused, Source
 
@@ -203,11 +204,13 @@ def test_shards_join_without_a_seam(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     writer = Writer(tmp_path)
     for data in documents:
         writer.add(data, 0, 0, "x", "x")
-    shards = writer.close()
+    writer.close()
     joined = b"".join(documents)
+    shards = Shards(tmp_path, len(joined), np.fromfile(tmp_path / "blocks.bin", "<u4"))
     starts = rng.integers(0, len(joined) - 6000, 200)
     lengths = rng.integers(1, 6000, 200)
     expected = b"".join(joined[a : a + n] for a, n in zip(starts.tolist(), lengths.tolist(), strict=True))
     assert shards.gather(starts, lengths).tobytes() == expected
     assert shards.read(0, len(joined)) == joined
+    assert read_shards(tmp_path, 5000, 17_000) == joined[5000:17_000]
     assert len(list(tmp_path.glob("shard-*"))) == -(-len(joined) // 4096)

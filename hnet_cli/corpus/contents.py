@@ -53,6 +53,8 @@ def sources(
     if file.table:
         yield from _table(file.name, how)
         return
+    if reader.stretch and reader.stretch[0] == reader.stretch[1]:
+        return  # no line begins in it
     with reader.open() as stream:
         if reader.stretch is None:
             yield from _contents(file.name, file.group, _once(stream, reader.open), stream, how)

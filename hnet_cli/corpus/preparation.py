@@ -18,12 +18,12 @@ import numpy as np
 from hnet_cli import modality as modalities
 from hnet_cli.corpus.account import TOLERATED, Account
 from hnet_cli.corpus.baseline import TRAIN_LIMIT, VAL_LIMIT, baselines, sample
-from hnet_cli.corpus.dataset import FORMAT, SHARD, shard_name
+from hnet_cli.corpus.dataset import FORMAT
 from hnet_cli.corpus.journal import Journal
 from hnet_cli.corpus.planning import UNIT_BYTES, Plan, Request, digest, make_plan
 from hnet_cli.corpus.reading import How, read_all
 from hnet_cli.corpus.split import make_split
-from hnet_cli.corpus.store import Writer, table_rows
+from hnet_cli.corpus.store import Writer, read_shards, table_rows
 from hnet_cli.errors import DamagedError, InputError, StorageError, UsageError
 from hnet_cli.modality import Modality
 from hnet_cli.storage import free_bytes, read_manifest, resumable_folder, verify_folder, write_json
@@ -225,10 +225,10 @@ def _finish(
     _refuse_useless(request, account)
     account.refuse_damage(writer.bytes, tolerated)
     folder, training = writer.folder, len(request.inputs)
-    shards = writer.close()
+    writer.close()
     first_val = sum(count for argument, count in account.documents.items() if argument < training)
     rule, splits, tables = make_split(
-        folder, shards, request.val, first_val if request.val_inputs else None, modality.cut
+        folder, writer.bytes, request.val, first_val if request.val_inputs else None, modality.cut
     )
     bits = _measure(folder, splits, modality) if measure else {}
     files.update(tables, **writer.files)
@@ -283,22 +283,9 @@ def _measure(folder: Path, splits: dict[str, Any], modality: Modality) -> dict[s
     """Baselines of the split just made, on what the model will read."""
     parts = []
     for split, limit in (("train", TRAIN_LIMIT), ("val", VAL_LIMIT)):
-        data = sample(partial(_read_shards, folder), _stretches(folder, split), splits[split]["bytes"], limit)
+        data = sample(partial(read_shards, folder), _stretches(folder, split), splits[split]["bytes"], limit)
         parts.append(data if modality.input_table is None else data.translate(modality.input_table))
     return baselines(*parts)
-
-
-def _read_shards(folder: Path, start: int, end: int) -> bytes:
-    """Bytes [start, end) of the shards just written, read plainly: of a memory map every block looked at would count
-    as memory in use."""
-    data = b""
-    while start < end:
-        index, at = divmod(start, SHARD)
-        with open(folder / shard_name(index), "rb") as shard:
-            shard.seek(at)
-            data += shard.read(min(end - start, SHARD - at))
-        start = min(end, (index + 1) * SHARD)
-    return data
 
 
 def _stretches(folder: Path, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:

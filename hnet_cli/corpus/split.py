@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hnet_cli.corpus.dataset import Shards
-from hnet_cli.corpus.store import table_rows
+from hnet_cli.corpus.store import read_shards, table_rows
 from hnet_cli.errors import InputError
 from hnet_cli.storage import GrowingFile
 
@@ -22,18 +21,19 @@ _AROUND = 1 << 16
 
 
 def make_split(
-    folder: Path, shards: Shards, val: float, first_val: int | None, cut: Callable[[bytes, int], int]
+    folder: Path, size: int, val: float, first_val: int | None, cut: Callable[[bytes, int], int]
 ) -> tuple[str, dict[str, Any], dict[str, dict[str, Any]]]:
     """Write `split-train.bin` and `split-val.bin`; gives the rule used, the counts, and the manifest entries.
 
-    `first_val`: documents from this one on are held out by the user's wish. Raises InputError for too little data. The
-    table is read in parts, several times: memory does not grow with the number of documents.
+    `size`: bytes of all documents. `first_val`: documents from this one on are held out by the user's wish. Raises
+    InputError for too little data. The table is read in parts, several times: memory does not grow with the number of
+    documents.
     """
-    if shards.size < LEAST_BYTES:
+    if size < LEAST_BYTES:
         raise InputError(
-            f"too little data: {shards.size:,} bytes in all, at least {LEAST_BYTES:,} are needed", "give more input"
+            f"too little data: {size:,} bytes in all, at least {LEAST_BYTES:,} are needed", "give more input"
         )
-    wanted = val * shards.size
+    wanted = val * size
     if first_val is not None:
         rule = "the inputs given for validation"
         held_out: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda number, groups: number >= first_val  # noqa: E731
@@ -42,7 +42,7 @@ def make_split(
         held_out = lambda number, groups: np.isin(groups, chosen)  # noqa: E731
     else:
         rule = "the end of the corpus"
-        document, at = _division(folder, shards, wanted, cut)
+        document, at = _division(folder, size, wanted, cut)
         held_out = lambda number, groups: number >= document  # noqa: E731
     files = {name: GrowingFile(folder / f"split-{name}.bin") for name in ("train", "val")}
     counts = {name: {"documents": 0, "bytes": 0} for name in files}
@@ -69,7 +69,7 @@ def make_split(
     entries = {f"split-{name}.bin": file.close() for name, file in files.items()}
     if not counts["train"]["documents"] or not counts["val"]["documents"]:
         raise InputError(
-            f"too little data to hold some out: {seen:,} documents, {shards.size:,} bytes in all",
+            f"too little data to hold some out: {seen:,} documents, {size:,} bytes in all",
             "give more input, a larger --val, or --val-input",
         )
     return rule, counts, entries
@@ -126,9 +126,9 @@ def _group_sizes(folder: Path, begin: int, end: int, bits: int) -> tuple[list[in
     return groups.tolist(), sizes.tolist()
 
 
-def _division(folder: Path, shards: Shards, wanted: float, cut: Callable[[bytes, int], int]) -> tuple[int, int]:
+def _division(folder: Path, size: int, wanted: float, cut: Callable[[bytes, int], int]) -> tuple[int, int]:
     """The document in which the held-out end of the corpus begins, and the byte within it."""
-    target = min(max(shards.size - round(wanted), 1), shards.size - 1)
+    target = min(max(size - round(wanted), 1), size - 1)
     document, start, length = -1, 0, 0
     for table in table_rows(folder):
         inside = int(np.searchsorted(table[:, 0], target, side="right"))
@@ -138,7 +138,7 @@ def _division(folder: Path, shards: Shards, wanted: float, cut: Callable[[bytes,
             break
     near = target - start
     begin = max(0, near - _AROUND)
-    at = begin + cut(shards.read(start + begin, start + min(length, near + _AROUND)), near - begin)
+    at = begin + cut(read_shards(folder, start + begin, start + min(length, near + _AROUND)), near - begin)
     if at <= begin:
         # No good place: before the document, unless nothing would be left to train on, or in the midst of a vast one.
         at = near if begin or document == 0 else 0

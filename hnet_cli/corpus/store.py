@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hnet_cli.corpus.dataset import BLOCK, COLUMNS, SHARD, Shards, shard_name
+from hnet_cli.corpus.dataset import BLOCK, COLUMNS, SHARD, shard_name
 from hnet_cli.modality import escape
 from hnet_cli.storage import GrowingFile, remove_file
 
@@ -98,8 +98,8 @@ class Writer:
                     self._append(data)
         self.bytes = self._appended
 
-    def close(self) -> Shards:
-        """Finish the files, listed in `files` with size and SHA-256; gives access to what was written."""
+    def close(self) -> None:
+        """Finish the files, listed in `files` with size and SHA-256."""
         self._flush()
         if self._block:
             self._write_block()
@@ -108,7 +108,6 @@ class Writer:
         checksums.write(np.array(self._checksums, "<u4"))
         for name, file in (("documents.bin", self._table), ("names.txt", self._names), ("blocks.bin", checksums)):
             self.files[name] = file.close()
-        return Shards(self.folder, self.bytes, np.array(self._checksums, np.uint32))
 
     # --- going back, and going on -------------------------------------------------------------------------------------
 
@@ -262,6 +261,19 @@ def table_rows(folder: Path, name: str = "documents.bin", columns: int = len(COL
     with open(folder / name, "rb") as file:
         while len(rows := np.fromfile(file, "<i8", columns << 16)):
             yield rows.reshape(-1, columns)
+
+
+def read_shards(folder: Path, start: int, end: int) -> bytes:
+    """Bytes [start, end) of the shards just written, read plainly: of a memory map every block looked at would count
+    as memory in use, and all of it against a limit of address space."""
+    data = b""
+    while start < end:
+        index, at = divmod(start, SHARD)
+        with open(folder / shard_name(index), "rb") as shard:
+            shard.seek(at)
+            data += shard.read(min(end - start, SHARD - at))
+        start = min(end, (index + 1) * SHARD)
+    return data
 
 
 def group_hash(group: str) -> int:
