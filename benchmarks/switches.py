@@ -40,6 +40,7 @@ CHOICES: dict[str, tuple[str, list[str]]] = {
     "smoothing of bytes": ("base", ["model.smoothing=bytes"]),
     "smoothing of the input": ("base", ["model.smoothing=input"]),
     "alignment loss 0.1": ("base", ["train.alignment_loss_weight=0.1"]),
+    "alignment by entropy": ("base", ["train.alignment=entropy", "train.alignment_loss_weight=0.5"]),
     "alpha 1 to 0.03": ("base", ["train.ratio_loss_weight=[[0, 1.0], [0.6, 0.03]]"]),
     "N from 2 up": ("base", ["train.target_ratios=[[[0, 2], [0.4, {n}]]]"]),
     "hybrid main network": ("base", ["model.arch_layout=[m2, [M1T1M1], m2]"]),
