@@ -31,7 +31,8 @@ from hnet_cli.evaluation.scoring import score
 from hnet_cli.train import train
 
 BASES = {"text": "nano", "chinese": "nano-chinese", "code": "nano-code", "dna": "nano"}
-MODALITY = {"dna": ["train.target_ratios=[3]", "train.sequence_length=512", "train.ratio_loss_weight=0.3"]}
+MODALITY = {"chinese": ["train.target_ratios=[5]"],
+            "dna": ["train.target_ratios=[3]", "train.sequence_length=512", "train.ratio_loss_weight=0.3"]}  # fmt: skip
 """DNA begins without the attention beside the chunking layer that its preset has: that is one of the choices."""
 COMMON = ["train.alignment_loss_weight=0", "train.eval_every=0", "train.eval_bytes=65536", "train.samples=false"]
 PIECES = ["train.micro_batches=4"]
