@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 from base64 import b64decode
 from dataclasses import replace
@@ -15,7 +16,7 @@ from hnet_cli import storage
 from hnet_cli.checkpoint import newest
 from hnet_cli.config import resolve
 from hnet_cli.corpus import Dataset
-from hnet_cli.errors import BusyError, InputError, Stopped, StorageError
+from hnet_cli.errors import BusyError, DamagedError, InputError, Stopped, StorageError
 from hnet_cli.train import train
 
 RECORD = {"step", "bytes", "loss", "bpb", "ratio_loss", "alignment_loss", "grad_norm", "lr"}
@@ -301,6 +302,16 @@ def test_a_live_run_is_left_alone(whole, data, resume):
     with storage.FolderLock(whole), pytest.raises(BusyError, match=f"in use by process {os.getpid()}"):
         train(tiny(), data, whole, resume=resume)
     assert metrics(whole) == before
+
+
+def test_what_fails_before_anything_is_written_leaves_no_folder(data, tmp_path):
+    bad = shutil.copytree(data, tmp_path / "bad")
+    (bad / "documents.bin").write_bytes(b"")
+    with pytest.raises(DamagedError):
+        train(tiny(), bad, tmp_path / "runs" / "a")
+    with pytest.raises(InputError, match="sequence"):
+        train(tiny("train.sequence_length=60000", "train.batch_bytes=60000"), data, tmp_path / "runs" / "a")
+    assert os.listdir(tmp_path) == ["bad"]
 
 
 def test_a_run_stays_with_its_dataset(whole, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -16,7 +17,8 @@ from hnet_cli.streams import shown
 class FolderLock:
     """`with FolderLock(folder):` holds the folder for one process; the system frees it however that process ends.
 
-    What a process that died left of files it was replacing is removed.
+    What a process that died left of files it was replacing is removed. A folder made by this, in which nothing was
+    written, is gone again at the end.
 
     Raises BusyError naming host and process id of the holder, or where the folder cannot be written.
     """
@@ -24,10 +26,13 @@ class FolderLock:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self._descriptor = -1
+        self._made: list[Path] = []
+        """The folder and those above it that were not there."""
 
     def __enter__(self) -> FolderLock:
         file = self.path / ".lock"
         with os_errors(file):
+            self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
             make_folder(self.path)
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
         try:
@@ -42,6 +47,9 @@ class FolderLock:
                 raise
             host, pid = holder if len(holder) == 2 else ("unknown", "unknown")
             raise _in_use(self.path, f"process {pid} on host {host}") from None
+        if not _is_at(descriptor, file):  # its last holder took it away
+            os.close(descriptor)
+            return self.__enter__()
         self._descriptor = descriptor
         sweep_files(self.path)
         return self
@@ -49,8 +57,21 @@ class FolderLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with contextlib.suppress(OSError):
+            if self._made and os.listdir(self.path) == [".lock"]:
+                os.unlink(self.path / ".lock")
+                for folder in self._made:
+                    os.rmdir(folder)
         os.close(self._descriptor)
         self._descriptor = -1
+
+
+def _is_at(descriptor: int, file: Path) -> bool:
+    """Whether an open file is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(file))
+    except FileNotFoundError:
+        return False
 
 
 def refuse_if_held(path: Path) -> None:
