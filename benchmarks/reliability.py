@@ -23,7 +23,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "reliability.json"
 PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- table -->", "<!-- end of table -->"
 FORMS = ("short", "nightly", "long")
-OWN = {"id", "what", "form", "n", "failures", "seconds", "date"}
+OWN = {"id", "what", "case", "form", "n", "failures", "seconds", "date"}
 
 
 def main() -> int:
@@ -39,7 +39,7 @@ def main() -> int:
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}  # read last: other rules may run beside
     if not options.table:
         for record in records:
-            key = f"{record['id']}: {record['what']}"
+            key = ": ".join(part for part in (record["id"], record["what"], record["case"]) if part)
             before = results.get(key)
             # The more searching form stays in the table, whatever is run after it; a failure always shows.
             if not before or FORMS.index(record["form"]) >= FORMS.index(before["form"]) or record["failures"]:
@@ -63,13 +63,24 @@ def run(form: str, rules: list[str]) -> tuple[int, list[dict[str, Any]]]:
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """The Markdown table: what was tried, how often, what failed."""
+    """The Markdown table: what was tried, how often, what failed; the cases of one trial in one row."""
     rows = ["| rule | what was tried | times | failed | form | measured |", "|---|---|--:|--:|---|---|"]
-    for record in sorted(results.values(), key=lambda r: (int(r["id"][1:]), r["what"])):
-        figures = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in record.items() if key not in OWN)
-        rows.append(f"| {record['id']} | {record['what']} | {record['n']:,} | {record['failures']} | "
-                    f"{record['form']}, {record['date']} | {figures} |")  # fmt: skip
+    trials: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for key in sorted(results):
+        trials.setdefault((int(results[key]["id"][1:]), results[key]["what"]), []).append(results[key])
+    for (number, what), cases in sorted(trials.items()):
+        n, failed = (sum(case[count] for case in cases) for count in ("n", "failures"))
+        forms = sorted({f"{case['form']}, {case['date']}" for case in cases})
+        rows.append(
+            f"| R{number} | {what} | {n:,} | {failed} | {'; '.join(forms)} | {'; '.join(map(figures, cases))} |"
+        )
     return "\n".join(rows)
+
+
+def figures(case: dict[str, Any]) -> str:
+    """What was measured in one case, after its name."""
+    measured = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in case.items() if key not in OWN)
+    return ": ".join(part for part in (case.get("case"), measured) if part)
 
 
 def page(text: str, results: dict[str, dict[str, Any]]) -> str:

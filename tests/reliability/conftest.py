@@ -31,6 +31,8 @@ class Tally:
     id: str
     what: str
     """One line for the table."""
+    case: str = ""
+    """One of several that share the line."""
     n: int = 0
     failures: list[str] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
@@ -45,8 +47,8 @@ class Tally:
 
     def record(self) -> dict[str, Any]:
         seconds = round(time.monotonic() - self.began, 1)
-        return {"id": self.id, "what": self.what, "form": FORM, "n": self.n, "failures": len(self.failures),
-                "seconds": seconds} | self.figures  # fmt: skip
+        return {"id": self.id, "what": self.what, "case": self.case, "form": FORM, "n": self.n,
+                "failures": len(self.failures), "seconds": seconds} | self.figures  # fmt: skip
 
 
 @pytest.fixture
@@ -54,8 +56,8 @@ def tally(request: pytest.FixtureRequest) -> Iterator[Any]:
     """`tally("R2", "kill -9 at random moments of train")` makes the Tally of this test; closed when the test ends."""
     made: list[Tally] = []
 
-    def make(id: str, what: str) -> Tally:
-        made.append(Tally(id, what))
+    def make(id: str, what: str, case: str = "") -> Tally:
+        made.append(Tally(id, what, case))
         return made[-1]
 
     yield make

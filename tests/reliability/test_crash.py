@@ -182,7 +182,7 @@ def chosen(operations: list[str]) -> list[int]:
 def test_r1_a_fault_at_every_operation(cases: dict[str, Case], name: str, tmp_path: Path, tally: Any) -> None:
     """After a kill, a full disk or an I/O error the old or the new is there, and writing again works."""
     case = cases[name]
-    counted = tally("R1", f"{name}: kill, full disk and I/O error at each operation on files")
+    counted = tally("R1", "kill, full disk and I/O error at each operation on files", name)
     before = tmp_path / "before"
     before.mkdir()
     with Disk(before).watched():
@@ -232,7 +232,7 @@ def _try(case: Case, root: Path, fault: Fault, kind: str) -> str:
 def test_r1_a_power_cut_at_every_operation(cases: dict[str, Case], name: str, tmp_path: Path, tally: Any) -> None:
     """What was not fsynced is lost, kept, or kept in part, each write and name by itself."""
     case = cases[name]
-    counted = tally("R1", f"{name}: power cut after each operation, unsynced writes lost or reordered")
+    counted = tally("R1", "power cut after each operation, unsynced writes lost or reordered", name)
     root, pool = tmp_path / "root", tmp_path / "pool"
     pool.mkdir()
     root.mkdir()

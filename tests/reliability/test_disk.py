@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from commands import Command, forked, hnet
 from faults import FULL, Disk, Fault, raising
-from forms import trials
+from forms import MANNERS, trials
 from runkit import fox, metrics
 from test_resume import command
 
@@ -91,8 +91,8 @@ def meeting(fault: Fault, root: Path, arguments: list[object], stderr: Path, tel
 @pytest.mark.parametrize("verb", ["train", "prepare", "convert"])
 def test_r6_a_full_disk_at_every_write(place: Place, verb: str, tmp_path: Path, tally: Any) -> None:
     """It ends with 74 and says where and how much, or trains on; what was there is whole, and with space it goes on."""
-    counted = tally("R6", f"{verb}: the disk full from one write on, or for that write alone")
-    manners = tally("R31", f"{verb} on a full disk: no traceback, at most 4 lines")
+    counted = tally("R6", "the disk full from one write on, or for that write alone", verb)
+    manners = tally("R31", MANNERS, f"{verb} on a full disk")
     told, stderr = tmp_path / "operations", tmp_path / "stderr"
     root = tmp_path / "whole"
     shutil.copytree(place.root, root)
@@ -130,7 +130,7 @@ def limited(arguments: list[object], size: int, stderr: Path) -> Command:
 
 def test_r6_a_real_limit_of_file_size(place: Place, tmp_path: Path, tally: Any) -> None:
     counted = tally("R6", "train, prepare, convert under `ulimit -f`, met by the system itself")
-    manners = tally("R31", "file size limits: no traceback, at most 4 lines")
+    manners = tally("R31", MANNERS, "file size limits")
     verbs = ("train", "prepare", "convert")
     for verb, size in itertools.product(verbs, (2000, 10_000, 500)[: trials(1, 3, 3)]):
         root = tmp_path / "root"
@@ -160,7 +160,7 @@ def small_disk(folder: Path, size: int) -> Iterator[Path]:
 def test_r6_a_real_small_disk(place: Place, tmp_path: Path, tally: Any) -> None:
     """The run stops where the disk is full; after something was removed it goes on, with every step once."""
     counted = tally("R6", "train on a tmpfs too small for its checkpoints, then made larger")
-    manners = tally("R31", "a small tmpfs: no traceback, at most 4 lines")
+    manners = tally("R31", MANNERS, "a small tmpfs")
     page = 4096
     used = sum(-path.stat().st_size // page * -page + page for path in place.root.rglob("*"))
     for trial in range(trials(1, 5, 20)):
@@ -195,7 +195,7 @@ def without_privileges(arguments: list[object], stderr: Path) -> Command:
 def test_r7_places_that_cannot_be_written(place: Place, tmp_path: Path, tally: Any) -> None:
     """A folder without permission, a file where a folder belongs, a read-only disk: 73, or 2 for a plain mistake."""
     counted = tally("R7", "no permission, a file in the way, a read-only disk: exit 73, the path named")
-    manners = tally("R31", "places that cannot be written: no traceback, at most 4 lines")
+    manners = tally("R31", MANNERS, "places that cannot be written")
     stderr, root = tmp_path / "stderr", tmp_path / "root"
     shutil.copytree(place.root, root)
     locked, file = tmp_path / "locked", root / "fox.txt"
@@ -245,7 +245,7 @@ def _all(number: int) -> Fault:
 def test_r7_disks_that_cannot_be_read(place: Place, tmp_path: Path, tally: Any) -> None:
     """An input/output error on reading, a real one: the first page of a process's memory has nothing to read."""
     counted = tally("R7", "input/output errors on reading inputs, models, datasets: exit 3, 4 or 74, the path named")
-    manners = tally("R31", "disks that cannot be read: no traceback, at most 4 lines")
+    manners = tally("R31", MANNERS, "disks that cannot be read")
     stderr, root = tmp_path / "stderr", tmp_path / "root"
     shutil.copytree(place.root, root)
     model = root / "run/checkpoints/step-00000002"

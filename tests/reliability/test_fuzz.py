@@ -147,9 +147,9 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
 @pytest.mark.parametrize("reader", READERS)
 def test_r14_fuzz(reader: str, tally: Any, tmp_path: Path, small_blocks: Callable[[bool], None]) -> None:
     """Nothing but the errors a user can cause escapes; documents of plain files are bytes that were there."""
-    found = tally("R14", f"inputs damaged at random: {reader}")
+    found = tally("R14", "inputs damaged at random: documents, or one clear error", reader)
     kind, name, _ = READERS[reader]
-    plugin, slowest, clear = modality.get(kind), 0.0, 0
+    plugin = modality.get(kind)
     file = tmp_path / (f"{name}.{reader}" if reader in PACKERS else name)
     read = READ.get(reader, documents)
     exact = kind in ("text", "code") and reader in ("text", "code", *PACKERS)
@@ -166,14 +166,12 @@ def test_r14_fuzz(reader: str, tally: Any, tmp_path: Path, small_blocks: Callabl
                     each.data in 8 * plain or each.data in data for each in got
                 )  # streams may repeat
             except HNetError as error:
-                good, clear = bool(str(error)) and "\n" not in str(error), clear + 1
+                good = bool(str(error)) and "\n" not in str(error)
             except Exception as error:
                 found.count(False, f"spoilt({reader!r}, {number}): {type(error).__name__}: {error}")
                 continue
             seconds = time.process_time() - began
-            slowest = max(slowest, seconds)
             found.count(good and seconds < 10, f"spoilt({reader!r}, {number}): {seconds} s")
-    found.figures |= {"refused": clear, "slowest, s of CPU": round(slowest, 2)}
 
 
 def documents(file: Path, plugin: Modality) -> Iterator[Document]:

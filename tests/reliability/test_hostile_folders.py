@@ -101,7 +101,7 @@ class Meddling(Modality):
 @pytest.mark.parametrize("what", ["vanishes before", "vanishes while", "grows", "becomes a folder"])
 def test_r17_files_that_change(what: str, tally: Any, tmp_path: Path) -> None:
     """In a folder: refused by reason, the rest is kept. Named: exit 3 (tests/test_corpus_hostile.py)."""
-    found = tally("R17", f"a file in a folder {what} it is read")
+    found = tally("R17", "a file in a folder that changes: left out by reason", what)
     folder = tmp_path / "in"
     folder.mkdir()
     for number in range(3):
@@ -205,7 +205,7 @@ def test_r18_books(tally: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("bad", "code"), [(1, 0), (2, 3)])
 def test_r18_more_than_one_percent(bad: int, code: int, tally: Any, tmp_path: Path, capfd: Any) -> None:
     """Of 150 rows one may be damaged, two may not, unless --allow-skips; in any case it is told."""
-    found = tally("R18", f"{bad} damaged rows of 150")
+    found = tally("R18", "damaged rows of 150: refused from two on, told from the first", f"{bad}")
     rows = [json.dumps({"text": f"row {n} " + "words " * 20}) for n in range(150 - bad)] + ["{" + " " * 80] * bad
     (tmp_path / "x.jsonl").write_text("\n".join(rows) + "\n")
     path = str(tmp_path / "x.jsonl")

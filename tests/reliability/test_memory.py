@@ -133,7 +133,7 @@ def twice(place: Path, size: int) -> Path:
 @pytest.mark.parametrize("bomb", BOMBS if FORM != "short" else list(BOMBS)[:5])
 def test_r16_bombs(bomb: str, prepared: Prepare, tally: Any, tmp_path: Path) -> None:
     """10 GB of zeros in 10 MB and 4 GiB lines and records in the long form; a fiftieth of that in the short one."""
-    found = tally("R16", f"peak MiB of prepare, {bomb}")
+    found = tally("R16", "bombs: peak memory of prepare at most 400 MiB, also as a limit of address space", bomb)
     kind, make, why = BOMBS[bomb]
     size = trials(150 * 10**6, 2 * 10**9, 8 << 30 if "zeros" not in bomb and "gz" not in bomb else 10**10)
     file = make(tmp_path, size)
@@ -215,7 +215,9 @@ def test_r26_memory_is_flat(
     tmp_path: Path,
 ) -> None:
     """Ten times the input, the same memory: 0.4 and 4 GB in the long form, for FASTA 1.7 and 17 million records."""
-    found = tally("R26", f"peak MiB of prepare, {name} of one size and of ten times that")
+    found = tally(
+        "R26", "peak memory of prepare on a file and on a tenth of it, also as a limit of address space", name
+    )
     peaks, base = [], int((least if FORM == "short" else 100 if FORM == "nightly" else long) * 10**6)
     for factor in (1, 10):
         file = make(tmp_path / name, factor * base)

@@ -139,7 +139,7 @@ DATASETS: dict[str, Callable[[Path], None]] = {
 
 @pytest.mark.parametrize("what", DATASETS)
 def test_r19_datasets(what: str, tally: Any, tmp_path: Path) -> None:
-    found = tally("R19", f"a dataset whose description names {what}")
+    found = tally("R19", "datasets whose description names what it must not: refused, nothing outside read", what)
     (tmp_path / "secret.txt").write_bytes(SECRET)
     folder = dataset(tmp_path)
     DATASETS[what](folder)

@@ -181,10 +181,8 @@ def test_r12_settings_that_make_another_run_are_refused(data: Path, tmp_path: Pa
 @pytest.mark.parametrize("folder", sorted((Path(__file__).parents[1] / "golden").glob("run-*")), ids=lambda f: f.name)
 def test_r12_r23_golden_runs_go_on_as_they_did(folder: Path, tmp_path: Path, tally: Any) -> None:
     """Every format that was released still loads and resumes; the curve is that of the day it was written."""
-    loads = tally("R12", f"{folder.name}, a run in the format of its day: verifies, loads, resumes")
-    same = tally(
-        "R23", f"{folder.name}: golden curve of losses and gradient norm, exact on its build of torch, else 1e-4"
-    )
+    loads = tally("R12", "a run in the format of its day: verifies, loads, resumes", folder.name)
+    same = tally("R23", "golden curve of losses and gradient norm, exact on its build of torch, else 1e-4", folder.name)
     golden = json.loads((folder / "curve.json").read_text())
     stopped = newest(folder / "run")
     assert stopped is not None

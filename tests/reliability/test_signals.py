@@ -29,7 +29,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
 def test_r5_signals_at_random_moments(data: Path, tmp_path: Path, name: str, tally: Any) -> None:
     """Exit 75 and a saved step; a second signal does no harm, and a second Ctrl-C ends at once with 130."""
-    counted = tally("R5", f"{name} once or twice at random moments of train: exit 75, or 130 after a second Ctrl-C")
+    counted = tally(
+        "R5", "signals, once or twice, at random moments of train: exit 75, or 130 after a second Ctrl-C", name
+    )
     luck, run, slowest = random.Random(name), tmp_path / "run", 0.0
     arguments = command(data, run, "train.steps=100000", "train.eval_every=0")
     before = 0

@@ -1,9 +1,13 @@
-"""Memory and work of training where every byte is a boundary (R28), and over many steps (R29)."""
+"""Memory and work of segmentation of long files (R27), of training where every byte is a boundary (R28), and over many
+steps (R29)."""
 
 from __future__ import annotations
 
 import gc
+import gzip
+import io
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,11 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import hnet
 from forms import FORM, trials
 from runkit import TWO_STAGES, dataset, tiny
 from torch.utils.flop_counter import FlopCounterMode
 
 from hnet_cli import budget
+from hnet_cli.cli import run
 from hnet_cli.config import RunConfig, resolve
 from hnet_cli.modality import Document
 from hnet_cli.model import HNetForCausalLM, RoutingOutput
@@ -25,6 +31,57 @@ from hnet_cli.windows import windows
 
 CONFIGS = {"nano": resolve("nano"), "two stages": tiny(*TWO_STAGES, "name=two stages")}
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+
+
+TEXT = (Path(__file__).parents[2] / "hnet_cli/starters/quickstart.txt").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose weights mean nothing yet."""
+    place = tmp_path_factory.mktemp("run")
+    train(tiny(*TWO_STAGES, "train.steps=1", "train.eval_every=0"), dataset(place), place / "run")
+    return place / "run"
+
+
+def test_r27_memory_of_segment_is_flat(
+    tally: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the command itself on a file and on one ten times as long; what it may hold at once is small in the short
+    form, so that it is held at all."""
+    done = tally("R27", "peak memory of segment on a file and on a tenth of it, two stages")
+    size = trials(25_000, 400_000, 1_200_000)
+    if FORM == "short":
+        monkeypatch.setattr("hnet_cli.segment.SCORED_BYTES", 1 << 14)
+        monkeypatch.setattr("hnet_cli.modalities._utf8.PIECE", 1 << 14)
+    peaks = []
+    for factor in (1, 10):
+        file = tmp_path / "x.txt"
+        file.write_bytes((TEXT * (1 + factor * size // len(TEXT)))[: factor * size])
+        made = hnet("segment", file, "--model", model, "--format", "plain", "--out", tmp_path / "out",
+                    stderr=tmp_path / "stderr")  # fmt: skip
+        done.count(made.wait(3600) == 0, made.said())
+        peaks.append(made.memory / 2**20)
+    done.figures |= {"MB": 10 * size / 10**6, "peak MiB": round(peaks[1]), "growth": round(peaks[1] - peaks[0], 1)}
+    done.count(peaks[1] - peaks[0] <= 16, f"{peaks} MiB")
+
+
+def test_r27_how_a_file_is_read_changes_no_boundary(
+    tally: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = tally("R27", "segment reading 1 KiB, 64 KiB or 1 MiB at once, or standard input: the same output")
+    data, outputs = TEXT[: trials(6000, 60_000, 200_000)], set()
+    (tmp_path / "x.txt").write_bytes(data)
+    (tmp_path / "x.txt.gz").write_bytes(gzip.compress(data))
+    for given, block in (*(("x.txt", 1 << size) for size in (10, 16, 20)), ("x.txt.gz", 1 << 10), ("-", 1 << 10)):
+        for name in ("streams.BLOCK", "segment.READ_BYTES", "windows.READ_BYTES"):
+            monkeypatch.setattr(f"hnet_cli.{name}", block)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(data))))
+        path, out = given if given == "-" else str(tmp_path / given), tmp_path / f"out {given} {block}"
+        code = run(["segment", path, "--model", str(model), "--modality", "text", "--format", "tsv", "--out", str(out)])
+        _, *lines = out.read_text().splitlines()
+        outputs.add("\n".join(line.split("\t", 2)[-1] for line in lines))  # but for the names
+        done.count(code == 0 and len(lines) > 100 and len(outputs) == 1, f"{given} read {block} bytes at once")
 
 
 def boundaries_everywhere(config: RunConfig) -> HNetForCausalLM:
@@ -49,7 +106,7 @@ def forward(model: HNetForCausalLM, config: RunConfig, rows: int) -> tuple[torch
 @each_config
 def test_r28_memory_is_what_the_plan_announces(tally: Any, config: RunConfig) -> None:
     """What autograd keeps for the backward pass, every storage once."""
-    done = tally("R28", f"memory of a step in which every byte is a boundary, against the plan ({config.name})")
+    done = tally("R28", "memory of a step in which every byte is a boundary, against the plan", config.name)
     model, rows = boundaries_everywhere(config), config.train.rows // config.train.micro_batches
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: list[torch.Tensor] = []
@@ -72,7 +129,7 @@ def test_r28_memory_is_what_the_plan_announces(tally: Any, config: RunConfig) ->
 
 @each_config
 def test_r28_twice_the_bytes_are_at_most_2_3_times_the_work(tally: Any, config: RunConfig) -> None:
-    done = tally("R28", f"operations (long form: time) of a step over 2n and n bytes of one value ({config.name})")
+    done = tally("R28", "operations (long form: time) of a step over 2n and n bytes of one value", config.name)
     model = boundaries_everywhere(config)
 
     def work(rows: int) -> float:
