@@ -6,6 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelkit import tiny_config, tiny_model, worst
 
+from hnet_cli.kernels import host, host_step
+
 EXACT = 1e-10  # float64
 
 CONFIGS = {
@@ -99,6 +101,26 @@ def test_select_drops_and_reorders_rows(model):
         assert worst(logits[row], full(model, torch.cat([prompt, first, seen[row]])).logits[0, -1]) < EXACT
     with pytest.raises(IndexError, match="3 rows"):
         state.select([3])
+
+
+@pytest.mark.parametrize("name", ["two stages, windows", "DNA layout"])
+def test_rows_that_leave_the_cache(name, monkeypatch):
+    """What a CPU does for many rows of a larger model, some of which are dropped."""
+    monkeypatch.setattr(host, "TILE", 1)
+    monkeypatch.setattr(host_step, "LARGE", 1)
+    model, rows, at = MODELS[name], list(range(6)), [3 * n + 1 for n in range(6)]
+    documents = [text(60, n) for n in rows]
+    expected = [full(model, document).logits[0] for document in documents]
+    state = model.allocate_state(6, 60)
+    model.prefill([d[:n] for d, n in zip(documents, at, strict=True)], state)
+    for kept in (rows, [5, 1, 0, 2], [2, 1]):
+        state.select([rows.index(row) for row in kept])
+        rows = kept
+        for _ in range(12):
+            logits, _ = model.step(torch.stack([documents[row][at[row]] for row in rows]), state)
+            for i, row in enumerate(rows):
+                assert worst(logits[i], expected[row][at[row]]) < EXACT
+                at[row] += 1
 
 
 def test_a_second_prefill_starts_afresh():

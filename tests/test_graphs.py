@@ -136,7 +136,8 @@ def test_nothing_that_was_recorded_moves(seed):
     before = [t.data_ptr() for t in holders(stepper) if isinstance(t, torch.Tensor)]
     for step in range(20):
         stepper.step(text(3, seed + step))
-    assert [t.data_ptr() for t in holders(stepper) if isinstance(t, torch.Tensor)][: len(before)] == before
+    after = [t.data_ptr() for t in holders(stepper) if isinstance(t, torch.Tensor)]
+    assert all(old in (0, new) for old, new in zip(before, after, strict=False))  # 0: not made yet
 
 
 def test_a_recording_that_fails_costs_speed_only():

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from hnet_cli.kernels import host, reference
+from hnet_cli.kernels import host, host_step, reference
 from hnet_cli.kernels.packing import Packing
 
 LENGTHS = [[1], [2], [63], [64], [65], [64, 64], [256] * 3, [1, 63, 64, 65, 2, 3, 1, 200], [5, 700]]
@@ -96,18 +98,66 @@ def test_autocast_does_not_reach_inside():
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("rows", [None, [3, 0, 4]], ids=["all rows", "some rows"])
+ROWS = 5
+
+
+def step_arguments(rows, dtype, seed):
+    """Of `ssd_step` without the state: heads that forget at once, hardly ever, and in between."""
+    x, dt, _, B, C, D, bias = arguments("ssd_scan", rows, dtype)
+    generator = torch.Generator().manual_seed(seed)
+    x, dt = (torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t) for t in (x, dt))
+    return x, dt, -torch.tensor([1e-3, 2.0, 300.0], dtype=D.dtype), B, C, D, bias
+
+
+def left_to_right(steps, dtype, own, scale, truth):
+    """Steps of the host beside those of the reference in float64; both update their states."""
+    for seed, rows in enumerate(steps):
+        index = None if rows is None else torch.tensor(rows)
+        given = step_arguments(ROWS if rows is None else len(rows), dtype, seed)
+        got = host_step.ssd_step(own, scale, *given, index)
+        expected = reference.ssd_step(truth, torch.ones(ROWS, HEADS).double(), *(t.double() for t in given), index)
+        assert got.dtype == dtype
+        for a, b in ((got, expected), (scale[:, :, None, None] * own, truth)):
+            assert torch.isfinite(a).all()
+            assert (a.double() - b).norm() <= BOUNDS[dtype] * b.norm()
+
+
+@settings(max_examples=30, deadline=None)
+@given(steps=st.lists(st.none() | st.sets(st.integers(0, ROWS - 1), min_size=1).map(list), min_size=1, max_size=40),
+       sizes=st.lists(st.booleans(), min_size=1, max_size=3), dtype=st.sampled_from(list(BOUNDS)))  # fmt: skip
+def test_steps_equal_the_reference_whatever_rows_take_part(steps, sizes, dtype):
+    """Decays that are put off, and multiplied in where a scale gets small; the states in or out of the cache by turns.
+    Rows that take no part keep theirs."""
+    generator = torch.Generator().manual_seed(3)
+    high = torch.promote_types(dtype, torch.float32)
+    own = torch.randn(ROWS, HEADS, WIDTH, STATE, generator=generator, dtype=high)
+    scale = torch.rand(ROWS, HEADS, generator=generator, dtype=high) + 0.1
+    truth = scale.double()[:, :, None, None] * own
+    for number, fits in enumerate(sizes):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(host, "TILE", 1 << 20 if fits else 2 * HEADS * WIDTH * STATE)
+            left_to_right(steps[number :: len(sizes)], dtype, own, scale, truth)
+
+
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
-def test_a_step_equals_the_reference_row_by_row(rows, dtype, monkeypatch):
-    """Where the states leave the cache; rows that take no part keep theirs."""
+def test_a_step_of_the_convolution_out_of_the_cache(dtype, monkeypatch):
     monkeypatch.setattr(host, "TILE", 1)
-    x, dt, A, B, C, D, bias = arguments("ssd_scan", 5 if rows is None else len(rows), dtype)
-    state = torch.randn(5, HEADS, WIDTH, STATE, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    own, truth = state.to(torch.promote_types(dtype, torch.float32)), state.clone()
-    index = None if rows is None else torch.tensor(rows)
-    got = host.ssd_step(own, x, dt, A, B, C, D, bias, index)
-    wide = [t.double() for t in (x, dt, A, B, C, D, bias)]
-    expected = reference.ssd_step(truth, *wide, index)
+    x, weight, bias = arguments("causal_conv", 12, dtype)
+    taps, bias, state = weight.T.to(dtype), bias.to(dtype), torch.zeros(3, 3, CHANNELS, dtype=dtype)
+    truth = state.double().clone()
+    for part in x.view(4, 3, CHANNELS):
+        got = host_step.causal_conv_step(part, state, taps, bias)
+        expected = reference.causal_conv_step(part.double(), truth, taps.double(), bias.double())
+        assert (got.double() - expected).norm() <= BOUNDS[dtype] * expected.norm()
+        assert torch.equal(state.double(), truth)
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 11, 48, 49])
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+def test_linear_maps_of_a_step(count, dtype):
+    generator = torch.Generator().manual_seed(count)
+    x, weight = (torch.randn(n, 520, generator=generator, dtype=torch.float64).to(dtype) for n in (count, 512))
+    got, expected = host_step.step_linear(x, weight), x.double() @ weight.double().T
+    assert got.is_contiguous()
     assert got.dtype == dtype
-    for a, b in ((got, expected), (own, truth)):
-        assert (a.double() - b).norm() <= BOUNDS[dtype] * b.norm()
+    assert (got.double() - expected).norm() <= BOUNDS[dtype] * expected.norm()

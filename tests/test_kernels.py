@@ -150,7 +150,7 @@ def test_no_value_of_memory_that_was_never_written(ops):
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     try:
-        for operation in kernels.HOST.keys() - {"ssd_step"}:
+        for operation in (name for name in kernels.HOST if "step" not in name):
             args = arguments(operation, [70, 1, 2, 64])
             assert all(o.isfinite().all() for o in differentiated(getattr(ops, operation), args)), operation
     finally:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from . import external, host, reference
+from . import external, host, host_step, reference
 from .packing import Packing
 
 __all__ = ["Kernels", "Packing", "Row", "check", "choose", "report"]
@@ -40,6 +40,7 @@ class Kernels:
     add_rms_norm: Function = reference.add_rms_norm
     gated_rms_norm: Function = reference.gated_rms_norm
     swiglu: Function = reference.swiglu
+    step_linear: Function = reference.step_linear
     names: dict[str, str] = field(default_factory=dict)
     """Backend by operation."""
 
@@ -53,11 +54,13 @@ REFERENCE = Kernels()
 HALF = (torch.bfloat16, torch.float16)
 HOST: dict[str, Function] = {
     "ssd_scan": host.ssd_scan,
-    "ssd_step": host.ssd_step,
+    "ssd_step": host_step.ssd_step,
     "causal_conv": host.causal_conv,
+    "causal_conv_step": host_step.causal_conv_step,
     "attention": host.attention,
     "add_rms_norm": host.add_rms_norm,
     "gated_rms_norm": host.gated_rms_norm,
+    "step_linear": host_step.step_linear,
 }
 
 

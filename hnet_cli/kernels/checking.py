@@ -66,9 +66,14 @@ def inputs(operation: str, packing: Packing, generator: torch.Generator, sizes: 
         ]
     if operation == "ssd_step":
         state, x, dt = normal(batch, heads, width, size), normal(batch, heads, width), normal(batch, heads)
-        return [state, x, dt, -normal(heads).exp(), *normal(2, batch, size), 1 + normal(heads), normal(heads) - 2]
+        rates = [-normal(heads).exp(), *normal(2, batch, size), 1 + normal(heads), normal(heads) - 2]
+        return [state, torch.ones(batch, heads, dtype=torch.float64), x, dt, *rates]
     if operation == "causal_conv":
         return [normal(total, 96), normal(96, 4), normal(96), packing]
+    if operation == "causal_conv_step":
+        return [normal(batch, 96), normal(batch, 3, 96), normal(4, 96), normal(96)]
+    if operation == "step_linear":
+        return [normal(12, 512), normal(600, 512)]
     if operation == "attention":
         return [*normal(3, total, heads, width), packing, 100]
     if operation == "ema_scan":
@@ -83,7 +88,7 @@ def inputs(operation: str, packing: Packing, generator: torch.Generator, sizes: 
 
 
 # what stays float32 when products run in less: decay rates, skip weights, the residual stream, norm weights
-FLOAT32 = {"ssd_scan": {2, 5, 6}, "ssd_step": {0, 3, 5, 6}, "add_rms_norm": {1, 2}, "gated_rms_norm": {2}}
+FLOAT32 = {"ssd_scan": {2, 5, 6}, "ssd_step": {0, 1, 4, 7, 8}, "add_rms_norm": {1, 2}, "gated_rms_norm": {2}}
 
 
 def differentiated(function: Callable[..., Any], args: list[Any]) -> list[Tensor]:
@@ -98,10 +103,10 @@ def differentiated(function: Callable[..., Any], args: list[Any]) -> list[Tensor
 
 
 def stepped(function: Callable[..., Any], args: list[Any]) -> list[Tensor]:
-    """Result and new state of an operation that updates its first argument."""
+    """Results of two steps, of which the second reads what the first left in its arguments."""
     with torch.no_grad():
-        state = args[0].clone()
-        return [function(state, *args[1:]), state]
+        own = [a.clone() if isinstance(a, Tensor) else a for a in args]
+        return [function(*own) for _ in range(2)]
 
 
 def relative(value: Tensor, expected: Tensor) -> float:

@@ -142,6 +142,7 @@ def mamba_step(update: Any) -> Callable[..., Tensor]:
 
     def ssd_step(
         state: Tensor,
+        scale: Tensor,
         x: Tensor,
         dt: Tensor,
         A: Tensor,
@@ -151,7 +152,7 @@ def mamba_step(update: Any) -> Callable[..., Tensor]:
         dt_bias: Tensor,
         rows: Tensor | None = None,
     ) -> Tensor:
-        width, size = state.shape[2:]
+        width, size = state.shape[2:]  # the scale is 1 and stays so
         used = state if rows is None else state[rows]
         y = update(  # expanded, not repeated: strides of 0 tell the kernel that a head shares them
             used,

@@ -21,7 +21,6 @@ from .packing import Packing
 from .reference import BLOCK, product_dtype, wide, window_attention
 from .reference import attention as reference_attention
 from .reference import ssd_scan as reference_ssd_scan
-from .reference import ssd_step as reference_ssd_step
 
 TILE = 96 * 1024
 """Elements of a tile: a few float32 tiles fit the second-level cache of one core."""
@@ -354,35 +353,6 @@ def ssd_scan(
     if return_states:  # reading a prompt, once
         return reference_ssd_scan(x, dt, A, B, C, D, dt_bias, packing, chunk_size, return_states)
     return _Scan.apply(x, dt, A, B, C, D, dt_bias, packing)
-
-
-def ssd_step(
-    state: Tensor,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
-    rows: Tensor | None = None,
-) -> Tensor:
-    """As the reference, but row after row where the states of all together leave the cache: each is read once."""
-    count, heads, width = x.shape
-    if count * state[0].numel() <= TILE:
-        return reference_ssd_step(state, x, dt, A, B, C, D, dt_bias, rows)
-    step = F.softplus(wide(dt) + dt_bias)
-    x32 = wide(x)
-    values = (x32 * step.unsqueeze(-1)).view(count, -1, 1)
-    decay, b, c = (step * A).exp_().unsqueeze(-1), wide(B).unsqueeze(1), wide(C).unsqueeze(-1)
-    y = torch.empty_like(values)
-    for row, at in enumerate(range(count) if rows is None else rows.tolist()):
-        own = state[at]
-        own.view(heads, -1).mul_(decay[row])
-        flat = own.view(1, heads * width, -1)
-        flat.baddbmm_(values[row, None], b[row, None])
-        torch.bmm(flat, c[row, None], out=y[row, None])
-    return y.view(x.shape).addcmul_(x32, wide(D).unsqueeze(-1)).to(x.dtype)
 
 
 # -- attention ---------------------------------------------------------------------------------------------------------

@@ -68,6 +68,11 @@ def swiglu(x: Tensor) -> Tensor:
     return value * F.silu(gate)
 
 
+def step_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """The linear map of a step: x (R, D), weight (E, D) -> (R, E)."""
+    return F.linear(x, weight)
+
+
 # -- causal convolution ------------------------------------------------------------------------------------------------
 
 
@@ -173,6 +178,7 @@ def ssd_scan(
 
 def ssd_step(
     state: Tensor,
+    scale: Tensor,
     x: Tensor,
     dt: Tensor,
     A: Tensor,
@@ -182,17 +188,22 @@ def ssd_step(
     dt_bias: Tensor,
     rows: Tensor | None = None,
 ) -> Tensor:
-    """One position of `ssd_scan` for R rows (None: all): x (R, H, P) -> (R, H, P); updates state (B, H, P, N)."""
+    """One position of `ssd_scan` for R rows (None: all): x (R, H, P) -> (R, H, P).
+
+    The state is the product of scale (B, H) and state (B, H, P, N), which are both updated.
+    """
     count, heads, width = x.shape
     old = state if rows is None else state[rows]
     dt = F.softplus(wide(dt) + dt_bias)
     x32 = wide(x)
     values = (x32 * dt.unsqueeze(-1)).view(count, -1, 1)
-    decay = (dt * A).exp_().unsqueeze(-1)
+    decay = (dt * A).exp_().mul_(scale if rows is None else scale[rows]).unsqueeze(-1)
     new = old.view(count, heads, -1).mul_(decay).view(count, heads * width, -1)
     new.baddbmm_(values, wide(B).unsqueeze(1))
-    if rows is not None:
-        state[rows] = new.view(old.shape)
+    if rows is None:
+        scale.fill_(1)
+    else:
+        state[rows], scale[rows] = new.view(old.shape), scale.new_ones(())
     y = torch.bmm(new, wide(C).unsqueeze(-1)).view(x.shape)
     return y.addcmul_(x32, wide(D).unsqueeze(-1)).to(x.dtype)
 

@@ -87,18 +87,20 @@ class Mamba2(nn.Module):
         return MambaState(
             dtype.new_zeros(batch_size, conv.shape[-1] - 1, conv.shape[0]),
             wide(dtype[:0]).new_zeros(batch_size, self.heads, self.headdim, self.d_state),
+            wide(dtype[:0]).new_ones(batch_size, self.heads),
             -wide(self.A_log.detach()).exp(),
             conv.detach()[:, 0].T.contiguous(),
         )
 
     def step(self, x: Tensor, state: MambaState, now: Now, kernels: Kernels) -> Tensor:
         """x (R, D): one position for each of the R rows that take part. Updates the state."""
-        gate, conv, dt = F.linear(x, self.in_proj.weight).split_with_sizes(self.split, -1)
+        gate, conv, dt = kernels.step_linear(x, self.in_proj.weight).split_with_sizes(self.split, -1)
         conv = kernels.causal_conv_step(conv, state.conv, state.taps, self.conv1d.bias, now.rows)
         value, B, C = conv.split_with_sizes((self.d_inner, self.d_state, self.d_state), -1)
         value = value.view(-1, self.heads, self.headdim)
-        y = kernels.ssd_step(state.ssm, value, dt, state.A, B, C, self.D, self.dt_bias, now.rows)
-        return F.linear(_norm(F.silu(wide(gate)).mul_(y.view(gate.shape)), self.norm), self.out_proj.weight)
+        y = kernels.ssd_step(state.ssm, state.scale, value, dt, state.A, B, C, self.D, self.dt_bias, now.rows)
+        normed = _norm(F.silu(wide(gate)).mul_(y.view(gate.shape)), self.norm)
+        return kernels.step_linear(normed, self.out_proj.weight)
 
 
 class Attention(nn.Module):
@@ -127,9 +129,10 @@ class Attention(nn.Module):
 
     def step(self, x: Tensor, state: AttentionState, now: Now, kernels: Kernels) -> Tensor:
         """x (R, D): one position for each of the R rows that take part. Updates the state."""
-        qkv = F.linear(x, self.Wqkv.weight).view(len(x), 3, self.heads, -1)
+        qkv = kernels.step_linear(x, self.Wqkv.weight).view(len(x), 3, self.heads, -1)
         q, k = rotate(qkv[:, :2], *now.rotary(self.rotary_dim, qkv.dtype, self.rotary)).unbind(1)
-        return F.linear(state.attend(q, k, qkv[:, 2], now, kernels).flatten(-2), self.out_proj.weight)
+        y = state.attend(q, k, qkv[:, 2], now, kernels).flatten(-2)
+        return kernels.step_linear(y, self.out_proj.weight)
 
 
 class SwiGLU(nn.Module):
@@ -177,8 +180,8 @@ class Block(nn.Module):
         """The residual stream (R, D), float32 or wider, after this layer."""
         residual = residual + self.mixer.step(_norm(residual, self.norm1), state, now, kernels)
         if self.mlp is not None and self.norm2 is not None:
-            wide_hidden = F.linear(_norm(residual, self.norm2), self.mlp.fc1.weight)
-            residual = residual + F.linear(kernels.swiglu(wide_hidden), self.mlp.fc2.weight)
+            wide_hidden = kernels.step_linear(_norm(residual, self.norm2), self.mlp.fc1.weight)
+            residual = residual + kernels.step_linear(kernels.swiglu(wide_hidden), self.mlp.fc2.weight)
         return residual
 
 

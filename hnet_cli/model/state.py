@@ -21,13 +21,15 @@ class MambaState:
     """(B, K-1, D): the last inputs of the convolution, oldest first; zeros before the document."""
     ssm: Tensor
     """(B, H, P, N), float32 or wider."""
+    scale: Tensor
+    """(B, H): what `ssm` is to be multiplied by."""
     A: Tensor
     """(H,): -exp(A_log), kept so that a step need not compute it."""
     taps: Tensor
     """(K, D): the convolution's weight, transposed for the same reason."""
 
     def select(self, rows: Tensor) -> None:
-        self.conv, self.ssm = self.conv[rows], self.ssm[rows]
+        self.conv, self.ssm, self.scale = self.conv[rows], self.ssm[rows], self.scale[rows]
 
 
 @dataclass(eq=False)
