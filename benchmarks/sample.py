@@ -7,7 +7,9 @@ pattern of each stage. The bound: the products of one row with every matrix that
 and nothing else (encoders, decoders and head for every byte; what lies within a stage at the share of its boundaries
 that was seen). `of_bound` is the time that takes over the time of a byte at batch 1; rounds of all variants take turns
 and the fastest counts, by the clock and by processor time, because machines are shared. `aggregate` is bytes per second
-of all rows over those of one. The last line is one JSON object.
+of all rows over those of one. `mb_per_step` is what a step reads at least: the matrices of each level that some row
+reaches, once, and the SSM states of the rows that do; `of_bytes` is the time in which the matrices of batch 1 are read
+at that size over the time of a step. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from hnet_cli.convert import DTYPES
 from hnet_cli.model import HNetForCausalLM
 from hnet_cli.model.chunking import RoutingModule
 from hnet_cli.model.hnet import HNet
+from hnet_cli.model.state import GenerationState, MambaState
 
 ROUND = 24
 """Bytes per row of a round: several chunks."""
@@ -73,6 +76,17 @@ def matrices(model: HNetForCausalLM) -> list[list[torch.Tensor]]:
         found.append([m.weight for part in parts for m in part.modules() if isinstance(m, nn.Linear)])
     found[0].append(model.lm_head.weight)
     return found
+
+
+def read(model: HNetForCausalLM, shares: list[float], state: GenerationState) -> float:
+    """Bytes that a step of all rows of a state reads at least, on average."""
+    total, level, batch = 0.0, state.level, state.batch_size
+    for share, weights in zip(shares, matrices(model), strict=True):
+        layers = [layer for stack in level.layers.values() for layer in stack]
+        states = sum(layer.ssm.nbytes for layer in layers if isinstance(layer, MambaState))
+        total += min(1.0, batch * share) * sum(w.nbytes for w in weights) + share * states
+        level = level.inner or level
+    return total
 
 
 def timed(run: Callable[[], Any]) -> tuple[float, float]:
@@ -139,6 +153,9 @@ def main() -> None:
             "bytes_per_cpu_s": round(batch * ROUND / cpu, 1),
             "aggregate": round(batch / options.batches[0] * first[0] / wall, 2),
             "aggregate_cpu": round(batch / options.batches[0] * first[1] / cpu, 2),
+            "mb_per_step": round(read(model, shares, states[batch]) / 1e6, 1),
+            "of_bytes": round(ROUND * read(model, shares, states[batch]) / size * bounds[0] / wall, 3),
+            "of_bytes_cpu": round(ROUND * read(model, shares, states[batch]) / size * bounds[1] / cpu, 3),
         }
         if batch == 1:
             own |= {"of_bound": round(ROUND * bounds[0] / wall, 3), "of_bound_cpu": round(ROUND * bounds[1] / cpu, 3)}
