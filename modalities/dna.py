@@ -1,4 +1,4 @@
-"""DNA and RNA in FASTA, read with Biopython: stretches of A, C, G, T (or U) with their coordinates kept.
+"""DNA and RNA in FASTA, read as Biopython does: stretches of A, C, G, T (or U) with their coordinates kept.
 
 A record is one document, unless something in it is no base: runs of N, IUPAC ambiguity codes and gaps are refused with
 their number of bases and divide the record, so that no document pretends that what stands left and right of a gap are
@@ -13,14 +13,12 @@ but just written so, and stored in upper case.
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO
 
 import numpy as np
-from Bio.SeqIO.FastaIO import SimpleFastaParser
 
 from hnet_cli.modality import (
     Annotation,
@@ -64,6 +62,7 @@ UPPER = re.compile(rb"[ACGTU]")
 REASONS = ("", "run of N", "IUPAC ambiguity code", "gap", "letter that is no base")
 IUPAC = b"RYSWKMBDHVryswkmbdhv"
 SPACE = b" \t\n\r\v\f"
+RARE_SPACE = (b"\x1c", b"\x1d", b"\x1e", b"\x1f", b"\x85", b"\xa0")
 KIND = bytes(  # for each byte, which of REASONS it is refused for; 0: it is a base
     0 if byte in b"ACGTUacgtu" else 1 if byte in b"Nn" else 2 if byte in IUPAC else 3 if byte in b"-." else 4
     for byte in range(256)
@@ -190,7 +189,7 @@ class Record:
     notes: tuple[str, ...]
     position: int = 0
     """Bases read."""
-    stretch: bytes = b""
+    stretch: bytearray = field(default_factory=bytearray)
     """Bases not yet given out; they end at `position`."""
     stretch_cut: bool = False
     """Whether `stretch` continues a document."""
@@ -228,12 +227,12 @@ class Record:
         self.stretch += bases
         self.position += len(bases)
         while len(self.stretch) > PIECE:
-            yield self._document(self.stretch[:PIECE])
+            yield self._document(bytes(memoryview(self.stretch)[:PIECE]))
             self.stretch, self.stretch_cut = self.stretch[PIECE:], True
 
     def _close(self, ends: bool) -> Iterator[Document | Refused]:
         """End the stretch: at the end of the record, or before something that is no base."""
-        bases, short = self.stretch, len(self.stretch) < SHORTEST and not self.stretch_cut
+        bases, short = bytes(self.stretch), len(self.stretch) < SHORTEST and not self.stretch_cut
         if bases:
             whole_record = ends and len(bases) == self.position
             if short and not whole_record:
@@ -241,7 +240,7 @@ class Record:
                 yield self._refused(f"shorter than {SHORTEST} bases between gaps", len(bases))
             else:
                 yield self._document(bases)
-        self.stretch, self.stretch_cut = b"", False
+        self.stretch, self.stretch_cut = bytearray(), False
 
     def _document(self, bases: bytes) -> Document:
         start = self.position - len(self.stretch)
@@ -258,10 +257,11 @@ class Record:
 
 
 class Parts:
-    """The records of a FASTA file as (title, sequence, whether the record ends), in parts of about BLOCK bytes.
+    """The records of a FASTA file as (title, sequence, whether the record ends), in parts of about BLOCK bytes: whole
+    records, and of a record longer than BLOCK one part after the other.
 
-    Biopython's parser holds a record in memory. It is therefore given whole records only, and of a record longer than
-    BLOCK the first part; the rest of such a record is plain lines.
+    Titles and sequences are those of Biopython's parser, which holds a record in memory and looks at every line; white
+    space within lines is left to `Record`.
     """
 
     def __init__(self, head: bytes, stream: BinaryIO) -> None:
@@ -300,20 +300,27 @@ class Parts:
         if b";" in block:
             block, comments = COMMENT.subn(b"", block)
             self.comments += comments
+        at = 0
         if inside:
-            end = _first_header(block)
-            yield "", block[:end].translate(None, SPACE), ends or end < len(block)
-            block = block[end:]
-        last = None
-        for title, sequence in SimpleFastaParser(io.TextIOWrapper(io.BytesIO(block), "latin-1", newline="\n")):
-            if last:
-                yield (*last, True)
-            last = title, sequence.encode("latin-1")
-        if last:
-            yield (*last, ends)
+            at = _first_header(block)
+            yield "", block[:at].replace(b"\n", b""), ends or at < len(block)
+        while at < len(block):
+            end = block.find(b"\n>", at) + 1 or len(block)
+            line = block.find(b"\n", at, end)
+            line = line if line >= 0 else end
+            title = block[at + 1 : line].decode("latin-1").rstrip()
+            yield title, joined(block[line + 1 : end]), ends or end < len(block)
+            at = end
 
 
 PROTEIN = "protein, not DNA"
+
+
+def joined(lines: bytes) -> bytes:
+    """Lines of a sequence as one, stripped as Biopython does: of all that is white space in Latin-1."""
+    if any(mark in lines for mark in RARE_SPACE):
+        lines = b"\n".join(line.decode("latin-1").rstrip().encode("latin-1") for line in lines.split(b"\n"))
+    return lines.replace(b"\n", b"")
 
 
 def runs(sequence: bytes) -> Iterator[tuple[int, int, int]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from Bio import SeqIO
+from Bio.SeqIO.FastaIO import SimpleFastaParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -167,6 +168,15 @@ def test_blocks_do_not_matter(records: list[str], width: int, end: str, data: st
         record = records[int(document.name[1:])]
         assert record[document.offset : document.offset + len(document.data)].upper() == document.data.decode().upper()
         assert len(document.data) <= 48
+
+
+@given(st.text("ACgtN>\n \t\x1c\xa0\x85", max_size=200))
+def test_records_are_those_of_biopython(text: str) -> None:
+    """Titles and sequences, but for white space within lines, which is left to whoever reads them."""
+    whole = (">" + text).encode("latin-1")
+    found = [(title, data.translate(None, b" \t"), ends) for title, data, ends in dna.Parts(b"", io.BytesIO(whole))]
+    expected = SimpleFastaParser(io.StringIO(whole.decode("latin-1"), newline="\n"))
+    assert found == [(title, data.replace("\t", "").encode("latin-1"), True) for title, data in expected]
 
 
 def test_a_row_of_a_table_may_hold_a_bare_sequence() -> None:

@@ -6,6 +6,7 @@ import resource
 import statistics
 import subprocess
 import sys
+from itertools import product
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from forms import trials
 
 from hnet_cli.cli import app
 from hnet_cli.kernels import host, reference
-from hnet_cli.kernels.checking import BOUNDS, compare
+from hnet_cli.kernels.checking import compare
 
 OPERATIONS = (
     "ssd_scan",
@@ -30,23 +31,24 @@ OPERATIONS = (
 def test_r25_operations_against_float64(tally: Any) -> None:
     """Values and every gradient, over documents of 1, 63, 64 and 65 bytes; on a GPU, `hnet doctor --check` does it.
 
-    In bfloat16 the decay rate's gradient, a sum over all positions, is farther off than the rest.
+    The gradient of the decay rates is a sum over all positions in which much cancels: it is farther off, as a share of
+    what is left, and has a row of its own.
     """
     worst: dict[str, float] = {}
     done = tally("R25", "operations on a CPU against float64: values and gradients, RMS of the difference")
-    for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, BOUNDS[torch.bfloat16])):
-        for seed in range(trials(1, 10, 50)):
-            for operation in OPERATIONS:
-                for module in (reference, host):
-                    if function := getattr(module, operation, None):
-                        name = module.__name__.rpartition(".")[2]
-                        cpu, lengths = torch.device("cpu"), [1, 63, 64, 65]
-                        found = compare(operation, name, function, cpu, dtype, seed, lengths)
-                        done.count(found.error <= bound, f"{name} {operation} {dtype} {seed}: {found}")
-                        which = "decay rate in bfloat16" if found.where == "gradient of argument 2" and \
-                            operation == "ssd_scan" and dtype == torch.bfloat16 else found.dtype  # fmt: skip
-                        worst[which] = max(worst.get(which, 0), found.error)
-    done.figures |= {kind: f"{error:.0e}" for kind, error in worst.items()}
+    bounds = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (1e-2, 2e-1)}
+    cpu, lengths = torch.device("cpu"), [1, 63, 64, 65]
+    for seed in range(trials(1, 10, 50)):
+        for (dtype, limits), operation, module in product(bounds.items(), OPERATIONS, (reference, host)):
+            name = module.__name__.rpartition(".")[2]
+            if (function := getattr(module, operation, None)) is None:
+                continue
+            found = compare(operation, name, function, cpu, dtype, seed, lengths)
+            cancels = operation == "ssd_scan" and found.where == "gradient of argument 2"
+            done.count(found.error <= limits[cancels], f"{name} {operation} {dtype} {seed}: {found}")
+            kind = f"{found.dtype}, decay rates" if cancels else found.dtype
+            worst[kind] = max(worst.get(kind, 0), found.error)
+    done.figures |= {kind: f"{error:.1e}" for kind, error in sorted(worst.items())}
 
 
 def test_r32_help_answers_at_once(tally: Any) -> None:
