@@ -170,7 +170,7 @@ def test_r28_segment_is_linear_in_a_repeated_byte(tally: Any) -> None:
 def test_r29_memory_and_open_files_do_not_grow(tally: Any, tmp_path: Path) -> None:
     """With validations, samples and checkpoints on the way; the first fifth of the steps is for caches to fill."""
     steps = trials(100, 2000, 10_000)
-    done = tally("R29", f"resident memory and open files over {steps:,} steps")
+    done = tally("R29", "resident memory and open files over the steps of a run")
     resident, files = [], []
 
     def listen(kind: str, record: dict[str, Any]) -> None:
