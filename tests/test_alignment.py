@@ -40,15 +40,17 @@ def drawn(scores: torch.Tensor, share: float) -> torch.Tensor:
 
 def test_entropy_alignment_is_its_equation():
     torch.manual_seed(0)
-    logits, nll = torch.randn(12, 7) * torch.rand(12, 1) * 4, torch.rand(12) * 5
+    logits, nll = (torch.randn(12, 7) * torch.rand(12, 1) * 4).requires_grad_(), (torch.rand(12) * 5).requires_grad_()
     prob = torch.rand(12, requires_grad=True)
     loss = entropy_alignment(logits, nll, RoutingOutput(prob, prob > 0.5, torch.tensor([0, 12])), 3.0)
-    predicted = logits.softmax(-1)
+    predicted = logits.detach().softmax(-1)
     entropy = torch.cat([torch.zeros(1), -(predicted * predicted.log()).sum(-1)[:-1]])
     rise = entropy - torch.cat([torch.zeros(1), entropy[:-1]])
-    wanted = drawn(entropy + rise / 2 + F.pad(nll[:-1], (1, 0)) / 2, 12 / 3)
+    wanted = drawn(entropy + rise / 2 + F.pad(nll.detach()[:-1], (1, 0)) / 2, 12 / 3)
     assert loss.item() == pytest.approx((wanted - prob.detach()).square().mean().item(), rel=1e-5)
     loss.backward()
+    assert logits.grad is None
+    assert nll.grad is None
     torch.testing.assert_close(prob.grad, 2 * (prob.detach() - wanted) / 12)
 
 

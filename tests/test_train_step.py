@@ -8,6 +8,7 @@ import pytest
 import torch
 from runkit import dataset, metrics, newest_model, tiny
 
+from hnet_cli.alignment import confidence_alignment, entropy_alignment
 from hnet_cli.checkpoint import newest
 from hnet_cli.corpus import Batches, Dataset
 from hnet_cli.errors import NumericalError
@@ -68,6 +69,24 @@ def test_the_loss_is_the_sum_of_its_parts(data, pieces):
     expected = plain["loss"] + 0.5 * full["ratio_loss"] + 0.25 * full["alignment_loss"]
     assert full["loss"] == pytest.approx(expected, rel=1e-5)
     assert "alignment_loss" not in plain
+
+
+@pytest.mark.parametrize("chunker", ["learned", "characters"])
+def test_the_alignment_that_is_asked_for(data, chunker):
+    asked = ["train.alignment_loss_weight=1", f"model.chunker={chunker}"]
+    config = tiny(*asked, "train.alignment=entropy")
+    model, _, pieces, _ = parts(config, data)
+    inputs, targets, cu_seqlens, _ = to_device(pieces[0], torch.device("cpu"))
+    out = model(inputs, cu_seqlens=cu_seqlens)
+    nll = torch.nn.functional.cross_entropy(out.logits, targets, reduction="none")
+    expected = {
+        "confidence": confidence_alignment(nll, out.routing[0]),
+        "entropy": entropy_alignment(out.logits, nll, out.routing[0], config.train.ratios()[0]),
+    }
+    assert float(expected["confidence"]) != pytest.approx(float(expected["entropy"]), rel=1e-2)
+    for name, loss in expected.items():
+        _, record = stepped(tiny(*asked, f"train.alignment={name}"), data)
+        assert record["alignment_loss"] == pytest.approx(float(loss), rel=1e-5)
 
 
 @pytest.mark.parametrize(("chunker", "per_chunk"), [("fixed:4", 4), ("space", None)])
