@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,8 +38,9 @@ DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. Def
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 
+@cache
 def _installed() -> str:
-    """The modalities by name, plugins of other packages too; read from metadata, none is imported."""
+    """The modalities by name, plugins of other packages too; read from metadata once, none is imported."""
     from hnet_cli import modality
 
     try:

@@ -22,7 +22,7 @@ from hnet_cli.windows import READ_BYTES, Stream, Window, windows
 PAGE_BYTES = 1_000_000
 """An HTML page holds at most this many bytes of text unless told otherwise: more than anybody reads, and its surprisal
 takes the whole network."""
-SCORED_BYTES = 1 << 20
+SCORED_BYTES = 1 << 16
 """Reference edges are asked for at most about this many bytes at once."""
 
 

@@ -148,11 +148,15 @@ def _correlate(x: Tensor, taps: Tensor, bias: Tensor | None, forward: bool) -> T
     length, width = x.shape
     reach = taps.shape[1] - 1
     if _has_onednn(x.dtype):
-        # oneDNN's depthwise convolution reads (T, D) as it lies: an image in the channels-last layout
-        image = x.contiguous().view(1, 1, length, width).permute(0, 3, 1, 2)
+        # oneDNN's depthwise convolution reads (T, D) as it lies: an image in the channels-last layout. It compiles a
+        # program for every length and keeps it in the midst of the tensors' memory, which ever new lengths fragment.
+        padded = x.new_empty(rounded(length), width)
+        padded[:length] = x
+        padded[length:] = 0
+        image = padded.view(1, 1, -1, width).permute(0, 3, 1, 2)
         y = F.conv2d(image, taps[:, None, None], bias, padding=(0, reach), groups=width)
-        y = y.permute(0, 2, 3, 1).view(length + reach, width)
-        return y[reach:] if forward else y[:length]
+        y = y.permute(0, 2, 3, 1).view(-1, width)
+        return y[reach : reach + length] if forward else y[:length]
     y = x * taps[:, 0 if forward else reach]
     if bias is not None:
         y += bias
@@ -162,6 +166,12 @@ def _correlate(x: Tensor, taps: Tensor, bias: Tensor | None, forward: bool) -> T
         else:
             y[shift:].addcmul_(x[:-shift], taps[:, reach - shift])
     return y
+
+
+def rounded(length: int) -> int:
+    """The next of a few lengths: at most a sixteenth more, beyond 256."""
+    step = max(16, 1 << max(0, length.bit_length() - 5))
+    return -(-length // step) * step
 
 
 class _Borders:
