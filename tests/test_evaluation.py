@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from modelkit import tiny_model
+from modelkit import tiny_config, tiny_model
 from runkit import dataset, tiny
 
 from hnet_cli import cli
@@ -16,7 +16,7 @@ from hnet_cli.corpus import Dataset
 from hnet_cli.corpus.baseline import order_k
 from hnet_cli.errors import InputError, UsageError
 from hnet_cli.evaluate import validation
-from hnet_cli.evaluation import compression
+from hnet_cli.evaluation import compression, report
 from hnet_cli.evaluation.material import gather
 from hnet_cli.evaluation.report import share
 from hnet_cli.evaluation.resampling import FEWEST, draws, interval, ratio
@@ -75,6 +75,25 @@ def test_nats_are_those_of_the_model_asked_byte_by_byte(model, context, stride):
     scored = score(model, [data], context, stride)
     assert scored.bytes.sum() == len(data)
     assert scored.nats.sum() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_whole_document_costs_the_same_however_it_is_cut():
+    """Also between others, which are read together; what is counted of the stages is the same too."""
+    model = tiny_model(config=tiny_config(("m1", ("T1",), "m1"))).eval()
+    words = np.random.default_rng(0).integers(97, 104, 7500, dtype=np.uint8)
+    words[::7] = 32
+    documents = [b"short", words.tobytes(), b"and another", words[:1500].tobytes(), b"end"]
+    whole, *cut = [score(model, documents, None, block=block) for block in (1 << 20, 1 << 10, 7 << 10)]
+    assert len(whole.owner) == 5
+    for each in cut:
+        assert len(each.owner) > 5
+        assert each.per_document(each.nats).tolist() == pytest.approx(whole.per_document(whole.nats).tolist(), rel=1e-6)
+        assert each.per_document(each.bytes).tolist() == whole.bytes.tolist()
+        lost = (
+            len(each.owner) - 5
+        )  # of the column `firsts`: a chunk that begins a block was predicted in the one before
+        assert np.abs(each.per_document(each.stages) - whole.stages)[:, :, :4].max() < 1e-6 * whole.nats.sum()
+        assert (whole.stages - each.per_document(each.stages))[:, :, 5].max() <= lost
 
 
 def test_neighbours_in_a_batch_change_nothing(model):
@@ -280,7 +299,8 @@ def texts(tmp_path_factory):
     return files
 
 
-def test_the_contract_of_the_json(capsys, texts):
+def test_the_contract_of_the_json(capsys, texts, monkeypatch):
+    monkeypatch.setattr(report, "SAMPLE_BYTES", 32)
     code, out, err = hnet(capsys, "eval", "starter:text", *texts, "--json", "--context", 256, "--noise")
     assert code == 0, err
     found = json.loads(out)
@@ -304,6 +324,24 @@ def test_the_contract_of_the_json(capsys, texts):
                 check(each)
 
     check(found)
+
+
+def test_samples_are_drawn_where_they_take_no_longer_than_the_rest(capsys, texts, monkeypatch):
+    monkeypatch.setattr(report, "QUICK", 0)  # the model is a large one
+    monkeypatch.setattr(report, "SAMPLE_BYTES", 4)
+    drawn = 4 * report.SAMPLES
+    found = {}
+    for limit in (drawn, drawn - 1):
+        code, out, _ = hnet(capsys, "eval", "starter:text", texts[0], "--json", "--max-bytes", limit)
+        assert code == 0
+        found[limit] = json.loads(out)["validity"]
+    assert found[drawn]["bytes_each"] == 4
+    assert found[drawn - 1] is None
+    few = (texts[0], "--max-bytes", drawn - 1)
+    _, out, _ = hnet(capsys, "eval", "starter:text", *few)
+    assert "No samples were drawn" in out
+    _, out, _ = hnet(capsys, "eval", "starter:text", *few, "--samples")
+    assert "Samples drawn without rules (32 of 4 bytes)" in out
 
 
 def test_the_table_says_what_was_counted(capsys, texts):

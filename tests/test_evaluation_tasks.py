@@ -148,12 +148,12 @@ def test_the_robustness_score_is_the_paper_s(model):
     """100 (perturbed - chance) / (clean - chance); there is none for a model that is at chance when clean."""
     items = [tasks.Item(f"item {n}", ("a", "b", "c", "d"), n % 4) for n in range(40)]
     outcome = tasks.run(model, items)
-    clean = tasks.Outcome(outcome.right, np.array([1.0, 1, 1, 0] * 10), outcome.log, outcome.chance)
+    clean = tasks.Outcome(outcome.right, np.array([1.0, 1, 1, 0] * 10), outcome.log, outcome.bytes, outcome.chance)
     found = tasks.robustness(model, items, {"Same": lambda data, random: data}, clean)
     accuracy = found["perturbations"]["Same"]["acc"]
     assert accuracy == pytest.approx(outcome.right_norm.mean())
     assert found["robustness_score"] == pytest.approx(100 * (accuracy - 0.25) / 0.5)
-    hopeless = tasks.Outcome(outcome.right, np.zeros(40), outcome.log, outcome.chance)
+    hopeless = tasks.Outcome(outcome.right, np.zeros(40), outcome.log, outcome.bytes, outcome.chance)
     found = tasks.robustness(model, items, {"Same": lambda data, random: data}, hopeless)
     assert found["robustness_score"] is None
 

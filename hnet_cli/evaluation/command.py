@@ -50,15 +50,21 @@ def evaluate(
         int | None,
         typer.Option(
             min=0,
-            help="A byte is predicted from at most so many before it; 0: its whole document. Default: "
-            "2048, or the training length if longer.",
+            help="A byte is predicted from at most so many before it; 0: all of its document, in blocks whose state "
+            "is carried on. Default: 2048, or the training length if longer.",
         ),
     ] = None,
     stride: Annotated[
         int | None, typer.Option(min=1, help="Bytes between windows; smaller is dearer and kinder. Default: --context.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many items of each task.")] = None,
-    samples: Annotated[bool, typer.Option("--samples/--no-samples", help="Whether samples are legal.")] = True,
+    samples: Annotated[
+        bool | None,
+        typer.Option(
+            "--samples/--no-samples",
+            help="Whether samples are legal. Default: yes, but for a large model and few bytes to score.",
+        ),
+    ] = None,
     modality: Annotated[str | None, typer.Option(help="How to read the files. Default: the model's.")] = None,
     field: Annotated[str | None, typer.Option(help="The text field of .jsonl and .parquet rows.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. Default: a GPU if there is one.")] = None,

@@ -33,6 +33,8 @@ UNITS_BYTES = 200_000
 NOISE_BYTES = 100_000
 """Of the documents, bytes that are distorted, each of the ways; every document gives its share."""
 SAMPLES, SAMPLE_BYTES = 32, 256
+QUICK = 10**12
+"""Samples are cheap up to this many bytes times parameters: a minute of a slow CPU."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class Request:
     tasks: Sequence[Path] = ()
     limit: int | None = None
     noise: bool = False
-    samples: bool = True
+    samples: bool | None = None
+    """None: where they take no longer than the rest, see `_worth_sampling`."""
     seen: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Filled on the way: the material, shared by two models."""
 
@@ -174,8 +177,9 @@ def _beyond_bytes(
         with progress("other strand", material.bytes) as bar:
             other = score(model, [each or b"" for each in mirrored], context, request.stride, bar.update)
         result["strands"] = _strands(result, other)
-    if request.samples and model.tokenizer is None:
-        result["validity"] = validity(model, kind)
+    if request.samples is not False and model.tokenizer is None:
+        drawn = request.samples or _worth_sampling(model, result["bytes"])
+        result["validity"] = validity(model, kind) if drawn else None
     if request.noise:
         with progress("noise") as task:
             result["noise"] = noise.robustness(
@@ -216,6 +220,12 @@ def share(documents: Sequence[Document], limit: int) -> list[Document]:
         for each in documents
         if each.data[:cap]
     ]
+
+
+def _worth_sampling(model: LoadedModel, scored: int) -> bool:
+    """Each of the `SAMPLE_BYTES` steps reads all weights of a large model, which may take minutes on a CPU."""
+    drawn = SAMPLES * SAMPLE_BYTES
+    return drawn <= scored or drawn * sum(each.numel() for each in model.parameters()) <= QUICK
 
 
 def validity(model: LoadedModel, kind: Modality) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 A document of n bytes is read in windows. The first scores its first C bytes (`context`), the first of all predicted
 from the mark BOS. Every further window scores the next S bytes (`stride`) and begins C bytes before their end, so that
 a byte is predicted from at most C bytes before it and, the beginning of its document aside, from at least C - S + 1.
-Every byte counts once. With S = C the windows do not overlap; with no C every byte sees its whole document.
+Every byte counts once. With S = C the windows do not overlap. With no C every byte sees its whole document: a long one
+is read in blocks with the model's state carried from each to the next, which gives what one pass gives.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +20,8 @@ import torch.nn.functional as F
 from hnet_cli.errors import NumericalError
 from hnet_cli.evaluation.resampling import FEWEST
 from hnet_cli.model import HNetForCausalLM, RoutingOutput
+from hnet_cli.model.carry import extend
+from hnet_cli.model.state import GenerationState
 from hnet_cli.windows import BATCH_BYTES, BOS
 
 
@@ -32,6 +36,9 @@ class Stretch:
     """What it belongs to: index of the document, or of the item of a task."""
     begins: bool
     """Whether inputs[0] is the mark before a document, a boundary in its own right."""
+    carried: bool = False
+    """Whether this is a block of a document whose blocks come in order, each known to the model when it reads the next;
+    else it knows nothing before inputs[0]."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +62,17 @@ class Pass:
         return np.arange(self.offsets[-1]) - np.repeat(self.offsets[:-1], lengths) >= np.repeat(skips, lengths)
 
 
-def stretches(data: bytes, owner: int, context: int | None, stride: int | None = None) -> Iterator[Stretch]:
-    """The windows of one document; see the module's docstring. `context` None: all of it; `stride` None: `context`."""
+def stretches(
+    data: bytes, owner: int, context: int | None, stride: int | None = None, block: int | None = None
+) -> Iterator[Stretch]:
+    """The windows of one document; see the module's docstring. `context` None: all of it, in blocks of so many bytes
+    where it is longer than `block`; `stride` None: `context`."""
+    if context is None and block and len(data) > block:
+        for at in range(0, len(data), block):
+            targets = data[at : at + block]
+            before = data[at - 1 : at] if at else BOS
+            yield Stretch(before + targets[:-1], targets, 0, owner, at == 0, carried=True)
+        return
     context = min(context or len(data), len(data))
     stride = min(stride or context, context)
     done = 0
@@ -78,17 +94,25 @@ def passes(model: HNetForCausalLM, items: Iterable[Stretch], batch_bytes: int | 
     batch_bytes = batch_bytes or BATCH_BYTES.get(device.type, 1 << 18)
     batch: list[Stretch] = []
     size = 0
+    state: GenerationState | None = None
     for item in items:
-        if batch and size + len(item.inputs) > batch_bytes:
+        if batch and (item.carried or size + len(item.inputs) > batch_bytes):
             yield _forward(model, batch, device)
             batch, size = [], 0
+        if item.carried:
+            state = model.allocate_state(1, sys.maxsize) if item.begins or state is None else state
+            yield _forward(model, [item], device, state)
+            continue
         batch.append(item)
         size += len(item.inputs)
     if batch:
         yield _forward(model, batch, device)
 
 
-def _forward(model: HNetForCausalLM, batch: list[Stretch], device: torch.device) -> Pass:
+def _forward(
+    model: HNetForCausalLM, batch: list[Stretch], device: torch.device, state: GenerationState | None = None
+) -> Pass:
+    """One pass over the stretches; with a `state`, over the one that continues what the state has read."""
     if model.tokenizer is not None:
         return _forward_tokens(model, batch, device)
 
@@ -97,7 +121,11 @@ def _forward(model: HNetForCausalLM, batch: list[Stretch], device: torch.device)
 
     offsets = np.cumsum([0] + [len(stretch.inputs) for stretch in batch])
     targets = ids([stretch.targets for stretch in batch])
-    out = model(ids([stretch.inputs for stretch in batch]), cu_seqlens=torch.from_numpy(offsets).to(device))
+    inputs = ids([stretch.inputs for stretch in batch])
+    if state is None:
+        out = model(inputs, cu_seqlens=torch.from_numpy(offsets).to(device))
+    else:
+        out = extend(model, inputs, state)
     return Pass(batch, *_judged(out.logits.float(), targets), offsets, out.routing)
 
 
@@ -179,10 +207,17 @@ def score(
     context: int | None,
     stride: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
+    block: int | None = None,
 ) -> Scores:
-    """Score documents (as the model reads them). `progress` is told the bytes done."""
+    """Score documents (as the model reads them). `progress` is told the bytes done. `block`: bytes of a longer document
+    that are read at once where the state is carried, by default those of a pass; a model of tokens reads all at once.
+    """
+    block = block or BATCH_BYTES.get(model.embeddings.weight.device.type, 1 << 18)
+    block = None if model.tokenizer is not None else block
     items = (
-        each for n, document in enumerate(filter(None, documents)) for each in stretches(document, n, context, stride)
+        each
+        for n, document in enumerate(filter(None, documents))
+        for each in stretches(document, n, context, stride, block)
     )
     rows: list[tuple[np.ndarray, np.ndarray]] = []
     done = 0
@@ -211,7 +246,8 @@ def _sums(each: Pass) -> np.ndarray:
     here = np.flatnonzero(counted)
     columns = [total(here), total(here, each.nats[here])]
     forced = np.zeros(len(counted), bool)
-    forced[[start for start, item in zip(each.offsets[:-1], each.stretches, strict=True) if not item.begins]] = True
+    cut = [not (item.begins or item.carried) for item in each.stretches]
+    forced[each.offsets[:-1][cut]] = True
     at = np.arange(len(counted))
     for routing in each.routing:
         prob, mask = routing.boundary_prob.double().cpu().numpy(), routing.boundary_mask.cpu().numpy()

@@ -21,7 +21,10 @@ def tables(result: Mapping[str, Any]) -> Iterator[Table | str]:
         yield _stages(result, byte)
         if edges := _edges(result["stages"]):
             yield edges
-    if "validity" in result:
+    if "validity" in result and result["validity"] is None:
+        yield ("[dim]No samples were drawn: for a model of this size they take longer than what was scored. --samples "
+               "draws them.[/]")  # fmt: skip
+    elif "validity" in result:
         valid = result["validity"]
         yield (f"Samples drawn without rules ({valid['samples']} of {valid['bytes_each']} bytes): "
                f"{_share(valid, 'valid')} wholly legal, legal for {_share(valid, 'valid_prefix')} of their "

@@ -136,6 +136,8 @@ class Outcome:
     right_norm: np.ndarray
     log: np.ndarray
     """ln P of the right ending."""
+    bytes: np.ndarray
+    """Of the right ending, the space before it too."""
     chance: np.ndarray
 
 
@@ -146,7 +148,7 @@ def run(
     progress: Callable[[int], None] = lambda done: None,
 ) -> Outcome:
     """Score the items, some at a time. `table` as `Modality.input_table`."""
-    right, right_norm, logs, chance = [], [], [], []
+    right, right_norm, logs, sizes, chance = [], [], [], [], []
     waiting = iter(items)
     while some := list(islice(waiting, 64)):
         pairs = [
@@ -163,14 +165,16 @@ def run(
             right.append(bool(greedy[at]) if single else int(own.argmax()) == item.answer)
             right_norm.append(bool(greedy[at]) if single else int((own / lengths).argmax()) == item.answer)
             logs.append(float(own[item.answer]))
+            sizes.append(len(pairs[at + item.answer][1]))
             chance.append(0.0 if single else 1 / len(item.endings))
             at += len(item.endings)
         progress(len(right))
-    return Outcome(np.array(right, float), np.array(right_norm, float), np.array(logs), np.array(chance))
+    return Outcome(*(np.array(column, float) for column in (right, right_norm, logs, sizes, chance)))
 
 
 def figures(outcome: Outcome) -> dict[str, Any]:
-    """items, acc, acc_norm (with _ci95 over items), chance; of single endings perplexity instead of acc_norm."""
+    """items, acc, acc_norm (with _ci95 over items), chance; of single endings perplexity instead of acc_norm;
+    answer_bpb: bits per byte of the right endings, which tells models apart that are all at chance."""
     ones = np.ones(len(outcome.right))
     chance = float(outcome.chance.mean())
     result: dict[str, Any] = {"items": len(ones), **with_interval("acc", np.stack([outcome.right, ones], 1))}
@@ -179,7 +183,11 @@ def figures(outcome: Outcome) -> dict[str, Any]:
     else:
         logs = np.stack([-outcome.log, ones], 1)
         result |= with_interval("perplexity", logs, lambda sums: np.exp(ratio(sums)))
-    return result | {"chance": chance}
+    return result | with_interval("answer_bpb", _answer(outcome)) | {"chance": chance}
+
+
+def _answer(outcome: Outcome) -> np.ndarray:
+    return np.stack([-outcome.log / math.log(2), outcome.bytes], 1)
 
 
 def robustness(
@@ -190,19 +198,26 @@ def robustness(
     table: bytes | None = None,
     progress: Callable[[str], None] = lambda what: None,
 ) -> dict[str, Any]:
-    """acc_norm (acc of single endings) under each perturbation, at each place and averaged over `PLACES`, and the
-    paper's robustness score 100 (perturbed - chance) / max(clean - chance, 0) of the average over perturbations."""
+    """acc_norm (acc of single endings) and answer_bpb, per byte after the perturbation, of each perturbation at each
+    place and averaged over `PLACES`; and the paper's robustness score 100 (perturbed - chance) / max(clean - chance, 0)
+    of the average over perturbations."""
     result: dict[str, Any] = {}
     means = []
     for name, perturb in perturbations.items():
         outcomes = []
         for place in PLACES:
             progress(f"{name}, {place}")
-            outcomes.append(run(model, list(perturbed(items, name, perturb, place)), table).right_norm)
-        mean = np.mean(outcomes, 0)
+            outcomes.append(run(model, list(perturbed(items, name, perturb, place)), table))
+        mean = np.mean([outcome.right_norm for outcome in outcomes], 0)
         means.append(mean)
-        each = {place: float(outcome.mean()) for place, outcome in zip(PLACES, outcomes, strict=True)}
-        result[name] = {**with_interval("acc", np.stack([mean, np.ones(len(mean))], 1)), **each}
+        ones = np.ones(len(mean))
+        result[name] = {
+            **with_interval("acc", np.stack([mean, ones], 1)),
+            **with_interval("answer_bpb", np.sum([_answer(outcome) for outcome in outcomes], 0)),
+        }
+        for place, outcome in zip(PLACES, outcomes, strict=True):
+            result[name] |= with_interval(place, np.stack([outcome.right_norm, ones], 1))
+            result[name] |= with_interval(f"{place}_answer_bpb", _answer(outcome))
     rows = np.stack([np.mean(means, 0), clean.right_norm, clean.chance, np.ones(len(clean.chance))], 1)
 
     def score(sums: np.ndarray) -> np.ndarray:
