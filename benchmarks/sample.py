@@ -2,14 +2,13 @@
 
     python benchmarks/sample.py [--preset base] [--dtype fp32] [--threads 1] [--batches 1 8 64] [--seconds 5]
 
-Weights are random; the share of positions at a boundary is set to what the preset aims at, by a fixed
-pattern of each stage. The bound: the products of one row with every matrix that a byte needs, one after the other
-and nothing else (encoders, decoders and head for every byte; what lies within a stage at the share of its boundaries
-that was seen). `of_bound` is the time that takes over the time of a byte at batch 1; rounds of all variants take turns
-and the fastest counts, by the clock and by processor time, because machines are shared. `aggregate` is bytes per second
-of all rows over those of one. `mb_per_step` is what a step reads at least: the matrices of each level that some row
-reaches, once, and the SSM states of the rows that do; `of_bytes` is the time in which the matrices of batch 1 are read
-at that size over the time of a step. The last line is one JSON object.
+What is measured is `hnet_cli.sample.generate`, which `hnet sample -n` calls: bytes drawn, rows that wait for each
+other and all. Weights are random; the share of positions at a boundary is set to what the preset aims at, at random
+places that differ from row to row. The bound: the products of one row with every matrix that a byte needs, one after
+the other and nothing else (encoders, decoders and head for every byte, what lies within a stage at the share of its
+boundaries). `of_bound` is the time that takes over the time of a byte at batch 1; rounds of all variants take turns and
+the fastest counts, by the clock and by processor time, because machines are shared. `aggregate` is bytes per second of
+all rows over those of one. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -17,8 +16,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import random
 import time
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import torch
@@ -29,21 +30,25 @@ from hnet_cli.convert import DTYPES
 from hnet_cli.model import HNetForCausalLM
 from hnet_cli.model.chunking import RoutingModule
 from hnet_cli.model.hnet import HNet
-from hnet_cli.model.state import GenerationState, MambaState
+from hnet_cli.sample import generate
 
 ROUND = 24
 """Bytes per row of a round: several chunks."""
 
 
 class Every(RoutingModule):
-    """A learned router of which every n-th position is a boundary: its cost, and a known share."""
+    """A learned router, of which one position in every n is a boundary, a random one that no other row shares: its
+    cost, and a known share."""
+
+    every: int
+    places: torch.Tensor
+    """(rows, spans): which of its positions."""
 
     def step(self, hidden: torch.Tensor, tokens: torch.Tensor, state: Any, now: Any) -> torch.Tensor:
         prob = super().step(hidden, tokens, state, now)
         rows = torch.arange(len(prob)) if now.rows is None else now.rows
-        return torch.where((now.position + rows) % self.every == 0, 0.75, 0.0) + prob / 4  # prob may be 0
-
-    every: int
+        place = self.places[rows, now.position // self.every % self.places.shape[1]]
+        return torch.where(now.position % self.every == place, 0.75, 0.0) + prob / 4  # prob may be 0
 
 
 def levels(model: HNetForCausalLM) -> list[HNet]:
@@ -54,7 +59,7 @@ def levels(model: HNetForCausalLM) -> list[HNet]:
     return found
 
 
-def build(preset: str, dtype: torch.dtype) -> tuple[HNetForCausalLM, list[float]]:
+def build(preset: str, dtype: torch.dtype, rows: int) -> tuple[HNetForCausalLM, list[float]]:
     """The model, and the share of the bytes that reach each level."""
     config = resolve(preset)
     torch.manual_seed(0)
@@ -62,7 +67,7 @@ def build(preset: str, dtype: torch.dtype) -> tuple[HNetForCausalLM, list[float]
     shares, ratios = [1.0], [max(2, round(ratio)) for ratio in config.train.ratios()]
     for level, ratio in zip(levels(model), ratios, strict=False):
         level.routing_module.__class__ = Every
-        level.routing_module.every = ratio
+        level.routing_module.every, level.routing_module.places = ratio, torch.randint(ratio, (rows, 997))
         shares.append(shares[-1] / ratio)
     return model, shares
 
@@ -76,17 +81,6 @@ def matrices(model: HNetForCausalLM) -> list[list[torch.Tensor]]:
         found.append([m.weight for part in parts for m in part.modules() if isinstance(m, nn.Linear)])
     found[0].append(model.lm_head.weight)
     return found
-
-
-def read(model: HNetForCausalLM, shares: list[float], state: GenerationState) -> float:
-    """Bytes that a step of all rows of a state reads at least, on average."""
-    total, level, batch = 0.0, state.level, state.batch_size
-    for share, weights in zip(shares, matrices(model), strict=True):
-        layers = [layer for stack in level.layers.values() for layer in stack]
-        states = sum(layer.ssm.nbytes for layer in layers if isinstance(layer, MambaState))
-        total += min(1.0, batch * share) * sum(w.nbytes for w in weights) + share * states
-        level = level.inner or level
-    return total
 
 
 def timed(run: Callable[[], Any]) -> tuple[float, float]:
@@ -106,7 +100,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5, help="of measuring, for each batch")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    model, shares = build(options.preset, DTYPES[options.dtype])
+    model, shares = build(options.preset, DTYPES[options.dtype], max(options.batches))
     vectors = {weight.shape[1]: {} for level in matrices(model) for weight in level}
     for level in matrices(model):
         for weight in level:
@@ -116,15 +110,12 @@ def main() -> None:
         for weight in level:
             nn.functional.linear(vectors[weight.shape[1]][weight.dtype], weight)
 
-    states, tokens = {}, {}
-    for batch in options.batches:
-        states[batch] = model.allocate_state(batch, 1 << 30)
-        model.prefill([b"The quick brown fox"] * batch, states[batch])
-        tokens[batch] = torch.randint(256, (batch,))
+    prompt = bytes(random.Random(0).choices(range(256), k=ROUND - 1))  # and the mark of the beginning: a whole round
+    sampled = {batch: generate(model, [prompt] * batch, max_bytes=1 << 30) for batch in options.batches}
 
-    def steps(batch: int) -> None:
-        for _ in range(ROUND):
-            model.step(tokens[batch], states[batch])
+    def rounds_of(batch: int) -> None:
+        for _ in islice(sampled[batch], batch * ROUND):
+            pass
 
     best: dict[Any, tuple[float, float]] = {}
 
@@ -136,7 +127,7 @@ def main() -> None:
         for number, level in enumerate(matrices(model)):
             measure(("level", number), lambda level=level: stream(level))
         for batch in options.batches:
-            measure(batch, lambda batch=batch: steps(batch))
+            measure(batch, lambda batch=batch: rounds_of(batch))
         rounds += 1
     bounds = [sum(share * best["level", n][kind] for n, share in enumerate(shares)) for kind in (0, 1)]
     size = sum(share * sum(w.nbytes for w in level) for share, level in zip(shares, matrices(model), strict=True))
@@ -153,9 +144,6 @@ def main() -> None:
             "bytes_per_cpu_s": round(batch * ROUND / cpu, 1),
             "aggregate": round(batch / options.batches[0] * first[0] / wall, 2),
             "aggregate_cpu": round(batch / options.batches[0] * first[1] / cpu, 2),
-            "mb_per_step": round(read(model, shares, states[batch]) / 1e6, 1),
-            "of_bytes": round(ROUND * read(model, shares, states[batch]) / size * bounds[0] / wall, 3),
-            "of_bytes_cpu": round(ROUND * read(model, shares, states[batch]) / size * bounds[1] / cpu, 3),
         }
         if batch == 1:
             own |= {"of_bound": round(ROUND * bounds[0] / wall, 3), "of_bound_cpu": round(ROUND * bounds[1] / cpu, 3)}

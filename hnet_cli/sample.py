@@ -20,7 +20,7 @@ from hnet_cli import render
 from hnet_cli.errors import NumericalError, UsageError
 from hnet_cli.modality import Automaton, Modality
 from hnet_cli.model import HNetForCausalLM
-from hnet_cli.model.graphs import steps
+from hnet_cli.model.waiting import Ready, paces
 
 BOS = b"\xfe"
 EOS = 255
@@ -106,8 +106,8 @@ class Grammar:
                 )
         return state
 
-    def legal(self, states: np.ndarray, remaining: int) -> np.ndarray:
-        """states (B,) -> (B, 256) bool: the bytes that may come next when `remaining` are left. Inside a unit only
+    def legal(self, states: np.ndarray, remaining: np.ndarray | int) -> np.ndarray:
+        """states (B,) -> (B, 256) bool: the bytes that may come next when `remaining` (B,) are left. Inside a unit only
         those with which it can be finished in time. A new unit may begin with any byte: without those that are too long
         for the rest, Chinese would end in stray ASCII; instead the row ends where one is chosen."""
         left: np.ndarray = self.distance[self.next[states]]
@@ -171,33 +171,28 @@ def _generate(
         return
     kept = [BOS + prompt for prompt, goes in zip(prompts, going.tolist(), strict=True) if goes]
     memory = model.allocate_state(len(kept), max(map(len, kept)) + max_bytes)
-    logits = model.prefill(kept, memory)
-    stepper = steps(model, memory)
-    for remaining in range(max_bytes, 0, -1):
-        scores = logits[:, :256].double().cpu().numpy()
+    ready = Ready(list(range(len(kept))), model.prefill(kept, memory), [])
+    left, last = np.full(len(kept), max_bytes), np.zeros(len(kept), dtype=np.int64)
+    pace = paces(model, memory)
+    while ready.rows:
+        at, scores = np.array(ready.rows), ready.logits[:, :256].double().cpu().numpy()
         if not np.isfinite(scores).all():
             raise NumericalError("the model gives logits that are not finite", "its weights are damaged or overflow")
-        legal = grammar.legal(states, remaining)[:, : scores.shape[1]]
+        legal = grammar.legal(states[at], left[at])[:, : scores.shape[1]]
         if eos is not None:
-            legal[:, eos] |= grammar.accepting[states]
-        possible = np.asarray(legal.any(1))
-        uniform = np.array([random[row].random() for row in rows.tolist()])
+            legal[:, eos] |= grammar.accepting[states[at]]
+        possible = np.asarray(legal.any(1)) & (left[at] > 0)
+        uniform = np.array([random[row].random() for row in rows[at].tolist()])
         chosen = choice(np.where(legal | ~possible[:, None], scores, -np.inf), uniform)
-        after = grammar.next[states, chosen]
-        going = np.logical_and(possible, grammar.distance[after] < remaining)
+        after = grammar.next[states[at], chosen]
+        going = np.logical_and(possible, grammar.distance[after] < left[at])
         if eos is not None:
             going &= chosen != eos
-        if not going.all():
-            rows, chosen, after = rows[going], chosen[going], after[going]
-            if not len(rows):
-                return
-            stepper.select(np.flatnonzero(going).tolist())
-        states = after
-        logits, routing = stepper.step(torch.from_numpy(chosen))
-        depth = torch.zeros(len(chosen), dtype=torch.int64)
-        for stage in routing:
-            depth += stage.boundary_mask.cpu()
-        yield from map(Sampled, rows.tolist(), chosen.tolist(), depth.tolist())
+        at = at[going]
+        states[at], last[at] = after[going], chosen[going]
+        left[at] -= 1
+        ready = pace.feed(at.tolist(), torch.from_numpy(last[at]))
+        yield from map(Sampled, rows[ready.rows].tolist(), last[ready.rows].tolist(), ready.depth)
 
 
 # -- what people and programs see --------------------------------------------------------------------------------------

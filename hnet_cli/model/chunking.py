@@ -118,10 +118,11 @@ class FixedRouting(nn.Module):
         """tokens (R,) -> the mask (R,) as numbers."""
         if self.chunker.k is not None:
             mask = now.position % self.chunker.k == 0
-        else:  # only at level 0, where every row takes part
+        else:
+            rows = slice(None) if now.rows is None else now.rows
             space = space_like(tokens)
-            mask = space & ~state.space
-            state.space = space
+            mask = space & ~state.space[rows]
+            state.space[rows] = space
         return mask.to(torch.promote_types(hidden.dtype, torch.float32))
 
 

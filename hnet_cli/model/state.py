@@ -147,16 +147,23 @@ class LevelState:
     def begin(self, host: list[int] | None, rows: Tensor | None = None) -> Now:
         """Counts one more position for the rows in `host` (None: all); `rows`: the same on the device, if at hand."""
         if host is None:
-            before, position = self.seen, self.position
-            self.seen, self.position = [n + 1 for n in before], position + 1
+            self.seen, self.position = [n + 1 for n in self.seen], self.position + 1
         else:
             rows = torch.tensor(host, device=self.position.device) if rows is None else rows
-            before, position = [self.seen[row] for row in host], self.position[rows]
             for row in host:
                 self.seen[row] += 1
-            self.position[rows] = position + 1
-        longest = max(before) + 1
-        return Now(host, rows, position, longest, min(before) + 1 == longest, self.tables)
+            self.position[rows] += 1
+        return self.now(host, rows)
+
+    def now(self, host: list[int] | None, rows: Tensor | None = None) -> Now:
+        """The position that was counted last, as `begin`."""
+        if host is None:
+            seen, position = self.seen, self.position
+        else:
+            rows = torch.tensor(host, device=self.position.device) if rows is None else rows
+            seen, position = [self.seen[row] for row in host], self.position[rows]
+        longest = max(seen)
+        return Now(host, rows, position - 1, longest, min(seen) == longest, self.tables)
 
     def move(self, value: Tensor, weight: Tensor, rows: Tensor | None) -> Tensor:
         """Moves `average` of the rows (None: all) towards value (R, D) by weight (R, 1); returns theirs (R, D)."""
