@@ -116,15 +116,15 @@ def _gff(name: str, lines: Iterable[str]) -> dict[str, list[Feature]]:
                 for each in parent[1].split(","):
                     parts.setdefault((columns[0], feature.kind, each), []).append((start, end))
     for (record, _, _), own in parts.items():
-        records[record] += introns(own)
+        records[record] += introns(sorted(own))
     return records
 
 
 def introns(parts: Iterable[tuple[int, int]]) -> list[Feature]:
-    """What lies between the parts of one transcript."""
+    """What lies between the parts of one transcript, ascending; where they go on at the origin of a circle, nothing."""
     return [
         Feature("intron", end, start, 0, None)
-        for (_, end), (start, _) in pairwise(sorted(parts))
+        for (_, end), (start, _) in pairwise(parts)
         if start - end >= SHORTEST_INTRON
     ]
 
@@ -139,7 +139,8 @@ def _genbank(name: str, text: io.TextIOWrapper) -> dict[str, list[Feature]]:
                 if each.type not in KINDS or each.location is None:
                     continue
                 read = int(each.qualifiers.get("codon_start", ["1"])[0]) - 1
-                features += introns((int(part.start), int(part.end)) for part in each.location.parts)
+                parts = [(int(part.start), int(part.end)) for part in each.location.parts]  # as they are read
+                features += introns(parts[::-1] if each.location.strand == -1 else parts)
                 phase = read
                 for part in each.location.parts:  # in the direction of reading
                     features.append(

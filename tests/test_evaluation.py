@@ -348,9 +348,10 @@ def test_the_table_says_what_was_counted(capsys, texts):
     code, out, _ = hnet(capsys, "eval", "starter:text", "--data", texts[0], "--context", 128, "--stride", 64,
                         "--no-samples")  # fmt: skip
     assert code == 0
-    assert f"{texts[0].stat().st_size:,} bytes, each counted once, of 1 documents" in out
+    assert f"{texts[0].stat().st_size:,} bytes, each counted once, of 1 document;" in out
     assert "at most 128 bytes before it" in out
     assert "at least 65" in out
+    assert "Intervals: none, for fewer than 8" in out or "bootstrap over windows" in out
 
 
 def test_two_models_are_compared_on_the_same_bytes(capsys, texts):

@@ -12,6 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from hnet_cli import checkpoint, cli, modality
 from hnet_cli.errors import InputError
+from hnet_cli.evaluation import gold
 from hnet_cli.evaluation.gold import _compared, _figures, against, of_units
 from hnet_cli.modality import Document, Gold, Refused, Source
 
@@ -264,6 +265,46 @@ def test_genbank_says_the_same_as_gff():
     document = Document(b"A" * 60, "chr1", "x.fa")
     expected, found = regions(document), regions(document, text.getvalue())
     assert {kind: list(at) for kind, at in found.items()} == {kind: list(at) for kind, at in expected.items()}
+
+
+def test_a_gene_across_the_origin_of_a_circle_has_no_intron():
+    from Bio.Seq import Seq
+    from Bio.SeqFeature import CompoundLocation, SeqFeature, SimpleLocation
+    from Bio.SeqIO import write
+    from Bio.SeqRecord import SeqRecord
+
+    record = SeqRecord(Seq("A" * 90), "chr1", "chr1", annotations={"molecule_type": "DNA"})
+    for strand, first in ((1, SimpleLocation(60, 90, 1)), (-1, SimpleLocation(0, 9, -1))):
+        second = SimpleLocation(0, 9, 1) if strand > 0 else SimpleLocation(60, 90, -1)
+        record.features = [SeqFeature(CompoundLocation([first, second]), "CDS")]
+        text = io.StringIO()
+        write([record], text, "genbank")
+        found = regions(Document(b"A" * 90, "chr1", "x.fa"), text.getvalue())
+        assert "intron" not in found
+        assert list(found["intergenic"]) == list(range(9, 60))
+    spliced = CompoundLocation([SimpleLocation(60, 90, -1), SimpleLocation(0, 9, -1)])
+    record.features = [SeqFeature(spliced, "CDS")]
+    text = io.StringIO()
+    write([record], text, "genbank")
+    assert list(regions(Document(b"A" * 90, "chr1", "x.fa"), text.getvalue())["intron"]) == list(range(9, 60))
+
+
+def test_edges_of_a_long_record_have_an_interval(monkeypatch):
+    """By stretches, which together have every edge and every boundary that does not begin one."""
+    monkeypatch.setattr(gold, "BLOCK", 1000)
+    data = b"ACGTTGCAAC" * 900
+    rows = [f"chr1\tx\tCDS\t{at}\t{at + 29}\t.\t+\t0\tID={at}" for at in range(40, len(data) - 99, 70)]
+    known = modality.get("dna").annotation(Source.of_bytes("\n".join(rows).encode(), "a.gff"))
+    document = Document(data, "chr1", "x.fa")
+    starts = np.arange(0, len(data), 3)
+    edges = known.edges(document)["CDS edge"]
+    kept = [gold._part(data, starts, edges, np.arange(len(data) + 1), low) for low in range(0, len(data), 1000)]
+    assert b"".join(part[0] for part in kept) == data
+    assert sum(len(part[1]) for part in kept) == len(starts)
+    assert sum(len(part[2]) for part in kept) == 2 * len(rows)
+    model = checkpoint.load("starter:dna")
+    (found,) = gold.by_region(model, modality.get("dna"), [document], known)["edges"]["CDS edge"]
+    assert found["f1_ci95"][0] < found["f1"] < found["f1_ci95"][1]
 
 
 @pytest.mark.parametrize("text", ["", "chr1\tx\tgene\n", "LOCUS       broken\n", "##gff-version 3\n", "what is this",

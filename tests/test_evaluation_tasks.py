@@ -86,6 +86,25 @@ def test_dearer_is_measured_in_bits_of_the_same_content(model):
     assert ant["ratio_ci95"][0] < ant["ratio"] < ant["ratio_ci95"][1]
 
 
+def test_few_documents_are_paired_window_by_window(model):
+    """As many bits and bytes as there are, each with the clean ones of the same part of its document."""
+    documents = [bytes(range(97, 122)) * 40, b"another, of a few windows " * 9]
+    doubled = {"Doubled": lambda data, random: b"".join(bytes([byte] * 2) for byte in data)}
+    found = noise.robustness(model, documents, doubled, 64, None)
+    clean = score(model, documents, 64)
+    noisy = score(model, [doubled["Doubled"](each, None) for each in documents], 64)
+    rows = noise._paired(clean, noisy, np.arange(2))
+    assert len(rows) == len(clean.owner)
+    assert rows[:, 1].tolist() == (2 * clean.bytes).tolist()
+    assert rows[:, 2].sum() == pytest.approx(clean.nats.sum() / math.log(2))
+    assert rows[3, 0] == pytest.approx(noisy.nats[6:8].sum() / math.log(2))
+    low, high = found["Doubled"]["ratio_ci95"]
+    assert low < found["Doubled"]["ratio"] < high
+    nothing = noise._paired(clean, score(model, documents[1:], 64), np.array([1]))  # the first has lost all its bytes
+    assert nothing[:, 1].sum() == len(documents[1])
+    assert nothing[:, 3].sum() == sum(map(len, documents))
+
+
 # -- tasks -------------------------------------------------------------------------------------------------------------
 
 ROWS = [
@@ -123,6 +142,7 @@ def test_shapes_of_tasks(tmp_path):
         ('{"query": "a"\n', "line 1"),
         ("text\n5\na\nb\nc\nd\n", "line 2"),
         ("text\n1\na\nb\n", "line 2"),
+        ("# A page\n\na\nb\nc\nd\n", "line 2"),
     ],
 )
 def test_a_bad_task_is_named_by_its_line(tmp_path, text, where):
@@ -140,6 +160,7 @@ def test_choices_by_hand(model):
     assert outcome.right_norm.tolist() == [answer == best_norm for answer in range(3)]
     assert outcome.log == pytest.approx(log, rel=1e-6)
     found = tasks.figures(outcome)
+    assert found["answer_bpb"] == pytest.approx(-log.sum() / math.log(2) / (4 + 13 + 2), rel=1e-6)
     assert found["acc"] == pytest.approx(1 / 3)
     assert found["chance"] == pytest.approx(1 / 3)
 
@@ -177,6 +198,9 @@ def test_tasks_from_the_command_line(capsys, tmp_path):
     assert found["items"] == 9
     assert found["acc_ci95"][0] <= found["acc"] <= found["acc_ci95"][1]
     assert found["robustness"]["perturbations"].keys() == modality.get("text").perturbations().keys()
+    for each in found["robustness"]["perturbations"].values():
+        for figure in ("acc", "prompt", "both", "answer_bpb", "completion_answer_bpb"):
+            assert each[f"{figure}_ci95"][0] <= each[figure] <= each[f"{figure}_ci95"][1]
 
 
 # -- the harness -------------------------------------------------------------------------------------------------------
@@ -301,7 +325,10 @@ def test_scores_and_labels(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)["variants"]
     assert found["variants"] == 20
     assert found["label"]["measure"] == "spearman"
-    assert set(found["label"]["baselines"]) == {"transition", "cpg", "gc", "length"}
+    rivals = found["label"]["baselines"]
+    assert {name for name in rivals if not name.endswith("_ci95")} == {"transition", "cpg", "gc", "length"}
+    for figures, name in ((rivals, "cpg"), (found, "strand_correlation"), (found, "llr_substitution")):
+        assert figures[f"{name}_ci95"][0] <= figures[name] <= figures[f"{name}_ci95"][1]
     header, *lines = (tmp_path / "s.tsv").read_text().splitlines()
     assert header.split("\t")[:3] == ["variant", "kind", "llr"]
     table = np.array([[float(each) for each in line.split("\t")[2:5]] for line in lines])

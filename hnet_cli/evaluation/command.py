@@ -126,7 +126,8 @@ def evaluate(
 
 def _sorted(given: list[str]) -> tuple[list[str], list[str]]:
     """Which of the arguments are models, which data."""
-    names, files = [], []
+    names: list[str] = []
+    files: list[str] = []
     for each in given:
         folder = Path(each)
         parts = ("config.json", "model.safetensors", "checkpoints")

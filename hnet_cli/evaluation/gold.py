@@ -193,8 +193,9 @@ def by_region(
             if len(wanted):
                 kept = edges.setdefault(kind, [{} for _ in stages])
                 for stage, found in enumerate(stages):
-                    for name, row in _compared(document.data, found, wanted, settled).items():
-                        kept[stage].setdefault(name, []).append(row)
+                    for low in range(0, size, BLOCK):
+                        for name, row in _compared(*_part(document.data, found, wanted, settled, low)).items():
+                            kept[stage].setdefault(name, []).append(row)
     regions = {kind: _region(np.concatenate(parts)) for kind, parts in rows.items()}
     kinds = {kind: [_figures(stage) for stage in stages] for kind, stages in edges.items()}
     return {"bases": total, "regions": regions, "edges": kinds}
@@ -202,6 +203,15 @@ def by_region(
 
 BLOCK = 10_000
 """Positions of a stretch in `by_region`."""
+
+
+def _part(
+    data: bytes, found: np.ndarray, edges: Sequence[int], settled: np.ndarray, low: int
+) -> tuple[bytes, np.ndarray, np.ndarray, np.ndarray]:
+    """The arguments of `_compared` for the stretch that begins at `low`."""
+    high = min(low + BLOCK, len(data))
+    own = [places[(places >= low) & (places < high)] - low for places in (found, np.asarray(edges, np.int64))]
+    return data[low:high], own[0], own[1], settled[low : high + 1].clip(max=high) - low
 
 
 def _by_block(positions: np.ndarray, marks: np.ndarray, blocks: int) -> np.ndarray:

@@ -32,6 +32,7 @@ UNITS_BYTES = 200_000
 """Of the documents, bytes whose units (`Modality.units`) are compared with the boundaries."""
 NOISE_BYTES = 100_000
 """Of the documents, bytes that are distorted, each of the ways; every document gives its share."""
+PRECISIONS = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 SAMPLES, SAMPLE_BYTES = 32, 256
 QUICK = 10**12
 """Samples are cheap up to this many bytes times parameters: a minute of a slow CPU."""
@@ -69,10 +70,10 @@ def default_context(*configs: HNetConfig) -> int:
 
 
 def precision(model: LoadedModel) -> tuple[str, Any]:
-    """fp32 on a CPU; on an accelerator bf16 by autocast, as in training."""
-    device = model.embeddings.weight.device.type
+    """That of the weights on a CPU; on an accelerator bf16 by autocast, as in training."""
+    weight, device = model.embeddings.weight, model.embeddings.weight.device.type
     if device == "cpu":
-        return "fp32", nullcontext()
+        return PRECISIONS[weight.dtype], nullcontext()
     return "bf16", torch.autocast(device, torch.bfloat16)
 
 
@@ -151,7 +152,7 @@ def _documents(
     result["baselines"] = request.seen["baselines"] | _uniform(kind)
     result["stages"] = compression.stages(scores, model.config)
     if kind is not None:
-        _beyond_bytes(result, model, kind, request, material, context)
+        _beyond_bytes(result, model, kind, request, material, context, scores)
     if material.refused:
         result["left_out"] = material.refused
     result["speed"] = {"bytes_per_s": float(scores.bytes.sum()) / seconds, "seconds": seconds}
@@ -165,6 +166,7 @@ def _beyond_bytes(
     request: Request,
     material: Material,
     context: int | None,
+    scores: Scores,
 ) -> None:
     """What needs to know the modality: units, strands, samples, noise."""
     if model.config.num_stages:
@@ -176,12 +178,12 @@ def _beyond_bytes(
     if all(each is not None for each in mirrored):
         with progress("other strand", material.bytes) as bar:
             other = score(model, [each or b"" for each in mirrored], context, request.stride, bar.update)
-        result["strands"] = _strands(result, other)
+        result["strands"] = _strands(scores, other)
     if request.samples is not False and model.tokenizer is None:
         drawn = request.samples or _worth_sampling(model, result["bytes"])
         result["validity"] = validity(model, kind) if drawn else None
     if request.noise:
-        with progress("noise") as task:
+        with progress("noise", 1 + len(kind.perturbations())) as task:
             result["noise"] = noise.robustness(
                 model,
                 [document.data for document in share(material.documents, NOISE_BYTES)],
@@ -189,15 +191,19 @@ def _beyond_bytes(
                 context,
                 request.stride,
                 kind.input_table,
-                progress=lambda what: task.update(0, note=what),
+                progress=lambda done, what: task.update(done, note=what),
             )
 
 
-def _strands(result: dict[str, Any], other: Scores) -> dict[str, Any]:
+def _strands(one: Scores, other: Scores) -> dict[str, Any]:
     """bpb of the other strand, and of the mean of both log-likelihoods."""
-    reverse = compression.figures(other)
-    both = (result["bpb"] * result["bytes"] + reverse["bpb"] * reverse["bytes"]) / (result["bytes"] + reverse["bytes"])
-    return {"forward": result["bpb"], "reverse": reverse["bpb"], "reverse_ci95": reverse["bpb_ci95"], "mean": both}
+    columns = [each.units(each.nats / np.log(2), each.bytes) for each in (one, other)]
+    result: dict[str, Any] = {}
+    for name, units in (("forward", columns[0]), ("reverse", columns[1])):
+        result |= with_interval(name, units)
+    if one.unit == "window":  # the first of one strand lies where the last of the other does
+        columns[1] = columns[1][np.lexsort((-np.arange(len(other.owner)), other.owner))]
+    return result | with_interval("mean", columns[0] + columns[1])
 
 
 def _uniform(kind: Modality | None) -> dict[str, float]:
@@ -267,7 +273,7 @@ def _gold(model: LoadedModel, kind: Modality, request: Request) -> dict[str, Any
 
     with progress("gold"):
         found = gold.against(model, kind, stretches())
-    first = next(iter(found["kinds"].values()), [{}])[0] if found["kinds"] else {}
+    first: dict[str, Any] = next(iter(found["kinds"].values()))[0] if found["kinds"] else {}
     if refused:
         say(f"[yellow]left out of the gold file:[/] {len(refused):,} lines, first {refused[0].where}: "
             f"{refused[0].reason}")  # fmt: skip
@@ -293,7 +299,8 @@ def _task(
         clean = tasks.run(model, items, table, bar.update)
     result = tasks.figures(clean)
     if request.noise and kind is not None and kind.perturbations():
-        with progress(f"{name}, distorted") as noisy:
-            note: Callable[[str], None] = lambda what: noisy.update(0, note=what)  # noqa: E731
-            result["robustness"] = tasks.robustness(model, items, dict(kind.perturbations()), clean, table, note)
+        kinds = dict(kind.perturbations())
+        with progress(f"{name}, distorted", len(tasks.PLACES) * len(kinds) * len(items)) as noisy:
+            note: Callable[[int, str], None] = lambda done, what: noisy.update(done, note=what)  # noqa: E731
+            result["robustness"] = tasks.robustness(model, items, kinds, clean, table, note)
     return result

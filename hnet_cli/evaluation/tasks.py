@@ -60,7 +60,7 @@ def _six_lines(path: Path, lines: list[str]) -> list[Item]:
     lines = lines if not lines or lines[-1] else lines[:-1]
     for at in range(0, len(lines), 6):
         text, label, *endings = lines[at : at + 6]
-        if len(endings) != 4 or label not in "0123":
+        if len(endings) != 4 or label not in ("0", "1", "2", "3"):
             raise InputError(f"{path}, line {at + 2}: not the number 0 to 3 of the right one among four endings")
         items.append(Item(text, tuple(endings), int(label)))
     return items
@@ -196,18 +196,22 @@ def robustness(
     perturbations: dict[str, Perturbation],
     clean: Outcome,
     table: bytes | None = None,
-    progress: Callable[[str], None] = lambda what: None,
+    progress: Callable[[int, str], None] = lambda done, what: None,
 ) -> dict[str, Any]:
     """acc_norm (acc of single endings) and answer_bpb, per byte after the perturbation, of each perturbation at each
     place and averaged over `PLACES`; and the paper's robustness score 100 (perturbed - chance) / max(clean - chance, 0)
-    of the average over perturbations."""
+    of the average over perturbations. `progress` is told the items done, of all perturbations and places."""
     result: dict[str, Any] = {}
-    means = []
+    means, done = [], 0
     for name, perturb in perturbations.items():
         outcomes = []
         for place in PLACES:
-            progress(f"{name}, {place}")
-            outcomes.append(run(model, list(perturbed(items, name, perturb, place)), table))
+
+            def note(n: int, before: int = done, what: str = f"{name}, {place}") -> None:
+                progress(before + n, what)
+
+            outcomes.append(run(model, list(perturbed(items, name, perturb, place)), table, note))
+            done += len(items)
         mean = np.mean([outcome.right_norm for outcome in outcomes], 0)
         means.append(mean)
         ones = np.ones(len(mean))

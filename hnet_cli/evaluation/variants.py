@@ -20,14 +20,14 @@ import numpy as np
 from hnet_cli import storage
 from hnet_cli.errors import InputError
 from hnet_cli.evaluation.material import file_source
-from hnet_cli.evaluation.resampling import with_interval
+from hnet_cli.evaluation.resampling import FEWEST, with_interval
 from hnet_cli.evaluation.scoring import loglikelihoods
 from hnet_cli.modality import Modality, Refused, Variant
 from hnet_cli.model import HNetForCausalLM
 from hnet_cli.windows import BOS
 
 AT_ONCE = 64
-LABEL_TIMES = 200
+TIMES = 200
 """Draws for the interval of a correlation."""
 
 
@@ -75,11 +75,31 @@ def score_variants(
         "left_out": dict(refused),
         "kinds": dict(kinds),
         **with_interval("llr", np.stack([mean, np.ones(len(mean))], 1)),
-        **{f"llr_{name}": float(mean[[_kind(each) == name for each in kept]].mean()) for name in kinds},
-        "strand_correlation": _spearman(table[:, 0], table[:, 1]),
+        **_by_kind(kinds, np.array([_kind(each) for each in kept]), mean),
+        **_with_interval("strand_correlation", _spearman, table[:, 0], table[:, 1]),
     }
     label = label or ("AF" if all("AF" in each.fields for each in kept) else None)
     return result | ({"label": _labelled(kept, mean, label)} if label else {})
+
+
+def _by_kind(kinds: Iterable[str], own: np.ndarray, mean: np.ndarray) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for name in kinds:
+        of_kind = mean[own == name]
+        result |= with_interval(f"llr_{name}", np.stack([of_kind, np.ones(len(of_kind))], 1))
+    return result
+
+
+def _with_interval(
+    name: str, measure: Callable[[np.ndarray, np.ndarray], float], a: np.ndarray, b: np.ndarray
+) -> dict[str, Any]:
+    """{name: of all variants, name_ci95: over `TIMES` draws of variants, the same draws for everything}. (n,) each."""
+    if len(a) < FEWEST:
+        return {name: measure(a, b), f"{name}_ci95": None}
+    random = np.random.default_rng(0)
+    drawn = [measure(a[at], b[at]) for at in random.integers(0, len(a), (TIMES, len(a)))]
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    return {name: measure(a, b), f"{name}_ci95": [float(low), float(high)]}
 
 
 def _ratios(model: HNetForCausalLM, variants: Iterable[Variant]) -> np.ndarray:
@@ -112,28 +132,27 @@ def _labelled(kept: list[Variant], mean: np.ndarray, label: str) -> dict[str, An
     """How well the scores agree with a field: Spearman's rho, or, where it has two values, the area under the ROC curve
     for the value that is greater; of the model (with an interval over variants) and of what needs none."""
     try:
-        values = [each.fields[label] for each in kept]
+        given = [each.fields[label] for each in kept]
     except KeyError as error:
         raise InputError(f"a variant has no field {label}", "name another with --label") from error
-    classes = sorted(set(values))
+    classes = sorted(set(given))
     try:
-        numbers = np.array([float(value.split(",")[0]) for value in values])
+        numbers = np.array([float(value.split(",")[0]) for value in given])
     except ValueError as error:
         if len(classes) != 2:
             raise InputError(f"{label} is neither a number nor one of two values") from error
-        numbers = np.array([float(value == classes[1]) for value in values])
+        numbers = np.array([float(value == classes[1]) for value in given])
     binary = len(set(numbers.tolist())) == 2
     measure = _auc if binary else _spearman
-    random = np.random.default_rng(0)
-    drawn = [measure(mean[at], numbers[at]) for at in random.integers(0, len(mean), (LABEL_TIMES, len(mean)))]
     names = sorted({name for each in kept for name in each.baselines})
-    rivals = {name: measure(np.array([e.baselines.get(name, 0.0) for e in kept]), numbers) for name in names}
-    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    rivals: dict[str, Any] = {}
+    for name in names:
+        values = np.array([each.baselines.get(name, 0.0) for each in kept])
+        rivals |= _with_interval(name, measure, values, numbers)
     return {
         "field": label,
         "measure": "auroc" if binary else "spearman",
-        "model": measure(mean, numbers),
-        "model_ci95": [float(low), float(high)],
+        **_with_interval("model", measure, mean, numbers),
         "baselines": rivals,
     }
 

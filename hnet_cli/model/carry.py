@@ -83,10 +83,10 @@ def _route(net: HNet, encoded: Tensor, ids: Tensor | None, packing: Packing, sta
     own = net.routing_module(encoded, packing, ids)
     if state.seen[0]:
         now = Now(None, None, state.position, state.seen[0] + 1, True, state.tables)
-        weight = net.routing_module.q_proj_layer.weight if own.learned else encoded
+        tokens = packing.position[:1] if ids is None else ids[:1]  # only the bytes' own level reads them
         with torch.autocast(encoded.device.type, enabled=False):
-            tokens = packing.position[:1] if ids is None else ids[:1]
-            own.boundary_prob[:1] = net.routing_module.step(encoded[:1].to(weight.dtype), tokens, state, now)
+            first = encoded[:1].to(state.projection.dtype) if own.learned else encoded[:1]
+            own.boundary_prob[:1] = net.routing_module.step(first, tokens, state, now)
         own.boundary_mask[:1] = own.boundary_prob[:1] > 0.5
     with torch.autocast(encoded.device.type, enabled=False):
         net.routing_module.remember(encoded[-1:], None if ids is None else ids[-1:], state)
@@ -207,6 +207,6 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
         own = past + start - low  # the column of the first query's own key
         seen = torch.ones(end - start, past + end - low, dtype=torch.bool, device=q.device).tril(own)
         seen = seen if window < 0 else seen.triu(own - window)
-        rows = (t.transpose(0, 1)[None] for t in (q[start:end], k[low : past + end], v[low : past + end]))
-        out[start:end] = F.scaled_dot_product_attention(*rows, attn_mask=seen)[0].transpose(0, 1)
+        rows, keys, values = (t.transpose(0, 1)[None] for t in (q[start:end], k[low : past + end], v[low : past + end]))
+        out[start:end] = F.scaled_dot_product_attention(rows, keys, values, attn_mask=seen)[0].transpose(0, 1)
     return out
