@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hnet_cli.distributed import ALONE, World, own
 from hnet_cli.model import RoutingOutput
 
 BINS = 20
@@ -80,20 +81,27 @@ def part_of(name: str) -> str:
     return f"{word}{level}" if word in ("encoder", "decoder", "routing", "residual", "padding", "adapter") else "main"
 
 
-def clip_gradient(model: nn.Module, largest: float) -> tuple[Tensor, dict[str, Tensor]]:
+def clip_gradient(model: nn.Module, largest: float, world: World = ALONE) -> tuple[Tensor, dict[str, Tensor]]:
     """Scale the gradient to a norm of at most `largest` (0: leave it). Returns the norm before, and that of each part.
 
-    The squares of the parts add up to the square of the whole. Nothing is read on the host.
+    The squares of the parts add up to the square of the whole. Nothing is read on the host. Ranks that divide the
+    parameters find the very norm that one rank finds: they divide rows, and rows are added up in float64.
     """
+    gradients: list[Tensor] = []
     parts: dict[str, list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
-            parts.setdefault(part_of(name), []).append(parameter.grad)
-    norms = {part: nn.utils.get_total_norm(gradients, foreach=True) for part, gradients in parts.items()}
-    norm = torch.stack(list(norms.values())).norm()
+            gradient = own(parameter.grad)
+            rows = torch.linalg.vector_norm(gradient, dim=-1) if gradient.ndim > 1 else gradient
+            gradients.append(gradient)
+            parts.setdefault(part_of(name), []).append(rows.flatten())
+    squares = torch.stack([torch.cat(rows).double().square_().sum() for rows in parts.values()])
+    if world.sharded:
+        squares = world.gather(squares).sum(0)
+    norm, norms = squares.sum().sqrt().float(), squares.sqrt().float()
     if largest:
-        nn.utils.clip_grads_with_norm_(model.parameters(), largest, norm, foreach=True)
-    return norm, norms
+        torch._foreach_mul_(gradients, (largest / (norm + 1e-6)).clamp(max=1.0))
+    return norm, dict(zip(parts, norms, strict=True))
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from torch import Tensor
 from hnet_cli.alignment import confidence_alignment, entropy_alignment
 from hnet_cli.config import RunConfig, TrainConfig
 from hnet_cli.corpus.loader import Batch
-from hnet_cli.distributed import ALONE, World, whole
+from hnet_cli.distributed import ALONE, World
 from hnet_cli.evaluate import to_device
 from hnet_cli.health import clip_gradient, read, routing_counts, stage_metrics
 from hnet_cli.model import HNetForCausalLM, RoutingOutput, ratio_loss
@@ -174,7 +174,7 @@ def train_step(model: HNetForCausalLM, optimizer: torch.optim.Optimizer, batches
     parts, counts, splits = accumulate(
         model, batches, weight_sum or 1.0, step, config, autocast, histograms, world, teacher
     )  # fmt: skip
-    norm, norms = clip_gradient(model, train.grad_clip)
+    norm, norms = clip_gradient(model, train.grad_clip, world)
     loss, nll, ratio, alignment = (
         torch.stack([getattr(part, name) for part in parts]).sum()
         for name in ("total", "nll_sum", "ratio", "alignment")
@@ -186,7 +186,7 @@ def train_step(model: HNetForCausalLM, optimizer: torch.optim.Optimizer, batches
     numbers = read(
         {
             "scalars": world.gather(torch.stack(own)).sum(0),
-            "norms": whole(torch.stack([norm, *norms.values()])),
+            "norms": torch.stack([norm, *norms.values()]),
             "counts": of_ranks.sum(0),
             "chunks": of_ranks[..., 1:2],
         }
