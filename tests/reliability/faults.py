@@ -325,12 +325,14 @@ def fingerprint(disk: Any) -> str:
     return hashlib.sha256(repr([(n, fingerprint(d)) for n, d in sorted(disk.items())]).encode()).hexdigest()
 
 
-def lay_out(disk: Folder, folder: Path, pool: Path) -> None:
-    """Make real files of it, as links to files of equal content in `pool`."""
+def lay_out(disk: Folder, folder: Path, pool: Path | None = None) -> None:
+    """Make real files of it; with `pool`, to be read only: links to files of equal content in there."""
     folder.mkdir()
     for name, held in disk.items():
         if isinstance(held, dict):
             lay_out(held, folder / name, pool)
+        elif pool is None:
+            (folder / name).write_bytes(held)
         else:
             content = pool / fingerprint(held)
             if not content.exists():

@@ -254,6 +254,8 @@ def test_r1_a_power_cut_at_every_operation(cases: dict[str, Case], name: str, tm
                 lay_out(left, tmp_path / "left", pool)
                 seen[key] = judged(case, tmp_path / "left", done)
                 if not seen[key] and len(seen) % 8 == 1:  # and the work can be done again on such a disk
+                    shutil.rmtree(tmp_path / "left")
+                    lay_out(left, tmp_path / "left")
                     with Disk(tmp_path / "left", exchanges=case.exchanges).watched():
                         case.write(tmp_path / "left")
                     seen[key] = judged(case, tmp_path / "left", True)
