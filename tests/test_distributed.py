@@ -16,7 +16,7 @@ from runkit import FLAT, SETTINGS, TWO_STAGES, dataset, metrics, tiny, weights
 from test_accumulate import batch
 
 from hnet_cli import failures
-from hnet_cli.checkpoint import load, newest
+from hnet_cli.checkpoint import newest
 from hnet_cli.config import TrainConfig
 from hnet_cli.distributed import ALONE, World, joined, place
 from hnet_cli.errors import UsageError
