@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +13,7 @@ from hnet_cli.corpus.dataset import Dataset
 from hnet_cli.corpus.loader import Batch, windows
 from hnet_cli.distributed import ALONE, World
 from hnet_cli.health import read, routing_counts, stage_metrics
+from hnet_cli.kernels.packing import send
 from hnet_cli.model import HNetForCausalLM
 from hnet_cli.tokens import tokenised
 
@@ -64,12 +64,6 @@ def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tenso
 
     The offsets stay on the host, where the model reads them; the rest is copied while the device goes on.
     """
-
-    def move(array: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(array)
-        if device.type == "cuda":
-            tensor = tensor.pin_memory()  # from elsewhere a copy waits for the device
-        return tensor.to(device, non_blocking=True)
-
-    weights = None if batch.weights is None else move(batch.weights)
-    return move(batch.inputs).long(), move(batch.targets).long(), torch.from_numpy(batch.cu_seqlens), weights
+    weights = None if batch.weights is None else send(torch.from_numpy(batch.weights), device)
+    inputs, targets = (send(torch.from_numpy(each), device).long() for each in (batch.inputs, batch.targets))
+    return inputs, targets, torch.from_numpy(batch.cu_seqlens), weights

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hnet_cli.distributed import ALONE, World, own
@@ -42,9 +43,8 @@ def routing_counts(routing: list[RoutingOutput], histogram: bool = True) -> Tens
         positions = prob.new_full((), len(prob), dtype=torch.float64)
         row = [torch.stack([positions, stage.boundary_mask.sum().double(), prob.sum(dtype=torch.float64)])]
         if histogram:
-            edges = torch.arange(BINS + 1, device=prob.device, dtype=prob.dtype) / BINS
-            edges[-1] = torch.inf
-            row.append(-(prob[:, None] >= edges).sum(0).diff().double())
+            edges = torch.arange(BINS, device=prob.device, dtype=prob.dtype) / BINS
+            row.append(-F.pad((prob[:, None] >= edges).sum(0), (0, 1)).diff().double())
         rows.append(torch.cat(row))
     return torch.stack(rows) if rows else torch.zeros(0)
 

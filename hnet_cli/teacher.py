@@ -20,6 +20,7 @@ from torch import Tensor
 from hnet_cli import storage
 from hnet_cli.corpus.loader import BOS, Batch
 from hnet_cli.errors import DamagedError, InputError
+from hnet_cli.kernels.packing import send
 from hnet_cli.model import RoutingOutput
 from hnet_cli.storage import shown
 from hnet_cli.tokens import Tokenizer
@@ -38,8 +39,10 @@ class Lesson:
     """(T,) bool: where a chunk should begin."""
     judged: Tensor
     """(T,) bool: where that is certain and not given anyway."""
+    where: Tensor
+    """(K,) int64: those positions, and"""
     embedding: Tensor
-    """(K, D): of the token before each of the K boundaries, in their order."""
+    """(K, D): the embedding of the token before each of them."""
     scale: float
     """Mean squared length of an embedding."""
 
@@ -52,10 +55,11 @@ class Lesson:
         accuracy = ((routing.boundary_mask == self.boundary) * judged).sum() / judged.sum().clamp_min(1)
         distance = p.new_zeros(())
         if routing.embedding is not None:
-            both = routing.boundary_mask & self.boundary
-            chunk, own = (mask.cumsum(0)[both] - 1 for mask in (routing.boundary_mask, self.boundary))
-            read, wanted = routing.embedding[chunk].to(p.dtype), self.embedding[own].to(p.dtype)
-            distance = (read - wanted).square().sum(-1).mean() / self.scale
+            both = routing.boundary_mask.index_select(0, self.where)
+            chunk = routing.boundary_mask.cumsum(0).index_select(0, self.where) - 1
+            read = routing.embedding.index_select(0, chunk)
+            apart = (read.to(p.dtype) - self.embedding.to(p.dtype)).square().sum(-1)
+            distance = (apart * both).sum() / both.sum().clamp_min(1) / self.scale
         return torch.stack([entropy, distance, accuracy.to(p.dtype)])
 
 
@@ -95,11 +99,10 @@ class Teacher:
             judged[a] = judged[max(a, b - CUT) : b] = False
             before += [np.array([self.tokenizer.bos]), tokens[: len(starts)]]
         ids = np.concatenate(before)
-        marks, sure, embedding = (
-            each.to(device, non_blocking=True)
-            for each in (torch.from_numpy(boundary), torch.from_numpy(judged), self.table[torch.from_numpy(ids)])
+        marks, sure, where = (
+            send(torch.from_numpy(each), device) for each in (boundary, judged, np.flatnonzero(boundary))
         )
-        return Lesson(marks, sure, embedding, self.scale)
+        return Lesson(marks, sure, where, send(self.table[torch.from_numpy(ids)], device), self.scale)
 
 
 def keep(source: Path, run: Path) -> None:

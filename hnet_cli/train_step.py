@@ -57,8 +57,8 @@ class GlobalRatio:
 
     def __call__(self, learned: list[tuple[RoutingOutput, float]]) -> Tensor:
         """The mean of this over ranks is the loss, the mean of its gradient over ranks the gradient."""
-        own = [torch.stack([r.boundary_mask.sum(), r.boundary_mask.new_tensor(len(r.boundary_mask), dtype=torch.int64)])
-               for r, _ in learned]  # fmt: skip
+        masks = [routing.boundary_mask for routing, _ in learned]
+        own = [torch.stack([mask.sum(), mask.new_full((), len(mask), dtype=torch.int64)]) for mask in masks]
         now = self.world.gather(torch.stack(own)).sum(0)
         self.counted.append(now)
         boundaries, positions = torch.stack(self.counted).sum(0).float().unbind(1)
@@ -150,7 +150,7 @@ def accumulate(model: HNetForCausalLM, batches: list[Batch], weight_sum: float, 
 
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether an allocator failed: a GPU's has an exception of its own, the CPU's only its words."""
-    words = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    words = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory")
     return isinstance(error, torch.OutOfMemoryError) or any(each in str(error) for each in words)
 
 

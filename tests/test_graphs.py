@@ -1,5 +1,8 @@
 """Generation by recordings: what is replayed is what the model would compute, whatever rows are at a boundary."""
 
+import contextlib
+import weakref
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +12,7 @@ from test_generation import CONFIGS, check_routing, full, text
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from hnet_cli.model.graphs import GraphSteps, PlainSteps, steps
+from hnet_cli.model.graphs import GraphSteps, PlainSteps, cuda_graphs, steps
 from hnet_cli.model.waiting import InStep
 from hnet_cli.sample import generate
 
@@ -168,6 +171,30 @@ def test_errors_are_those_of_the_model():
     stepper.step(text(2, 0))
     with pytest.raises(ValueError, match="room"):
         stepper.step(text(2, 0))
+
+
+def test_the_memory_that_recordings_share_outlives_them(monkeypatch):
+    """The allocator refuses a pool whose last graph is gone: after rows were given up all recordings begin anew."""
+
+    class Graph:
+        def __init__(self):
+            alive.add(self)
+
+        def replay(self):
+            pass
+
+    alive, streams = weakref.WeakSet(), []
+    fakes = {"graph_pool_handle": object, "CUDAGraph": Graph, "current_stream": lambda: "own",
+             "set_stream": streams.append, "graph": lambda graph, pool: contextlib.nullcontext()}  # fmt: skip
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    capture = cuda_graphs()
+    for _ in range(3):
+        capture(lambda: None)
+    assert len(alive) == 1
+    with pytest.raises(ZeroDivisionError):
+        capture(lambda: 1 / 0)
+    assert streams == ["own"] * 4
 
 
 def test_what_is_chosen_without_a_gpu():

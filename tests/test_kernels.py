@@ -285,3 +285,22 @@ def test_positions_found_without_asking_the_device(bits):
     expected = [i for i, bit in enumerate(bits) if bit]
     assert true_positions(mask, len(expected)).tolist() == expected
     assert scattered_positions(mask, len(expected)).tolist() == expected
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("none left"), RuntimeError("no compiler")])
+def test_a_piece_that_fails_runs_plain_but_for_want_of_memory(error):
+    """Memory that ran out was asked for by the data: the step is tried again with fewer, and compiled."""
+
+    def compiled(x):
+        raise error
+
+    piece, x = external.Compiled(reference.swiglu), torch.tensor([[2.0, 0.0]])
+    vars(piece)["compiled"] = compiled
+    if isinstance(error, torch.OutOfMemoryError):
+        with pytest.raises(torch.OutOfMemoryError):
+            piece(x)
+        assert piece.failure is None
+    else:
+        with pytest.warns(UserWarning, match="torch.compile of swiglu failed.*no compiler"):
+            assert torch.equal(piece(x), reference.swiglu(x))
+        assert "no compiler" in piece.failure

@@ -216,6 +216,8 @@ class Compiled:
         if self.failure is None:
             try:
                 return self.compiled(*args)
+            except torch.OutOfMemoryError:
+                raise  # of the data, not of the compiler: the step is tried again in smaller pieces
             except Exception as error:  # whatever the compiler raises: the plain function gives the same numbers
                 self.failure = f"{type(error).__name__}: {error}"
                 warnings.warn(

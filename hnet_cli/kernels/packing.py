@@ -30,8 +30,7 @@ class Packing:
 
     @classmethod
     def of_lengths(cls, lengths: list[int], device: torch.device | str = "cpu") -> Packing:
-        cu_seqlens = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
-        return cls(cu_seqlens, lengths)
+        return cls(send(torch.tensor([0, *accumulate(lengths)], dtype=torch.int32), device), lengths)
 
     @classmethod
     def of_cu_seqlens(cls, cu_seqlens: Tensor, device: torch.device | None = None) -> Packing:
@@ -47,7 +46,7 @@ class Packing:
             raise ValueError(
                 f"cu_seqlens must start at 0 and every document needs at least one position, got {offsets[:8]}"
             )
-        return cls(cu_seqlens.to(device or cu_seqlens.device, non_blocking=True), lengths)
+        return cls(send(cu_seqlens, device or cu_seqlens.device), lengths)
 
     def groups(self, limit: int) -> Iterator[tuple[int, Packing]]:
         """Consecutive documents of at most `limit` positions together and where they start; one may be longer."""
@@ -130,6 +129,13 @@ class Packing:
         if key not in self._cache:
             self._cache[key] = Bucket.group(self, waste)
         return self._cache[key]  # type: ignore[return-value]
+
+
+def send(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor on `device`, without waiting for it: a copy of memory that is not pinned would."""
+    if tensor.device.type == "cpu" and torch.device(device).type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def true_positions(mask: Tensor, count: int) -> Tensor:
@@ -239,7 +245,7 @@ class Bucket:
     @classmethod
     def _of(cls, starts: list[int], lengths: list[int], device: torch.device) -> Bucket:
         longest = max(lengths)
-        start, length = (torch.tensor(v, device=device)[:, None] for v in (starts, lengths))
+        start, length = send(torch.tensor([starts, lengths]), device)[:, :, None]
         column = torch.arange(longest, device=device)
         gather = (start + torch.minimum(column, length - 1)).flatten()
         scatter = true_positions((column < length).flatten(), sum(lengths))

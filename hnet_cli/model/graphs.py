@@ -63,11 +63,17 @@ def steps(model: HNetForCausalLM, state: GenerationState) -> Steps:
 def cuda_graphs() -> Capture:
     """Recordings as CUDA graphs, which share their memory: one runs at a time and keeps nothing in it."""
     pool = torch.cuda.graph_pool_handle()
+    kept: list[torch.cuda.CUDAGraph] = []
 
     def capture(run: Run) -> Run:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            run()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, pool=pool):
+                run()
+        finally:
+            torch.cuda.set_stream(stream)  # one that fails leaves the stream that it recorded on
+        if not kept:  # a pool whose last graph is gone cannot be recorded into again
+            kept.append(graph)
         return graph.replay
 
     return capture

@@ -1,0 +1,242 @@
+"""Where the host waits for a GPU, found without one: a training step and steps of generation on tensors that say they
+are on a GPU and have a shape and a dtype, but no values.
+
+    python benchmarks/fake_gpu.py [--presets 2stage-xl small] [--rows 2] [--set train.alignment=entropy ...]
+
+Forward pass, losses, records and optimizer run as they are; an operation between tensors of different devices or of
+dtypes that do not fit fails here as it would there. Backward passes need a GPU: gradients are made up. Attention is
+torch's for packed documents, the rest the reference's. The last line is a JSON object with, for the training step of
+two micro-batches and for a byte of generation (plain, and as it is recorded), every place where the host would wait,
+and how often: what it reads of the device, copies that are not asynchronous or not out of pinned
+memory, and operations whose result has a size that only the device knows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import json
+import sys
+import traceback
+import types
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from gpu_tools import documents
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hnet_cli import kernels as seam
+from hnet_cli.distributed import World
+from hnet_cli.kernels import Kernels, external
+from hnet_cli.model import HNetForCausalLM
+from hnet_cli.model.blocks import recompute
+from hnet_cli.model.skeleton import skeleton
+
+GPU = torch.device("cuda", 0)
+aten = torch.ops.aten
+OF_UNKNOWN_SIZE = (aten.nonzero, aten.masked_select, aten._unique2, aten._local_scalar_dense, aten.equal)
+
+
+def here() -> str:
+    """The line of the product that is at work."""
+    for frame in reversed(traceback.extract_stack()):
+        if "/hnet_cli/" in frame.filename:
+            return f"{Path(frame.filename).name}: {frame.name}"
+    return "?"
+
+
+class Waits(TorchDispatchMode):
+    """Notes what makes the host wait, by place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def note(self, what: str) -> None:
+        self.found[f"{here()}: {what}"] += 1
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, packet = kwargs or {}, func.overloadpacket
+        if packet in OF_UNKNOWN_SIZE and args[0].is_cuda:
+            self.note(f"{packet.__name__}")
+        if packet in (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_):
+            for index in args[1]:
+                if index is not None and index.is_cuda and index.dtype in (torch.bool, torch.uint8):
+                    self.note("index by a mask")
+                if index is not None and index.is_cuda != args[0].is_cuda:
+                    self.note("index on another device")
+        out = func(*args, **kwargs)
+        if packet in (aten._to_copy, aten.copy_):
+            source = args[1] if packet is aten.copy_ else args[0]
+            unasked = kwargs.get("non_blocking", args[2] if packet is aten.copy_ and len(args) > 2 else False)
+            host = source if out.is_cuda else out
+            if source.is_cuda != out.is_cuda and not (unasked and getattr(host, "pinned", False)):
+                self.note(f"copy {'to' if out.is_cuda else 'from'} the device {tuple(source.shape)}")
+        return out
+
+
+class Pinned(TorchFunctionMode):
+    """Memory is pinned by a mark: there is no driver to ask."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        pin = kwargs.pop("pin_memory", False)
+        out = args[0] if func is Tensor.pin_memory else func(*args, **kwargs)
+        if pin or func is Tensor.pin_memory:
+            out.pinned = True
+        return out
+
+
+@contextlib.contextmanager
+def faked(offsets: Callable[[Tensor], list[int]], wait: Callable[[str], None]) -> Iterator[None]:
+    """In here tensors have no values. What is read of one on the device is told to `wait`; integers are `offsets` of
+    chunks, other numbers 1."""
+    real = torch.from_numpy
+    current: Any = types.SimpleNamespace(synchronize=lambda: wait("waits for the stream"))
+
+    def read(tensor: Tensor) -> list[Any]:
+        if tensor.is_cuda:
+            wait(f"reads {tuple(tensor.shape)}")
+        counts = tensor.dtype in (torch.int32, torch.int64)
+        return offsets(tensor) if counts else [1.0] * tensor.numel()
+
+    def from_numpy(array: Any) -> Tensor:
+        with unset_fake_temporarily():
+            return real(array)
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        stack.enter_context(mock.patch.object(FakeTensor, "tolist", read))
+        stack.enter_context(mock.patch.object(torch, "from_numpy", from_numpy))
+        stack.enter_context(mock.patch.object(torch.cuda, "is_bf16_supported", return_value=True))
+        stack.enter_context(
+            mock.patch.object(torch.cuda.amp.common, "amp_definitely_not_available", return_value=False)
+        )
+        stack.enter_context(mock.patch.object(torch.cuda, "device", return_value=contextlib.nullcontext()))
+        stack.enter_context(mock.patch.object(torch.cuda, "current_stream", return_value=current))
+        yield
+
+
+def without_values(config: Any, device: torch.device) -> HNetForCausalLM:
+    """The model of a run configuration, inside `faked`."""
+    model = skeleton(HNetForCausalLM, config.model)
+    recompute(model, config.train.activation_checkpointing)
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = nn.Parameter(torch.empty_like(parameter, device=device))
+    return model
+
+
+class Offsets:
+    """Chunks at a given share of the positions of each level, equally many in each document."""
+
+    def __init__(self, positions: int, shares: Sequence[float]) -> None:
+        self.positions, self.shares, self.asked = positions, shares, 0
+
+    def __call__(self, offsets: Tensor) -> list[int]:
+        stage, rows = self.asked % len(self.shares), len(offsets) - 1
+        self.asked += 1
+        chunks = max(rows, round(self.positions * self.shares[stage]))
+        return [row * chunks // rows for row in range(rows + 1)]
+
+
+class MadeUp(World):
+    """One rank whose gradients have no values either."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def backward(self, loss: Tensor, last: bool = True) -> None:
+        for parameter in self.model.parameters():
+            parameter.grad = torch.empty_like(parameter)
+
+
+def have_guard() -> None:
+    """What torch does where it knows GPUs but finds none, for a torch that does not know them: streams and the like are
+    those of no device. It asks for a guard that counts no devices, and puts one that does nothing in its place."""
+    if torch.version.cuda is not None:
+        return
+    zero = ctypes.CFUNCTYPE(ctypes.c_int8)(lambda: 0)
+    table = (ctypes.c_void_p * 64)(*[ctypes.cast(zero, ctypes.c_void_p).value] * 64)
+    guard = ctypes.pointer(ctypes.c_void_p(ctypes.addressof(table)))
+    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib/libc10.so"))
+    register = library._ZN3c104impl24DeviceGuardImplRegistrarC1ENS_10DeviceTypeEPKNS0_24DeviceGuardImplInterfaceE
+    register(ctypes.byref(ctypes.c_char()), ctypes.c_int8(1), guard)
+    torch._C._ensureCUDADeviceGuardSet()
+
+
+def training(config: Any, rows: int) -> dict[str, int]:
+    """Of a step of two micro-batches that is recorded with histograms."""
+    from hnet_cli.budget import chunk_fractions
+    from hnet_cli.optim import build_optimizer
+    from hnet_cli.train_step import precision_context, train_step
+
+    length, waits = config.train.sequence_length, Waits()
+    offsets = Offsets(rows * length, chunk_fractions(config))
+    with faked(offsets, waits.note), Pinned():
+        model = without_values(config, GPU)
+        optimizer = build_optimizer(model, config)
+        given = (model, optimizer, [documents(rows, length)] * 2, 1, config, precision_context(config, GPU))
+        model.requires_grad_(False)
+        with waits:
+            train_step(*given, True, MadeUp(model))
+    return dict(waits.found)
+
+
+def generation(config: Any, rows: int) -> dict[str, dict[str, int]]:
+    """Of one byte, every row at a boundary of every stage: plain, and as it is recorded."""
+    from hnet_cli.model.graphs import GraphSteps, PlainSteps
+
+    waits, prompt = Waits(), 16
+    offsets = Offsets(rows * prompt, [0.5] * config.model.num_stages)
+    with faked(offsets, waits.note), Pinned(), torch.inference_mode():
+        model = without_values(config, GPU).cast(torch.bfloat16)
+        state = model.allocate_state(rows, 64)
+        model.prefill([torch.zeros(prompt, dtype=torch.int64)] * rows, state)
+        tokens = torch.zeros(rows, dtype=torch.int64, device=GPU)
+        found = {}
+        for name, steps in (("byte", PlainSteps(model, state)), ("recorded_byte", GraphSteps(model, state))):
+            steps.step(tokens)
+            waits.found.clear()
+            with waits:
+                steps.step(tokens)
+            found[name] = dict(waits.found)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--presets", nargs="+", default=["2stage-xl", "small"])
+    parser.add_argument("--rows", type=int, default=2)
+    parser.add_argument("--set", nargs="*", default=[], dest="settings")
+    given = parser.parse_args()
+    from hnet_cli.config import resolve
+
+    have_guard()
+    kernels = Kernels(attention=external.varlen_attention(external.load_varlen()[1]))
+    found: dict[str, Any] = {}
+    with mock.patch.object(seam, "_choose", return_value=kernels):
+        for name in given.presets:
+            config = resolve(name, ["precision=bf16", "train.micro_batches=2", *given.settings])
+            found[name] = {
+                "stages": config.model.num_stages,
+                "step": training(config, given.rows),
+                **generation(config, given.rows),
+            }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
