@@ -362,7 +362,15 @@ def test_two_models_are_compared_on_the_same_bytes(capsys, texts):
     first, second = found["models"]
     assert found["difference"]["bpb"] == pytest.approx(second["bpb"] - first["bpb"])
     assert found["difference"]["bpb"] > 0
+    assert found["difference"]["relative"] == pytest.approx(second["bpb"] / first["bpb"] - 1)
     assert first["bytes"] == second["bytes"]
+
+
+def test_models_that_read_differently_are_not_compared_unasked(capsys, texts):
+    code, _, err = hnet(capsys, "eval", "starter:text", "starter:dna", texts[0])
+    assert code == 2
+    assert "starter:dna of dna" in err
+    assert "--modality" in err
 
 
 def test_a_run_is_evaluated_on_its_own_dataset(capsys, tmp_path, monkeypatch):

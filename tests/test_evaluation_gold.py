@@ -289,22 +289,22 @@ def test_a_gene_across_the_origin_of_a_circle_has_no_intron():
     assert list(regions(Document(b"A" * 90, "chr1", "x.fa"), text.getvalue())["intron"]) == list(range(9, 60))
 
 
-def test_edges_of_a_long_record_have_an_interval(monkeypatch):
-    """By stretches, which together have every edge and every boundary that does not begin one."""
+def test_a_long_record_is_several_stretches(monkeypatch):
+    """Which together have every boundary and edge but the edges that they begin with."""
     monkeypatch.setattr(gold, "BLOCK", 1000)
     data = b"ACGTTGCAAC" * 900
-    rows = [f"chr1\tx\tCDS\t{at}\t{at + 29}\t.\t+\t0\tID={at}" for at in range(40, len(data) - 99, 70)]
-    known = modality.get("dna").annotation(Source.of_bytes("\n".join(rows).encode(), "a.gff"))
-    document = Document(data, "chr1", "x.fa")
-    starts = np.arange(0, len(data), 3)
-    edges = known.edges(document)["CDS edge"]
-    kept = [gold._part(data, starts, edges, np.arange(len(data) + 1), low) for low in range(0, len(data), 1000)]
-    assert b"".join(part[0] for part in kept) == data
-    assert sum(len(part[1]) for part in kept) == len(starts)
-    assert sum(len(part[2]) for part in kept) == 2 * len(rows)
-    model = checkpoint.load("starter:dna")
-    (found,) = gold.by_region(model, modality.get("dna"), [document], known)["edges"]["CDS edge"]
-    assert found["f1_ci95"][0] < found["f1"] < found["f1_ci95"][1]
+    edges, found, settled = np.arange(40, 8990, 35), np.arange(0, 9000, 3), np.arange(9001)
+    rows = [{}]
+    gold._add(rows, data, [found], edges, settled)
+    parts = np.array(rows[0]["model"])
+    assert len(parts) == 9
+    assert parts[:, gold.EDGES].sum() == len(edges) - 8
+    assert parts[:, gold.BYTES].sum() == 9000
+    whole = np.array(_compared(data, found, edges, settled)["model"])
+    assert abs(parts.sum(0) - whole).max() <= 3 * 8
+    figures = _figures(rows[0])
+    assert figures["f1_ci95"][0] <= figures["f1"] <= figures["f1_ci95"][1]
+    assert figures["f1"] == pytest.approx(_figures({"model": [whole.tolist()]})["f1"], rel=0.05)
 
 
 @pytest.mark.parametrize("text", ["", "chr1\tx\tgene\n", "LOCUS       broken\n", "##gff-version 3\n", "what is this",

@@ -105,6 +105,12 @@ def evaluate(
         say(f"Data: [bold]{literal(own)}[/]")
         request = replace(request, data=[str(own)])
     loaded = [checkpoint.load(name, machine(device).device) for name in names]
+    if len({model.modality for model in loaded} - {None}) > 1 and not modality:
+        raise UsageError(
+            f"{names[0]} is a model of {loaded[0].modality}, {names[1]} of {loaded[1].modality}: they read files "
+            "differently",
+            "say --modality to have both read them so",
+        )
     length = default_context(*(model.config for model in loaded)) if context is None else context
     if stride and length and stride > length:
         raise UsageError(f"--stride {stride} is longer than the context of {length}", "give --context too")

@@ -38,12 +38,18 @@ def figures(scores: Scores) -> dict[str, Any]:
 
 
 def difference(first: Scores, second: Scores) -> dict[str, Any]:
-    """bpb of the second minus that of the first on the same bytes, paired by document; `better` is the share of draws
-    in which the second is the better one."""
+    """bpb of the second minus that of the first on the same bytes, paired by document; `relative`, the same over that
+    of the first; `share_of_draws_second_better`."""
     units = first.units((second.nats - first.nats) / math.log(2), first.bytes)
     drawn = draws(units, ratio)
     share = None if drawn is None else float((drawn < 0).mean())
-    return {**with_interval("bpb", units), "share_of_draws_second_better": share, "unit": first.unit}
+    relative = first.units(second.nats - first.nats, first.nats)
+    return {
+        **with_interval("bpb", units),
+        **with_interval("relative", relative),
+        "share_of_draws_second_better": share,
+        "unit": first.unit,
+    }
 
 
 def stages(scores: Scores, config: HNetConfig) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ own mean length, and thrown at random at the model's own rate, whose figures are
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,10 @@ HITS, FOUND, EDGES, PLACES, RIGHT, PIECES, UNITS, BYTES, EXACT, RAW = range(10)
 """Columns of the counts: boundaries that are edges, boundaries, edges, places where a boundary can be; pieces between
 boundaries that are whole units, pieces, units; bytes; boundaries that stand on an edge as they are, not settled, and
 all of these."""
+
+
+BLOCK = 10_000
+"""Positions of a stretch, where what is compared is long."""
 
 
 def boundaries(
@@ -58,10 +63,7 @@ def against(model: HNetForCausalLM, modality: Modality, stretches: Iterable[Gold
         bytes_, number = bytes_ + len(document.data), number + 1
         settled = _settled(modality, document.data)
         for kind, edges in stretch.edges.items():
-            rows = counts.setdefault(kind, [{} for _ in stages])
-            for stage, found in enumerate(stages):
-                for name, row in _compared(document.data, found, edges, settled).items():
-                    rows[stage].setdefault(name, []).append(row)
+            _add(counts.setdefault(kind, [{} for _ in stages]), document.data, stages, edges, settled)
     kinds = {kind: [_figures(stage) for stage in rows] for kind, rows in counts.items()}
     return {"bytes": bytes_, "stretches": number, "kinds": kinds}
 
@@ -69,6 +71,27 @@ def against(model: HNetForCausalLM, modality: Modality, stretches: Iterable[Gold
 def _settled(modality: Modality, data: bytes) -> np.ndarray:
     told = modality.settle(data)
     return np.arange(len(data) + 1) if told is None else np.asarray(told, np.int64)
+
+
+def _add(
+    rows: list[dict[str, list[list[float]]]],
+    data: bytes,
+    stages: Sequence[np.ndarray],
+    edges: Sequence[int] | np.ndarray,
+    settled: np.ndarray,
+) -> None:
+    """The counts of one stretch at every stage, added to those before. A long one is several, each from an edge to an
+    edge, since what is drawn for the intervals are stretches."""
+    edges = np.asarray(edges, np.int64)
+    at = np.searchsorted(edges, np.arange(BLOCK, len(data), BLOCK))
+    borders = {0, *edges[at[at < len(edges)]].tolist(), len(data)}
+    for low, high in pairwise(sorted(borders)):
+        own = settled[low : high + 1].clip(max=high) - low
+        wanted = edges[(edges >= low) & (edges < high)] - low
+        for stage, found in enumerate(stages):
+            inside = found[(found >= low) & (found < high)] - low
+            for name, row in _compared(data[low:high], inside, wanted, own).items():
+                rows[stage].setdefault(name, []).append(row)
 
 
 def _compared(
@@ -191,27 +214,10 @@ def by_region(
         settled = _settled(modality, document.data)
         for kind, wanted in annotation.edges(document).items():
             if len(wanted):
-                kept = edges.setdefault(kind, [{} for _ in stages])
-                for stage, found in enumerate(stages):
-                    for low in range(0, size, BLOCK):
-                        for name, row in _compared(*_part(document.data, found, wanted, settled, low)).items():
-                            kept[stage].setdefault(name, []).append(row)
+                _add(edges.setdefault(kind, [{} for _ in stages]), document.data, stages, wanted, settled)
     regions = {kind: _region(np.concatenate(parts)) for kind, parts in rows.items()}
     kinds = {kind: [_figures(stage) for stage in stages] for kind, stages in edges.items()}
     return {"bases": total, "regions": regions, "edges": kinds}
-
-
-BLOCK = 10_000
-"""Positions of a stretch in `by_region`."""
-
-
-def _part(
-    data: bytes, found: np.ndarray, edges: Sequence[int], settled: np.ndarray, low: int
-) -> tuple[bytes, np.ndarray, np.ndarray, np.ndarray]:
-    """The arguments of `_compared` for the stretch that begins at `low`."""
-    high = min(low + BLOCK, len(data))
-    own = [places[(places >= low) & (places < high)] - low for places in (found, np.asarray(edges, np.int64))]
-    return data[low:high], own[0], own[1], settled[low : high + 1].clip(max=high) - low
 
 
 def _by_block(positions: np.ndarray, marks: np.ndarray, blocks: int) -> np.ndarray:

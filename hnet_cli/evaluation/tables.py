@@ -47,10 +47,17 @@ def tables(result: Mapping[str, Any]) -> Iterator[Table | str]:
 
 def comparison(result: Mapping[str, Any]) -> Iterator[Table | str]:
     """The difference of two models."""
-    first, second = (literal(model["model"]) for model in result["models"])
+    models = result["models"]
+    first, second = (literal(model["model"]) for model in models)
     difference = result["difference"]
-    rows = table("bits per byte", "", "95%", title=f"{second} minus {first}, on the same {difference['unit']}s")
+    yield f"[bold]{second} minus {first}[/]"
+    yield f"[dim]The same {difference['unit']}s, drawn together.[/]"
+    byte = UNITS.get(models[0].get("modality") or "", "byte")
+    rows = table(f"bits per {byte}", "", "95%")
+    for name, model in zip((first, second), models, strict=True):
+        rows.add_row(name, f"{model['bpb']:.4f}", _interval(model, "bpb"))
     rows.add_row("difference", f"{difference['bpb']:+.4f}", _interval(difference, "bpb", "+.4f"))
+    rows.add_row("relative", f"{difference['relative']:+.2%}", _interval(difference, "relative", "+.2%"))
     share = difference["share_of_draws_second_better"]
     if share is not None:
         rows.add_row(f"draws in which {second} is better", f"{share:.1%}", "")
