@@ -6,7 +6,7 @@ import io
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -99,6 +99,7 @@ def annotation(source: Source) -> Features:
 def _gff(name: str, lines: Iterable[str]) -> dict[str, list[Feature]]:
     records: dict[str, list[Feature]] = {}
     parts: dict[tuple[str, str, str], list[tuple[int, int]]] = {}
+    unphased: dict[tuple[str, str], list[int]] = {}  # CDS of one transcript that tell no phase: where they stand
     for number, line in enumerate(lines, 1):
         if line.startswith("##FASTA"):
             break
@@ -111,13 +112,31 @@ def _gff(name: str, lines: Iterable[str]) -> dict[str, list[Feature]]:
             phase = int(columns[7]) if columns[7] in ("0", "1", "2") else None
             start, end = int(columns[3]) - 1, int(columns[4])
             feature = Feature(columns[2], start, end, STRANDS.get(columns[6], 0), phase)
-            records.setdefault(columns[0], []).append(feature)
-            if feature.kind != "gene" and len(columns) > 8 and (parent := PARENT.search(columns[8])):
+            own = records.setdefault(columns[0], [])
+            own.append(feature)
+            parent = PARENT.search(columns[8]) if len(columns) > 8 else None
+            if feature.kind != "gene" and parent:
                 for each in parent[1].split(","):
                     parts.setdefault((columns[0], feature.kind, each), []).append((start, end))
-    for (record, _, _), own in parts.items():
-        records[record] += introns(sorted(own))
+            if feature.kind == "CDS" and phase is None:
+                transcript = parent[1].split(",")[0] if parent else f"line {number}"
+                unphased.setdefault((columns[0], transcript), []).append(len(own) - 1)
+    for (record, _), indices in unphased.items():
+        _phase(records[record], indices)
+    for (record, _, _), pairs in parts.items():
+        records[record] += introns(sorted(pairs))
     return records
+
+
+def _phase(features: list[Feature], indices: list[int]) -> None:
+    """Gives the CDS of one transcript their phases, if they are whole codons together and hence begin with one."""
+    own = [features[at] for at in indices]
+    if sum(each.end - each.start for each in own) % 3 or len({each.strand for each in own}) > 1:
+        return
+    phase = 0
+    for at in sorted(indices, key=lambda at: features[at].start * (features[at].strand or 1)):
+        features[at] = replace(features[at], phase=phase)
+        phase = (phase - (features[at].end - features[at].start)) % 3
 
 
 def introns(parts: Iterable[tuple[int, int]]) -> list[Feature]:

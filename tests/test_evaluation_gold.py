@@ -237,6 +237,17 @@ def test_codon_positions_on_both_strands():
     assert found["intergenic"].tolist() == [0, 1, 2, *range(30, 40), *range(50, 60)]
 
 
+def test_phases_that_are_not_told_follow_from_whole_codons():
+    """The parts of a transcript are read on; one that is no whole number of codons says nothing."""
+    rows = ["4\t8\t.\t+\t.\tParent=t", "21\t24\t.\t+\t.\tParent=t", "41\t44\t.\t-\t.\tParent=u",
+            "50\t54\t.\t-\t.\tParent=u", "30\t33\t.\t+\t.\tParent=v"]  # fmt: skip
+    found = regions(Document(b"A" * 60, "chr1", "x.fa"), "".join(f"chr1\tx\tCDS\t{row}\n" for row in rows))
+    assert found["codon position 1+"].tolist() == [3, 6, 21]
+    assert found["codon position 3+"].tolist() == [5, 20, 23]
+    assert found["codon position 1-"].tolist() == [42, 50, 53]
+    assert found["codon position 3-"].tolist() == [40, 43, 51]
+
+
 @given(st.integers(0, 59), st.integers(1, 60))
 def test_a_piece_of_a_record_sees_its_own_part(offset, length):
     whole = regions(Document(b"A" * 60, "chr1", "x.fa"))

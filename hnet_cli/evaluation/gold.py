@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hnet_cli.evaluation.resampling import interval, ratio
+from hnet_cli.evaluation.resampling import interval, ratio, with_interval
 from hnet_cli.modality import Annotation, Document, Gold, Modality
 from hnet_cli.model import HNetForCausalLM
 from hnet_cli.windows import windows
@@ -235,17 +235,14 @@ def _region(rows: np.ndarray) -> dict[str, Any]:
         rate = rows[:, [stage, 0]]
         relative = rows[:, [stage, 0, levels + 1 + stage, levels + 1]]
 
-        def enriched(sums: np.ndarray) -> np.ndarray:
-            return ratio(ratio_pairs(sums))
+        def known(sums: np.ndarray) -> np.ndarray:
+            """NaN where a draw has no such place, so that no interval is given for a rare kind."""
+            return np.where(sums[..., 1] > 0, ratio(sums), np.nan)
 
-        result.append(
-            {
-                "rate": float(ratio(rate.sum(0)[None])[0]),
-                "rate_ci95": interval(rate, ratio),
-                "enrichment": float(enriched(relative.sum(0)[None])[0]),
-                "enrichment_ci95": interval(relative, enriched),
-            }
-        )
+        def enriched(sums: np.ndarray) -> np.ndarray:
+            return np.where(sums[..., 1] > 0, ratio(ratio_pairs(sums)), np.nan)
+
+        result.append({**with_interval("rate", rate, known), **with_interval("enrichment", relative, enriched)})
     return {"positions": int(rows[:, 0].sum()), "stages": result}
 
 
