@@ -82,6 +82,7 @@ def holders(stepper):
         for stack in level.state.layers.values():
             for layer in stack:
                 yield from vars(layer).values()
+                yield from vars(getattr(layer, "ssm", layer)).values()
 
 
 @each_model

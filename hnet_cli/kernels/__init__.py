@@ -31,6 +31,7 @@ class Kernels:
     """One function per operation, with the signatures and meaning of those in `kernels.reference`."""
 
     ssd_scan: Function = reference.ssd_scan
+    ssd_state: Function = reference.ssd_state
     ssd_step: Function = reference.ssd_step
     causal_conv: Function = reference.causal_conv
     causal_conv_step: Function = reference.causal_conv_step
@@ -49,7 +50,7 @@ class Kernels:
             self.names.setdefault(operation, "reference")
 
 
-OPERATIONS = [f.name for f in fields(Kernels) if f.name != "names"]
+OPERATIONS = [f.name for f in fields(Kernels) if f.name not in ("names", "ssd_state")]
 REFERENCE = Kernels()
 HALF = (torch.bfloat16, torch.float16)
 HOST: dict[str, Function] = {
@@ -58,6 +59,7 @@ HOST: dict[str, Function] = {
     "causal_conv": host.causal_conv,
     "causal_conv_step": host_step.causal_conv_step,
     "attention": host.attention,
+    "attention_step": host_step.attention_step,
     "add_rms_norm": host.add_rms_norm,
     "gated_rms_norm": host.gated_rms_norm,
     "step_linear": host_step.step_linear,
@@ -152,7 +154,7 @@ def _choose(device: str, dtype: torch.dtype, backend: str) -> Kernels:
             raise RuntimeError(f"there are no fast kernels for {device}")
         return REFERENCE
     if device == "cpu":
-        return Kernels(**HOST, names=dict.fromkeys(HOST, "host"))
+        return Kernels(**HOST, ssd_state=host_step.ssd_state, names=dict.fromkeys(HOST, "host"))
     functions: dict[str, Function] = {}
     names: dict[str, str] = {}
     failures: dict[str, list[str]] = {}

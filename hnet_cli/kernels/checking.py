@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ def inputs(operation: str, packing: Packing, generator: torch.Generator, sizes: 
     if operation == "ssd_step":
         state, x, dt = normal(batch, heads, width, size), normal(batch, heads, width), normal(batch, heads)
         rates = [-normal(heads).exp(), *normal(2, batch, size), 1 + normal(heads), normal(heads) - 2]
-        return [state, torch.ones(batch, heads, dtype=torch.float64), x, dt, *rates]
+        return [reference.SSMState(state), x, dt, *rates]
     if operation == "causal_conv":
         return [normal(total, 96), normal(96, 4), normal(96), packing]
     if operation == "causal_conv_step":
@@ -76,6 +77,9 @@ def inputs(operation: str, packing: Packing, generator: torch.Generator, sizes: 
         return [normal(12, 512), normal(600, 512)]
     if operation == "attention":
         return [*normal(3, total, heads, width), packing, 100]
+    if operation == "attention_step":
+        length = torch.randint(1, 301, (batch - 1,), generator=generator)
+        return [normal(batch - 1, heads, width), *normal(2, batch, 300, heads, width), length, torch.arange(1, batch)]
     if operation == "ema_scan":
         return [normal(total, 96), torch.sigmoid(normal(total)), packing]
     if operation == "add_rms_norm":
@@ -88,7 +92,7 @@ def inputs(operation: str, packing: Packing, generator: torch.Generator, sizes: 
 
 
 # what stays float32 when products run in less: decay rates, skip weights, the residual stream, norm weights
-FLOAT32 = {"ssd_scan": {2, 5, 6}, "ssd_step": {0, 1, 4, 7, 8}, "add_rms_norm": {1, 2}, "gated_rms_norm": {2}}
+FLOAT32 = {"ssd_scan": {2, 5, 6}, "ssd_step": {0, 3, 6, 7}, "add_rms_norm": {1, 2}, "gated_rms_norm": {2}}
 
 
 def differentiated(function: Callable[..., Any], args: list[Any]) -> list[Tensor]:
@@ -105,8 +109,18 @@ def differentiated(function: Callable[..., Any], args: list[Any]) -> list[Tensor
 def stepped(function: Callable[..., Any], args: list[Any]) -> list[Tensor]:
     """Results of two steps, of which the second reads what the first left in its arguments."""
     with torch.no_grad():
-        own = [a.clone() if isinstance(a, Tensor) else a for a in args]
+        own = [_each(a, Tensor.clone) for a in args]
         return [function(*own) for _ in range(2)]
+
+
+def _each(argument: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(argument, reference.SSMState):
+        return reference.SSMState(change(argument.value))
+    return change(argument) if isinstance(argument, Tensor) else argument
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def relative(value: Tensor, expected: Tensor) -> float:
@@ -132,16 +146,12 @@ def compare(
     args = inputs(operation, Packing.of_lengths(list(lengths)), generator, sizes)
     kept = FLOAT32.get(operation, set())
     given = [
-        a.to(torch.promote_types(dtype, torch.float32) if i in kept else dtype) if isinstance(a, Tensor) else a
+        _each(a, partial(_cast, dtype=torch.promote_types(dtype, torch.float32) if i in kept else dtype))
         for i, a in enumerate(args)
     ]
-    truth = [a.double() if isinstance(a, Tensor) else a for a in given]
+    truth = [_each(a, partial(_cast, dtype=torch.float64)) for a in given]
     there = [
-        a.to(device)
-        if isinstance(a, Tensor)
-        else Packing.of_lengths(a.lengths, device)
-        if isinstance(a, Packing)
-        else a
+        Packing.of_lengths(a.lengths, device) if isinstance(a, Packing) else _each(a, lambda t: t.to(device))
         for a in given
     ]
     run = stepped if operation.endswith("_step") else differentiated

@@ -141,8 +141,7 @@ def mamba_step(update: Any) -> Callable[..., Tensor]:
     """`reference.ssd_step` on mamba-ssm's kernel."""
 
     def ssd_step(
-        state: Tensor,
-        scale: Tensor,
+        state: reference.SSMState,
         x: Tensor,
         dt: Tensor,
         A: Tensor,
@@ -152,8 +151,8 @@ def mamba_step(update: Any) -> Callable[..., Tensor]:
         dt_bias: Tensor,
         rows: Tensor | None = None,
     ) -> Tensor:
-        width, size = state.shape[2:]  # the scale is 1 and stays so
-        used = state if rows is None else state[rows]
+        width, size = state.value.shape[2:]
+        used = state.value if rows is None else state.value[rows]
         y = update(  # expanded, not repeated: strides of 0 tell the kernel that a head shares them
             used,
             x.contiguous(),
@@ -166,7 +165,7 @@ def mamba_step(update: Any) -> Callable[..., Tensor]:
             dt_softplus=True,
         )
         if rows is not None:
-            state[rows] = used
+            state.value[rows] = used
         return y
 
     return ssd_step

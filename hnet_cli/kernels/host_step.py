@@ -5,6 +5,9 @@ Results equal the reference up to rounding; `tests/test_host.py` compares them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,37 +15,104 @@ from torch import Tensor
 from . import host, reference
 from .reference import wide
 
-FEW = range(4, 49)
+FEW = range(4, 65)
 """Rows of a product that is faster the other way round."""
 LARGE = 1 << 18
 """Elements of a matrix from which on it is: a megabyte in float32."""
+LATER = 16
+"""Positions after which what they add to a state is added."""
 LEAST = 1e-20
 """Of the scale of a state: what is added is divided by it, and must stay far from the largest float32."""
 
 
 def step_linear(x: Tensor, weight: Tensor) -> Tensor:
-    """As the reference: for a few rows as (W x^T)^T, for which MKL takes up to 40% less time than for x W^T."""
+    """As the reference: for a few rows as (W x^T)^T, for which MKL takes up to 40% less time than for x W^T. What comes
+    out lies in memory as W x^T, and so does what is made of it element by element: the next product needs no copy."""
     if x.dtype in (torch.float32, torch.float64) and len(x) in FEW and weight.numel() >= LARGE:
-        return torch.mm(weight, x.T).T.contiguous()
+        return torch.mm(weight, x.T).T
     return F.linear(x, weight)
 
 
 def causal_conv_step(x: Tensor, state: Tensor, taps: Tensor, bias: Tensor, rows: Tensor | None = None) -> Tensor:
     """As the reference, tap by tap where a window of all rows would leave the cache."""
-    if rows is not None or len(taps) * x.numel() <= host.TILE:
+    if len(taps) * x.numel() <= host.TILE:
         return reference.causal_conv_step(x, state, taps, bias, rows)
+    past = (state if rows is None else state.index_select(0, rows)).unbind(1)
     y = torch.addcmul(bias, x, taps[-1])
-    past = state.unbind(1)
     for old, tap in zip(past, taps, strict=False):
         y.addcmul_(old, tap)
-    for old, later in zip(past, (*past[1:], x), strict=True):
-        old.copy_(later)
+    if rows is not None:
+        state.index_copy_(0, rows, torch.stack([*past[1:], x], 1))
+    else:
+        for old, later in zip(past, (*past[1:], x), strict=True):
+            old.copy_(later)
     return F.silu(y, inplace=True)
 
 
+def attention_step(q: Tensor, k: Tensor, v: Tensor, length: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+    """As the reference; where the caches of the rows are no small matter, row by row instead of from copies."""
+    if length is None or k[0].numel() * len(q) <= host.TILE:
+        return reference.attention_step(q, k, v, length, rows)
+    y = torch.empty_like(q)
+    for i, (row, seen) in enumerate(
+        zip(range(len(q)) if rows is None else rows.tolist(), length.tolist(), strict=True)
+    ):
+        own = (t[row : row + 1, :seen].transpose(1, 2) for t in (k, v))
+        y[i] = F.scaled_dot_product_attention(q[i : i + 1, :, None], *own)[0, :, 0]
+    return y
+
+
+@dataclass(eq=False)
+class LaterState:
+    """States that leave the cache: each is read once in a step, and written once in `LATER` steps.
+
+    With h_t = s_t g_t, s_t = a_t s_(t-1) the scale, h_t = a_t h_(t-1) + dt_t x_t B_t becomes g_t = g_(t-1) +
+    (dt_t x_t / s_t) B_t: a decay costs nothing, and what is added may be added later. Of the last i positions
+    u_j = dt_j x_j / s_j and B_j are kept, so that y_t = s_t (g_(t-i) C_t + sum over j of u_j (B_j C_t)) + D x_t.
+    A scale below LEAST is multiplied into the state and begins at 1 again.
+    """
+
+    state: Tensor
+    """(B, N + LATER, H P), float32 or wider: g, transposed, so that reading it is a sum of long rows; then u."""
+    keys: Tensor
+    """(B, LATER, N): B of the last positions, zero where there are none."""
+    count: Tensor
+    """(B,) int64: how many there are."""
+    scale: Tensor
+    """(B, H)."""
+
+    @property
+    def value(self) -> Tensor:
+        """(B, H, P, N), as of the reference; a copy."""
+        size = self.keys.shape[2]
+        g = self.state[:, :size] + self.keys.mT @ self.state[:, size:]
+        return g.mT.contiguous().unflatten(1, (self.scale.shape[1], -1)) * self.scale[:, :, None, None]
+
+    def fill(self, value: Tensor) -> None:
+        self.state[:, : value.shape[3]] = value.flatten(1, 2).mT
+        for rest, start in ((self.keys, 0), (self.count, 0), (self.scale, 1)):
+            rest.fill_(start)
+
+    def select(self, rows: Tensor) -> None:
+        for name in ("state", "keys", "count", "scale"):
+            setattr(self, name, getattr(self, name)[rows])
+
+
+def ssd_state(like: Tensor, batch_size: int, heads: int, width: int, size: int) -> reference.SSMState | LaterState:
+    """As the reference."""
+    if batch_size * heads * width * size <= host.TILE:
+        return reference.ssd_state(like, batch_size, heads, width, size)
+    empty = wide(like[:0])
+    return LaterState(
+        empty.new_zeros(batch_size, size + LATER, heads * width),
+        empty.new_zeros(batch_size, LATER, size),
+        torch.zeros(batch_size, dtype=torch.int64),
+        empty.new_ones(batch_size, heads),
+    )
+
+
 def ssd_step(
-    state: Tensor,
-    scale: Tensor,
+    state: reference.SSMState | LaterState,
     x: Tensor,
     dt: Tensor,
     A: Tensor,
@@ -52,31 +122,41 @@ def ssd_step(
     dt_bias: Tensor,
     rows: Tensor | None = None,
 ) -> Tensor:
-    """As the reference; where the states of all rows leave the cache, each is read once and its decay is put off.
-
-    With h_t = s_t g_t, s_t = a_t s_(t-1) the scale and g_t the state, h_t = a_t h_(t-1) + dt_t x_t B_t becomes
-    g_t = g_(t-1) + (dt_t x_t / s_t) B_t, and y_t = s_t g_t C_t + D x_t. A scale below LEAST is multiplied into the
-    state and begins at 1 again. What is read in such a step is rounded as before: s_t is a factor of all of it.
-    """
-    count, heads, width = x.shape
-    if count * state[0].numel() <= host.TILE:
-        return reference.ssd_step(state, scale, x, dt, A, B, C, D, dt_bias, rows)
+    """As the reference."""
+    if isinstance(state, reference.SSMState):
+        return reference.ssd_step(state, x, dt, A, B, C, D, dt_bias, rows)
+    x32, size = wide(x), B.shape[-1]
+    everyone = slice(None) if rows is None else rows
     step = F.softplus(wide(dt) + dt_bias)
-    new = (step * A).exp_().mul_(scale if rows is None else scale[rows])
-    if float(new.min()) < LEAST:
-        row, head = (new < LEAST).nonzero(as_tuple=True)
-        state[row if rows is None else rows[row], head] *= new[row, head, None, None]
-        new[row, head] = 1
-    scale[slice(None) if rows is None else rows] = new
-    x32 = wide(x)
-    values = (x32 * (step / new).unsqueeze(-1)).view(count, -1, 1)
-    b, c, y = wide(B).unsqueeze(1), wide(C).unsqueeze(-1), torch.empty_like(values)
-    flat = state.view(len(state), heads * width, -1)
-    if rows is None:
-        parts = [(tile, tile) for tile in host.tiles(count, flat[0].numel())]
-    else:
-        parts = [(slice(i, i + 1), slice(at, at + 1)) for i, at in enumerate(rows.tolist())]
-    for part, where in parts:
-        flat[where].baddbmm_(values[part], b[part])
-        torch.bmm(flat[where], c[part], out=y[part])
-    return y.view(x.shape).mul_(new.unsqueeze(-1)).addcmul_(x32, wide(D).unsqueeze(-1)).to(x.dtype)
+    scale = (step * A).exp_().mul_(state.scale[everyone])
+    if float(scale.min()) < LEAST:
+        row, head = (scale < LEAST).nonzero(as_tuple=True)
+        by_head = state.state.unflatten(2, x.shape[1:])
+        by_head[row if rows is None else rows[row], :, head] *= scale[row, head, None, None]
+        scale[row, head] = 1
+    state.scale[everyone] = scale
+    added = (x32 * (step / scale).unsqueeze(-1)).flatten(1)
+    where = torch.arange(len(x)) if rows is None else rows
+    count = state.count[everyone]
+    state.state[where, size + count], state.keys[where, count] = added, wide(B)
+    keys = state.keys if rows is None else state.keys.index_select(0, rows)
+    weights = torch.bmm(keys, wide(C).unsqueeze(-1)).squeeze(-1)
+    reader = torch.cat([wide(C), weights], 1).unsqueeze(1)
+    y = x32.new_empty(len(x), 1, added.shape[1])
+    for mine, theirs in runs(where.tolist()):
+        torch.bmm(reader[mine], state.state[theirs], out=y[mine])
+    full = where[count == LATER - 1].tolist()
+    state.count[everyone] = count + 1
+    for row in full:
+        state.state[row, :size].addmm_(state.keys[row].T, state.state[row, size:])
+        state.keys[row], state.count[row] = 0, 0
+    return y.view(x.shape).mul_(scale.unsqueeze(-1)).addcmul_(x32, wide(D).unsqueeze(-1)).to(x.dtype)
+
+
+def runs(rows: list[int]) -> Iterator[tuple[slice, slice]]:
+    """Where rows that follow each other are in the list, and which they are."""
+    start = 0
+    for at in range(1, len(rows) + 1):
+        if at == len(rows) or rows[at] != rows[at - 1] + 1:
+            yield slice(start, at), slice(rows[start], rows[at - 1] + 1)
+            start = at

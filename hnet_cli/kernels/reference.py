@@ -7,6 +7,7 @@ that accumulates (decays, states, norms) is at least float32, whatever the input
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -176,9 +177,27 @@ def ssd_scan(
         return y, final
 
 
+@dataclass(eq=False)
+class SSMState:
+    """What `ssd_step` remembers of B documents."""
+
+    value: Tensor
+    """(B, H, P, N), float32 or wider; zero at the beginning of a document."""
+
+    def fill(self, value: Tensor) -> None:
+        self.value.copy_(value)
+
+    def select(self, rows: Tensor) -> None:
+        self.value = self.value[rows]
+
+
+def ssd_state(like: Tensor, batch_size: int, heads: int, width: int, size: int) -> SSMState:
+    """The state that `ssd_step` takes, of the dtype (or wider) and device of `like`."""
+    return SSMState(wide(like[:0]).new_zeros(batch_size, heads, width, size))
+
+
 def ssd_step(
-    state: Tensor,
-    scale: Tensor,
+    state: SSMState,
     x: Tensor,
     dt: Tensor,
     A: Tensor,
@@ -188,22 +207,17 @@ def ssd_step(
     dt_bias: Tensor,
     rows: Tensor | None = None,
 ) -> Tensor:
-    """One position of `ssd_scan` for R rows (None: all): x (R, H, P) -> (R, H, P).
-
-    The state is the product of scale (B, H) and state (B, H, P, N), which are both updated.
-    """
+    """One position of `ssd_scan` for R rows (None: all): x (R, H, P) -> (R, H, P). Updates the state."""
     count, heads, width = x.shape
-    old = state if rows is None else state[rows]
+    old = state.value if rows is None else state.value[rows]
     dt = F.softplus(wide(dt) + dt_bias)
     x32 = wide(x)
     values = (x32 * dt.unsqueeze(-1)).view(count, -1, 1)
-    decay = (dt * A).exp_().mul_(scale if rows is None else scale[rows]).unsqueeze(-1)
+    decay = (dt * A).exp_().unsqueeze(-1)
     new = old.view(count, heads, -1).mul_(decay).view(count, heads * width, -1)
     new.baddbmm_(values, wide(B).unsqueeze(1))
-    if rows is None:
-        scale.fill_(1)
-    else:
-        state[rows], scale[rows] = new.view(old.shape), scale.new_ones(())
+    if rows is not None:
+        state.value[rows] = new.view(old.shape)
     y = torch.bmm(new, wide(C).unsqueeze(-1)).view(x.shape)
     return y.addcmul_(x32, wide(D).unsqueeze(-1)).to(x.dtype)
 
@@ -287,8 +301,13 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     return torch.cat([head, tail], 2).flatten(2, 3)[:, :, :length]
 
 
-def attention_step(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """One query per row: q (R, H, P), keys and values (R, S, H, P), mask (R, S) bool or None -> (R, H, P)."""
-    seen = None if mask is None else mask[:, None, None]
+def attention_step(q: Tensor, k: Tensor, v: Tensor, length: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+    """One query for each of R rows (None: all): q (R, H, P), caches (B, S, H, P) -> (R, H, P).
+
+    `length` (R,) int64: how many of the S positions a row sees, if not all of them.
+    """
+    if rows is not None:
+        k, v = k.index_select(0, rows), v.index_select(0, rows)
+    seen = None if length is None else (torch.arange(k.shape[1], device=k.device) < length[:, None])[:, None, None]
     y = F.scaled_dot_product_attention(q[:, :, None], k.transpose(1, 2), v.transpose(1, 2), attn_mask=seen)
     return y[:, :, 0]

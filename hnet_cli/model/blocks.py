@@ -78,27 +78,26 @@ class Mamba2(nn.Module):
             y = kernels.ssd_scan(*scan)
         else:
             y, final = kernels.ssd_scan(*scan, return_states=True)
-            state.ssm.copy_(final)
+            state.ssm.fill(final)
             state.conv.copy_(packing.tails(raw, state.conv.shape[1]))
         return self.out_proj(kernels.gated_rms_norm(y.flatten(-2), gate, self.norm.weight, EPS))
 
-    def allocate(self, batch_size: int) -> MambaState:
-        dtype, conv = self.in_proj.weight, self.conv1d.weight
+    def allocate(self, batch_size: int, kernels: Kernels) -> MambaState:
+        like, conv = self.in_proj.weight, self.conv1d.weight
         return MambaState(
-            dtype.new_zeros(batch_size, conv.shape[-1] - 1, conv.shape[0]),
-            wide(dtype[:0]).new_zeros(batch_size, self.heads, self.headdim, self.d_state),
-            wide(dtype[:0]).new_ones(batch_size, self.heads),
+            like.new_zeros(batch_size, conv.shape[-1] - 1, conv.shape[0]),
+            kernels.ssd_state(like, batch_size, self.heads, self.headdim, self.d_state),
             -wide(self.A_log.detach()).exp(),
             conv.detach()[:, 0].T.contiguous(),
         )
 
     def step(self, x: Tensor, state: MambaState, now: Now, kernels: Kernels) -> Tensor:
         """x (R, D): one position for each of the R rows that take part. Updates the state."""
-        gate, conv, dt = kernels.step_linear(x, self.in_proj.weight).split_with_sizes(self.split, -1)
+        gate, conv, dt = kernels.step_linear(x, self.in_proj.weight).contiguous().split_with_sizes(self.split, -1)
         conv = kernels.causal_conv_step(conv, state.conv, state.taps, self.conv1d.bias, now.rows)
         value, B, C = conv.split_with_sizes((self.d_inner, self.d_state, self.d_state), -1)
         value = value.view(-1, self.heads, self.headdim)
-        y = kernels.ssd_step(state.ssm, state.scale, value, dt, state.A, B, C, self.D, self.dt_bias, now.rows)
+        y = kernels.ssd_step(state.ssm, value, dt, state.A, B, C, self.D, self.dt_bias, now.rows)
         normed = _norm(F.silu(wide(gate)).mul_(y.view(gate.shape)), self.norm)
         return kernels.step_linear(normed, self.out_proj.weight)
 
@@ -122,14 +121,14 @@ class Attention(nn.Module):
             state.fill(k, v, packing)
         return self.out_proj(kernels.attention(q, k, v, packing, self.window).flatten(-2))
 
-    def allocate(self, batch_size: int) -> AttentionState:
+    def allocate(self, batch_size: int, kernels: Kernels) -> AttentionState:
         weight = self.Wqkv.weight
         empty = weight.new_zeros(batch_size, 0, self.heads, weight.shape[1] // self.heads)
         return AttentionState(empty, empty.clone(), self.window)
 
     def step(self, x: Tensor, state: AttentionState, now: Now, kernels: Kernels) -> Tensor:
         """x (R, D): one position for each of the R rows that take part. Updates the state."""
-        qkv = kernels.step_linear(x, self.Wqkv.weight).view(len(x), 3, self.heads, -1)
+        qkv = kernels.step_linear(x, self.Wqkv.weight).reshape(len(x), 3, self.heads, -1)
         q, k = rotate(qkv[:, :2], *now.rotary(self.rotary_dim, qkv.dtype, self.rotary)).unbind(1)
         y = state.attend(q, k, qkv[:, 2], now, kernels).flatten(-2)
         return kernels.step_linear(y, self.out_proj.weight)
@@ -220,8 +219,8 @@ class Isotropic(nn.Module):
             return hidden if residual is None else (hidden + residual).to(dtype)
         return kernels.add_rms_norm(hidden, residual, self.rmsnorm.weight, EPS)[0]
 
-    def allocate(self, batch_size: int) -> list[LayerState]:
-        return [layer.mixer.allocate(batch_size) for layer in self.layers]
+    def allocate(self, batch_size: int, kernels: Kernels) -> list[LayerState]:
+        return [layer.mixer.allocate(batch_size, kernels) for layer in self.layers]
 
     def step(self, hidden: Tensor, states: list[LayerState], now: Now, kernels: Kernels) -> Tensor:
         """(R, D) -> (R, D): one position for each row that takes part. Updates the states."""

@@ -148,13 +148,13 @@ class HNet(nn.Module):
 
     # -- generation ----------------------------------------------------------------------------------------------------
 
-    def allocate(self, batch_size: int) -> LevelState:
+    def allocate(self, batch_size: int, kernels: Kernels) -> LevelState:
         stacks = ("main_network",) if self.is_innermost else ("encoder", "decoder")
-        layers = {name: getattr(self, name).allocate(batch_size) for name in stacks}
+        layers = {name: getattr(self, name).allocate(batch_size, kernels) for name in stacks}
         position = torch.zeros(batch_size, dtype=torch.int64, device=next(self.parameters()).device)
         state = LevelState(layers, [0] * batch_size, position)
         if isinstance(self.main_network, HNet):
-            state.inner = self.main_network.allocate(batch_size)
+            state.inner = self.main_network.allocate(batch_size, kernels)
         return state
 
     def step(
@@ -314,7 +314,9 @@ class HNetForCausalLM(nn.Module):
         weight = self.embeddings.weight
         kernels = seam.choose(weight.device, weight.dtype, self.backend)
         with torch.inference_mode():
-            return GenerationState(self.config, batch_size, max_length, self.backbone.allocate(batch_size), kernels)
+            return GenerationState(
+                self.config, batch_size, max_length, self.backbone.allocate(batch_size, kernels), kernels
+            )
 
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Tensor | bytes | bytearray], state: GenerationState) -> Tensor:
@@ -335,7 +337,7 @@ class HNetForCausalLM(nn.Module):
                 raise ValueError(f"prompt {i} has shape {tuple(row.shape)}: 1 to {state.max_length} bytes are needed")
         packing = Packing.of_lengths([len(row) for row in rows], device)
         ids = torch.cat([row.to(device, torch.int64) for row in rows])
-        state.level = self.backbone.allocate(state.batch_size)
+        state.level = self.backbone.allocate(state.batch_size, state.kernels)
         hidden, _ = self.backbone(self.embeddings(ids), packing, state.kernels, ids, state.level)
         return self.lm_head(hidden[packing.last])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,17 +20,16 @@ class MambaState:
 
     conv: Tensor
     """(B, K-1, D): the last inputs of the convolution, oldest first; zeros before the document."""
-    ssm: Tensor
-    """(B, H, P, N), float32 or wider."""
-    scale: Tensor
-    """(B, H): what `ssm` is to be multiplied by."""
+    ssm: Any
+    """As `Kernels.ssd_state` makes it."""
     A: Tensor
     """(H,): -exp(A_log), kept so that a step need not compute it."""
     taps: Tensor
     """(K, D): the convolution's weight, transposed for the same reason."""
 
     def select(self, rows: Tensor) -> None:
-        self.conv, self.ssm, self.scale = self.conv[rows], self.ssm[rows], self.scale[rows]
+        self.conv = self.conv[rows]
+        self.ssm.select(rows)
 
 
 @dataclass(eq=False)
@@ -73,16 +73,15 @@ class AttentionState:
         """Stores one key and value per row that takes part, (R, H, P) each, and attends to all that the window sees."""
         self.reserve(now.longest)
         used = now.longest if self.window < 0 else min(now.longest, self.window + 1)
+        keys, values = self.keys[:, :used], self.values[:, :used]
         if now.rows is None and now.equal:
             slot = now.longest - 1 if self.window < 0 else (now.longest - 1) % (self.window + 1)
-            self.keys[:, slot], self.values[:, slot] = k, v
-            return kernels.attention_step(q, self.keys[:, :used], self.values[:, :used], None)
+            keys[:, slot], values[:, slot] = k, v
+            return kernels.attention_step(q, keys, values)
         rows = torch.arange(len(q), device=q.device) if now.rows is None else now.rows
         slots = self.slot(now.position)
-        self.keys[rows, slots], self.values[rows, slots] = k.to(self.keys.dtype), v.to(self.values.dtype)
-        mask = torch.arange(used, device=q.device) <= now.position[:, None]
-        keys, values = (t[:, :used] if now.rows is None else t[rows, :used] for t in (self.keys, self.values))
-        return kernels.attention_step(q, keys, values, mask)
+        keys[rows, slots], values[rows, slots] = k.to(keys.dtype), v.to(values.dtype)
+        return kernels.attention_step(q, keys, values, now.position + 1, now.rows)
 
     def select(self, rows: Tensor) -> None:
         self.keys, self.values = self.keys[rows], self.values[rows]
