@@ -145,6 +145,8 @@ def test_r20_weights_that_are_not_finite_reach_no_checkpoint(tally: Any, data: P
 
 
 def test_r21_ordinary_runs_warn_of_nothing(tally: Any, data: Path, tmp_path: Path) -> None:
+    """But of routers that do not decide, for that is true: of one sentence over and over nothing is worth a chunk, and
+    after 500 steps 0.9 of their probabilities are near a half."""
     done = tally("R21", "false alarms in ordinary runs, counted in steps")
     steps = trials(50, 1000, 5000)
     for name, settings in {"one": [], "two": TWO_STAGES}.items():
@@ -153,7 +155,7 @@ def test_r21_ordinary_runs_warn_of_nothing(tally: Any, data: Path, tmp_path: Pat
         run.trainer.listen = lambda kind, record, run=run: run.said.append(record) if kind == "warning" else None
         run.go()
         for step in range(1, steps + 1):
-            told = [record["message"] for record in run.said if record.get("step") == step]
+            told = [r["message"] for r in run.said if r.get("step") == step and r["event"] != "undecided"]
             done.count(not told, f"{name} stage(s), {told}")
 
 
