@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import functools
 import json
 import sys
 import traceback
@@ -163,6 +164,7 @@ class MadeUp(World):
             parameter.grad = torch.empty_like(parameter)
 
 
+@functools.cache
 def have_guard() -> None:
     """What torch does where it knows GPUs but finds none, for a torch that does not know them: streams and the like are
     those of no device. It asks for a guard that counts no devices, and puts one that does nothing in its place."""
@@ -216,26 +218,24 @@ def generation(config: Any, rows: int) -> dict[str, dict[str, int]]:
     return found
 
 
+def waits(name: str, rows: int, settings: list[str]) -> dict[str, Any]:
+    """Of a preset."""
+    from hnet_cli.config import resolve
+
+    have_guard()
+    kernels = Kernels(attention=external.varlen_attention(external.load_varlen()[1]))
+    config = resolve(name, [*settings, "precision=bf16", "train.micro_batches=2"])
+    with mock.patch.object(seam, "_choose", return_value=kernels):
+        return {"stages": config.model.num_stages, "step": training(config, rows), **generation(config, rows)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", default=["2stage-xl", "small"])
     parser.add_argument("--rows", type=int, default=2)
     parser.add_argument("--set", nargs="*", default=[], dest="settings")
     given = parser.parse_args()
-    from hnet_cli.config import resolve
-
-    have_guard()
-    kernels = Kernels(attention=external.varlen_attention(external.load_varlen()[1]))
-    found: dict[str, Any] = {}
-    with mock.patch.object(seam, "_choose", return_value=kernels):
-        for name in given.presets:
-            config = resolve(name, ["precision=bf16", "train.micro_batches=2", *given.settings])
-            found[name] = {
-                "stages": config.model.num_stages,
-                "step": training(config, given.rows),
-                **generation(config, given.rows),
-            }
-    print(json.dumps(found))
+    print(json.dumps({name: waits(name, given.rows, given.settings) for name in given.presets}))
 
 
 if __name__ == "__main__":

@@ -58,11 +58,13 @@ def training(o: argparse.Namespace, model_config: Any, length: int, ratios: list
         "flops_per_byte": model_config.flops_per_byte(fractions(model_config), length),
     }  # fmt: skip
     settings: dict[str, Any] = {"sequence_length": length, "target_ratios": ratios, "micro_batches": 1}
-    probe = RunConfig(model=model_config, train=TrainConfig(batch_bytes=length, **settings))
-    per_row = 0.6 * (budget.needs(probe).activations - budget.BASE_MEMORY)  # an estimate in fp32; products are bf16
+    one, two = (
+        budget.needs(RunConfig(model=model_config, train=TrainConfig(batch_bytes=n * length, **settings)),
+                     device=o.device).activations for n in (1, 2)
+    )  # fmt: skip
     memory = torch.cuda.mem_get_info()[0] if on_gpu(o) else 1 << 33
     room = 0.85 * memory - 20 * model_config.num_parameters
-    rows = 2 if o.quick else min(65536 // length if length >= 8192 else 64, max(1, int(room / per_row)))
+    rows = 2 if o.quick else min(65536 // length if length >= 8192 else 64, max(1, int(room / (two - one))))
     rows = 1 << (rows.bit_length() - 1)
     while True:
         config = RunConfig(model=model_config, train=TrainConfig(batch_bytes=rows * length, **settings),

@@ -87,7 +87,7 @@ class Needs:
     """Weights, and of what is not frozen gradients and AdamW's two moments, float32; of a rank, its share and what is
     gathered at a time."""
     activations: int
-    """Of one micro-batch, an estimate from the layout."""
+    """Of one micro-batch, an estimate from the layout; on a GPU with the weights in bfloat16 that it goes through."""
     worst_activations: int
     """The same where every byte is a boundary: in a run that collapses, or on bytes unlike all others."""
     flops_per_byte: float
@@ -124,43 +124,67 @@ def chunk_fractions(config: RunConfig) -> list[float]:
     return fractions
 
 
-def _activation_bytes(config: RunConfig, fractions: list[float]) -> int:
-    """Bytes kept for the backward pass of one micro-batch, from tensors per layer and position (float32 counted).
+def _kept_by_layer(config: RunConfig, level: int, letter: str, lean: bool) -> float:
+    """Bytes per position that a layer keeps for the backward pass.
 
-    `fractions`: positions of each inner level per byte.
+    `lean`: fused kernels of a GPU keep the residual stream in float32, and in the dtype of products what enters and
+    leaves these, the convolution, the scan and attention. Elsewhere autograd keeps more, counted in float32.
+    """
+    model = config.model
+    width, mlp = model.d_model[level], model.mlp_width(level)
+    inner, state = model.ssm_cfg.expand * width, model.ssm_cfg.d_state
+    if not lean:
+        mixer = 9 * inner + 4 * state + 3 * width if letter in "mM" else 10 * width
+        return 4 * (mixer + (4 * mlp + 3 * width if letter.isupper() else 0))
+    size = 4 if config.precision == "fp32" else 2
+    normed, heads = (4 + size) * width, inner // model.ssm_cfg.headdim
+    mixer = size * (5 * inner + 4 * state + heads) + 4 * heads if letter in "mM" else size * 6 * width
+    return normed + mixer + (normed + size * 3 * mlp if letter.isupper() else 0)
+
+
+def _activation_bytes(config: RunConfig, fractions: list[float], lean: bool, copied: bool) -> int:
+    """Bytes kept for the backward pass of one micro-batch, from tensors per layer and position.
+
+    `fractions`: positions of each inner level per byte. `copied`: whether autocast keeps the weights in bfloat16 too.
+    `benchmarks/memory.py` compares this with what a step takes.
     """
     model, train = config.model, config.train
-    floats = again = 0.0
-    positions = train.batch_bytes / train.micro_batches * positions_per_byte(config)
-    for share, level, width, s in zip(
-        [1.0, *fractions], model.levels, model.d_model, range(model.num_stages + 1), strict=True
-    ):
-        inner = model.ssm_cfg.expand * width
-        chosen = train.activation_checkpointing
+    kept = again = 0.0
+    total = train.batch_bytes / train.micro_batches * positions_per_byte(config)
+    for s, (share, level, width) in enumerate(zip([1.0, *fractions], model.levels, model.d_model, strict=True)):
+        positions, chosen = total * share, train.activation_checkpointing
         recomputed = chosen == "all" or (chosen == "main" and level.is_innermost)
         for letter in level.letters:
-            mixer = 9 * inner + 4 * model.ssm_cfg.d_state + 3 * width if letter in "mM" else 10 * width
-            mlp = 4 * model.mlp_width(s) + 3 * width if letter.isupper() else 0
-            layer = positions * share * (mixer + mlp)
+            layer = positions * _kept_by_layer(config, s, letter, lean)
             if recomputed:  # its input and the residual stream stay; the rest is there for one layer at a time
                 again = max(again, layer)
-                layer = positions * share * 2 * width
-            floats += layer
-        floats += positions * share * 8 * width
-    floats += positions * 4 * model.vocab_size + again
-    return int(4 * floats)
+                layer = positions * (6 if lean else 8) * width
+            kept += layer
+        if lean and level.is_innermost:
+            kept += positions * 4 * width
+        elif lean:  # router, residual and smoothing are float32, the smoothing in blocks of 64 chunks
+            kept += positions * 50 * width + total * fractions[s] * (16 * width + 1100)
+        else:
+            kept += positions * 32 * width
+    kept += total * (12 if lean else 16) * model.vocab_size
+    return int(kept + max(again, 2 * model.num_parameters * copied))
 
 
-def needs(config: RunConfig, ranks: int = 1) -> Needs:
-    """What training `config` takes on one device, where the model is divided among `ranks`."""
+def needs(config: RunConfig, ranks: int = 1, device: str = "cpu") -> Needs:
+    """What training `config` takes on one `device`, "cpu" or "cuda", where the model is divided among `ranks`.
+
+    On a GPU products are bfloat16 and kernels fused unless the configuration says otherwise.
+    """
     parameters, share = config.model.num_parameters, positions_per_byte(config)
     flops = config.model.flops_per_byte(chunk_fractions(config), config.train.sequence_length * share)
+    lean = device != "cpu" and config.kernels != "reference"
+    copied = lean and ranks == 1 and config.precision != "fp32"  # ranks gather bfloat16
     frozen = sum(number for part, number in config.model.count_parameters().items() if part in config.train.frozen)
     return Needs(
         parameters=parameters,
         weights=(16 * parameters - 12 * frozen) // ranks + (_gathered_bytes(config) if ranks > 1 else 0),
-        activations=_activation_bytes(config, chunk_fractions(config)) + BASE_MEMORY,
-        worst_activations=_activation_bytes(config, [1.0] * config.model.num_stages) + BASE_MEMORY,
+        activations=_activation_bytes(config, chunk_fractions(config), lean, copied) + BASE_MEMORY,
+        worst_activations=_activation_bytes(config, [1.0] * config.model.num_stages, lean, copied) + BASE_MEMORY,
         flops_per_byte=share * flops,
     )
 
@@ -184,10 +208,12 @@ def is_sharded(config: RunConfig, here: Machine, ranks: int) -> bool:
 
 def fits(config: RunConfig, here: Machine, ranks: int = 1) -> bool:
     """Whether training `config`, the model divided among `ranks`, fits into the memory of `here`."""
-    return needs(config, ranks).memory <= here.memory
+    return needs(config, ranks, here.device).memory <= here.memory
 
 
 def presets_that_fit(here: Machine) -> list[tuple[str, Needs]]:
     """The shipped presets that fit, the largest first."""
-    found = [(name, needs(config)) for name in preset_names() if fits(config := resolve(name), here)]
+    found = [
+        (name, needs(config, device=here.device)) for name in preset_names() if fits(config := resolve(name), here)
+    ]
     return sorted(found, key=lambda item: (-item[1].parameters, item[0]))

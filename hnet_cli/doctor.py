@@ -204,7 +204,7 @@ def _presets() -> list[dict[str, Any]]:
     here = budget.machine()
     plans = {name: resolve(name) for name in preset_names()}
     return [
-        {"name": name, "parameters": plan.model.num_parameters, "memory": budget.needs(plan).memory,
+        {"name": name, "parameters": plan.model.num_parameters, "memory": budget.needs(plan, device=here.device).memory,
          "fits": budget.fits(plan, here), "device": here.device}
         for name, plan in sorted(plans.items(), key=lambda item: item[1].model.num_parameters)
     ]  # fmt: skip

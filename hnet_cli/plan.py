@@ -124,7 +124,8 @@ def refuse_what_cannot_fit(plan: Plan) -> None:
     """Raises EnvironmentLimit with what is needed, what is there and what would fit."""
     if budget.fits(plan.config, plan.machine, plan.shares):
         return
-    needs, here = budget.needs(plan.config, plan.shares), plan.machine
+    here = plan.machine
+    needs = budget.needs(plan.config, plan.shares, here.device)
     fitting = lineup.groups([name for name, _ in budget.presets_that_fit(here)]).get("preset", [])
     advice = f"presets that fit: {', '.join(fitting)}" if fitting else "no preset fits; free some memory"
     if budget.fits(plan.config, here, plan.ranks):
@@ -147,7 +148,8 @@ def refuse_what_cannot_fit(plan: Plan) -> None:
 
 def facts(plan: Plan) -> dict[str, Any]:
     """The plan as data: parameters per part, FLOPs, memory, bytes, epochs."""
-    train, needs, dataset = plan.config.train, budget.needs(plan.config, plan.shares), Dataset.open(plan.data)
+    train, dataset = plan.config.train, Dataset.open(plan.data)
+    needs = budget.needs(plan.config, plan.shares, plan.machine.device)
     total = train.steps * train.batch_bytes
     return {
         "preset": plan.config.name,

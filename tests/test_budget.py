@@ -60,6 +60,27 @@ def test_more_micro_batches_need_less(preset):
     assert each[0] == pytest.approx(2 * each[1], abs=4) == pytest.approx(4 * each[2], abs=12)
 
 
+@pytest.mark.parametrize(
+    ("preset", "checkpointing", "rows", "peak"),
+    [("small", "none", 4, 1.13), ("1stage-l", "none", 4, 27.03), ("1stage-l", "main", 4, 20.99),
+     ("1stage-xl", "all", 4, 26.30), ("2stage-l", "none", 4, 32.39), ("2stage-xl", "none", 4, 48.42),
+     ("2stage-xl", "main", 4, 41.86), ("2stage-xl", "all", 4, 32.99)],
+)  # fmt: skip
+def test_what_is_announced_for_a_gpu_was_counted(preset, checkpointing, rows, peak):
+    """GiB of `benchmarks/memory.py`."""
+    bytes_of_rows = rows * resolve(preset).train.sequence_length
+    config = resolve(preset, [f"train.batch_bytes={2 * bytes_of_rows}", "train.micro_batches=2", "precision=bf16",
+                              f"train.activation_checkpointing={checkpointing}"])  # fmt: skip
+    announced = needs(config, device="cuda:0").memory - BASE_MEMORY
+    assert announced / GIB == pytest.approx(peak, rel=0.03)
+    on_cpu = needs(config).memory
+    assert announced < on_cpu
+    reference = dataclasses.replace(config, kernels="reference")
+    assert needs(reference, device="cuda:0") == needs(reference)
+    assert not fits(config, Machine("cuda:0", int(announced)))
+    assert fits(config, Machine("cuda:0", int(announced) + BASE_MEMORY))
+
+
 def test_presets_that_fit_are_the_largest_first():
     names = [name for name, _ in presets_that_fit(Machine("cpu", 4 * GIB))]
     sizes = [needs(resolve(name)).parameters for name in names]
@@ -98,7 +119,8 @@ def test_shares_of_a_model_need_less():
 
 def test_a_model_is_shared_where_a_copy_does_not_fit():
     config = resolve("2stage-xl")
-    small, large = (Machine("cuda:0", size) for size in (needs(config).memory - 1, needs(config).memory))
+    needed = needs(config, device="cuda:0").memory
+    small, large = Machine("cuda:0", needed - 1), Machine("cuda:0", needed)
     assert (is_sharded(config, small, 8), is_sharded(config, large, 8), is_sharded(config, small, 1)) == (
         True,
         False,

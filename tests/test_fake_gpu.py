@@ -1,4 +1,4 @@
-"""Where the host waits for a GPU: nowhere but where docs/gpu.md says so, and every tensor is on it and of its dtype."""
+"""What a GPU would see of a step, on tensors without values: the host waits for it only where docs/gpu.md says so."""
 
 import json
 import os
@@ -12,10 +12,11 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_the_host_waits_once_per_pass_and_stage():
-    """In a process of its own: what torch is made to believe stays there."""
+    """And once for the numbers of the record; no tensor is left on the host, none has a dtype that does not fit. In a
+    process of its own: what torch is made to believe stays there."""
     more = ["model.arch_layout=[t1, [m1, [T1], t1], t1]", "train.activation_checkpointing=main",
-            "train.alignment=entropy", "train.alignment_loss_weight=0.1",
-            "train.ratio_loss_statistics=global", "model.chunker=[characters, learned]"]  # fmt: skip
+            "train.alignment=entropy", "train.alignment_loss_weight=0.1", "train.ratio_loss_statistics=global",
+            "model.chunker=[characters, learned]"]  # fmt: skip
     command = [sys.executable, str(ROOT / "benchmarks/fake_gpu.py"), "--presets", "nano", "--set"]
     done = subprocess.run([*command, *SETTINGS, *TWO_STAGES, *more], capture_output=True, text=True,
                           env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})  # fmt: skip
