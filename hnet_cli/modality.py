@@ -14,7 +14,7 @@ from __future__ import annotations
 import io
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -107,6 +107,10 @@ class Gold:
 
 class Annotation:
     """What is known about records by coordinates. Read by `Modality.annotation`, asked document by document."""
+
+    def names(self) -> Collection[str]:
+        """The records that it is about, as `Document.name` has them; none: not known."""
+        return ()
 
     def edges(self, document: Document) -> Mapping[str, Sequence[int]]:
         """As `Gold.edges`: positions in the document where what is annotated begins, by kind."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -41,6 +41,9 @@ class Features(Annotation):
 
     def __init__(self, records: dict[str, list[Feature]]) -> None:
         self.records = records
+
+    def names(self) -> Collection[str]:
+        return [name for name, features in self.records.items() if features]
 
     def _within(self, document: Document) -> Iterator[Feature]:
         end = document.offset + len(document.data)

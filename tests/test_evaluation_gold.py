@@ -338,6 +338,9 @@ def test_the_command(capsys, tmp_path):
     arguments = ["--annotation", str(tmp_path / "x.gff"), "--fasta", str(tmp_path / "x.fa")]
     assert cli.run(["eval", "starter:dna", *arguments]) == 0
     assert "codon position 1+" in capsys.readouterr().out
+    (tmp_path / "x.fa").write_text(">1\nACGTTGCAAC\n")
+    assert cli.run(["eval", "starter:dna", *arguments]) == 3
+    assert "the sequence has 1, the annotation chr1" in capsys.readouterr().err
 
 
 def test_starters_beat_random_boundaries():

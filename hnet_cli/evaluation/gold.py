@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from hnet_cli.errors import InputError
 from hnet_cli.evaluation.resampling import interval, ratio, with_interval
 from hnet_cli.modality import Annotation, Document, Gold, Modality
 from hnet_cli.model import HNetForCausalLM
@@ -195,8 +196,16 @@ def by_region(
 
     {"bases", "regions": {kind: {"positions", "stages": [{"rate", "rate_ci95", "enrichment", "enrichment_ci95"}]}},
     "edges": as the "kinds" of `against`}; enrichment is the rate over that of all positions. Intervals are over
-    stretches of `BLOCK` positions, since a genome is one document.
+    stretches of `BLOCK` positions, since a genome is one document. Raises InputError where no document is one of the
+    annotated records.
     """
+    documents, annotated = list(documents), annotation.names()
+    if annotated and not any(document.name in annotated for document in documents):
+        there, about = (", ".join(list(dict.fromkeys(names))[:3]) for names in ([d.name for d in documents], annotated))
+        raise InputError(
+            f"no record that is read is annotated: the sequence has {there}, the annotation {about}",
+            "names must be the same in both files",
+        )
     rows: dict[str, list[np.ndarray]] = {}
     edges: dict[str, list[dict[str, list[list[float]]]]] = {}
     total = 0
