@@ -15,8 +15,8 @@ from torch import Tensor
 from . import host, reference
 from .reference import wide
 
-FEW = range(4, 65)
-"""Rows of a product that is faster the other way round."""
+FEW, FEWER = range(4, 65), range(4, 25)
+"""Rows of a product that is faster the other way round, without and with putting the result in order."""
 LARGE = 1 << 18
 """Elements of a matrix from which on it is: a megabyte in float32."""
 LATER = 16
@@ -25,11 +25,28 @@ LEAST = 1e-20
 """Of the scale of a state: what is added is divided by it, and must stay far from the largest float32."""
 
 
-def step_linear(x: Tensor, weight: Tensor) -> Tensor:
-    """As the reference: for a few rows as (W x^T)^T, for which MKL takes up to 40% less time than for x W^T. What comes
-    out lies in memory as W x^T, and so does what is made of it element by element: the next product needs no copy."""
-    if x.dtype in (torch.float32, torch.float64) and len(x) in FEW and weight.numel() >= LARGE:
-        return torch.mm(weight, x.T).T
+def runs(rows: Tensor | None, count: int) -> Iterator[tuple[slice, slice]]:
+    """Rows (None: the first `count`) that follow each other: where they are in the list, and which they are."""
+    if rows is None:
+        yield slice(0, count), slice(0, count)
+        return
+    start, which = 0, rows.tolist()
+    for at in range(1, count + 1):
+        if at == count or which[at] != which[at - 1] + 1:
+            yield slice(start, at), slice(which[start], which[at - 1] + 1)
+            start = at
+
+
+def step_linear(x: Tensor, weight: Tensor, row_by_row: bool = False) -> Tensor:
+    """As the reference: for a few rows as (W x^T)^T, for which MKL takes up to 40% less time than for x W^T.
+
+    The result then lies in memory as W x^T, and so does what is made of it element by element, which the next product
+    reads as it is. Where that is of no use, `row_by_row`, putting it in order takes some of the time again.
+    """
+    few = FEWER if row_by_row else FEW
+    if x.dtype in (torch.float32, torch.float64) and len(x) in few and weight.numel() >= LARGE:
+        y = torch.mm(weight, x.T).T
+        return y.contiguous() if row_by_row else y
     return F.linear(x, weight)
 
 
@@ -143,7 +160,7 @@ def ssd_step(
     weights = torch.bmm(keys, wide(C).unsqueeze(-1)).squeeze(-1)
     reader = torch.cat([wide(C), weights], 1).unsqueeze(1)
     y = x32.new_empty(len(x), 1, added.shape[1])
-    for mine, theirs in runs(where.tolist()):
+    for mine, theirs in runs(rows, len(x)):
         torch.bmm(reader[mine], state.state[theirs], out=y[mine])
     full = where[count == LATER - 1].tolist()
     state.count[everyone] = count + 1
@@ -151,12 +168,3 @@ def ssd_step(
         state.state[row, :size].addmm_(state.keys[row].T, state.state[row, size:])
         state.keys[row], state.count[row] = 0, 0
     return y.view(x.shape).mul_(scale.unsqueeze(-1)).addcmul_(x32, wide(D).unsqueeze(-1)).to(x.dtype)
-
-
-def runs(rows: list[int]) -> Iterator[tuple[slice, slice]]:
-    """Where rows that follow each other are in the list, and which they are."""
-    start = 0
-    for at in range(1, len(rows) + 1):
-        if at == len(rows) or rows[at] != rows[at - 1] + 1:
-            yield slice(start, at), slice(rows[start], rows[at - 1] + 1)
-            start = at

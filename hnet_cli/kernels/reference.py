@@ -69,8 +69,8 @@ def swiglu(x: Tensor) -> Tensor:
     return value * F.silu(gate)
 
 
-def step_linear(x: Tensor, weight: Tensor) -> Tensor:
-    """The linear map of a step: x (R, D), weight (E, D) -> (R, E)."""
+def step_linear(x: Tensor, weight: Tensor, row_by_row: bool = False) -> Tensor:
+    """The linear map of a step: x (R, D), weight (E, D) -> (R, E); contiguous for sure only if `row_by_row`."""
     return F.linear(x, weight)
 
 

@@ -93,7 +93,7 @@ class Mamba2(nn.Module):
 
     def step(self, x: Tensor, state: MambaState, now: Now, kernels: Kernels) -> Tensor:
         """x (R, D): one position for each of the R rows that take part. Updates the state."""
-        gate, conv, dt = kernels.step_linear(x, self.in_proj.weight).contiguous().split_with_sizes(self.split, -1)
+        gate, conv, dt = kernels.step_linear(x, self.in_proj.weight, row_by_row=True).split_with_sizes(self.split, -1)
         conv = kernels.causal_conv_step(conv, state.conv, state.taps, self.conv1d.bias, now.rows)
         value, B, C = conv.split_with_sizes((self.d_inner, self.d_state, self.d_state), -1)
         value = value.view(-1, self.heads, self.headdim)
@@ -128,7 +128,7 @@ class Attention(nn.Module):
 
     def step(self, x: Tensor, state: AttentionState, now: Now, kernels: Kernels) -> Tensor:
         """x (R, D): one position for each of the R rows that take part. Updates the state."""
-        qkv = kernels.step_linear(x, self.Wqkv.weight).reshape(len(x), 3, self.heads, -1)
+        qkv = kernels.step_linear(x, self.Wqkv.weight, row_by_row=True).view(len(x), 3, self.heads, -1)
         q, k = rotate(qkv[:, :2], *now.rotary(self.rotary_dim, qkv.dtype, self.rotary)).unbind(1)
         y = state.attend(q, k, qkv[:, 2], now, kernels).flatten(-2)
         return kernels.step_linear(y, self.out_proj.weight)

@@ -19,6 +19,9 @@ from .graphs import Steps, steps
 from .hnet import HNet, HNetForCausalLM
 from .state import GenerationState, LevelState
 
+SHARE = 0.4
+"""More would make the products inside larger, and those outside smaller."""
+
 
 @dataclass(frozen=True)
 class Ready:
@@ -95,8 +98,8 @@ class _Level:
 class Waiting:
     """Rows go as far as they come: those at a boundary wait until many do.
 
-    The inner network of stage s, counted from 0, runs when one in 2^(s + 1) of the rows under way waits for it, or when
-    otherwise no row would be ready.
+    The inner network of stage s, counted from 1, runs when SHARE^s of the rows under way wait for it, or when otherwise
+    no row would be ready.
     """
 
     def __init__(self, model: HNetForCausalLM, state: GenerationState) -> None:
@@ -146,7 +149,7 @@ class Waiting:
                 (level.waiting if p > 0.5 else ready).append(row)
                 self.depth[row] += p > 0.5
         must = must and not ready
-        if must or len(level.waiting) >= max(1, self.under_way >> number + 1):
+        if must or len(level.waiting) >= max(1, int(SHARE ** (number + 1) * self.under_way)):
             ready = sorted(ready + self._descend(number, must))
         if not ready:
             return [], hidden[:0, : net.outer_width]
