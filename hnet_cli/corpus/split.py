@@ -15,7 +15,7 @@ from hnet_cli.storage import GrowingFile
 LEAST_BYTES = 2048
 """Below this there is nothing to learn from or to measure on."""
 LEAST_GROUPS = 20
-_ROWS_AT_ONCE = 1 << 20
+_ROWS_AT_ONCE = 1 << 16
 _AROUND = 1 << 16
 """Bytes on either side of the wished-for division that `Modality.cut` gets to see."""
 
@@ -39,7 +39,8 @@ def make_split(
         held_out: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda number, groups: number >= first_val  # noqa: E731
     elif (chosen := _by_groups(folder, wanted)) is not None:
         rule = "whole groups"
-        held_out = lambda number, groups: np.isin(groups, chosen)  # noqa: E731
+        last, spared = chosen
+        held_out = lambda number, groups: (groups <= last) & ~np.isin(groups, spared)  # noqa: E731
     else:
         rule = "the end of the corpus"
         document, at = _division(folder, size, wanted, cut)
@@ -75,11 +76,11 @@ def make_split(
     return rule, counts, entries
 
 
-def _by_groups(folder: Path, wanted: float) -> np.ndarray | None:
-    """The groups to hold out, ascending: in the order of their hashes until there is enough. None where the groups are
-    too few or too large for that to come near what is wanted.
+def _by_groups(folder: Path, wanted: float) -> tuple[int, np.ndarray] | None:
+    """The groups to hold out, in the order of their hashes until there is enough: the last of them, and those before it
+    that are too large. None where the groups are too few or too large to come near what is wanted.
 
-    The table is divided by the first bits of the hashes, and only as much of it is looked at as is needed.
+    The bytes are counted by the first bits of the hashes; groups are told apart only where it matters.
     """
     bits = 16
     sizes, rows = np.zeros(1 << bits, np.int64), np.zeros(1 << bits, np.int64)
@@ -92,21 +93,27 @@ def _by_groups(folder: Path, wanted: float) -> np.ndarray | None:
             some.update(np.unique(table[:, 5])[:LEAST_GROUPS].tolist())
     if len(some) < LEAST_GROUPS:
         return None
-    taken, chosen = 0.0, []
+    taken, last, spared = 0, -(1 << 63), list[int]()
     begin = 0
     while begin < 1 << bits and taken < 0.9 * wanted:
-        reached = np.cumsum(rows[begin:])
+        sums = np.cumsum(sizes[begin:])
+        if whole := int(np.searchsorted(sums, 0.9 * wanted - taken)):  # all groups of so many prefixes
+            taken, begin = taken + int(sums[whole - 1]), begin + whole
+            last = (begin - (1 << (bits - 1)) << (64 - bits)) - 1
+            continue
         # As many prefixes as fit in memory, but not many more bytes than may be taken.
-        enough = int(np.searchsorted(np.cumsum(sizes[begin:]), 2 * (wanted - taken))) + 1
-        end = begin + max(1, min(int(np.searchsorted(reached, _ROWS_AT_ONCE, side="right")), enough))
+        enough = int(np.searchsorted(sums, 2 * (wanted - taken))) + 1
+        some_rows = int(np.searchsorted(np.cumsum(rows[begin:]), _ROWS_AT_ONCE, side="right"))
+        end = begin + max(1, min(some_rows, enough))
         for group, size in zip(*_group_sizes(folder, begin, end, bits), strict=True):
             if taken >= 0.9 * wanted:
                 break
             if taken + size <= 1.5 * wanted:
-                chosen.append(group)
-                taken += size
+                taken, last = taken + size, group
+            else:
+                spared.append(group)
         begin = end
-    return np.array(chosen, np.int64) if taken >= 0.5 * wanted else None
+    return (last, np.array(spared, np.int64)) if taken >= 0.5 * wanted else None
 
 
 def _prefix(groups: np.ndarray, bits: int) -> np.ndarray:
