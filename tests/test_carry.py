@@ -38,7 +38,7 @@ def test_any_blocks_equal_one_pass(model, length, cuts, seed):
 
 @each_model
 def test_steps_go_on_from_blocks(model, monkeypatch):
-    monkeypatch.setattr(host, "TILE", 1)  # a step keeps the decay of a state apart from it
+    monkeypatch.setattr(host, "TILE", 1)  # a step puts off what is added to a state
     document = text(40, 7)
     expected = full(model, document).logits[0]
     _, _, state = read(model, document[:30], [4, 11])
@@ -57,7 +57,7 @@ def held(level):
     found = [getattr(level, name) for name in ("query", "space", "smoothed", "average")]
     for stack in level.layers.values():
         for layer in stack:
-            found += [layer.conv, layer.ssm] if hasattr(layer, "ssm") else [layer.keys, layer.values]
+            found += [layer.conv, layer.ssm.value] if hasattr(layer, "ssm") else [layer.keys, layer.values]
     own = sum(each.untyped_storage().nbytes() for each in found)
     return own + (held(level.inner) if level.inner is not None else 0)
 

@@ -166,13 +166,12 @@ def _mamba(mixer: Mamba2, x: Tensor, state: MambaState, kernels: Kernels) -> Ten
     with torch.autocast(x.device.type, enabled=False):
         step = F.softplus(wide(dt) + wide(mixer.dt_bias))  # (T, H)
         decay = (step * A).double().cumsum(0)
-        entering = state.ssm[0] * state.scale[0, :, None, None]  # (H, P, N)
+        entering = state.ssm.value[0]  # (H, P, N)
         before = torch.einsum("tn,hpn->thp", wide(C), entering)
         y = y + (before * decay.exp().to(step.dtype)[..., None]).to(y.dtype)
         weight = (decay[-1] - decay).exp().to(step.dtype) * step
         added = torch.einsum("thp,tn->hpn", wide(value) * weight[..., None], wide(B))
-        state.ssm = (entering * decay[-1].exp().to(step.dtype)[:, None, None] + added)[None]
-        state.scale = torch.ones_like(state.scale)
+        state.ssm.fill((entering * decay[-1].exp().to(step.dtype)[:, None, None] + added)[None])
     state.conv = raw[len(raw) - past :].to(state.conv.dtype)[None].clone()
     return mixer.out_proj(kernels.gated_rms_norm(y.flatten(-2), gate, mixer.norm.weight, EPS))
 
