@@ -1,6 +1,7 @@
 """How much ranks wait for each other, and how the speed grows with them.
 
     python benchmarks/distributed.py [--inputs FILE...] [--modality text] [--length 1024] [--ranks 2] [--preset nano]
+        [--set train.shard=full precision=bf16]
 
 `imbalance`: rows of `--length` bytes as the loader deals them out, their chunks as the starter model of the modality
 decides. For several numbers of ranks and rows on each, over many batches: the chunks of the rank that has most over
@@ -87,7 +88,7 @@ def imbalance(chunks: np.ndarray, words: np.ndarray, length: int, preset: str) -
     return found
 
 
-def speed(data: Path, ranks: int, preset: str, folder: Path) -> float:
+def speed(data: Path, ranks: int, preset: str, folder: Path, more: list[str]) -> float:
     """Bytes per second of a short training."""
     run = folder / f"run-{ranks}"
     settings = ["train.steps=12", "train.log_every=4", "train.eval_every=0", "train.eval_bytes=256",
@@ -95,7 +96,7 @@ def speed(data: Path, ranks: int, preset: str, folder: Path) -> float:
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m", "--"]
     command = [sys.executable, *(launch if ranks > 1 else ["-m"]), "hnet_cli", "train", "--preset", preset,
                "--data", str(data), "--run", str(run), "--device", "cpu"]  # fmt: skip
-    command += [word for each in settings for word in ("--set", each)]
+    command += [word for each in (*settings, *more) for word in ("--set", each)]
     subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return max(record["bytes_per_s"] for record in records[1:] if "bytes_per_s" in record)
@@ -110,6 +111,7 @@ def main() -> None:
     parser.add_argument("--flops-of", default="1stage-l")
     parser.add_argument("--ranks", type=int, default=2, help="0: no measurement of speed")
     parser.add_argument("--preset", default="nano")
+    parser.add_argument("--set", nargs="*", default=[], dest="settings", help="of the run whose speed is measured")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, as_file(files("hnet_cli.starters") / "quickstart.txt") as text:
         data = Path(folder) / "data"
@@ -123,7 +125,7 @@ def main() -> None:
             "imbalance": imbalance(chunks, words, given.length, given.flops_of),
         }  # fmt: skip
         if given.ranks > 1:
-            one, many = (speed(data, ranks, given.preset, Path(folder)) for ranks in (1, given.ranks))
+            one, many = (speed(data, ranks, given.preset, Path(folder), given.settings) for ranks in (1, given.ranks))
             result["scaling"] = {
                 "preset": given.preset, "ranks": given.ranks, "cores": len(os.sched_getaffinity(0)),
                 "bytes_per_s": {"1": one, str(given.ranks): many}, "ratio": round(many / one, 3),

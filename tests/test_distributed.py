@@ -154,6 +154,15 @@ def test_shares_of_a_model_are_a_model(data, pair, tmp_path):
     assert found == wanted
 
 
+def test_ranks_that_multiply_in_bfloat16(data, tmp_path):
+    """What autocast rounds on one rank FSDP2 gathers rounded; layers are computed twice."""
+    each = ["precision=bf16", "train.activation_checkpointing=all", "train.steps=2", "train.eval_every=0"]
+    one = trained(config("train.micro_batches=2", *each), data, tmp_path / "one", 1)
+    two = trained(config("train.shard=full", *each), data, tmp_path / "two", 2)
+    assert losses(two) == losses(one)
+    assert weights(two) == weights(one)
+
+
 def test_statistics_of_the_batch_are_those_of_one_pass(data, tmp_path):
     each = ["train.steps=3", "train.eval_every=0", "train.ratio_loss_weight=1"]
     one = trained(config(*each), data, tmp_path / "one", 1)
