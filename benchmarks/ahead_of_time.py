@@ -96,7 +96,7 @@ def empty(*shape: int, dtype: torch.dtype = torch.bfloat16, gradient: bool = Fal
 def launches(ssm: Any, heads: int, total: int) -> dict[str, Callable[[], Any]]:
     """Everything a level of so many heads does with `total` positions of three documents, in bfloat16 as on a GPU: what
     is split off one product keeps its strides."""
-    from hnet_cli.kernels import external
+    from hnet_cli.kernels import external, reference
     from hnet_cli.kernels.packing import Packing
 
     _, scan, update = external.load_mamba()
@@ -122,9 +122,9 @@ def launches(ssm: Any, heads: int, total: int) -> dict[str, Callable[[], Any]]:
 
     def step() -> None:
         x, dt, A, B, C, D, bias = arguments(1, False)
-        kept = empty(1, heads, ssm.headdim, state, dtype=torch.float32)
+        kept = reference.ssd_state(x, 1, heads, ssm.headdim, state)
         with torch.no_grad():
-            external.mamba_step(update)(kept, None, x, dt, A, B, C, D, bias.to(torch.bfloat16))
+            external.mamba_step(update)(kept, x, dt, A, B, C, D, bias.to(torch.bfloat16))
 
     return {"training": training, "prompt": prompt, "step": step}
 
