@@ -60,7 +60,7 @@ def training(o: argparse.Namespace, model_config: Any, length: int, ratios: list
     settings: dict[str, Any] = {"sequence_length": length, "target_ratios": ratios, "micro_batches": 1}
     one, two = (
         budget.needs(RunConfig(model=model_config, train=TrainConfig(batch_bytes=n * length, **settings)),
-                     device=o.device).activations for n in (1, 2)
+                     lean=on_gpu(o)).activations for n in (1, 2)
     )  # fmt: skip
     memory = torch.cuda.mem_get_info()[0] if on_gpu(o) else 1 << 33
     room = 0.85 * memory - 20 * model_config.num_parameters

@@ -173,7 +173,7 @@ def measured(name: str, checkpointing: str, rows: int, settings: list[str]) -> d
                             "precision=bf16", f"train.activation_checkpointing={checkpointing}"])  # fmt: skip
     with sized(config, rows, fast(), chunk_fractions(config)):
         found, _ = counted(config, rows, lambda: without_values(config, CPU))
-    announced = needs(config, device="cuda").memory - BASE_MEMORY
+    announced = needs(config, lean=True).memory - BASE_MEMORY
     return {"preset": name, "checkpointing": checkpointing, "rows": rows, "length": length} | found | {
         "announced": announced, "ratio": announced / found["peak"]
     }  # fmt: skip

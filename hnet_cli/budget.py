@@ -6,6 +6,7 @@ torch is asked only where the machine has a GPU.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import re
 import resource
@@ -170,14 +171,18 @@ def _activation_bytes(config: RunConfig, fractions: list[float], lean: bool, cop
     return int(kept + max(again, 2 * model.num_parameters * copied))
 
 
-def needs(config: RunConfig, ranks: int = 1, device: str = "cpu") -> Needs:
-    """What training `config` takes on one `device`, "cpu" or "cuda", where the model is divided among `ranks`.
+def is_lean(config: RunConfig, device: str) -> bool:
+    """Whether training on `device` has the fused kernels of a GPU: unless the configuration forgoes them, or mamba-ssm,
+    which has the scan, is not installed."""
+    scans = any(letter in "mM" for level in config.model.levels for letter in level.letters)
+    there = not scans or importlib.util.find_spec("mamba_ssm") is not None
+    return device != "cpu" and config.kernels != "reference" and there
 
-    On a GPU products are bfloat16 and kernels fused unless the configuration says otherwise.
-    """
+
+def needs(config: RunConfig, ranks: int = 1, lean: bool = False) -> Needs:
+    """What training `config` takes on one device, where the model is divided among `ranks`; `lean` as of `is_lean`."""
     parameters, share = config.model.num_parameters, positions_per_byte(config)
     flops = config.model.flops_per_byte(chunk_fractions(config), config.train.sequence_length * share)
-    lean = device != "cpu" and config.kernels != "reference"
     copied = lean and ranks == 1 and config.precision != "fp32"  # ranks gather bfloat16
     frozen = sum(number for part, number in config.model.count_parameters().items() if part in config.train.frozen)
     return Needs(
@@ -208,12 +213,11 @@ def is_sharded(config: RunConfig, here: Machine, ranks: int) -> bool:
 
 def fits(config: RunConfig, here: Machine, ranks: int = 1) -> bool:
     """Whether training `config`, the model divided among `ranks`, fits into the memory of `here`."""
-    return needs(config, ranks, here.device).memory <= here.memory
+    return needs(config, ranks, is_lean(config, here.device)).memory <= here.memory
 
 
 def presets_that_fit(here: Machine) -> list[tuple[str, Needs]]:
     """The shipped presets that fit, the largest first."""
-    found = [
-        (name, needs(config, device=here.device)) for name in preset_names() if fits(config := resolve(name), here)
-    ]
+    fitting = {name: config for name in preset_names() if fits(config := resolve(name), here)}
+    found = [(name, needs(config, lean=is_lean(config, here.device))) for name, config in fitting.items()]
     return sorted(found, key=lambda item: (-item[1].parameters, item[0]))

@@ -204,8 +204,9 @@ def _presets() -> list[dict[str, Any]]:
     here = budget.machine()
     plans = {name: resolve(name) for name in preset_names()}
     return [
-        {"name": name, "parameters": plan.model.num_parameters, "memory": budget.needs(plan, device=here.device).memory,
-         "fits": budget.fits(plan, here), "device": here.device}
+        {"name": name, "parameters": plan.model.num_parameters, "device": here.device,
+         "memory": budget.needs(plan, lean=budget.is_lean(plan, here.device)).memory,
+         "fits": budget.fits(plan, here)}
         for name, plan in sorted(plans.items(), key=lambda item: item[1].model.num_parameters)
     ]  # fmt: skip
 

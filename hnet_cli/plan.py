@@ -120,12 +120,16 @@ def _tell_of_edits(shown: Path, used: Path) -> None:
             "--set changes a setting")  # fmt: skip
 
 
+def _needs(plan: Plan) -> budget.Needs:
+    return budget.needs(plan.config, plan.shares, budget.is_lean(plan.config, plan.machine.device))
+
+
 def refuse_what_cannot_fit(plan: Plan) -> None:
     """Raises EnvironmentLimit with what is needed, what is there and what would fit."""
     if budget.fits(plan.config, plan.machine, plan.shares):
         return
     here = plan.machine
-    needs = budget.needs(plan.config, plan.shares, here.device)
+    needs = _needs(plan)
     fitting = lineup.groups([name for name, _ in budget.presets_that_fit(here)]).get("preset", [])
     advice = f"presets that fit: {', '.join(fitting)}" if fitting else "no preset fits; free some memory"
     if budget.fits(plan.config, here, plan.ranks):
@@ -149,7 +153,7 @@ def refuse_what_cannot_fit(plan: Plan) -> None:
 def facts(plan: Plan) -> dict[str, Any]:
     """The plan as data: parameters per part, FLOPs, memory, bytes, epochs."""
     train, dataset = plan.config.train, Dataset.open(plan.data)
-    needs = budget.needs(plan.config, plan.shares, plan.machine.device)
+    needs = _needs(plan)
     total = train.steps * train.batch_bytes
     return {
         "preset": plan.config.name,

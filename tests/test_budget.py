@@ -12,6 +12,7 @@ from hnet_cli.budget import (
     Machine,
     cpu_memory,
     fits,
+    is_lean,
     is_sharded,
     machine,
     needs,
@@ -71,14 +72,21 @@ def test_what_is_announced_for_a_gpu_was_counted(preset, checkpointing, rows, pe
     bytes_of_rows = rows * resolve(preset).train.sequence_length
     config = resolve(preset, [f"train.batch_bytes={2 * bytes_of_rows}", "train.micro_batches=2", "precision=bf16",
                               f"train.activation_checkpointing={checkpointing}"])  # fmt: skip
-    announced = needs(config, device="cuda:0").memory - BASE_MEMORY
+    announced = needs(config, lean=True).memory - BASE_MEMORY
     assert announced / GIB == pytest.approx(peak, rel=0.03)
-    on_cpu = needs(config).memory
-    assert announced < on_cpu
-    reference = dataclasses.replace(config, kernels="reference")
-    assert needs(reference, device="cuda:0") == needs(reference)
-    assert not fits(config, Machine("cuda:0", int(announced)))
-    assert fits(config, Machine("cuda:0", int(announced) + BASE_MEMORY))
+    assert announced < needs(config).memory - BASE_MEMORY
+
+
+def test_fused_kernels_need_less_where_they_are(monkeypatch):
+    config, there = resolve("1stage-l"), Machine("cuda:0", 30 * GIB)
+    reference, attention = dataclasses.replace(config, kernels="reference"), resolve("transformer-l")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert not fits(config, there)
+    assert is_lean(attention, "cuda:0")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    assert fits(config, there)
+    assert not fits(config, Machine("cpu", 30 * GIB))
+    assert not fits(reference, there)
 
 
 def test_presets_that_fit_are_the_largest_first():
@@ -119,7 +127,7 @@ def test_shares_of_a_model_need_less():
 
 def test_a_model_is_shared_where_a_copy_does_not_fit():
     config = resolve("2stage-xl")
-    needed = needs(config, device="cuda:0").memory
+    needed = needs(config, lean=is_lean(config, "cuda:0")).memory
     small, large = Machine("cuda:0", needed - 1), Machine("cuda:0", needed)
     assert (is_sharded(config, small, 8), is_sharded(config, large, 8), is_sharded(config, small, 1)) == (
         True,
