@@ -20,7 +20,7 @@ from hnet_cli.evaluation import compression, report
 from hnet_cli.evaluation.material import gather
 from hnet_cli.evaluation.report import share
 from hnet_cli.evaluation.resampling import FEWEST, draws, interval, ratio
-from hnet_cli.evaluation.scoring import COLUMNS, loglikelihoods, score, stretches
+from hnet_cli.evaluation.scoring import COLUMNS, Scores, loglikelihoods, score, stretches
 from hnet_cli.modality import Document
 from hnet_cli.modality import get as modality
 from hnet_cli.train_step import build_model
@@ -324,6 +324,18 @@ def test_the_contract_of_the_json(capsys, texts, monkeypatch):
                 check(each)
 
     check(found)
+
+
+def test_the_strands_are_paired_place_by_place():
+    """The windows of the other strand come in the opposite order: here each pair costs the same, so the mean is sure."""
+    owner, sizes = np.repeat([0, 1], [4, 6]), np.full(10, 64)
+    nats = np.random.default_rng(0).uniform(50, 100, 10)
+    other = np.concatenate([(200 - nats)[:4][::-1], (200 - nats)[4:][::-1]])
+    one, mirrored = (Scores(owner, sizes, each, np.zeros((10, 0, 6))) for each in (nats, other))
+    found = report._strands(one, mirrored)
+    assert found["mean"] == pytest.approx(100 / 64 / math.log(2))
+    assert found["mean_ci95"] == pytest.approx([found["mean"]] * 2)
+    assert found["forward_ci95"][0] < found["forward"] < found["forward_ci95"][1]
 
 
 def test_samples_are_drawn_where_they_take_no_longer_than_the_rest(capsys, texts, monkeypatch):
