@@ -327,7 +327,7 @@ def test_the_contract_of_the_json(capsys, texts, monkeypatch):
 
 
 def test_the_strands_are_paired_place_by_place():
-    """The windows of the other strand come in the opposite order: here each pair costs the same, so the mean is sure."""
+    """The windows of the other strand stand in reverse; each pair here costs the same: the mean is sure."""
     owner, sizes = np.repeat([0, 1], [4, 6]), np.full(10, 64)
     nats = np.random.default_rng(0).uniform(50, 100, 10)
     other = np.concatenate([(200 - nats)[:4][::-1], (200 - nats)[4:][::-1]])
