@@ -5,8 +5,9 @@ Results equal the reference up to rounding; `tests/test_host.py` compares them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,18 +24,6 @@ LATER = 16
 """Positions after which what they add to a state is added."""
 LEAST = 1e-20
 """Of the scale of a state: what is added is divided by it, and must stay far from the largest float32."""
-
-
-def runs(rows: Tensor | None, count: int) -> Iterator[tuple[slice, slice]]:
-    """Rows (None: the first `count`) that follow each other: where they are in the list, and which they are."""
-    if rows is None:
-        yield slice(0, count), slice(0, count)
-        return
-    start, which = 0, rows.tolist()
-    for at in range(1, count + 1):
-        if at == count or which[at] != which[at - 1] + 1:
-            yield slice(start, at), slice(which[start], which[at - 1] + 1)
-            start = at
 
 
 def step_linear(x: Tensor, weight: Tensor, row_by_row: bool = False) -> Tensor:
@@ -93,8 +82,8 @@ class LaterState:
     """(B, N + LATER, H P), float32 or wider: g, transposed, so that reading it is a sum of long rows; then u."""
     keys: Tensor
     """(B, LATER, N): B of the last positions, zero where there are none."""
-    count: Tensor
-    """(B,) int64: how many there are."""
+    count: list[int]
+    """How many there are, for each of B."""
     scale: Tensor
     """(B, H)."""
 
@@ -106,24 +95,26 @@ class LaterState:
         return g.mT.contiguous().unflatten(1, (self.scale.shape[1], -1)) * self.scale[:, :, None, None]
 
     def fill(self, value: Tensor) -> None:
-        self.state[:, : value.shape[3]] = value.flatten(1, 2).mT
-        for rest, start in ((self.keys, 0), (self.count, 0), (self.scale, 1)):
-            rest.fill_(start)
+        self.state[:, : value.shape[3]], self.state[:, value.shape[3] :] = value.flatten(1, 2).mT, 0
+        self.count = [0] * len(self.count)
+        self.keys.zero_()
+        self.scale.fill_(1)
 
     def select(self, rows: Tensor) -> None:
-        for name in ("state", "keys", "count", "scale"):
+        self.count = [self.count[row] for row in rows.tolist()]
+        for name in ("state", "keys", "scale"):
             setattr(self, name, getattr(self, name)[rows])
 
 
 def ssd_state(like: Tensor, batch_size: int, heads: int, width: int, size: int) -> reference.SSMState | LaterState:
     """As the reference."""
-    if batch_size * heads * width * size <= host.TILE:
+    if batch_size * heads * width * size <= 2 * host.TILE:
         return reference.ssd_state(like, batch_size, heads, width, size)
     empty = wide(like[:0])
     return LaterState(
         empty.new_zeros(batch_size, size + LATER, heads * width),
         empty.new_zeros(batch_size, LATER, size),
-        torch.zeros(batch_size, dtype=torch.int64),
+        [0] * batch_size,
         empty.new_ones(batch_size, heads),
     )
 
@@ -153,18 +144,32 @@ def ssd_step(
         scale[row, head] = 1
     state.scale[everyone] = scale
     added = (x32 * (step / scale).unsqueeze(-1)).flatten(1)
-    where = torch.arange(len(x)) if rows is None else rows
-    count = state.count[everyone]
-    state.state[where, size + count], state.keys[where, count] = added, wide(B)
+    which = range(len(x)) if rows is None else rows.tolist()
+    counts = [state.count[row] for row in which]
+    if rows is None and min(counts) == max(counts):
+        where: tuple[Any, Any] = slice(None), counts[0]
+    else:
+        where = torch.arange(len(x)) if rows is None else rows, torch.tensor(counts)
+    state.state[where[0], size + where[1]], state.keys[where] = added, wide(B)
     keys = state.keys if rows is None else state.keys.index_select(0, rows)
     weights = torch.bmm(keys, wide(C).unsqueeze(-1)).squeeze(-1)
     reader = torch.cat([wide(C), weights], 1).unsqueeze(1)
     y = x32.new_empty(len(x), 1, added.shape[1])
-    for mine, theirs in runs(rows, len(x)):
+    for mine, theirs in runs(which):
         torch.bmm(reader[mine], state.state[theirs], out=y[mine])
-    full = where[count == LATER - 1].tolist()
-    state.count[everyone] = count + 1
-    for row in full:
-        state.state[row, :size].addmm_(state.keys[row].T, state.state[row, size:])
-        state.keys[row], state.count[row] = 0, 0
+    for row in which:
+        state.count[row] += 1
+        if state.count[row] == LATER:
+            state.state[row, :size].addmm_(state.keys[row].T, state.state[row, size:])
+            state.keys[row] = 0
+            state.count[row] = 0
     return y.view(x.shape).mul_(scale.unsqueeze(-1)).addcmul_(x32, wide(D).unsqueeze(-1)).to(x.dtype)
+
+
+def runs(rows: Sequence[int]) -> Iterator[tuple[slice, slice]]:
+    """Rows that follow each other: where they are in the list, and which they are."""
+    start = 0
+    for at in range(1, len(rows) + 1):
+        if at == len(rows) or rows[at] != rows[at - 1] + 1:
+            yield slice(start, at), slice(rows[start], rows[at - 1] + 1)
+            start = at
