@@ -68,7 +68,8 @@ def cuda_graphs() -> Capture:
     def capture(run: Run) -> Run:
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
-            with torch.cuda.graph(graph, pool=pool):
+            # what another thread does on the device, such as NCCL's that looks after ranks, is no part of it
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 run()
         finally:
             torch.cuda.set_stream(stream)  # one that fails leaves the stream that it recorded on
