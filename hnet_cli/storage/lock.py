@@ -40,6 +40,8 @@ class FolderLock:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, f"{socket.gethostname()} {os.getpid()}\n".encode())
+            if held := _is_at(descriptor, file):  # else its last holder took it away
+                sweep_files(self.path)
         except BaseException as error:
             holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").split()
             os.close(descriptor)
@@ -47,23 +49,24 @@ class FolderLock:
                 raise
             host, pid = holder if len(holder) == 2 else ("unknown", "unknown")
             raise _in_use(self.path, f"process {pid} on host {host}") from None
-        if not _is_at(descriptor, file):  # its last holder took it away
+        if not held:
             os.close(descriptor)
             return self.__enter__()
         self._descriptor = descriptor
-        sweep_files(self.path)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with contextlib.suppress(OSError):
-            if self._made and os.listdir(self.path) == [".lock"]:
-                os.unlink(self.path / ".lock")
-                for folder in self._made:
-                    os.rmdir(folder)
-        os.close(self._descriptor)
-        self._descriptor = -1
+        try:
+            with contextlib.suppress(OSError):
+                if self._made and os.listdir(self.path) == [".lock"]:
+                    os.unlink(self.path / ".lock")
+                    for folder in self._made:
+                        os.rmdir(folder)
+        finally:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 def _is_at(descriptor: int, file: Path) -> bool:
