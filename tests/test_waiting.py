@@ -7,12 +7,20 @@ from hypothesis import strategies as st
 from modelkit import tiny_config, tiny_model, worst
 from test_generation import CONFIGS, full, text
 
+from hnet_cli.model import waiting
 from hnet_cli.model.waiting import Waiting
 from hnet_cli.sample import generate
 
 EXACT = 1e-10  # float64
 CONFIGS = CONFIGS | {"three stages": tiny_config(("m1", ("T1", ("m1", ("T1",), "m1"), "T1"), "m1"))}
 MODELS = {name: tiny_model(config=config) for name, config in CONFIGS.items()}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small_networks_are_waited_for():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(waiting, "LARGE", 0)
+        yield
 
 
 def depths(out):
@@ -93,6 +101,13 @@ def test_those_that_wait_inside_come_out_when_the_others_have_ended():
         while batch.pace.under_way:
             assert batch.feed([])
     assert inside
+
+
+def test_nobody_waits_for_a_small_network(monkeypatch):
+    monkeypatch.setattr(waiting, "LARGE", 1 << 22)
+    batch = Batch(MODELS["adapters"], [5] * 8, [9] * 8, seed=1)
+    for _ in range(9):
+        assert batch.feed(list(range(8))) == list(range(8))
 
 
 def test_one_row_never_waits():

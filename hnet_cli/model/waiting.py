@@ -21,6 +21,8 @@ from .state import GenerationState, LevelState
 
 SHARE = 0.4
 """More would make the products inside larger, and those outside smaller."""
+LARGE = 1 << 22
+"""Parameters of an inner network that is worth waiting for: of a smaller one the calls cost more than the reading."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class InStep:
 class _Level:
     net: HNet
     state: LevelState
+    share: float
+    """Of the rows under way, that must wait before the inner network runs."""
     buffers: dict[str, Tensor] = field(default_factory=dict)
     """`encoded` and `source` (B, D), `prob` (B,), as `HNet.step_in` gave them for each row's last position."""
     waiting: list[int] = field(default_factory=list)
@@ -98,8 +102,8 @@ class _Level:
 class Waiting:
     """Rows go as far as they come: those at a boundary wait until many do.
 
-    The inner network of stage s, counted from 1, runs when SHARE^s of the rows under way wait for it, or when otherwise
-    no row would be ready.
+    The inner network of stage s, counted from 1, runs when SHARE^s of the rows under way wait for it, if it is LARGE,
+    or when otherwise no row would be ready.
     """
 
     def __init__(self, model: HNetForCausalLM, state: GenerationState) -> None:
@@ -111,7 +115,8 @@ class Waiting:
         self.levels: list[_Level] = []
         net, level = model.backbone, state.level
         while isinstance(net, HNet):
-            self.levels.append(_Level(net, level))
+            large = sum(p.numel() for p in net.main_network.parameters()) >= LARGE
+            self.levels.append(_Level(net, level, SHARE ** (len(self.levels) + 1) if large else 0))
             level = level.inner or level
             net = net.main_network  # type: ignore[assignment]
 
@@ -149,7 +154,7 @@ class Waiting:
                 (level.waiting if p > 0.5 else ready).append(row)
                 self.depth[row] += p > 0.5
         must = must and not ready
-        if must or len(level.waiting) >= max(1, int(SHARE ** (number + 1) * self.under_way)):
+        if must or len(level.waiting) >= max(1, int(level.share * self.under_way)):
             ready = sorted(ready + self._descend(number, must))
         if not ready:
             return [], hidden[:0, : net.outer_width]
