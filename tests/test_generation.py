@@ -103,11 +103,12 @@ def test_select_drops_and_reorders_rows(model):
         state.select([3])
 
 
-@pytest.mark.parametrize("name", ["two stages, windows", "DNA layout"])
-def test_rows_that_leave_the_cache(name, monkeypatch):
+@pytest.mark.parametrize(("name", "many"), [("two stages, windows", 6), ("DNA layout", 7)])
+def test_rows_that_leave_the_cache(name, many, monkeypatch):
     """What a CPU does for many rows of a larger model, some of which are dropped."""
     monkeypatch.setattr(host, "TILE", 1)
     monkeypatch.setattr(host_step, "LARGE", 1)
+    monkeypatch.setattr(host_step, "MANY", many)
     model, rows, at = MODELS[name], list(range(6)), [3 * n + 1 for n in range(6)]
     documents = [text(60, n) for n in rows]
     expected = [full(model, document).logits[0] for document in documents]

@@ -41,6 +41,7 @@ class Kernels:
     add_rms_norm: Function = reference.add_rms_norm
     gated_rms_norm: Function = reference.gated_rms_norm
     swiglu: Function = reference.swiglu
+    step_weight: Function = reference.step_weight
     step_linear: Function = reference.step_linear
     names: dict[str, str] = field(default_factory=dict)
     """Backend by operation."""
@@ -50,7 +51,7 @@ class Kernels:
             self.names.setdefault(operation, "reference")
 
 
-OPERATIONS = [f.name for f in fields(Kernels) if f.name not in ("names", "ssd_state")]
+OPERATIONS = [f.name for f in fields(Kernels) if f.name not in ("names", "ssd_state", "step_weight")]
 REFERENCE = Kernels()
 HALF = (torch.bfloat16, torch.float16)
 HOST: dict[str, Function] = {
@@ -154,7 +155,8 @@ def _choose(device: str, dtype: torch.dtype, backend: str) -> Kernels:
             raise RuntimeError(f"there are no fast kernels for {device}")
         return REFERENCE
     if device == "cpu":
-        return Kernels(**HOST, ssd_state=host_step.ssd_state, names=dict.fromkeys(HOST, "host"))
+        prepared = {"ssd_state": host_step.ssd_state, "step_weight": host_step.step_weight}
+        return Kernels(**HOST, **prepared, names=dict.fromkeys(HOST, "host"))
     functions: dict[str, Function] = {}
     names: dict[str, str] = {}
     failures: dict[str, list[str]] = {}

@@ -18,6 +18,8 @@ from .reference import wide
 
 FEW, FEWER = range(4, 65), range(4, 25)
 """Rows of a product that is faster the other way round, without and with putting the result in order."""
+MANY = 32
+"""Rows for which a layer of Mamba's keeps its weights the other way round."""
 LARGE = 1 << 18
 """Elements of a matrix from which on it is: a megabyte in float32."""
 LATER = 16
@@ -26,14 +28,21 @@ LEAST = 1e-20
 """Of the scale of a state: what is added is divided by it, and must stay far from the largest float32."""
 
 
+def step_weight(weight: Tensor, batch_size: int) -> Tensor:
+    """As the reference: from MANY rows on it lies in memory as W^T, for a product in order that takes a fifth less."""
+    if weight.dtype not in (torch.float32, torch.float64) or batch_size < MANY:
+        return weight
+    return weight.T.contiguous().T
+
+
 def step_linear(x: Tensor, weight: Tensor, row_by_row: bool = False) -> Tensor:
     """As the reference: for a few rows as (W x^T)^T, for which MKL takes up to 40% less time than for x W^T.
 
     The result then lies in memory as W x^T, and so does what is made of it element by element, which the next product
     reads as it is. Where that is of no use, `row_by_row`, putting it in order takes some of the time again.
     """
-    few = FEWER if row_by_row else FEW
-    if x.dtype in (torch.float32, torch.float64) and len(x) in few and weight.numel() >= LARGE:
+    few = len(x) in (FEWER if row_by_row else FEW) and weight.is_contiguous() and weight.numel() >= LARGE
+    if few and x.dtype in (torch.float32, torch.float64):
         y = torch.mm(weight, x.T).T
         return y.contiguous() if row_by_row else y
     return F.linear(x, weight)

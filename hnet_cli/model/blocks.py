@@ -87,19 +87,21 @@ class Mamba2(nn.Module):
         return MambaState(
             like.new_zeros(batch_size, conv.shape[-1] - 1, conv.shape[0]),
             kernels.ssd_state(like, batch_size, self.heads, self.headdim, self.d_state),
+            kernels.step_weight(self.in_proj.weight.detach(), batch_size),
+            kernels.step_weight(self.out_proj.weight.detach(), batch_size),
             -wide(self.A_log.detach()).exp(),
             conv.detach()[:, 0].T.contiguous(),
         )
 
     def step(self, x: Tensor, state: MambaState, now: Now, kernels: Kernels) -> Tensor:
         """x (R, D): one position for each of the R rows that take part. Updates the state."""
-        gate, conv, dt = kernels.step_linear(x, self.in_proj.weight, row_by_row=True).split_with_sizes(self.split, -1)
+        gate, conv, dt = kernels.step_linear(x, state.in_proj, row_by_row=True).split_with_sizes(self.split, -1)
         conv = kernels.causal_conv_step(conv, state.conv, state.taps, self.conv1d.bias, now.rows)
         value, B, C = conv.split_with_sizes((self.d_inner, self.d_state, self.d_state), -1)
         value = value.view(-1, self.heads, self.headdim)
         y = kernels.ssd_step(state.ssm, value, dt, state.A, B, C, self.D, self.dt_bias, now.rows)
         normed = _norm(F.silu(wide(gate)).mul_(y.view(gate.shape)), self.norm)
-        return kernels.step_linear(normed, self.out_proj.weight)
+        return kernels.step_linear(normed, state.out_proj)
 
 
 class Attention(nn.Module):

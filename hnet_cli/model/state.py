@@ -22,6 +22,9 @@ class MambaState:
     """(B, K-1, D): the last inputs of the convolution, oldest first; zeros before the document."""
     ssm: Any
     """As `Kernels.ssd_state` makes it."""
+    in_proj: Tensor
+    out_proj: Tensor
+    """The weights, as `Kernels.step_weight` gives them."""
     A: Tensor
     """(H,): -exp(A_log), kept so that a step need not compute it."""
     taps: Tensor
