@@ -287,6 +287,16 @@ def test_positions_found_without_asking_the_device(bits):
     assert scattered_positions(mask, len(expected)).tolist() == expected
 
 
+@settings(deadline=None, max_examples=20)
+@given(some_lengths)
+def test_the_convolution_that_is_compiled(lengths):
+    """Not compiled here: values and gradients by x, weight and bias of what is."""
+    convolution = external.causal_conv_of(external.conv, external.conv_gradient)
+    for dtype in (torch.float64, torch.bfloat16):
+        found = compare("causal_conv", "", convolution, torch.device("cpu"), dtype, lengths=lengths)
+        assert found.ok, found
+
+
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("none left"), RuntimeError("no compiler")])
 def test_a_piece_that_fails_runs_plain_but_for_want_of_memory(error):
     """Memory that ran out was asked for by the data: the step is tried again with fewer, and compiled."""

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from . import reference
 from .packing import Packing
@@ -225,27 +226,65 @@ class Compiled:
         return self.function(*args)
 
 
-def _conv(x: Tensor, weight: Tensor, bias: Tensor, position: Tensor) -> Tensor:
-    """`reference.causal_conv` by position: sums in float32, one pass once fused."""
+def _conv_sum(x: Tensor, weight: Tensor, bias: Tensor, position: Tensor) -> Tensor:
     taps = reference.wide(weight)
     y = x * taps[:, -1] + bias
     for shift in range(1, taps.shape[1]):
         earlier = F.pad(x, (0, 0, shift, 0))[: x.shape[0]]
         y = y + torch.where((position >= shift)[:, None], earlier, 0) * taps[:, -1 - shift]
-    return F.silu(y).to(x.dtype)
+    return y
+
+
+def conv(x: Tensor, weight: Tensor, bias: Tensor, position: Tensor) -> Tensor:
+    """`reference.causal_conv` by position: sums in float32, one pass once fused."""
+    return F.silu(_conv_sum(x, weight, bias, position)).to(x.dtype)
+
+
+def conv_gradient(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, position: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of `conv` by x, weight and bias, from its inputs: automatic differentiation would keep x once more for every
+    tap, half as much again as a layer of Mamba-2 keeps."""
+    taps, y = reference.wide(weight), _conv_sum(x, weight, bias, position)
+    gate = torch.sigmoid(y)
+    total = grad * gate * (1 + y * (1 - gate))
+    x_grad, taps_grad = total * taps[:, -1], [(total * x).sum(0)]
+    for shift in range(1, taps.shape[1]):
+        own = torch.where((position >= shift)[:, None], total, 0)
+        x_grad = x_grad + F.pad(own, (0, 0, 0, shift))[shift:] * taps[:, -1 - shift]
+        taps_grad.append((own * F.pad(x, (0, 0, shift, 0))[: x.shape[0]]).sum(0))
+    return x_grad.to(x.dtype), torch.stack(taps_grad[::-1], 1).to(weight.dtype), total.sum(0).to(bias.dtype)
+
+
+def causal_conv_of(forward: Callable[..., Any], gradient: Callable[..., Any]) -> Callable[..., Tensor]:
+    """`reference.causal_conv` from `conv` and `conv_gradient`, compiled or not."""
+
+    class Conv(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *given: Tensor) -> Tensor:
+            ctx.save_for_backward(*given)
+            y: Tensor = forward(*given)
+            return y
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+            return (*gradient(grad, *ctx.saved_tensors), None)
+
+    def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, packing: Packing) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return Conv.apply(x, weight, bias, packing.position)
+
+    return causal_conv
 
 
 @functools.cache
 def compiled_elementwise() -> dict[str, Callable[..., Any]]:
     """causal_conv, add_rms_norm, gated_rms_norm and swiglu of the reference, each one fused kernel."""
-    conv, add_norm = Compiled(_conv), Compiled(reference.add_rms_norm_to)
-    gated, gate = Compiled(reference.gated_rms_norm), Compiled(reference.swiglu)
-
-    def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, packing: Packing) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return conv(x, weight, bias, packing.position)
+    add_norm, gated, gate = map(Compiled, (reference.add_rms_norm_to, reference.gated_rms_norm, reference.swiglu))
 
     def add_rms_norm(hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         return add_norm(hidden, residual, weight, eps, reference.product_dtype(weight))
 
+    causal_conv = causal_conv_of(Compiled(conv), Compiled(conv_gradient))
     return {"causal_conv": causal_conv, "add_rms_norm": add_rms_norm, "gated_rms_norm": gated, "swiglu": gate}
