@@ -8,18 +8,19 @@ places that differ from row to row. The bound: the products of one row with ever
 the other and nothing else (encoders, decoders and head for every byte, what lies within a stage at the share of its
 boundaries). `of_bound` is the time that takes over the time of a byte at batch 1; rounds of all variants take turns and
 the fastest counts, by the clock and by processor time, because machines are shared. `aggregate` is bytes per second of
-all rows over those of one. The last line is one JSON object.
+all rows over those of the first batch in the same turn, the median of all turns: what the machine is busy with changes
+from one to the next. The last line is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 import time
 from collections.abc import Callable
 from itertools import islice
+from statistics import median
 from typing import Any
 
 import torch
@@ -117,11 +118,13 @@ def main() -> None:
         for _ in islice(sampled[batch], batch * ROUND):
             pass
 
-    best: dict[Any, tuple[float, float]] = {}
+    seen: dict[Any, list[tuple[float, float]]] = {}
 
     def measure(key: Any, run: Callable[[], Any]) -> None:
-        best[key] = tuple(map(min, best.get(key, (math.inf, math.inf)), timed(run)))
+        seen.setdefault(key, []).append(timed(run))
 
+    for batch in options.batches:
+        next(sampled[batch])  # the prompt is read
     began, rounds = time.perf_counter(), 0
     while rounds < 3 or time.perf_counter() - began < options.seconds * len(options.batches):
         for number, level in enumerate(matrices(model)):
@@ -129,6 +132,7 @@ def main() -> None:
         for batch in options.batches:
             measure(batch, lambda batch=batch: rounds_of(batch))
         rounds += 1
+    best = {key: [min(each) for each in zip(*times, strict=True)] for key, times in seen.items()}
     bounds = [sum(share * best["level", n][kind] for n, share in enumerate(shares)) for kind in (0, 1)]
     size = sum(share * sum(w.nbytes for w in level) for share, level in zip(shares, matrices(model), strict=True))
     result: dict[str, Any] = {
@@ -136,14 +140,18 @@ def main() -> None:
         "weights_mb_per_byte": round(size / 1e6, 1), "bound_bytes_per_s": round(1 / bounds[0], 1),
         "bound_gb_per_s": round(size / bounds[0] / 1e9, 2),
     }  # fmt: skip
-    first = best[options.batches[0]]
+
+    def ratio(batch: int, kind: int) -> float:
+        turns = zip(seen[options.batches[0]], seen[batch], strict=True)
+        return batch / options.batches[0] * median(first[kind] / own[kind] for first, own in turns)
+
     for batch in options.batches:
         wall, cpu = best[batch]
         result[f"batch_{batch}"] = own = {
             "bytes_per_s": round(batch * ROUND / wall, 1),
             "bytes_per_cpu_s": round(batch * ROUND / cpu, 1),
-            "aggregate": round(batch / options.batches[0] * first[0] / wall, 2),
-            "aggregate_cpu": round(batch / options.batches[0] * first[1] / cpu, 2),
+            "aggregate": round(ratio(batch, 0), 2),
+            "aggregate_cpu": round(ratio(batch, 1), 2),
         }
         if batch == 1:
             own |= {"of_bound": round(ROUND * bounds[0] / wall, 3), "of_bound_cpu": round(ROUND * bounds[1] / cpu, 3)}
