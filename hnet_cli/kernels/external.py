@@ -281,7 +281,8 @@ def causal_conv_of(forward: Callable[..., Any], gradient: Callable[..., Any]) ->
 @functools.cache
 def compiled_elementwise() -> dict[str, Callable[..., Any]]:
     """causal_conv, add_rms_norm, gated_rms_norm and swiglu of the reference, each one fused kernel."""
-    add_norm, gated, gate = map(Compiled, (reference.add_rms_norm_to, reference.gated_rms_norm, reference.swiglu))
+    pieces: list[Callable[..., Any]] = [reference.add_rms_norm_to, reference.gated_rms_norm, reference.swiglu]
+    add_norm, gated, gate = (Compiled(piece) for piece in pieces)
 
     def add_rms_norm(hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         return add_norm(hidden, residual, weight, eps, reference.product_dtype(weight))
