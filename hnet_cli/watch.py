@@ -17,7 +17,7 @@ WINDOW = 250
 DECAY = 0.98
 """Of the running mean and variance of the loss, per step."""
 SIGMAS = 6.0
-LEAST_SIGMA = 0.02
+LEAST_SIGMA = 0.03
 """As a share of the mean: a loss that hardly varies must not make every wobble a spike."""
 MOST_UNDECIDED = 0.6
 """Share of probabilities between 0.45 and 0.55; settled routers have 0.1 to 0.35."""
