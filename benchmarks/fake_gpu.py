@@ -44,6 +44,8 @@ from hnet_cli.model.blocks import recompute
 from hnet_cli.model.skeleton import skeleton
 
 GPU = torch.device("cuda", 0)
+NO_GUARD = 69
+"""Exit code where this build of torch hides what is needed."""
 aten = torch.ops.aten
 OF_UNKNOWN_SIZE = (aten.nonzero, aten.masked_select, aten._unique2, aten._local_scalar_dense, aten.equal)
 
@@ -173,8 +175,12 @@ def have_guard() -> None:
     zero = ctypes.CFUNCTYPE(ctypes.c_int8)(lambda: 0)
     table = (ctypes.c_void_p * 64)(*[ctypes.cast(zero, ctypes.c_void_p).value] * 64)
     guard = ctypes.pointer(ctypes.c_void_p(ctypes.addressof(table)))
-    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib/libc10.so"))
-    register = library._ZN3c104impl24DeviceGuardImplRegistrarC1ENS_10DeviceTypeEPKNS0_24DeviceGuardImplInterfaceE
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib/libc10.so"))
+        register = library._ZN3c104impl24DeviceGuardImplRegistrarC1ENS_10DeviceTypeEPKNS0_24DeviceGuardImplInterfaceE
+    except (OSError, AttributeError) as error:
+        print(f"torch cannot be made to believe in GPUs here: {error}", file=sys.stderr)
+        raise SystemExit(NO_GUARD) from error
     register(ctypes.byref(ctypes.c_char()), ctypes.c_int8(1), guard)
     torch._C._ensureCUDADeviceGuardSet()
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from runkit import SETTINGS, TWO_STAGES
 
 ROOT = Path(__file__).parent.parent
@@ -20,6 +21,8 @@ def test_the_host_waits_once_per_pass_and_stage():
     command = [sys.executable, str(ROOT / "benchmarks/fake_gpu.py"), "--presets", "nano", "--set"]
     done = subprocess.run([*command, *SETTINGS, *TWO_STAGES, *more], capture_output=True, text=True,
                           env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})  # fmt: skip
+    if done.returncode == 69:
+        pytest.skip(done.stderr)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])["nano"]
     assert found["stages"] == 2
