@@ -63,9 +63,10 @@ def _global(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    from hnet_cli.console import set_verbosity
+    if verbose or quiet or "hnet_cli.console" in sys.modules:  # help has no use for it, and must not wait for it
+        from hnet_cli.console import set_verbosity
 
-    set_verbosity(1 if verbose else -1 if quiet else 0)
+        set_verbosity(1 if verbose else -1 if quiet else 0)
 
 
 def _device(wanted: str | None) -> str:

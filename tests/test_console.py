@@ -46,6 +46,7 @@ def test_progress_shows_names_as_they_stand(terminal, capsys, monkeypatch):
     shown, name = io.StringIO(), "my[/run]\x1b[31m"
     monkeypatch.setattr(console, "console", Console(file=shown, force_terminal=terminal, color_system=None, width=120))
     monkeypatch.setattr(console.Task, "EVERY", 0.0)
+    monkeypatch.setattr(console, "_verbosity", 0)
     with console.progress(name, total=4) as task:
         task.update(1, note=name)
         if task.bar:
