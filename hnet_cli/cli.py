@@ -213,12 +213,15 @@ def segment(
         str | None, typer.Option(help=f"What the files are: {_installed()}. Default: detected.")
     ] = None,
     field: Annotated[str | None, typer.Option(help="The text field of .jsonl and .parquet rows.")] = None,
+    carry: Annotated[
+        bool, typer.Option("--carry", help="Read all of a document with the state carried, not in training lengths.")
+    ] = False,
     device: DeviceOption = None,
 ) -> None:
     """Print the chunks a model has learned, of files of any length."""
     from hnet_cli import verbs
 
-    verbs.segment(files, model, stage, format, out, modality, field, _device(device), max_bytes)
+    verbs.segment(files, model, stage, format, out, modality, field, _device(device), max_bytes, carry)
 
 
 @app.command()

@@ -143,14 +143,15 @@ def segment(
     on_refused: Callable[[Refused], None] | None = None,
     max_bytes: int | None = None,
     label: str = "",
+    carried: bool = False,
 ) -> Iterator[str]:
     """Pieces of text that, written one after the other, are the chunks of all sources in `format`.
 
     `modality` None reads every source as one document of raw bytes. `format` is one of `render.formats(modality)`.
     `headings` names each source in the formats for people. `summary` is filled on the way, `on_refused` told what is
     not used. After `max_bytes` (of all documents together; html has `PAGE_BYTES` where nothing is said) it ends, and
-    `summary.cut` is true. `label` names the model on the page. Raises UsageError for an unknown format or stage at
-    once, InputError at the end if there was nothing.
+    `summary.cut` is true. `label` names the model on the page. `carried` as in `windows`. Raises UsageError for an
+    unknown format or stage at once, InputError at the end if there was nothing.
     """
     stages = stages_of(model.config, stage)
     render.check(format, modality)
@@ -177,7 +178,8 @@ def segment(
     def counted() -> Iterator[Window]:
         before = summary.bytes
         table = modality.input_table if modality else None
-        for window in windows(model, documents(), input_table=table, surprisal=format == "html"):
+        asked = {"surprisal": format == "html", "carried": carried}
+        for window in windows(model, documents(), input_table=table, **asked):
             summary.add(window)
             yield window
         if summary.bytes == before:

@@ -36,6 +36,7 @@ def segment(
     field: str | None,
     device: str,
     max_bytes: int | None = None,
+    carried: bool = False,
 ) -> None:
     """Write the chunks of `files` to standard output or `out`, and a summary of them to standard error."""
     loaded, kind = _model_for(files, model, modality, field, device)
@@ -53,6 +54,7 @@ def segment(
         summary=summary,
         max_bytes=max_bytes,
         label=_label(loaded.source),
+        carried=carried,
     )
     if out is None:
         _write(pieces, _stdout())

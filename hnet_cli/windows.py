@@ -4,6 +4,9 @@ A document is read in windows: window k is its bytes [kW, (k+1)W), computed with
 own boundaries are thrown away. Windows depend on the position in the document only, never on how it was read; several,
 of one or of many documents, make one packed pass. A document of at most W bytes is one window: exactly what the model
 computes. Only encoders and routing run, for nothing else decides where the boundaries are.
+
+Or the state of the model is carried from each window to the next, one document at a time: then its whole past is the
+context of a byte, further back than the model saw in training.
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ from hnet_cli.errors import UsageError
 from hnet_cli.kernels.packing import Packing
 from hnet_cli.modality import Document
 from hnet_cli.model import HNetConfig, HNetForCausalLM, RoutingOutput
+from hnet_cli.model.carry import extend, extend_routing
 from hnet_cli.model.hnet import HNet
+from hnet_cli.model.state import GenerationState
 
 BOS = b"\xfe"
 """Precedes every document in the model's input."""
@@ -101,12 +106,13 @@ def windows(
     batch_bytes: int | None = None,
     longest_chunk: int = LONGEST_CHUNK,
     surprisal: bool = False,
+    carried: bool = False,
 ) -> Iterator[Window]:
     """The windows of all documents in order; documents without bytes give none.
 
     `width` and `warmup` are W and V, by default `window_of(model.config)`. `input_table` as in `Modality`.
-    `surprisal` runs the whole network, for the probabilities of the bytes. Raises UsageError for a model without
-    stages.
+    `surprisal` runs the whole network, for the probabilities of the bytes. `carried`: the state, instead of a context.
+    Raises UsageError for a model without stages.
     """
     if model.config.num_stages == 0:
         raise UsageError("this model has no chunking stages, so there is nothing to segment", "take an H-Net")
@@ -117,12 +123,16 @@ def windows(
     batch: list[_Stretch] = []
     size = 0
 
+    if carried:
+        width, warmup, batch_bytes = batch_bytes, 0, 1
+    carry = _Carry(model) if carried else None
+
     def finished() -> Iterator[Window]:
-        for window in _compute(model, batch, input_table, surprisal):
+        for window in _compute(model, batch, input_table, surprisal, carry):
             yield _limited(window, opened, longest_chunk)
         batch.clear()
 
-    for stretch in _stretches(documents, width, warmup, _period(model.config)):
+    for stretch in _stretches(documents, width, warmup, 1 if carried else _period(model.config)):
         batch.append(stretch)
         size += stretch.skipped + len(stretch.data)
         if size >= batch_bytes:
@@ -191,14 +201,41 @@ def route(model: HNetForCausalLM, ids: Tensor, cu_seqlens: Tensor) -> list[Routi
 def bits_per_byte(model: HNetForCausalLM, ids: Tensor, cu_seqlens: Tensor) -> tuple[np.ndarray, list[RoutingOutput]]:
     """-log2 of the probability of each of ids (T,), NaN where a sequence begins, (T,) float32; and the routing."""
     out = model(ids, cu_seqlens=cu_seqlens)
-    nats = torch.nn.functional.cross_entropy(out.logits[:-1].float(), ids[1:], reduction="none")
-    bits = np.concatenate([[np.nan], nats.cpu().numpy() / math.log(2)]).astype(np.float32)
+    bits = np.concatenate([[np.nan], _bits(out.logits[:-1], ids[1:])]).astype(np.float32)
     bits[cu_seqlens[:-1].cpu().numpy()] = np.nan
     return bits, out.routing
 
 
+def _bits(logits: Tensor, ids: Tensor) -> np.ndarray:
+    """-log2 of the probabilities of ids (T,) under logits (T, V): (T,) float32."""
+    nats = torch.nn.functional.cross_entropy(logits.float(), ids, reduction="none")
+    return (nats.cpu().numpy() / math.log(2)).astype(np.float32)
+
+
+class _Carry:
+    """A document whose state goes on from one window to the next."""
+
+    def __init__(self, model: HNetForCausalLM) -> None:
+        self.model = model
+        self.state: GenerationState | None = None
+        self.last: Tensor | None = None
+        """Logits (1, V) after the last byte that was read."""
+
+    def __call__(self, ids: Tensor, begins: bool, surprisal: bool) -> tuple[np.ndarray | None, list[RoutingOutput]]:
+        """As `bits_per_byte` (or None) and `route` of the next bytes (T,) of the document, or of a new one."""
+        if begins or self.state is None:
+            self.state, self.last = self.model.allocate_state(1, 1 << 62), None
+        if not surprisal:
+            return None, extend_routing(self.model, ids, self.state)
+        out = extend(self.model, ids, self.state)
+        logits = out.logits if self.last is None else torch.cat([self.last, out.logits])
+        self.last = out.logits[-1:]
+        bits = _bits(logits[:-1], ids[len(ids) + 1 - len(logits) :])
+        return (np.concatenate([[np.nan], bits]).astype(np.float32) if begins else bits), out.routing
+
+
 def _compute(
-    model: HNetForCausalLM, batch: Sequence[_Stretch], table: bytes | None, surprisal: bool
+    model: HNetForCausalLM, batch: Sequence[_Stretch], table: bytes | None, surprisal: bool, carry: _Carry | None
 ) -> Iterator[Window]:
     """One packed pass. All arrays are made for the whole pack and then cut, so that the cost is the network's."""
     inputs = [stretch.model_input(table) for stretch in batch]
@@ -206,7 +243,10 @@ def _compute(
     device = model.embeddings.weight.device
     ids = torch.from_numpy(np.frombuffer(b"".join(inputs), dtype=np.uint8).astype(np.int64)).to(device)
     cu_seqlens, bits = torch.from_numpy(offsets).to(device), None
-    if surprisal:
+    if carry is not None:
+        (stretch,) = batch
+        bits, routing = carry(ids, stretch.start == 0, surprisal)
+    elif surprisal:
         bits, routing = bits_per_byte(model, ids, cu_seqlens)
     else:
         routing = route(model, ids, cu_seqlens)

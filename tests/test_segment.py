@@ -23,6 +23,7 @@ from hnet_cli.segment import Summary, segment, segment_bytes, stages_of
 from hnet_cli.windows import Stream, route, window_of, windows
 
 MODEL = tiny_model(torch.float32)
+EXACT = tiny_model(torch.float64)
 SMALL = {"width": 64, "warmup": 16, "batch_bytes": 200}
 TEXT = "Chunks of “things”, 世界和平 & <script>alert(1)</script>.\n\tEsc \x1b[31m, bell \x07, C1 \x9b, bidi \u202e!\r\n"
 
@@ -48,6 +49,25 @@ def written(data, format, stage="all", plugin="text", name="a.txt", **options):
 
 
 # -- the laws ----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.binary(min_size=1, max_size=300), st.integers(5, 150), st.integers(1, 300), st.booleans())
+def test_with_a_carried_state_windows_are_one_pass(data, width, block, surprisal):
+    """However the document is read and wherever windows end; of the next document nothing is carried over."""
+    blocks = [data[at : at + block] for at in range(0, len(data), block)]
+    documents = [Stream(blocks, "a", "a"), Document(data[::-1], "b", "b")]
+    asked = {"surprisal": surprisal, "longest_chunk": 1 << 30}
+    once = list(windows(EXACT, [Document(data, "a", "a"), documents[1]], width=1000, **asked))
+    parts = list(windows(EXACT, documents, batch_bytes=width, carried=True, **asked))
+    assert len(parts) == 2 * -(-len(data) // width)
+    for whole in once:
+        own = [window for window in parts if window.document.name == whole.document.name]
+        assert np.array_equal(np.concatenate([w.starts for w in own]), whole.starts)
+        for name in ("probability", *["surprisal"] * surprisal):
+            found = np.concatenate([getattr(window, name) for window in own])
+            np.testing.assert_allclose(found, getattr(whole, name), rtol=1e-5, atol=1e-6)
+        assert np.array_equal(sum(window.positions for window in own), whole.positions)
 
 
 @settings(max_examples=20, deadline=None)

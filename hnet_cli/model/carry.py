@@ -32,36 +32,57 @@ def extend(model: HNetForCausalLM, ids: Tensor, state: GenerationState) -> HNetO
     A state that has read nothing begins a document. However a document is cut into blocks, the result is that of one
     pass over all of it, up to rounding. Raises ValueError for a state of several rows, no bytes, or too many.
     """
+    _check(ids, state)
+    routing: list[RoutingOutput] = []
+    hidden = _level(model.backbone, model.embeddings(ids), ids, state.level, model.kernels(), routing)
+    return HNetOutput(model.lm_head(hidden), routing)
+
+
+@torch.inference_mode()
+def extend_routing(model: HNetForCausalLM, ids: Tensor, state: GenerationState) -> list[RoutingOutput]:
+    """The routing that `extend` would give, without main network and decoders: a state continued so is of no other use.
+
+    ids (T,) int64. Raises ValueError as `extend`, and for a model without stages.
+    """
+    _check(ids, state)
+    if model.backbone.is_innermost:
+        raise ValueError("a model without stages has no routing")
+    kernels, routing = model.kernels(), list[RoutingOutput]()
+    net, level, hidden, tokens = model.backbone, state.level, model.embeddings(ids), ids
+    while not net.is_innermost:
+        if not len(hidden):
+            _none(net, routing[-1], routing)
+            break
+        *_, source, own = _decide(net, hidden, tokens, level, kernels)
+        routing.append(own)
+        _count(level, len(hidden))
+        assert isinstance(net.main_network, HNet)
+        assert level.inner is not None
+        net, level, hidden, tokens = net.main_network, level.inner, source[own.boundary_mask], None
+    return routing
+
+
+def _check(ids: Tensor, state: GenerationState) -> None:
     if state.batch_size != 1 or ids.ndim != 1 or not 0 < len(ids) <= state.max_length - state.lengths[0]:
         raise ValueError(
             f"extend needs a state of one row and at least one byte, got {state.batch_size} rows, {tuple(ids.shape)} "
             f"bytes, {state.lengths[0]} of {state.max_length} read"
         )
-    routing: list[RoutingOutput] = []
-    hidden = _level(model.backbone, model.embeddings(ids), ids, state.level, model.kernels(), routing)
-    return HNetOutput(model.lm_head(hidden), routing)
 
 
 def _level(
     net: HNet, hidden: Tensor, ids: Tensor | None, state: LevelState, kernels: Kernels, routing: list[RoutingOutput]
 ) -> Tensor:
     """`HNet.forward` of T > 0 further positions: (T, outer width) -> the same. Appends the routing of each stage."""
-    hidden = net.enter(hidden, kernels)
-    packing = Packing.of_lengths([len(hidden)], hidden.device)
-    packing.position = packing.position + state.seen[0]
     if net.is_innermost:
+        hidden, packing = _enter(net, hidden, state, kernels)
         assert isinstance(net.main_network, Isotropic)
         out = _stack(net.main_network, hidden, packing, state.layers["main_network"], kernels)
         _count(state, len(hidden))
         return net._leave(out, kernels)
-    encoded = _stack(net.encoder, hidden, packing, state.layers["encoder"], kernels)
+    packing, encoded, source, own = _decide(net, hidden, ids, state, kernels)
     residual = net.project_residual(encoded)
-    own = _route(net, encoded, ids, packing, state)
     routing.append(own)
-    source = encoded
-    if net.smoothing == "input":
-        source = state.average = _average(encoded, own.boundary_prob, state.average, kernels)
-        source, state.average = source.to(encoded.dtype), state.average[-1:]
     upsampled = _chunks(net, source, own, state, kernels, routing)
     if net.smoothing == "bytes":
         upsampled = _average(upsampled, own.boundary_prob, state.average, kernels)
@@ -70,8 +91,29 @@ def _level(
         upsampled = upsampled * own.boundary_mask[:, None]
     joined = add_residual(upsampled, own, residual).to(encoded.dtype)
     out = _stack(net.decoder, joined, packing, state.layers["decoder"], kernels)
-    _count(state, len(hidden))
+    _count(state, len(encoded))
     return out[:, : net.outer_width]
+
+
+def _enter(net: HNet, hidden: Tensor, state: LevelState, kernels: Kernels) -> tuple[Tensor, Packing]:
+    hidden = net.enter(hidden, kernels)
+    packing = Packing.of_lengths([len(hidden)], hidden.device)
+    packing.position = packing.position + state.seen[0]
+    return hidden, packing
+
+
+def _decide(
+    net: HNet, hidden: Tensor, ids: Tensor | None, state: LevelState, kernels: Kernels
+) -> tuple[Packing, Tensor, Tensor, RoutingOutput]:
+    """As far as the boundaries: the positions, what the encoder gives, of which the inner network gets those at a
+    boundary, (T, D) each, and the routing."""
+    hidden, packing = _enter(net, hidden, state, kernels)
+    source = encoded = _stack(net.encoder, hidden, packing, state.layers["encoder"], kernels)
+    own = _route(net, encoded, ids, packing, state)
+    if net.smoothing == "input":
+        average = _average(encoded, own.boundary_prob, state.average, kernels)
+        source, state.average = average.to(encoded.dtype), average[-1:]
+    return packing, encoded, source, own
 
 
 def _count(state: LevelState, positions: int) -> None:
