@@ -52,7 +52,7 @@ def written(data, format, stage="all", plugin="text", name="a.txt", **options):
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.binary(min_size=1, max_size=300), st.integers(5, 150), st.integers(1, 300), st.booleans())
+@given(st.binary(min_size=60, max_size=300), st.integers(5, 50), st.integers(1, 300), st.booleans())
 def test_with_a_carried_state_windows_are_one_pass(data, width, block, surprisal):
     """However the document is read and wherever windows end; of the next document nothing is carried over."""
     blocks = [data[at : at + block] for at in range(0, len(data), block)]
