@@ -12,6 +12,7 @@ context of a byte, further back than the model saw in training.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -224,7 +225,7 @@ class _Carry:
     def __call__(self, ids: Tensor, begins: bool, surprisal: bool) -> tuple[np.ndarray | None, list[RoutingOutput]]:
         """As `bits_per_byte` (or None) and `route` of the next bytes (T,) of the document, or of a new one."""
         if begins or self.state is None:
-            self.state, self.last = self.model.allocate_state(1, 1 << 62), None
+            self.state, self.last = self.model.allocate_state(1, sys.maxsize), None
         if not surprisal:
             return None, extend_routing(self.model, ids, self.state)
         out = extend(self.model, ids, self.state)
