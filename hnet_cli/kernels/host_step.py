@@ -5,9 +5,8 @@ Results equal the reference up to rounding; `tests/test_host.py` compares them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,14 +15,16 @@ from torch import Tensor
 from . import host, reference
 from .reference import wide
 
-FEW, FEWER = range(4, 65), range(4, 25)
-"""Rows of a product that is faster the other way round, without and with putting the result in order."""
+FEW = range(4, 65)
+"""Rows of a product that is faster the other way round."""
 MANY = 32
 """Rows for which a layer of Mamba's keeps its weights the other way round."""
 LARGE = 1 << 18
 """Elements of a matrix from which on it is: a megabyte in float32."""
 LATER = 16
 """Positions after which what they add to a state is added."""
+CACHED = 1 << 20
+"""Elements of keys up to which copying those of some rows costs less than a call for each row."""
 LEAST = 1e-20
 """Of the scale of a state: what is added is divided by it, and must stay far from the largest float32."""
 
@@ -39,9 +40,9 @@ def step_linear(x: Tensor, weight: Tensor, row_by_row: bool = False) -> Tensor:
     """As the reference: for a few rows as (W x^T)^T, for which MKL takes up to 40% less time than for x W^T.
 
     The result then lies in memory as W x^T, and so does what is made of it element by element, which the next product
-    reads as it is. Where that is of no use, `row_by_row`, putting it in order takes some of the time again.
+    reads as it is. Where that is of no use, `row_by_row`, it is put in order.
     """
-    few = len(x) in (FEWER if row_by_row else FEW) and weight.is_contiguous() and weight.numel() >= LARGE
+    few = len(x) in FEW and weight.is_contiguous() and weight.numel() >= LARGE
     if few and x.dtype in (torch.float32, torch.float64):
         y = torch.mm(weight, x.T).T
         return y.contiguous() if row_by_row else y
@@ -56,17 +57,17 @@ def causal_conv_step(x: Tensor, state: Tensor, taps: Tensor, bias: Tensor, rows:
     y = torch.addcmul(bias, x, taps[-1])
     for old, tap in zip(past, taps, strict=False):
         y.addcmul_(old, tap)
-    if rows is not None:
-        state.index_copy_(0, rows, torch.stack([*past[1:], x], 1))
-    else:
-        for old, later in zip(past, (*past[1:], x), strict=True):
-            old.copy_(later)
+    for own, later in zip(state.unbind(1), (*past[1:], x), strict=True):
+        if rows is None:
+            own.copy_(later)
+        else:
+            own.index_copy_(0, rows, later)
     return F.silu(y, inplace=True)
 
 
 def attention_step(q: Tensor, k: Tensor, v: Tensor, length: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
     """As the reference; where the caches of the rows are no small matter, row by row instead of from copies."""
-    if length is None or k[0].numel() * len(q) <= host.TILE:
+    if length is None or k[0].numel() * len(q) <= CACHED:
         return reference.attention_step(q, k, v, length, rows)
     y = torch.empty_like(q)
     for i, (row, seen) in enumerate(
@@ -156,29 +157,31 @@ def ssd_step(
     which = range(len(x)) if rows is None else rows.tolist()
     counts = [state.count[row] for row in which]
     if rows is None and min(counts) == max(counts):
-        where: tuple[Any, Any] = slice(None), counts[0]
+        state.state[:, size + counts[0]], state.keys[:, counts[0]] = added, wide(B)
     else:
-        where = torch.arange(len(x)) if rows is None else rows, torch.tensor(counts)
-    state.state[where[0], size + where[1]], state.keys[where] = added, wide(B)
+        for own, first, new in ((state.state, size, added), (state.keys, 0, wide(B))):
+            at = [row * own.shape[1] + first + count for row, count in zip(which, counts, strict=True)]
+            own.view(-1, own.shape[2]).index_copy_(0, torch.tensor(at), new)
     keys = state.keys if rows is None else state.keys.index_select(0, rows)
     weights = torch.bmm(keys, wide(C).unsqueeze(-1)).squeeze(-1)
     reader = torch.cat([wide(C), weights], 1).unsqueeze(1)
     y = x32.new_empty(len(x), 1, added.shape[1])
-    for mine, theirs in runs(which):
+    full = {row for row, count in zip(which, counts, strict=True) if count == LATER - 1}
+    for mine, theirs in runs(which, full):
         torch.bmm(reader[mine], state.state[theirs], out=y[mine])
+        if theirs.start in full:  # while it is in the cache
+            own, own_keys = state.state[theirs.start], state.keys[theirs.start]
+            own[:size].addmm_(own_keys.T, own[size:])
+            own_keys.zero_()
     for row in which:
-        state.count[row] += 1
-        if state.count[row] == LATER:
-            state.state[row, :size].addmm_(state.keys[row].T, state.state[row, size:])
-            state.keys[row] = 0
-            state.count[row] = 0
+        state.count[row] = 0 if row in full else state.count[row] + 1
     return y.view(x.shape).mul_(scale.unsqueeze(-1)).addcmul_(x32, wide(D).unsqueeze(-1)).to(x.dtype)
 
 
-def runs(rows: Sequence[int]) -> Iterator[tuple[slice, slice]]:
-    """Rows that follow each other: where they are in the list, and which they are."""
+def runs(rows: Sequence[int], alone: Container[int]) -> Iterator[tuple[slice, slice]]:
+    """Rows that follow each other: where they are in the list, and which they are. Some are alone in theirs."""
     start = 0
     for at in range(1, len(rows) + 1):
-        if at == len(rows) or rows[at] != rows[at - 1] + 1:
+        if at == len(rows) or rows[at] != rows[at - 1] + 1 or rows[at] in alone or rows[at - 1] in alone:
             yield slice(start, at), slice(rows[start], rows[at - 1] + 1)
             start = at
