@@ -205,7 +205,7 @@ def training(config: Any, rows: int) -> dict[str, int]:
 
 def generation(config: Any, rows: int) -> dict[str, dict[str, int]]:
     """Of one byte, every row at a boundary of every stage: plain, and as it is recorded."""
-    from hnet_cli.model.graphs import GraphSteps, PlainSteps
+    from hnet_cli.model.graphs import GraphSteps
 
     waits, prompt = Waits(), 16
     offsets = Offsets(rows * prompt, [0.5] * config.model.num_stages)
@@ -215,11 +215,12 @@ def generation(config: Any, rows: int) -> dict[str, dict[str, int]]:
         model.prefill([torch.zeros(prompt, dtype=torch.int64)] * rows, state)
         tokens = torch.zeros(rows, dtype=torch.int64, device=GPU)
         found = {}
-        for name, steps in (("byte", PlainSteps(model, state)), ("recorded_byte", GraphSteps(model, state))):
-            steps.step(tokens)
+        plain, recorded = functools.partial(model.step, state=state), GraphSteps(model, state).step
+        for name, step in (("byte", plain), ("recorded_byte", recorded)):
+            step(tokens)
             waits.found.clear()
             with waits:
-                steps.step(tokens)
+                step(tokens)
             found[name] = dict(waits.found)
     return found
 

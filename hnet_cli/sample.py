@@ -11,7 +11,7 @@ import codecs
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,8 +29,7 @@ BATCH = 64
 """Rows that are continued at once."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sampled:
+class Sampled(NamedTuple):
     """One byte of one row."""
 
     row: int
@@ -62,21 +61,32 @@ class Choice:
         """logits (B, V) float64, -inf where illegal; uniform (B,) in [0, 1) -> bytes (B,) int64."""
         if self.temperature == 0:
             return logits.argmax(1)
-        scaled = (logits - logits.max(1, keepdims=True)) / self.temperature
-        if self.top_k is not None and self.top_k < logits.shape[1]:
-            least = np.partition(scaled, -self.top_k, axis=1)[:, -self.top_k, None]
-            scaled[scaled < least] = -np.inf
-        p = np.exp(scaled)
-        p /= p.sum(1, keepdims=True)
+        p = logits - logits.max(1, keepdims=True)
+        if self.temperature != 1:
+            p /= self.temperature
+        if self.top_k is not None and self.top_k < p.shape[1]:
+            p[p < np.partition(p, -self.top_k, axis=1)[:, -self.top_k, None]] = -np.inf
+        np.exp(p, out=p)
         if self.top_p is not None and self.top_p < 1:
-            order = np.argsort(-p, axis=1, kind="stable")
-            ranked = np.take_along_axis(p, order, 1)
-            ranked[np.cumsum(ranked, 1) - ranked >= self.top_p] = 0  # the first always stays
-            np.put_along_axis(p, order, ranked, 1)
-        cumulative = np.cumsum(p, 1)
-        drawn = (cumulative <= uniform[:, None] * cumulative[:, -1:]).sum(1)
-        likeliest = p.argmax(1)  # instead of a byte that rounding alone has reached
-        return np.where(np.take_along_axis(p, drawn[:, None], 1)[:, 0] > 0, drawn, likeliest)
+            p[~self._nucleus(p)] = 0
+        cumulative = p.cumsum(1)
+        drawn = (cumulative > uniform[:, None] * cumulative[:, -1:]).argmax(1)
+        missed = p[np.arange(len(p)), drawn] == 0  # by rounding, or none is above
+        if missed.any():
+            drawn[missed] = p[missed].argmax(1)
+        return drawn
+
+    def _nucleus(self, p: np.ndarray) -> np.ndarray:
+        """Which bytes are kept, (B, V) bool: most likely first and of equals the first, while those before have less
+        than top_p."""
+        ranked = -np.sort(-p, axis=1)
+        before = ranked.cumsum(1) - ranked
+        many = np.maximum(1, (before < self.top_p * ranked.sum(1, keepdims=True)).sum(1))
+        kept = p >= ranked[np.arange(len(p)), many - 1][:, None]
+        for row in np.flatnonzero(kept.sum(1) > many):
+            kept[row] = False
+            kept[row, np.argsort(-p[row], kind="stable")[: many[row]]] = True
+        return kept
 
 
 class Grammar:
@@ -93,6 +103,8 @@ class Grammar:
         for _ in range(states):
             self.distance[:states] = np.minimum(self.distance[:states], self.distance[self.next].min(1) + 1)
         self.accepting = self.distance[:states] == 0
+        self.longest = self.distance[self.distance < self.NEVER].max()
+        self.free = self.distance[self.next] < self.NEVER
 
     def after(self, prompt: bytes) -> int:
         """The state after a prompt. Raises UsageError naming the first byte that is illegal."""
@@ -110,6 +122,8 @@ class Grammar:
         """states (B,) -> (B, 256) bool: the bytes that may come next when `remaining` (B,) are left. Inside a unit only
         those with which it can be finished in time. A new unit may begin with any byte: without those that are too long
         for the rest, Chinese would end in stray ASCII; instead the row ends where one is chosen."""
+        if np.min(remaining) > self.longest:
+            return self.free[states]
         left: np.ndarray = self.distance[self.next[states]]
         limit = np.where(self.accepting[states], self.NEVER - 1, remaining - 1)
         return np.less_equal(left, limit[:, None])
@@ -164,9 +178,9 @@ def _generate(
     first_row: int,
 ) -> Iterator[Sampled]:
     rows = np.arange(first_row, first_row + len(prompts))
-    random = {row: np.random.default_rng([seed, row]) for row in rows.tolist()}
     going = grammar.distance[states] <= max_bytes
     rows, states = rows[going], states[going]
+    random = [np.random.default_rng([seed, row]) for row in rows.tolist()]
     if not len(rows):
         return
     kept = [BOS + prompt for prompt, goes in zip(prompts, going.tolist(), strict=True) if goes]
@@ -175,15 +189,17 @@ def _generate(
     left, last = np.full(len(kept), max_bytes), np.zeros(len(kept), dtype=np.int64)
     pace = paces(model, memory)
     while ready.rows:
-        at, scores = np.array(ready.rows), ready.logits[:, :256].double().cpu().numpy()
+        at, scores = np.array(ready.rows), ready.logits[:, :256].cpu().double().numpy()
         if not np.isfinite(scores).all():
             raise NumericalError("the model gives logits that are not finite", "its weights are damaged or overflow")
         legal = grammar.legal(states[at], left[at])[:, : scores.shape[1]]
         if eos is not None:
             legal[:, eos] |= grammar.accepting[states[at]]
         possible = np.asarray(legal.any(1)) & (left[at] > 0)
-        uniform = np.array([random[row].random() for row in rows[at].tolist()])
-        chosen = choice(np.where(legal | ~possible[:, None], scores, -np.inf), uniform)
+        uniform = np.array([random[row].random() for row in at.tolist()])
+        if not legal.all():
+            scores = np.where(legal | ~possible[:, None], scores, -np.inf)
+        chosen = choice(scores, uniform)
         after = grammar.next[states[at], chosen]
         going = np.logical_and(possible, grammar.distance[after] < left[at])
         if eos is not None:
@@ -192,7 +208,8 @@ def _generate(
         states[at], last[at] = after[going], chosen[going]
         left[at] -= 1
         ready = pace.feed(at.tolist(), torch.from_numpy(last[at]))
-        yield from map(Sampled, rows[ready.rows].tolist(), last[ready.rows].tolist(), ready.depth)
+        done = np.array(ready.rows, dtype=np.int64)
+        yield from map(Sampled, rows[done].tolist(), last[done].tolist(), ready.depth)
 
 
 # -- what people and programs see --------------------------------------------------------------------------------------

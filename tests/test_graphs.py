@@ -1,6 +1,7 @@
 """Generation by recordings: what is replayed is what the model would compute, whatever rows are at a boundary."""
 
 import contextlib
+import math
 import weakref
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelkit import tiny_config, tiny_model, worst
-from test_generation import CONFIGS, check_routing, full, text
+from test_generation import CONFIGS, full, text
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -85,6 +86,19 @@ def holders(stepper):
                 yield from vars(getattr(layer, "ssm", layer)).values()
 
 
+def check_probabilities(probs, expected, positions):
+    for row, (out, position) in enumerate(zip(expected, positions, strict=True)):
+        reached = True
+        for stage, whole in zip(probs, out.routing, strict=True):
+            if not reached:
+                assert math.isnan(stage[row])
+                continue
+            assert abs(stage[row] - whole.boundary_prob[position]) < EXACT
+            reached = bool(whole.boundary_mask[position])
+            assert (stage[row] > 0.5) == reached
+            position = int(whole.boundary_mask[: position + 1].sum()) - 1
+
+
 @each_model
 @pytest.mark.parametrize(("batch", "count"), [(1, 66), (3, 12), (8, 8)])
 def test_replays_equal_the_full_pass(model, batch, count):
@@ -97,8 +111,8 @@ def test_replays_equal_the_full_pass(model, batch, count):
     stepper, recorded = tapes(model, state)
     for t in range(count):
         tokens = torch.stack([d[n + t] for d, n in zip(documents, prompts, strict=True)])
-        logits, routing = stepper.step(tokens)
-        check_routing(routing, expected, [n + t for n in prompts])
+        logits, probs = stepper.step(tokens)
+        check_probabilities(probs, expected, [n + t for n in prompts])
         for row, (n, out) in enumerate(zip(prompts, expected, strict=True)):
             assert worst(logits[row], out.logits[0, n + t]) < EXACT
     assert recorded
@@ -118,10 +132,10 @@ def test_rows_that_are_given_up(name):
     rows = list(range(batch))
     for wanted in kept:
         for _ in range(count):
-            logits, routing = stepper.step(torch.stack([documents[row][at[row]] for row in rows]))
+            logits, probs = stepper.step(torch.stack([documents[row][at[row]] for row in rows]))
             for i, row in enumerate(rows):
                 assert worst(logits[i], expected[row].logits[0, at[row]]) < EXACT
-            check_routing(routing, [expected[row] for row in rows], [at[row] for row in rows])
+            check_probabilities(probs, [expected[row] for row in rows], [at[row] for row in rows])
             for row in rows:
                 at[row] += 1
         stepper.select(wanted)

@@ -10,6 +10,7 @@ row, which compute the same once more and write it to the same place.
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .hnet import HNet, HNetForCausalLM
-from .state import AttentionState, GenerationState, LevelState, Now, StepRouting
+from .state import AttentionState, GenerationState, LevelState, Now
 
 Run = Callable[[], None]
 Capture = Callable[[Run], Run]
@@ -32,8 +33,9 @@ has run before and is not run."""
 class Steps(Protocol):
     """Continues the documents of a filled `GenerationState`."""
 
-    def step(self, tokens: Tensor) -> tuple[Tensor, list[StepRouting]]:
-        """As `HNetForCausalLM.step`; where the routing lies, on the host or the device, is not said."""
+    def step(self, tokens: Tensor) -> tuple[Tensor, list[list[float]]]:
+        """As `HNetForCausalLM.step`, but of the routing only, per stage and row, the probability of a boundary:
+        not-a-number where the row did not reach the stage."""
 
     def select(self, rows: Sequence[int]) -> None:
         """Keeps the given rows, in that order, and forgets the others."""
@@ -46,8 +48,9 @@ class PlainSteps:
     model: HNetForCausalLM
     state: GenerationState
 
-    def step(self, tokens: Tensor) -> tuple[Tensor, list[StepRouting]]:
-        return self.model.step(tokens.to(self.state.level.position.device), self.state)
+    def step(self, tokens: Tensor) -> tuple[Tensor, list[list[float]]]:
+        logits, routing = self.model.step(tokens.to(self.state.level.position.device), self.state)
+        return logits, [stage.boundary_prob.tolist() for stage in routing]
 
     def select(self, rows: Sequence[int]) -> None:
         self.state.select(list(rows))
@@ -116,6 +119,8 @@ class GraphSteps:
         """Buffers and recordings for the rows that the state has now."""
         self.rows = list(range(self.state.batch_size))
         """The row of the state that each row of the caller is."""
+        self.whole = True
+        """Each is itself."""
         self.levels: list[_Level] = []
         self.tokens = torch.zeros(len(self.rows), dtype=torch.int64, device=self.device)
         self.output: dict[str, Tensor] = {}
@@ -129,8 +134,8 @@ class GraphSteps:
     # -- for the caller ------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def step(self, tokens: Tensor) -> tuple[Tensor, list[StepRouting]]:
-        """tokens (B,) int64 on any device -> logits (B, V), valid until the next step, and routing on the host.
+    def step(self, tokens: Tensor) -> tuple[Tensor, list[list[float]]]:
+        """tokens (B,) int64 on any device -> logits (B, V), valid until the next step, and probabilities as `Steps`.
 
         Raises ValueError as `HNetForCausalLM.step`.
         """
@@ -141,34 +146,33 @@ class GraphSteps:
             raise ValueError(
                 f"step needs a state filled by prefill, and room: {seen} of {self.state.max_length} bytes read"
             )
-        whole = self.rows == list(range(self.state.batch_size))
         kind = self.device.type
         with contextlib.ExitStack() as stack:
             if kind == "cuda":
                 stack.enter_context(torch.cuda.device(self.device))
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
-            if whole:
+            if self.whole:
                 self.tokens.copy_(tokens)
             else:
                 self.tokens[torch.tensor(self.rows, device=self.device)] = tokens.to(self.device)
-            routing: list[StepRouting] = []
-            self._descend(0, None, routing)
+            probs: list[list[float]] = []
+            self._descend(0, None, probs)
         logits = self.output["logits"]
-        return (logits if whole else logits[torch.tensor(self.rows, device=self.device)]), routing
+        return (logits if self.whole else logits[torch.tensor(self.rows, device=self.device)]), probs
 
     def select(self, rows: Sequence[int]) -> None:
         """Rows that are given up go on being computed at the outermost level until they are half of all."""
         kept = [self.rows[row] for row in rows]
         if len(set(kept)) == len(kept) > self.state.batch_size // 2:
-            self.rows = kept
+            self.rows, self.whole = kept, kept == list(range(self.state.batch_size))
             return
         self.state.select(kept)
         self._begin()
 
     # -- one step ------------------------------------------------------------------------------------------------------
 
-    def _descend(self, number: int, rows: list[int] | None, routing: list[StepRouting]) -> None:
+    def _descend(self, number: int, rows: list[int] | None, probs: list[list[float]]) -> None:
         """Level `number` and those inside it, for some rows of the state (None: all)."""
         level = self.levels[number]
         taking = range(self.state.batch_size) if rows is None else rows
@@ -181,22 +185,19 @@ class GraphSteps:
         self._play(number, "in", rows)
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
-        probs = level.prob.tolist()
-        wanted = set(self.rows)
-        chosen = [row for row in taking if probs[row] > 0.5 and row in wanted]
-        routing.append(self._routing(level.prob, set(taking)))
+        prob = level.prob.tolist()
+        if rows is not None:
+            reached = set(rows)
+            prob = [p if row in reached else math.nan for row, p in enumerate(prob)]
+        own = prob if self.whole else [prob[row] for row in self.rows]
+        probs.append(own)
+        chosen = [row for row, p in zip(self.rows, own, strict=True) if p > 0.5]
         if chosen:
-            self._descend(number + 1, None if len(chosen) == self.state.batch_size else chosen, routing)
+            everyone = len(chosen) == self.state.batch_size
+            self._descend(number + 1, None if everyone else sorted(chosen), probs)
         else:
-            nothing = [StepRouting.none(len(self.rows), level.prob) for _ in self.levels[number + 1 : -1]]
-            routing.extend(nothing)
+            probs += [[math.nan] * len(self.rows) for _ in self.levels[number + 1 : -1]]
         self._play(number, "out", rows)
-
-    def _routing(self, prob: Tensor, reached: set[int]) -> StepRouting:
-        """From the probabilities of all rows of the state, of which only those reached mean anything."""
-        there = torch.tensor([row in reached for row in self.rows])
-        prob = prob[self.rows].masked_fill(~there, torch.nan)
-        return StepRouting(prob, prob > 0.5, there)
 
     def _reserve(self, level: _Level, longest: int) -> None:
         """Room for `longest` positions. What was recorded knows the caches and tables by their place."""

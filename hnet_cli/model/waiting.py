@@ -67,11 +67,10 @@ class InStep:
         if len(rows) < len(self.rows):
             self.stepper.select([self.rows.index(row) for row in rows])
             self.rows = list(rows)
-        logits, routing = self.stepper.step(tokens)
-        depth = torch.zeros(len(rows), dtype=torch.int64)
-        for stage in routing:
-            depth += stage.boundary_mask.cpu()
-        return Ready(self.rows, logits, depth.tolist())
+        logits, probs = self.stepper.step(tokens)
+        return Ready(
+            self.rows, logits, [sum(p > 0.5 for p in own) for own in zip(*probs, strict=True)] or [0] * len(rows)
+        )
 
 
 @dataclass(eq=False)
