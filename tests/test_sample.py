@@ -95,6 +95,19 @@ def test_grammar_knows_how_far_the_end_is():
     assert legal[0, 1:].all()
 
 
+@given(st.integers(0, 999), st.integers(1, 9))
+@settings(deadline=None)
+def test_what_is_legal_is_what_can_be_finished(seed, remaining):
+    random = np.random.default_rng(seed)
+    transitions = np.where(random.random((8, 256)) < 0.003, random.integers(0, 8, (8, 256)), -1)
+    accepting = frozenset({0, 3})
+    grammar = Grammar(Automaton(tuple(map(tuple, transitions.tolist())), accepting=accepting))
+    legal = grammar.legal(np.arange(8), np.full(8, remaining))
+    for state in range(8):
+        limit = Grammar.NEVER if state in accepting else remaining
+        assert (legal[state] == (grammar.distance[transitions[state]] < limit)).all()
+
+
 # -- chance ------------------------------------------------------------------------------------------------------------
 
 
@@ -161,6 +174,23 @@ def test_choice_follows_the_probabilities():
         (Choice(0), [1, 0, 0, 0]),
     ):
         np.testing.assert_allclose(frequencies(choice, logits), expected, atol=0.015)
+
+
+@given(st.lists(st.integers(0, 6), min_size=3, max_size=24), st.floats(0.01, 0.99), st.floats(0, 1, exclude_max=True))
+def test_of_equally_likely_bytes_top_p_keeps_the_first(weights, top_p, uniform):
+    weights[0] += 1
+    logits = np.log(np.maximum(np.array([weights, weights[::-1]], dtype=float), 1e-300))
+    for row, drawn in enumerate(Choice(top_p=top_p)(logits, np.array([uniform, uniform]))):
+        p = np.exp(logits[row]) / np.exp(logits[row]).sum()
+        kept, total = [], 0.0
+        for byte in sorted(range(len(p)), key=lambda b: (-p[b], b)):
+            if kept and total >= top_p - 1e-9:
+                break
+            kept.append(byte)
+            total += p[byte]
+        within = np.cumsum(p[sorted(kept)]) / total
+        near = np.abs(within - uniform).min() < 1e-9 or abs(total - p[kept[-1]] - top_p) < 2e-9
+        assert near or drawn == sorted(kept)[int((within <= uniform).sum())]
 
 
 def test_choice_never_takes_what_is_illegal():
