@@ -113,6 +113,7 @@ def step_arguments(rows, dtype, seed):
 @given(steps=st.lists(st.none() | st.sets(st.integers(0, ROWS - 1), min_size=1).map(sorted), min_size=1, max_size=40),
        fits=st.booleans(), dtype=st.sampled_from(list(BOUNDS)))  # fmt: skip
 @example(steps=[None] * 3 + [[0, 1, 3]] * 9 + [None] * 12 + [[4]] * 9, fits=False, dtype=torch.float32)
+@example(steps=[None] * 20 + [[1, 4]] * 20, fits=False, dtype=torch.float64)
 def test_steps_equal_the_reference_whatever_rows_take_part(steps, fits, dtype):
     """Decays and additions that are put off, a scale that gets small; rows that take no part keep their states."""
     value = torch.randn(ROWS, HEADS, WIDTH, STATE, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -131,6 +132,16 @@ def test_steps_equal_the_reference_whatever_rows_take_part(steps, fits, dtype):
         for a, b in ((got, expected), (own.value, truth.value)):
             assert torch.isfinite(a).all()
             assert (a.double() - b).norm() <= BOUNDS[dtype] * b.norm()
+
+
+def test_a_row_that_is_not_finite_does_not_reach_the_others(monkeypatch):
+    monkeypatch.setattr(host, "TILE", 1)
+    together, alone = (host_step.ssd_state(torch.empty(0), rows, HEADS, WIDTH, STATE) for rows in (2, 1))
+    for seed in range(40):
+        x, dt, A, B, C, D, bias = step_arguments(2, torch.float32, seed)
+        dt[0] = torch.nan
+        own = host_step.ssd_step(together, x, dt, A, B, C, D, bias)[1:]
+        torch.testing.assert_close(own, host_step.ssd_step(alone, x[1:], dt[1:], A, B[1:], C[1:], D, bias))
 
 
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)

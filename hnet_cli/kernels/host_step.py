@@ -147,7 +147,7 @@ def ssd_step(
     everyone = slice(None) if rows is None else rows
     step = F.softplus(wide(dt) + dt_bias)
     scale = (step * A).exp_().mul_(state.scale[everyone])
-    if float(scale.min()) < LEAST:
+    if not float(scale.min()) >= LEAST:  # not a number in one row says nothing of the others
         row, head = (scale < LEAST).nonzero(as_tuple=True)
         by_head = state.state.unflatten(2, x.shape[1:])
         by_head[row if rows is None else rows[row], :, head] *= scale[row, head, None, None]
