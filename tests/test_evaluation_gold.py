@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from hnet_cli import checkpoint, cli, modality
 from hnet_cli.errors import InputError
 from hnet_cli.evaluation import gold
-from hnet_cli.evaluation.gold import _compared, _figures, against, of_units
+from hnet_cli.evaluation.gold import _compared, _figures, against, by_region, of_units
 from hnet_cli.modality import Document, Gold, Refused, Source
 
 TREEBANK = """\
@@ -316,6 +316,27 @@ def test_a_long_record_is_several_stretches(monkeypatch):
     figures = _figures(rows[0])
     assert figures["f1_ci95"][0] <= figures["f1"] <= figures["f1_ci95"][1]
     assert figures["f1"] == pytest.approx(_figures({"model": [whole.tolist()]})["f1"], rel=0.05)
+
+
+def test_all_annotated_records_count_and_no_others():
+    """A record without a kind of place or edge has boundaries all the same; one that is not annotated says nothing."""
+    from modelkit import tiny_model
+
+    bases = np.random.default_rng(0).choice(np.frombuffer(b"ACGT", np.uint8), 230).tobytes()
+    documents = [Document(bases[:90], "chr1", "x"), Document(bases[90:170], "chr2", "x"), Document(bases, "chr3", "x")]
+    known = modality.get("dna").annotation(Source.of_bytes(f"{GFF}chr2\tx\tgene\t5\t20\t.\t+\t.\tID=h\n".encode()))
+    model = tiny_model().float().eval()
+    report = by_region(model, modality.get("dna"), documents, known)
+    assert (report["bases"], report["left_out"]) == (170, 230)
+    (_, (outer, _)), (_, (other, _)) = gold.boundaries(model, documents[:2], None)
+    outer, other = outer[outer > 0], other[other > 0]
+    rate = (len(outer) + len(other)) / 170
+    own = np.isin(outer, [*range(3, 9), *range(20, 29), *range(40, 50)])
+    assert report["regions"]["CDS"]["positions"] == 25
+    assert report["regions"]["CDS"]["stages"][0]["enrichment"] == pytest.approx(own.sum() / 25 / rate)
+    edges = report["edges"]["CDS edge"][0]
+    assert edges["precision"] == pytest.approx(np.isin(outer, [3, 9, 20, 29, 40, 50]).sum() / (170 * rate))
+    assert edges["chance"] == pytest.approx(6 / (89 + 79))
 
 
 @pytest.mark.parametrize("text", ["", "chr1\tx\tgene\n", "LOCUS       broken\n", "##gff-version 3\n", "what is this",

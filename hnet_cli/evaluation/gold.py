@@ -194,39 +194,45 @@ def by_region(
 ) -> dict[str, Any]:
     """`hnet eval --annotation`: boundaries per position at each kind of place, and against the annotated edges.
 
-    {"bases", "regions": {kind: {"positions", "stages": [{"rate", "rate_ci95", "enrichment", "enrichment_ci95"}]}},
-    "edges": as the "kinds" of `against`}; enrichment is the rate over that of all positions. Intervals are over
-    stretches of `BLOCK` positions, since a genome is one document. Raises InputError where no document is one of the
-    annotated records.
+    {"bases", "left_out", "regions": {kind: {"positions", "stages": [{"rate", "rate_ci95", "enrichment",
+    "enrichment_ci95"}]}}, "edges": as the "kinds" of `against`}; enrichment is the rate over that of all positions.
+    Records that are not annotated, of "left_out" bases, say nothing. Intervals are over stretches of `BLOCK` positions,
+    since a genome is one document. Raises InputError where no document is one of the annotated records.
     """
     documents, annotated = list(documents), annotation.names()
-    if annotated and not any(document.name in annotated for document in documents):
+    known = [document for document in documents if document.name in annotated] if annotated else documents
+    if not known:
         there, about = (", ".join(list(dict.fromkeys(names))[:3]) for names in ([d.name for d in documents], annotated))
         raise InputError(
             f"no record that is read is annotated: the sequence has {there}, the annotation {about}",
             "names must be the same in both files",
         )
-    rows: dict[str, list[np.ndarray]] = {}
-    edges: dict[str, list[dict[str, list[list[float]]]]] = {}
-    total = 0
-    for document, stages in boundaries(model, documents, modality.input_table):
+    rows: dict[str, dict[int, np.ndarray]] = {}  # by document: those that have places of this kind
+    everywhere: list[np.ndarray] = []
+    edges: dict[str, list[dict[str, list[list[float]]]]] = {
+        kind: [{} for _ in range(model.config.num_stages)] for document in known for kind in annotation.edges(document)
+    }
+    for document, stages in boundaries(model, known, modality.input_table):
         size = len(document.data)
         blocks = -(-size // BLOCK)
-        total += size
         marks = np.zeros((size, len(stages)))
         for stage, found in enumerate(stages):
             marks[found[found > 0], stage] = 1
-        everywhere = _by_block(np.arange(size), marks, blocks)
         for kind, positions in annotation.regions(document).items():
             own = _by_block(np.asarray(positions, np.int64), marks, blocks)
-            rows.setdefault(kind, []).append(np.concatenate([own, everywhere], 1))
-        settled = _settled(modality, document.data)
-        for kind, wanted in annotation.edges(document).items():
-            if len(wanted):
-                _add(edges.setdefault(kind, [{} for _ in stages]), document.data, stages, wanted, settled)
-    regions = {kind: _region(np.concatenate(parts)) for kind, parts in rows.items()}
+            rows.setdefault(kind, {})[len(everywhere)] = own
+        everywhere.append(_by_block(np.arange(size), marks, blocks))
+        settled, wanted = _settled(modality, document.data), annotation.edges(document)
+        for kind, counts in edges.items():
+            _add(counts, document.data, stages, wanted.get(kind, ()), settled)
+    regions = {
+        kind: _region(np.concatenate([np.hstack([own.get(n, 0 * each), each]) for n, each in enumerate(everywhere)]))
+        for kind, own in rows.items()
+    }
     kinds = {kind: [_figures(stage) for stage in stages] for kind, stages in edges.items()}
-    return {"bases": total, "regions": regions, "edges": kinds}
+    total = sum(len(document.data) for document in known)
+    left_out = sum(len(document.data) for document in documents) - total
+    return {"bases": total, "left_out": left_out, "regions": regions, "edges": kinds}
 
 
 def _by_block(positions: np.ndarray, marks: np.ndarray, blocks: int) -> np.ndarray:

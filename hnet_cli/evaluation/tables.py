@@ -179,8 +179,9 @@ def _gold(gold: Mapping[str, Any], byte: str) -> Iterator[Table | str]:
 def _annotation(found: Mapping[str, Any], byte: str) -> Iterator[Table | str]:
     levels = len(next(iter(found["regions"].values()))["stages"]) if found["regions"] else 0
     columns = [name for s in range(levels) for name in (f"stage {s}", "over all", "95%")]
-    yield (f"[dim]Boundaries on {found['bases']:,} bases by the kind of place, and over those of all bases, then "
-           "against edges of features. Intervals: 95%, bootstrap over stretches of 10,000 bases, if there are 8. "
+    beside = f" ({found['left_out']:,} more are of records that are not annotated)" if found["left_out"] else ""
+    yield (f"[dim]Boundaries on {found['bases']:,} bases{beside} by the kind of place, and over those of all bases, "
+           "then against edges of features. Intervals: 95%, bootstrap over stretches of 10,000 bases, if there are 8. "
            '"Units right": F1 of what lies between two edges.[/]')  # fmt: skip
     rows = table("boundaries per base", "bases", *columns)
     for kind, region in found["regions"].items():
