@@ -140,6 +140,7 @@ def test_shapes_of_tasks(tmp_path):
         ('{"query": "a", "choices": ["b"], "gold": 3}\n', "line 1"),
         ('{"query": "a", "choices": ["b"], "gold": 0}\n{"other": 1}\n', "line 2"),
         ('{"query": "a"\n', "line 1"),
+        ('{"query": "a", "choices": ["\\ud800"], "gold": 0}\n', "line 1"),
         ("text\n5\na\nb\nc\nd\n", "line 2"),
         ("text\n1\na\nb\n", "line 2"),
         ("# A page\n\na\nb\nc\nd\n", "line 2"),

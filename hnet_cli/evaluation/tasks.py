@@ -106,6 +106,8 @@ def _item(row: dict[str, Any]) -> Item:
 def _checked(text: str, endings: Sequence[str], answer: int) -> Item:
     if not isinstance(text, str) or not endings or not all(isinstance(each, str) and each for each in endings):
         raise ValueError("the text or an ending is empty or no text")
+    for each in (text, *endings):
+        each.encode()  # JSON can write half of a surrogate pair
     return Item(text, tuple(endings), range(len(endings))[answer])
 
 
