@@ -201,6 +201,17 @@ def test_differences_are_paired(model):
     )
 
 
+def test_a_model_that_reads_whole_documents_is_compared_with_one_that_reads_blocks(model):
+    documents = [b"a document of several blocks " * 9, b"and another " * 7]
+    whole, blocks = (score(model, documents, None, block=block) for block in (None, 64))
+    assert len(whole.owner) < len(blocks.owner)
+    dearer = Scores(whole.owner, whole.bytes, whole.nats * [1.1, 1.2], whole.stages)
+    found = compression.difference(blocks, dearer)
+    expected = (whole.nats * [0.1, 0.2]).sum() / whole.bytes.sum() / math.log(2)
+    assert found["bpb"] == pytest.approx(expected, rel=1e-4)
+    assert compression.difference(dearer, blocks)["bpb"] == pytest.approx(-expected, rel=1e-4)
+
+
 # -- what needs no model -----------------------------------------------------------------------------------------------
 
 

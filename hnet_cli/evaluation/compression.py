@@ -38,8 +38,10 @@ def figures(scores: Scores) -> dict[str, Any]:
 
 
 def difference(first: Scores, second: Scores) -> dict[str, Any]:
-    """bpb of the second minus that of the first on the same bytes, paired by document; `relative`, the same over that
-    of the first; `share_of_draws_second_better`."""
+    """bpb of the second minus that of the first on the same bytes, paired by document or window; `relative`, the same
+    over that of the first; `share_of_draws_second_better`."""
+    if not np.array_equal(first.bytes, second.bytes):  # a model of tokens has no blocks of a document
+        first, second = first.by_document(), second.by_document()
     units = first.units((second.nats - first.nats) / math.log(2), first.bytes)
     drawn = draws(units, ratio)
     share = None if drawn is None else float((drawn < 0).mean())
