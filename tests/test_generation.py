@@ -108,6 +108,7 @@ def test_rows_that_leave_the_cache(name, many, monkeypatch):
     """What a CPU does for many rows of a larger model, some of which are dropped."""
     monkeypatch.setattr(host, "TILE", 1)
     monkeypatch.setattr(host_step, "LARGE", 1)
+    monkeypatch.setattr(host_step, "CACHED", 0)
     monkeypatch.setattr(host_step, "MANY", many)
     model, rows, at = MODELS[name], list(range(6)), [3 * n + 1 for n in range(6)]
     documents = [text(60, n) for n in rows]

@@ -105,7 +105,7 @@ class LaterState:
         return g.mT.contiguous().unflatten(1, (self.scale.shape[1], -1)) * self.scale[:, :, None, None]
 
     def fill(self, value: Tensor) -> None:
-        self.state[:, : value.shape[3]], self.state[:, value.shape[3] :] = value.flatten(1, 2).mT, 0
+        self.state[:, : value.shape[3]] = value.flatten(1, 2).mT
         self.count = [0] * len(self.count)
         self.keys.zero_()
         self.scale.fill_(1)
