@@ -8,7 +8,15 @@ from modelkit import worst
 from test_generation import EXACT, MODELS, each_model, full, text
 
 from hnet_cli.kernels import host
+from hnet_cli.model import carry
 from hnet_cli.model.carry import extend
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _blocks_are_longer_than_the_queries_at_once():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(carry, "QUERIES", 7)
+        yield
 
 
 def read(model, document, cuts):

@@ -137,6 +137,16 @@ def test_rows_that_end_early_do_not_disturb_the_others():
     assert len({len(row) for row in together}) > 1
     for row, more in enumerate(together):
         assert bytes(each.byte for each in generate(model, [b"x"], first_row=row, **eos)) == more
+        more.decode()  # an end inside a character would raise
+
+
+def test_more_rows_than_are_continued_at_once(monkeypatch):
+    prompts, options = [b"x", b"", b"more", b"x", b"yz"], {"max_bytes": 9, "temperature": 2.0, "first_row": 3}
+    at_once = [*generate(MODEL, prompts, **options)]
+    monkeypatch.setattr("hnet_cli.sample.BATCH", 2)
+    parts = [*generate(MODEL, prompts, **options)]
+    assert {each.row for each in parts} == {*range(3, 8)}
+    assert sorted(parts, key=lambda each: each.row) == sorted(at_once, key=lambda each: each.row)
 
 
 def test_what_is_sampled_is_what_the_full_pass_says():

@@ -159,8 +159,9 @@ def fixed(k):
     return tiny_model(torch.float32, config=tiny_config(("m1", ("T1",), "m1"), chunker={"kind": "fixed", "k": k}))
 
 
-def test_fixed_chunks_stay_in_step_over_windows():
-    starts, _ = found([Document(bytes(500), "a", "a")], fixed(7))["a"]
+@pytest.mark.parametrize("carried", [False, True])
+def test_fixed_chunks_stay_in_step_over_windows(carried):
+    starts, _ = found([Document(bytes(500), "a", "a")], fixed(7), carried=carried)["a"]
     assert starts.tolist() == [0, *range(6, 500, 7)]
 
 
