@@ -142,9 +142,10 @@ def test_rows_that_end_early_do_not_disturb_the_others():
 
 def test_more_rows_than_are_continued_at_once(monkeypatch):
     prompts, options = [b"x", b"", b"more", b"x", b"yz"], {"max_bytes": 9, "temperature": 2.0, "first_row": 3}
-    at_once = [*generate(MODEL, prompts, **options)]
+    model = tiny_model(torch.float64)
+    at_once = [*generate(model, prompts, **options)]
     monkeypatch.setattr("hnet_cli.sample.BATCH", 2)
-    parts = [*generate(MODEL, prompts, **options)]
+    parts = [*generate(model, prompts, **options)]
     assert {each.row for each in parts} == {*range(3, 8)}
     assert sorted(parts, key=lambda each: each.row) == sorted(at_once, key=lambda each: each.row)
 
