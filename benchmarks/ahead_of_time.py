@@ -27,7 +27,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from torch import Tensor
+from gpu_warm import Scan, launches
 
 SHARED = {80: 163, 90: 227, 100: 227}
 """KiB that a block of threads may take, by compute capability (CUDA programming guide)."""
@@ -89,46 +89,6 @@ def without_gpu(capability: int, limit: int, made: Made) -> None:
         return {"registers": int(numbers["REG"]), "spilled": int(numbers["STACK"]) + int(numbers["LOCAL"])}
 
 
-def empty(*shape: int, dtype: torch.dtype = torch.bfloat16, gradient: bool = False) -> Tensor:
-    return torch.empty(*shape, dtype=dtype, device="meta", requires_grad=gradient)
-
-
-def launches(ssm: Any, heads: int, total: int) -> dict[str, Callable[[], Any]]:
-    """Everything a level of so many heads does with `total` positions of three documents, in bfloat16 as on a GPU: what
-    is split off one product keeps its strides."""
-    from hnet_cli.kernels import external, reference
-    from hnet_cli.kernels.packing import Packing
-
-    _, scan, update = external.load_mamba()
-    inner, state = heads * ssm.headdim, ssm.d_state
-    per_head = [empty(heads, dtype=torch.float32, gradient=True) for _ in range(3)]
-
-    def arguments(positions: int, gradient: bool) -> list[Any]:
-        dt = empty(positions, 2 * inner + 2 * state + heads, gradient=gradient)[:, -heads:]
-        conv = empty(positions, inner + 2 * state, gradient=gradient)
-        x, B, C = conv.split((inner, state, state), -1)
-        A, D, bias = per_head
-        return [x.unflatten(-1, (heads, ssm.headdim)), dt, A, B, C, D, bias]
-
-    def training() -> None:
-        packing = Packing.of_lengths([total - total // 3, total // 3 - 5, 5], "meta")
-        y = external.mamba_scan(scan)(*arguments(total, True), packing, ssm.chunk_size)
-        y.backward(torch.empty_like(y))
-
-    def prompt() -> None:
-        packing = Packing.of_lengths([total - total // 3, total // 3 - 5, 5], "meta")
-        with torch.no_grad():
-            external.mamba_scan(scan)(*arguments(total, False), packing, ssm.chunk_size, True)
-
-    def step() -> None:
-        x, dt, A, B, C, D, bias = arguments(1, False)
-        kept = reference.ssd_state(x, 1, heads, ssm.headdim, state)
-        with torch.no_grad():
-            external.mamba_step(update)(kept, x, dt, A, B, C, D, bias.to(torch.bfloat16))
-
-    return {"training": training, "prompt": prompt, "step": step}
-
-
 def table(made: Made, limit: float) -> dict[str, Any]:
     """Prints a line per kernel; the totals."""
     total = {"compiled": 0, "failed": 0, "too_much_shared": 0, "spilling": 0, "seconds": 0.0}
@@ -169,7 +129,8 @@ def main() -> int:
                 if size in done:
                     continue
                 done.add(size)
-                for what, run in launches(ssm, heads, total).items():
+                scan = Scan(ssm.chunk_size, ssm.d_state, heads, total, total, ssm.headdim)
+                for what, run in launches(scan, total, "meta").items():
                     began, before = time.perf_counter(), len(made)
                     run()
                     print(f"{size}: {what}, {len(made) - before} variants, {time.perf_counter() - began:.0f} s",

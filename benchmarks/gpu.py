@@ -4,9 +4,11 @@ Needs torch, numpy and pyyaml; what else it finds (triton, mamba-ssm, flash-attn
 process of its own with a limit of time: one that fails, hangs or breaks the GPU's context costs nothing but its
 figures, its last words stand in the file and the next one begins. The results are written again after every section.
 
+    warm         kernels are compiled on all cores, then tuned: only after that a minute measures anything
     machine      versions; rate of bf16 matrix products and of copies in memory: the 100% of what follows
     kernels      every fast operation against the reference in float64, forward and backward, fp32 and bf16, documents
-                 of 1, 63, 64, 65 and thousands of positions; if one is wrong, once more with another ptxas
+                 of 1, 63, 64, 65 and thousands of positions, the scan with every configuration that tuning may choose;
+                 if one is wrong, once more with another ptxas
     parity       a whole model: device against CPU reference, packed = alone = stepped = replayed
     models       training bytes/s, share of the matrix rate (MFU) and peak memory, each beside an isotropic Transformer
                  of equal FLOPs per byte; where the time of a step goes; how often the host waits
@@ -14,11 +16,11 @@ figures, its last words stand in the file and the next one begins. The results a
     loader       bytes/s of batches beside the fastest training
     training     with --train-seconds: `small` and an isotropic Transformer on --data, by the tool's own training
 
-The most important sections come first; what no time is left for says so, and another run with `--only` and `--models`
-makes up for it. Routers of untrained models would cut nowhere: boundaries are at fixed random positions, at the rates
-of the paper (0.21 of the bytes; 0.357 and 0.145), with the router's gradient. FLOPs are counted as in the paper's
-appendix B, three times the forward pass; of the isotropic Transformer all attention is within 1,024 bytes, which
-favours it. `--quick --device cpu` runs all of it with tiny models, as a test.
+The most important sections come first; what no time is left for says so, and another run makes up for it, such as
+`--only warm,models --models 1stage-xl`. Routers of untrained models would cut nowhere: boundaries are at fixed random
+positions, at the rates of the paper (0.21 of the bytes; 0.357 and 0.145), with the router's gradient. FLOPs are counted
+as in the paper's appendix B, three times the forward pass; of the isotropic Transformer all attention is within 1,024
+bytes, which favours it. `--quick --device cpu` runs all of it with tiny models, as a test.
 """
 
 from __future__ import annotations
@@ -26,7 +28,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import functools
 import json
 import math
 import os
@@ -45,7 +46,8 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")  # what one section has tuned the next one knows
 
 import torch  # noqa: E402
-from gpu_sections import WORK  # noqa: E402
+from gpu_sections import CHECKS, PARITY, WORK  # noqa: E402
+from gpu_warm import one_configuration  # noqa: E402
 
 MODELS = ("2stage-xl", "small", "1stage-l", "2stage-l", "1stage-xl")
 
@@ -82,6 +84,16 @@ def rounded(value: Any) -> Any:
     return [rounded(each) for each in value] if isinstance(value, list | tuple) else value
 
 
+@dataclasses.dataclass
+class Running:
+    """A section that has been started."""
+
+    section: Section
+    process: subprocess.Popen[bytes]
+    fragment: Path
+    began: float
+
+
 class Runner:
     """Runs sections one after the other and keeps the file of results whole."""
 
@@ -93,6 +105,8 @@ class Runner:
         self.log.write_text("", encoding="utf-8")
         self.found: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "quick": o.quick, "sections": {}}
         self.environment = dict(os.environ)
+        self.untuned = False
+        """Whether every kernel of the scan has to do with one configuration."""
 
     def left(self) -> float:
         return self.o.seconds - (time.monotonic() - self.began)
@@ -105,23 +119,25 @@ class Runner:
     def options(self, section: Section) -> dict[str, Any]:
         about = self.found.get("machine", {})
         measured = {"tflops": about.get("bf16_tflops"), "bandwidth": about.get("memory_tb_s")}
-        return vars(self.o) | {"part": section.part} | measured
+        return vars(self.o) | {"part": section.part, "untuned": self.untuned} | measured
 
-    def start(self, section: Section, folder: Path) -> tuple[subprocess.Popen[bytes], Path]:
-        fragment = folder / (section.name.replace(" ", "-").replace(",", "-") + ".json")
+    def start(self, section: Section, folder: Path, threads: int = 0) -> Running:
+        fragment = folder / (section.name.replace(" ", "-").replace("/", "-") + ".json")
+        environment = self.environment | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
         with open(self.log, "ab") as log:
             log.write(f"\n== {section.name}\n".encode())
             log.flush()
             command = [sys.executable, __file__, "--worker", section.work, "--fragment", str(fragment)]
             options = json.dumps(self.options(section), default=str)
-            process = subprocess.Popen([*command, "--options", options], stdout=log, stderr=log, env=self.environment,
+            process = subprocess.Popen([*command, "--options", options], stdout=log, stderr=log, env=environment,
                                        start_new_session=True)  # fmt: skip
-        return process, fragment
+        return Running(section, process, fragment, time.monotonic())
 
-    def finish(self, section: Section, process: subprocess.Popen[bytes], fragment: Path, limit: float) -> bool:
-        began, error = time.monotonic(), ""
+    def finish(self, running: Running, limit: float) -> bool:
+        """Waits for it until so many seconds after its start."""
+        section, process, fragment, error = running.section, running.process, running.fragment, ""
         try:
-            process.wait(timeout=max(1.0, limit))
+            process.wait(timeout=max(1.0, running.began + limit - time.monotonic()))
         except subprocess.TimeoutExpired:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -131,7 +147,7 @@ class Runner:
         error = made.pop("error", "") or error
         if process.returncode and not error:
             error = f"ended with {process.returncode}; see gpu.log"
-        return self.note(section, made, error, time.monotonic() - began)
+        return self.note(section, made, error, time.monotonic() - running.began)
 
     def note(self, section: Section, made: dict[str, Any], error: str, seconds: float) -> bool:
         merge(self.found, made)
@@ -147,7 +163,7 @@ class Runner:
         if limit < 8 and not self.o.quick:
             return self.note(section, {}, "no time was left", 0.0)
         if not self.o.inline:
-            return self.finish(section, *self.start(section, folder), limit)
+            return self.finish(self.start(section, folder), limit)
         began, made, error = time.monotonic(), {}, ""
         try:
             for piece in WORK[section.work](argparse.Namespace(**self.options(section))):
@@ -156,31 +172,82 @@ class Runner:
             error = traceback.format_exc()
         return self.note(section, made, error, time.monotonic() - began)
 
+    def together(self, sections: list[Section], folder: Path, limit: float) -> bool:
+        """Sections that compile more than they measure, all at once, for at most so many seconds in all."""
+        if self.o.inline or self.left() < 20:
+            done = [self.run(each, folder) for each in sections]  # all of them, also after one that failed
+            return all(done)
+        threads = max(1, (os.cpu_count() or 1) // len(sections))
+        limit = min(limit, self.left() - 10)
+        running = [self.start(each, folder, threads) for each in sections]
+        done = [self.finish(each, limit) for each in running]
+        return all(done)
+
     def warm(self, folder: Path) -> None:
-        """The scan's kernels are compiled and tuned for each combination of sizes, all combinations at once."""
-        sizes = ["64,32,16"] if self.o.quick else ["256,64,128", "128,64,64"]
-        sections = [Section("warm", part) for part in (*sizes, "compiled")]
-        started = [(each, *self.start(each, folder)) for each in sections]
-        until = time.monotonic() + 160
-        fine = [self.finish(each, process, file, until - time.monotonic()) for each, process, file in started]
-        if not all(fine[:-1]):
-            self.environment["MAMBA_DETERMINISTIC"] = "1"  # one configuration each, nothing to tune
+        """Compiles on all cores, then tunes. What was not done in time is done when it is first used."""
+        cores = 1 if self.o.quick else os.cpu_count() or 1
+        shares = [Section("compiled", f"{own}/{cores}") for own in range(0 if self.o.inline else cores)]
+        self.together([*shares, *(Section("pieces", name) for name in self.to_generate())], folder, 130)
+        if not self.run(Section("tuned", "", 100), folder):
+            self.untuned = True
             self.found["untuned"] = "tuning of the scan failed or took too long: one configuration of each kernel"
 
-    def check_kernels(self, folder: Path) -> None:
-        self.run(Section("kernels", "", 110), folder)
-        found = self.found.get("kernels", {})
+    def to_generate(self) -> list[str]:
+        """The first model and `small`."""
+        return list(dict.fromkeys((self.o.models[0], self.o.models[0] if self.o.quick else "small")))
+
+    def check(self, folder: Path, sections: list[Section]) -> None:
+        """Kernels and the whole model; kernels that are wrong once more with another ptxas."""
+        self.together(sections, folder, 120)
+        parts = self.found.get("kernels", {}).get("parts", {})
+        wrong = [part for part, own in parts.items() if miscompiled(own)]
         other = other_ptxas()
-        if found.get("ok", False) or other is None or self.o.inline:
-            return
-        first, before = self.found.pop("kernels", {}), dict(self.environment)
-        self.environment |= {"TRITON_PTXAS_PATH": other, "TRITON_CACHE_DIR": str(folder / "triton")}
-        self.run(Section("kernels", "", 150), folder)
-        second = self.found.get("kernels", {})
-        self.found["kernels_first_try"] = first
-        second["ptxas"] = other
-        if not second.get("ok"):
-            self.environment = before
+        if wrong and other and not self.o.inline:
+            first, before = self.found.pop("kernels"), (dict(self.environment), self.untuned)
+            self.environment |= {"TRITON_PTXAS_PATH": other, "TRITON_CACHE_DIR": str(folder / "triton")}
+            self.untuned = True
+            self.together([Section("kernels", part) for part in wrong], folder, 100)
+            self.found["kernels_first_try"] = first
+            second = self.found.setdefault("kernels", {"parts": {}})
+            second["ptxas"] = other
+            if all(part in second["parts"] and fine(second["parts"][part]) for part in wrong):
+                self.found["untuned"] = "only another ptxas compiles rightly: one configuration of each kernel with it"
+            else:
+                self.environment, self.untuned = before
+        if "kernels" in self.found:
+            self.found["kernels"] |= summary(self.found["kernels"]["parts"])
+            self.found["kernels"]["ok"] &= all(
+                own["ok"] for name, own in self.found["sections"].items() if name.startswith("kernels")
+            )
+            self.write()
+
+
+def failures(part: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is wrong; a configuration that cannot be launched is not chosen."""
+    others = part.get("configurations", {}).values()
+    rows = [*part["operations"].values(), *(row for row in others if "OutOfResources" not in row["where"])]
+    return [row for row in rows if not row["ok"]]
+
+
+def fine(part: dict[str, Any]) -> bool:
+    return not failures(part)
+
+
+def miscompiled(part: dict[str, Any]) -> bool:
+    """Whether something gave wrong numbers, or a compiler failed, not just an exception of another kind."""
+    return any(":" not in row["where"] or "ptxas" in row["where"].lower() for row in failures(part))
+
+
+def summary(parts: dict[str, Any]) -> dict[str, Any]:
+    """The worst of each operation and dtype over all lengths."""
+    operations: dict[str, dict[str, Any]] = {}
+    for part, own in parts.items():
+        for name, row in own["operations"].items():
+            dtypes = operations.setdefault(name, {})
+            worst = dtypes.setdefault(part.split()[0], row)
+            if worst["error"] is not None and (row["error"] is None or row["error"] > worst["error"]):
+                dtypes[part.split()[0]] = row
+    return {"operations": operations, "ok": all(map(fine, parts.values()))}
 
 
 def other_ptxas() -> str | None:
@@ -203,6 +270,8 @@ def worker(o: argparse.Namespace) -> int:
     try:
         if options.device == "cpu":
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+        if options.untuned:
+            one_configuration()
         for piece in WORK[o.worker](options):
             merge(made, piece)
             save()
@@ -252,7 +321,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="tiny models: to test this program")
     parser.add_argument("--seconds", type=float, default=520, help="of the whole")
     parser.add_argument("--measure", type=float, default=6, help="seconds of measuring, each time")
-    parser.add_argument("--only", help="sections, separated by commas: machine, kernels, parity, models, ...")
+    parser.add_argument("--only", help="sections, separated by commas: warm, kernels, models, ...")
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--data", type=Path, help="a dataset that `hnet prepare` wrote, for loader and training")
     parser.add_argument("--train-seconds", type=float, default=0, help="train for so long in the end (needs --data)")
@@ -264,22 +333,26 @@ def main() -> int:
     if o.worker:
         return worker(o)
     runner = Runner(o)
-    wanted = o.only.split(",") if o.only else [*WORK]
+    wanted = o.only.split(",") if o.only else ["warm", *WORK]
     first, *others = o.models
-    generated = [Section("generation", name, 80) for name in dict.fromkeys((first, "small"))]
-    plan = [Section("machine"), Section("kernels"), Section("parity", "", 80), Section("models", first, 100)]
-    plan += [generated[0], *(Section("models", name, 70) for name in others[:-1]), Section("loader", "", 40)]
-    plan += [*generated[1:], *(Section("models", name, 70) for name in others[-1:])]
+    generated = [Section("generation", name, 90) for name in runner.to_generate()]
+    plan = [Section("models", first, 130), generated[0], *(Section("models", name, 75) for name in others[:-1])]
+    plan += [Section("loader", "", 40), *generated[1:], *(Section("models", name, 75) for name in others[-1:])]
     if o.train_seconds:
         plan.append(Section("real", "", o.train_seconds + 60))
+    checks = [Section("kernels", part, 110) for part in (CHECKS[:1] if o.quick else CHECKS)]
+    checks += [Section("parity", part, 110) for part in PARITY]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if "warm" in wanted and not o.inline:
+        if "warm" in wanted:
             runner.warm(folder)
+        if {"machine", "models", "generation"} & {*wanted}:  # without its rates there is no share of them
+            runner.run(Section("machine"), folder)
+        if checks := [section for section in checks if section.work in wanted]:
+            runner.check(folder, checks)
         for section in plan:
             if section.work in wanted:
-                run = runner.check_kernels if section.work == "kernels" else functools.partial(runner.run, section)
-                run(folder)
+                runner.run(section, folder)
     print(table(runner.found))
     print(runner.file)
     return int(not all(each["ok"] for each in runner.found["sections"].values() if isinstance(each, dict)))

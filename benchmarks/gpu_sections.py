@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,45 +18,15 @@ from typing import Any
 import numpy as np
 import torch
 from gpu_tools import Found, force_boundaries, fractions, isotropic, on_gpu, preset, timed, version, wait
-from gpu_training import models, training
+from gpu_training import models
+from gpu_warm import compiled, one_configuration, pieces, tuned, tuners
 
-RAGGED = ([1], [63], [64], [65], [1, 63, 64, 65, 700, 2500])
+from hnet_cli.kernels.checking import relative
 
-
-def warm(o: argparse.Namespace) -> Found:
-    """Compiles and tunes the scan's kernels for one combination of sizes, or all that torch.compile has to do."""
-    from hnet_cli import kernels
-
-    if o.part == "compiled":
-        yield from warm_compiled(o)
-        return
-    from hnet_cli.kernels.checking import Sizes, inputs
-    from hnet_cli.kernels.packing import Packing
-
-    chunk, width, state = (int(part) for part in o.part.split(","))
-    packing = Packing.of_lengths([8192] * (1 if o.quick else 8), o.device)
-    sizes = Sizes(32, width, state, chunk)
-    args = inputs("ssd_scan", packing, torch.Generator().manual_seed(0), sizes)
-    args = [a.to(o.device, torch.bfloat16).requires_grad_() if isinstance(a, torch.Tensor) else a for a in args]
-    args[2], args[5], args[6] = (args[i].detach().float().requires_grad_() for i in (2, 5, 6))
-    out = kernels.choose(o.device, torch.bfloat16).ssd_scan(*args)
-    out.backward(torch.randn_like(out))
-    wait(o)
-    yield {}
-
-
-def warm_compiled(o: argparse.Namespace) -> Found:
-    """Some steps of a tiny model, of a block length with which the scan is the reference's, and of its generation."""
-    from hnet_cli.model import HNetConfig
-
-    config = HNetConfig.from_dict({
-        "arch_layout": ["m2", ["T1M1"], "m2"], "d_model": [64, 128], "d_intermediate": [0, 256],
-        "ssm_cfg": {"d_state": 16, "headdim": 32, "chunk_size": 8},
-        "attn_cfg": {"num_heads": [2, 2], "rotary_emb_dim": [16, 16], "window_size": [31, 31]},
-    })  # fmt: skip
-    o = argparse.Namespace(**vars(o) | {"quick": True, "tflops": None, "measure": 0.1})
-    for length in (96, 128, 256):
-        yield from ({} for _ in training(o, config, length, [4.0], False))
+LENGTHS: tuple[list[list[int]], ...] = ([[1, 63, 64, 65, 700, 2500]], [[1]], [[64]], [[63], [65]])
+"""Of the documents of each check. Triton compiles anew for every group: each is a process of its own."""
+CHECKS = [f"{dtype} {group}" for dtype in ("bfloat16", "float32") for group in range(len(LENGTHS))]
+PARITY = ["float32", "bfloat16", "steps"]
 
 
 def machine(o: argparse.Namespace) -> Found:
@@ -84,34 +55,60 @@ def machine(o: argparse.Namespace) -> Found:
 
 
 def kernels(o: argparse.Namespace) -> Found:
+    """One dtype and group of lengths. Of bfloat16 and long documents with the configurations that were tuned, then with
+    all others; else with the smallest, since what is compiled for these lengths alone is soon compiled so."""
     from hnet_cli import kernels as seam
     from hnet_cli.kernels.checking import Sizes
 
+    name, group = o.part.split()
+    dtype, is_first = getattr(torch, name), group == "0"
+    is_tuned = is_first and dtype == torch.bfloat16 and not o.untuned
+    if not is_tuned:
+        one_configuration()
     rows = [dataclasses.asdict(row) for row in seam.report() if row.device in ("any", o.device)]
-    chosen = {str(dtype)[6:]: seam.choose(o.device, dtype).names for dtype in (torch.float32, torch.bfloat16)}
-    found: dict[str, Any] = {"chosen": chosen, "backends": rows, "operations": {}, "ok": True}
-    sizes = Sizes(state=16, chunk=32) if o.quick else Sizes(state=128, chunk=256)
-    cases = [(seam.OPERATIONS, sizes, lengths) for lengths in (RAGGED[1:2] if o.quick else RAGGED)]
-    cases += [(["attention"], Sizes(width=width), [100] if o.quick else RAGGED[-1]) for width in (96, 128)]
-    for operations, each, lengths in cases:
-        for result in seam.check(o.device, operations, lengths=lengths, sizes=each):
-            own = found["operations"].setdefault(f"{result.op} ({result.backend})", {})
-            worst = own.get(result.dtype)
+    part: dict[str, Any] = {"operations": {}}
+    found = {"chosen": {name: seam.choose(o.device, dtype).names}, "backends": rows, "parts": {o.part: part}}
+    sizes = Sizes(state=16, chunk=32) if o.quick else Sizes(heads=32, state=128, chunk=256)
+    lengths = [[100]] if o.quick else LENGTHS[int(group)]
+    cases = [([operation], sizes, each) for operation in seam.OPERATIONS for each in lengths]
+    if is_first:
+        cases += [(["attention"], Sizes(width=width), lengths[0]) for width in (96, 128)]
+    for operations, size, each in cases:
+        for result in seam.check(o.device, operations, [dtype], lengths=each, sizes=size):
+            key = f"{result.op} ({result.backend})"
+            worst = part["operations"].get(key)
             if worst is None or not result.error <= worst["error"]:
-                own[result.dtype] = {
+                part["operations"][key] = {
                     "error": result.error, "bound": result.bound, "ok": result.ok, "where": result.where,
-                    "lengths": lengths,
+                    "lengths": each,
                 }  # fmt: skip
-            found["ok"] &= result.ok
+        yield {"kernels": found}
+    for number, result in configurations(o, sizes, lengths[0]) if is_tuned else ():
+        own = part.setdefault("configurations", {})
+        own[number] = {"error": result.error, "ok": result.ok, "where": result.where}
         yield {"kernels": found}
 
 
+def configurations(o: argparse.Namespace, sizes: Any, lengths: list[int]) -> Iterator[tuple[int, Any]]:
+    """The scan with every configuration that tuning may choose, the same number of each kernel at a time. What does not
+    fit into shared memory is no error: tuning passes it over."""
+    from hnet_cli import kernels as seam
+
+    every = [(tuner, tuner.configs) for tuner in tuners()]
+    for number in range(max((len(configs) for _, configs in every), default=0)):
+        for tuner, configs in every:
+            tuner.configs = [configs[number % len(configs)]]
+        for result in seam.check(o.device, ["ssd_scan"], [torch.bfloat16], lengths=lengths, sizes=sizes):
+            yield number, result
+
+
 def parity(o: argparse.Namespace) -> Found:
-    """Relative errors in the 2-norm; the same boundaries everywhere, but for `stepped`, whose own decide."""
+    """Relative errors in the 2-norm, of a whole model with one configuration of each kernel; boundaries are given: near
+    0.5 rounding would decide, and what follows differ altogether. `boundaries_differ`: how many of the bytes do so."""
     from hnet_cli.kernels.packing import Packing
     from hnet_cli.model import HNetConfig, HNetForCausalLM
-    from hnet_cli.model.graphs import GraphSteps, PlainSteps, cuda_graphs
 
+    one_configuration()
     wide = [64, 64, 64] if o.quick else [128, 192, 256]
     ssm = {"d_state": 16, "headdim": 32, "chunk_size": 32} if o.quick else {"d_state": 128, "headdim": 64}
     config = HNetConfig.from_dict({
@@ -125,21 +122,21 @@ def parity(o: argparse.Namespace) -> Found:
         for name, p in truth.named_parameters():
             if p.ndim > 1 and "conv1d" not in name:
                 p.copy_(torch.randn(p.shape) / (1 if "embeddings" in name else p.shape[-1] ** 0.5))
-    found: dict[str, Any] = {}
-
-    def relative(a: Any, b: Any) -> float:
-        a, b = a.detach().double().cpu(), b.detach().double().cpu()
-        return float((a - b).norm() / b.norm().clamp_min(1e-30))
-
-    lengths = [1, 20, 33] if o.quick else [1, 63, 64, 65, 700, 1500]
-    data = [torch.randint(97, 123, (n,)) for n in lengths]
-    ids, offsets = torch.cat(data), Packing.of_lengths(lengths).cu_seqlens
     fast = HNetForCausalLM(config)
     fast.load_state_dict(truth.state_dict())
     fast = fast.to(o.device)
-    free = HNetForCausalLM(config)
-    free.load_state_dict(truth.state_dict())
-    free = free.to(o.device)
+    lengths = [1, 20, 33] if o.quick else [1, 63, 64, 65, 700, 1500]
+    data = [torch.randint(97, 123, (n,)) for n in lengths]
+    ids, offsets = torch.cat(data), Packing.of_lengths(lengths).cu_seqlens
+    found: dict[str, Any] = {}
+    if o.part == "steps":
+        force_boundaries(fast, alike=True)
+        yield from ({"parity": found} for _ in steps(o, fast, data, found))
+        return
+    if o.part == "float32":
+        with torch.no_grad():
+            a, b = (m(ids.to(d), cu_seqlens=offsets).routing[0] for m, d in ((truth, "cpu"), (fast, o.device)))
+        found["boundaries_differ"] = float((a.boundary_mask != b.boundary_mask.cpu()).double().mean())
     force_boundaries(truth)
     force_boundaries(fast)
     truth = truth.double()
@@ -147,29 +144,38 @@ def parity(o: argparse.Namespace) -> Found:
     weight = torch.randn(expected.shape, dtype=torch.float64)
     (expected * weight).sum().backward()
     gradients = {name: p.grad for name, p in truth.named_parameters()}
-    for name, bf16 in (("float32", False), ("bfloat16", True)):
-        fast.zero_grad(set_to_none=True)
-        with torch.autocast(o.device, torch.bfloat16, enabled=bf16):
-            logits = fast(ids.to(o.device), cu_seqlens=offsets).logits
-        (logits.double() * weight.to(o.device)).sum().backward()
-        errors = {key: relative(p.grad, gradients[key]) for key, p in fast.named_parameters() if key in gradients}
-        worst = max(errors, key=errors.__getitem__)
-        found[name] = {"logits": relative(logits, expected), "gradient": errors[worst], "worst_gradient": worst}
-        yield {"parity": found}
+    with torch.autocast(o.device, torch.bfloat16, enabled=o.part == "bfloat16"):
+        logits = fast(ids.to(o.device), cu_seqlens=offsets).logits
+    (logits.double() * weight.to(o.device)).sum().backward()
+    errors = {key: relative(p.grad, gradients[key]) for key, p in fast.named_parameters() if key in gradients}
+    worst = max(errors, key=errors.__getitem__)
+    found[o.part] = {"logits": relative(logits, expected), "gradient": errors[worst], "worst_gradient": worst}
+    yield {"parity": found}
+
+
+def steps(o: argparse.Namespace, model: Any, data: list[torch.Tensor], found: dict[str, Any]) -> Iterator[None]:
+    """Packed, alone, stepped and replayed from recordings: all in float32, the forward pass over each row is right."""
+    from hnet_cli.kernels.packing import Packing
+    from hnet_cli.model.graphs import GraphSteps, PlainSteps, cuda_graphs
+
+    def alone(row: torch.Tensor) -> torch.Tensor:
+        return model(row.to(o.device)[None]).logits[0]
+
+    lengths = [len(row) for row in data]
     with torch.no_grad():
-        packed = free(ids.to(o.device), cu_seqlens=offsets).logits.split(lengths)
-        alone = [free(row.to(o.device)[None]).logits[0] for row in data]
-        found["packed_alone"] = max(relative(a, b) for a, b in zip(packed, alone, strict=True))
-        yield {"parity": found}
+        packed = model(torch.cat(data).to(o.device), cu_seqlens=Packing.of_lengths(lengths).cu_seqlens)
+        pairs = zip(packed.logits.split(lengths), data, strict=True)
+        found["packed_alone"] = max(relative(some, alone(row)) for some, row in pairs)
+        yield
         count = 8 if o.quick else 60
         rows = [torch.randint(97, 123, (n + count,)) for n in (1, 9, 40)]
-        whole = [free(row.to(o.device)[None]).logits[0] for row in rows]
+        whole = [alone(row) for row in rows]
         ways: dict[str, Any] = {"stepped": PlainSteps}
         ways["replayed"] = lambda m, s: GraphSteps(m, s, cuda_graphs() if on_gpu(o) else None)
         for way, make in ways.items():
-            state = free.allocate_state(len(rows), 200)
-            logits = free.prefill([row[:-count] for row in rows], state)
-            stepper, error = make(free, state), 0.0
+            state = model.allocate_state(len(rows), 200)
+            model.prefill([row[:-count] for row in rows], state)
+            stepper, error = make(model, state), 0.0
             for t in range(count):
                 logits, _ = stepper.step(torch.stack([row[t - count] for row in rows]))
                 each = [relative(a, b[t - count]) for a, b in zip(logits, whole, strict=True)]
@@ -177,7 +183,7 @@ def parity(o: argparse.Namespace) -> Found:
             found[way] = error
             if getattr(stepper, "failure", None):
                 found["graph_failure"] = stepper.failure
-            yield {"parity": found}
+            yield
 
 
 def generation(o: argparse.Namespace) -> Found:
@@ -207,7 +213,7 @@ def generation(o: argparse.Namespace) -> Found:
         ways["eager_"] = PlainSteps
         for name, make in ways.items():
             state = model.allocate_state(batch, 1 << 20)
-            model.prefill([bytes(range(97, 123)) * (1 if o.quick else 10)] * batch, state)
+            model.prefill([(bytes(range(97, 123)) * 10)[: 26 if o.quick else 257]] * batch, state)
             stepper = make(model, state)
             warm_up, chunk = (2, 2) if o.quick else (96, 32) if not name else (12, 12)
 
@@ -289,4 +295,4 @@ def real(o: argparse.Namespace) -> Found:
         yield {"training": found}
 
 
-WORK = {f.__name__: f for f in (warm, machine, kernels, parity, models, generation, loader, real)}
+WORK = {f.__name__: f for f in (compiled, pieces, tuned, machine, kernels, parity, models, generation, loader, real)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import gc
-import importlib
+import importlib.metadata
 import json
 import math
 import re
@@ -91,8 +91,9 @@ def isotropic(config: Any, length: int, quick: bool) -> Any:
     return of(max(1, 1 + round((wanted - one) / (two - one))))
 
 
-def force_boundaries(model: Any) -> None:
-    """Boundaries at the paper's rates at positions that do not depend on the data; the gradient is the router's."""
+def force_boundaries(model: Any, alike: bool = False) -> None:
+    """Boundaries at the paper's rates at positions that do not depend on the data; the gradient is the router's.
+    `alike`: the same in every document, whatever is beside it."""
     from hnet_cli.model.chunking import RoutingModule
 
     class Forced(RoutingModule):
@@ -110,6 +111,7 @@ def force_boundaries(model: Any) -> None:
             return self.follow(prob, self.decide(now.position, rows))
 
         def decide(self, position: Any, document: Any) -> Any:
+            document = document * 0 if alike else document
             mixed = (position + 1) * 2654435761 + (document + 1) * 40503 * 65537
             return ((mixed >> 7) * 2246822519 >> 9) % 10_000 < round(10_000 * self.rate)
 

@@ -100,6 +100,7 @@ def training(o: argparse.Namespace, model_config: Any, length: int, ratios: list
         del model, optimizer, step
         release(o)
     found |= {"rows": rows, "length": length, "start_s": time.perf_counter() - began}
+    yield found  # compiling may have taken all the time there was
     if on_gpu(o):
         torch.cuda.reset_peak_memory_stats()
     times = timed(o, step, 3 if o.quick else 12, o.measure)

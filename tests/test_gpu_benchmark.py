@@ -17,13 +17,15 @@ def run(out, *options):
 
 
 def test_every_section(tmp_path):
-    wanted = "machine,kernels,parity,models,generation,loader"
+    wanted = "warm,machine,kernels,parity,models,generation,loader"
     done, found = run(tmp_path / "out", "--inline", "--models", "2stage-xl", "--only", wanted)
     assert done.returncode == 0, done.stdout + done.stderr
     assert all(section["ok"] for section in found["sections"].values())
     assert found["machine"]["bf16_tflops"] > 0
     assert found["kernels"]["ok"]
+    assert found["kernels"]["operations"]["ssd_scan (host)"]["bfloat16"]["error"] > 0
     assert found["parity"]["float32"]["gradient"] < 1e-4
+    assert found["parity"]["boundaries_differ"] == 0
     assert max(found["parity"][way] for way in ("packed_alone", "stepped", "replayed")) < 1e-4
     model = found["models"]["2stage-xl"]
     assert model["finite"]
@@ -40,7 +42,7 @@ def test_a_section_that_fails_costs_only_itself(tmp_path):
     """In processes of their own, as on a GPU; the loader is given a dataset that is none."""
     only = ["--only", "warm,machine,models,loader", "--models", "no-such-preset", "--data", str(tmp_path)]
     done, found = run(tmp_path / "out", *only)
-    fine = ["warm 64,32,16", "warm compiled", "machine"]
+    fine = ["compiled 0/1", "tuned", "machine"]
     assert done.returncode == 1
     assert [name for name, section in found["sections"].items() if section["ok"]] == fine
     assert "no preset is called" in found["sections"]["models no-such-preset"]["error"]

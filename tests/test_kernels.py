@@ -194,6 +194,17 @@ def test_a_wrong_operation_is_found():
     assert "MemoryError: no luck" in result.where
 
 
+def test_gradients_that_are_nothing_but_rounding():
+    """Of a document of one position nothing depends on its query or its key. What depends on its value still counts."""
+    where = (torch.device("cpu"), torch.float32)
+    assert compare("attention", "right", reference.attention, *where, lengths=[1]).ok
+
+    def wrong(q, k, v, packing, window):
+        return reference.attention(q, k, 1.01 * v, packing, window)
+
+    assert not compare("attention", "wrong", wrong, *where, lengths=[1]).ok
+
+
 def test_check_on_this_machine():
     results = kernels.check("cpu")
     assert {r.op for r in results} == set(kernels.HOST)

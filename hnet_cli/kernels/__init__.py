@@ -185,7 +185,12 @@ def report() -> list[Row]:
     return rows
 
 
-def check(device: torch.device | str, operations: Sequence[str] = OPERATIONS, **options: Any) -> list[Any]:
+def check(
+    device: torch.device | str,
+    operations: Sequence[str] = OPERATIONS,
+    dtypes: Sequence[torch.dtype] = (torch.float32, torch.bfloat16),
+    **options: Any,
+) -> list[Any]:
     """Compares every available fast operation on `device` with the reference: see `kernels.checking.Comparison`.
 
     `options`: `lengths`, `sizes` and `seed` of `kernels.checking.compare`.
@@ -200,8 +205,8 @@ def check(device: torch.device | str, operations: Sequence[str] = OPERATIONS, **
         found = [(p.backend, p.functions, p.dtypes) for p in _probes() if not p.reason]
     return [
         checking.compare(operation, backend, function, torch.device(device), dtype, **options)
-        for backend, functions, dtypes in found
+        for backend, functions, known in found
         for operation, function in functions.items()
-        for dtype in dtypes
-        if dtype != torch.float16 and operation in operations
+        for dtype in known
+        if dtype in dtypes and operation in operations
     ]

@@ -10,6 +10,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import os
 import sys
 import types
 import warnings
@@ -61,8 +62,16 @@ def load_flash() -> tuple[str, Any]:
 
 
 def load_triton() -> str:
-    """Version of triton, which torch.compile needs on CUDA."""
-    return importlib.import_module("triton").__version__
+    """Version of triton, which torch.compile needs on CUDA.
+
+    torch.compile moves the cache of all Triton kernels to a temporary folder, from its first one on: what mamba-ssm has
+    had compiled before, or elsewhere, would not be found. Here it stays where Triton has it.
+    """
+    version = importlib.import_module("triton").__version__
+    home = os.environ.get("TRITON_HOME") or os.path.expanduser("~")
+    if os.access(home, os.W_OK):
+        os.environ.setdefault("TRITON_CACHE_DIR", os.path.join(home, ".triton", "cache"))
+    return version
 
 
 # -- mamba-ssm ---------------------------------------------------------------------------------------------------------
