@@ -203,10 +203,10 @@ def phases(o: argparse.Namespace, model: Any, optimizer: Any, batch: Any, config
     }
 
 
-KINDS = {
-    "matrix products": r"gemm|cutlass|nvjet|xmma|aten::(mm|addmm|bmm)|cublas",
-    "scan": r"_chunk_|_state_passing|_bmm_|ssd",
+KINDS = {  # the first that fits: names of attention kernels have cutlass in them
     "attention": r"flash|fmha|attention",
+    "scan": r"_chunk_|_state_passing|_bmm_|ssd",
+    "matrix products": r"gemm|cutlass|nvjet|xmma|aten::(mm|addmm|bmm)|cublas",
     "optimizer": r"adam|multi_tensor|_foreach",
     "compiled": r"^triton_",
     "copies": r"copy|memcpy|memset|cat",
