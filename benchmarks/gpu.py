@@ -111,6 +111,10 @@ class Runner:
     def left(self) -> float:
         return self.o.seconds - (time.monotonic() - self.began)
 
+    def within(self, limit: float) -> float:
+        """So many seconds, or what is left; of a test on a slow machine no limit is the point."""
+        return 600.0 if self.o.quick else min(limit, self.left() - 5)
+
     def write(self) -> None:
         partial = self.file.with_suffix(".partial")
         partial.write_text(json.dumps(rounded(self.found), indent=1) + "\n", encoding="utf-8")
@@ -137,7 +141,7 @@ class Runner:
         """Waits for it until so many seconds after its start."""
         section, process, fragment, error = running.section, running.process, running.fragment, ""
         try:
-            process.wait(timeout=max(1.0, running.began + limit - time.monotonic()))
+            process.wait(timeout=max(0.1, running.began + limit - time.monotonic()))
         except subprocess.TimeoutExpired:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -159,8 +163,8 @@ class Runner:
         return not error
 
     def run(self, section: Section, folder: Path) -> bool:
-        limit = min(section.limit, self.left() - 5)
-        if limit < 8 and not self.o.quick:
+        limit = self.within(section.limit)
+        if limit < 8:
             return self.note(section, {}, "no time was left", 0.0)
         if not self.o.inline:
             return self.finish(self.start(section, folder), limit)
@@ -174,11 +178,11 @@ class Runner:
 
     def together(self, sections: list[Section], folder: Path, limit: float) -> bool:
         """Sections that compile more than they measure, all at once, for at most so many seconds in all."""
-        if self.o.inline or self.left() < 20:
+        limit = self.within(limit)
+        if self.o.inline or limit < 15:
             done = [self.run(each, folder) for each in sections]  # all of them, also after one that failed
             return all(done)
         threads = max(1, (os.cpu_count() or 1) // len(sections))
-        limit = min(limit, self.left() - 10)
         running = [self.start(each, folder, threads) for each in sections]
         done = [self.finish(each, limit) for each in running]
         return all(done)
@@ -187,7 +191,7 @@ class Runner:
         """Compiles on all cores, then tunes. What was not done in time is done when it is first used."""
         cores = 1 if self.o.quick else os.cpu_count() or 1
         shares = [Section("compiled", f"{own}/{cores}") for own in range(0 if self.o.inline else cores)]
-        self.together([*shares, *(Section("pieces", name) for name in self.to_generate())], folder, 130)
+        self.together([*shares, *(Section("pieces", name) for name in self.to_generate())], folder, 150)
         if not self.run(Section("tuned", "", 100), folder):
             self.untuned = True
             self.found["untuned"] = "tuning of the scan failed or took too long: one configuration of each kernel"
