@@ -13,6 +13,9 @@ from hnet_cli.corpus import Summary
 from hnet_cli.errors import UsageError
 from hnet_cli.modality import COMPRESSIONS
 
+FEW = 10_000
+"""Held-out bytes below which no baseline is worth comparing with."""
+
 
 def run(
     inputs: list[str],
@@ -89,6 +92,9 @@ def show_summary(summary: Summary) -> None:
         say(f"[dim]Held out: {literal(summary.rule)}.[/]", verbose=True)
         say(f"To beat on the held-out bytes: xz [bold]{bits['xz']:.3f}[/] bits per byte, an order-{bits['k']} model "
             f"[bold]{bits['order_k']:.3f}[/].")  # fmt: skip
+        if (held_out := summary.splits["val"]["bytes"]) < FEW:
+            say(f"{held_out:,} held-out bytes are too few to compare by: what xz writes around them counts too. More "
+                "data, or a larger --val.")  # fmt: skip
         following = f"hnet train --data {literal(shlex.quote(str(summary.path)))}"
     speed = summary.bytes / max(summary.seconds, 1e-9)
     say(f"Wrote {literal(summary.path)} ({size(summary.bytes)} in {summary.seconds:.1f} s, {size(speed)}/s). "

@@ -392,3 +392,13 @@ def test_a_full_disk(own, capsys):
     assert "Traceback" not in err
     assert newest(own / "runs/fox") == before
     assert hnet("-q train --run runs/fox --resume") == 0
+
+
+@pytest.mark.parametrize(("share", "few"), [(0.01, True), (0.5, False)])
+def test_prepare_says_when_too_little_is_held_out(tmp_path, monkeypatch, capsys, share, few):
+    monkeypatch.chdir(tmp_path)
+    Path("fox.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 1000, encoding="utf-8")
+    assert hnet(f"prepare fox.txt --val {share}") == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "To beat on the held-out bytes: xz" in said
+    assert ("held-out bytes are too few" in said) == few
