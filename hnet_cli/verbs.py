@@ -96,10 +96,10 @@ def _model_for(
     files: list[str], model: str | None, modality: str | None, field: str | None, device: str
 ) -> tuple[LoadedModel, Modality | None]:
     """The model to use and the modality to read the files with. Raises InputError where the two do not go together."""
-    detected, sure = modality, 1.0
+    detected, sure, why = modality, 1.0, ""
     if detected is None:
         try:
-            detected, sure, _ = corpus.detect(files, field)
+            detected, sure, why = corpus.detect(files, field)
         except InputError:
             if model is None:
                 raise
@@ -109,7 +109,7 @@ def _model_for(
     loaded = checkpoint.load(reference, device)
     trained = loaded.modality
     if model is None:
-        say(f"Model: [bold]{literal(reference)}[/] ({detected})")
+        say(f"Model: [bold]{literal(reference)}[/] ({literal(', '.join(filter(None, (detected, why))))})")
     elif modality is None and trained and detected and detected != trained and sure >= SURE:
         raise InputError(
             f"{files[0]} looks like {detected}, but {reference} is a model of {trained}",

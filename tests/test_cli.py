@@ -317,7 +317,7 @@ def test_defaults_are_said(own, capsys):
     assert hnet("sample --max-bytes 1") == 0
     assert "Model: runs/fox" in capsys.readouterr().err
     assert hnet("segment file.txt") == 0
-    assert "Model: runs/fox (text)" in capsys.readouterr().err
+    assert "Model: runs/fox (text, by the look of file.txt)" in " ".join(capsys.readouterr().err.split())
 
 
 def test_going_on_keeps_the_settings_of_the_run(own, capsys):
