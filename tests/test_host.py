@@ -134,6 +134,15 @@ def test_steps_equal_the_reference_whatever_rows_take_part(steps, fits, dtype):
             assert (a.double() - b).norm() <= BOUNDS[dtype] * b.norm()
 
 
+def test_a_state_that_is_filled_forgets_what_was_not_finite():
+    state = host_step.ssd_state(torch.zeros(1), 8, 8, 64, 128)
+    assert isinstance(state, host_step.LaterState)
+    state.state.fill_(torch.nan)
+    value = torch.randn(8, 8, 64, 128)
+    state.fill(value)
+    assert torch.equal(state.value, value)
+
+
 def test_a_row_that_is_not_finite_does_not_reach_the_others(monkeypatch):
     monkeypatch.setattr(host, "TILE", 1)
     together, alone = (host_step.ssd_state(torch.empty(0), rows, HEADS, WIDTH, STATE) for rows in (2, 1))

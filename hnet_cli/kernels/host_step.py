@@ -106,6 +106,7 @@ class LaterState:
 
     def fill(self, value: Tensor) -> None:
         self.state[:, : value.shape[3]] = value.flatten(1, 2).mT
+        self.state[:, value.shape[3] :] = 0  # zero keys would keep what is not finite
         self.count = [0] * len(self.count)
         self.keys.zero_()
         self.scale.fill_(1)
