@@ -1,7 +1,7 @@
 """How much ranks wait for each other, and how the speed grows with them.
 
-    python benchmarks/distributed.py [--inputs FILE...] [--modality text] [--length 1024] [--ranks 2] [--preset nano]
-        [--set train.shard=full precision=bf16]
+    python benchmarks/distributed.py [--inputs FILE...] [--modality text] [--length 1024] [--ranks 2] [--rounds 3]
+        [--preset nano] [--set train.shard=full precision=bf16]
 
 `imbalance`: rows of `--length` bytes as the loader deals them out, their chunks as the starter model of the modality
 decides. For several numbers of ranks and rows on each, over many batches: the chunks of the rank that has most over
@@ -9,8 +9,9 @@ their mean (`in_order`), what is left of that if rows are dealt by a cheap estim
 them (`by_words`) or by the chunks themselves (`by_chunks`: nothing can do better), and `waiting`, the share of the
 floating-point operations of a step of `--flops-of` that the ranks wait for the slowest, in order.
 
-`scaling`: `hnet train` for a few steps by one rank and by `--ranks`, processes of one thread; bytes per second of both,
-their ratio, and that over the number of ranks (`efficiency`; 1 needs a core for each). The last line is a JSON object.
+`scaling`: `hnet train` for a few steps by one rank and by `--ranks`, processes of one thread, turn by turn for
+`--rounds`; the best bytes per second of both, the median of the ratios of the rounds, and that over the number of ranks
+(`efficiency`; 1 needs a core for each). The last line is a JSON object.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import sys
 import tempfile
 from importlib.resources import as_file, files
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -88,11 +90,10 @@ def imbalance(chunks: np.ndarray, words: np.ndarray, length: int, preset: str) -
     return found
 
 
-def speed(data: Path, ranks: int, preset: str, folder: Path, more: list[str]) -> float:
-    """Bytes per second of a short training."""
-    run = folder / f"run-{ranks}"
+def speed(data: Path, ranks: int, preset: str, run: Path, more: list[str]) -> float:
+    """Bytes per second of a short training, the record of its fastest steps."""
     settings = ["train.steps=12", "train.log_every=4", "train.eval_every=0", "train.eval_bytes=256",
-                "train.checkpoint_every=1000", "train.samples=false", f"train.micro_batches={ranks}"]  # fmt: skip
+                "train.checkpoint_every=1000", "train.samples=false"]  # fmt: skip
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m", "--"]
     command = [sys.executable, *(launch if ranks > 1 else ["-m"]), "hnet_cli", "train", "--preset", preset,
                "--data", str(data), "--run", str(run), "--device", "cpu"]  # fmt: skip
@@ -110,6 +111,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=512, help="rows that are routed")
     parser.add_argument("--flops-of", default="1stage-l")
     parser.add_argument("--ranks", type=int, default=2, help="0: no measurement of speed")
+    parser.add_argument("--rounds", type=int, default=3, help="of that measurement")
     parser.add_argument("--preset", default="nano")
     parser.add_argument("--set", nargs="*", default=[], dest="settings", help="of the run whose speed is measured")
     given = parser.parse_args()
@@ -125,11 +127,17 @@ def main() -> None:
             "imbalance": imbalance(chunks, words, given.length, given.flops_of),
         }  # fmt: skip
         if given.ranks > 1:
-            one, many = (speed(data, ranks, given.preset, Path(folder), given.settings) for ranks in (1, given.ranks))
+            settings = [f"train.micro_batches={given.ranks}", *given.settings]
+            rounds = [
+                [speed(data, n, given.preset, Path(folder) / f"run-{n}-{i}", settings) for n in (1, given.ranks)]
+                for i in range(given.rounds)
+            ]
+            one, many = (max(each) for each in zip(*rounds, strict=True))
+            ratios = [b / a for a, b in rounds]
             result["scaling"] = {
                 "preset": given.preset, "ranks": given.ranks, "cores": len(os.sched_getaffinity(0)),
-                "bytes_per_s": {"1": one, str(given.ranks): many}, "ratio": round(many / one, 3),
-                "efficiency": round(many / one / given.ranks, 3), "load": round(os.getloadavg()[0], 1),
+                "bytes_per_s": {"1": one, str(given.ranks): many}, "ratios": [round(r, 3) for r in ratios],
+                "efficiency": round(median(ratios) / given.ranks, 3),
             }  # fmt: skip
     print(json.dumps(result))
 
