@@ -21,7 +21,7 @@ from gpu_tools import Found, force_boundaries, fractions, isotropic, on_gpu, pre
 from gpu_training import models
 from gpu_warm import compiled, one_configuration, pieces, tuned, tuners
 
-from hnet_cli.kernels.checking import relative
+from hnet_cli.kernels.checking import relative, worst
 
 LENGTHS: tuple[list[list[int]], ...] = ([[1, 63, 64, 65, 700, 2500]], [[1]], [[64]], [[63], [65]])
 """Of the documents of each check. Triton compiles anew for every group: each is a process of its own."""
@@ -76,8 +76,8 @@ def kernels(o: argparse.Namespace) -> Found:
     for operations, size, each in cases:
         for result in seam.check(o.device, operations, [dtype], lengths=each, sizes=size):
             key = f"{result.op} ({result.backend})"
-            worst = part["operations"].get(key)
-            if worst is None or not result.error <= worst["error"]:
+            so_far = part["operations"].get(key)
+            if so_far is None or worst([so_far["error"], result.error]) == 1:
                 part["operations"][key] = {
                     "error": result.error, "bound": result.bound, "ok": result.ok, "where": result.where,
                     "lengths": each,
@@ -148,9 +148,13 @@ def parity(o: argparse.Namespace) -> Found:
         logits = fast(ids.to(o.device), cu_seqlens=offsets).logits
     (logits.double() * weight.to(o.device)).sum().backward()
     errors = {key: relative(p.grad, gradients[key]) for key, p in fast.named_parameters() if key in gradients}
-    worst = max(errors, key=errors.__getitem__)
-    found[o.part] = {"logits": relative(logits, expected), "gradient": errors[worst], "worst_gradient": worst}
+    name = list(errors)[worst([*errors.values()])]
+    found[o.part] = {"logits": relative(logits, expected), "gradient": errors[name], "worst_gradient": name}
     yield {"parity": found}
+
+
+def largest(errors: list[float]) -> float:
+    return errors[worst(errors)]
 
 
 def steps(o: argparse.Namespace, model: Any, data: list[torch.Tensor], found: dict[str, Any]) -> Iterator[None]:
@@ -165,7 +169,7 @@ def steps(o: argparse.Namespace, model: Any, data: list[torch.Tensor], found: di
     with torch.no_grad():
         packed = model(torch.cat(data).to(o.device), cu_seqlens=Packing.of_lengths(lengths).cu_seqlens)
         pairs = zip(packed.logits.split(lengths), data, strict=True)
-        found["packed_alone"] = max(relative(some, alone(row)) for some, row in pairs)
+        found["packed_alone"] = largest([relative(some, alone(row)) for some, row in pairs])
         yield
         count = 8 if o.quick else 60
         rows = [torch.randint(97, 123, (n + count,)) for n in (1, 9, 40)]
@@ -179,7 +183,7 @@ def steps(o: argparse.Namespace, model: Any, data: list[torch.Tensor], found: di
             for t in range(count):
                 logits, _ = stepper.step(torch.stack([row[t - count] for row in rows]))
                 each = [relative(a, b[t - count]) for a, b in zip(logits, whole, strict=True)]
-                error = max(error, *each)
+                error = largest([error, *each])
             found[way] = error
             if getattr(stepper, "failure", None):
                 found["graph_failure"] = stepper.failure

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,7 +24,9 @@ from hnet_cli.model import HNetForCausalLM, RoutingOutput, ratio_loss
 from hnet_cli.model.blocks import recompute
 from hnet_cli.model.optimization import part_of
 from hnet_cli.optim import build_optimizer, rate_multipliers, set_learning_rate
-from hnet_cli.teacher import Lesson, Teacher
+
+if TYPE_CHECKING:  # it reads files of weights; a step without a teacher runs where no package for these is
+    from hnet_cli.teacher import Lesson, Teacher
 
 
 @dataclass

@@ -193,6 +193,22 @@ def test_a_wrong_operation_is_found():
     assert not result.ok
     assert "MemoryError: no luck" in result.where
 
+    def undefined(x, weight, bias, packing):  # the gradient of the last argument alone
+        return reference.causal_conv(x, weight, torch.where(bias < 99, bias, (bias - 99).sqrt()), packing)
+
+    result = compare("causal_conv", "undefined", undefined, torch.device("cpu"), torch.float32)
+    assert not result.ok
+    assert result.where == "gradient of argument 2"
+
+
+def test_the_step_of_one_row_is_compared():
+    def wrong(q, keys, values, length, rows):
+        return 1.01 * reference.attention_step(q, keys, values, length, rows)
+
+    where = (torch.device("cpu"), torch.float32)
+    assert compare("attention_step", "right", reference.attention_step, *where, lengths=[1]).ok
+    assert not compare("attention_step", "wrong", wrong, *where, lengths=[1]).ok
+
 
 def test_gradients_that_are_nothing_but_rounding():
     """Of a document of one position nothing depends on its query or its key. What depends on its value still counts."""

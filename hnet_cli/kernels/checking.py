@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -83,8 +84,8 @@ def inputs(operation: str, packing: Packing, generator: torch.Generator, sizes: 
     if operation == "attention":
         return [*normal(3, total, heads, width), packing, 100]
     if operation == "attention_step":
-        length = torch.randint(1, 301, (batch - 1,), generator=generator)
-        return [normal(batch - 1, heads, width), *normal(2, batch, 300, heads, width), length, torch.arange(1, batch)]
+        length, cache = torch.randint(1, 301, (batch,), generator=generator), normal(2, batch + 1, 300, heads, width)
+        return [normal(batch, heads, width), *cache, length, torch.arange(1, batch + 1)]
     if operation == "ema_scan":
         return [normal(total, 96), torch.sigmoid(normal(total)), packing]
     if operation == "add_rms_norm":
@@ -136,6 +137,11 @@ def relative(value: Tensor, expected: Tensor, least: float = 0.0) -> float:
     return float((value - expected).norm()) / size
 
 
+def worst(errors: Sequence[float]) -> int:
+    """Which is the largest: what is not a number, if any is."""
+    return max(range(len(errors)), key=lambda i: (math.isnan(errors[i]), errors[i]))
+
+
 def compare(
     operation: str,
     backend: str,
@@ -173,6 +179,6 @@ def compare(
     results = 2 if operation == "add_rms_norm" or run is stepped else 1
     least = FLOOR * max(float(e.detach().square().mean().sqrt()) for e in expected)
     errors = [relative(v, e, least) for v, e in zip(values, expected, strict=True)]
-    worst = max(range(len(errors)), key=errors.__getitem__)
-    where = "value" if worst < results else f"gradient of argument {worst - results}"
-    return Comparison(operation, backend, name, errors[worst], bound, where, errors[worst] <= bound)
+    at = worst(errors)
+    where = "value" if at < results else f"gradient of argument {at - results}"
+    return Comparison(operation, backend, name, errors[at], bound, where, errors[at] <= bound)
