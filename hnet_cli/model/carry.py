@@ -18,7 +18,7 @@ from ..kernels.reference import rotate, wide
 from .blocks import EPS, Attention, Isotropic, Mamba2
 from .chunking import RoutingOutput, add_residual
 from .hnet import HNet, HNetForCausalLM, HNetOutput
-from .state import AttentionState, GenerationState, LayerState, LevelState, MambaState, Now
+from .state import AttentionState, GenerationState, LevelState, MambaState, Now
 
 QUERIES = 256
 """Positions whose attention is computed at once: of keys they read the window's and their own."""
@@ -77,7 +77,7 @@ def _level(
     if net.is_innermost:
         hidden, packing = _enter(net, hidden, state, kernels)
         assert isinstance(net.main_network, Isotropic)
-        out = _stack(net.main_network, hidden, packing, state.layers["main_network"], kernels)
+        out = _stack(net.main_network, hidden, packing, state, "main_network", kernels)
         _count(state, len(hidden))
         return net._leave(out, kernels)
     packing, encoded, source, own = _decide(net, hidden, ids, state, kernels)
@@ -90,7 +90,7 @@ def _level(
     if net.residual_proj is None:
         upsampled = upsampled * own.boundary_mask[:, None]
     joined = add_residual(upsampled, own, residual).to(encoded.dtype)
-    out = _stack(net.decoder, joined, packing, state.layers["decoder"], kernels)
+    out = _stack(net.decoder, joined, packing, state, "decoder", kernels)
     _count(state, len(encoded))
     return out[:, : net.outer_width]
 
@@ -108,7 +108,7 @@ def _decide(
     """As far as the boundaries: the positions, what the encoder gives, of which the inner network gets those at a
     boundary, (T, D) each, and the routing."""
     hidden, packing = _enter(net, hidden, state, kernels)
-    source = encoded = _stack(net.encoder, hidden, packing, state.layers["encoder"], kernels)
+    source = encoded = _stack(net.encoder, hidden, packing, state, "encoder", kernels)
     own = _route(net, encoded, ids, packing, state)
     if net.smoothing == "input":
         average = _average(encoded, own.boundary_prob, state.average, kernels)
@@ -176,14 +176,16 @@ def _average(x: Tensor, prob: Tensor, before: Tensor, kernels: Kernels) -> Tenso
 # -- layers ------------------------------------------------------------------------------------------------------------
 
 
-def _stack(stack: Isotropic, hidden: Tensor, packing: Packing, states: list[LayerState], kernels: Kernels) -> Tensor:
+def _stack(
+    stack: Isotropic, hidden: Tensor, packing: Packing, level: LevelState, part: str, kernels: Kernels
+) -> Tensor:
     residual, dtype = None, hidden.dtype
-    for layer, state in zip(stack.layers, states, strict=True):
+    for layer, state in zip(stack.layers, level.layers[part], strict=True):
         normed, residual = kernels.add_rms_norm(hidden, residual, layer.norm1.weight, EPS)
         if isinstance(state, MambaState):
             hidden = _mamba(layer.mixer, normed, state, kernels)
         else:
-            hidden = _attention(layer.mixer, normed, packing, state)
+            hidden = _attention(layer.mixer, normed, packing, state, level.seen[0])
         if layer.mlp is not None and layer.norm2 is not None:
             normed, residual = kernels.add_rms_norm(hidden, residual, layer.norm2.weight, EPS)
             hidden = layer.mlp(normed, kernels)
@@ -218,20 +220,22 @@ def _mamba(mixer: Mamba2, x: Tensor, state: MambaState, kernels: Kernels) -> Ten
     return mixer.out_proj(kernels.gated_rms_norm(y.flatten(-2), gate, mixer.norm.weight, EPS))
 
 
-def _attention(mixer: Attention, x: Tensor, packing: Packing, state: AttentionState) -> Tensor:
+def _attention(mixer: Attention, x: Tensor, packing: Packing, state: AttentionState, seen: int) -> Tensor:
     qk, v = mixer.Wqkv(x).unflatten(-1, (3, mixer.heads, -1)).split((2, 1), dim=-3)
     q, k = rotate(qk, *packing.rotary(mixer.rotary_dim, qk.dtype, mixer.rotary)).unbind(-3)
-    keys, values = _remember(state, k, v.squeeze(-3), packing.position)
+    keys, values = _remember(state, k, v.squeeze(-3), packing.position, seen)
     return mixer.out_proj(_attend(q, keys, values, mixer.window).flatten(-2))
 
 
-def _remember(state: AttentionState, k: Tensor, v: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
-    """The keys and values of the past that a window may see, and of the block, (S, H, P) each; stores the block's."""
-    first, end = int(position[0]), int(position[-1]) + 1
-    low = 0 if state.window < 0 else max(0, first - state.window)
-    past = state.slot(torch.arange(low, first, device=k.device))
+def _remember(state: AttentionState, k: Tensor, v: Tensor, position: Tensor, seen: int) -> tuple[Tensor, Tensor]:
+    """The keys and values of the past that a window may see, and of the block, (S, H, P) each; stores the block's.
+
+    `seen`: the first of `position` (T,), which the host knows without waiting for the device.
+    """
+    low = 0 if state.window < 0 else max(0, seen - state.window)
+    past = state.slot(torch.arange(low, seen, device=k.device))
     both = [torch.cat([old[0, past].to(new.dtype), new]) for old, new in ((state.keys, k), (state.values, v))]
-    state.reserve(end)
+    state.reserve(seen + len(k))
     kept = len(k) if state.window < 0 else min(len(k), state.window + 1)
     slots = state.slot(position[len(k) - kept :])
     state.keys[0, slots] = k[len(k) - kept :].to(state.keys.dtype)
