@@ -103,6 +103,14 @@ def test_those_that_wait_inside_come_out_when_the_others_have_ended():
     assert inside
 
 
+def test_all_that_wait_go_in_together_in_the_order_of_rows():
+    """The last two are the first at a boundary, which for them is one of the second stage too."""
+    model = tiny_model(config=tiny_config(chunker=[{"kind": "fixed", "k": 3}, {"kind": "fixed", "k": 4}]))
+    batch = Batch(model, [2] * 6 + [12] * 2, [4] * 8, seed=5)
+    assert batch.feed(list(range(8))) == list(range(6))
+    assert batch.feed(list(range(6))) == list(range(8))
+
+
 def test_nobody_waits_for_a_small_network(monkeypatch):
     monkeypatch.setattr(waiting, "LARGE", 1 << 22)
     batch = Batch(MODELS["adapters"], [5] * 8, [9] * 8, seed=1)
