@@ -83,10 +83,10 @@ def test_the_alignment_that_is_asked_for(data, chunker):
         "confidence": confidence_alignment(nll, out.routing[0]),
         "entropy": entropy_alignment(out.logits, nll, out.routing[0], config.train.ratios()[0]),
     }
-    assert float(expected["confidence"]) != pytest.approx(float(expected["entropy"]), rel=1e-2)
+    assert expected["confidence"].item() != pytest.approx(expected["entropy"].item(), rel=1e-2)
     for name, loss in expected.items():
         _, record = stepped(tiny(*asked, f"train.alignment={name}"), data)
-        assert record["alignment_loss"] == pytest.approx(float(loss), rel=1e-5)
+        assert record["alignment_loss"] == pytest.approx(loss.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize(("chunker", "per_chunk"), [("fixed:4", 4), ("space", None)])
