@@ -111,6 +111,15 @@ def test_all_that_wait_go_in_together_in_the_order_of_rows():
     assert batch.feed(list(range(6))) == list(range(8))
 
 
+def test_as_many_come_out_as_went_in_but_not_the_same():
+    """The last is the first at a boundary; then all are, the first of them at one of the second stage."""
+    model = tiny_model(config=tiny_config(chunker=[{"kind": "fixed", "k": 3}, {"kind": "fixed", "k": 4}]))
+    batch = Batch(model, [11] + [2] * 18 + [3], [4] * 20, seed=6)
+    assert batch.feed(list(range(20))) == list(range(19))
+    assert batch.feed(list(range(19))) == list(range(1, 20))
+    assert batch.feed(list(range(1, 20)))
+
+
 def test_nobody_waits_for_a_small_network(monkeypatch):
     monkeypatch.setattr(waiting, "LARGE", 1 << 22)
     batch = Batch(MODELS["adapters"], [5] * 8, [9] * 8, seed=1)
