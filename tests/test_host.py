@@ -74,6 +74,18 @@ def test_scan_with_extreme_decays(rate):
     compare("ssd_scan", [100, 1, 200], torch.float32, lambda t: [*t[:2], torch.full_like(t[2], rate), *t[3:]])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_scan_where_what_is_not_visible_would_overflow(dtype):
+    """The decay from a later to an earlier position is above 1: float16 ends at 65,504, large gradients at 1e38."""
+    tensors = arguments("ssd_scan", 130, dtype)
+    tensors[1], tensors[2] = torch.full_like(tensors[1], 3.0), torch.full_like(tensors[2], -16.0)
+    leaves = [t.clone().requires_grad_() for t in tensors]
+    y = host.ssd_scan(*leaves, Packing.of_lengths([130]))
+    torch.testing.assert_close(y, reference.ssd_scan(*tensors, Packing.of_lengths([130])), rtol=1e-2, atol=1e-2)
+    if dtype == torch.float32:
+        assert all(torch.isfinite(g).all() for g in torch.autograd.grad(y, leaves, torch.full_like(y, 1e6)))
+
+
 def test_scan_with_steps_of_zero():
     """softplus(dt) underflows where dt is very negative."""
     change = lambda t: [t[0], t[1].masked_fill(t[1] < 0, -200.0), *t[2:]]  # noqa: E731
@@ -153,11 +165,12 @@ def test_a_row_that_is_not_finite_does_not_reach_the_others(monkeypatch):
         torch.testing.assert_close(own, host_step.ssd_step(alone, x[1:], dt[1:], A, B[1:], C[1:], D, bias))
 
 
+@pytest.mark.parametrize("width", [4, 1])
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
-def test_a_step_of_the_convolution_out_of_the_cache(dtype, monkeypatch):
+def test_a_step_of_the_convolution_out_of_the_cache(dtype, width, monkeypatch):
     monkeypatch.setattr(host, "TILE", 1)
     x, weight, bias = arguments("causal_conv", 12, dtype)
-    taps, bias, state = weight.T.to(dtype), bias.to(dtype), torch.zeros(3, 3, CHANNELS, dtype=dtype)
+    taps, bias, state = weight.T[:width].to(dtype), bias.to(dtype), torch.zeros(3, width - 1, CHANNELS, dtype=dtype)
     truth = state.double().clone()
     for part in x.view(4, 3, CHANNELS):
         got = host_step.causal_conv_step(part, state, taps, bias)

@@ -269,8 +269,9 @@ class _Scan(torch.autograd.Function):
         fade = x.new_empty(n, heads, size, size)
         for tile in tiles(n, heads * size * size):
             between = (decay[tile, :, :, None] - decay[tile, :, None]).add_(log_step[tile, :, None])
-            # exp is slow on what underflows; what is not visible may be anything finite
-            fade[tile] = between.clamp_(-80, 80).exp_()
+            # exp is slow on what underflows; what is not visible is multiplied by 0, here and after the gradient in the
+            # backward pass, and must stay far from infinity, float16's too. What is visible is at most log(dt).
+            fade[tile] = between.clamp_(-80, 10).exp_()
             torch.mul(fade[tile], overlap[tile, None], out=mix[tile, ..., :size])
         mix[..., :size].diagonal(dim1=-2, dim2=-1).add_(D[:, None])
         start = decay.exp().mul_(blocks.from_before[:, None]).to(dtype)[..., None]

@@ -57,7 +57,7 @@ def causal_conv_step(x: Tensor, state: Tensor, taps: Tensor, bias: Tensor, rows:
     y = torch.addcmul(bias, x, taps[-1])
     for old, tap in zip(past, taps, strict=False):
         y.addcmul_(old, tap)
-    for own, later in zip(state.unbind(1), (*past[1:], x), strict=True):
+    for own, later in zip(state.unbind(1), (*past, x)[1:], strict=True):
         if rows is None:
             own.copy_(later)
         else:
