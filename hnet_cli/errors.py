@@ -39,7 +39,7 @@ class DamagedError(HNetError):
 
 
 class NumericalError(HNetError):
-    """Training met non-finite numbers it could not step over."""
+    """A model gives numbers that are not finite; in training, such that no step can be taken."""
 
     exit_code = 5
 

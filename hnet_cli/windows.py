@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hnet_cli.errors import UsageError
+from hnet_cli.errors import NumericalError, UsageError
 from hnet_cli.kernels.packing import Packing
 from hnet_cli.modality import Document
 from hnet_cli.model import HNetConfig, HNetForCausalLM, RoutingOutput
@@ -113,7 +113,7 @@ def windows(
 
     `width` and `warmup` are W and V, by default `window_of(model.config)`. `input_table` as in `Modality`.
     `surprisal` runs the whole network, for the probabilities of the bytes. `carried`: the state, instead of a context.
-    Raises UsageError for a model without stages.
+    Raises UsageError for a model without stages, NumericalError where a probability of a boundary is not finite.
     """
     if model.config.num_stages == 0:
         raise UsageError("this model has no chunking stages, so there is nothing to segment", "take an H-Net")
@@ -261,6 +261,10 @@ def _compute(
     starts, probability = at, np.empty((0, 0), dtype=np.float32)
     for stage, each in enumerate(routing):
         prob, mask = each.boundary_prob.float().cpu().numpy(), each.boundary_mask.cpu().numpy()
+        if not np.isfinite(prob).all():  # no boundary either: all would pass for one chunk
+            raise NumericalError(
+                "the model gives probabilities that are not finite", "its weights are damaged or overflow"
+            )
         inside = np.stack([np.searchsorted(at, first), np.searchsorted(at, offsets[1:])], 1)
         running = np.concatenate([[0.0], np.cumsum(prob, dtype=np.float64)])
         positions.append(inside[:, 1] - inside[:, 0])

@@ -17,7 +17,7 @@ from modelkit import tiny_config, tiny_model
 
 from hnet_cli import modality, render
 from hnet_cli.assemble import Block
-from hnet_cli.errors import InputError, UsageError
+from hnet_cli.errors import InputError, NumericalError, UsageError
 from hnet_cli.modality import Chunk, Document, Modality, Source
 from hnet_cli.segment import Summary, segment, segment_bytes, stages_of
 from hnet_cli.windows import Stream, route, window_of, windows
@@ -168,6 +168,16 @@ def test_fixed_chunks_stay_in_step_over_windows(carried):
 def test_every_byte_a_boundary():
     chunks = segment_bytes(fixed(1), b"a" * 5000)
     assert chunks == [b"a"] * 5000
+
+
+@pytest.mark.parametrize("carried", [False, True])
+def test_a_model_of_no_numbers_has_no_chunks(carried):
+    """Not a number is no boundary either: the document would pass for one chunk."""
+    broken = tiny_model(torch.float32)
+    with torch.no_grad():
+        broken.backbone.encoder.layers[0].mixer.in_proj.weight[0, 0] = torch.nan
+    with pytest.raises(NumericalError, match="not finite"):
+        list(windows(broken, [Document(b"some bytes", "a", "a")], carried=carried))
 
 
 def test_a_chunk_cannot_grow_without_end():
