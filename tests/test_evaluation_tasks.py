@@ -144,6 +144,8 @@ def test_shapes_of_tasks(tmp_path):
         ("text\n5\na\nb\nc\nd\n", "line 2"),
         ("text\n1\na\nb\n", "line 2"),
         ("# A page\n\na\nb\nc\nd\n", "line 2"),
+        ("one line\n", "line 2"),
+        ("text\n1\na\nb\nc\nd\nand a line too many\n", "line 8"),
     ],
 )
 def test_a_bad_task_is_named_by_its_line(tmp_path, text, where):

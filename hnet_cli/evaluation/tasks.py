@@ -59,10 +59,10 @@ def _six_lines(path: Path, lines: list[str]) -> list[Item]:
     items = []
     lines = lines if not lines or lines[-1] else lines[:-1]
     for at in range(0, len(lines), 6):
-        text, label, *endings = lines[at : at + 6]
-        if len(endings) != 4 or label not in ("0", "1", "2", "3"):
+        own = lines[at : at + 6]
+        if len(own) < 6 or own[1] not in ("0", "1", "2", "3"):
             raise InputError(f"{path}, line {at + 2}: not the number 0 to 3 of the right one among four endings")
-        items.append(Item(text, tuple(endings), int(label)))
+        items.append(Item(own[0], tuple(own[2:]), int(own[1])))
     return items
 
 
