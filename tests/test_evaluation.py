@@ -18,7 +18,7 @@ from hnet_cli.errors import InputError, UsageError
 from hnet_cli.evaluate import validation
 from hnet_cli.evaluation import compression, report
 from hnet_cli.evaluation.material import gather
-from hnet_cli.evaluation.report import share
+from hnet_cli.evaluation.report import LEAST, share
 from hnet_cli.evaluation.resampling import FEWEST, draws, interval, ratio
 from hnet_cli.evaluation.scoring import COLUMNS, Scores, loglikelihoods, score, stretches
 from hnet_cli.modality import Document
@@ -277,16 +277,24 @@ def test_material_that_does_not_fit_is_refused(tmp_path):
         gather([str(tmp_path / "empty.txt")], modality("text"), None)
 
 
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=12), st.integers(1, 300))
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=12), st.integers(1, 1500))
 def test_shares_are_equal_as_far_as_they_go(lengths, limit):
     kept = [len(each.data) for each in share([Document(b"x" * n, "", "") for n in lengths], limit)]
-    assert sum(kept) <= max(limit, 0)
+    assert 0 < sum(kept) <= limit
     if sum(lengths) <= limit:
         assert kept == lengths
-    elif limit >= len(lengths):
+    elif limit >= LEAST * len(lengths):
         cap = max(kept)
         assert kept == [min(n, cap) for n in lengths]
         assert sum(min(n, cap + 1) for n in lengths) > limit
+
+
+def test_of_very_many_documents_some_give_their_share():
+    """A corpus of names, one on a line: less than a byte of each would be no figure at all."""
+    kept = share([Document(b"x" * 10, str(n), "") for n in range(1000)], 500)
+    assert [each.name for each in kept] == [str(n) for n in range(0, 1000, 32)]
+    assert all(len(each.data) == 10 for each in kept)
+    assert len(share([Document(b"x" * 10, "", "")] * 1000, 1)) == 1
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

@@ -32,6 +32,8 @@ UNITS_BYTES = 200_000
 """Of the documents, bytes whose units (`Modality.units`) are compared with the boundaries."""
 NOISE_BYTES = 100_000
 """Of the documents, bytes that are distorted, each of the ways; every document gives its share."""
+LEAST = 64
+"""Bytes of a document from which on there is something to distort."""
 PRECISIONS = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 SAMPLES, SAMPLE_BYTES = 32, 256
 QUICK = 10**12
@@ -214,13 +216,16 @@ def _uniform(kind: Modality | None) -> dict[str, float]:
 
 
 def share(documents: Sequence[Document], limit: int) -> list[Document]:
-    """The first bytes of each document, the same number of each as far as they go, at most `limit` in all."""
+    """The first bytes of each document, the same number of each as far as they go, at most `limit` in all. Of so many
+    that this would be less than `LEAST` of each, it is every second document, every fourth, ..."""
     lengths = np.sort([len(document.data) for document in documents])
     reached = np.concatenate([[0], np.cumsum(lengths)[:-1]]) + lengths * np.arange(len(lengths), 0, -1)
     fits = int(np.searchsorted(reached, limit, side="right"))
     if fits == len(lengths):
         return list(documents)
     cap = int((limit - lengths[:fits].sum()) // (len(lengths) - fits))
+    if cap < LEAST and len(documents) > 1:
+        return share(documents[::2], limit)
     return [
         Document(each.data[:cap], each.name, each.source, each.group, each.offset)
         for each in documents
