@@ -14,6 +14,7 @@ from ._bytes import binary_reason, blank_reason, drain, read
 
 PIECE = 1 << 20  # longest document in bytes; a longer source is divided
 BOM = codecs.BOM_UTF8
+TAILS = bytes(range(0x80, 0xC0))  # those that go on with a character
 WHITE = np.array([code for code in range(0x3001) if chr(code).isspace()])  # code points; U+3000 is the last
 
 
@@ -21,7 +22,8 @@ class Utf8(Modality):
     """A source is one document; one longer than `PIECE` is several, divided at a blank line, else at the end of a line,
     else between characters, all of one group so that they stay on one side of the split.
 
-    Bytes that do not decode are never repaired: the piece they are in is refused, the rest is kept.
+    Bytes that do not decode are never repaired: the piece they are in is refused, the rest is kept. A file that was cut
+    by bytes (`head -c`, `split -b`) misses a part of its first or last character alone: those few bytes are refused.
     """
 
     encodings: ClassVar[str] = "UTF-8"
@@ -51,9 +53,19 @@ class Utf8(Modality):
                 yield Refused("UTF-8 byte order mark", f"{source.name}: byte 0", len(BOM))
                 at = offset = len(BOM)
                 head = head[at:]
+            elif not at and (rest := rest_of_character(head)):
+                yield Refused("character cut off at the beginning", f"{source.name}: byte 0", rest)
+                at = offset = rest
+                head = head[at:]
             encoding = self.encoding(head)
-            for piece in [head] if source.whole else pieces(head, stream, encoding):
+            for piece, last in [(head, True)] if source.whole else pieces(head, stream, encoding):
                 item = self._document(piece, source, encoding, at, offset)
+                lost = cut_character(piece, encoding) if last and isinstance(item, Refused) and item.damaged else 0
+                if 0 < lost < at + len(piece):  # a source of these bytes alone is no text
+                    if kept := piece[:-lost]:
+                        yield self._document(kept, source, encoding, at, offset)
+                    yield Refused("character cut off at the end", f"{source.name}: byte {at + len(kept)}", lost)
+                    return
                 yield item
                 at += len(piece)
                 offset += len(item.data) if isinstance(item, Document) else len(piece)
@@ -87,17 +99,17 @@ class Utf8(Modality):
         return np.append(kept, len(data))[np.searchsorted(kept, np.arange(len(data) + 1))]  # type: ignore[return-value]
 
 
-def pieces(head: bytes, stream: BinaryIO, encoding: str) -> Iterator[bytes]:
-    """`head` and the rest of `stream`, divided. Holds two pieces at most."""
+def pieces(head: bytes, stream: BinaryIO, encoding: str) -> Iterator[tuple[bytes, bool]]:
+    """`head` and the rest of `stream`, divided, each with whether it is the last. Holds two pieces at most."""
     rest = head
     while block := read(stream, PIECE):
         rest += block
         while len(rest) > PIECE:
             at = divide(rest, PIECE, encoding)
-            yield rest[:at]
+            yield rest[:at], False
             rest = rest[at:]
     if rest:
-        yield rest
+        yield rest, True
 
 
 def divide(data: bytes, near: int, encoding: str = "utf-8") -> int:
@@ -121,12 +133,34 @@ def character_start(data: bytes, near: int) -> int:
     return near if at < len(data) and data[at] & 0xC0 == 0x80 else at
 
 
-def decoded(head: bytes, encoding: str = "utf-8") -> str | None:
-    """The text of `head`, whose last character may be cut off; None if it is not of this encoding."""
+def decoded(head: bytes) -> str | None:
+    """The text of `head` in UTF-8, whose first or last character may be cut off; None if it is something else."""
+    return _decoded(head[rest_of_character(head) :])
+
+
+def _decoded(head: bytes) -> str | None:
     try:
-        return codecs.getincrementaldecoder(encoding)().decode(head)
+        return codecs.getincrementaldecoder("utf-8")().decode(head)
     except UnicodeDecodeError:
         return None
+
+
+def rest_of_character(head: bytes) -> int:
+    """How many bytes at the beginning of UTF-8 end a character that was cut off. Other encodings begin with such bytes
+    too, so there must be another character to prove that it is UTF-8."""
+    size = len(head[:3]) - len(head[:3].lstrip(TAILS))
+    text = _decoded(head[size:]) if size else None
+    return size if text and not text.isascii() else 0
+
+
+def cut_character(piece: bytes, encoding: str) -> int:
+    """How many bytes at the end of `piece` begin a character and do not end it; 0 where more than that is wrong."""
+    decoder = codecs.getincrementaldecoder(encoding)()
+    try:
+        decoder.decode(piece)
+    except UnicodeDecodeError:
+        return 0
+    return len(decoder.getstate()[0])
 
 
 def han_count(text: str) -> int:

@@ -56,6 +56,17 @@ def test_encodings(text: str, codec: str, notes: tuple[str, ...]) -> None:
     assert document.notes[: len(notes)] == notes
 
 
+@pytest.mark.parametrize(("text", "codec"), [(LAW, "gb18030"), (LAOZI, "big5"), (LAW, "utf-8")])
+def test_a_file_cut_inside_its_last_character_is_read_without_it(text: str, codec: str) -> None:
+    text = text.rstrip() + "山"
+    document, cut = read(text.encode(codec)[:-1])
+    assert isinstance(document, Document)
+    assert isinstance(cut, Refused)
+    assert document.data == text[:-1].encode()
+    assert (cut.reason, cut.bytes) == ("character cut off at the end", len("山".encode(codec)) - 1)
+    assert not cut.damaged
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [

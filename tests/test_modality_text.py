@@ -53,6 +53,32 @@ def test_a_byte_order_mark_is_dropped_and_counted() -> None:
     assert document == Document(b"hello", "a.txt", "a.txt", "books", offset=3)
 
 
+@pytest.mark.parametrize("size", range(len("“é🙂中”".encode()) + 1))
+def test_a_file_that_was_cut_by_bytes_loses_a_part_of_one_character(size: int) -> None:
+    """As `head -c` and `tail -c` leave it: what is missing is said, and offsets are those of the file."""
+    whole = "“é🙂中”".encode()
+    for data, place in ((b"x" * 40 + whole[:size], "end"), (whole[size:] + "中".encode() * 9, "beginning")):
+        items = read(data)
+        (document,) = [item for item in items if isinstance(item, Document)]
+        text = data.decode(errors="ignore").encode()
+        assert (document.data, document.offset) == (text, len(data) - len(text) if place == "beginning" else 0)
+        refused = [item for item in items if isinstance(item, Refused)]
+        at = len(text) if place == "end" else 0
+        lost = Refused(f"character cut off at the {place}", f"a.txt: byte {at}", len(data) - len(text))
+        assert refused == ([lost] if lost.bytes else [])
+        assert TEXT.detect("a.txt", data) >= 0.2
+
+
+def test_only_the_end_of_a_file_is_a_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_utf8, "PIECE", 24)
+    assert [item.bytes for item in read(b"x" * 24 + "中".encode()[:2]) if isinstance(item, Refused)] == [2]
+    (wrong,) = [item for item in read(b"x" * 20 + b"\xe4\n" + b"y" * 24) if isinstance(item, Refused)]
+    assert (wrong.reason, wrong.damaged) == ("not UTF-8", True)
+    assert read("é".encode("latin-1")) == [Refused("not UTF-8", "a.txt: byte 0 is 0xe9", 1, damaged=True)]
+    symbol = "© Müller".encode("latin-1")  # begins with what ends a character of UTF-8
+    assert read(symbol) == [Refused("not UTF-8", "a.txt: byte 0 is 0xa9", len(symbol), damaged=True)]
+
+
 def test_a_long_file_is_divided_at_paragraphs_and_stays_one_group() -> None:
     data = (SHAKESPEARE + b"\n\n") * 500
     documents = read(data)
@@ -71,7 +97,7 @@ def test_a_row_of_a_table_is_one_document_however_long() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.sampled_from([b"word ", "é🙂中".encode(), b"\n", b"\n\n", b"\r\n", b"\xff", b"\0"]), max_size=60))
+@given(st.lists(st.sampled_from([b"word ", "é🙂中".encode(), b"\n", b"\n\n", b"\r\n", b"\xff", b"\xe4\xb8", b"\x9f", b"\0"]), max_size=60))
 def test_every_byte_is_kept_or_refused(parts: list[bytes]) -> None:
     data = b"".join(parts)
     with pytest.MonkeyPatch.context() as patch:
