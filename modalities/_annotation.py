@@ -39,11 +39,12 @@ class Feature:
 class Features(Annotation):
     """Features by record. A gene that is read on the other strand counts for the other strand's codon positions."""
 
-    def __init__(self, records: dict[str, list[Feature]]) -> None:
-        self.records = records
+    def __init__(self, records: dict[str, list[Feature]], declared: Collection[str] = ()) -> None:
+        """`declared`: records that were annotated, whether or not anything was found on them."""
+        self.records, self.declared = records, declared
 
     def names(self) -> Collection[str]:
-        return [name for name, features in self.records.items() if features]
+        return list(dict.fromkeys([*(name for name, features in self.records.items() if features), *self.declared]))
 
     def _within(self, document: Document) -> Iterator[Feature]:
         end = document.offset + len(document.data)
@@ -93,19 +94,23 @@ def annotation(source: Source) -> Features:
         genbank = stream.readline().startswith(b"LOCUS")
     with source.open() as stream:
         text = io.TextIOWrapper(stream, "utf-8", "replace")
-        records = _genbank(source.name, text) if genbank else _gff(source.name, text)
+        declared: set[str] = set()
+        records = _genbank(source.name, text) if genbank else _gff(source.name, text, declared)
     if not any(records.values()):
         raise InputError(f"{source.name} holds no gene, exon or CDS", "give GFF3, GTF or GenBank")
-    return Features(records)
+    return Features(records, sorted(declared))
 
 
-def _gff(name: str, lines: Iterable[str]) -> dict[str, list[Feature]]:
+def _gff(name: str, lines: Iterable[str], declared: set[str]) -> dict[str, list[Feature]]:
+    """The features by record; the records that the file says it is about are added to `declared`."""
     records: dict[str, list[Feature]] = {}
     parts: dict[tuple[str, str, str], list[tuple[int, int]]] = {}
     unphased: dict[tuple[str, str], list[int]] = {}  # CDS of one transcript that tell no phase: where they stand
     for number, line in enumerate(lines, 1):
         if line.startswith("##FASTA"):
             break
+        if line.startswith("##sequence-region") and len(words := line.split()) > 1:
+            declared.add(words[1])
         if line.startswith("#") or not line.strip():
             continue
         columns = line.rstrip("\n").split("\t")

@@ -81,8 +81,8 @@ class Dna(Modality):
     def detect(self, name: str, head: bytes) -> float:
         by_name = 0.6 if suffix(name) in SUFFIXES else 0.0
         head = head[:65536].replace(b"\r", b"\n").lstrip()
-        if any(pattern.match(head) for pattern, _ in OTHER_FORMATS[:3]):
-            return 0.7  # sequences, though not FASTA: this plugin can say so
+        if any(pattern.match(head) for pattern, _ in OTHER_FORMATS):
+            return 0.7  # sequences or what is told about them, though not FASTA: this plugin can say so
         if len(head) >= 100 and BARE.match(head):
             return 0.6
         lines = COMMENT.sub(b"", head).lstrip().split(b"\n")
@@ -176,7 +176,7 @@ def unique_name(title: str, seen: dict[str, int]) -> tuple[str, tuple[str, ...]]
         seen[name] = times
     if times == 1:
         return name, ()
-    return f"{name}#{times}", ("name of an earlier record, made unique by a number",) if words else ()
+    return f"{name}#{times}", ("name of an earlier record, told apart as NAME#2, NAME#3",) if words else ()
 
 
 @dataclass

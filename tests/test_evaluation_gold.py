@@ -328,6 +328,11 @@ def test_all_annotated_records_count_and_no_others():
     model = tiny_model().float().eval()
     report = by_region(model, modality.get("dna"), documents, known)
     assert (report["bases"], report["left_out"]) == (170, 230)
+    declared = f"##sequence-region chr3 1 230\n{GFF}"
+    told = modality.get("dna").annotation(Source.of_bytes(declared.encode()))
+    found = by_region(model, modality.get("dna"), documents[1:], told)  # annotated, though nothing was found there
+    assert (found["bases"], found["left_out"]) == (230, 80)
+    assert found["regions"]["intergenic"]["positions"] == 230
     (_, (outer, _)), (_, (other, _)) = gold.boundaries(model, documents[:2], None)
     outer, other = outer[outer > 0], other[other > 0]
     rate = (len(outer) + len(other)) / 170

@@ -195,6 +195,7 @@ def test_a_row_of_a_table_may_hold_a_bare_sequence() -> None:
         ("a.txt", b"> quoted, she said\nand so on it went\n", 0.0),
         ("a.txt", b"Call me Ishmael.\n", 0.0),
         ("a.fq", b"@r\nACGT\n+\nIIII\n", 0.7),
+        ("a.gff", b"##gff-version 3\nchr1\tx\tgene\t1\t9\n", 0.7),
     ],
 )
 def test_detect(name: str, data: bytes, score: float) -> None:

@@ -97,7 +97,7 @@ def test_a_row_of_a_table_is_one_document_however_long() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.sampled_from([b"word ", "é🙂中".encode(), b"\n", b"\n\n", b"\r\n", b"\xff", b"\xe4\xb8", b"\x9f", b"\0"]), max_size=60))
+@given(st.lists(st.sampled_from([b"word ", "é🙂中".encode(), b"\n\n", b"\r\n", b"\xff", b"\xe4\xb8", b"\x9f", b"\0"])))
 def test_every_byte_is_kept_or_refused(parts: list[bytes]) -> None:
     data = b"".join(parts)
     with pytest.MonkeyPatch.context() as patch:

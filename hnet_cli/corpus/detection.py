@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from statistics import fmean
 from typing import cast
 
 from hnet_cli import modality as modalities
@@ -20,6 +21,8 @@ from hnet_cli.streams import decompressed
 
 FLOOR = 0.1
 """Confidence below which nobody claims the input."""
+STRAY = 0.7
+"""Confidence at which a file of another kind than the rest is named."""
 HEAD = 1 << 16
 FILES, PER_FILE = 24, 4
 """How many files are sampled, and how many members or rows of each."""
@@ -30,11 +33,13 @@ def detect(inputs: Sequence[str | Path], field: str | None = None) -> tuple[str,
 
     Raises InputError where no installed modality knows the input, and for input that cannot be opened.
     """
-    heads, failure = [], None
-    files = [found for _, found in expand(inputs, Modality()) if isinstance(found, InputFile)]
+    heads: list[tuple[str, bytes, float]] = []
+    failure = None
+    files = [each for _, each in expand(inputs, Modality()) if isinstance(each, InputFile)]
     for file in files[:: max(1, -(-len(files) // FILES))]:
         try:
-            heads += [(name, head) for name, head in _heads(file, field) if head]
+            found = [(name, head) for name, head in _heads(file, field) if head]
+            heads += [(name, head, max(file.size, len(head)) / len(found)) for name, head in found]
         except InputError as error:
             failure = failure or error
     if not heads:
@@ -44,21 +49,29 @@ def detect(inputs: Sequence[str | Path], field: str | None = None) -> tuple[str,
         with contextlib.suppress(HNetError):  # a broken plugin must not hurt the others
             judges.append(modalities.get(name))
     # Each sample votes for the modality that claims it most: beside its FASTA a genome has tables that are mere text.
+    # The larger the file, the more it counts, by the root: neither one stray file decides, nor one long README.
     votes: dict[str, float] = defaultdict(float)
-    examples: dict[str, list[str]] = {}
-    for called, head in heads:
+    agreeing: dict[str, list[tuple[str, float]]] = {}
+    for called, head, size in heads:
         confidence, name = max(((judge.detect(called, head), judge.name) for judge in judges), default=(0.0, ""))
         if confidence >= FLOOR:
-            votes[name] += confidence
-            examples.setdefault(name, []).append(called)
+            votes[name] += confidence * size**0.5
+            agreeing.setdefault(name, []).append((called, confidence))
     if not votes:
         raise InputError(
             f"{heads[0][0]} is of no known modality", f"choose one of --modality {', '.join(modalities.names())}"
         )
     likely = max(votes, key=votes.__getitem__)
-    agreeing = examples[likely]
-    first = agreeing[0] if len(heads) == 1 else f"{len(agreeing)} of {len(heads)} samples, {agreeing[0]} first"
-    return likely, votes[likely] / len(agreeing), f"by the look of {first}"
+    first, confidence = agreeing[likely][0][0], fmean(sure for _, sure in agreeing[likely])
+    if len(heads) == 1:
+        return likely, confidence, f"by the look of {first}"
+    # What some other modality is surer of than anybody is of mere text is worth a word: it is read like the rest.
+    others = "".join(
+        f"; {strays[0][0]} looks like {name} and would be read as {likely}"
+        for name, claimed in agreeing.items()
+        if name != likely and (strays := [each for each in claimed if each[1] >= STRAY])
+    )
+    return likely, confidence, f"by the look of {len(agreeing[likely])} of {len(heads)} samples, {first} first{others}"
 
 
 def _heads(file: InputFile, field: str | None) -> Iterator[tuple[str, bytes]]:

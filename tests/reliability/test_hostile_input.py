@@ -114,7 +114,7 @@ BAD: dict[str, tuple[str, bytes, str, int]] = {
     "mac.fa": ("dna", GENOME.replace(b"\n", b"\r"), "", 0),
     "shift-jis.txt": ("chinese", "これは日本語の文です。\n".encode("shift_jis") * 200, "byte", 3),
     "cut.gb18030.txt": ("chinese", HAN.encode("gb18030")[:-2] + b"\n", "byte", 3),
-    "cut-character.gb18030.txt": ("chinese", HAN.encode("gb18030")[:-1], "cut off at the end", 0),
+    "cut-character.gb18030.txt": ("chinese", HAN.strip().encode("gb18030")[:-1], "cut off at the end", 0),
     "gb18030.txt": ("chinese", HAN.encode("gb18030"), "converted from GB18030", 0),
     "mixed.txt": ("chinese", HAN.encode() + HAN.encode("gb18030"), "not UTF-8, GB18030 or Big5", 3),
     "program.py": ("code", b"\x7fELF" + bytes(9000), "program", 3),
