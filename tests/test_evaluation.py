@@ -177,6 +177,10 @@ def test_too_few_units_have_no_interval():
     assert interval(np.ones((FEWEST, 2)), ratio) == [1.0, 1.0]
 
 
+def test_a_share_of_nothing_is_nothing():
+    assert ratio(np.array([[3.0, 1.0], [3.0, 0.5], [3.0, 0.0], [0.0, 0.0]])).tolist() == [3, 6, 0, 0]
+
+
 def test_many_units_are_grouped_without_a_difference():
     rows = np.stack([np.random.default_rng(0).normal(1, 1, 10_000), np.ones(10_000)], 1)
     low, high = interval(rows, ratio)
