@@ -175,7 +175,7 @@ def verify(folder: Path) -> Path:
     """The checkpoint `folder`, every file of which is as it was written. Raises DamagedError or StorageError."""
     storage.verify_folder(folder)
     step = _json(folder / "state.json").get("step")
-    if folder.name != f"step-{step:08d}" if isinstance(step, int) else True:
+    if not isinstance(step, int) or folder.name != f"step-{step:08d}":
         raise DamagedError(f"{folder} is not what it is called: it holds the checkpoint of step {step}")
     return folder
 
@@ -229,7 +229,7 @@ def find(reference: str | Path) -> Path:
 
     Raises InputError where nothing is there, DamagedError where something is there but is no model.
     """
-    return _use(reference, lambda folder: folder, lambda folder: storage.verify_folder(folder, MODEL_FILES) and folder)
+    return _use(reference, Path, lambda folder: (folder, storage.verify_folder(folder, MODEL_FILES))[0])
 
 
 def _use(reference: str | Path, one: Callable[[Path], T], of_run: Callable[[Path], T]) -> T:

@@ -39,7 +39,7 @@ class Piece:
     """What is drawn for it: whole characters only, so perhaps not all of its bytes, or some of the next chunk's."""
     probability: tuple[float, ...]
     """Per stage shown: p where a chunk of the stage begins here, else NaN."""
-    surprisal: Sequence[float]
+    surprisal: Sequence[float] | np.ndarray
     """Bits per byte of it; empty where they are not known."""
     syntax: bytes = b""
     """The kind of each byte drawn (`modality.SYNTAX`); empty where it is not known."""
@@ -145,7 +145,7 @@ def _runs(text: str, drawn: bytes, syntax: bytes) -> Iterator[tuple[int, int]]:
         at = end
 
 
-def _digits(bits: Sequence[float]) -> str:
+def _digits(bits: Sequence[float] | np.ndarray) -> str:
     """One character of `DIGITS` per byte; what is not known counts as nothing."""
     quarters = np.nan_to_num(np.asarray(bits, dtype=np.float64) * 4, nan=0.0, posinf=63.0)
     return "".join(map(DIGITS.__getitem__, np.clip(np.rint(quarters), 0, 63).astype(int).tolist()))

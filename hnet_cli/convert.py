@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -319,7 +320,7 @@ def _write_official(target: Path, settings: HNetConfig, weights: Weights, read: 
             tensors = {name: read(stored) for name, stored in weights.items()}
             if settings.tie_embeddings:
                 tensors[_HEAD] = tensors[_EMBEDDING]
-            torch.save(tensors, file)
+            torch.save(tensors, cast(BinaryIO, file))
         else:
             write_safetensors(file, weights, read, metadata={"format": "pt"})
     storage.write_json(target.with_suffix(".json"), fields)

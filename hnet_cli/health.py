@@ -49,7 +49,7 @@ def routing_counts(routing: list[RoutingOutput], histogram: bool = True) -> Tens
     return torch.stack(rows) if rows else torch.zeros(0)
 
 
-def stage_metrics(counts: list[float], total_bytes: int, targets: list[float]) -> dict[str, Any]:
+def stage_metrics(counts: list[float], total_bytes: float, targets: list[float]) -> dict[str, Any]:
     """Per stage, from summed `routing_counts` read row after row: boundary fraction F against 1/N, mean probability G,
     bytes per chunk against the product of the N; where there are histograms, these and the share of p near 0.5."""
     record: dict[str, Any] = {}

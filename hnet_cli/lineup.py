@@ -68,7 +68,7 @@ def member(name: str, size: str, settings: Sequence[str] = ()) -> RunConfig:
 def groups(presets: Sequence[str]) -> dict[str, list[str]]:
     """Names of presets by what they are for: those to begin with, and the members of the line-up by size."""
     of = {f"{name}-{size}": f"line-up, {size}" for size in SIZES for name in (*PAPER, *BEYOND, *DNA)}
-    found: dict[str, list[str]] = {"preset": []} | {f"line-up, {size}": [] for size in SIZES}
+    found: dict[str, list[str]] = {group: [] for group in ("preset", *(f"line-up, {size}" for size in SIZES))}
     for preset in presets:
         found[of.get(preset, "preset")].append(preset)
     return {group: names for group, names in found.items() if names}

@@ -29,7 +29,7 @@ class Together(torch.optim.Optimizer):
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none)
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         for optimizer in self.optimizers:
             optimizer.step()
 

@@ -238,7 +238,7 @@ def drawn(sketch: Sketch) -> str:
     return "".join(parts)
 
 
-def _row(sketch: Sketch, stage: int) -> list[float]:
+def _row(sketch: Sketch, stage: int) -> list[float | None]:
     return sketch.probability[stage] if stage < len(sketch.probability) else []
 
 

@@ -91,21 +91,21 @@ class Tokenizer:
         parts: list[tuple[int, str, bool]] = []
         for i, data in enumerate(sequences):
             text, start = data.decode("utf-8", errors="surrogateescape"), 0
-            for stray in _STRAY.finditer(text):
-                parts += [(i, text[start : stray.start()], False), (i, stray[0], True)]
-                start = stray.end()
+            for found in _STRAY.finditer(text):
+                parts += [(i, text[start : found.start()], False), (i, found[0], True)]
+                start = found.end()
             parts.append((i, text[start:], False))
         encoded = iter(
             self._library.encode_batch_fast([text for _, text, stray in parts if not stray], add_special_tokens=False)
         )
-        found: list[list[np.ndarray]] = [[] for _ in sequences]
+        tokens_of: list[list[np.ndarray]] = [[] for _ in sequences]
         for i, text, stray in parts:
             if stray:
                 tokens = self._of_byte[np.frombuffer(text.encode("utf-8", errors="surrogateescape"), np.uint8)]
             else:
                 tokens = np.array(next(encoded).ids, np.int64)
-            found[i].append(tokens)
-        return [np.concatenate(each) for each in found]
+            tokens_of[i].append(tokens)
+        return [np.concatenate(each) for each in tokens_of]
 
     def decode(self, tokens: Iterable[int]) -> bytes:
         """The bytes of tokens; a mark has none."""

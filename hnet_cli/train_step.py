@@ -177,23 +177,23 @@ def train_step(model: HNetForCausalLM, optimizer: torch.optim.Optimizer, batches
         model, batches, weight_sum or 1.0, step, config, autocast, histograms, world, teacher
     )  # fmt: skip
     norm, norms = clip_gradient(model, train.grad_clip, world)
-    loss, nll, ratio, alignment = (
-        torch.stack([getattr(part, name) for part in parts]).sum()
-        for name in ("total", "nll_sum", "ratio", "alignment")
-    )
-    taught = torch.stack([part.taught for part in parts]).sum(0) / train.micro_batches
-    own = [loss, nll, ratio / train.micro_batches, alignment / train.micro_batches, torch.full_like(loss, splits),
-           *taught]  # fmt: skip
+
+    def summed(name: str) -> Tensor:
+        return torch.stack([getattr(part, name) for part in parts]).sum(0)
+
+    means = [*(summed(name) / train.micro_batches for name in ("ratio", "alignment")),
+             *summed("taught") / train.micro_batches]  # fmt: skip
+    scalars = torch.stack([summed("total"), summed("nll_sum"), norm.new_full((), splits), *means])
     of_ranks = world.gather(torch.stack(counts).sum(0))
     numbers = read(
         {
-            "scalars": world.gather(torch.stack(own)).sum(0),
+            "scalars": world.gather(scalars).sum(0),
             "norms": torch.stack([norm, *norms.values()]),
             "counts": of_ranks.sum(0),
             "chunks": of_ranks[..., 1:2],
         }
     )
-    loss, nll, ratio, alignment, splits, *lessons = numbers["scalars"]
+    loss, nll, all_splits, ratio, alignment, *lessons = numbers["scalars"]
     norm_read, *norms_read = numbers["norms"]
     record = {
         "loss": loss,
@@ -210,8 +210,8 @@ def train_step(model: HNetForCausalLM, optimizer: torch.optim.Optimizer, batches
         optimizer.step()
     else:
         record["skipped"] = 1
-    if splits:
-        record["splits"] = int(splits)
+    if all_splits:
+        record["splits"] = int(all_splits)
     record |= {f"grad_norm_{part}": value for part, value in zip(norms, norms_read, strict=True)}
     multipliers = rate_multipliers(config)
     if len(set(multipliers)) > 1:

@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, TextIO
 
 from hnet_cli import checkpoint, corpus, render, storage
 from hnet_cli import modality as modalities
@@ -142,7 +142,7 @@ def _write(pieces: Iterable[str], target: TextIO) -> None:
         target.detach()  # type: ignore[attr-defined]
 
 
-def _write_file(pieces: Iterable[str], binary: BinaryIO, compressed: bool) -> None:
+def _write_file(pieces: Iterable[str], binary: storage.NewFile, compressed: bool) -> None:
     """UTF-8; compressed as BGZF, which is gzip in blocks: what indexes of genome browsers need."""
     if not compressed:
         _write(pieces, io.TextIOWrapper(binary, encoding="utf-8", errors="backslashreplace", newline=""))

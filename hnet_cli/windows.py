@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hnet_cli.errors import NumericalError, UsageError
 from hnet_cli.kernels.packing import Packing
@@ -184,14 +184,14 @@ def _period(config: HNetConfig) -> int:
 def route(model: HNetForCausalLM, ids: Tensor, cu_seqlens: Tensor) -> list[RoutingOutput]:
     """`model(ids, cu_seqlens=cu_seqlens).routing` without the main network and the decoders. ids (T,) int64."""
     packing, kernels = Packing.of_cu_seqlens(cu_seqlens), model.kernels()
-    level: nn.Module = model.backbone
-    hidden = model.embeddings(ids)
+    level, hidden = model.backbone, model.embeddings(ids)
     routing: list[RoutingOutput] = []
-    while isinstance(level, HNet) and not level.is_innermost:
+    while not level.is_innermost:
         encoded = level.encoder(hidden, packing, kernels)
         routing.append(level.routing_module(encoded, packing, None if routing else ids))
         source = level.chunk_source(encoded, routing[-1], packing, kernels)
         hidden, packing, _ = level.chunk_layer(source.to(encoded.dtype), routing[-1], packing)
+        assert isinstance(level.main_network, HNet)
         level = level.main_network
         if not level.is_innermost:
             hidden = level.enter(hidden, kernels)

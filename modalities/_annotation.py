@@ -160,7 +160,7 @@ def _genbank(name: str, text: io.TextIOWrapper) -> dict[str, list[Feature]]:
     records: dict[str, list[Feature]] = {}
     try:
         for record in _parsed(text):
-            features = records.setdefault(record.id, [])
+            features = records.setdefault(str(record.id), [])
             records[record.name] = features  # LOCUS, where the FASTA file has no version
             for each in record.features:
                 if each.type not in KINDS or each.location is None:

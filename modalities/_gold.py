@@ -153,7 +153,7 @@ def surface_starts(word: str, morphemes: list[str]) -> list[int]:
     place, i, j = [0] * rows, rows - 1, columns - 1
     place[i] = j
     while i:
-        same = j and canonical[i - 1].lower() == word[j - 1].lower()
+        same = j > 0 and canonical[i - 1].lower() == word[j - 1].lower()
         if same and cost[i][j] == cost[i - 1][j - 1]:
             j -= 1
             i -= 1

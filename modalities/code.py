@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from pathspec import GitIgnoreSpec
@@ -75,7 +76,7 @@ class Code(Utf8):
         groups = Groups(lambda path: (root / path).exists())
         for file in files:
             path = file.relative_to(root)
-            reason = _by_name(path) or ignored(path) or _by_content(path, _size(file), lambda file=file: _head(file))
+            reason = _by_name(path) or ignored(path) or _by_content(path, _size(file), partial(_head, file))
             if reason:
                 yield Refused(reason, str(file), _size(file))
             else:

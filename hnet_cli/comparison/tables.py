@@ -128,8 +128,9 @@ def _way(told: Json) -> Rows:
 
 def crossing(found: Json, unit: str) -> str:
     """Where one curve passes another, in words."""
-    if found["state"] != "crosses":
-        return {"never": "never in this budget"}.get(found["state"], found["state"])
+    state: str = found["state"]
+    if state != "crosses":
+        return "never in this budget" if state == "never" else state
     return size(found["at"]) if unit == "bytes" else duration(found["at"])
 
 

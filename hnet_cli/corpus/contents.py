@@ -253,7 +253,8 @@ def _rows(name: str, stream: io.BufferedReader, how: _Reading, start: int | None
     byte where the row begins, for nobody has counted the lines before."""
     field, guessed = how.field, ""
     if field is None and start:
-        with open_raw(Path(how.reader.file.path or "")) as raw, io.BufferedReader(raw, BLOCK) as file:
+        raw = cast(io.RawIOBase, open_raw(Path(how.reader.file.path or "")))
+        with io.BufferedReader(raw, BLOCK) as file:
             field, guessed = _first_field(name, file)
     number, position = 0, start or 0
     while line := stream.readline(ROW_LIMIT):
@@ -296,7 +297,7 @@ def _row(where: str, value: object, field: str, size: int) -> Source | Refused:
         return Refused("row with half a surrogate pair", where, size, damaged=True)
 
 
-def _first_field(name: str, file: io.BufferedReader) -> tuple[str | None, str]:
+def _first_field(name: str, file: BinaryIO) -> tuple[str | None, str]:
     """As `_guess_field`, from the first row of a file that is an object."""
     for _ in range(1000):
         with contextlib.suppress(ValueError, RecursionError):

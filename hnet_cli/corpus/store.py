@@ -116,7 +116,7 @@ class Writer:
         self._flush()
         return _Mark(
             self.bytes, self.documents, self._names_end, len(self._checksums), len(self._block), self._crcs,
-            self._table.mark(), self._names.mark(), self._shard and self._shard.mark(),
+            self._table.mark(), self._names.mark(), self._shard.mark() if self._shard else None,
         )  # fmt: skip
 
     def rollback(self, mark: _Mark) -> None:

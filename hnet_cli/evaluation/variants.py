@@ -8,7 +8,6 @@ Negative: the model finds the alternative worse. An insertion has more bytes to 
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -181,11 +180,8 @@ def _auc(scores: np.ndarray, values: np.ndarray) -> float:
 
 def _write(out: Path, kept: list[Variant], table: np.ndarray, mean: np.ndarray) -> None:
     names = sorted({name for each in kept for name in each.baselines})
-    with storage.staged_file(out) as binary:
-        text = io.TextIOWrapper(binary, encoding="utf-8", newline="")
-        text.write("\t".join(["variant", "kind", "llr", "llr_forward", "llr_reverse", *names]) + "\n")
-        for each, (forward, backward), score in zip(kept, table.tolist(), mean.tolist(), strict=True):
-            numbers = [score, forward, backward, *(each.baselines.get(name, 0.0) for name in names)]
-            text.write("\t".join([each.name, _kind(each), *(f"{number:.6g}" for number in numbers)]) + "\n")
-        text.flush()
-        text.detach()
+    lines = ["\t".join(["variant", "kind", "llr", "llr_forward", "llr_reverse", *names]) + "\n"]
+    for each, (forward, backward), score in zip(kept, table.tolist(), mean.tolist(), strict=True):
+        numbers = [score, forward, backward, *(each.baselines.get(name, 0.0) for name in names)]
+        lines.append("\t".join([each.name, _kind(each), *(f"{number:.6g}" for number in numbers)]) + "\n")
+    storage.write_text(out, "".join(lines))

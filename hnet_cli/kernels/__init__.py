@@ -155,10 +155,10 @@ def _choose(device: str, dtype: torch.dtype, backend: str) -> Kernels:
             raise RuntimeError(f"there are no fast kernels for {device}")
         return REFERENCE
     if device == "cpu":
-        prepared = {"ssd_state": host_step.ssd_state, "step_weight": host_step.step_weight}
-        return Kernels(**HOST, **prepared, names=dict.fromkeys(HOST, "host"))
+        names = dict.fromkeys(HOST, "host")
+        return Kernels(**HOST, ssd_state=host_step.ssd_state, step_weight=host_step.step_weight, names=names)
     functions: dict[str, Function] = {}
-    names: dict[str, str] = {}
+    names = {}
     failures: dict[str, list[str]] = {}
     for probe in _probes():
         for operation, function in probe.functions.items():

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cache, wraps
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,8 @@ from .reference import BLOCK, product_dtype, wide, window_attention
 from .reference import attention as reference_attention
 from .reference import ssd_scan as reference_ssd_scan
 
+P = ParamSpec("P")
+R = TypeVar("R")
 TILE = 96 * 1024
 """Elements of a tile: a few float32 tiles fit the second-level cache of one core."""
 
@@ -35,13 +37,13 @@ def widest(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
     """Products in the dtypes they are given; what is passed in has been cast already."""
 
     @wraps(function)
-    def plain(*args: Any) -> Any:
+    def plain(*args: P.args, **kwargs: P.kwargs) -> R:
         with torch.autocast("cpu", enabled=False):
-            return function(*args)
+            return function(*args, **kwargs)
 
     return plain
 

@@ -73,8 +73,8 @@ def attention_step(q: Tensor, k: Tensor, v: Tensor, length: Tensor | None = None
     for i, (row, seen) in enumerate(
         zip(range(len(q)) if rows is None else rows.tolist(), length.tolist(), strict=True)
     ):
-        own = (t[row : row + 1, :seen].transpose(1, 2) for t in (k, v))
-        y[i] = F.scaled_dot_product_attention(q[i : i + 1, :, None], *own)[0, :, 0]
+        keys, values = (t[row : row + 1, :seen].transpose(1, 2) for t in (k, v))
+        y[i] = F.scaled_dot_product_attention(q[i : i + 1, :, None], keys, values)[0, :, 0]
     return y
 
 
@@ -149,10 +149,10 @@ def ssd_step(
     step = F.softplus(wide(dt) + dt_bias)
     scale = (step * A).exp_().mul_(state.scale[everyone])
     if not float(scale.min()) >= LEAST:  # not a number in one row says nothing of the others
-        row, head = (scale < LEAST).nonzero(as_tuple=True)
+        small, head = (scale < LEAST).nonzero(as_tuple=True)
         by_head = state.state.unflatten(2, x.shape[1:])
-        by_head[row if rows is None else rows[row], :, head] *= scale[row, head, None, None]
-        scale[row, head] = 1
+        by_head[small if rows is None else rows[small], :, head] *= scale[small, head, None, None]
+        scale[small, head] = 1
     state.scale[everyone] = scale
     added = (x32 * (step / scale).unsqueeze(-1)).flatten(1)
     which = range(len(x)) if rows is None else rows.tolist()

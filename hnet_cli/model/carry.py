@@ -48,7 +48,8 @@ def extend_routing(model: HNetForCausalLM, ids: Tensor, state: GenerationState) 
     if model.backbone.is_innermost:
         raise ValueError("a model without stages has no routing")
     kernels, routing = model.kernels(), list[RoutingOutput]()
-    net, level, hidden, tokens = model.backbone, state.level, model.embeddings(ids), ids
+    net, level, hidden = model.backbone, state.level, model.embeddings(ids)
+    tokens: Tensor | None = ids
     while not net.is_innermost:
         if not len(hidden):
             _none(net, routing[-1], routing)

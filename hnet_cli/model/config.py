@@ -289,7 +289,7 @@ class HNetConfig:
             mixer = 8 * d * d + keys * (4 * d + 3 * self.attn_cfg.num_heads[level])
         return mixer + (6 * d * self.mlp_width(level) + 5 * d if letter.isupper() else 0)
 
-    def flops_per_byte(self, chunk_fractions: Sequence[float] = (), sequence_length: int = 8192) -> float:
+    def flops_per_byte(self, chunk_fractions: Sequence[float] = (), sequence_length: float = 8192) -> float:
         """Forward FLOPs per byte as the paper counts them (appendix B); a training step costs three times as much.
 
         `chunk_fractions[s]` is the number of positions of level s+1 per *byte*: 1-stage about (0.21,), 2-stage about

@@ -68,7 +68,7 @@ class HNet(nn.Module):
         self.smoothing = config.smoothing
         self.chunk_layer = ChunkLayer()
         self.dechunk_layer = DeChunkLayer()
-        self.residual_proj = None
+        self.residual_proj: nn.Linear | None = None
         if config.residual == "projection":
             self.residual_proj = nn.Linear(d_model, d_model, dtype=torch.float32)
             nn.init.zeros_(self.residual_proj.weight)
@@ -169,9 +169,9 @@ class HNet(nn.Module):
         encoded, source, prob = self.step_in(hidden, state, now, kernels, tokens)
         routing.append(StepRouting.of(prob, prob > 0.5, now.rows, len(state.seen)))
         chosen = [i for i, boundary in enumerate((prob > 0.5).tolist()) if boundary]
+        assert isinstance(self.main_network, HNet)
         if chosen:
             assert state.inner is not None
-            assert isinstance(self.main_network, HNet)
             some = None if len(chosen) == len(prob) else torch.tensor(chosen, device=prob.device)
             if some is None:
                 inner = state.inner.begin(now.host, now.rows)

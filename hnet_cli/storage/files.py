@@ -72,7 +72,7 @@ class NewFile(io.BufferedIOBase):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self._digest, self.size = hashlib.sha256(), 0
+        self.name, self._digest, self.size = str(path), hashlib.sha256(), 0
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
     def writable(self) -> bool:
