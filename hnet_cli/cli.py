@@ -4,6 +4,7 @@ commands that need it, so that `hnet --help` answers at once."""
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import sys
@@ -113,8 +114,11 @@ def prepare(
     overwrite: Annotated[bool, typer.Option(help="Replace the dataset folder if it exists.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Turn your files into a dataset: documents, a held-out split, and baselines to beat. Interrupted, even by a kill,
-    the same command goes on where it was."""
+    """Turn your files into a dataset, part of it held out.
+
+    The summary says what was left out and why, and what a model has to beat. Interrupted, even by a kill, the same
+    command goes on where it was.
+    """
     from hnet_cli import prepare as preparing
 
     summary = preparing.run(
@@ -144,7 +148,12 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as train.steps=2000; may be repeated."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.01, help="Stop in about so long, the learning rate decayed by then.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the folder; where none is named, the newest.")
+    ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="With --resume: stop if the newest checkpoint is damaged.")
     ] = False,
@@ -167,16 +176,19 @@ def train(
         with world.together():
             chosen = plan.choose(preset, data, run, settings, resume=resume, device=device, world=world)
             if dry_run and world.is_main:
-                plan.describe(chosen, as_json=as_json)
+                plan.describe(chosen, as_json, minutes)
             elif not dry_run:
                 if world.is_main:
                     storage.refuse_if_held(chosen.run)
                 plan.refuse_what_cannot_fit(chosen)
+            if minutes is None:
+                plan.tell_of_repetition(chosen)
         if dry_run:
             return
         from hnet_cli.progress import follow
 
-        result = follow(chosen, resume=resume, strict=strict, world=world)
+        seconds = math.inf if minutes is None else 60 * minutes
+        result = follow(chosen, resume=resume, strict=strict, seconds=seconds, world=world)
     if as_json and world.is_main:
         _print_json({"run": str(result.run), "steps": result.state.step, "seconds": result.seconds} | result.last)
 
@@ -245,7 +257,10 @@ def sample(
     device: DeviceOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per continuation.")] = False,
 ) -> None:
-    """Continue a prompt, byte by byte; the output is always valid for the modality."""
+    """Continue a prompt, byte by byte.
+
+    The output is always valid for the modality: UTF-8, or A, C, G and T.
+    """
     from hnet_cli import verbs
 
     verbs.sample(
@@ -337,7 +352,10 @@ def convert(
     overwrite: Annotated[bool, typer.Option(help="Replace DST if it exists.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring an official checkpoint in, or ours out, without ever executing a pickle."""
+    """Bring an official checkpoint in, or a model of ours out.
+
+    The pickle in a .pt file is read without ever being executed.
+    """
     from hnet_cli import convert as converter
     from hnet_cli.console import count, literal, say
 
@@ -360,7 +378,10 @@ def retrofit(
     overwrite: Annotated[bool, typer.Option(help="Replace DST if it exists.")] = False,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Make a pretrained Transformer over tokens the frozen main network of an H-Net over bytes, to be trained next."""
+    """Put a pretrained Transformer into an H-Net over bytes.
+
+    It becomes the frozen main network; what is around it is trained next.
+    """
     from hnet_cli import retrofit as retrofitting
     from hnet_cli.console import count, literal, say
 
@@ -378,7 +399,10 @@ def quickstart(
     minutes: Annotated[float, typer.Option(min=0.1, help="Time for training.")] = 4.0,
     device: DeviceOption = None,
 ) -> None:
-    """Do the main job on a bundled text: prepare, train a small model, sample, and show the chunks it has learned."""
+    """See the whole of it on a bundled text, in minutes.
+
+    It prepares, trains a small model, samples from it, and shows the chunks that it has learned.
+    """
     from hnet_cli import quickstart as tour
 
     tour.run(out, minutes, _device(device))

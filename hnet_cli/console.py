@@ -64,6 +64,12 @@ def show_data(renderable: Any) -> None:
     print("\n".join(line.rstrip() for line in text.get().splitlines()))
 
 
+def fits(renderable: Any) -> bool:
+    """Whether `show_data` prints this unbroken."""
+    wide = Console(width=400)
+    return not sys.stdout.isatty() or wide.measure(renderable).maximum <= Console().width
+
+
 def size(count: float) -> str:
     """Bytes for people: 1.5 MB."""
     for unit in ("bytes", "kB", "MB", "GB"):

@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hnet_cli import budget, lineup, modality, storage
+from hnet_cli import budget, history, lineup, modality, storage
 from hnet_cli.budget import GIB, Machine
 from hnet_cli.config import RunConfig, differences, resolve
 from hnet_cli.console import count, duration, literal, say, show, size, table
 from hnet_cli.corpus import Batches, Dataset
 from hnet_cli.distributed import ALONE, World
 from hnet_cli.errors import EnvironmentLimit, HNetError, InputError
+
+OFTEN = 16
+"""Times that data may be read before they teach next to nothing more (Muennighoff et al., arXiv 2305.16264)."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,18 @@ def newest_dataset() -> Path:
     return found[-1].parent
 
 
+def _newest_run() -> Path | None:
+    """The run under `runs/` that `--resume` means where nothing is named: one that is not finished, if there is any."""
+    runs = [history.glance(path) for path in history.find(Path("runs"))]
+    return max(runs, key=lambda run: (run.state == "stopped", run.when)).path if runs else None
+
+
 def choose(preset: str | None, data: Path | None, run: Path | None, settings: list[str], *, resume: bool,
            device: str | None, world: World = ALONE) -> Plan:  # fmt: skip
     """Fill in what the user left open and say what was chosen. Raises UsageError, InputError or EnvironmentLimit."""
     here = budget.machine(world.device(device), world.local_size)
+    if resume and run is None and preset is None and data is None and (run := _newest_run()) is not None:
+        say(f"Run: [bold]{literal(run)}[/] (the newest that goes on; --run names another)")
     config = resolve(preset, settings) if preset is not None else None
     if resume and run is not None:
         config = _stored(run, config, settings)
@@ -150,6 +161,16 @@ def refuse_what_cannot_fit(plan: Plan) -> None:
     )
 
 
+def tell_of_repetition(plan: Plan) -> None:
+    """A plan that reads the same few bytes again and again is most often an oversight: the default number of steps."""
+    train, there = plan.config.train, plan.dataset["splits"]["train"]["bytes"]
+    total = train.steps * train.batch_bytes
+    if total > OFTEN * there:
+        say(f"[yellow]note:[/] {train.steps:,} steps read the {size(there)} of data {total / there:,.0f} times; beyond "
+            f"about {OFTEN} times a model learns them by heart. Give more data, or --set "
+            f"train.steps={max(1, OFTEN * there // train.batch_bytes)}.")  # fmt: skip
+
+
 def facts(plan: Plan) -> dict[str, Any]:
     """The plan as data: parameters per part, FLOPs, memory, bytes, epochs."""
     train, dataset = plan.config.train, Dataset.open(plan.data)
@@ -176,7 +197,7 @@ def facts(plan: Plan) -> dict[str, Any]:
     }
 
 
-def describe(plan: Plan, as_json: bool) -> None:
+def describe(plan: Plan, as_json: bool, minutes: float | None = None) -> None:
     """Print the plan, with the time it would take, measured, if it fits; else raises EnvironmentLimit after it."""
     data = facts(plan)
     if data["fits"] and plan.shares == 1:
@@ -189,6 +210,9 @@ def describe(plan: Plan, as_json: bool) -> None:
         print(json.dumps(data))
     else:
         _describe(plan, data)
+        if "seconds" in data and minutes is not None and 60 * minutes < data["seconds"]:
+            steps = max(1, round(data["steps"] * 60 * minutes / data["seconds"]))
+            say(f"In {minutes:g} minutes about {steps:,} of these steps.")
     refuse_what_cannot_fit(plan)
 
 

@@ -97,6 +97,8 @@ class _Screen:
             changed = "".join(f"; {change}" for change in record["changed"])
             say(f"Going on from step {record['step']} ({literal(record['folder'] + changed)}).")
             self.log(f"going on from step {record['step']}{changed}")
+            if self.task.total is not None and record["step"] >= self.task.total:
+                say(f"It is finished: all {record['step']:,} steps are done. --set train.steps=N goes further.")
         elif kind == "warning":
             say(f"[yellow]warning:[/] {literal(record['message'])}")
             self.log(f"warning: {record['message']}")

@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from hnet_cli import history, storage
-from hnet_cli.console import duration, literal, say, size, table
+from hnet_cli.console import duration, fits, literal, say, size, table
 from hnet_cli.errors import InputError, UsageError
 from hnet_cli.history import Glance, interpolated, series
 
@@ -23,6 +23,8 @@ ORDERS: dict[str, Callable[[Glance], Any]] = {
     "bytes": lambda run: -run.bytes,
     "speed": lambda run: -(run.bytes_per_s or 0),
 }
+SPARE = ("last", "speed", "seen", "preset", "when", "data")
+"""Columns that a narrow terminal goes without, the first ones first; a name cut short is of no use to anybody."""
 SHARES = (0.25, 0.5, 1.0)
 """Of the bytes that all of the runs have seen: where their validations are compared."""
 PLACES = 3
@@ -67,22 +69,38 @@ def _found(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def _listed(runs: Sequence[Glance]) -> Shown:
-    made = table(
-        "run", "preset", "data", "step", "state", "seen", "bits per byte", "last", "bytes/chunk", "speed", "when"
-    )
-    for n in (1, 2, 4):
-        made.columns[n].justify = "left"
-    for run in runs:
-        made.add_row(*map(literal, [
-            run.name, run.preset or "-", _data(run), f"{run.step:,}" + (f"/{run.steps:,}" if run.steps else ""),
-            run.state, size(run.bytes), _bits(run.bpb_best), _bits(run.bpb_last), _chunks(run),
-            f"{size(run.bytes_per_s)}/s" if run.bytes_per_s else "-",
-            f"{datetime.fromtimestamp(run.when):%Y-%m-%d %H:%M}" if run.when else "-",
-        ]))  # fmt: skip
+    columns = {
+        "run": [run.name for run in runs],
+        "preset": [run.preset or "-" for run in runs],
+        "data": [_data(run) for run in runs],
+        "step": [f"{run.step:,}" + (f"/{run.steps:,}" if run.steps else "") for run in runs],
+        "state": [run.state for run in runs],
+        "seen": [size(run.bytes) for run in runs],
+        "bits per byte": [_bits(run.bpb_best) for run in runs],
+        "last": [_bits(run.bpb_last) for run in runs],
+        "bytes/chunk": [_chunks(run) for run in runs],
+        "speed": [f"{size(run.bytes_per_s)}/s" if run.bytes_per_s else "-" for run in runs],
+        "when": [f"{datetime.fromtimestamp(run.when):%Y-%m-%d %H:%M}" if run.when else "-" for run in runs],
+    }
+    made = _table(columns)
+    for column in SPARE:
+        if not fits(made):
+            del columns[column]
+            made = _table(columns)
     for run in runs:
         if run.state == "damaged":
             say(f"[yellow]{literal(run.name)}:[/] {literal(run.about)}")
     return Shown([made], {"runs": [run.to_dict() for run in runs]})
+
+
+def _table(columns: dict[str, list[str]]) -> Table:
+    made = table(*columns)
+    made.columns[0].no_wrap = True
+    for column in made.columns:
+        column.justify = "left" if column.header in ("run", "preset", "data", "state") else "right"
+    for row in zip(*columns.values(), strict=True):
+        made.add_row(*map(literal, row))
+    return made
 
 
 def _data(run: Glance) -> str:

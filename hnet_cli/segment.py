@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -70,6 +71,8 @@ class Summary:
     """Of the boundaries with `Modality.reference_edges`, by kind."""
     refused: dict[str, int] = field(default_factory=dict)
     """Items that were not used, by reason."""
+    notes: Counter[str] = field(default_factory=Counter)
+    """How many documents a remark (`Document.notes`) is about."""
     cut: bool = False
     """Whether there was more than `max_bytes`."""
 
@@ -158,7 +161,7 @@ def segment(
     summary = summary if summary is not None else Summary(model.config, modality)
 
     refused: list[Refused] = []
-    limit = _Limit(max_bytes or (PAGE_BYTES if format == "html" else None), summary)
+    limit = _Limit(max_bytes or (PAGE_BYTES if format == "html" else None), summary, modality or Modality())
 
     def documents() -> Iterator[Document | Stream]:
         for source in sources:
@@ -167,6 +170,7 @@ def segment(
                     if limit.left == 0:
                         summary.cut = True
                         return
+                    summary.notes.update(item.notes if isinstance(item, Document) else ())
                     yield limit(item)
                     continue
                 refused[1:] = []  # the first is enough for a message
@@ -196,10 +200,10 @@ def segment(
 
 
 class _Limit:
-    """Ends documents where a number of bytes is used up."""
+    """Ends documents where a number of bytes is used up; between characters, where the modality knows any."""
 
-    def __init__(self, left: int | None, summary: Summary) -> None:
-        self.left, self.summary = left, summary
+    def __init__(self, left: int | None, summary: Summary, modality: Modality) -> None:
+        self.left, self.summary, self.modality = left, summary, modality
 
     def __call__(self, item: Document | Stream) -> Document | Stream:
         if self.left is None:
@@ -217,9 +221,11 @@ class _Limit:
 
     def _taken(self, data: bytes) -> bytes:
         assert self.left is not None
-        taken = data[: self.left]
-        self.left -= len(taken)
-        self.summary.cut |= len(taken) < len(data)
+        if len(data) <= self.left:
+            self.left -= len(data)
+            return data
+        taken = data[: self.modality.cut(data, self.left) or self.left]
+        self.left, self.summary.cut = 0, True
         return taken
 
 

@@ -184,6 +184,8 @@ def _report(summary: segmenting.Summary) -> None:
     show(rows)
     for reason, number in summary.refused.items():
         say(f"[dim]left out: {number:,} x {literal(reason)}[/]")
+    for note, number in summary.notes.items():
+        say(f"[dim]{literal(note)}: {number:,}[/]")
     say(
         f"[dim]{size(summary.bytes)} in {summary.documents:,} document{'s' * (summary.documents != 1)}[/]", verbose=True
     )

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -104,6 +105,12 @@ def test_help(command, capsys):
     out, err = capsys.readouterr()
     assert out.startswith(f"Usage: {' '.join(['hnet', *command])}")
     assert err == ""
+
+
+def test_no_summary_is_cut_off(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(["--help"]) == 0
+    assert "..." not in capsys.readouterr().out.partition("Commands:")[2]
 
 
 def test_the_version(capsys):
@@ -277,6 +284,24 @@ def test_a_dry_run_prints_the_plan_and_does_nothing(home, capsys):
     assert sorted(home.rglob("*")) == before
 
 
+def test_a_plan_that_reads_its_data_again_and_again_is_noted(own, capsys):
+    """Before the run as in a dry run; the number of steps that is named is one that is not noted."""
+    Path("few.txt").write_text("The quick brown fox.\n" * 100)
+    assert hnet("-q prepare few.txt") == 0
+    line = "train --preset tiny.yaml --data data/few --set train.batch_bytes=8192 --set train.eval_every=0"
+    said = r"note: 8 steps read the 2.1 kB of data 3[12] times; .* train.steps=4\."
+    assert hnet(f"{line} --run a --set train.steps=8 --dry-run") == 0
+    assert re.search(said, capsys.readouterr().err)
+    assert hnet(f"{line} --run a --set train.steps=8") == 0
+    assert re.search(said, capsys.readouterr().err)
+    assert hnet(f"{line} --run b") == 0
+    assert "note:" not in capsys.readouterr().err
+    assert hnet(f"{line} --run b --set train.steps=80000 --minutes 0.05 --dry-run") == 0
+    err = capsys.readouterr().err
+    assert "note:" not in err  # the time decides, not the steps
+    assert 1 <= int(re.search(r"In 0.05 minutes about ([\d,]+) of these steps.", err)[1].replace(",", "")) < 80000
+
+
 def test_a_reader_that_has_seen_enough(home):
     process = child("segment file.txt --model runs/fox --format tsv")
     assert process.stdout.readline().startswith("source\t")
@@ -330,6 +355,46 @@ def test_going_on_keeps_the_settings_of_the_run(own, capsys):
     assert json.loads(out)["steps"] == 6
     assert "Going on from step 4" in err
     assert "note:" not in err
+
+
+def test_resume_alone_goes_on_with_the_newest_run_that_is_not_finished(own, capsys):
+    """Whatever dataset and preset the defaults would be: those of another run."""
+    os.utime("data/genome/dataset.json")
+    shutil.copytree("runs/fox", "runs/later")
+    config = Path("runs/fox/config.yaml")
+    config.write_text(config.read_text().replace("steps: 4", "steps: 5"))
+    os.utime("runs/later/config.yaml")
+    assert hnet("train --resume --set train.steps=5") == 0
+    err = capsys.readouterr().err
+    assert "Run: runs/fox (the newest that goes on; --run names another)" in err
+    assert "Going on from step 4" in err
+    assert "It is finished" not in err
+    assert hnet("train --run runs/fox --resume") == 0
+    assert "It is finished: all 5 steps are done." in capsys.readouterr().err
+    shutil.rmtree("runs")
+    assert hnet("train --resume --dry-run --device cpu") == 0  # nothing to go on with: as without --resume
+    assert "Run: runs/genome-nano-dna" in capsys.readouterr().err
+
+
+def test_minutes_end_a_run(own, capsys):
+    line = "train --preset tiny.yaml --data data/file --run a --set train.steps=100000 --set train.eval_every=0"
+    assert hnet(f"{line} --set train.checkpoint_every=100000 --minutes 0.02 --json") == 0
+    assert 10 < json.loads(capsys.readouterr().out)["steps"] < 100_000
+
+
+def test_segment_tells_what_prepare_would(own, capsys):
+    """Of documents that are not as in the file; and a limit of bytes falls between characters."""
+    Path("twice.fa").write_text(">alpha\nACGTACGTAA\n>alpha\nACGTTTTGGA\n")
+    assert hnet("segment twice.fa --model starter:dna --format bed") == 0
+    out, err = capsys.readouterr()
+    assert "\nalpha#2\t0\t" in out
+    assert "name of an earlier record, told apart as NAME#2, NAME#3: 1" in err
+    Path("law.txt").write_bytes(("中华人民共和国城市绿化条例" * 9).encode("gb18030"))
+    assert hnet("segment law.txt --model starter:chinese --format jsonl --max-bytes 100") == 0
+    out, err = capsys.readouterr()
+    assert "converted from GB18030 to UTF-8: 1" in err
+    assert "There is more: this is the first 99 bytes" in err
+    assert all("text" in json.loads(line) for line in out.splitlines())
 
 
 # -- signals and full disks --------------------------------------------------------------------------------------------

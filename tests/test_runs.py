@@ -31,6 +31,23 @@ def fake(run, bits, steps=100, **changes):
     return run
 
 
+def test_a_narrow_terminal_shows_names_whole(tmp_path, capsys, monkeypatch):
+    fake(tmp_path / "runs" / "the-novels-of-the-century-nano", [2.5, 2.4])
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    seen = {}
+    for width in (80, 130, 200):
+        monkeypatch.setenv("COLUMNS", str(width))
+        assert cli.run(["runs", str(tmp_path / "runs")]) == 0
+        head, *rows = capsys.readouterr().out.splitlines()
+        assert len(rows) == 1
+        assert "the-novels-of-the-century-nano" in rows[0]
+        assert "…" not in head + rows[0]
+        assert max(map(len, (head, *rows))) <= width
+        seen[width] = len(head.split("  "))
+    assert seen[80] < seen[130] <= seen[200]
+
+
 def test_a_real_run_in_every_state(tmp_path, capsys):
     run, data = tmp_path / "runs" / "fox", dataset(tmp_path / "data")
     seen = []

@@ -46,11 +46,11 @@ def compare(
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. Default: a GPU if there is one.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
 ) -> None:
-    """Train a line-up of models alike, at equal FLOPs per byte on the same bytes, and say which is best, how sure that
-    is, and when the H-Net does not win.
+    """Train several models alike and say which is best.
 
-    The trainings are ordinary runs. Stopped, even by a kill, the same command goes on; on a finished folder it only
-    writes tables and page anew. docs/compare.md says what is equal and what is not.
+    They have equal FLOPs per byte and read the same bytes; it is told how sure the verdict is, and when the H-Net does
+    not win. The trainings are ordinary runs. Stopped, even by a kill, the same command goes on; on a finished folder it
+    only writes tables and page anew. docs/compare.md says what is equal and what is not.
     """
     from hnet_cli.comparison import session, tables
     from hnet_cli.comparison.plan import Request

@@ -70,10 +70,11 @@ def evaluate(
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. Default: a GPU if there is one.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
 ) -> None:
-    """How good a model is: bits per byte beside xz, zstd and order-k models, its chunks, and more on request.
+    """Say how good a model and its chunks are.
 
-    Bits per byte is the sum of -log2 P over all bytes, divided by their number. Every byte counts once, the first of a
-    document too. Intervals are 95% by bootstrap over documents. docs/evaluation.md defines every figure.
+    Its bits per byte stand beside those of xz, zstd and order-k models. Bits per byte is the sum of -log2 P over all
+    bytes, divided by their number. Every byte counts once, the first of a document too. Intervals are 95% by bootstrap
+    over documents. docs/evaluation.md defines every figure.
     """
     from hnet_cli import checkpoint
     from hnet_cli.budget import machine
