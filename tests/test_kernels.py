@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from hnet_cli import kernels
-from hnet_cli.kernels import external, host, reference
+from hnet_cli.kernels import external, host, host_step, reference
 from hnet_cli.kernels.checking import BOUNDS, compare, differentiated, inputs, relative
 from hnet_cli.kernels.packing import Packing, scattered_positions, true_positions
 
@@ -163,7 +163,8 @@ def test_no_value_of_memory_that_was_never_written(ops):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("operation", kernels.HOST)
 def test_host_equals_reference(operation, dtype):
-    result = compare(operation, "host", kernels.HOST[operation], torch.device("cpu"), dtype)
+    where = (torch.device("cpu"), dtype)
+    result = compare(operation, "host", kernels.HOST[operation], *where, state=host_step.ssd_state)
     assert result.ok, result
     assert result.error < {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: BOUNDS[dtype]}[dtype]
 
@@ -219,6 +220,16 @@ def test_gradients_that_are_nothing_but_rounding():
         return reference.attention(q, k, 1.01 * v, packing, window)
 
     assert not compare("attention", "wrong", wrong, *where, lengths=[1]).ok
+
+
+@pytest.mark.parametrize("operation", ["causal_conv_step", "attention_step", "ssd_step"])
+def test_what_is_checked_is_not_the_reference_itself(operation, monkeypatch):
+    """A CPU does small steps as the reference does; those of a check are large enough."""
+    ran, real = [], getattr(reference, operation)
+    monkeypatch.setattr(reference, operation, lambda *args: ran.append(args) or real(*args))
+    (result,) = kernels.check("cpu", [operation], [torch.float32])
+    assert result.ok
+    assert len(ran) == 2  # the two steps of the truth
 
 
 def test_check_on_this_machine():

@@ -201,6 +201,7 @@ def check(
     found: list[tuple[str, dict[str, Function], tuple[torch.dtype, ...]]] = []
     if kind == "cpu":
         found = [("host", HOST, (torch.float32, torch.bfloat16))]
+        options = {"state": host_step.ssd_state} | options
     if kind == "cuda":
         found = [(p.backend, p.functions, p.dtypes) for p in _probes() if not p.reason]
     return [

@@ -52,12 +52,15 @@ class Sizes:
 
 
 def inputs(operation: str, packing: Packing, generator: torch.Generator, sizes: Sizes = Sizes()) -> list[Any]:
-    """Arguments in float64 of sizes that H-Nets have, several documents among them; tensors first."""
+    """Arguments in float64 of sizes that H-Nets have, several documents among them; tensors first.
+
+    A step has 32 rows, or one where there is one document: a CPU does a few small rows as the reference does.
+    """
 
     def normal(*shape: int, scale: float = 1.0) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64) * scale
 
-    total, batch = packing.total, packing.batch_size
+    total, rows = packing.total, 32 if packing.batch_size > 1 else 1
     heads, width, size = sizes.heads, sizes.width, sizes.state
     if operation == "ssd_scan":
         x, dt = normal(total, heads, width), normal(total, heads)
@@ -72,20 +75,20 @@ def inputs(operation: str, packing: Packing, generator: torch.Generator, sizes: 
             sizes.chunk,
         ]
     if operation == "ssd_step":
-        state, x, dt = normal(batch, heads, width, size), normal(batch, heads, width), normal(batch, heads)
-        rates = [-normal(heads).exp(), *normal(2, batch, size), 1 + normal(heads), normal(heads) - 2]
+        state, x, dt = normal(rows, heads, width, size), normal(rows, heads, width), normal(rows, heads)
+        rates = [-normal(heads).exp(), *normal(2, rows, size), 1 + normal(heads), normal(heads) - 2]
         return [reference.SSMState(state), x, dt, *rates]
     if operation == "causal_conv":
         return [normal(total, 96), normal(96, 4), normal(96), packing]
     if operation == "causal_conv_step":
-        return [normal(batch, 96), normal(batch, 3, 96), normal(4, 96), normal(96)]
+        return [normal(rows, 1024), normal(rows, 3, 1024), normal(4, 1024), normal(1024)]
     if operation == "step_linear":
         return [normal(12, 512), normal(600, 512)]
     if operation == "attention":
         return [*normal(3, total, heads, width), packing, 100]
     if operation == "attention_step":
-        length, cache = torch.randint(1, 301, (batch,), generator=generator), normal(2, batch + 1, 300, heads, width)
-        return [normal(batch, heads, width), *cache, length, torch.arange(1, batch + 1)]
+        length, cache = torch.randint(1, 301, (rows,), generator=generator), normal(2, rows + 1, 300, heads, width)
+        return [normal(rows, heads, width), *cache, length, torch.arange(1, rows + 1)]
     if operation == "ema_scan":
         return [normal(total, 96), torch.sigmoid(normal(total)), packing]
     if operation == "add_rms_norm":
@@ -125,6 +128,17 @@ def _each(argument: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return change(argument) if isinstance(argument, Tensor) else argument
 
 
+def _own(argument: Any, device: torch.device, state: Callable[..., Any]) -> Any:
+    """The argument as the operation takes it."""
+    if isinstance(argument, Packing):
+        return Packing.of_lengths(argument.lengths, device)
+    if isinstance(argument, reference.SSMState):
+        own = state(argument.value.to(device), *argument.value.shape)
+        own.fill(argument.value)
+        return own
+    return argument.to(device) if isinstance(argument, Tensor) else argument
+
+
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
@@ -151,10 +165,11 @@ def compare(
     seed: int = 0,
     lengths: Sequence[int] = LENGTHS,
     sizes: Sizes = Sizes(),
+    state: Callable[..., Any] = reference.ssd_state,
 ) -> Comparison:
     """Runs both on the same inputs, rounded to what the operation is given; never raises for a wrong operation.
 
-    `lengths`: of the documents.
+    `lengths`: of the documents. `state`: the `ssd_state` that goes with an `ssd_step`.
     """
     generator = torch.Generator().manual_seed(seed)
     args = inputs(operation, Packing.of_lengths(list(lengths)), generator, sizes)
@@ -164,10 +179,7 @@ def compare(
         for i, a in enumerate(args)
     ]
     truth = [_each(a, partial(_cast, dtype=torch.float64)) for a in given]
-    there = [
-        Packing.of_lengths(a.lengths, device) if isinstance(a, Packing) else _each(a, lambda t: t.to(device))
-        for a in given
-    ]
+    there = [_own(a, device, state) for a in given]
     run = stepped if operation.endswith("_step") else differentiated
     expected = run(getattr(reference, operation), truth)
     in_tf32 = operation == "ssd_scan" and dtype == torch.float32 and device.type == "cuda"
