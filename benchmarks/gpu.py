@@ -174,7 +174,7 @@ class Runner:
                 merge(made, piece)
         except Exception:
             error = traceback.format_exc()
-        return self.note(section, made, error, time.monotonic() - began)
+        return self.note(section, rounded(made), error, time.monotonic() - began)
 
     def together(self, sections: list[Section], folder: Path, limit: float) -> bool:
         """Sections that compile more than they measure, all at once, for at most so many seconds in all."""
@@ -294,7 +294,8 @@ def table(found: dict[str, Any]) -> str:
              f"{about.get('bf16_tflops') or math.nan:.4g} TFLOP/s, "
              f"{about.get('memory_tb_s') or math.nan:.3g} TB/s"]  # fmt: skip
     for name, dtypes in found.get("kernels", {}).get("operations", {}).items():
-        each = (f"{dtype} {'ok' if r['ok'] else 'WRONG'} {r['error'] or math.nan:.1e}" for dtype, r in dtypes.items())
+        each = (f"{dtype} {'ok' if r['ok'] else 'WRONG'} {math.nan if r['error'] is None else r['error']:.1e}"
+                for dtype, r in dtypes.items())  # fmt: skip
         lines.append(f"  {name:34} {'   '.join(each)}")
     if "parity" in found:
         lines.append(f"  whole model: {json.dumps(rounded(found['parity']))}")

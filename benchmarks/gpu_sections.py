@@ -203,8 +203,8 @@ def generation(o: argparse.Namespace) -> Found:
     force_boundaries(model)
     found: dict[str, Any] = {"model": o.part}
     if o.bandwidth:
-        weights, level, share, rates = model.lm_head.weight.nbytes, model.backbone, 1.0, [1.0, *fractions(config)]
-        for share in rates:
+        weights, level = model.lm_head.weight.nbytes, model.backbone
+        for share in (1.0, *fractions(config)):
             inner = level.main_network if not level.is_innermost else None
             inside = {id(p) for p in inner.parameters()} if inner is not None else set()
             weights += share * sum(p.nbytes for p in level.parameters() if id(p) not in inside)

@@ -339,6 +339,14 @@ def test_scores_and_labels(tmp_path, capsys):
     assert found["llr"] == pytest.approx(table[:, 0].mean(), rel=1e-4)
 
 
+def test_a_label_that_is_no_number_has_no_rank(tmp_path, capsys):
+    rows = [("chr1", n + 1, ".", GENOME[n], "ACGT"["ACGT".find(GENOME[n]) - 1], ".", ".", f"AF={af}")
+            for n, af in ((10, 0.1), (11, "nan"), (12, 0.3))]  # fmt: skip
+    vcf, fasta = calls(tmp_path, *rows)
+    assert cli.run(["eval", "starter:dna", "--vcf", str(vcf), "--fasta", str(fasta)]) == 3
+    assert "AF is not finite" in capsys.readouterr().err
+
+
 @given(st.lists(st.integers(0, 5), min_size=2, max_size=30), st.randoms())
 def test_rank_figures_by_definition(values, random):
     scores = np.array([random.randint(0, 4) for _ in values], float)

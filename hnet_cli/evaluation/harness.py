@@ -84,7 +84,7 @@ class HNetLM(LM):
             sampled = options.get("do_sample", False)
             drawn = sample.generate(
                 self.model,
-                [context.encode()],
+                [context.encode("utf-8", "replace")],
                 max_bytes=int(options.get("max_gen_toks") or GENERATED),
                 temperature=float(options.get("temperature") or 0.0) if sampled else 0.0,
                 input_table=self.table,

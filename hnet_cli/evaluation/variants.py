@@ -141,6 +141,8 @@ def _labelled(kept: list[Variant], mean: np.ndarray, label: str) -> dict[str, An
         if len(classes) != 2:
             raise InputError(f"{label} is neither a number nor one of two values") from error
         numbers = np.array([float(value == classes[1]) for value in given])
+    if not np.isfinite(numbers).all():
+        raise InputError(f"{label} is not finite for every variant", "leave those out of the file")
     binary = len(set(numbers.tolist())) == 2
     measure = _auc if binary else _spearman
     names = sorted({name for each in kept for name in each.baselines})
