@@ -245,7 +245,7 @@ def _use(reference: str | Path, one: Callable[[Path], T], of_run: Callable[[Path
         raise InputError(f"there is no model at {folder}", "give a run folder, a checkpoint, or starter:text")
     if (folder / "config.json").exists() or (folder / "model.safetensors").exists():
         return one(folder)
-    if (folder / "checkpoints").is_dir():
+    if (folder / "checkpoints").is_dir() or (folder / SETTINGS).exists():
         if (found := _first(lambda: _best_first(folder), of_run, warnings.warn)) is not None:
             return found
         raise DamagedError(f"{folder} has no complete checkpoint", "go on training it with --resume")

@@ -17,7 +17,7 @@ import typer
 
 import hnet_cli
 from hnet_cli.comparison.command import compare
-from hnet_cli.errors import INTERRUPTED, HNetError
+from hnet_cli.errors import INTERRUPTED, HNetError, UsageError
 from hnet_cli.evaluation.command import evaluate
 
 app = typer.Typer(
@@ -100,7 +100,9 @@ def prepare(
     out: Annotated[
         Path | None, typer.Option(help="The dataset folder. Default: data/<name of the first input>.")
     ] = None,
-    val: Annotated[float, typer.Option(help="Share of the bytes held out for validation.")] = 0.01,
+    val: Annotated[
+        float | None, typer.Option(help="Share of the bytes held out for validation. Default: 0.01.")
+    ] = None,
     val_input: Annotated[list[str] | None, typer.Option(help="Hold out these files instead of a share.")] = None,
     field: Annotated[str | None, typer.Option(help="The text field of .jsonl and .parquet rows.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
@@ -170,6 +172,8 @@ def train(
     from hnet_cli.distributed import joined
 
     settings = [*(settings or []), *(["train.tensorboard=true"] if tensorboard else [])]
+    if strict and not resume:
+        raise UsageError("--strict goes with --resume", "give both, or neither")
     with joined(device) as world:
         if not world.is_main:
             set_verbosity(-1)
@@ -250,9 +254,11 @@ def sample(
         float | None,
         typer.Option(min=0.0, max=1.0, help="Choose among the likeliest bytes that together have this probability."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
     number: Annotated[int, typer.Option("-n", min=1, help="How many continuations.")] = 1,
-    show_chunks: Annotated[bool, typer.Option("--show-chunks", help="Mark where the model's chunks begin.")] = False,
+    show_chunks: Annotated[
+        bool, typer.Option("--show-chunks", help='Mark where chunks begin; with --json: "boundaries".')
+    ] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Print bytes as they come, valid or not.")] = False,
     device: DeviceOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per continuation.")] = False,
@@ -309,7 +315,11 @@ def presets(
     from hnet_cli.console import count, show_data, table
 
     if name is not None:
-        print(config.preset_text(name), end="")
+        text = config.preset_text(name)
+        if as_json:
+            _print_json(config.to_data(config.resolve(name)))
+        else:
+            print(text, end="")
         return
     listed = {each: config.resolve(each) for each in config.preset_names()}
     if as_json:

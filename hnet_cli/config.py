@@ -304,6 +304,11 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]
 
 def to_yaml(config: RunConfig) -> str:
     """The configuration in full, readable by `resolve`; `resolve(to_yaml(c)) == c`."""
+    return yaml.dump(to_data(config), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def to_data(config: RunConfig) -> dict[str, Any]:
+    """The configuration in full as sections of keys and values."""
     data = dataclasses.asdict(config)
     model = config.model.to_dict()
     model.pop("hnet", None)  # chunkers and switches; all else under this key belongs to model folders
@@ -311,4 +316,4 @@ def to_yaml(config: RunConfig) -> str:
     model["chunker"] = chunkers[0] if len(set(chunkers)) == 1 else chunkers or "learned"
     data["model"] = model | config.model.switches()
     data["train"]["betas"] = list(config.train.betas)
-    return yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return data

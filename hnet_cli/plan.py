@@ -120,14 +120,15 @@ def _sealed(run: Path) -> Path | None:
 
 
 def _tell_of_edits(shown: Path, used: Path) -> None:
-    """`config.yaml` of a run is for people; what was changed in it, on purpose or by a disk, does not hold."""
+    """`config.yaml` of a run is for people; what is otherwise in it (edited, damaged, or set by a `--resume` that was
+    stopped before a checkpoint) does not hold."""
     try:
         changed = differences(resolve(str(used)), resolve(str(shown)))
         told = ", ".join(f"{key} is {now}, not {before}" for key, (before, now) in changed.items())
     except HNetError as error:
         told = str(error)
     if told:
-        say(f"[yellow]note:[/] {literal(shown)} is not as it was written ({literal(told)}) and is not used; "
+        say(f"[yellow]note:[/] {literal(shown)} differs from the newest checkpoint's ({literal(told)}), is not used; "
             "--set changes a setting")  # fmt: skip
 
 

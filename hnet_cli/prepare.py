@@ -22,7 +22,7 @@ def run(
     modality: str | None,
     out: Path | None,
     *,
-    val: float,
+    val: float | None,
     val_input: list[str],
     field: str | None,
     workers: int,
@@ -34,11 +34,14 @@ def run(
     """Prepare inputs, a part of them, or join parts."""
     options: dict[str, Any] = {"overwrite": overwrite, "tolerated": 1.0} if allow_skips else {"overwrite": overwrite}
     if join:
-        if part or modality or val_input or field:
+        if part or modality or val is not None or val_input or field:
             raise UsageError("--join takes part folders, and all else from them", "leave the other options out")
         with progress("joining") as task:
             return corpus.join(inputs, out or corpus.whole_folder(Path(inputs[0])), progress=task.update, **options)
     share = _part(part)
+    if val is not None and val_input:
+        raise UsageError("--val and --val-input exclude each other")
+    val = 0.01 if val is None else val
     if not 0 < val < 1:
         raise UsageError(f"--val is a share between 0 and 1, not {val}")
     if modality is None:

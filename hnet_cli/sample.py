@@ -297,10 +297,12 @@ def sample_bytes(model: HNetForCausalLM, prompts: Sequence[bytes], *, n: int = 1
 
 
 def sample_records(
-    model: HNetForCausalLM, prompts: Sequence[bytes], modality: Modality | None = None, *, n: int = 1, **options: Any
-) -> Iterator[dict[str, Any]]:
+    model: HNetForCausalLM, prompts: Sequence[bytes], modality: Modality | None = None, *, n: int = 1,
+    show_chunks: bool = False, **options: Any,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
     """`hnet sample --json`: a record per row. "prompt" and "text" are strings where the bytes are UTF-8, else
-    "prompt_bytes" and "bytes" hold them in base64. "bytes_per_chunk" has a number per stage, null without chunks."""
+    "prompt_bytes" and "bytes" hold them in base64. "bytes_per_chunk" has a number per stage, null without chunks;
+    with `show_chunks` "boundaries" has a list per stage: the bytes of the continuation, from 0, that begin a chunk."""
     rows = [prompt for prompt in prompts for _ in range(n)]
     rules = {"automaton": modality.automaton(), "input_table": modality.input_table} if modality else {}
     sampled: list[list[Sampled]] = [[] for _ in rows]
@@ -308,14 +310,16 @@ def sample_records(
         sampled[each.row].append(each)
     for row, (prompt, own) in enumerate(zip(rows, sampled, strict=True)):
         data = bytes(each.byte for each in own)
-        begun = [sum(each.depth > stage for each in own) for stage in range(model.config.num_stages)]
+        stages = range(model.config.num_stages)
+        begun = [[at for at, each in enumerate(own) if each.depth > stage] for stage in stages]
         yield {
             **_text(prompt, "prompt", "prompt_bytes"),
             **_text(data, "text", "bytes"),
             "row": row,
             "seed": options.get("seed", 0),
             "length": len(data),
-            "bytes_per_chunk": [round(len(data) / count, 4) if count else None for count in begun],
+            "bytes_per_chunk": [round(len(data) / len(starts), 4) if starts else None for starts in begun],
+            **({"boundaries": begun} if show_chunks else {}),
         }
 
 

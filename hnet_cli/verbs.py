@@ -204,6 +204,8 @@ def sample(
     **options: Any,
 ) -> None:
     """Write `number` continuations of the prompt to standard output while they come."""
+    if raw and show_chunks and not as_json:
+        raise UsageError("--raw and --show-chunks exclude each other", "marks are no bytes; --json has both")
     start = _prompt(prompt, prompt_file)
     if model is None:
         model = checkpoint.default_model()
@@ -213,7 +215,8 @@ def sample(
     if kind is None:
         options["eos"] = sampling.EOS
     if as_json:
-        for record in sampling.sample_records(loaded, [start], kind, n=number, **options):
+        options |= {"automaton": None} if raw else {}
+        for record in sampling.sample_records(loaded, [start], kind, n=number, show_chunks=show_chunks, **options):
             print(json.dumps(record, ensure_ascii=False), flush=True)
     elif raw:
         table_in = kind.input_table if kind else None

@@ -169,6 +169,16 @@ def test_hnet_alone_shows_its_help(capsys):
         ("prepare file.txt --modality dna --out x", 3, "file.txt"),
         ("prepare file.txt --modality klingon --out x", 2, "installed: "),
         ("prepare file.txt --val 2 --out x", 2, "--val"),
+        ("prepare file.txt --val 0.1 --val-input file.txt --out x", 2, "exclude each other"),
+        ("prepare --join data/file --val 0.1", 2, "--join"),
+        ("prepare file.txt --out . --overwrite", 73, "it is a folder already"),
+        ("prepare file.txt --out / --overwrite", 73, "it is a folder already"),
+        ("prepare rows.jsonl --field nope --out x", 3, "rows.jsonl:1: row has no text in field 'nope'"),
+        ("train --preset bad.yaml --strict", 2, "--resume"),
+        ("sample runs/fox --seed -1", 2, "--seed"),
+        ("sample runs/fox --raw --show-chunks", 2, "exclude each other"),
+        ("sample begun", 4, "begun has no complete checkpoint"),
+        ("runs runs/fox --out .", 73, "it is a folder already"),
         ("presets nanno", 2, "did you mean 'nano'?"),
         ("convert nowhere.pt x", 3, "nowhere.pt"),
         ("quickstart --out data", 73, "exists already"),
@@ -176,6 +186,9 @@ def test_hnet_alone_shows_its_help(capsys):
 )
 def test_a_mistake_is_one_line_and_a_code(home, capsys, line, code, said):
     (home / "bad.yaml").write_text("extends: nano\ntrain: { stepz: 1 }\n")
+    (home / "rows.jsonl").write_text('{"text": "a fox"}\n')
+    (home / "begun").mkdir(exist_ok=True)
+    (home / "begun/config.yaml").write_text("extends: nano\n")
     before = sorted(home.rglob("*"))
     assert hnet(line) == code
     out, err = capsys.readouterr()
@@ -245,12 +258,22 @@ def test_names_cannot_steer_the_terminal(own, capsys):
          {"parameters", "flops_per_byte", "memory_needed", "memory_free", "fits", "seconds", "epochs"}),
         ("sample runs/fox --max-bytes 9 --json", {"text"}),
         ("presets --json", {"nano", "2stage-xl"}),
+        ("presets nano --json", {"model", "train", "description"}),
+        ("sample runs/fox --max-bytes 9 --json --show-chunks", {"text", "boundaries"}),
         ("doctor --json", set()),
     ],
 )  # fmt: skip
 def test_programs_can_listen(own, capsys, line, keys):
     assert hnet(line) == 0
     assert keys <= json.loads(capsys.readouterr().out).keys()
+
+
+def test_raw_records_know_no_rules(home, capsys):
+    line = ["sample", "runs/fox", "--max-bytes", "60", "--temperature", "9", "--json"]
+    assert run([*line, "--raw"]) == 0
+    assert "bytes" in json.loads(capsys.readouterr().out)
+    assert run(line) == 0
+    assert "text" in json.loads(capsys.readouterr().out)
 
 
 def test_standard_output_is_for_data(own, capsys):

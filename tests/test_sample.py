@@ -258,12 +258,15 @@ def test_sample_shows_prompt_and_continuation():
 def test_records_hold_what_was_sampled():
     options = {"max_bytes": 30, "temperature": 2.0, "seed": 5}
     rows = continued([b"ab", b"ab", b"\xe4", b"\xe4"], **options)
-    for row, record in enumerate(sample_records(MODEL, [b"ab", b"\xe4"], n=2, **options)):
+    for row, record in enumerate(sample_records(MODEL, [b"ab", b"\xe4"], n=2, show_chunks=True, **options)):
         assert (record["row"], record["seed"], record["length"]) == (row, 5, len(rows[row]))
         data = base64.b64decode(record["bytes"]) if "bytes" in record else record["text"].encode()
         assert data == rows[row]
         assert ("prompt" in record, "prompt_bytes" in record) == (row < 2, row >= 2)
         assert 1 <= record["bytes_per_chunk"][0] <= record["bytes_per_chunk"][1]
+        outer, inner = map(set, record["boundaries"])
+        assert inner <= outer <= set(range(len(data)))
+        assert record["bytes_per_chunk"][0] == round(len(data) / len(outer), 4)
 
 
 def test_raw_bytes_are_the_bytes():

@@ -34,15 +34,18 @@ def detect(inputs: Sequence[str | Path], field: str | None = None) -> tuple[str,
     Raises InputError where no installed modality knows the input, and for input that cannot be opened.
     """
     heads: list[tuple[str, bytes, float]] = []
+    damaged: list[Refused] = []
     failure = None
     files = [each for _, each in expand(inputs, Modality()) if isinstance(each, InputFile)]
     for file in files[:: max(1, -(-len(files) // FILES))]:
         try:
-            found = [(name, head) for name, head in _heads(file, field) if head]
+            found = [(name, head) for name, head in _heads(file, field, damaged) if head]
             heads += [(name, head, max(file.size, len(head)) / len(found)) for name, head in found]
         except InputError as error:
             failure = failure or error
     if not heads:
+        if damaged and not failure:
+            failure = InputError(f"{damaged[0].where}: {damaged[0].reason}", "name other input, or another --field")
         raise failure or InputError(f"no data in {', '.join(map(str, inputs))}", "name files that are not empty")
     judges = []
     for name in modalities.names():
@@ -74,13 +77,15 @@ def detect(inputs: Sequence[str | Path], field: str | None = None) -> tuple[str,
     return likely, confidence, f"by the look of {len(agreeing[likely])} of {len(heads)} samples, {first} first{others}"
 
 
-def _heads(file: InputFile, field: str | None) -> Iterator[tuple[str, bytes]]:
-    """Names and first decompressed bytes of what a file holds."""
+def _heads(file: InputFile, field: str | None, damaged: list[Refused]) -> Iterator[tuple[str, bytes]]:
+    """Names and first decompressed bytes of what a file holds; what cannot be read is added to `damaged`."""
     if file.is_stdin:
         yield "-", _peeked()
         return
     for source in islice(sources(FileReader(file), field, Counter()), PER_FILE):
-        if not isinstance(source, Refused):
+        if isinstance(source, Refused):
+            damaged += [source] if source.damaged else []
+        else:
             with source.open() as stream:
                 yield source.name, stream.read(HEAD)
 

@@ -59,6 +59,13 @@ def _translated(code: int, path: Path, needed: int | None) -> BusyError | Storag
     return StorageError(f"cannot write {name}: {why}")
 
 
+def sibling(path: Path, ending: str) -> Path:
+    """`.NAME.ENDING` beside `path`. BusyError for `.` and `/`, which have no name and are there already."""
+    if not path.name:
+        raise BusyError(f"cannot create {shown(path)}: it is a folder already", "choose another name")
+    return path.with_name(f".{path.name}.{ending}")
+
+
 def free_bytes(path: Path) -> int:
     """Bytes that may still be written on the disk that holds `path` or its nearest existing parent; 0 if unknown."""
     for place in (path, *path.absolute().parents):
@@ -157,7 +164,7 @@ def staged_file(target: Path, needed: int | None = None) -> Iterator[NewFile]:
     After a crash `target` holds the old content or the new, never a part. `needed`: bytes, see `os_errors`.
     """
     target = Path(target)
-    temporary = target.with_name(f".{target.name}.tmp-{secrets.token_hex(4)}")
+    temporary = sibling(target, f"tmp-{secrets.token_hex(4)}")
     with os_errors(target, needed):
         try:
             with NewFile(temporary) as file:

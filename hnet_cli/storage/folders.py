@@ -17,7 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from hnet_cli.errors import BusyError, DamagedError, StorageError
-from hnet_cli.storage.files import file_sha256, fsync, fsync_folder, json_bytes, make_folder, os_errors, write_json
+from hnet_cli.storage.files import (
+    file_sha256,
+    fsync,
+    fsync_folder,
+    json_bytes,
+    make_folder,
+    os_errors,
+    sibling,
+    write_json,
+)
 from hnet_cli.storage.lock import FolderLock
 from hnet_cli.streams import shown
 
@@ -71,7 +80,7 @@ def resumable_folder(
     process at a time holds it. Otherwise as `staged_folder`.
     """
     target = Path(target)
-    work = target.with_name(f".{target.name}.partial")
+    work = sibling(target, "partial")
     done = work / "done"
     with os_errors(target):
         make_folder(target.parent)
@@ -98,7 +107,7 @@ def _publish(folder: Path, target: Path, overwrite: bool) -> Path:
     if _refuse_existing(target, overwrite):
         _exchange(folder, target)
         # What was replaced now bears the temporary name; it is deleted under a name that says so.
-        old = folder.with_name(f".{target.name}.del-{secrets.token_hex(4)}")
+        old = sibling(target, f"del-{secrets.token_hex(4)}")
         os.rename(folder, old)
         folder = old
     else:
@@ -110,7 +119,7 @@ def _publish(folder: Path, target: Path, overwrite: bool) -> Path:
 def remove_folder(path: Path) -> None:
     """Delete a folder so that it is never seen in part: renamed to `.NAME.del-*` first."""
     path = Path(path)
-    doomed = path.with_name(f".{path.name}.del-{secrets.token_hex(4)}")
+    doomed = sibling(path, f"del-{secrets.token_hex(4)}")
     with os_errors(path):
         os.rename(path, doomed)
         fsync_folder(path.parent)
@@ -211,7 +220,7 @@ def _seal(folder: Path, extra: dict[str, Any]) -> None:
 def _locked_folder(target: Path) -> tuple[Path, int]:
     """A fresh temporary folder beside `target` and a lock on it, which tells others that its writer lives."""
     while True:
-        folder = target.with_name(f".{target.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+        folder = sibling(target, f"tmp-{os.getpid()}-{secrets.token_hex(4)}")
         os.mkdir(folder)
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         # Some network file systems cannot lock folders; there nobody sweeps either.
@@ -252,7 +261,7 @@ def _exchange(new: Path, target: Path) -> None:
         at_fdcwd, rename_exchange = -100, 2  # Linux, renameat2(2)
         if ctypes.CDLL(None).renameat2(at_fdcwd, os.fsencode(new), at_fdcwd, os.fsencode(target), rename_exchange) == 0:
             return
-    aside = target.with_name(f".{target.name}.old-{secrets.token_hex(4)}")
+    aside = sibling(target, f"old-{secrets.token_hex(4)}")
     os.rename(target, aside)
     os.rename(new, target)
     os.rename(aside, new)
