@@ -19,7 +19,7 @@ from hnet_cli.evaluate import validation
 from hnet_cli.evaluation import compression, report
 from hnet_cli.evaluation.material import gather
 from hnet_cli.evaluation.report import LEAST, share
-from hnet_cli.evaluation.resampling import FEWEST, draws, interval, ratio
+from hnet_cli.evaluation.resampling import FEWEST, draws, interval, of_share, ratio
 from hnet_cli.evaluation.scoring import COLUMNS, Scores, loglikelihoods, score, stretches
 from hnet_cli.modality import Document
 from hnet_cli.modality import get as modality
@@ -170,6 +170,13 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
         low, high = interval(rows, ratio)
         hits += low <= 2.0 <= high
     assert 86 <= hits <= 100
+
+
+def test_a_share_of_units_that_are_all_alike_is_not_certain():
+    """Wilson's figures for 0, 8 and 32 of 32."""
+    assert of_share(0, 32) == pytest.approx([0.0, 0.1072], abs=1e-4)
+    assert of_share(8, 32) == pytest.approx([0.1325, 0.4211], abs=1e-4)
+    assert of_share(32, 32) == pytest.approx([0.8928, 1.0], abs=1e-4)
 
 
 def test_too_few_units_have_no_interval():

@@ -339,6 +339,20 @@ def test_scores_and_labels(tmp_path, capsys):
     assert found["llr"] == pytest.approx(table[:, 0].mean(), rel=1e-4)
 
 
+def test_a_modality_without_another_strand_has_one_score(tmp_path, model):
+    class OneStrand(type(modality.get("dna"))):
+        def mirror(self, data):
+            return None
+
+    rows = [("chr1", n + 1, ".", GENOME[n], "ACGT"["ACGT".find(GENOME[n]) - 1], ".", ".", ".") for n in (10, 11, 12)]
+    vcf, fasta = calls(tmp_path, *rows)
+    out = tmp_path / "s.tsv"
+    found = variants.score_variants(model, OneStrand(), vcf, fasta, 64, out)
+    table = np.array([[float(each) for each in line.split("\t")[2:5]] for line in out.read_text().splitlines()[1:]])
+    assert np.array_equal(table[:, 0], table[:, 1])
+    assert "strand_correlation" not in found
+
+
 def test_a_label_that_is_no_number_has_no_rank(tmp_path, capsys):
     rows = [("chr1", n + 1, ".", GENOME[n], "ACGT"["ACGT".find(GENOME[n]) - 1], ".", ".", f"AF={af}")
             for n, af in ((10, 0.1), (11, "nan"), (12, 0.3))]  # fmt: skip

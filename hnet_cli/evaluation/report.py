@@ -21,7 +21,7 @@ from hnet_cli.corpus import sources_of
 from hnet_cli.errors import UsageError
 from hnet_cli.evaluation import compression, gold, noise, tasks
 from hnet_cli.evaluation.material import Material, file_source, gather
-from hnet_cli.evaluation.resampling import with_interval
+from hnet_cli.evaluation.resampling import of_share, with_interval
 from hnet_cli.evaluation.scoring import Scores, score
 from hnet_cli.evaluation.variants import score_variants
 from hnet_cli.modality import Annotation, Document, Gold, Modality, Refused
@@ -257,7 +257,8 @@ def validity(model: LoadedModel, kind: Modality) -> dict[str, Any]:
     return {
         "samples": SAMPLES,
         "bytes_each": SAMPLE_BYTES,
-        **with_interval("valid", rows[:, [0, 2]]),
+        "valid": float(rows[:, 0].mean()),
+        "valid_ci95": of_share(rows[:, 0].sum(), SAMPLES),
         **with_interval("valid_prefix", rows[:, [1, 2]]),
     }
 

@@ -6,6 +6,7 @@ same units are computed on the same draws, so that differences between two model
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -59,6 +60,14 @@ def ratio(sums: np.ndarray) -> np.ndarray:
     """First column over the second; 0 where that is 0."""
     over, under = sums[..., 0], sums[..., 1]
     return np.divide(over, under, out=np.zeros_like(over, dtype=np.float64), where=under != 0)
+
+
+def of_share(hits: float, units: int) -> list[float]:
+    """The 95% interval of a share (Wilson 1927): drawn again, units that are all alike would give one of no width."""
+    z2 = 1.959964**2
+    share, wide = hits / units, 1 + z2 / units
+    centre, half = share + z2 / (2 * units), math.sqrt(z2 * (share * (1 - share) + z2 / (4 * units)) / units)
+    return [max(0.0, (centre - half) / wide), min(1.0, (centre + half) / wide)]
 
 
 def with_interval(

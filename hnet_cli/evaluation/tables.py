@@ -241,8 +241,9 @@ def _variants(found: Mapping[str, Any]) -> Iterator[Table | str]:
     rows.add_row("ln P(alternative) - ln P(reference)", f"{found['llr']:.4f}", _interval(found, "llr"))
     for kind, number in found["kinds"].items():
         rows.add_row(f"  {kind} ({number:,})", f"{found[f'llr_{kind}']:.4f}", _interval(found, f"llr_{kind}"))
-    rows.add_row("the two strands' scores, Spearman", f"{found['strand_correlation']:.3f}",
-                 _interval(found, "strand_correlation", ".3f"))  # fmt: skip
+    if "strand_correlation" in found:
+        rows.add_row("the two strands' scores, Spearman", f"{found['strand_correlation']:.3f}",
+                     _interval(found, "strand_correlation", ".3f"))  # fmt: skip
     if "label" in found:
         label = found["label"]
         rows.add_row(f"{label['measure']} with {literal(label['field'])}", f"{label['model']:.3f}",

@@ -2,7 +2,8 @@
 
 The score of a variant is ln P(alternative + what follows | what precedes) - ln P(reference + what follows | what
 precedes). Both read exactly the same flanks, of their full length for indels too: nothing is padded and no base of a
-flank is read with one allele only. The mirrored sequence (`Modality.mirror`) is scored likewise, and the mean reported.
+flank is read with one allele only. The mirrored sequence (`Modality.mirror`), where the modality has such a thing, is
+scored likewise, and the mean reported.
 Negative: the model finds the alternative worse. An insertion has more bytes to pay for; compare like with like.
 """
 
@@ -55,9 +56,10 @@ def score_variants(
             else:
                 yield item
 
-    waiting = variants()
+    waiting, strands = variants(), kind.mirror(b"") is not None
     while some := list(islice(waiting, AT_ONCE)):
-        forward, backward = _ratios(model, some), _ratios(model, [_mirrored(kind, each) for each in some])
+        forward = _ratios(model, some)
+        backward = _ratios(model, [_mirrored(kind, each) for each in some]) if strands else forward
         scores += zip(forward.tolist(), backward.tolist(), strict=True)
         kept += some
         progress(len(kept))
@@ -75,8 +77,9 @@ def score_variants(
         "kinds": dict(kinds),
         **with_interval("llr", np.stack([mean, np.ones(len(mean))], 1)),
         **_by_kind(kinds, np.array([_kind(each) for each in kept]), mean),
-        **_with_interval("strand_correlation", _spearman, table[:, 0], table[:, 1]),
     }
+    if strands:
+        result |= _with_interval("strand_correlation", _spearman, table[:, 0], table[:, 1])
     label = label or ("AF" if all("AF" in each.fields for each in kept) else None)
     return result | ({"label": _labelled(kept, mean, label)} if label else {})
 
