@@ -69,10 +69,10 @@ def stage_metrics(counts: list[float], total_bytes: float, targets: list[float])
     return record
 
 
-def part_of(name: str) -> str:
-    """The part of the network a parameter belongs to: "embeddings", "encoder0", "routing0", "residual0", "decoder0",
-    the same with 1 for the next level, "padding1" (`pad_dimension`), "adapter1" (both of them), "main" for the
-    innermost stack, "head"."""
+def short_part(name: str) -> str:
+    """What metrics call the part of the network a parameter belongs to: "embeddings", "encoder0", "routing0",
+    "residual0", "decoder0", the same with 1 for the next level, "padding1" (`pad_dimension`), "adapter1" (both of
+    them), "main" for the innermost stack, "head"."""
     top, *path = name.split(".")
     if top != "backbone":
         return PARTS.get(top, top)
@@ -94,7 +94,7 @@ def clip_gradient(model: nn.Module, largest: float, world: World = ALONE) -> tup
             gradient = own(parameter.grad)
             rows = torch.linalg.vector_norm(gradient, dim=-1) if gradient.ndim > 1 else gradient
             gradients.append(gradient)
-            parts.setdefault(part_of(name), []).append(rows.flatten())
+            parts.setdefault(short_part(name), []).append(rows.flatten())
     squares = torch.stack([torch.cat(rows).double().square_().sum() for rows in parts.values()])
     if world.sharded:
         squares = world.gather(squares).sum(0)

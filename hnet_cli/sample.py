@@ -21,8 +21,8 @@ from hnet_cli.errors import NumericalError, UsageError
 from hnet_cli.modality import Automaton, Modality
 from hnet_cli.model import HNetForCausalLM
 from hnet_cli.model.waiting import Ready, paces
+from hnet_cli.windows import BOS
 
-BOS = b"\xfe"
 EOS = 255
 """What official checkpoints write at the end of a document; models trained here never do."""
 BATCH = 64

@@ -6,7 +6,7 @@ from modelkit import tiny_config, tiny_model
 from runkit import FLAT, TWO_STAGES, tiny
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from hnet_cli.health import BINS, clip_gradient, part_of, read, routing_counts, stage_metrics
+from hnet_cli.health import BINS, clip_gradient, read, routing_counts, short_part, stage_metrics
 from hnet_cli.model import RoutingOutput
 from hnet_cli.train_step import build_model
 
@@ -70,7 +70,7 @@ def test_a_model_without_stages_is_read_on_a_gpu_too():
 )  # fmt: skip
 def test_every_parameter_has_its_part(settings, parts):
     model = build_model(tiny(*settings))
-    assert {part_of(name) for name, _ in model.named_parameters()} == parts
+    assert {short_part(name) for name, _ in model.named_parameters()} == parts
 
 
 @pytest.mark.parametrize("largest", [0.0, 0.01, 1e9])

@@ -7,7 +7,8 @@ import torch
 from modelkit import tiny_config, tiny_model
 
 from hnet_cli import checkpoint, storage
-from hnet_cli.sample import BOS, sample_bytes
+from hnet_cli.sample import sample_bytes
+from hnet_cli.windows import BOS
 
 transformers = pytest.importorskip("transformers", minversion="5")
 pytest.importorskip("hnet_cli.transformers")

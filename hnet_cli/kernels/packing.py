@@ -26,10 +26,12 @@ class Packing:
     cu_seqlens: Tensor
     """(B+1,) int32 or int64: document b is the positions cu_seqlens[b] to cu_seqlens[b+1]."""
     lengths: list[int]
+    """Of the B documents, each at least 1."""
     _cache: dict[object, object] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of_lengths(cls, lengths: list[int], device: torch.device | str = "cpu") -> Packing:
+        """Documents of these lengths, which are not checked, in this order."""
         return cls(send(torch.tensor([0, *accumulate(lengths)], dtype=torch.int32), device), lengths)
 
     @classmethod

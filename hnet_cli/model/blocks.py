@@ -25,7 +25,7 @@ EPS = 1e-5
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm with a weight; computes in float32 or wider."""
+    """The weight (D,) of a root-mean-square norm. `Kernels.add_rms_norm` norms with it, and `_norm` in a step."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class Attention(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """fc2(value * silu(gate)) with (value, gate) = fc1(x)."""
+    """Gated MLP: fc2(value * silu(gate)) with (value, gate) = fc1(x). (T, D) -> (T, D), `d_hidden` units between."""
 
     def __init__(self, d_model: int, d_hidden: int) -> None:
         super().__init__()

@@ -19,7 +19,7 @@ from ..kernels import Kernels
 from ..kernels.packing import Packing, true_positions
 from ..kernels.reference import wide
 from .settings import Chunker
-from .state import LevelState, Now
+from .state import LevelState, Now, pick
 
 
 @dataclass
@@ -79,7 +79,7 @@ class RoutingModule(nn.Module):
     def step(self, hidden: Tensor, tokens: Tensor, state: LevelState, now: Now) -> Tensor:
         """hidden (R, D) -> boundary probabilities (R,)."""
         k, q = F.linear(hidden, state.projection).chunk(2, -1)
-        last = state.query if now.rows is None else state.query[now.rows]
+        last = pick(state.query, now.rows)
         if now.rows is None:
             state.query = q
         else:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .hnet import HNet, HNetForCausalLM
-from .state import AttentionState, GenerationState, LevelState, Now
+from .state import AttentionState, GenerationState, LevelState, Now, pick
 
 Run = Callable[[], None]
 Capture = Callable[[Run], Run]
@@ -118,9 +118,9 @@ class GraphSteps:
     def _begin(self) -> None:
         """Buffers and recordings for the rows that the state has now."""
         self.rows = list(range(self.state.batch_size))
-        """The row of the state that each row of the caller is."""
-        self.whole = True
-        """Each is itself."""
+        """The row of the state that each row of the caller is, and"""
+        self.index: Tensor | None = None
+        """(R,) int64: the same on the device; None: each is itself."""
         self.levels: list[_Level] = []
         self.tokens = torch.zeros(len(self.rows), dtype=torch.int64, device=self.device)
         self.output: dict[str, Tensor] = {}
@@ -152,20 +152,20 @@ class GraphSteps:
                 stack.enter_context(torch.cuda.device(self.device))
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
-            if self.whole:
+            if self.index is None:
                 self.tokens.copy_(tokens)
             else:
-                self.tokens[torch.tensor(self.rows, device=self.device)] = tokens.to(self.device)
+                self.tokens[self.index] = tokens.to(self.device)
             probs: list[list[float]] = []
             self._descend(0, None, probs)
-        logits = self.output["logits"]
-        return (logits if self.whole else logits[torch.tensor(self.rows, device=self.device)]), probs
+        return pick(self.output["logits"], self.index), probs
 
     def select(self, rows: Sequence[int]) -> None:
         """Rows that are given up go on being computed at the outermost level until they are half of all."""
         kept = [self.rows[row] for row in rows]
         if len(set(kept)) == len(kept) > self.state.batch_size // 2:
-            self.rows, self.whole = kept, kept == list(range(self.state.batch_size))
+            self.rows, everyone = kept, kept == list(range(self.state.batch_size))
+            self.index = None if everyone else torch.tensor(kept, device=self.device)
             return
         self.state.select(kept)
         self._begin()
@@ -189,7 +189,7 @@ class GraphSteps:
         if rows is not None:
             reached = set(rows)
             prob = [p if row in reached else math.nan for row, p in enumerate(prob)]
-        own = prob if self.whole else [prob[row] for row in self.rows]
+        own = [prob[row] for row in self.rows]
         probs.append(own)
         chosen = [row for row, p in zip(self.rows, own, strict=True) if p > 0.5]
         if chosen:
@@ -257,7 +257,7 @@ class GraphSteps:
     def _into(self, number: int, rows: Tensor | None) -> None:
         level = self.levels[number]
         now = self._now(level, rows)
-        tokens = _pick(self.tokens, rows)
+        tokens = pick(self.tokens, rows)
         encoded, source, prob = level.net.step_in(
             self._given(number, rows), level.state, now, self.state.kernels, tokens
         )
@@ -277,17 +277,17 @@ class GraphSteps:
     def _out_of(self, number: int, rows: Tensor | None) -> None:
         level = self.levels[number]
         now = self._now(level, rows)
-        encoded, prob = (_pick(level.buffers[name], rows) for name in ("encoded", "prob"))
+        encoded, prob = (pick(level.buffers[name], rows) for name in ("encoded", "prob"))
         self._leave(number, level.net.step_out(encoded, prob, level.state, now, self.state.kernels), now)
 
     def _now(self, level: _Level, rows: Tensor | None) -> Now:
-        return Now(None, rows, _pick(level.state.position, rows), level.capacity, False, level.state.tables)
+        return Now(None, rows, pick(level.state.position, rows), level.capacity, False, level.state.tables)
 
     def _given(self, number: int, rows: Tensor | None) -> Tensor:
         if number == 0:
-            return self.model.embeddings(_pick(self.tokens, rows))
+            return self.model.embeddings(pick(self.tokens, rows))
         level = self.levels[number]
-        return level.net.enter(_pick(level.buffers["source"], rows), self.state.kernels)
+        return level.net.enter(pick(level.buffers["source"], rows), self.state.kernels)
 
     def _leave(self, number: int, hidden: Tensor, now: Now) -> None:
         """Hands what a level gives to the outer one, and counts the position."""
@@ -295,7 +295,7 @@ class GraphSteps:
             self._put(self.output, "logits", F.linear(hidden, self.model.lm_head.weight), None)
         else:
             outer = self.levels[number - 1]
-            outer.net.receive(hidden, _pick(outer.buffers["prob"], now.rows), outer.state, now.rows)
+            outer.net.receive(hidden, pick(outer.buffers["prob"], now.rows), outer.state, now.rows)
         position = self.levels[number].state.position
         if now.rows is None:
             position.add_(1)
@@ -309,7 +309,3 @@ class GraphSteps:
             buffers[name].copy_(value)
         else:
             buffers[name][rows] = value
-
-
-def _pick(x: Tensor, rows: Tensor | None) -> Tensor:
-    return x if rows is None else x[rows]

@@ -26,7 +26,7 @@ from .chunking import (
     average_over_positions,
 )
 from .config import HNetConfig
-from .state import GenerationState, LevelState, Now, StepRouting
+from .state import GenerationState, LevelState, Now, StepRouting, pick
 
 
 @dataclass
@@ -206,7 +206,7 @@ class HNet(nn.Module):
         """Takes up what the inner network gives for rows at a boundary (None: all): chunk (R, D), prob (R,)."""
         new = wide(chunk)
         if self.smoothing == "chunks":
-            new = torch.lerp(state.smoothed if rows is None else state.smoothed[rows], new, _weight(prob))
+            new = torch.lerp(pick(state.smoothed, rows), new, _weight(prob))
         if rows is None:
             state.smoothed = new
         else:
@@ -214,7 +214,7 @@ class HNet(nn.Module):
 
     def step_out(self, encoded: Tensor, prob: Tensor, state: LevelState, now: Now, kernels: Kernels) -> Tensor:
         """`step` from the dechunk layer on: encoded (R, D), prob (R,) -> (R, outer width)."""
-        smoothed = state.smoothed if now.rows is None else state.smoothed[now.rows]
+        smoothed = pick(state.smoothed, now.rows)
         if self.smoothing == "bytes":
             smoothed = state.move(smoothed, _weight(prob), now.rows)
         if self.residual_proj is None:

@@ -163,6 +163,7 @@ class Chunker:
 
     kind: str = "learned"
     k: int | None = None
+    """Of `fixed`, positions per chunk; else None."""
 
     def __post_init__(self) -> None:
         kinds = ("learned", "characters", "space", "fixed")

@@ -122,6 +122,11 @@ class Now:
 LayerState = MambaState | AttentionState
 
 
+def pick(x: Tensor, rows: Tensor | None) -> Tensor:
+    """Some rows of x (B, ...), rows (R,) int64 -> (R, ...); None: all of them, x itself."""
+    return x if rows is None else x[rows]
+
+
 @dataclass(eq=False)
 class LevelState:
     """Memory of one level. What only a stage needs is empty on the innermost level."""

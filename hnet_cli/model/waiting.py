@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .graphs import Steps, steps
 from .hnet import HNet, HNetForCausalLM
-from .state import GenerationState, LevelState
+from .state import GenerationState, LevelState, pick
 
 SHARE = 0.4
 """More would make the products inside larger, and those outside smaller."""
@@ -146,7 +146,7 @@ class Waiting:
             return rows, net.step_main(hidden, state, now, self.kernels)
         ready: list[int] = []
         if now is not None:
-            encoded, source, prob = net.step_in(hidden, state, now, self.kernels, _pick(self.tokens, index))
+            encoded, source, prob = net.step_in(hidden, state, now, self.kernels, pick(self.tokens, index))
             for name, value in (("encoded", encoded), ("source", source), ("prob", prob)):
                 level.keep(name, value, index)
             for row, p in zip(rows, prob.tolist(), strict=True):
@@ -160,20 +160,16 @@ class Waiting:
         if now is None or ready != rows:
             index = level.index(ready)
             now = state.now(None if index is None else ready, index)
-        encoded, prob = (_pick(level.buffers[name], index) for name in ("encoded", "prob"))
+        encoded, prob = (pick(level.buffers[name], index) for name in ("encoded", "prob"))
         return ready, net.step_out(encoded, prob, state, now, self.kernels)
 
     def _descend(self, number: int, must: bool) -> list[int]:
         """Takes all that wait into the inner network, and what comes out of it up again: those rows."""
         level, inner = self.levels[number : number + 2]
         rows, level.waiting = sorted(level.waiting), []
-        entering = inner.net.enter(_pick(level.buffers["source"], level.index(rows)), self.kernels)
+        entering = inner.net.enter(pick(level.buffers["source"], level.index(rows)), self.kernels)
         rows, chunk = self._advance(number + 1, rows, entering, must)
         if rows:
             index = level.index(rows)
-            level.net.receive(chunk, _pick(level.buffers["prob"], index), level.state, index)
+            level.net.receive(chunk, pick(level.buffers["prob"], index), level.state, index)
         return rows
-
-
-def _pick(x: Tensor, index: Tensor | None) -> Tensor:
-    return x if index is None else x[index]
