@@ -242,7 +242,7 @@ def _use(reference: str | Path, one: Callable[[Path], T], of_run: Callable[[Path
         return one(STARTERS / text.removeprefix("starter:"))
     folder = Path(reference)
     if not folder.exists():
-        raise InputError(f"there is no model at {folder}", "give a run folder, a checkpoint, or starter:text")
+        raise InputError(f"there is no model at {folder}", "give a run (runs/NAME), a checkpoint, or starter:text")
     if (folder / "config.json").exists() or (folder / "model.safetensors").exists():
         return one(folder)
     if (folder / "checkpoints").is_dir() or (folder / SETTINGS).exists():

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape as escape_markup
+from rich.markup import render as render_markup
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -44,6 +46,7 @@ def say(text: str, *, verbose: bool = False) -> None:
 def table(*columns: str, title: str | None = None) -> Table:
     """A plain table in the house style: first column left, the others right."""
     made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
+    made.min_width = cell_len(render_markup(title).plain) if title else None  # a title is not broken
     for index, column in enumerate(columns):
         made.add_column(column, justify="left" if index == 0 else "right")
     return made

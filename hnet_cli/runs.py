@@ -45,6 +45,7 @@ def show(paths: Sequence[Path], sort: str = "when", out: Path | None = None) -> 
     """
     if sort not in ORDERS:
         raise UsageError(f"runs cannot be sorted by {sort!r}", f"choose from {', '.join(ORDERS)}")
+    paths = [_by_name(path) for path in paths]
     named = bool(paths) and all(map(history.is_run, paths))
     found = list(dict.fromkeys(_found(paths or [Path("runs")])))
     listed = [history.glance(path) for path in found]
@@ -54,6 +55,12 @@ def show(paths: Sequence[Path], sort: str = "when", out: Path | None = None) -> 
     if out is not None:
         _write(out, listed)
     return shown
+
+
+def _by_name(path: Path) -> Path:
+    """The run of that name in runs/ where there is nothing of that name here: so the list calls it."""
+    listed = Path("runs") / path
+    return listed if not path.exists() and history.is_run(listed) else path
 
 
 def _found(paths: Sequence[Path]) -> Iterator[Path]:

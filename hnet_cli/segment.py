@@ -53,7 +53,8 @@ def stages_of(config: HNetConfig, stage: int | str) -> range:
     if stage == "all":
         return range(count)
     if not str(stage).isdecimal() or int(stage) >= count:
-        raise UsageError(f"there is no stage {stage!r}", f"this model has {count}: 0 to {count - 1}, or all")
+        there = f"{count}: 0 to {count - 1}, or all" if count > 1 else "one: 0"
+        raise UsageError(f"there is no stage {stage!r}", f"this model has {there}")
     return range(int(stage), int(stage) + 1)
 
 

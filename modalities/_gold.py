@@ -10,6 +10,8 @@ from typing import BinaryIO
 from hnet_cli.errors import InputError
 from hnet_cli.modality import Gold, Refused, Source
 
+from ._utf8 import cut_character
+
 TREEBANK_ROW = re.compile(r"\d{1,9}([-.]\d{1,9})?\t\S")
 
 LONGEST = 500  # letters of a word; to align it with its morphemes takes the square of that
@@ -21,9 +23,9 @@ def gold(source: Source, *, spaced: bool) -> Iterator[Gold | Refused]:
 
     Raises InputError for a file that is not UTF-8 or holds no sentence.
     """
-    empty = True
+    empty, cut = True, list[Refused]()
     with source.open() as stream:
-        lines = _lines(stream, source.name)
+        lines = _lines(stream, source.name, cut, "LATIN1" if spaced else "GB18030")
         first = []
         for line in lines:
             first.append(line)
@@ -39,18 +41,25 @@ def gold(source: Source, *, spaced: bool) -> Iterator[Gold | Refused]:
         for item in found:
             empty = empty and isinstance(item, Refused)
             yield item
+    yield from cut
     if empty:
         raise InputError(f"{source.name} holds no marked sentence", "give CoNLL-U, words set apart by spaces, or "
                          "SIGMORPHON's columns")  # fmt: skip
 
 
-def _lines(stream: BinaryIO, name: str) -> Iterator[str]:
+def _lines(stream: BinaryIO, name: str, cut: list[Refused], other: str) -> Iterator[str]:
+    """Without the last one if it ends inside a character, as `head -c` leaves it: that is added to `cut`. `other`: the
+    encoding that a file in another one is most likely in."""
     for number, line in enumerate(stream, 1):
+        where = f"{name}, line {number}"
         try:
             text = line.decode("utf-8")
         except UnicodeDecodeError as error:
-            where = f"{name}, line {number}"
-            raise InputError(f"{where}: byte 0x{line[error.start]:02x} is not UTF-8", "convert the file") from error
+            if number > 1 and cut_character(line, "utf-8"):
+                cut.append(Refused("line cut off at the end", where, len(line)))
+                return
+            raise InputError(f"{where}: byte 0x{line[error.start]:02x} is not UTF-8",
+                             f"convert the file, perhaps with iconv -f {other} -t UTF-8") from error  # fmt: skip
         yield text.removeprefix("\ufeff").rstrip("\r\n")
 
 

@@ -153,7 +153,7 @@ def test_hnet_alone_shows_its_help(capsys):
         ("segment file.txt --model data/file", 4, "is not a model"),
         ("segment file.txt --model starter:klingon", 3, "starter:klingon"),
         ("segment genome.fa --model runs/fox", 3, "looks like dna, but runs/fox is a model of text"),
-        ("segment file.txt --model runs/fox --stage 7", 2, "no stage '7'"),
+        ("segment file.txt --model runs/fox --stage 7", 2, "no stage '7' (this model has one: 0)"),
         ("segment file.txt --model runs/fox --format bed", 2, "bed"),
         ("segment file.txt --model runs/fox --modality klingon", 2, "installed: "),
         ("segment file.txt --model runs/fox --out runs", 2, "is a folder"),

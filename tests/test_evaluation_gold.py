@@ -57,6 +57,16 @@ def test_a_treebank_whose_text_is_not_its_words_goes_by_its_rows():
     assert pieces(found) == ["看似", "简单"]
 
 
+def test_a_gold_file_that_was_cut_by_bytes_loses_its_last_line():
+    whole = "共同  创造\n美好  的\n世纪".encode()
+    *kept, last = modality.get("chinese").gold(Source.of_bytes(whole[:-1], "gold"))
+    assert [pieces(each) for each in kept] == [["共同", "创造"], ["美好", "的"]]
+    assert last == Refused("line cut off at the end", "gold, line 3", len("世纪".encode()) - 1)
+    with pytest.raises(InputError, match="line 1: byte 0xb9 is not UTF-8") as error:
+        list(modality.get("chinese").gold(Source.of_bytes("共同  创造\n".encode("gb18030"), "gold")))
+    assert "iconv -f GB18030" in error.value.hint
+
+
 def test_words_set_apart_by_spaces():
     first, second = read("chinese", "共同  创造  美好\r\n\r\n的  世纪\r\n")
     assert first.data.decode() == "共同创造美好"

@@ -361,6 +361,15 @@ def test_a_label_that_is_no_number_has_no_rank(tmp_path, capsys):
     assert "AF is not finite" in capsys.readouterr().err
 
 
+def test_where_the_first_call_is_that_is_left_out(tmp_path, capsys):
+    other = {base: "ACGT"[(at + 1) % 4] for at, base in enumerate("ACGT")}
+    good, wrong = (("chr1", 11, "v", base, other[base]) for base in (GENOME[10], other[GENOME[10]]))
+    vcf, fasta = calls(tmp_path, good, wrong, wrong)
+    assert cli.run(["eval", "starter:dna", "--vcf", str(vcf), "--fasta", str(fasta)]) == 0
+    told = capsys.readouterr().out
+    assert f"REF is not what the reference has there: first {vcf}, line 4: chr1" in told
+
+
 @given(st.lists(st.integers(0, 5), min_size=2, max_size=30), st.randoms())
 def test_rank_figures_by_definition(values, random):
     scores = np.array([random.randint(0, 4) for _ in values], float)

@@ -161,6 +161,12 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert cli.run(["runs", "runs/b", "--out", "b.html"]) == 0
     checked(Path("b.html").read_text())
     assert cli.run(["runs", "nothing"]) == 3
+    fake(tmp_path / "runs" / "c", [2])
+    capsys.readouterr()
+    assert cli.run(["runs", "b", "c"]) == 0  # as the list calls them
+    compared = capsys.readouterr().out
+    assert "Figures" in compared
+    assert "Bits per byte at equal bytes" in compared  # in one piece, though the table is narrow
 
 
 def test_listing_imports_neither_torch_nor_numpy(tmp_path):

@@ -281,8 +281,8 @@ def _gold(model: LoadedModel, kind: Modality, request: Request) -> dict[str, Any
         found = gold.against(model, kind, stretches())
     first: dict[str, Any] = next(iter(found["kinds"].values()))[0] if found["kinds"] else {}
     if refused:
-        say(f"[yellow]left out of the gold file:[/] {len(refused):,} lines, first {refused[0].where}: "
-            f"{refused[0].reason}")  # fmt: skip
+        lines = f"{len(refused):,} line{'s' * (len(refused) != 1)}"
+        say(f"[yellow]left out of the gold file:[/] {lines}, first {refused[0].where}: {refused[0].reason}")
     return {**first, **found, "left_out": len(refused)}
 
 

@@ -253,6 +253,8 @@ def _variants(found: Mapping[str, Any]) -> Iterator[Table | str]:
             rows.add_row(f"  {literal(name)}, without a model", f"{value:.3f}",
                          _interval(label["baselines"], name, ".3f"))  # fmt: skip
     yield rows
+    for reason, where in found["left_out_first"].items():
+        yield f"[dim]{literal(f'{reason}: first {where}')}[/]"
 
 
 def _share(figures: Mapping[str, Any], name: str) -> str:

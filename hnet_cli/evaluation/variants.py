@@ -46,6 +46,7 @@ def score_variants(
     `label`: a field of the file to compare with; default AF where it is there. Raises InputError if nothing is scored.
     """
     refused: Counter[str] = Counter()
+    first: dict[str, str] = {}
     kept: list[Variant] = []
     scores: list[tuple[float, float]] = []
 
@@ -53,6 +54,7 @@ def score_variants(
         for item in kind.variants(file_source(calls), file_source(reference), max(1, context // 2)):
             if isinstance(item, Refused):
                 refused[item.reason] += 1
+                first.setdefault(item.reason, item.where)
             else:
                 yield item
 
@@ -64,8 +66,8 @@ def score_variants(
         kept += some
         progress(len(kept))
     if not kept:
-        why = refused.most_common(1)[0][0] if refused else "it is empty"
-        raise InputError(f"no variant of {calls} can be scored: {why}")
+        reason = refused.most_common(1)[0][0] if refused else "it is empty"
+        raise InputError(f"no variant of {calls} can be scored: {reason}{f' ({first[reason]})' if refused else ''}")
     table = np.array(scores)
     mean = table.mean(1)
     if out is not None:
@@ -74,6 +76,7 @@ def score_variants(
     result: dict[str, Any] = {
         "variants": len(kept),
         "left_out": dict(refused),
+        "left_out_first": first,
         "kinds": dict(kinds),
         **with_interval("llr", np.stack([mean, np.ones(len(mean))], 1)),
         **_by_kind(kinds, np.array([_kind(each) for each in kept]), mean),
