@@ -103,6 +103,10 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes % 60:02d} min" if hours < 72 else f"{hours / 24:.0f} days"
 
 
+def _bar_width() -> int:
+    return 28 if console.width >= 120 else 10
+
+
 class Task:
     """Progress of one long piece of work: a bar on a terminal, a plain line now and then elsewhere.
 
@@ -125,7 +129,9 @@ class Task:
         self.total = total if total is not None else self.total
         self.note = note if note is not None else self.note
         if self.bar is not None and self.id is not None:
-            self.bar.update(self.id, completed=done, total=self.total, note=literal(self.note))
+            # Of a narrow terminal the times get what they need, the note what is left.
+            room = max(0, console.width - len(self.label) - _bar_width() - 30)
+            self.bar.update(self.id, completed=done, total=self.total, note=literal(self.note[:room]))
         elif time.monotonic() - self.printed >= self.EVERY:
             self.printed = time.monotonic()
             self._line()
@@ -149,7 +155,7 @@ def progress(label: str, total: float | None = None) -> Iterator[Task]:
     if console.is_terminal and _verbosity >= 0:
         columns: list[ProgressColumn] = [
             TextColumn("{task.description}"),
-            BarColumn(bar_width=28),
+            BarColumn(bar_width=_bar_width()),
             TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(),
             TextColumn("left"),

@@ -55,9 +55,12 @@ def newest_dataset() -> Path:
 
 
 def _newest_run() -> Path | None:
-    """The run under `runs/` that `--resume` means where nothing is named: one that is not finished, if there is any."""
+    """The run under `runs/` that `--resume` means where nothing is named: one that is not finished, if there is any.
+
+    One that is running still counts, and is refused later: an older one is not what was meant.
+    """
     runs = [history.glance(path) for path in history.find(Path("runs"))]
-    return max(runs, key=lambda run: (run.state == "stopped", run.when)).path if runs else None
+    return max(runs, key=lambda run: (run.state != "finished", run.when)).path if runs else None
 
 
 def choose(preset: str | None, data: Path | None, run: Path | None, settings: list[str], *, resume: bool,

@@ -392,6 +392,11 @@ def test_resume_alone_goes_on_with_the_newest_run_that_is_not_finished(own, caps
     assert "Run: runs/fox (the newest that goes on; --run names another)" in err
     assert "Going on from step 4" in err
     assert "It is finished" not in err
+    with FolderLock(Path("runs/later")):  # the one that is running is newer: it is meant, and busy
+        later = Path("runs/later/config.yaml")
+        later.write_text(later.read_text() + "\n")
+        assert hnet("train --resume") == 73
+        assert "runs/later" in capsys.readouterr().err
     assert hnet("train --run runs/fox --resume") == 0
     assert "It is finished: all 5 steps are done." in capsys.readouterr().err
     shutil.rmtree("runs")

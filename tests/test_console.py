@@ -55,6 +55,18 @@ def test_progress_shows_names_as_they_stand(terminal, capsys, monkeypatch):
     assert text.count("my[/run]\\x1b[31m") >= 2
 
 
+def test_a_narrow_terminal_shows_the_times_whole(monkeypatch):
+    shown = io.StringIO()
+    monkeypatch.setattr(console, "console", Console(file=shown, force_terminal=True, color_system=None, width=80))
+    with console.progress("training", total=4) as task:
+        task.update(1, note="2.345 bpb  3.42 bytes/chunk (target 5.5)  1.7 kB/s and more")
+        task.bar.refresh()
+    last = shown.getvalue().rpartition("training")[2].splitlines()[0]
+    assert "25% 0:00:00 left" in last
+    assert "2.345 bpb  3.42 bytes/chunk" in last
+    assert "…" not in last
+
+
 def test_progress_without_a_terminal_is_a_line_now_and_then(capsys, monkeypatch):
     monkeypatch.setattr(console.Task, "EVERY", 0.0)
     console.set_verbosity(0)
