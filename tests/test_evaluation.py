@@ -277,6 +277,13 @@ def test_a_dataset_beyond_the_limit_gives_whole_documents_from_everywhere(tmp_pa
     assert some.train is not None
 
 
+def test_the_bytes_said_to_be_chosen_are_those_chosen(tmp_path):
+    (tmp_path / "fox.txt").write_text("é" * 80, encoding="utf-8")
+    some = gather([str(tmp_path / "fox.txt")], modality("text"), 101)
+    assert some.bytes == 100  # no character is cut
+    assert some.chosen.endswith(": the first 100 bytes")
+
+
 def test_material_that_does_not_fit_is_refused(tmp_path):
     data = dataset(tmp_path)
     with pytest.raises(InputError, match="holds text"):
@@ -413,6 +420,24 @@ def test_models_that_read_differently_are_not_compared_unasked(capsys, texts):
     assert code == 2
     assert "starter:dna of dna" in err
     assert "--modality" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        ("starter:text FILE --scores x", 2, "--scores goes with --vcf"),
+        ("starter:text FILE --label AF", 2, "--label goes with --vcf"),
+        ("starter:text FILE --fasta x", 2, "--fasta goes with --vcf or --annotation"),
+        ("starter:text FILE --limit 3", 2, "--limit goes with --task"),
+        ("starter:text FILE --context 0 --stride 4", 2, "--stride"),
+        ("nowhere", 3, "there is no model at nowhere"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(capsys, texts, options, code, said):
+    line = [str(texts[0]) if word == "FILE" else word for word in options.split()]
+    ended, out, err = hnet(capsys, "eval", *line)
+    assert (ended, out) == (code, "")
+    assert said in err
 
 
 def test_a_run_is_evaluated_on_its_own_dataset(capsys, tmp_path, monkeypatch):

@@ -18,7 +18,8 @@ def evaluate(
         typer.Argument(
             metavar="[MODEL] [MODEL2] [FILE...]",
             help="A run folder, a checkpoint, or starter:NAME; two of them are compared. Files, or a dataset, are what "
-            "they are evaluated on, as with --data. Default model: $HNET_MODEL, else the newest run.",
+            "they are evaluated on, as with --data. Default model: $HNET_MODEL, else the newest run, else "
+            "starter:text.",
         ),
     ] = None,
     data: Annotated[
@@ -93,6 +94,16 @@ def evaluate(
         raise UsageError(f"--stride {stride} is longer than --context {context}: bytes would be left out")
     if vcf and not fasta:
         raise UsageError("--vcf needs the sequence it is about", "give --fasta too")
+    if stride and context == 0:
+        raise UsageError("--stride is of windows, and with --context 0 there are none", "leave one of them out")
+    for option, given, of, wanted in (
+        ("--scores", scores, "--vcf", vcf),
+        ("--label", label, "--vcf", vcf),
+        ("--fasta", fasta, "--vcf or --annotation", vcf or annotation),
+        ("--limit", limit, "--task", task),
+    ):
+        if given is not None and not wanted:
+            raise UsageError(f"{option} goes with {of}", "give both, or neither")
     request = Request(
         data=[*(data or []), *files], modality=modality, field=field, max_bytes=max_bytes or None, context=context,
         stride=stride, gold=gold or [], annotation=annotation, fasta=fasta, vcf=vcf, scores=scores, label=label,
@@ -102,6 +113,7 @@ def evaluate(
     if not request.data and not asked:
         own = next(filter(None, map(material.own_dataset, names)), None)
         if own is None:
+            checkpoint.find(names[0])  # there may be no such model
             raise UsageError(f"there is nothing to evaluate {names[0]} on", "give files, or a dataset with --data")
         say(f"Data: [bold]{literal(own)}[/]")
         request = replace(request, data=[str(own)])

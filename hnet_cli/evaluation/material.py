@@ -116,7 +116,7 @@ def _files(data: Sequence[str], modality: Modality, limit: int | None, field: st
     if not documents:
         why = f": {next(iter(refused))}" if refused else ": empty"
         raise InputError(f"nothing to evaluate in {', '.join(map(str, data))}{why}")
-    part = "all" if left is None or left > 0 else f"the first {limit:,} bytes"
+    part = "all" if left is None or left > 0 else f"the first {sum(len(each.data) for each in documents):,} bytes"
     return Material(documents, f"{', '.join(map(str, data))}: {part}", None, refused)
 
 
