@@ -20,7 +20,7 @@ from hnet_cli.corpus.dataset import Dataset
 from hnet_cli.corpus.loader import Batches
 from hnet_cli.errors import DamagedError, EnvironmentLimit, InputError, UsageError
 from hnet_cli.evaluate import validation
-from hnet_cli.evaluation.scoring import loglikelihoods, score
+from hnet_cli.evaluation.scoring import loglikelihoods, passes, score, stretches
 from hnet_cli.segment import segment_bytes
 from hnet_cli.train import train
 
@@ -254,6 +254,15 @@ def test_every_byte_counts_once_whatever_the_stride(run):
     text = fox(run[0].parent, lines=4).read_bytes()
     for context, stride in ((40, 40), (40, 13), (None, None)):
         assert score(model, [text, b"x"], context, stride).bytes.sum() == len(text) + 1
+
+
+def test_a_token_costs_at_its_first_byte(run):
+    model, text = checkpoint.load(run[0]), fox(run[0].parent, lines=2).read_bytes()
+    (read,) = passes(model, stretches(text, 0, 40, 13))
+    for stretch, low in zip(read.stretches, read.offsets, strict=False):
+        (scored,) = model.tokenizer.encode([stretch.targets[stretch.skip :]])
+        begins = np.cumsum([stretch.skip, *model.tokenizer.lengths[scored][:-1]])
+        assert np.flatnonzero(read.nats[low : low + len(stretch.targets)]).tolist() == begins.tolist()
 
 
 def test_a_continuation_costs_what_its_tokens_cost(run):
