@@ -80,6 +80,21 @@ def test_strong_decay_does_not_overflow(ops):
     assert all(o.isfinite().all() for o in out)
 
 
+@backend
+def test_what_was_forgotten_long_ago_costs_no_digits(ops):
+    """40 blocks forget all at every position, then little: differences of sums that have become large."""
+    *args, packing, _ = arguments("ssd_scan", [reference.BLOCK * 60])
+    args[1] = torch.full_like(args[1], -8.0)
+    args[1][: reference.BLOCK * 40] = 40.0
+    args[0][reference.BLOCK * 40 : reference.BLOCK * 41] *= 50
+    late = slice(reference.BLOCK * 41, None)
+    expected = reference.ssd_scan(*args, packing)
+    assert relative(ops.ssd_scan(*(a.float() for a in args), packing)[late], expected[late]) < 1e-5
+    p = torch.where(args[1][:, 0] > 0, 1 - 1e-4, 1e-4)
+    expected = reference.ema_scan(args[3], p, packing)
+    assert relative(reference.ema_scan(args[3].float(), p.float(), packing)[late], expected[late]) < 5e-5
+
+
 @settings(max_examples=10, deadline=None)
 @given(lengths=st.one_of(some_lengths, whole_blocks), seed=st.integers(0, 99))
 def test_ema_is_the_recurrence(lengths, seed):

@@ -117,12 +117,14 @@ def pass_states(states: Tensor, log_decay: Tensor, blocks: Blocks) -> Tensor:
     for start in range(0, blocks.count, GROUP):
         stop = min(start + GROUP, blocks.count)
         previous, end = blocks.previous[start:stop], blocks.end[start:stop]
-        decay = F.pad(log_decay[start : stop - 1], (0, 0, 1, 0)).cumsum(0).T  # (H, g): from the start of the group
+        # (H, g): from the start of the group; float64, for what follows are differences of large sums
+        decay = F.pad(log_decay[start : stop - 1], (0, 0, 1, 0)).cumsum(0, dtype=torch.float64).T
         alive = (previous[:, None] == end[:-1]).tril(-1)
-        mix = (decay[:, :, None] - decay[:, None, 1:]).masked_fill(~alive, -torch.inf).exp()
-        out = torch.einsum("hnm,mhs->nhs", mix, states[start : stop - 1])
+        between = (decay[:, :, None] - decay[:, None, 1:]).to(log_decay.dtype)
+        out = torch.einsum("hnm,mhs->nhs", between.masked_fill(~alive, -torch.inf).exp(), states[start : stop - 1])
         if carry is not None:
-            out = out + (decay.T.exp() * (previous == previous[0])[:, None])[:, :, None] * carry
+            from_start = decay.T.to(log_decay.dtype).exp() * (previous == previous[0])[:, None]
+            out = out + from_start[:, :, None] * carry
         keep = log_decay[stop - 1].exp() * (end[-1] == previous[-1])
         carry = out[-1] * keep[:, None] + states[stop - 1]
         outs.append(out)
