@@ -107,7 +107,7 @@ def _publish(folder: Path, target: Path, overwrite: bool) -> Path:
     if _refuse_existing(target, overwrite):
         _exchange(folder, target)
         # What was replaced now bears the temporary name; it is deleted under a name that says so.
-        old = sibling(target, f"del-{secrets.token_hex(4)}")
+        old = folder.with_name(sibling(target, f"del-{secrets.token_hex(4)}").name)
         os.rename(folder, old)
         folder = old
     else:
