@@ -25,7 +25,6 @@ DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 COUNTED, COUNTED_BYTES = 50_000, 48
 """Different chunks that are counted, and the longest of them."""
 TOP, BARS = 40, 32
-UNKNOWN = "A"
 
 
 @dataclass(frozen=True, slots=True)

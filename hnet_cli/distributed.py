@@ -109,6 +109,7 @@ class World:
         return [sum(column) for column in zip(*self.each(*numbers), strict=True)]
 
     def largest(self, number: float) -> float:
+        """Of what the ranks gave; none may be not-a-number, which no comparison finds."""
         return max(each[0] for each in self.each(number))
 
     def of_main(self, number: float) -> float:

@@ -29,11 +29,13 @@ TILE = 96 * 1024
 
 
 def tiles(rows: int, width: int) -> Iterator[slice]:
+    """Stretches of at most TILE elements, in order, of a tensor (rows, width)."""
     step = max(1, TILE // width)
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
 def widest(x: Tensor) -> torch.dtype:
+    """float32, or float64 where x has that."""
     return torch.promote_types(x.dtype, torch.float32)
 
 

@@ -105,6 +105,7 @@ class LaterState:
         return g.mT.contiguous().unflatten(1, (self.scale.shape[1], -1)) * self.scale[:, :, None, None]
 
     def fill(self, value: Tensor) -> None:
+        """Takes the states (B, H, P, N) that documents end with."""
         self.state[:, : value.shape[3]] = value.flatten(1, 2).mT
         self.state[:, value.shape[3] :] = 0  # zero keys would keep what is not finite
         self.count = [0] * len(self.count)
@@ -112,6 +113,7 @@ class LaterState:
         self.scale.fill_(1)
 
     def select(self, rows: Tensor) -> None:
+        """Keeps the given rows (R,) int64, in that order."""
         self.count = [self.count[row] for row in rows.tolist()]
         for name in ("state", "keys", "scale"):
             setattr(self, name, getattr(self, name)[rows])

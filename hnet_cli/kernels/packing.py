@@ -66,6 +66,7 @@ class Packing:
 
     @property
     def batch_size(self) -> int:
+        """B."""
         return len(self.lengths)
 
     @cached_property
@@ -120,6 +121,7 @@ class Packing:
         return self._cache[key]  # type: ignore[return-value]
 
     def blocks(self, size: int) -> Blocks:
+        """The packed axis in blocks of `size` positions; made once."""
         key = ("blocks", size)
         if key not in self._cache:
             self._cache[key] = Blocks.of(self, size)
@@ -146,6 +148,7 @@ def true_positions(mask: Tensor, count: int) -> Tensor:
 
 
 def scattered_positions(mask: Tensor, count: int) -> Tensor:
+    """`true_positions` without asking the device."""
     slot = torch.where(mask, mask.cumsum(0) - 1, count)
     found = slot.new_empty(count + 1)  # all others write to the last element
     return found.scatter_(0, slot, torch.arange(len(mask), device=mask.device))[:count]
@@ -186,6 +189,7 @@ class Blocks:
 
     @classmethod
     def of(cls, packing: Packing, size: int) -> Blocks:
+        """Blocks of `size` positions, the masks with them."""
         padding = -packing.total % size
         count = (packing.total + padding) // size
         causal = torch.ones(size, size, dtype=torch.bool, device=packing.device).tril()
@@ -232,6 +236,7 @@ class Bucket:
 
     @classmethod
     def group(cls, packing: Packing, waste: float) -> list[Bucket]:
+        """See `Packing.buckets`. Every document is in exactly one."""
         if packing.equal_lengths:
             return [cls(packing.batch_size, packing.max_length, None, None, None)]
         order = sorted(range(packing.batch_size), key=packing.lengths.__getitem__, reverse=True)

@@ -54,6 +54,7 @@ def add_rms_norm(hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: f
 def add_rms_norm_to(
     hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
+    """`add_rms_norm` with `normed` in `dtype`."""
     residual = wide(hidden) if residual is None else residual + hidden
     return rms_norm(residual, weight, eps, dtype), residual
 
@@ -192,9 +193,11 @@ class SSMState:
     """(B, H, P, N), float32 or wider; zero at the beginning of a document."""
 
     def fill(self, value: Tensor) -> None:
+        """Takes the states (B, H, P, N) that documents end with."""
         self.value.copy_(value)
 
     def select(self, rows: Tensor) -> None:
+        """Keeps the given rows (R,) int64, in that order."""
         self.value = self.value[rows]
 
 

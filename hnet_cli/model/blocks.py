@@ -69,6 +69,7 @@ class Mamba2(nn.Module):
         self.D.fill_(1.0)
 
     def forward(self, x: Tensor, packing: Packing, kernels: Kernels, state: MambaState | None = None) -> Tensor:
+        """x (T, D) -> (T, D). Fills `state`, if given, with what each document ends with."""
         gate, raw, dt = self.in_proj(x).split(self.split, dim=-1)
         conv = kernels.causal_conv(raw, self.conv1d.weight[:, 0], self.conv1d.bias, packing)
         value, B, C = conv.split((self.d_inner, self.d_state, self.d_state), dim=-1)
@@ -83,6 +84,7 @@ class Mamba2(nn.Module):
         return self.out_proj(kernels.gated_rms_norm(y.flatten(-2), gate, self.norm.weight, EPS))
 
     def allocate(self, batch_size: int, kernels: Kernels) -> MambaState:
+        """The state of `batch_size` documents that have not begun."""
         like, conv = self.in_proj.weight, self.conv1d.weight
         return MambaState(
             like.new_zeros(batch_size, conv.shape[-1] - 1, conv.shape[0]),
@@ -116,6 +118,7 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(d_model, d_model, bias=False)
 
     def forward(self, x: Tensor, packing: Packing, kernels: Kernels, state: AttentionState | None = None) -> Tensor:
+        """x (T, D) -> (T, D). Fills `state`, if given, with what each document ends with."""
         qk, v = self.Wqkv(x).unflatten(-1, (3, self.heads, -1)).split((2, 1), dim=-3)
         q, k = rotate(qk, *packing.rotary(self.rotary_dim, qk.dtype, self.rotary)).unbind(-3)
         v = v.squeeze(-3)
@@ -124,6 +127,7 @@ class Attention(nn.Module):
         return self.out_proj(kernels.attention(q, k, v, packing, self.window).flatten(-2))
 
     def allocate(self, batch_size: int, kernels: Kernels) -> AttentionState:
+        """The state of `batch_size` documents that have not begun."""
         weight = self.Wqkv.weight
         empty = weight.new_zeros(batch_size, 0, self.heads, weight.shape[1] // self.heads)
         return AttentionState(empty, empty.clone(), self.window)
@@ -170,6 +174,7 @@ class Block(nn.Module):
         kernels: Kernels,
         state: LayerState | None = None,
     ) -> tuple[Tensor, Tensor]:
+        """hidden (T, D) and residual (T, D), None in a first layer -> the same two after this layer, not added yet."""
         normed, residual = kernels.add_rms_norm(hidden, residual, self.norm1.weight, EPS)
         hidden = self.mixer(normed, packing, kernels, state)
         if self.mlp is not None and self.norm2 is not None:
@@ -222,6 +227,7 @@ class Isotropic(nn.Module):
         return kernels.add_rms_norm(hidden, residual, self.rmsnorm.weight, EPS)[0]
 
     def allocate(self, batch_size: int, kernels: Kernels) -> list[LayerState]:
+        """One state per layer, of `batch_size` documents that have not begun."""
         return [layer.mixer.allocate(batch_size, kernels) for layer in self.layers]
 
     def step(self, hidden: Tensor, states: list[LayerState], now: Now, kernels: Kernels) -> Tensor:

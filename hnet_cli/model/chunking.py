@@ -96,6 +96,7 @@ class FixedRouting(nn.Module):
         self.chunker = chunker
 
     def forward(self, hidden: Tensor, packing: Packing, input_ids: Tensor | None = None) -> RoutingOutput:
+        """hidden (T, D) gives the dtype only. Raises ValueError if the `space` chunker is not given the bytes (T,)."""
         if self.chunker.kind == "fixed":
             assert self.chunker.k is not None
             mask = packing.position % self.chunker.k == 0

@@ -215,6 +215,7 @@ class HNetConfig:
 
     @property
     def levels(self) -> tuple[Level, ...]:
+        """Outermost first; S + 1 of them."""
         return parse_layout(self.arch_layout)
 
     @property
@@ -274,6 +275,7 @@ class HNetConfig:
 
     @property
     def num_parameters(self) -> int:
+        """The sum of `count_parameters`."""
         return sum(self.count_parameters().values())
 
     def _layer_flops(self, level: int, letter: str, length: float) -> float:

@@ -31,6 +31,8 @@ from .state import GenerationState, LevelState, Now, StepRouting, pick
 
 @dataclass
 class HNetOutput:
+    """What the model gives for a batch."""
+
     logits: Tensor
     """(B, L, V) for rows, (T, V) for packed input."""
     routing: list[RoutingOutput] = field(default_factory=list)
@@ -149,6 +151,7 @@ class HNet(nn.Module):
     # -- generation ----------------------------------------------------------------------------------------------------
 
     def allocate(self, batch_size: int, kernels: Kernels) -> LevelState:
+        """The state of this level and those inside, of `batch_size` documents that have not begun."""
         stacks = ("main_network",) if self.is_innermost else ("encoder", "decoder")
         layers = {name: getattr(self, name).allocate(batch_size, kernels) for name in stacks}
         position = torch.zeros(batch_size, dtype=torch.int64, device=next(self.parameters()).device)

@@ -13,6 +13,7 @@ _STACK = re.compile(r"(?:[mMtT][0-9]+)+")
 
 
 def check_keys(given: Iterable[str], known: Sequence[str], where: str) -> None:
+    """Raises ValueError for the first key that is not known, with the nearest one."""
     for key in given:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
@@ -21,12 +22,14 @@ def check_keys(given: Iterable[str], known: Sequence[str], where: str) -> None:
 
 
 def integer(value: Any, name: str, least: int) -> int:
+    """The value. Raises ValueError, with `name`, for what is no integer of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
     return value
 
 
 def integers(value: Any, name: str, least: int) -> tuple[int, ...]:
+    """`integer` of every entry of a list."""
     if not isinstance(value, list | tuple):
         raise ValueError(f"{name} must be a list with one entry per level, got {value!r}")
     return tuple(integer(v, f"{name}[{i}]", least) for i, v in enumerate(value))
@@ -60,6 +63,7 @@ class Level:
 
     @property
     def letters(self) -> str:
+        """Of all its layers, in order."""
         return self.encoder + self.main_network + self.decoder
 
 
@@ -79,10 +83,12 @@ def parse_layout(layout: Any) -> tuple[Level, ...]:
 
 
 def freeze(layout: Any) -> Any:
+    """Nested lists as nested tuples."""
     return tuple(freeze(part) for part in layout) if isinstance(layout, list | tuple) else layout
 
 
 def thaw(layout: Any) -> Any:
+    """Nested tuples as nested lists."""
     return [thaw(part) for part in layout] if isinstance(layout, tuple) else layout
 
 
@@ -144,6 +150,7 @@ class Rotary:
             raise ValueError("rotary.low_freq_factor must be below rotary.high_freq_factor")
 
     def to_dict(self) -> dict[str, float]:
+        """What differs from the defaults."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
 
     @classmethod
@@ -185,6 +192,7 @@ class Chunker:
 
     @classmethod
     def from_dict(cls, data: Any) -> Chunker:
+        """Raises ValueError for what is no mapping of `kind` and `k`."""
         if not isinstance(data, Mapping):
             raise ValueError(f"a chunker is a mapping such as {{'kind': 'learned'}}, got {data!r}")
         check_keys(data, ("kind", "k"), "chunker")

@@ -45,6 +45,7 @@ class AttentionState:
     window: int
 
     def slot(self, position: Tensor) -> Tensor:
+        """Where the keys of positions lie. int64 -> int64, same shape."""
         return position if self.window < 0 else position % (self.window + 1)
 
     def reserve(self, length: int) -> None:
@@ -181,6 +182,7 @@ class LevelState:
         return self.average[rows]
 
     def select(self, rows: list[int], index: Tensor) -> None:
+        """Keeps the given rows, in that order; `index` (R,) int64 has them on the device."""
         for stack in self.layers.values():
             for layer in stack:
                 layer.select(index)
