@@ -74,8 +74,11 @@ def test_only_the_end_of_a_file_is_a_cut(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [item.bytes for item in read(b"x" * 24 + "中".encode()[:2]) if isinstance(item, Refused)] == [2]
     (wrong,) = [item for item in read(b"x" * 20 + b"\xe4\n" + b"y" * 24) if isinstance(item, Refused)]
     assert (wrong.reason, wrong.damaged) == ("not UTF-8", True)
+    wrong, *rest = read(b"x" * 23 + b"\xe4" + b"y" * 30)  # at the end of a piece, not of the file
+    assert (wrong.reason, wrong.bytes) == ("not UTF-8", 24)
+    assert b"".join(item.data for item in rest if isinstance(item, Document)) == b"y" * 30
     assert read("é".encode("latin-1")) == [Refused("not UTF-8", "a.txt: byte 0 is 0xe9", 1, damaged=True)]
-    symbol = "© Müller".encode("latin-1")  # begins with what ends a character of UTF-8
+    symbol = "© Miller".encode("latin-1")  # begins with what ends a character of UTF-8
     assert read(symbol) == [Refused("not UTF-8", "a.txt: byte 0 is 0xa9", len(symbol), damaged=True)]
 
 
