@@ -18,7 +18,7 @@ import hnet_cli
 from hnet_cli import budget, storage
 from hnet_cli import modality as modalities
 from hnet_cli.config import preset_names, resolve
-from hnet_cli.console import size, table
+from hnet_cli.console import show_data, size, table
 from hnet_cli.contract import check_modality
 from hnet_cli.errors import EnvironmentLimit, HNetError
 
@@ -39,9 +39,7 @@ def run(check: bool = False, as_json: bool = False) -> None:
     if as_json:
         print(json.dumps(found, ensure_ascii=False), flush=True)
     else:
-        from rich.console import Console
-
-        Console(highlight=False).print(render(found))
+        show_data(render(found))
     raise_on_failure(found)
 
 

@@ -89,6 +89,10 @@ def test_command(tmp_path: Path) -> None:
     run = subprocess.run([sys.executable, "-m", "hnet_cli", "doctor", "--json"], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout)["torch"]["version"] == torch.__version__
+    run = subprocess.run([sys.executable, "-m", "hnet_cli", "doctor"], capture_output=True, text=True)
+    lines = run.stdout.splitlines()
+    assert any(line.startswith("  dna ") and line.endswith("left out") for line in lines), run.stdout  # not broken
+    assert [line for line in lines if line != line.rstrip()] == []
 
 
 # --- the contract check -----------------------------------------------------------------------------------------------
