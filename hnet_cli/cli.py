@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shlex
 import sys
 import warnings
@@ -16,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 import hnet_cli
+from hnet_cli import stdio
 from hnet_cli.comparison.command import compare
 from hnet_cli.errors import INTERRUPTED, HNetError, UsageError
 from hnet_cli.evaluation.command import evaluate
@@ -421,11 +421,6 @@ def quickstart(
 # -- running -----------------------------------------------------------------------------------------------------------
 
 
-def _close_stdout() -> None:
-    """Python would complain once more about a closed pipe while it ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def run(arguments: list[str] | None = None) -> int:
     """Run one command line and return its exit code (design: 0, 1 bug, 2 usage, 3 input, 4 damaged, 5 numerical, 69
     environment, 73 busy, 74 I/O, 75 stopped, 130 interrupted)."""
@@ -437,7 +432,7 @@ def run(arguments: list[str] | None = None) -> int:
             print("hnet: interrupted", file=sys.stderr)
         return code if isinstance(code, int) else 0
     except (BrokenPipeError, SystemExit):  # Typer and Rich make the second of the first: head, less have seen enough
-        _close_stdout()
+        stdio.abandon_stdout()
         return 0
     except BaseException as error:
         from hnet_cli import failures
@@ -447,4 +442,5 @@ def run(arguments: list[str] | None = None) -> int:
 
 def main() -> None:
     """Entry point of the `hnet` command."""
+    stdio.make_fit()
     sys.exit(run())

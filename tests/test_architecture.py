@@ -15,7 +15,7 @@ CORE, PLUGINS = ROOT / "hnet_cli", ROOT / "modalities"
 
 # Dependencies point down. A module may import its own folder and the layers below it; a new file takes its place here.
 LAYERS: list[set[str]] = [
-    {"errors", "boundaries", "starters", "schedules", "signals"},
+    {"errors", "boundaries", "starters", "schedules", "signals", "stdio"},
     {"yaml_file", "train_config"},
     {"streams", "modality", "model.config"},
     {"storage", "config", "kernels", "console", "page"},
@@ -51,6 +51,7 @@ WITHOUT_TORCH = {
         "boundaries",
         "schedules",
         "signals",
+        "stdio",
         "streams",
         "modality",
         "storage",
