@@ -45,7 +45,7 @@ class Choice:
     temperature: float = 1.0
     """0 takes the most likely byte always."""
     top_k: int | None = None
-    """Only the k most likely bytes."""
+    """Only the k most likely bytes, of equals the first."""
     top_p: float | None = None
     """Only the most likely bytes that together have this probability."""
 
@@ -65,7 +65,7 @@ class Choice:
         if self.temperature != 1:
             p /= self.temperature
         if self.top_k is not None and self.top_k < p.shape[1]:
-            p[p < np.partition(p, -self.top_k, axis=1)[:, -self.top_k, None]] = -np.inf
+            np.put_along_axis(p, np.argsort(-p, 1, kind="stable")[:, self.top_k :], -np.inf, 1)
         np.exp(p, out=p)
         if self.top_p is not None and self.top_p < 1:
             p[~self._nucleus(p)] = 0
