@@ -23,7 +23,7 @@ PROMPT = b"The "
 
 def run(out: Path, minutes: float, device: str) -> None:
     """Prepare the bundled text, train `nano` for `minutes`, sample, and show its chunks beside the starter model's."""
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BusyError(f"{out} exists already", "remove it, or choose another folder with --out")
     text = modality.get("text")
     data, folder = out / "data", out / "run"

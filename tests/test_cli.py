@@ -190,6 +190,7 @@ def test_hnet_alone_shows_its_help(capsys):
         ("presets nanno", 2, "did you mean 'nano'?"),
         ("convert nowhere.pt x", 3, "nowhere.pt"),
         ("quickstart --out data", 73, "exists already"),
+        ("quickstart --out file.txt", 73, "exists already"),
     ],
 )
 def test_a_mistake_is_one_line_and_a_code(home, capsys, line, code, said):
