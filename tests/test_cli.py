@@ -317,16 +317,14 @@ def test_a_dry_run_prints_the_plan_and_does_nothing(home, capsys):
 
 
 def test_a_plan_that_reads_its_data_again_and_again_is_noted(own, capsys):
-    """Before the run as in a dry run; the number of steps that is named is one that is not noted."""
+    """The number of steps that is named is one that is not noted."""
     Path("few.txt").write_text("The quick brown fox.\n" * 100)
     assert hnet("-q prepare few.txt") == 0
     line = "train --preset tiny.yaml --data data/few --set train.batch_bytes=8192 --set train.eval_every=0"
-    said = r"note: 8 steps read the 2.1 kB of data 3[12] times; .* train.steps=4\."
-    assert hnet(f"{line} --run a --set train.steps=8 --dry-run") == 0
+    said = r"note: 5 steps read the 2.1 kB of data (19|20) times; .* train.steps=4\."
+    assert hnet(f"{line} --run a --set train.steps=5 --dry-run") == 0
     assert re.search(said, capsys.readouterr().err)
-    assert hnet(f"{line} --run a --set train.steps=8") == 0
-    assert re.search(said, capsys.readouterr().err)
-    assert hnet(f"{line} --run b") == 0
+    assert hnet(f"{line} --run a --set train.steps=4") == 0
     assert "note:" not in capsys.readouterr().err
     assert hnet(f"{line} --run b --set train.steps=80000 --minutes 0.05 --dry-run") == 0
     err = capsys.readouterr().err

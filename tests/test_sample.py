@@ -220,7 +220,9 @@ def test_choice_never_takes_what_is_illegal():
         assert set(choice(logits, np.array([0.0, 0.5, np.nextafter(1, 0)]))) <= {1, 3}
 
 
-@pytest.mark.parametrize("bad", [{"temperature": -1}, {"temperature": float("nan")}, {"top_k": 0}, {"top_p": 0}])
+@pytest.mark.parametrize(
+    "bad", [{"temperature": -1}, {"temperature": float("nan")}, {"top_k": 0}, {"top_p": 0}, {"top_p": 1.5}]
+)
 def test_options_that_mean_nothing_are_refused(bad):
     with pytest.raises(UsageError):
         continued([b""], max_bytes=1, **bad)

@@ -118,9 +118,9 @@ class GraphSteps:
     def _begin(self) -> None:
         """Buffers and recordings for the rows that the state has now."""
         self.rows = list(range(self.state.batch_size))
-        """The row of the state that each row of the caller is, and"""
+        """The row of the state that each row of the caller is."""
         self.index: Tensor | None = None
-        """(R,) int64: the same on the device; None: each is itself."""
+        """The same on the device, (R,) int64; None where each is itself."""
         self.levels: list[_Level] = []
         self.tokens = torch.zeros(len(self.rows), dtype=torch.int64, device=self.device)
         self.output: dict[str, Tensor] = {}
