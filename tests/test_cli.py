@@ -5,7 +5,6 @@ import os
 import random
 import re
 import resource
-import shlex
 import shutil
 import signal
 import subprocess
@@ -90,13 +89,6 @@ def child(line, **options):
     command = [sys.executable, "-c", CHILD, *line.split()]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, text=True, env=environment, **(pipes | options))
-
-
-def through_shell(line, redirections):
-    """The exit code of a command line with its standard streams as a shell makes them."""
-    command = f"{shlex.join([sys.executable, '-m', 'hnet_cli', *line.split()])} {redirections}"
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, shell=True, env=environment, timeout=120).returncode
 
 
 def limit(what, size):
@@ -502,20 +494,3 @@ def test_prepare_says_when_too_little_is_held_out(tmp_path, monkeypatch, capsys,
     said = " ".join(capsys.readouterr().err.split())
     assert "To beat on the held-out bytes: xz" in said
     assert ("held-out bytes are too few" in said) == few
-
-
-def test_what_cannot_be_said_ends_no_work(own):
-    """Messages go to a full disk, or to a reader that is gone."""
-    assert through_shell("prepare file.txt --out x", "2>/dev/full") == 0
-    assert through_shell("train --preset tiny.yaml --data x --run y", "2>&1 | true") == 0
-    assert newest(own / "y").is_dir()
-    assert through_shell("prepare nowhere --out z", "2>/dev/full") == 3
-    assert through_shell("presets nano", ">/dev/full 2>/dev/null") == 74  # data are not messages
-
-
-@pytest.mark.parametrize(
-    ("line", "closed", "code"),
-    [("presets", ">&-", 0), ("prepare -", "<&- 2>/dev/null", 3), ("presets nano", "<&- >&- 2>&-", 0)],
-)
-def test_closed_streams_are_as_empty_ones(home, line, closed, code):
-    assert through_shell(line, closed) == code
