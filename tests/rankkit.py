@@ -9,13 +9,17 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 import torch._dynamo
 import torch.distributed.fsdp
 import torch.distributed.tensor  # noqa: F401
+from runkit import metrics
 
 import hnet_cli.progress  # noqa: F401
-from hnet_cli import console
+from hnet_cli import console, failures
 from hnet_cli.cli import run
+from hnet_cli.distributed import joined
+from hnet_cli.train import train
 
 
 def free_port() -> int:
@@ -89,3 +93,35 @@ class Ranks:
 def hnet(size: int, folder: Path, *arguments: object, **environment: str) -> Ranks:
     """`hnet ARGUMENTS` on `size` ranks."""
     return Ranks(size, lambda rank: run([str(argument) for argument in arguments]), folder, **environment)
+
+
+def ranks_of(config, data, run, size, listen=lambda rank, kind, record: None, **options):
+    """A training on `size` ranks; what each hears goes to `listen`."""
+
+    def work(rank):
+        try:
+            with joined("cpu") as world:
+                train(config, data, run, world=world, listen=lambda *heard: listen(rank, *heard), **options)
+        except BaseException as error:
+            return failures.report(error)
+        return 0
+
+    return Ranks(size, work, run.parent / f"{run.name}-said")
+
+
+def trained(config, data, run, size, **options):
+    """The run folder of a training on `size` ranks."""
+    if size == 1:
+        train(config, data, run, **options)
+        return run
+    ranks = ranks_of(config, data, run, size, **options)
+    assert ranks.wait() == [0] * size, [ranks.said(rank) for rank in range(size)]
+    return run
+
+
+def without(records, *words):
+    return [{key: value for key, value in record.items() if not any(w in key for w in words)} for record in records]
+
+
+def losses(run):
+    return [record["loss"] for record in metrics(run) if "loss" in record]

@@ -87,3 +87,17 @@ def weights(run: Path):
 def newest_model(run):
     """The model of a run's newest checkpoint that is whole."""
     return load_folder(newest(run))
+
+
+TINY = """
+extends: nano
+model:
+  arch_layout: [m1, [T1], m1]
+  d_model: [64, 64]
+  d_intermediate: [0, 128]
+  ssm_cfg: { d_state: 16, headdim: 32 }
+  attn_cfg: { num_heads: [2, 2], rotary_emb_dim: [16, 16], window_size: [-1, -1] }
+train: { steps: 4, batch_bytes: 256, sequence_length: 64, target_ratios: [4], eval_bytes: 512, eval_every: 2,
+         checkpoint_every: 2, log_every: 1 }
+precision: fp32
+"""

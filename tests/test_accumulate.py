@@ -12,31 +12,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from runkit import TWO_STAGES, tiny
+from stepkit import batch, gradient
 
 from hnet_cli import budget
-from hnet_cli.corpus.loader import Batch
-from hnet_cli.distributed import ALONE
 from hnet_cli.model.blocks import Isotropic
-from hnet_cli.train_step import accumulate, build_model, precision_context
-
-
-def batch(lengths, seed=0, weighted=True):
-    rng = np.random.default_rng(seed)
-    total, ends = sum(lengths), np.cumsum([0, *lengths]).astype(np.int32)
-    weights = rng.random(total, dtype=np.float32) if weighted else None
-    some = rng.integers(97, 123, total + 1, dtype=np.uint8)
-    index = np.arange(len(lengths), dtype=np.int64)
-    return Batch(some[:-1], some[1:], weights, ends, index, index)
-
-
-def gradient(config, batches):
-    """Gradients by name, the number of splits, and the ratio losses."""
-    torch.manual_seed(0)
-    model = build_model(config)
-    autocast = precision_context(config, torch.device("cpu"))
-    weight_sum = sum(len(b.targets) if b.weights is None else float(b.weights.sum()) for b in batches)
-    parts, _, splits = accumulate(model, batches, weight_sum, 0, config, autocast, False, ALONE)
-    return {name: p.grad for name, p in model.named_parameters()}, splits, [float(part.ratio) for part in parts]
+from hnet_cli.train_step import build_model
 
 
 @given(st.lists(st.integers(1, 40), min_size=2, max_size=7))
@@ -91,7 +71,7 @@ import json, resource, sys
 from pathlib import Path
 import torch
 sys.path.insert(0, sys.argv[1])
-from test_accumulate import batch, gradient
+from stepkit import batch, gradient
 from runkit import tiny
 rows, length = 8, 2048
 whole = batch([length] * rows)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from corpuskit import Lines, tree
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_corpus import Lines, tree
 
 from hnet_cli.corpus import Dataset, baselines, prepare
 from hnet_cli.corpus import baseline as module

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from generationkit import EXACT, MODELS, each_model, full, text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelkit import worst
-from test_generation import EXACT, MODELS, each_model, full, text
 
 from hnet_cli.kernels import host
 from hnet_cli.model import carry

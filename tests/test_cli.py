@@ -14,25 +14,13 @@ import time
 from pathlib import Path
 
 import pytest
-from runkit import fox
+from runkit import TINY, fox
 
 from hnet_cli.checkpoint import newest
 from hnet_cli.cli import app, run
 from hnet_cli.storage import FolderLock
 
 ROOT = Path(__file__).parent.parent
-TINY = """
-extends: nano
-model:
-  arch_layout: [m1, [T1], m1]
-  d_model: [64, 64]
-  d_intermediate: [0, 128]
-  ssm_cfg: { d_state: 16, headdim: 32 }
-  attn_cfg: { num_heads: [2, 2], rotary_emb_dim: [16, 16], window_size: [-1, -1] }
-train: { steps: 4, batch_bytes: 256, sequence_length: 64, target_ratios: [4], eval_bytes: 512, eval_every: 2,
-         checkpoint_every: 2, log_every: 1 }
-precision: fp32
-"""
 CHILD = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -13,57 +13,17 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import zstandard
+from corpuskit import Lines, make, stored, text, tree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hnet_cli.corpus import Dataset, detect, prepare
 from hnet_cli.errors import InputError, UsageError
-from hnet_cli.modality import Document, Modality, Refused, Source
-
-
-class Lines(Modality):
-    """A document per line; lines that begin with # are refused."""
-
-    name = "lines"
-    summary = "for tests"
-
-    def documents(self, source: Source) -> Iterator[Document | Refused]:
-        offset = 0
-        with source.open() as stream:
-            for line in stream.read().splitlines(keepends=True):
-                if line.startswith(b"#"):
-                    yield Refused("comment", f"{source.name}:{offset}", len(line))
-                else:
-                    yield Document(line, f"{source.name}@{offset}", source.name, source.group, offset)
-                offset += len(line)
-
-
-def text(seed: int, size: int = 3000) -> bytes:
-    rng = np.random.default_rng(seed)
-    return b"".join(b"%d %d\n" % (seed, n) for n in rng.integers(0, 10**6, size // 9))
-
-
-def make(out: Path, *inputs: Path, **options: Any) -> tuple[Any, Dataset]:
-    options.setdefault("measure", False)
-    summary = prepare(list(inputs), Lines(), out, **options)
-    return summary, Dataset.open(out)
-
-
-def stored(dataset: Dataset) -> bytes:
-    return dataset.shards.read(0, dataset.about["bytes"])
-
-
-def tree(folder: Path, files: int = 30) -> Path:
-    folder.mkdir()
-    for index in range(files):
-        (folder / f"{index:03d}.txt").write_bytes(text(index))
-    return folder
-
+from hnet_cli.modality import Document, Refused, Source
 
 # --- what is kept -----------------------------------------------------------------------------------------------------
 
@@ -121,7 +81,7 @@ def test_all_containers_give_the_same_documents(tmp_path: Path) -> None:
 def test_standard_input(tmp_path: Path) -> None:
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from test_corpus import Lines; from hnet_cli.corpus import prepare\n"
+        "from corpuskit import Lines; from hnet_cli.corpus import prepare\n"
         "print(prepare(['-'], Lines(), sys.argv[2], measure=False).bytes)"
     )
     for number, data in enumerate([text(1), gzip.compress(text(1))]):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_corpus import Lines, make, stored, text, tree
+from corpuskit import Lines, make, stored, text, tree
 
 from hnet_cli.corpus import Dataset, prepare
 from hnet_cli.corpus.dataset import Shards

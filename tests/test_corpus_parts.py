@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from corpuskit import Lines, text, tree
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_corpus import Lines, text, tree
 
 from hnet_cli import modality
 from hnet_cli.cli import run

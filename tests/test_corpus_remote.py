@@ -14,7 +14,7 @@ from typing import Any
 import fsspec
 import pytest
 import zstandard
-from test_corpus import Lines, stored, text
+from corpuskit import Lines, stored, text
 
 from hnet_cli import modality
 from hnet_cli.corpus import Dataset, detect, prepare, remote

@@ -11,18 +11,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from rankkit import Ranks, hnet
+from rankkit import Ranks, hnet, losses, ranks_of, trained, without
 from runkit import FLAT, SETTINGS, TWO_STAGES, dataset, metrics, tiny, weights
-from test_accumulate import batch
+from stepkit import batch
 
-from hnet_cli import failures
 from hnet_cli.checkpoint import newest
 from hnet_cli.config import TrainConfig
 from hnet_cli.distributed import ALONE, World, joined, place
 from hnet_cli.errors import UsageError
 from hnet_cli.modality import Document, Modality
 from hnet_cli.parallel import GradientSum
-from hnet_cli.train import train
 from hnet_cli.train_step import accumulate, build_model
 
 
@@ -58,28 +56,8 @@ def config(*more):
     return tiny(*settings(*more))
 
 
-def ranks_of(config, data, run, size, listen=lambda rank, kind, record: None, **options):
-    """A training on `size` ranks; what each hears goes to `listen`."""
-
-    def work(rank):
-        try:
-            with joined("cpu") as world:
-                train(config, data, run, world=world, listen=lambda *heard: listen(rank, *heard), **options)
-        except BaseException as error:
-            return failures.report(error)
-        return 0
-
-    return Ranks(size, work, run.parent / f"{run.name}-said")
 
 
-def trained(config, data, run, size, **options):
-    """The run folder of a training on `size` ranks."""
-    if size == 1:
-        train(config, data, run, **options)
-        return run
-    ranks = ranks_of(config, data, run, size, **options)
-    assert ranks.wait() == [0] * size, [ranks.said(rank) for rank in range(size)]
-    return run
 
 
 def at(rank, step, action):
@@ -96,12 +74,8 @@ def sending(name):
     return lambda: os.kill(os.getpid(), signal.Signals[name])
 
 
-def without(records, *words):
-    return [{key: value for key, value in record.items() if not any(w in key for w in words)} for record in records]
 
 
-def losses(run):
-    return [record["loss"] for record in metrics(run) if "loss" in record]
 
 
 @pytest.fixture(scope="module")

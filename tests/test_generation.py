@@ -2,41 +2,12 @@
 
 import pytest
 import torch
+from generationkit import EXACT, MODELS, each_model, full, text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelkit import tiny_config, tiny_model, worst
 
 from hnet_cli.kernels import host, host_step
-
-EXACT = 1e-10  # float64
-
-CONFIGS = {
-    "two stages": tiny_config(),
-    "two stages, windows": tiny_config(window=3),
-    "DNA layout": tiny_config(("M1T1", ("m2",), "m1"), window=5),
-    "no stage": tiny_config(("T1m1M1",), window=4),
-    "smoothing of bytes": tiny_config(smoothing="bytes"),
-    "smoothing of the input": tiny_config(("M1T1", ("m2",), "m1"), window=5, smoothing="input"),
-    "characters": tiny_config(chunker=[{"kind": "characters"}, {"kind": "learned"}]),
-    "adapters": tiny_config(("m1", ("T1",), "m1"), adapter_width=24, rotary=[{}, {"base": 500.0}]),
-    "space, fixed": tiny_config(chunker=[{"kind": "space"}, {"kind": "fixed", "k": 2}]),
-    "spacebyte": tiny_config(
-        chunker=[{"kind": "space"}, {"kind": "learned"}], network_norms=False, residual="spacebyte"
-    ),
-}
-MODELS = {name: tiny_model(config=config) for name, config in CONFIGS.items()}
-each_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
-
-
-def full(model, document):
-    with torch.no_grad():
-        return model(document[None])
-
-
-def text(length, seed):
-    """Letters, spaces, first and further bytes of characters, so that every chunker finds something."""
-    kinds = torch.tensor([0x20, 0x48, 0x70, 0xE4, 0xB8])
-    return kinds[torch.randint(0, 5, (length,), generator=torch.Generator().manual_seed(seed))]
 
 
 @each_model

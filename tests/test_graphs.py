@@ -6,10 +6,10 @@ import weakref
 
 import pytest
 import torch
+from generationkit import CONFIGS, full, text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelkit import tiny_config, tiny_model, worst
-from test_generation import CONFIGS, full, text
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 

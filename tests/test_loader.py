@@ -6,9 +6,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from corpuskit import Lines, tree
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_corpus import Lines, tree
 
 from hnet_cli.corpus import BOS, Batch, Batches, Dataset, prepare, windows
 from hnet_cli.corpus.loader import shuffled

@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from runkit import fox
-from test_cli import ROOT, TINY
+from runkit import TINY, fox
 
 from hnet_cli.checkpoint import newest
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture

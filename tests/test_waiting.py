@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from generationkit import CONFIGS, full, text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelkit import tiny_config, tiny_model, worst
-from test_generation import CONFIGS, full, text
 
 from hnet_cli.model import waiting
 from hnet_cli.model.waiting import Waiting

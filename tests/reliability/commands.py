@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch._dynamo  # noqa: F401  (what an optimizer imports when it is made: seconds, in every process)
+from runkit import SETTINGS
 
 import hnet_cli.progress  # noqa: F401  (all that `hnet train` needs)
 from hnet_cli import storage
@@ -150,3 +151,19 @@ def _rewire() -> None:
     from hnet_cli import console
 
     console.console.file = sys.stderr
+
+
+SMALLER = [
+    "model.d_model=[16, 16]",
+    "model.d_intermediate=[0, 32]",
+    "model.ssm_cfg={d_state: 8, headdim: 16}",
+    "model.attn_cfg={num_heads: [2, 2], rotary_emb_dim: [8, 8], window_size: [-1, -1]}",
+    "train.samples=false",
+]
+
+
+def command(data: Path, run: Path, *settings: str) -> list[str]:
+    """`hnet train` of a tiny model that saves every step, beginning or going on."""
+    chosen = [*SETTINGS, *SMALLER, "train.checkpoint_every=1", "train.eval_every=5", *settings]
+    arguments = ["train", "--preset", "nano", "--data", data, "--run", run, "--device", "cpu", "--resume"]
+    return [str(a) for a in arguments] + [part for setting in chosen for part in ("--set", setting)]

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import SMALLER
 from forms import trials
 from runkit import dataset, tiny
-from test_resume import SMALLER
 
 from hnet_cli import storage
 from hnet_cli.checkpoint import newest, verify

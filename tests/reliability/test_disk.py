@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Command, forked, hnet
+from commands import Command, command, forked, hnet
 from faults import FULL, Disk, Fault, raising
 from forms import MANNERS, trials
 from runkit import fox, metrics
-from test_resume import command
 
 from hnet_cli.checkpoint import newest
 from hnet_cli.cli import run as hnet_in_here

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import hnet
+from commands import SMALLER, command, hnet
 from forms import MANNERS, trials
 from runkit import dataset, tiny
-from test_resume import SMALLER, command
 
 from hnet_cli import storage
 from hnet_cli.train import train

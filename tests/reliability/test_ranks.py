@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 from forms import FORM, trials
+from rankkit import losses, trained, without
 from runkit import SETTINGS, TWO_STAGES, dataset, metrics, tiny, weights
-from test_distributed import losses, trained, without
 
 from hnet_cli import checkpoint
 

@@ -14,9 +14,9 @@ from typing import Any
 import golden_curve
 import numpy as np
 import pytest
-from commands import hnet, training
+from commands import SMALLER, command, hnet, training
 from forms import trials
-from runkit import SETTINGS, dataset, metrics, tiny
+from runkit import dataset, metrics, tiny
 
 from hnet_cli import checkpoint, storage
 from hnet_cli.checkpoint import has_any, newest, verify
@@ -24,13 +24,6 @@ from hnet_cli.config import resolve
 from hnet_cli.errors import DamagedError
 from hnet_cli.train import train
 
-SMALLER = [
-    "model.d_model=[16, 16]",
-    "model.d_intermediate=[0, 32]",
-    "model.ssm_cfg={d_state: 8, headdim: 16}",
-    "model.attn_cfg={num_heads: [2, 2], rotary_emb_dim: [8, 8], window_size: [-1, -1]}",
-    "train.samples=false",
-]
 CLOCK = {"bytes_per_s", "seconds", "step_ms"}
 
 
@@ -39,11 +32,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return dataset(tmp_path_factory.mktemp("fox"))
 
 
-def command(data: Path, run: Path, *settings: str) -> list[str]:
-    """`hnet train` of a tiny model that saves every step, beginning or going on."""
-    chosen = [*SETTINGS, *SMALLER, "train.checkpoint_every=1", "train.eval_every=5", *settings]
-    arguments = ["train", "--preset", "nano", "--data", data, "--run", run, "--device", "cpu", "--resume"]
-    return [str(a) for a in arguments] + [part for setting in chosen for part in ("--set", setting)]
 
 
 def acknowledged(run: Path) -> int:

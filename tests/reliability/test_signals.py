@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import hnet
+from commands import command, hnet
 from forms import trials
 from runkit import dataset, metrics
-from test_resume import command
 
 from hnet_cli import checkpoint
 
