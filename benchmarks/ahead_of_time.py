@@ -114,7 +114,7 @@ def main() -> int:
     parser.add_argument("--configurations", type=int, default=0)
     parser.add_argument("--capability", type=int, default=90, choices=SHARED)
     given = parser.parse_args()
-    from hnet_cli.config import resolve
+    from hnet_cli.config.run import resolve
 
     made: Made = {}
     without_gpu(given.capability, given.configurations, made)

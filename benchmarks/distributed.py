@@ -30,12 +30,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from hnet_cli import checkpoint, corpus, modality
-from hnet_cli.budget import chunk_fractions
-from hnet_cli.config import resolve
-from hnet_cli.corpus import Batches, Dataset
+from hnet_cli import modality
+from hnet_cli.checkpoints import checkpoint
+from hnet_cli.config.run import resolve
+from hnet_cli.data.dataset import Dataset
+from hnet_cli.data.loader import Batches
+from hnet_cli.data.prepare import preparation
+from hnet_cli.inference.windows import route
 from hnet_cli.model.chunking import space_like
-from hnet_cli.windows import route
+from hnet_cli.training.budget import chunk_fractions
 
 BATCHES = 200
 """Of each size, drawn from the rows that were routed."""
@@ -117,7 +120,7 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, as_file(files("hnet_cli.starters") / "quickstart.txt") as text:
         data = Path(folder) / "data"
-        corpus.prepare(given.inputs or [text], modality.get(given.modality), data, measure=False, val=0.05)
+        preparation.prepare(given.inputs or [text], modality.get(given.modality), data, measure=False, val=0.05)
         chunks, words = counted(Dataset.open(data), given.modality, given.length, given.rows)
         result: dict[str, Any] = {
             "modality": given.modality, "rows": len(chunks), "length": given.length,

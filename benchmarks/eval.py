@@ -20,7 +20,7 @@ import torch
 
 import hnet_cli
 from hnet_cli.evaluation.scoring import score
-from hnet_cli.windows import BATCH_BYTES
+from hnet_cli.inference.windows import BATCH_BYTES
 
 WORDS = b"the of and chunk bytes network learns where words begin, so that nothing is cut twice. \n".split(b" ")
 WIDTH = 2048

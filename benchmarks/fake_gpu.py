@@ -37,8 +37,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hnet_cli import kernels as seam
-from hnet_cli.distributed import World
-from hnet_cli.kernels import Kernels, external
+from hnet_cli.distributed.world import World
+from hnet_cli.kernels import Kernels
+from hnet_cli.kernels import cuda as external
 from hnet_cli.model import HNetForCausalLM
 from hnet_cli.model.blocks import recompute
 from hnet_cli.model.skeleton import skeleton
@@ -187,9 +188,9 @@ def have_guard() -> None:
 
 def training(config: Any, rows: int) -> dict[str, int]:
     """Of a step of two micro-batches that is recorded with histograms."""
-    from hnet_cli.budget import chunk_fractions
-    from hnet_cli.optim import build_optimizer
-    from hnet_cli.train_step import precision_context, train_step
+    from hnet_cli.training.budget import chunk_fractions
+    from hnet_cli.training.optim import build_optimizer
+    from hnet_cli.training.step import precision_context, train_step
 
     length, waits = config.train.sequence_length, Waits()
     offsets = Offsets(rows * length, chunk_fractions(config))
@@ -205,7 +206,7 @@ def training(config: Any, rows: int) -> dict[str, int]:
 
 def generation(config: Any, rows: int) -> dict[str, dict[str, int]]:
     """Of one byte, every row at a boundary of every stage: plain, and as it is recorded."""
-    from hnet_cli.model.graphs import GraphSteps
+    from hnet_cli.inference.graphs import GraphSteps
 
     waits, prompt = Waits(), 16
     offsets = Offsets(rows * prompt, [0.5] * config.model.num_stages)
@@ -227,7 +228,7 @@ def generation(config: Any, rows: int) -> dict[str, dict[str, int]]:
 
 def waits(name: str, rows: int, settings: list[str]) -> dict[str, Any]:
     """Of a preset."""
-    from hnet_cli.config import resolve
+    from hnet_cli.config.run import resolve
 
     have_guard()
     kernels = Kernels(attention=external.varlen_attention(external.load_varlen()[1]))

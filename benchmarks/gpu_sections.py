@@ -159,8 +159,8 @@ def largest(errors: list[float]) -> float:
 
 def steps(o: argparse.Namespace, model: Any, data: list[torch.Tensor], found: dict[str, Any]) -> Iterator[None]:
     """Packed, alone, stepped and replayed from recordings: all in float32, the forward pass over each row is right."""
+    from hnet_cli.inference.graphs import GraphSteps, PlainSteps, cuda_graphs
     from hnet_cli.kernels.packing import Packing
-    from hnet_cli.model.graphs import GraphSteps, PlainSteps, cuda_graphs
 
     def alone(row: torch.Tensor) -> torch.Tensor:
         return model(row.to(o.device)[None]).logits[0]
@@ -192,8 +192,8 @@ def steps(o: argparse.Namespace, model: Any, data: list[torch.Tensor], found: di
 
 def generation(o: argparse.Namespace) -> Found:
     """Bytes per second of all rows together. Tokens are given: neither sampling nor printing counts."""
+    from hnet_cli.inference.graphs import GraphSteps, PlainSteps, cuda_graphs
     from hnet_cli.model import HNetForCausalLM
-    from hnet_cli.model.graphs import GraphSteps, PlainSteps, cuda_graphs
 
     config, _ = preset(o.part, o.quick)
     torch.manual_seed(0)
@@ -241,8 +241,10 @@ def generation(o: argparse.Namespace) -> Found:
 
 
 def loader(o: argparse.Namespace) -> Found:
-    from hnet_cli.corpus import Batches, Dataset, prepare
-    from hnet_cli.evaluate import to_device
+    from hnet_cli.data.dataset import Dataset
+    from hnet_cli.data.loader import Batches
+    from hnet_cli.data.prepare.preparation import prepare
+    from hnet_cli.training.validation import to_device
 
     with tempfile.TemporaryDirectory() as folder:
         path, made = o.data, False
@@ -272,8 +274,8 @@ def loader(o: argparse.Namespace) -> Found:
 def real(o: argparse.Namespace) -> Found:
     """`small`, then an isotropic Transformer of equal FLOPs per byte, each for half the time, by the tool's own
     training."""
-    from hnet_cli.config import resolve
-    from hnet_cli.train import train
+    from hnet_cli.config.run import resolve
+    from hnet_cli.training.loop import train
 
     config = resolve("nano" if o.quick else "small")
     share = 1.0

@@ -47,7 +47,7 @@ def preset(name: str, quick: bool) -> tuple[Any, dict[str, Any]]:
     """Model and training section, read without pydantic."""
     import yaml
 
-    from hnet_cli.config import preset_text
+    from hnet_cli.config.run import preset_text
     from hnet_cli.model import HNetConfig
 
     data = yaml.safe_load(preset_text(name))
@@ -125,7 +125,7 @@ def force_boundaries(model: Any, alike: bool = False) -> None:
 
 def documents(rows: int, length: int, seed: int = 0) -> Any:
     """A micro-batch of random letters; what they are makes no difference to the time."""
-    from hnet_cli.corpus.loader import Batch
+    from hnet_cli.data.loader import Batch
 
     data = np.random.default_rng(seed).integers(97, 123, rows * length + 1, dtype=np.uint8)
     offsets = np.arange(0, rows * length + 1, length, dtype=np.int32)

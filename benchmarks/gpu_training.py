@@ -47,10 +47,10 @@ def models(o: argparse.Namespace) -> Found:
 
 def training(o: argparse.Namespace, model_config: Any, length: int, ratios: list[float], detail: bool) -> Found:
     """Figures of training one model at the largest number of rows that fits, of 8, 4, 2, 1 (`small`: 64 and less)."""
-    from hnet_cli import budget
-    from hnet_cli.config import RunConfig, TrainConfig
-    from hnet_cli.optim import build_optimizer
-    from hnet_cli.train_step import build_model, out_of_memory, precision_context, train_step
+    from hnet_cli.config.run import RunConfig, TrainConfig
+    from hnet_cli.training import budget
+    from hnet_cli.training.optim import build_optimizer
+    from hnet_cli.training.step import build_model, out_of_memory, precision_context, train_step
 
     device = torch.device(o.device)
     found: dict[str, Any] = {
@@ -140,9 +140,9 @@ def waits(step: Callable[[], None]) -> dict[str, int]:
 def phases(o: argparse.Namespace, model: Any, optimizer: Any, batch: Any, config: Any, autocast: Any) -> dict[str, Any]:
     """Milliseconds of one step: forward pass by part, then the phases; `within*` is what lies between the parts of a
     level, that is selection, smoothing and plugging back."""
-    from hnet_cli.evaluate import to_device
-    from hnet_cli.health import clip_gradient
-    from hnet_cli.train_step import losses
+    from hnet_cli.training.health import clip_gradient
+    from hnet_cli.training.step import losses
+    from hnet_cli.training.validation import to_device
 
     marks: dict[str, list[tuple[Any, Any]]] = collections.defaultdict(list)
 

@@ -62,7 +62,8 @@ def scan_inputs(
 
 def launches(scan: Scan, total: int, device: Any) -> dict[str, Callable[[], Any]]:
     """Everything that a level does with `total` positions of three documents, in bfloat16, and with one more."""
-    from hnet_cli.kernels import external, reference
+    from hnet_cli.kernels import cuda as external
+    from hnet_cli.kernels import reference
     from hnet_cli.kernels.packing import Packing
 
     _, kernel, update = external.load_mamba()
@@ -140,7 +141,7 @@ def tuned(o: argparse.Namespace) -> Found:
 
 def tuners() -> Iterator[Any]:
     """The kernels of mamba-ssm that have several configurations."""
-    from hnet_cli.kernels import external
+    from hnet_cli.kernels import cuda as external
 
     with contextlib.suppress(Exception):  # it is not there, or is broken: the report on kernels says so
         external.load_mamba()

@@ -21,7 +21,8 @@ TARGET = 1.4
 
 def held(dataset: Path, steps: int) -> float:
     """MiB of anonymous memory after so many batches; pages of the mapped shards are the system's to take back."""
-    from hnet_cli.corpus import Batches, Dataset
+    from hnet_cli.data.dataset import Dataset
+    from hnet_cli.data.loader import Batches
 
     batches = Batches(Dataset.open(dataset), sequence_length=256, rows=256)
     for step in range(steps):
@@ -34,10 +35,11 @@ def step_bytes_per_s(dataset: Path) -> float:
     """Bytes per second of one core that the training step of `nano` takes in: the fastest of a few."""
     import torch
 
-    from hnet_cli.config import resolve
-    from hnet_cli.corpus import Batches, Dataset
-    from hnet_cli.optim import build_optimizer
-    from hnet_cli.train_step import build_model, precision_context, train_step
+    from hnet_cli.config.run import resolve
+    from hnet_cli.data.dataset import Dataset
+    from hnet_cli.data.loader import Batches
+    from hnet_cli.training.optim import build_optimizer
+    from hnet_cli.training.step import build_model, precision_context, train_step
 
     torch.set_num_threads(1)
     config = resolve("nano")

@@ -7,7 +7,7 @@ The step runs on tensors that have a size but no values (FakeTensorMode), with b
 two micro-batches of `--rows` rows each, with chunks at the target ratios. Counted is every storage from the operation
 that makes it until nothing refers to it, rounded as CUDA's allocator rounds; what it loses to fragments is not known.
 Kernels that need a GPU are stand-ins that take their memory. `peak` is the most at any time, `fixed` what of it are
-weights, gradients and moments, `announced` what `hnet_cli.budget` says of both.
+weights, gradients and moments, `announced` what `hnet_cli.training.budget` says of both.
 
 `--check`: the same step of a small preset on a CPU, with the reference's kernels, counted on tensors without values, on
 real ones, and as the process grows. The last line is a JSON object.
@@ -37,10 +37,11 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from hnet_cli import kernels as seam
-from hnet_cli.budget import BASE_MEMORY, chunk_fractions, needs
-from hnet_cli.config import RunConfig, resolve
-from hnet_cli.kernels import Kernels, external, packing, reference
+from hnet_cli.config.run import RunConfig, resolve
+from hnet_cli.kernels import Kernels, packing, reference
+from hnet_cli.kernels import cuda as external
 from hnet_cli.model import chunking
+from hnet_cli.training.budget import BASE_MEMORY, chunk_fractions, needs
 
 PRESETS = ["small", "1stage-l", "1stage-xl", "2stage-l", "2stage-xl"]
 CPU = torch.device("cpu")
@@ -150,8 +151,8 @@ def sized(config: RunConfig, rows: int, kernels: Kernels, shares: list[float]) -
 
 def counted(config: RunConfig, rows: int, make: Callable[[], Any]) -> tuple[dict[str, int], dict[str, Any]]:
     """`fixed` and `peak` bytes of the second of two steps, and its record."""
-    from hnet_cli.optim import build_optimizer
-    from hnet_cli.train_step import precision_context, train_step
+    from hnet_cli.training.optim import build_optimizer
+    from hnet_cli.training.step import precision_context, train_step
 
     live, model = Live(), make()
     optimizer = build_optimizer(model, config)
@@ -183,7 +184,7 @@ def check(name: str, rows: int) -> dict[str, Any]:
     """The three counts of a step on a CPU."""
     import resource
 
-    from hnet_cli.train_step import build_model
+    from hnet_cli.training.step import build_model
 
     config = resolve(name)
     train = dataclasses.replace(config.train, micro_batches=2, batch_bytes=2 * rows * config.train.sequence_length)

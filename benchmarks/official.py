@@ -24,10 +24,10 @@ from typing import Any
 import torch
 
 from hnet_cli import storage
-from hnet_cli.config import resolve
-from hnet_cli.convert import expected_shapes
+from hnet_cli.checkpoints.convert import expected_shapes
+from hnet_cli.checkpoints.safetensors_file import write_safetensors
+from hnet_cli.config.run import resolve
 from hnet_cli.model import HNetConfig
-from hnet_cli.safetensors_file import write_safetensors
 
 LIMIT = 8 << 30
 

@@ -50,13 +50,14 @@ def write_genome(path: Path, megabytes: float) -> None:
 
 def run_prepare(file: Path, modality: str, measure: bool) -> None:
     from hnet_cli import modality as modalities
-    from hnet_cli.corpus import prepare
+    from hnet_cli.data.prepare.preparation import prepare
 
     prepare([file], modalities.get(modality), file.with_suffix(".dataset"), overwrite=True, measure=measure)
 
 
 def run_loader(dataset: Path) -> int:
-    from hnet_cli.corpus import Batches, Dataset
+    from hnet_cli.data.dataset import Dataset
+    from hnet_cli.data.loader import Batches
 
     batches = Batches(Dataset.open(dataset), sequence_length=256, rows=1024)
     return sum(len(batches.batch(step).targets) for step in range(400))
@@ -72,7 +73,7 @@ def _in_child(work: Callable[..., Any], arguments: tuple[Any, ...], pipe: Any) -
     import Bio.SeqIO  # noqa: F401
 
     from hnet_cli import modality as modalities
-    from hnet_cli.corpus import prepare  # noqa: F401
+    from hnet_cli.data.prepare.preparation import prepare  # noqa: F401
 
     for name in ("text", "dna"):  # imports are not what is measured, for nobody
         modalities.get(name)

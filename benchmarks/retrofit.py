@@ -27,12 +27,13 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from hnet_cli import checkpoint, cli
-from hnet_cli.corpus import Dataset
-from hnet_cli.corpus.loader import windows
-from hnet_cli.evaluate import to_device
+from hnet_cli.checkpoints import checkpoint
+from hnet_cli.cli import app as cli
+from hnet_cli.data.dataset import Dataset
+from hnet_cli.data.loader import windows
 from hnet_cli.model import HNetForCausalLM
-from hnet_cli.teacher import Teacher
+from hnet_cli.training.teacher import Teacher
+from hnet_cli.training.validation import to_device
 
 SMALLER = {
     "teacher": [

@@ -2,8 +2,8 @@
 
     python benchmarks/sample.py [--preset base] [--dtype fp32] [--threads 1] [--batches 1 8 64] [--seconds 5]
 
-What is measured is `hnet_cli.sample.generate`, which `hnet sample -n` calls: bytes drawn, rows that wait for each
-other and all. Weights are random; the share of positions at a boundary is set to what the preset aims at, at random
+What is measured is `hnet_cli.inference.generate.generate`, which `hnet sample -n` calls: bytes drawn, rows that wait for
+each other and all. Weights are random; the share of positions at a boundary is set to what the preset aims at, at random
 places that differ from row to row. The bound: the products of one row with every matrix that a byte needs, one after
 the other and nothing else (encoders, decoders and head for every byte, what lies within a stage at the share of its
 boundaries). `of_bound` is the time that takes over the time of a byte at batch 1; rounds of all variants take turns and
@@ -26,12 +26,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from hnet_cli.config import resolve
-from hnet_cli.convert import DTYPES
+from hnet_cli.checkpoints.convert import DTYPES
+from hnet_cli.config.run import resolve
+from hnet_cli.inference.generate import generate
 from hnet_cli.model import HNetForCausalLM
 from hnet_cli.model.chunking import RoutingModule
 from hnet_cli.model.hnet import HNet
-from hnet_cli.sample import generate
 
 ROUND = 24
 """Bytes per row of a round: several chunks."""

@@ -19,11 +19,11 @@ from statistics import median
 
 import torch
 
-from hnet_cli.config import resolve
+from hnet_cli.config.run import resolve
+from hnet_cli.inference.segment import segment
+from hnet_cli.inference.windows import Stream, window_of, windows
 from hnet_cli.modality import Source
 from hnet_cli.model import HNetForCausalLM
-from hnet_cli.segment import segment
-from hnet_cli.windows import Stream, window_of, windows
 
 WORDS = b"the of and chunk bytes network learns where words begin, so that nothing is cut twice. \n".split(b" ")
 
@@ -31,7 +31,7 @@ WORDS = b"the of and chunk bytes network learns where words begin, so that nothi
 def load(reference: str | None, *settings: str) -> HNetForCausalLM:
     """The model at `reference`, or `nano` (with `settings`) with random routing that cuts now and then."""
     if reference:
-        from hnet_cli.checkpoint import load
+        from hnet_cli.checkpoints.checkpoint import load
 
         return load(reference)
     generator = torch.Generator().manual_seed(0)

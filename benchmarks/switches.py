@@ -21,14 +21,14 @@ from pathlib import Path
 import numpy as np
 
 from hnet_cli import storage
-from hnet_cli.budget import chunk_fractions
-from hnet_cli.checkpoint import load
+from hnet_cli.checkpoints.checkpoint import load
 from hnet_cli.comparison.statistics import estimate, interval
-from hnet_cli.config import RunConfig, resolve
-from hnet_cli.corpus import Dataset
+from hnet_cli.config.run import RunConfig, resolve
+from hnet_cli.data.dataset import Dataset
 from hnet_cli.evaluation.resampling import ratio
 from hnet_cli.evaluation.scoring import score
-from hnet_cli.train import train
+from hnet_cli.training.budget import chunk_fractions
+from hnet_cli.training.loop import train
 
 BASES = {"text": "nano", "chinese": "nano-chinese", "code": "nano-code", "dna": "nano"}
 MODALITY = {"chinese": ["train.target_ratios=[5]"],

@@ -25,10 +25,10 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hnet_cli.config import RunConfig, resolve
-from hnet_cli.corpus import Batch
-from hnet_cli.optim import build_optimizer
-from hnet_cli.train_step import build_model, precision_context, train_step
+from hnet_cli.config.run import RunConfig, resolve
+from hnet_cli.data.loader import Batch
+from hnet_cli.training.optim import build_optimizer
+from hnet_cli.training.step import build_model, precision_context, train_step
 
 WORDS = b"the of and chunk bytes network learns where words begin, so that nothing is cut twice. \n".split(b" ")
 WARM_UP = 12

@@ -1,5 +1,5 @@
 """`python -m hnet_cli` is the `hnet` command."""
 
-from hnet_cli.cli import main
+from hnet_cli.cli.app import main
 
 main()

@@ -183,7 +183,7 @@ class Modality:
     presets: ClassVar[Mapping[str, str]] = {"nano": "nano", "small": "small", "base": "base"}
     """The preset to take for each size when the user names none."""
     line_up: ClassVar[tuple[str, ...]] = ()
-    """Members of the comparison that is made by default (`hnet_cli.lineup`); none: the paper's for English."""
+    """Members of the comparison that is made by default (`hnet_cli.training.lineup`); none: the paper's for English."""
     formats: ClassVar[tuple[str, ...]] = ()
     """Output formats of `hnet segment` beyond the common ones, drawn by `render`."""
     input_table: ClassVar[bytes | None] = None

@@ -13,70 +13,58 @@ import pytest
 ROOT = Path(__file__).parent.parent
 CORE, PLUGINS = ROOT / "hnet_cli", ROOT / "modalities"
 
-# Dependencies point down. A module may import its own folder and the layers below it; a new file takes its place here.
-LAYERS: list[set[str]] = [
-    {"errors", "boundaries", "starters", "schedules", "signals", "stdio"},
-    {"yaml_file", "train_config"},
-    {"streams", "modality", "model.config"},
-    {"storage", "config", "kernels", "console", "page"},
-    {"failures", "corpus", "model", "contract", "budget", "torch_file", "safetensors_file"},
-    {"tokens"},  # of byte-level BPE, for the model that byte models are compared with
-    {"lineup"},  # of the paper's comparison
-    {"parallel"},
-    {"distributed"},  # what the ranks of a run tell each other
-    {"plot", "history", "chunkpage", "tensorboard"},  # what a run folder tells, and how it is drawn
-    {"optim", "checkpoint", "windows", "assemble", "health", "journal", "watch", "transformers"},
-    {"teacher"},  # of a retrofitted model
-    {"render"},
-    {"evaluate", "sample", "segment", "convert", "doctor", "prepare"},  # the verbs never import each other
-    {"probe"},  # what a model makes of the same bytes at every evaluation
-    {"alignment"},
-    {"resume", "train_step"},
-    {"train", "llama"},
-    {"plan"},  # what a run would take, before it starts
-    {"report"},  # a run as a page
-    {"progress", "runs"},  # a run as it is shown on screen, and all that there are
-    {"verbs", "quickstart", "evaluation", "retrofit"},  # these run other verbs
-    {"comparison"},  # trainings and evaluations of several models
-    {"verbs"},  # what the longer commands ask and print
-    {"cli"},
+ROOMS: list[set[str]] = [
     {"__main__"},
+    {"cli"},
+    {"comparison"},
+    {"evaluation"},
+    {"transformers", "contract"},
+    {"training"},
+    {"report", "checkpoints"},
+    {"inference"},
+    {"data"},
+    {"pages", "distributed", "config"},
+    {"terminal"},
+    {"model"},
+    {"storage", "modality"},
+    {"kernels", "starters"},
+    {"errors"},
 ]
-UPWARDS = {("checkpoint", "segment")}
-"""The Python API: `hnet_cli.load(...).segment(data)`, imported when called."""
+"""Packages and top-level modules of the core: each imports its own room and those further down."""
 WITHOUT_TORCH = {
     *(
-        "errors",
-        "console",
-        "boundaries",
-        "schedules",
-        "signals",
-        "stdio",
-        "streams",
-        "modality",
-        "storage",
+        "__main__",
+        "cli.app",
+        "cli.compare",
+        "cli.doctor",
+        "cli.eval",
+        "cli.prepare",
         "config",
-        "yaml_file",
-        "train_config",
-        "model.config",
+        "contract",
+        "data",
+        "errors",
+        "modality",
+        "pages",
+        "report",
+        "starters",
+        "storage",
     ),
-    *("signals", "corpus", "contract", "budget", "render", "plan", "doctor", "prepare", "cli", "__main__", "starters"),
-    *("tokens", "lineup", "distributed"),
-    *("page", "chunkpage", "plot", "history", "report", "runs"),
+    *("terminal", "distributed.world", "inference.agreement", "inference.chunks_page", "inference.render"),
+    *("model.config", "model.settings", "training.budget", "training.lineup", "training.plan"),
 }
 """Importing one of these must not import torch; functions inside may."""
 ACCELERATORS = {"triton", "mamba_ssm", "flash_attn", "causal_conv1d", "torch.nn.attention.varlen"}
 
 
-def part(module: str) -> str:
-    """The entry of LAYERS a module below hnet_cli belongs to: "model.hnet" -> "model"; what has no torch is its own."""
-    return "model.config" if module in ("model.config", "model.settings") else module.partition(".")[0]
+def room(module: str) -> str:
+    """The entry of ROOMS a module below hnet_cli belongs to: "model.hnet" -> "model"."""
+    return module.partition(".")[0]
 
 
-def layer(name: str) -> int:
-    found = [number for number, names in enumerate(LAYERS) if name in names]
-    assert found, f"hnet_cli/{name} has no place in LAYERS of this test: give it one"
-    return found[0]
+def rank(module: str) -> int:
+    ranks = [number for number, names in enumerate(ROOMS) if room(module) in names]
+    assert ranks, f"hnet_cli/{room(module)} has no place in ROOMS of this test: give it one"
+    return ranks[0]
 
 
 def modules() -> dict[str, Path]:
@@ -111,19 +99,16 @@ def imports(path: Path, package: str, *, lazy: bool = True) -> Iterator[str]:
 
 
 def core_imports(name: str, path: Path) -> set[str]:
-    """Which parts of the core a module of the core imports."""
+    """Modules of the core that a module of the core imports."""
     package = "hnet_cli." + name if path.name == "__init__.py" else f"hnet_cli.{name}".rpartition(".")[0]
     below = {found.removeprefix("hnet_cli.") for found in imports(path, package) if found.startswith("hnet_cli.")}
-    known = modules()
-    return {part(found) for found in below if found in known}
+    return below & modules().keys()
 
 
 @pytest.mark.parametrize("name", modules())
 def test_dependencies_point_down(name: str) -> None:
-    own = part(name)
     for other in core_imports(name, modules()[name]):
-        fine = other == own or layer(other) < layer(own) or (own, other) in UPWARDS
-        fine = fine or (own == "model" and other == "model.config")
+        fine = room(other) == room(name) or rank(other) > rank(name)
         assert fine, f"hnet_cli/{name} imports {other}, which is not below it"
 
 
@@ -174,7 +159,7 @@ def writes(path: Path) -> Iterator[str]:
 def test_storage_alone_writes() -> None:
     """So that a fault at any operation on files can be tried: tests/reliability/test_crash.py."""
     found = [
-        write for name, path in modules().items() if part(name) not in ("storage", "model.config")
+        write for name, path in modules().items() if room(name) != "storage" and name != "model.config"
         for write in writes(path)
     ]  # fmt: skip
     assert not found, found
@@ -185,9 +170,7 @@ def test_the_core_never_names_a_modality() -> None:
     for name, path in modules().items():
         for found in imports(path, "hnet_cli"):
             assert "modalities" not in found.split("."), f"hnet_cli/{name} imports {found}"
-        if name in ("errors", "modality", "storage", "streams", "console") or name.startswith(
-            ("corpus", "kernels", "model")
-        ):
+        if room(name) in ("data", "errors", "kernels", "modality", "model", "storage", "terminal"):
             strings = {
                 n.value for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Constant)
             }
@@ -196,7 +179,7 @@ def test_the_core_never_names_a_modality() -> None:
 
 def test_only_kernels_know_accelerators() -> None:
     for name, path in modules().items():
-        if part(name) != "kernels":
+        if room(name) != "kernels":
             for found in imports(path, "hnet_cli"):
                 assert not any(found == a or found.startswith(a + ".") for a in ACCELERATORS), (
                     f"hnet_cli/{name}: {found}"
@@ -206,7 +189,7 @@ def test_only_kernels_know_accelerators() -> None:
 def test_no_accelerator_is_imported_with_the_kernels() -> None:
     """They are probed when asked for; a machine without them, or with broken ones, imports the rest."""
     for name, path in modules().items():
-        if part(name) == "kernels" and "triton" not in name:
+        if room(name) == "kernels" and "triton" not in name:
             for found in imports(path, "hnet_cli.kernels", lazy=False):
                 assert not any(found == a or found.startswith(a + ".") for a in ACCELERATORS), (
                     f"hnet_cli/{name}: {found}"
@@ -222,7 +205,7 @@ def loaded(code: str) -> set[str]:
 
 
 def test_importing_what_does_not_compute_is_fast() -> None:
-    names = [name for name in modules() if part(name) in WITHOUT_TORCH and name != "__main__"]
+    names = [name for name in modules() if {name, room(name)} & WITHOUT_TORCH and name != "__main__"]
     code = "import importlib\n" + "\n".join(f"importlib.import_module('hnet_cli.{name}')" for name in names)
     assert not {"torch", "Bio", "pyarrow", "matplotlib"} & loaded(code)
 
@@ -230,17 +213,11 @@ def test_importing_what_does_not_compute_is_fast() -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "--help"], ["doctor", "--help"]])
 def test_help_never_imports_torch(arguments: list[str]) -> None:
     code = f"""
-from hnet_cli.cli import app
+from hnet_cli.cli.app import app
 from typer.testing import CliRunner
 assert CliRunner().invoke(app, {arguments!r}).exit_code == 0
 """
     assert not {"torch", "numpy", "Bio", "yaml"} & loaded(code)
-
-
-@pytest.mark.parametrize("path", [*sorted(CORE.rglob("*.py")), *sorted(PLUGINS.glob("*.py"))], ids=lambda p: p.stem)
-def test_a_file_fits_one_sitting(path: Path) -> None:
-    lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= 450, f"{path.name} has {lines} lines: make it a folder"
 
 
 def test_ruff_is_content() -> None:

@@ -6,9 +6,10 @@ import pytest
 import torch
 from modelkit import tiny_config, tiny_model
 
-from hnet_cli import checkpoint, storage
-from hnet_cli.sample import sample_bytes
-from hnet_cli.windows import BOS
+from hnet_cli import storage
+from hnet_cli.checkpoints import checkpoint
+from hnet_cli.inference.generate import sample_bytes
+from hnet_cli.inference.windows import BOS
 
 transformers = pytest.importorskip("transformers", minversion="5")
 pytest.importorskip("hnet_cli.transformers")

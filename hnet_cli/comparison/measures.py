@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from hnet_cli import checkpoint, modality, storage
+from hnet_cli import modality, storage
+from hnet_cli.checkpoints import checkpoint
 from hnet_cli.errors import InputError
 from hnet_cli.evaluation.material import Material, gather
 from hnet_cli.evaluation.report import precision, share

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hnet_cli import lineup
-from hnet_cli.config import RunConfig, differences, resolve
-from hnet_cli.corpus import Dataset
+from hnet_cli.config.run import RunConfig, differences, resolve
+from hnet_cli.data.dataset import Dataset
 from hnet_cli.errors import UsageError
+from hnet_cli.training import lineup
 
 ALIASES = {"bpe": "transformer", "bpe-2x": "transformer-2x"}
 """Other names of members: the Transformers read tokens of byte-level BPE."""

@@ -7,9 +7,9 @@ from typing import Any
 
 from hnet_cli.comparison.curves import Curve
 from hnet_cli.comparison.tables import around, definitions, grids
-from hnet_cli.console import count, duration, size
-from hnet_cli.page import CLOSING, opening, safe
-from hnet_cli.plot import Bar, Chart, Line, bars, chart
+from hnet_cli.pages.plot import Bar, Chart, Line, bars, chart
+from hnet_cli.pages.shell import CLOSING, opening, safe
+from hnet_cli.terminal.console import count, duration, size
 
 Json = dict[str, Any]
 STYLES = ("solid", "dashed", "dotted")

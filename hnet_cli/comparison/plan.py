@@ -14,15 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hnet_cli import budget, lineup, modality, storage
-from hnet_cli.budget import Machine
+from hnet_cli import modality, storage
 from hnet_cli.comparison.members import DECIDED, Member, line_up, with_train
-from hnet_cli.config import RunConfig, to_yaml
-from hnet_cli.console import count, duration, literal, progress, say, show, size, table
-from hnet_cli.corpus import Dataset
+from hnet_cli.config.run import RunConfig, to_yaml
+from hnet_cli.data.dataset import Dataset
 from hnet_cli.errors import DamagedError, InputError, UsageError
 from hnet_cli.model.config import Chunker
-from hnet_cli.plan import dataset_at, newest_dataset
+from hnet_cli.terminal.console import count, duration, literal, progress, say, show, size, table
+from hnet_cli.training import budget, lineup
+from hnet_cli.training.budget import Machine
+from hnet_cli.training.plan import dataset_at, newest_dataset
 
 FORMAT = 1
 NAME = "plan.json"
@@ -232,7 +233,7 @@ def _affordable(plan: Plan) -> int:
 
 def seconds_per_byte(plan: Plan) -> dict[str, float]:
     """Seconds to train a byte here, measured for every member as if its chunks were as long as aimed at."""
-    from hnet_cli.train_step import seconds_per_byte as measure
+    from hnet_cli.training.step import seconds_per_byte as measure
 
     times = {}
     with progress("timing", len(plan.members)) as task:

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 import hnet_cli
-from hnet_cli import history
 from hnet_cli.comparison.curves import Curve, crossover, efficiency
 from hnet_cli.comparison.members import Member
 from hnet_cli.comparison.plan import Plan, Run, layout
 from hnet_cli.comparison.statistics import estimate, interval, judged
 from hnet_cli.evaluation.resampling import ratio
+from hnet_cli.report import history
 
 FORMAT = 1
 REFERENCES = ("transformer", "dna-transformer")

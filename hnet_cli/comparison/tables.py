@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from hnet_cli.console import count, duration, literal, show_data, size, table
+from hnet_cli.terminal.console import count, duration, literal, show_data, size, table
 
 Json = dict[str, Any]
 Rows = list[list[str]]

@@ -12,14 +12,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from hnet_cli import checkpoint, storage
-from hnet_cli import plan as planning
+from hnet_cli import storage
+from hnet_cli.checkpoints import checkpoint
 from hnet_cli.comparison.plan import Plan, Run
-from hnet_cli.config import to_yaml
-from hnet_cli.console import literal, progress, say
+from hnet_cli.config.run import to_yaml
 from hnet_cli.errors import HNetError, NumericalError, Stopped
-from hnet_cli.progress import attend
-from hnet_cli.signals import Stop
+from hnet_cli.terminal.console import literal, progress, say
+from hnet_cli.terminal.signals import Stop
+from hnet_cli.training import plan as planning
+from hnet_cli.training.progress import attend
 
 POLL = 0.2
 """Seconds between two looks at the workers."""

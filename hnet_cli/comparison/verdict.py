@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hnet_cli.comparison.plan import MATCHED
-from hnet_cli.console import count, duration, size
+from hnet_cli.terminal.console import count, duration, size
 
 Json = dict[str, Any]
 UNSTEADY = 1.3

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import zstandard
 
-from hnet_cli.corpus.baseline import order_k
+from hnet_cli.data.baselines import order_k
 from hnet_cli.evaluation.resampling import draws, ratio, with_interval
 from hnet_cli.evaluation.scoring import COLUMNS, Scores
 from hnet_cli.model import HNetConfig

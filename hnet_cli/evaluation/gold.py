@@ -16,9 +16,9 @@ import numpy as np
 
 from hnet_cli.errors import InputError
 from hnet_cli.evaluation.resampling import interval, ratio, with_interval
+from hnet_cli.inference.windows import windows
 from hnet_cli.modality import Annotation, Document, Gold, Modality
 from hnet_cli.model import HNetForCausalLM
-from hnet_cli.windows import windows
 
 HITS, FOUND, EDGES, PLACES, RIGHT, PIECES, UNITS, BYTES, EXACT, RAW = range(10)
 """Columns of the counts: boundaries that are edges, boundaries, edges, places where a boundary can be; pieces between

@@ -13,12 +13,14 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from hnet_cli import checkpoint, modality, sample
-from hnet_cli.budget import machine
+from hnet_cli import modality
+from hnet_cli.checkpoints import checkpoint
 from hnet_cli.errors import EnvironmentLimit
 from hnet_cli.evaluation.report import default_context
 from hnet_cli.evaluation.scoring import loglikelihoods, score
-from hnet_cli.windows import BOS
+from hnet_cli.inference import generate as sample
+from hnet_cli.inference.windows import BOS
+from hnet_cli.training.budget import machine
 
 try:
     from lm_eval.api.instance import Instance

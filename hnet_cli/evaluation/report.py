@@ -14,19 +14,19 @@ import numpy as np
 import torch
 
 from hnet_cli import modality as modalities
-from hnet_cli import sample as sampling
-from hnet_cli.checkpoint import LoadedModel
-from hnet_cli.console import progress, say
-from hnet_cli.corpus import sources_of
+from hnet_cli.checkpoints.checkpoint import LoadedModel
+from hnet_cli.data.prepare.named import sources_of
 from hnet_cli.errors import UsageError
 from hnet_cli.evaluation import compression, gold, noise, tasks
 from hnet_cli.evaluation.material import Material, file_source, gather
 from hnet_cli.evaluation.resampling import of_share, with_interval
 from hnet_cli.evaluation.scoring import Scores, score
 from hnet_cli.evaluation.variants import score_variants
+from hnet_cli.inference import generate as sampling
+from hnet_cli.inference.windows import window_of
 from hnet_cli.modality import Annotation, Document, Gold, Modality, Refused
 from hnet_cli.model import HNetConfig
-from hnet_cli.windows import window_of
+from hnet_cli.terminal.console import progress, say
 
 UNITS_BYTES = 200_000
 """Of the documents, bytes whose units (`Modality.units`) are compared with the boundaries."""

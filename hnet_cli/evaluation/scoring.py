@@ -19,10 +19,10 @@ import torch.nn.functional as F
 
 from hnet_cli.errors import NumericalError
 from hnet_cli.evaluation.resampling import FEWEST
+from hnet_cli.inference.windows import BATCH_BYTES, BOS
 from hnet_cli.model import HNetForCausalLM, RoutingOutput
 from hnet_cli.model.carry import extend
 from hnet_cli.model.state import GenerationState
-from hnet_cli.windows import BATCH_BYTES, BOS
 
 
 @dataclass(frozen=True, slots=True)

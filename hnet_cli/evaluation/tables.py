@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
-from hnet_cli.console import literal, size, table
 from hnet_cli.evaluation.tasks import PLACES
+from hnet_cli.terminal.console import literal, size, table
 
 UNITS = {"dna": "base"}
 

@@ -22,10 +22,10 @@ import numpy as np
 from hnet_cli.errors import InputError
 from hnet_cli.evaluation.resampling import interval, ratio, with_interval
 from hnet_cli.evaluation.scoring import loglikelihoods
+from hnet_cli.inference.windows import BOS
 from hnet_cli.modality import Perturbation
 from hnet_cli.model import HNetForCausalLM
-from hnet_cli.streams import open_input
-from hnet_cli.windows import BOS
+from hnet_cli.storage.streams import open_input
 
 PLACES = ("prompt", "completion", "both")
 """Where a perturbation is applied; BLT takes each as a task of its own and averages."""

@@ -22,9 +22,9 @@ from hnet_cli.errors import InputError
 from hnet_cli.evaluation.material import file_source
 from hnet_cli.evaluation.resampling import FEWEST, with_interval
 from hnet_cli.evaluation.scoring import loglikelihoods
+from hnet_cli.inference.windows import BOS
 from hnet_cli.modality import Modality, Refused, Variant
 from hnet_cli.model import HNetForCausalLM
-from hnet_cli.windows import BOS
 
 AT_ONCE = 64
 TIMES = 200

@@ -14,8 +14,11 @@ from typing import Any
 
 import torch
 
-from . import external, host, host_step, reference
-from .packing import Packing
+from hnet_cli.kernels import cpu as host
+from hnet_cli.kernels import cpu_step as host_step
+from hnet_cli.kernels import cuda as external
+from hnet_cli.kernels import reference
+from hnet_cli.kernels.packing import Packing
 
 __all__ = ["Kernels", "Packing", "Row", "check", "choose", "report"]
 
@@ -195,7 +198,7 @@ def check(
 
     `options`: `lengths`, `sizes` and `seed` of `kernels.checking.compare`.
     """
-    from . import checking
+    from hnet_cli.kernels import checking
 
     kind = torch.device(device).type
     found: list[tuple[str, dict[str, Function], tuple[torch.dtype, ...]]] = []

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import reference
-from .packing import Packing
+from hnet_cli.kernels import reference
+from hnet_cli.kernels.packing import Packing
 
 FLOOR = 1e-3
 """What is smaller than the largest of the results by this factor is compared with that. Gradients that are nothing but

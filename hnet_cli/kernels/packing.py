@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from ..model.settings import Rotary
+    from hnet_cli.model.settings import Rotary
 
 
 @dataclass(eq=False)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .packing import Blocks, Packing
+from hnet_cli.kernels.packing import Blocks, Packing
 
 BLOCK = 64
 """Block length of the scans: the work inside a block grows with it, the work between blocks shrinks."""

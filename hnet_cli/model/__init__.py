@@ -6,11 +6,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .chunking import RoutingOutput, ratio_loss
-    from .config import HNetConfig
-    from .hnet import HNetForCausalLM, HNetOutput
-    from .optimization import lr_multipliers, parameter_groups
-    from .state import GenerationState, StepRouting
+    from hnet_cli.model.chunking import RoutingOutput, ratio_loss
+    from hnet_cli.model.config import HNetConfig
+    from hnet_cli.model.hnet import HNetForCausalLM, HNetOutput
+    from hnet_cli.model.optimization import lr_multipliers, parameter_groups
+    from hnet_cli.model.state import GenerationState, StepRouting
 
 _HOME = {
     "HNetConfig": "config",

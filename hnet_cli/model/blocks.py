@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..kernels import Kernels
-from ..kernels.packing import Packing
-from ..kernels.reference import rotate, wide
-from .config import HNetConfig
-from .settings import Rotary
-from .state import AttentionState, LayerState, MambaState, Now
+from hnet_cli.kernels import Kernels
+from hnet_cli.kernels.packing import Packing
+from hnet_cli.kernels.reference import rotate, wide
+from hnet_cli.model.config import HNetConfig
+from hnet_cli.model.settings import Rotary
+from hnet_cli.model.state import AttentionState, LayerState, MambaState, Now
 
 EPS = 1e-5
 

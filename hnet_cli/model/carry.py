@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels import Kernels
-from ..kernels.packing import Packing
-from ..kernels.reference import rotate, wide
-from .blocks import EPS, Attention, Isotropic, Mamba2
-from .chunking import RoutingOutput, add_residual
-from .hnet import HNet, HNetForCausalLM, HNetOutput
-from .state import AttentionState, GenerationState, LevelState, MambaState, Now
+from hnet_cli.kernels import Kernels
+from hnet_cli.kernels.packing import Packing
+from hnet_cli.kernels.reference import rotate, wide
+from hnet_cli.model.blocks import EPS, Attention, Isotropic, Mamba2
+from hnet_cli.model.chunking import RoutingOutput, add_residual
+from hnet_cli.model.hnet import HNet, HNetForCausalLM, HNetOutput
+from hnet_cli.model.state import AttentionState, GenerationState, LevelState, MambaState, Now
 
 QUERIES = 256
 """Positions whose attention is computed at once: of keys they read the window's and their own."""

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels import Kernels
-from ..kernels.packing import Packing, true_positions
-from ..kernels.reference import wide
-from .settings import Chunker
-from .state import LevelState, Now, pick
+from hnet_cli.kernels import Kernels
+from hnet_cli.kernels.packing import Packing, true_positions
+from hnet_cli.kernels.reference import wide
+from hnet_cli.model.settings import Chunker
+from hnet_cli.model.state import LevelState, Now, pick
 
 
 @dataclass

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from .settings import (
+from hnet_cli.model.settings import (
     AttnConfig,
     Chunker,
     Level,

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import kernels as seam
-from ..kernels import Kernels
-from ..kernels.packing import Packing, true_positions
-from ..kernels.reference import wide
-from .blocks import Isotropic, SwiGLU
-from .chunking import (
+from hnet_cli import kernels as seam
+from hnet_cli.kernels import Kernels
+from hnet_cli.kernels.packing import Packing, true_positions
+from hnet_cli.kernels.reference import wide
+from hnet_cli.model.blocks import Isotropic, SwiGLU
+from hnet_cli.model.chunking import (
     ChunkLayer,
     DeChunkLayer,
     FixedRouting,
@@ -25,8 +25,8 @@ from .chunking import (
     add_residual,
     average_over_positions,
 )
-from .config import HNetConfig
-from .state import GenerationState, LevelState, Now, StepRouting, pick
+from hnet_cli.model.config import HNetConfig
+from hnet_cli.model.state import GenerationState, LevelState, Now, StepRouting, pick
 
 
 @dataclass
@@ -240,7 +240,7 @@ class HNetForCausalLM(nn.Module):
     """
 
     tokenizer: Any = None
-    """What makes of bytes the ids that this model reads, a `hnet_cli.tokens.Tokenizer`; None: bytes are the ids."""
+    """A `hnet_cli.data.tokens.Tokenizer` that maps bytes to the ids this model reads; None: bytes are the ids."""
 
     def __init__(self, config: HNetConfig, backend: str = "auto") -> None:
         super().__init__()

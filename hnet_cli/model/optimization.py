@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from .config import HNetConfig
+from hnet_cli.model.config import HNetConfig
 
 _NO_DECAY = ("A_log", "D", "dt_bias", "norm1.weight", "norm2.weight", "rmsnorm.weight")
 

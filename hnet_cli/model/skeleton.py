@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from .config import HNetConfig
+from hnet_cli.model.config import HNetConfig
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels import Kernels
-from ..kernels.packing import Packing, rotary_table
-from .config import HNetConfig
-from .settings import Rotary
+from hnet_cli.kernels import Kernels
+from hnet_cli.kernels.packing import Packing, rotary_table
+from hnet_cli.model.config import HNetConfig
+from hnet_cli.model.settings import Rotary
 
 
 @dataclass(eq=False)

@@ -33,7 +33,7 @@ from hnet_cli.storage.folders import (
     verify_folder,
 )
 from hnet_cli.storage.lock import FolderLock, lock_holder, refuse_if_held
-from hnet_cli.streams import decompressed, open_input, shown
+from hnet_cli.storage.streams import decompressed, open_input, shown
 
 __all__ = [
     "MANIFEST",

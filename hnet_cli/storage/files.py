@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hnet_cli.errors import BusyError, HNetError, StorageError
-from hnet_cli.streams import shown
+from hnet_cli.storage.streams import shown
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_CREATABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,

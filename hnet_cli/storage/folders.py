@@ -28,7 +28,7 @@ from hnet_cli.storage.files import (
     write_json,
 )
 from hnet_cli.storage.lock import FolderLock
-from hnet_cli.streams import shown
+from hnet_cli.storage.streams import shown
 
 MANIFEST = "manifest.json"
 FORMAT = 1

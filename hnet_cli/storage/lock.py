@@ -11,7 +11,7 @@ from types import TracebackType
 
 from hnet_cli.errors import BusyError
 from hnet_cli.storage.files import make_folder, os_errors, sweep_files
-from hnet_cli.streams import shown
+from hnet_cli.storage.streams import shown
 
 
 class FolderLock:

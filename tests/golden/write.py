@@ -15,7 +15,7 @@ from pathlib import Path
 import golden_curve
 from runkit import dataset, fox, tiny
 
-from hnet_cli.train import train
+from hnet_cli.training.loop import train
 
 SMALLEST = [
     "model.d_model=[8, 8]",

@@ -14,10 +14,10 @@ from forms import trials
 from runkit import dataset, tiny
 
 from hnet_cli import storage
-from hnet_cli.checkpoint import newest, verify
-from hnet_cli.corpus import Dataset
+from hnet_cli.checkpoints.checkpoint import newest, verify
+from hnet_cli.data.dataset import Dataset
 from hnet_cli.errors import DamagedError
-from hnet_cli.train import train
+from hnet_cli.training.loop import train
 
 THREE = ["train.steps=3", "train.checkpoint_every=1", "train.keep_checkpoints=3", "train.eval_every=0"]
 

@@ -18,13 +18,14 @@ from faults import FAILING, FULL, Disk, Fault, Killed, after_power_cut, fingerpr
 from forms import trials
 from runkit import FLAT, fox, tiny
 
-from hnet_cli import corpus, modality
-from hnet_cli.checkpoint import TrainingState, find, load_checkpoint, newest, save_checkpoint, verify
-from hnet_cli.corpus import Dataset
+from hnet_cli import modality
+from hnet_cli.checkpoints.checkpoint import TrainingState, find, load_checkpoint, newest, save_checkpoint, verify
+from hnet_cli.data.dataset import Dataset
+from hnet_cli.data.prepare import preparation
 from hnet_cli.errors import BusyError, DamagedError, StorageError
-from hnet_cli.optim import build_optimizer
 from hnet_cli.storage import FolderLock
-from hnet_cli.train_step import build_model
+from hnet_cli.training.optim import build_optimizer
+from hnet_cli.training.step import build_model
 
 SMALL = [
     *FLAT,
@@ -123,7 +124,7 @@ def dataset_cases(text: Path) -> dict[str, Case]:
         source = text / f"{lines}.txt"
         if not source.exists():
             fox(text, lines).rename(source)
-        corpus.prepare([source], modality.get("text"), root / "data", val=0.1, measure=False, overwrite=True)
+        preparation.prepare([source], modality.get("text"), root / "data", val=0.1, measure=False, overwrite=True)
 
     def judge(*allowed: int) -> Callable[[Path, bool], str]:
         def wrong(root: Path, done: bool) -> str:

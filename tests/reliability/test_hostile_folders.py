@@ -26,7 +26,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hnet_cli import modality
-from hnet_cli.corpus import Dataset, prepare
+from hnet_cli.data.dataset import Dataset
+from hnet_cli.data.prepare.preparation import prepare
 from hnet_cli.errors import InputError
 from hnet_cli.modality import Document, Modality, Refused
 

@@ -33,7 +33,7 @@ from hostilekit import (
 )
 
 from hnet_cli.errors import InputError
-from hnet_cli.streams import decompressed
+from hnet_cli.storage.streams import decompressed
 
 BAD: dict[str, tuple[str, bytes, str, int]] = {
     "empty.txt": ("text", b"", "empty", 3),

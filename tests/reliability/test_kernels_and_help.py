@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from forms import trials
 
-from hnet_cli.cli import app
-from hnet_cli.kernels import HOST, OPERATIONS, host_step, reference
+from hnet_cli.cli.app import app
+from hnet_cli.kernels import HOST, OPERATIONS, reference
+from hnet_cli.kernels import cpu_step as host_step
 from hnet_cli.kernels.checking import compare, worst
 
 
@@ -43,7 +44,7 @@ def test_r25_operations_against_float64(tally: Any) -> None:
 def test_r32_help_answers_at_once(tally: Any) -> None:
     """Of `hnet` and of each command, in a process of its own that must not import torch."""
     done = tally("R32", "help of hnet and of every command: no torch, seconds of CPU time")
-    code = "import sys; from hnet_cli.cli import run; code = run(sys.argv[1:]); print('torch' in sys.modules, code)"
+    code = "import sys; from hnet_cli.cli.app import run; code = run(sys.argv[1:]); print('torch' in sys.modules, code)"
     commands = [[], *([command.name or command.callback.__name__] for command in app.registered_commands)]
     seconds = []
     for command in commands[: trials(3, len(commands), len(commands))]:

@@ -21,7 +21,7 @@ from forms import MANNERS, trials
 from runkit import dataset, tiny
 
 from hnet_cli import storage
-from hnet_cli.train import train
+from hnet_cli.training.loop import train
 
 Case = tuple[list[object], tuple[int, ...]]
 """A command, and the exit codes it may end with."""

@@ -25,7 +25,7 @@ PROGRAM = """
 import json, os, resource, sys
 import Bio.SeqIO, pyarrow.parquet
 from hnet_cli import modality
-from hnet_cli.corpus import prepare
+from hnet_cli.data.prepare.preparation import prepare
 from hnet_cli.errors import HNetError
 plugins = {name: modality.get(name) for name in ("text", "dna")}
 for line in sys.stdin:

@@ -14,12 +14,13 @@ from forms import trials
 from modelkit import tiny_config, tiny_model, worst
 from runkit import TWO_STAGES, dataset, metrics, tiny
 
-from hnet_cli.checkpoint import load, load_folder
-from hnet_cli.corpus import Batches, Dataset
+from hnet_cli.checkpoints.checkpoint import load, load_folder
+from hnet_cli.data.dataset import Dataset
+from hnet_cli.data.loader import Batches
 from hnet_cli.errors import NumericalError
 from hnet_cli.model import HNetForCausalLM
-from hnet_cli.signals import Stop
-from hnet_cli.train import _Trainer
+from hnet_cli.terminal.signals import Stop
+from hnet_cli.training.loop import _Trainer
 
 STEPS = 6
 

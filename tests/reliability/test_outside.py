@@ -16,9 +16,9 @@ import pytest
 from runkit import dataset
 
 from hnet_cli import storage
-from hnet_cli.cli import run
-from hnet_cli.config import resolve
-from hnet_cli.corpus import Dataset
+from hnet_cli.cli.app import run
+from hnet_cli.config.run import resolve
+from hnet_cli.data.dataset import Dataset
 from hnet_cli.errors import DamagedError, HNetError
 
 SECRET = b"the secret that nobody may read\n"

@@ -19,7 +19,8 @@ import pytest
 from forms import trials
 
 from hnet_cli import modality
-from hnet_cli.corpus import planning, prepare
+from hnet_cli.data.prepare import planning
+from hnet_cli.data.prepare.preparation import prepare
 from hnet_cli.errors import BusyError
 from hnet_cli.modality import Modality
 
@@ -27,7 +28,7 @@ UNIT_FILES = 2
 PROGRAM = """
 import os, sys
 from hnet_cli import modality
-from hnet_cli.corpus import planning, prepare
+from hnet_cli.data.prepare import planning; from hnet_cli.data.prepare.preparation import prepare
 planning.UNIT_FILES = int(sys.argv[1])
 text = modality.get("text")
 os.write(1, b"begins\\n")
@@ -173,7 +174,7 @@ def test_the_journal_goes_by_the_files(tmp_path: Path, monkeypatch: pytest.Monke
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
     monkeypatch.setattr(planning, "UNIT_FILES", UNIT_FILES)
-    monkeypatch.setattr("hnet_cli.corpus.preparation.UNIT_BYTES", 1)  # worth keeping after an exception
+    monkeypatch.setattr("hnet_cli.data.prepare.preparation.UNIT_BYTES", 1)  # worth keeping after an exception
     monkeypatch.chdir(tmp_path)
     corpus(tmp_path / "in", 12)
     text, seen = modality.get("text"), []

@@ -16,7 +16,7 @@ from forms import FORM, trials
 from rankkit import losses, trained, without
 from runkit import SETTINGS, TWO_STAGES, dataset, metrics, tiny, weights
 
-from hnet_cli import checkpoint
+from hnet_cli.checkpoints import checkpoint
 
 pytestmark = pytest.mark.skipif(FORM == "short", reason="tests/test_distributed.py is the short form")
 

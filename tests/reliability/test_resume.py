@@ -18,11 +18,12 @@ from commands import SMALLER, command, hnet, training
 from forms import trials
 from runkit import dataset, metrics, tiny
 
-from hnet_cli import checkpoint, storage
-from hnet_cli.checkpoint import has_any, newest, verify
-from hnet_cli.config import resolve
+from hnet_cli import storage
+from hnet_cli.checkpoints import checkpoint
+from hnet_cli.checkpoints.checkpoint import has_any, newest, verify
+from hnet_cli.config.run import resolve
 from hnet_cli.errors import DamagedError
-from hnet_cli.train import train
+from hnet_cli.training.loop import train
 
 CLOCK = {"bytes_per_s", "seconds", "step_ms"}
 

@@ -17,7 +17,7 @@ from commands import command, hnet
 from forms import trials
 from runkit import dataset, metrics
 
-from hnet_cli import checkpoint
+from hnet_cli.checkpoints import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_r30_a_second_train_is_refused(data: Path, tmp_path: Path, tally: Any) -
     first = hnet(*arguments, stderr=tmp_path / "first")
     first.until("step 2  saved", run / "log.txt")
     # In a fresh process: what makes the answer slow is loading torch, so that must not come first.
-    code = "import sys; from hnet_cli.cli import run; code = run(sys.argv[1:]); print('torch' in sys.modules, code)"
+    code = "import sys; from hnet_cli.cli.app import run; code = run(sys.argv[1:]); print('torch' in sys.modules, code)"
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
     second = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
     now = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -20,14 +20,14 @@ from forms import FORM, trials
 from runkit import TWO_STAGES, dataset, tiny
 from torch.utils.flop_counter import FlopCounterMode
 
-from hnet_cli import budget
-from hnet_cli.cli import run
-from hnet_cli.config import RunConfig, resolve
+from hnet_cli.cli.app import run
+from hnet_cli.config.run import RunConfig, resolve
+from hnet_cli.inference.windows import windows
 from hnet_cli.modality import Document
 from hnet_cli.model import HNetForCausalLM, RoutingOutput
-from hnet_cli.train import train
-from hnet_cli.train_step import build_model, losses
-from hnet_cli.windows import windows
+from hnet_cli.training import budget
+from hnet_cli.training.loop import train
+from hnet_cli.training.step import build_model, losses
 
 CONFIGS = {"nano": resolve("nano"), "two stages": tiny(*TWO_STAGES, "name=two stages")}
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
@@ -52,7 +52,7 @@ def test_r27_memory_of_segment_is_flat(
     done = tally("R27", "peak memory of segment on a file and on a tenth of it, two stages")
     size = trials(25_000, 100_000, 1_200_000)
     if FORM != "long":
-        monkeypatch.setattr("hnet_cli.segment.SCORED_BYTES", 1 << 14)
+        monkeypatch.setattr("hnet_cli.inference.segment.SCORED_BYTES", 1 << 14)
         monkeypatch.setattr("hnet_cli.modalities._utf8.PIECE", 1 << 14)
     peaks = []
     for factor in (1, 10):

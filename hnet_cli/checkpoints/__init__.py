@@ -1,0 +1,1 @@
+"""Models and training states on disk, and conversion from and to other formats."""

@@ -1,0 +1,327 @@
+"""Official checkpoints in and out: `.pt` or safetensors to a model folder of ours, and back. Nothing is executed.
+
+The parameter names are the same on both sides, so converting is reading safely, checking every name and shape against
+the configuration, and writing whole. Tensors pass one at a time with the dtype they have; only a `.pt` to be written is
+gathered in memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from hnet_cli import storage
+from hnet_cli.checkpoints import checkpoint
+from hnet_cli.checkpoints.safetensors_file import SAFETENSORS_DTYPES, write_safetensors
+from hnet_cli.checkpoints.torch_file import Stored, read_torch_file
+from hnet_cli.config.run import preset_names, resolve
+from hnet_cli.errors import BusyError, DamagedError, InputError, StorageError, UsageError
+from hnet_cli.modality import names as modality_names
+from hnet_cli.model import HNetConfig, HNetForCausalLM
+from hnet_cli.model.skeleton import skeleton
+from hnet_cli.storage import shown
+from hnet_cli.terminal.console import progress
+
+Weights = dict[str, Stored]
+_FLOATS = {SAFETENSORS_DTYPES[dtype]: dtype for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
+_HEAD, _EMBEDDING = "lm_head.weight", "embeddings.weight"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What `convert` did."""
+
+    source: str
+    target: str
+    configuration: str
+    """Where it came from: a file, or "preset NAME" where the shapes were recognised."""
+    parameters: int
+    tensors: int
+    bytes: int
+    """Of all tensors."""
+    dtypes: dict[str, int]
+    """Tensors per dtype."""
+    modality: str | None
+
+
+def convert(
+    source: str | Path,
+    target: Path,
+    config: Path | None = None,
+    overwrite: bool = False,
+    modality: str | None = None,
+    dtype: str | None = None,
+) -> Converted:
+    """Convert a model; `target` says to what.
+
+    `source`: an official `.pt` or `.safetensors`, a folder with one, or a model of ours (run, checkpoint, starter...).
+    `target`: `X.pt` or `X.safetensors` for the official form, with its configuration in `X.json`; else a model folder.
+    `config`: file of the configuration; by default the one beside the source, else the preset whose shapes are these.
+    `modality`: what the model was trained on, kept in a model folder. `dtype`: store weights as `fp32`, `bf16` or
+    `fp16`; by default as they are.
+
+    Raises InputError (not weights, or a pickle that asks for code), DamagedError (damaged, or not what the
+    configuration describes), UsageError (no configuration, or one that the official code cannot express), BusyError,
+    StorageError.
+    """
+    target = Path(target)
+    if modality is not None and modality not in modality_names():
+        raise UsageError(f"no modality is called {modality!r}", f"installed: {', '.join(modality_names())}")
+    official = target.suffix in (".pt", ".safetensors")
+    _refuse_existing([target, target.with_suffix(".json")] if official else [target], overwrite)
+    files = weight_files(source)
+    with _reading(files[0]):
+        weights = _without_prefix({key: value for file in files for key, value in read_weights(file).items()})
+        settings, origin = _configuration(weights, files[0], config)
+        weights = checked(weights, settings, files[0], origin)
+    if dtype is not None:
+        if dtype not in DTYPES:
+            raise UsageError(f"--dtype {dtype!r} is not known", f"one of {', '.join(DTYPES)}")
+        weights = {name: _cast(stored, DTYPES[dtype]) for name, stored in weights.items()}
+    if modality is not None:
+        settings = replace(settings, extra={**settings.extra, "modality": modality})
+    size = sum(map(_size, weights.values()))
+    with progress(f"converting {shown(files[0].name)}", size) as task:
+        done = 0
+
+        def count(stored: Stored) -> torch.Tensor:
+            nonlocal done
+            with _reading(files[0]):
+                tensor = stored.read()
+            done += _size(stored)
+            task.update(done)
+            return tensor
+
+        if official:
+            _write_official(target, settings, weights, count, size)
+        else:
+            _write_folder(target, settings, weights, count, overwrite)
+    return Converted(
+        source=str(source),
+        target=str(target),
+        configuration=origin,
+        parameters=settings.num_parameters,
+        tensors=len(weights),
+        bytes=size,
+        dtypes=dict(Counter(str(stored.dtype).removeprefix("torch.") for stored in weights.values())),
+        modality=settings.extra.get("modality"),
+    )
+
+
+def _cast(stored: Stored, dtype: torch.dtype) -> Stored:
+    return Stored(stored.shape, dtype, lambda: stored.read().to(dtype))
+
+
+def _size(stored: Stored) -> int:
+    return math.prod(stored.shape) * stored.dtype.itemsize
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"cannot read {shown(path)}: {error.strerror or error}") from error
+
+
+def weight_files(source: str | Path) -> list[Path]:
+    """The files that hold the weights of `source`; those of ours are verified first."""
+    path = Path(source)
+    if path.is_file():
+        return [path]
+    if str(source).startswith("starter:") or (path / "checkpoints").is_dir():
+        path = checkpoint.find(source)
+    if not path.exists():
+        raise InputError(f"there is no model at {shown(path)}", "give a .pt or .safetensors file, or a model folder")
+    if not path.is_dir():
+        raise InputError(f"{shown(path)} is neither a file nor a folder")
+    if (path / storage.MANIFEST).exists():
+        entries = storage.read_manifest(path)["files"]
+        for file in entries.keys() & {"config.json", "model.safetensors"}:
+            storage.verify_file(path, file, entries[file])
+    for pattern in ("model.safetensors", "model-*-of-*.safetensors", "*.safetensors", "*.pt", "*.bin"):
+        found = sorted(path.glob(pattern))
+        if len(found) == 1 or (found and "-of-" in pattern):
+            return found
+        if found:
+            raise InputError(f"{shown(path)} holds {len(found)} files {pattern}", "name the one to convert")
+    raise InputError(f"{shown(path)} holds no weights: neither .safetensors nor .pt", "name the file to convert")
+
+
+def read_weights(path: Path) -> Weights:
+    """The tensors of a file, told by its first bytes rather than its name; none is read yet."""
+    with open(path, "rb") as file:
+        head = file.read(16)
+    if not head:
+        raise InputError(f"{shown(path)} is empty")
+    if head.startswith(b"PK\x03\x04"):
+        return read_torch_file(path)
+    if head.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+        raise InputError(
+            f"{shown(path)} is a bare pickle, the form torch.save had before version 1.6, and is not opened",
+            "save it again with a newer torch, where you trust it",
+        )
+    if head[8:9] != b"{":
+        raise InputError(f"{shown(path)} holds no weights: it is neither a .pt nor a .safetensors file")
+    try:
+        opened = safe_open(path, "pt")
+        slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (it is no mapping)
+        kinds = {name: part.get_dtype() for name, part in slices.items()}
+        odd = next((name for name, kind in kinds.items() if kind not in _FLOATS), None)
+        if odd is not None:
+            raise InputError(f"{shown(path)}: {odd!a} has dtype {kinds[odd]}, weights are {', '.join(_FLOATS)}")
+        return {
+            name: Stored(tuple(part.get_shape()), _FLOATS[kinds[name]], partial(opened.get_tensor, name))
+            for name, part in slices.items()
+        }
+    except SafetensorError as error:
+        raise DamagedError(f"{shown(path)} is damaged: {error}", "fetch or copy it again") from error
+
+
+def _without_prefix(weights: Weights) -> Weights:
+    """Names as the model has them, without what wrappers (DDP, torch.compile, Lightning) put before all of them."""
+    for prefix in ("module.", "_orig_mod.", "model."):
+        if all(name.startswith(prefix) for name in weights):
+            weights = {name.removeprefix(prefix): stored for name, stored in weights.items()}
+    return weights
+
+
+# --- which configuration, and do the weights fit it -------------------------------------------------------------------
+
+
+def _configuration(weights: Weights, file: Path, given: Path | None) -> tuple[HNetConfig, str]:
+    """The configuration and where it came from."""
+    beside = [file.with_suffix(".json"), file.parent / "config.json"]
+    path = given or next((path for path in beside if path.is_file()), None)
+    if path is None:
+        return _recognised(weights, file)
+    try:
+        return HNetConfig.from_json(path), str(path)
+    except FileNotFoundError as error:
+        raise InputError(f"there is no configuration at {shown(path)}") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        kind = UsageError if given else DamagedError
+        raise kind(f"{shown(path)}: {error}", "give the model's configuration with --config") from error
+
+
+def _recognised(weights: Weights, file: Path) -> tuple[HNetConfig, str]:
+    """The preset that has exactly these names and shapes."""
+    shapes = {name: stored.shape for name, stored in weights.items()}
+    elements = sum(map(math.prod, shapes.values()))
+    presets = {name: resolve(name) for name in preset_names()}
+    found = {
+        name: preset
+        for name, preset in presets.items()
+        if preset.model.num_parameters == elements
+        and expected_shapes(preset.model) == shapes
+        # A file without a configuration comes from the official code, which has no other chunker and no choices.
+        and all(chunker.kind == "learned" for chunker in preset.model.chunkers)
+        and not (preset.model.switches() or preset.tokenizer)
+    }
+    if len({preset.model.to_json() for preset in found.values()}) == 1:
+        name = min(found, key=len)  # those of the line-up that are the same have longer ones
+        preset = found[name]
+        return replace(preset.model, target_ratios=tuple(preset.train.ratios()) or None), f"preset {name}"
+    many = f"presets {', '.join(found)} all have" if found else "no preset has"
+    raise UsageError(
+        f"{shown(file)}: {many} these shapes ({elements:,} parameters)",
+        "give its configuration with --config FILE.json",
+    )
+
+
+def expected_shapes(settings: HNetConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the state dict, in its order, without allocating it."""
+    model = skeleton(HNetForCausalLM, settings)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def checked(weights: Weights, settings: HNetConfig, file: Path, origin: str) -> Weights:
+    """The weights in the order of the state dict, names and shapes as the configuration says. Raises DamagedError."""
+    if settings.tie_embeddings and _EMBEDDING in weights:
+        weights.setdefault(_HEAD, weights[_EMBEDDING])
+    elements = sum(math.prod(stored.shape) for stored in weights.values())
+    if settings.num_parameters > 2 * elements + 1_000_000:  # before building what a hostile configuration describes
+        raise DamagedError(
+            f"{shown(file)} does not fit {origin}: {elements:,} parameters, not {settings.num_parameters:,}"
+        )
+    wanted = expected_shapes(settings)
+    problems = [
+        ("missing", [f"{name!a}" for name in wanted if name not in weights]),
+        ("unexpected", [f"{name!a}" for name in weights if name not in wanted]),
+        ("of another shape", [
+            f"{name!a} is {list(weights[name].shape)}, not {list(shape)}"
+            for name, shape in wanted.items() if name in weights and weights[name].shape != shape
+        ]),
+        ("not of a float dtype", [f"{name!a}" for name, s in weights.items() if s.dtype not in _FLOATS.values()]),
+    ]  # fmt: skip
+    told = [
+        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for what, names in problems
+        if names
+    ]
+    if told:
+        raise DamagedError(
+            f"{shown(file)} does not fit {origin}: {'; '.join(told)}", "give the right one with --config"
+        )
+    if settings.tie_embeddings and not torch.equal(weights[_HEAD].read(), weights[_EMBEDDING].read()):
+        raise DamagedError(f"{shown(file)} does not fit {origin}: embeddings are tied, but the output layer differs")
+    return {name: weights[name] for name in wanted}
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def _refuse_existing(paths: list[Path], overwrite: bool) -> None:
+    for path in paths:
+        if path.exists() and not overwrite:
+            raise BusyError(f"{shown(path)} exists already", "choose another name, or give --overwrite to replace it")
+    if len(paths) > 1 and paths[0].is_dir():
+        raise BusyError(f"{shown(paths[0])} is a folder", "choose another name")
+
+
+def _write_folder(target: Path, settings: HNetConfig, weights: Weights, read: Callable[[Stored], torch.Tensor],
+                  overwrite: bool) -> None:  # fmt: skip
+    if target.is_file():
+        raise BusyError(f"{shown(target)} is a file", "choose another name; official forms end in .pt or .safetensors")
+    if settings.tie_embeddings:
+        weights = {name: stored for name, stored in weights.items() if name != _HEAD}
+    with storage.staged_folder(target, overwrite=overwrite, manifest={"kind": "model"}) as folder:
+        storage.write_json(folder / "config.json", settings.to_dict() | {"model_type": checkpoint.MODEL_TYPE})
+        with storage.NewFile(folder / "model.safetensors") as file:
+            write_safetensors(file, weights, read, metadata={"format": "pt"})
+
+
+def _write_official(target: Path, settings: HNetConfig, weights: Weights, read: Callable[[Stored], torch.Tensor],
+                    size: int) -> None:  # fmt: skip
+    """The weights in one file, the configuration beside it, in fields that the official code knows."""
+    hint = "convert to a folder (a name without .pt or .safetensors) to keep it as it is"
+    if any(chunker.kind != "learned" for chunker in settings.chunkers):
+        raise UsageError("the official code knows only learned chunkers", hint)
+    if settings.switches():
+        raise UsageError(f"the official code does not know {', '.join(settings.switches())}", hint)
+    fields = settings.to_dict()
+    fields.pop("hnet", None)
+    if "headdim" in fields["ssm_cfg"]:
+        raise UsageError(f"the official code knows only ssm headdim 64, not {settings.ssm_cfg.headdim}", hint)
+    with storage.staged_file(target, size) as file:
+        if target.suffix == ".pt":
+            tensors = {name: read(stored) for name, stored in weights.items()}
+            if settings.tie_embeddings:
+                tensors[_HEAD] = tensors[_EMBEDDING]
+            torch.save(tensors, cast(BinaryIO, file))
+        else:
+            write_safetensors(file, weights, read, metadata={"format": "pt"})
+    storage.write_json(target.with_suffix(".json"), fields)

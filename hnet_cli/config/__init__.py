@@ -1,0 +1,1 @@
+"""Configurations: presets, the `train:` section, YAML. No torch in here."""

@@ -1,0 +1,1 @@
+"""Datasets: preparation, reading, batches, tokens, baselines."""

@@ -1,0 +1,209 @@
+"""The dataset on disk and its reader.
+
+`data/NAME/` holds the stored bytes of all documents, one after the other, cut into shards of 256 MiB, and tables
+about them (little endian): `blocks.bin` a CRC-32 per MiB, `documents.bin` six integers per document, `split-*.bin`
+which stretches of which documents belong to a split, `names.txt` a line per document. `dataset.json` says the rest and
+commits to every byte of the others by SHA-256, so that its own digest identifies the dataset.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import mmap
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hnet_cli.errors import BusyError, DamagedError, InputError, StorageError
+from hnet_cli.storage import MANIFEST, read_manifest, verify_file, write_json
+from hnet_cli.storage.streams import shown
+
+FORMAT = 1
+SHARD = 256 << 20
+"""Bytes per shard, but for the last."""
+BLOCK = 1 << 20
+"""Bytes per checksum; divides SHARD."""
+COLUMNS = ("start", "length", "source", "offset", "name", "group")
+"""Of `documents.bin`, int64: position in the joined shards, bytes, index into `sources`, coordinate of the first byte
+within its source or record, position of its line in `names.txt`, hash of its group."""
+
+
+def shard_name(index: int) -> str:
+    """File name of a shard."""
+    return f"shard-{index:05d}.bin"
+
+
+class Shards:
+    """Random access to the joined shards; the checksum of a block is verified when the block is first touched."""
+
+    def __init__(self, folder: Path, size: int, checksums: np.ndarray) -> None:
+        self.folder, self.size = folder, size
+        self._checksums = checksums
+        self._checked = np.zeros(len(checksums), bool)
+        self._maps = [self._map(folder / shard_name(index)) for index in range(-(-size // SHARD))]
+        self._arrays = [np.frombuffer(view, np.uint8) for view in self._maps]
+
+    @staticmethod
+    def _map(file: Path) -> memoryview:
+        try:
+            with open(file, "rb") as opened:
+                return memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
+        except FileNotFoundError as error:
+            raise DamagedError(f"{shown(file)} is missing") from error
+        except (OSError, ValueError) as error:
+            raise StorageError(f"cannot read {shown(file)}: {error}") from error
+
+    def check(self, starts: np.ndarray, ends: np.ndarray) -> None:
+        """Verify the blocks that the non-empty ranges [start, end) touch. Raises DamagedError naming file and place."""
+        first, last = starts // BLOCK, (ends - 1) // BLOCK
+        counts = last - first + 1
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        blocks = np.repeat(first, counts) + within
+        for block in np.unique(blocks[~self._checked[blocks]]).tolist():
+            shard, start = divmod(block * BLOCK, SHARD)
+            data = self._maps[shard][start : start + BLOCK]
+            if zlib.crc32(data) != self._checksums[block]:
+                raise DamagedError(
+                    f"{shown(self.folder / shard_name(shard))} is damaged between bytes {start:,} and "
+                    f"{start + len(data):,}: checksum mismatch",
+                    "prepare the dataset again, or restore this file",
+                )
+            self._checked[block] = True
+
+    def gather(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """The bytes of many non-empty ranges, joined; verified."""
+        self.check(starts, starts + lengths)
+        shards, places = starts // SHARD, np.cumsum(lengths) - lengths
+        joined = np.empty(int(lengths.sum()), np.uint8)
+        crossing = (starts + lengths - 1) // SHARD != shards
+        for start, place, length in zip(starts[crossing], places[crossing], lengths[crossing], strict=True):
+            joined[place : place + length] = np.frombuffer(self._read(int(start), int(start + length)), np.uint8)
+        for shard in np.unique(shards[~crossing]).tolist():
+            mine = np.flatnonzero((shards == shard) & ~crossing)
+            counts = lengths[mine]
+            positions = np.arange(counts.sum())
+            before = np.cumsum(counts) - counts
+            data = self._arrays[shard][positions + np.repeat(starts[mine] - shard * SHARD - before, counts)]
+            if len(mine) == len(starts):
+                return data
+            joined[positions + np.repeat(places[mine] - before, counts)] = data
+        return joined
+
+    def read(self, start: int, end: int) -> bytes:
+        """Bytes [start, end) of the joined shards, verified."""
+        if start >= end:
+            return b""
+        self.check(np.array([start]), np.array([end]))
+        return self._read(start, end)
+
+    def _read(self, start: int, end: int) -> bytes:
+        shard, at = divmod(start, SHARD)
+        data = bytes(self._maps[shard][at : at + end - start])
+        return data if len(data) == end - start else data + self._read(start + len(data), end)
+
+
+class Dataset:
+    """A prepared dataset. Opening checks all but the shards, whose blocks are checked as they are read."""
+
+    def __init__(self, path: Path, about: dict[str, Any], fingerprint: str) -> None:
+        self.path, self.about, self.fingerprint = path, about, fingerprint
+        self.modality: str = about["modality"]
+        self.splits: tuple[str, ...] = tuple(about["splits"])
+        self.input_table = None if about["input_table"] is None else np.array(about["input_table"], np.uint8)
+        weights = about["loss_weights"]
+        self.loss_weights = None if weights is None else np.array(weights, np.float32)
+        self.table = self._array("documents.bin", np.int64, len(COLUMNS))
+        self.shards = Shards(path, about["bytes"], self._array("blocks.bin", np.uint32))
+
+    @classmethod
+    def open(cls, path: Path) -> Dataset:
+        """Open and check. Raises InputError where there is no dataset, DamagedError naming the file and its fault."""
+        path = Path(path)
+        file = path / "dataset.json"
+        try:
+            text = file.read_bytes()
+        except OSError as error:
+            if not path.exists():
+                raise InputError(f"no dataset {shown(path)}", "make it with `hnet prepare`") from error
+            raise DamagedError(f"{shown(file)} is missing or unreadable: {shown(path)} is no dataset") from error
+        fingerprint = hashlib.sha256(text).hexdigest()
+        try:
+            about = json.loads(text)
+            version = about["format"]
+            entries = dict(about["files"])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DamagedError(f"{shown(file)} is damaged: not the description of a dataset") from error
+        if version != FORMAT:
+            raise DamagedError(f"{shown(path)} has dataset format {version!r}; this version of hnet reads {FORMAT}")
+        try:
+            promised = read_manifest(path)["files"]
+            verify_file(path, "dataset.json", promised["dataset.json"])
+            if promised != entries | {"dataset.json": promised["dataset.json"]}:
+                raise DamagedError(f"{shown(path / MANIFEST)} is damaged: it is not that of dataset.json")
+            tables = {"documents.bin", "names.txt", "blocks.bin", *(f"split-{name}.bin" for name in about["splits"])}
+            if unlisted := tables - entries.keys():
+                raise DamagedError(f"{shown(file)} is damaged: it lists no {shown(min(unlisted))}")
+            for name, entry in entries.items():
+                verify_file(path, name, entry, digest=not name.startswith("shard-"))
+            return cls(path, about, fingerprint)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DamagedError(f"{shown(file)} is damaged: {error}") from error
+
+    def verify(self) -> None:
+        """Check the SHA-256 of shards that were not checked since they last changed. Raises DamagedError naming one.
+
+        What was checked is remembered in the folder by size and time of change, if that can be written to.
+        """
+        file = self.path / ".verified.json"
+        shards = {name: entry for name, entry in self.about["files"].items() if name.startswith("shard-")}
+        now = {name: [entry["sha256"], (self.path / name).stat().st_mtime_ns] for name, entry in shards.items()}
+        try:
+            known = json.loads(file.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            known = {}
+        unchecked = [name for name in now if not isinstance(known, dict) or known.get(name) != now[name]]
+        for name in unchecked:
+            verify_file(self.path, name, shards[name])
+        if unchecked:
+            with contextlib.suppress(BusyError, StorageError):
+                write_json(file, now)
+
+    def nbytes(self, split: str) -> int:
+        """Bytes of a split."""
+        return int(self._split(split)["bytes"])
+
+    def ranges(self, split: str) -> np.ndarray:
+        """(n, 3) int64, a row per stretch of a split in the order of the corpus: document, first byte in it, bytes."""
+        self._split(split)
+        return self._array(f"split-{split}.bin", np.int64, 3)
+
+    def documents(self, split: str) -> Iterator[bytes]:
+        """The stored bytes of each stretch of a split, in the order of the corpus."""
+        for document, start, length in self.ranges(split):
+            at = int(self.table[document, 0] + start)
+            yield self.shards.read(at, at + int(length))
+
+    def name(self, document: int) -> str:
+        """Name of a document as `prepare` met it: its source, then a tab and its record where it has one."""
+        with open(self.path / "names.txt", "rb") as file:
+            file.seek(int(self.table[document, 4]))
+            return file.readline().decode().rstrip("\n")
+
+    def translate(self, stored: np.ndarray) -> np.ndarray:
+        """What the model reads for stored bytes (uint8)."""
+        return stored if self.input_table is None else self.input_table[stored]
+
+    def _split(self, split: str) -> dict[str, Any]:
+        if split not in self.splits:
+            raise InputError(f"{shown(self.path)} has no split {split!r}", f"it has {', '.join(self.splits)}")
+        return self.about["splits"][split]
+
+    def _array(self, name: str, kind: type, columns: int = 0) -> np.ndarray:
+        shape: Sequence[int] = (-1, columns) if columns else (-1,)
+        data = np.memmap(self.path / name, np.dtype(kind).newbyteorder("<"), "r")
+        return np.asarray(data).reshape(shape)

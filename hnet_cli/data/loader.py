@@ -1,0 +1,190 @@
+"""Batches as a pure function of (dataset, split, seed, step): there is no loader state to save or to lose.
+
+An epoch joins the documents of a split in a shuffled order into one stream and cuts it into windows of equal length,
+which are visited in another shuffled order. Batch `step` takes the next `rows` windows. A window that spans several
+documents holds each as its own packed sequence; inputs are the targets moved right by one, so every byte of an epoch
+(but a tail shorter than a window) is predicted exactly once, from the byte before it or from BOS.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from hnet_cli.data.dataset import Dataset
+from hnet_cli.errors import InputError
+
+BOS = 254
+"""The input before a document's first byte; 0xFE never occurs in UTF-8."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """T bytes in B packed sequences."""
+
+    inputs: np.ndarray
+    """(T,) uint8: the byte before each target, or BOS."""
+    targets: np.ndarray
+    """(T,) uint8."""
+    weights: np.ndarray | None
+    """(T,) float32 for the loss of each target; None: all 1."""
+    cu_seqlens: np.ndarray
+    """(B+1,) int32: sequence b is [cu_seqlens[b], cu_seqlens[b+1])."""
+    documents: np.ndarray
+    """(B,) int64: index of each sequence's document in the dataset."""
+    offsets: np.ndarray
+    """(B,) int64: where the sequence starts in its document."""
+    lengths: np.ndarray | None = None
+    """(T,) int64: bytes of each target where these are tokens, all int64 then; None: 1 each."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are predicted."""
+        return len(self.targets) if self.lengths is None else int(self.lengths.sum())
+
+    def halves(self) -> tuple[Batch, Batch]:
+        """The same in two of about as many targets each; B must be at least 2."""
+        ends = self.cu_seqlens[1:-1]
+        first = int(np.abs(ends - len(self.targets) / 2).argmin()) + 1  # sequences of the first half
+        return self._part(0, first), self._part(first, len(self.documents))
+
+    def _part(self, first: int, last: int) -> Batch:
+        begin, end = self.cu_seqlens[first], self.cu_seqlens[last]
+        weights = None if self.weights is None else self.weights[begin:end]
+        offsets = self.cu_seqlens[first : last + 1] - begin
+        lengths = None if self.lengths is None else self.lengths[begin:end]
+        return Batch(self.inputs[begin:end], self.targets[begin:end], weights, offsets,
+                     self.documents[first:last], self.offsets[first:last], lengths)  # fmt: skip
+
+
+class Batches:
+    """The batches of a split: `rows` windows of `sequence_length` bytes each, endless."""
+
+    def __init__(
+        self, dataset: Dataset, split: str = "train", *, sequence_length: int, rows: int, seed: int = 0
+    ) -> None:
+        """Raises InputError where the split holds less than one window."""
+        self.dataset, self.split, self.seed = dataset, split, seed
+        self.sequence_length, self.rows = sequence_length, rows
+        self._ranges = dataset.ranges(split)
+        self.windows_per_epoch = dataset.nbytes(split) // sequence_length
+        if not self.windows_per_epoch:
+            raise InputError(
+                f"the {split} split has {dataset.nbytes(split):,} bytes, less than one sequence of {sequence_length:,}",
+                "give more data, or a smaller train.sequence_length",
+            )
+        self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def epoch(self, step: int) -> float:
+        """Epochs done when batch `step` begins."""
+        return step * self.rows / self.windows_per_epoch
+
+    def batch(self, step: int, rows_slice: tuple[int, int] | None = None) -> Batch:
+        """Batch number `step` (from 0), or only its windows [start, stop): the share of one rank."""
+        start, stop = rows_slice or (0, self.rows)
+        visits = np.arange(step * self.rows + start, step * self.rows + stop, dtype=np.int64)
+        epochs, visits = np.divmod(visits, self.windows_per_epoch)
+        parts = [self._pieces(int(epoch), visits[epochs == epoch]) for epoch in np.unique(epochs)]
+        return _gather(self.dataset, *(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+    def _pieces(self, epoch: int, visits: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The stretches of documents in the windows visited: (document, limit, start, length); see `_gather`."""
+        order, ends = self._epoch(epoch)
+        begin = shuffled(visits, self.windows_per_epoch, f"{self.seed} windows {epoch}") * self.sequence_length
+        first = np.searchsorted(ends, begin, side="right")
+        last = np.searchsorted(ends, begin + self.sequence_length, side="left")
+        counts = last - first + 1
+        window = np.repeat(np.arange(len(visits)), counts)
+        place = first[window] + np.arange(len(window)) - np.repeat(np.cumsum(counts) - counts, counts)
+        chosen = self._ranges[order[place]]
+        document_begin = ends[place] - chosen[:, 2]
+        start = np.maximum(begin[window], document_begin)
+        stop = np.minimum(begin[window] + self.sequence_length, ends[place])
+        return chosen[:, 0], chosen[:, 1], chosen[:, 1] + start - document_begin, stop - start
+
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The order of the documents in an epoch and where each ends in its stream; the last two epochs are kept."""
+        if epoch not in self._epochs:
+            order = shuffled(np.arange(len(self._ranges)), len(self._ranges), f"{self.seed} documents {epoch}")
+            while len(self._epochs) > 1:
+                self._epochs.pop(next(iter(self._epochs)))
+            self._epochs[epoch] = order, np.cumsum(self._ranges[order, 2])
+        return self._epochs[epoch]
+
+
+def windows(
+    dataset: Dataset, split: str, length: int, *, batch_bytes: int = 1 << 16, max_bytes: int | None = None
+) -> Iterator[Batch]:
+    """Every byte of a split (of its first `max_bytes`) once, in order, for evaluation.
+
+    Each document is cut into windows of `length` bytes, the last shorter, each a packed sequence; a batch holds as many
+    as fit into `batch_bytes`, at least one.
+    """
+    left = dataset.nbytes(split) if max_bytes is None else max_bytes
+    waiting: list[tuple[int, int, int, int]] = []
+    size = 0
+    for document, begin, total in dataset.ranges(split).tolist():
+        total = min(total, left)
+        left -= total
+        for start in range(begin, begin + total, length):
+            piece = min(length, begin + total - start)
+            if waiting and size + piece > batch_bytes:
+                yield _gather(dataset, *np.array(waiting, np.int64).T)
+                waiting, size = [], 0
+            waiting.append((document, begin, start, piece))
+            size += piece
+        if not left:
+            break
+    if waiting:
+        yield _gather(dataset, *np.array(waiting, np.int64).T)
+
+
+def _gather(dataset: Dataset, document: np.ndarray, limit: np.ndarray, start: np.ndarray, length: np.ndarray) -> Batch:
+    """The batch of the sequences [start, start + length) of documents; where start == limit there is no byte before.
+
+    (A document may be divided by the split: then the part begins at `limit` > 0, and with BOS.)
+    """
+    absolute = dataset.table[document, 0] + start
+    cu_seqlens = np.concatenate([[0], np.cumsum(length)])
+    stored = dataset.shards.gather(absolute, length)
+    inner = start > limit
+    first_inputs = np.full(len(length), BOS, np.uint8)
+    first_inputs[inner] = dataset.translate(dataset.shards.gather(absolute[inner] - 1, np.ones(inner.sum(), np.int64)))
+    targets = dataset.translate(stored)
+    inputs = np.empty_like(targets)
+    inputs[1:] = targets[:-1]
+    inputs[cu_seqlens[:-1]] = first_inputs
+    weights = None if dataset.loss_weights is None else dataset.loss_weights[stored]
+    return Batch(inputs, targets, weights, cu_seqlens.astype(np.int32), document, start)
+
+
+def shuffled(positions: np.ndarray, count: int, key: str) -> np.ndarray:
+    """Where a keyed permutation of range(count) sends each of `positions` (int64).
+
+    A Feistel network over pairs (a, b) standing for a * rows + b, hardly more than `count`, walked until inside. No
+    table is kept, so corpora of any size shuffle in no memory; unlike numpy's generators it changes with no version.
+    """
+    rows = np.uint64(max(1, math.isqrt(count - 1) + 1))
+    columns = np.uint64(-(-count // int(rows)))
+    keys = np.frombuffer(hashlib.sha256(key.encode()).digest(), "<u8").astype(np.uint64)
+
+    def mixed(values: np.ndarray, round_key: np.uint64) -> np.ndarray:
+        values = (values + round_key) * np.uint64(0x9E3779B97F4A7C15)
+        values ^= values >> np.uint64(32)
+        return (values * np.uint64(0xD6E8FEB86659FD93)) >> np.uint64(24)
+
+    def permute(values: np.ndarray) -> np.ndarray:
+        left, right = np.divmod(values, rows)
+        for round_key in keys:
+            left = (left + mixed(right, round_key)) % columns
+            right = (right + mixed(left, ~round_key)) % rows
+        return left * rows + right
+
+    result = permute(positions.astype(np.uint64))
+    while len(outside := np.flatnonzero(result >= count)):
+        result[outside] = permute(result[outside])
+    return result.astype(np.int64)

@@ -1,0 +1,283 @@
+"""Writing a dataset's files: documents appended to shards and tables, hashed on the way.
+
+A writer can be rolled back to a mark (a file turns out to be damaged half-way), and its files be taken up again by
+another writer as far as they are what the first one said they were (after a kill).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hnet_cli.data.dataset import BLOCK, COLUMNS, SHARD, shard_name
+from hnet_cli.modality import escape
+from hnet_cli.storage import GrowingFile, remove_file
+
+ROW = 8 * len(COLUMNS)
+"""Bytes of a row of `documents.bin`."""
+
+
+@dataclass
+class State:
+    """How far a writer is, and checksums (CRC-32) of what it wrote since the state before."""
+
+    bytes: int
+    documents: int
+    names: int
+    """Bytes of `names.txt`."""
+    blocks: list[int]
+    """Of the blocks filled since the state before."""
+    rest: int
+    """Of what is in the block that is not full."""
+    table: int
+    lines: int
+
+
+class _Mark(NamedTuple):
+    bytes: int
+    documents: int
+    names_end: int
+    blocks: int
+    rest: int
+    crcs: tuple[int, int]
+    table: tuple[int, Any]
+    names: tuple[int, Any]
+    shard: tuple[int, Any] | None
+
+
+class Writer:
+    """Appends documents to the shards and tables in `folder`. A worker's folder can be appended to another's."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.bytes = 0
+        self.documents = 0
+        self.files: dict[str, dict[str, Any]] = {}
+        self._shard: GrowingFile | None = None
+        self._block = bytearray()
+        self._checksums = array("I")
+        self._told = 0  # checksums that were in the last state
+        self._waiting: list[tuple[bytes, int, int, str, str]] = []
+        """Arguments of `add`: one by one, documents of a hundred bytes would take longer to write than to read."""
+        self._appended = 0  # bytes, without those that wait
+        self._table = GrowingFile(folder / "documents.bin")
+        self._names_end = 0
+        self._names = GrowingFile(folder / "names.txt")
+        self._crcs = 0, 0  # of rows and lines since the last state
+
+    def add(self, data: bytes, source: int, offset: int, name: str, group: str) -> None:
+        """One document: `source` is an index, `offset` its first byte's coordinate, `name` as shown to the user."""
+        self._waiting.append((data, source, offset, name, group))
+        self.bytes += len(data)
+        self.documents += 1
+        if len(self._waiting) >= 8192 or self.bytes - self._appended >= BLOCK:
+            self._flush()
+
+    def absorb(self, folder: Path, sources: int) -> None:
+        """Append all documents of the closed writer of `folder`, whose source indices begin at `sources` here."""
+        self._flush()
+        shift = np.array([self.bytes, 0, sources, 0, self._names_end, 0])
+        for rows in table_rows(folder):
+            self._write_tables((rows + shift).astype("<i8").tobytes(), b"")
+            self.documents += len(rows)
+        with open(folder / "names.txt", "rb") as names:
+            while lines := names.read(BLOCK):
+                self._write_tables(b"", lines)
+                self._names_end += len(lines)
+        for index in range(len(list(folder.glob("shard-*")))):
+            with open(folder / shard_name(index), "rb") as shard:
+                while data := shard.read(BLOCK):
+                    self._append(data)
+        self.bytes = self._appended
+
+    def close(self) -> None:
+        """Finish the files, listed in `files` with size and SHA-256."""
+        self._flush()
+        if self._block:
+            self._write_block()
+        self._end_shard()
+        checksums = GrowingFile(self.folder / "blocks.bin")
+        checksums.write(np.array(self._checksums, "<u4"))
+        for name, file in (("documents.bin", self._table), ("names.txt", self._names), ("blocks.bin", checksums)):
+            self.files[name] = file.close()
+
+    # --- going back, and going on -------------------------------------------------------------------------------------
+
+    def mark(self) -> _Mark:
+        """A point to `rollback` to; any later state makes it void."""
+        self._flush()
+        return _Mark(
+            self.bytes, self.documents, self._names_end, len(self._checksums), len(self._block), self._crcs,
+            self._table.mark(), self._names.mark(), self._shard.mark() if self._shard else None,
+        )  # fmt: skip
+
+    def rollback(self, mark: _Mark) -> None:
+        """Forget what was added since `mark`."""
+        self._waiting, self._appended = [], mark.bytes
+        self.bytes, self.documents, self._names_end, self._crcs = mark.bytes, mark.documents, mark.names_end, mark.crcs
+        self._table.rollback(mark.table)
+        self._names.rollback(mark.names)
+        if len(self._checksums) > mark.blocks:
+            if self._shard is not None:
+                self._shard.close()
+            index, at = divmod(mark.blocks * BLOCK, SHARD)
+            self._shard = GrowingFile(self.folder / shard_name(index))
+            self._block = bytearray(self._shard.read(at, mark.rest))
+            if mark.shard is not None:
+                self._shard.rollback(mark.shard)
+            del self._checksums[mark.blocks :]
+            self.remove_others()
+        del self._block[mark.rest :]
+
+    def state(self) -> State:
+        """What `restore` needs to know to come back to this point; all of it is on disk then."""
+        self._flush()
+        if self._block:
+            self._open_shard().preview(self._block)
+        blocks, self._told = self._checksums[self._told :].tolist(), len(self._checksums)
+        (table, lines), self._crcs = self._crcs, (0, 0)
+        return State(self.bytes, self.documents, self._names_end, blocks, zlib.crc32(self._block), table, lines)
+
+    def restore(self, state: State) -> bool:
+        """Go on to `state`, if the files in the folder hold what it says; else nothing changes."""
+        mark, told, block = self.mark(), self._told, self._block
+        try:
+            good = self._restore(state)
+        except (ValueError, TypeError, OSError):
+            good = False
+        if not good:
+            self.rollback(mark)
+            self._told, self._block = told, block
+        return good
+
+    def _restore(self, state: State) -> bool:
+        for data in _stretches(self._table, self.documents * ROW, state.documents * ROW):
+            self._write_tables(data, b"", adopt=True)
+        for data in _stretches(self._names, self._names_end, state.names):
+            self._write_tables(b"", data, adopt=True)
+        if self._crcs != (state.table, state.lines):
+            return False
+        for crc in state.blocks:
+            self._block = bytearray(self._open_shard().read(len(self._checksums) * BLOCK % SHARD, BLOCK))
+            if len(self._block) < BLOCK or zlib.crc32(self._block) != crc:
+                return False
+            self._write_block(adopt=True)
+        rest = state.bytes - len(self._checksums) * BLOCK
+        if not 0 <= rest < BLOCK:
+            return False
+        self._block = bytearray(self._open_shard().read(len(self._checksums) * BLOCK % SHARD, rest) if rest else b"")
+        self.bytes, self.documents, self._names_end = state.bytes, state.documents, state.names
+        self._appended = state.bytes
+        self._told, self._crcs = len(self._checksums), (0, 0)
+        return len(self._block) == rest and zlib.crc32(self._block) == state.rest
+
+    def remove_others(self) -> None:
+        """Delete all files in the folder that are not part of what was written so far."""
+        shards = {shard_name(i) for i in range(-(-len(self._checksums) * BLOCK // SHARD))}
+        current = {self._shard.path.name} if self._shard is not None else set()
+        self.files = {name: entry for name, entry in self.files.items() if name in shards - current}
+        for entry in list(os.scandir(self.folder)):
+            if entry.name not in shards | current | {"documents.bin", "names.txt"}:
+                remove_file(Path(entry.path))
+
+    # --- shards and tables --------------------------------------------------------------------------------------------
+
+    def _append(self, data: bytes) -> None:
+        self._appended += len(data)
+        view = memoryview(data)
+        while len(view):
+            part = view[: BLOCK - len(self._block)]
+            self._block += part
+            view = view[len(part) :]
+            if len(self._block) == BLOCK:
+                self._write_block()
+
+    def _open_shard(self) -> GrowingFile:
+        if self._shard is None:
+            self._shard = GrowingFile(self.folder / shard_name(len(self._checksums) * BLOCK // SHARD))
+        return self._shard
+
+    def _write_block(self, adopt: bool = False) -> None:
+        shard = self._open_shard()
+        (shard.adopt if adopt else shard.write)(self._block)
+        self._checksums.append(zlib.crc32(self._block))
+        self._block = bytearray()
+        if shard.size == SHARD:
+            self._end_shard()
+
+    def _end_shard(self) -> None:
+        if self._shard is not None:
+            self.files[self._shard.path.name] = self._shard.close()
+            self._shard = None
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        data, sources, offsets, names, groups = zip(*self._waiting, strict=True)
+        lines = _lines(names)
+        hashes = {group: group_hash(group) for group in set(groups)}
+        rows = np.empty((len(data), len(COLUMNS)), "<i8")
+        rows[:, 1] = [len(document) for document in data]
+        rows[:, 0] = self._appended + np.cumsum(rows[:, 1]) - rows[:, 1]
+        rows[:, 2], rows[:, 3] = sources, offsets
+        line_ends = np.flatnonzero(np.frombuffer(lines, np.uint8) == 0x0A) + 1
+        rows[:, 4] = self._names_end + np.r_[0, line_ends[:-1]]
+        rows[:, 5] = [hashes[group] for group in groups]
+        self._write_tables(rows.tobytes(), lines)
+        self._names_end += len(lines)
+        self._append(b"".join(data))
+        self._waiting = []
+
+    def _write_tables(self, rows: bytes, lines: bytes, adopt: bool = False) -> None:
+        for file, data in ((self._table, rows), (self._names, lines)):
+            (file.adopt if adopt else file.write)(data)
+        self._crcs = zlib.crc32(rows, self._crcs[0]), zlib.crc32(lines, self._crcs[1])
+
+
+def _lines(names: Sequence[str]) -> bytes:
+    """A line of safe text for each name."""
+    joined = "\n".join(names) + "\n"
+    if joined.count("\n") > len(names):
+        joined = "".join(name.replace("\n", "\\x0a") + "\n" for name in names)
+    return escape(joined).encode("utf-8", "backslashreplace")
+
+
+def _stretches(file: GrowingFile, start: int, end: int) -> Iterator[bytes]:
+    while start < end and (data := file.read(start, min(BLOCK, end - start))):
+        yield data
+        start += len(data)
+
+
+def table_rows(folder: Path, name: str = "documents.bin", columns: int = len(COLUMNS)) -> Iterator[np.ndarray]:
+    """A table of int64 in parts of (n, columns), some MB each: a memory map would count as memory in use."""
+    with open(folder / name, "rb") as file:
+        while len(rows := np.fromfile(file, "<i8", columns << 16)):
+            yield rows.reshape(-1, columns)
+
+
+def read_shards(folder: Path, start: int, end: int) -> bytes:
+    """Bytes [start, end) of the shards just written, read plainly: of a memory map every block looked at would count
+    as memory in use, and all of it against a limit of address space."""
+    data = b""
+    while start < end:
+        index, at = divmod(start, SHARD)
+        with open(folder / shard_name(index), "rb") as shard:
+            shard.seek(at)
+            data += shard.read(min(end - start, SHARD - at))
+        start = min(end, (index + 1) * SHARD)
+    return data
+
+
+def group_hash(group: str) -> int:
+    """64 bits that stand for a group in the table; the split goes by their order."""
+    return int.from_bytes(
+        hashlib.sha256(f"hnet {group}".encode("utf-8", "replace")).digest()[:8], "little", signed=True
+    )

@@ -1,0 +1,258 @@
+"""Tokens of byte-level BPE, for the Transformer that byte models are compared with. No torch in here.
+
+A tokenizer is one `tokenizer.json` of the library `tokenizers`: trained on a dataset, or given (GPT-2's, Llama 3's).
+Every byte string has tokens, and they decode to exactly it: what is valid UTF-8 goes through the tokenizer, any other
+byte becomes the token of that byte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hnet_cli import storage
+from hnet_cli.data.dataset import Dataset
+from hnet_cli.data.loader import Batch, shuffled
+from hnet_cli.errors import DamagedError, EnvironmentLimit, HNetError, InputError, UsageError
+
+FILE = "tokenizer.json"
+SAMPLE_PER_ID, MOST_SAMPLE, PIECE = 1 << 11, 1 << 26, 1 << 16
+"""Bytes of the training split that a vocabulary is learned from, for each of its ids and at most, and of one stretch of
+them."""
+LONGEST_WORD = 64
+"""Characters: what has no space for longer, as DNA has none at all, is cut there to learn from."""
+_STRAY = re.compile("[\udc80-\udcff]+")  # what `surrogateescape` makes of bytes that are no UTF-8
+_LONG_WORD = re.compile(rf"\S{{{LONGEST_WORD + 1},}}")
+
+
+def _library() -> Any:
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise EnvironmentLimit(
+            "a model of tokens needs the package tokenizers", "pip install 'hnet[bpe]', or pip install tokenizers"
+        ) from error
+    return tokenizers
+
+
+def _byte_letters() -> list[str]:
+    """The character that stands for each byte in the vocabulary of a byte-level BPE: itself where it can be printed."""
+    printed = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = iter(range(256, 512))
+    return [chr(byte if byte in printed else next(others)) for byte in range(256)]
+
+
+class Tokenizer:
+    """A byte-level BPE that loses nothing."""
+
+    def __init__(self, text: str, where: str | Path = FILE) -> None:
+        """`text`: the content of a tokenizer.json. Raises InputError, naming `where`, for what is no byte-level BPE or
+        changes the text, EnvironmentLimit without the library."""
+        self.text = text
+        """As it is stored beside a model."""
+        try:
+            data = json.loads(text)
+            vocabulary = _checked(data)
+            added = {token["id"]: token["special"] for token in data.get("added_tokens") or ()}
+            # special tokens are marks of ours, never something to find in the user's text
+            plain = data | {"added_tokens": [], "truncation": None, "padding": None, "post_processor": None}
+            self._library = _library().Tokenizer.from_str(json.dumps(plain))
+        except EnvironmentLimit:
+            raise
+        except Exception as error:  # the library raises Exception itself
+            reason = error if isinstance(error, ValueError | KeyError | TypeError) else "it cannot be read"
+            raise InputError(
+                f"{where} is not a byte-level BPE that keeps every byte: {reason}",
+                "give a tokenizer.json such as GPT-2's or Llama 3's, or bpe:4096",
+            ) from error
+        byte_of = {letter: byte for byte, letter in enumerate(_byte_letters())}
+        self._bytes = [b""] * (max([*vocabulary.values(), *added]) + 1)
+        for token, number in vocabulary.items():
+            if number not in added:
+                self._bytes[number] = bytes(byte_of[letter] for letter in token)
+        self._of_byte = np.array([vocabulary[letter] for letter in _byte_letters()], np.int64)
+        self.bos = next((number for number, special in added.items() if special), len(self._bytes))
+        """The mark before a sequence: the file's first special token, else one id more than it has."""
+        self.size = max(len(self._bytes), self.bos + 1)
+        """Ids are below this."""
+        self.lengths = np.array([len(token) for token in self._bytes] + [0] * (self.size - len(self._bytes)), np.int64)
+        """(size,): bytes of each token; 0 for marks."""
+
+    def encode(self, sequences: Sequence[bytes]) -> list[np.ndarray]:
+        """The tokens of each sequence, (n,) int64, all in one call of the library."""
+        parts: list[tuple[int, str, bool]] = []
+        for i, data in enumerate(sequences):
+            text, start = data.decode("utf-8", errors="surrogateescape"), 0
+            for found in _STRAY.finditer(text):
+                parts += [(i, text[start : found.start()], False), (i, found[0], True)]
+                start = found.end()
+            parts.append((i, text[start:], False))
+        encoded = iter(
+            self._library.encode_batch_fast([text for _, text, stray in parts if not stray], add_special_tokens=False)
+        )
+        tokens_of: list[list[np.ndarray]] = [[] for _ in sequences]
+        for i, text, stray in parts:
+            if stray:
+                tokens = self._of_byte[np.frombuffer(text.encode("utf-8", errors="surrogateescape"), np.uint8)]
+            else:
+                tokens = np.array(next(encoded).ids, np.int64)
+            tokens_of[i].append(tokens)
+        return [np.concatenate(each) for each in tokens_of]
+
+    def decode(self, tokens: Iterable[int]) -> bytes:
+        """The bytes of tokens; a mark has none."""
+        return b"".join(self._bytes[token] for token in tokens if token < len(self._bytes))
+
+
+def _checked(data: Any) -> dict[str, int]:
+    """The vocabulary of a parsed tokenizer.json. Raises ValueError, KeyError, TypeError where it could lose a byte."""
+    model = data["model"]
+    if model["type"] != "BPE":
+        raise ValueError(f"its model is {model['type']}")
+    if data.get("normalizer") is not None:
+        raise ValueError(f"its normalizer ({data['normalizer'].get('type')}) changes the text")
+    before = data.get("pre_tokenizer") or {}
+    steps = before.get("pretokenizers", []) if before.get("type") == "Sequence" else [before]
+    kinds = [step.get("type") for step in steps]
+    if kinds[-1:] != ["ByteLevel"] or not set(kinds) <= {"ByteLevel", "Split", "Digits"}:
+        raise ValueError(f"its pre-tokenizer is {', '.join(map(str, kinds))}, not ByteLevel")
+    if any(step.get("add_prefix_space") for step in steps):
+        raise ValueError("it adds a space in front")
+    if any(step.get("behavior") == "Removed" for step in steps):
+        raise ValueError("its pre-tokenizer removes text")
+    if model.get("dropout") or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
+        raise ValueError("its tokens depend on chance or on their place in a word")
+    vocabulary: dict[str, int] = model["vocab"]
+    missing = [byte for byte, letter in enumerate(_byte_letters()) if letter not in vocabulary]
+    if missing:
+        raise ValueError(f"{len(missing)} bytes have no token")
+    return vocabulary
+
+
+# -- where a tokenizer comes from --------------------------------------------------------------------------------------
+
+
+def of_run(run: Path, setting: str, dataset: Dataset) -> Tokenizer:
+    """The tokenizer of a run: that of its newest checkpoint with one as it was written, else that of the run, else the
+    one that the setting means. Raises UsageError or InputError."""
+    for folder in sorted((run / "checkpoints").glob("step-*"), reverse=True):
+        with contextlib.suppress(HNetError, KeyError):
+            storage.verify_file(folder, FILE, storage.read_manifest(folder)["files"][FILE])
+            return of_setting(str(folder / FILE), dataset)
+    if (run / "config.yaml").exists() and (run / FILE).exists():
+        return of_setting(str(run / FILE), dataset)
+    return of_setting(setting, dataset)
+
+
+def of_model(folder: Path, vocabulary: int) -> Tokenizer:
+    """The tokenizer of a model folder whose model has `vocabulary` ids. Raises DamagedError."""
+    file = folder / FILE
+    try:
+        found = Tokenizer(file.read_text(encoding="utf-8"), file)
+        check_size(found, vocabulary)
+        return found
+    except FileNotFoundError as error:
+        raise DamagedError(f"{folder} has no {FILE}", "the folder is not a complete model") from error
+    except (OSError, UnicodeDecodeError, InputError, UsageError) as error:
+        raise DamagedError(f"{file} cannot be used: {error}") from error
+
+
+def of_setting(setting: str, dataset: Dataset) -> Tokenizer:
+    """The tokenizer that `tokenizer:` of a configuration means: "bpe:4096" learned from a dataset, else a file.
+
+    Raises UsageError or InputError.
+    """
+    kind, _, size = setting.partition(":")
+    if kind == "bpe":
+        return learned(dataset, int(size))
+    try:
+        return Tokenizer(Path(setting).read_text(encoding="utf-8"), setting)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the tokenizer {setting}: {getattr(error, 'strerror', None) or error}") from error
+
+
+@lru_cache(maxsize=4)
+def _learned(path: Path, fingerprint: str, size: int) -> Tokenizer:
+    return Tokenizer(learn(_sample(Dataset.open(path), min(MOST_SAMPLE, SAMPLE_PER_ID * size)), size))
+
+
+def learned(dataset: Dataset, size: int) -> Tokenizer:
+    """The byte-level BPE of `size` ids, the mark included, learned from a dataset's training split; the same data give
+    the same."""
+    return _learned(dataset.path, dataset.fingerprint, size)
+
+
+def _sample(dataset: Dataset, most: int) -> Iterator[bytes]:
+    """The training split as a model reads it, or stretches of it in a shuffled order up to `most` bytes."""
+    ranges = dataset.ranges("train")
+    counts = -(-ranges[:, 2] // PIECE)
+    ends, total = np.cumsum(counts), int(counts.sum())
+    whole, left = dataset.nbytes("train") <= most, most
+    for number in range(total):
+        piece = number if whole else int(shuffled(np.array([number]), total, "tokenizer")[0])
+        row = int(np.searchsorted(ends, piece, side="right"))
+        document, begin, length = ranges[row].tolist()
+        start = PIECE * (piece - int(ends[row] - counts[row]))
+        at = int(dataset.table[document, 0]) + begin + start
+        stored = dataset.shards.read(at, at + min(PIECE, length - start, left))
+        yield dataset.translate(np.frombuffer(stored, np.uint8)).tobytes()
+        left -= len(stored)
+        if not left:
+            break
+
+
+def learn(sequences: Iterable[bytes], size: int) -> str:
+    """The tokenizer.json of a byte-level BPE with at most `size` - 1 tokens, GPT-2's way of telling words apart."""
+    library = _library()
+
+    def texts() -> Iterator[str]:
+        for data in sequences:
+            for text in _STRAY.split(data.decode("utf-8", errors="surrogateescape")):
+                start = 0
+                for word in _LONG_WORD.finditer(text):
+                    yield text[start : word.start()]
+                    yield from (word[0][i : i + LONGEST_WORD] for i in range(0, len(word[0]), LONGEST_WORD))
+                    start = word.end()
+                yield text[start:]
+
+    tokenizer = library.Tokenizer(library.models.BPE())
+    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = library.decoders.ByteLevel()
+    alphabet = library.pre_tokenizers.ByteLevel.alphabet()
+    trainer = library.trainers.BpeTrainer(vocab_size=size - 1, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts(), trainer)
+    text: str = tokenizer.to_str(pretty=True)
+    return text
+
+
+def check_size(tokenizer: Tokenizer, vocabulary: int) -> None:
+    """Raises UsageError where a model of `vocabulary` ids cannot read the tokenizer's."""
+    if tokenizer.size > vocabulary:
+        raise UsageError(f"the tokenizer has {tokenizer.size:,} ids, but model.vocab_size is {vocabulary:,}")
+
+
+# -- batches -----------------------------------------------------------------------------------------------------------
+
+
+def tokenised(batch: Batch, tokenizer: Tokenizer) -> Batch:
+    """The same sequences as tokens, each after the tokenizer's mark; `offsets` stay those of bytes. A token's weight is
+    the mean of its bytes'."""
+    data, edges = batch.targets.tobytes(), batch.cu_seqlens.tolist()
+    sequences = tokenizer.encode([data[a:b] for a, b in pairwise(edges)])
+    targets = np.concatenate(sequences)
+    cu_seqlens = np.cumsum([0, *map(len, sequences)]).astype(np.int32)
+    inputs = np.empty_like(targets)
+    inputs[1:] = targets[:-1]
+    inputs[cu_seqlens[:-1]] = tokenizer.bos
+    weights, lengths = batch.weights, tokenizer.lengths[targets]
+    if weights is not None:
+        weights = (np.add.reduceat(weights, np.cumsum(lengths) - lengths) / lengths).astype(np.float32)
+    return Batch(inputs, targets, weights, cu_seqlens, batch.documents, batch.offsets, lengths)

@@ -1,0 +1,1 @@
+"""Use of a trained model: generation, windows over long documents, chunks and their rendering."""

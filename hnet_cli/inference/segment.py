@@ -1,0 +1,239 @@
+"""The chunks a model has learned, of whole files: the function behind `hnet segment`, and what it has to report."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from hnet_cli import modality as modalities
+from hnet_cli.errors import InputError, UsageError
+from hnet_cli.inference import render
+from hnet_cli.inference.agreement import Agreement
+from hnet_cli.inference.windows import READ_BYTES, Stream, Window, windows
+from hnet_cli.modality import Document, Modality, Refused, Source
+from hnet_cli.model import HNetConfig, HNetForCausalLM
+
+PAGE_BYTES = 1_000_000
+"""An HTML page holds at most this many bytes of text unless told otherwise: more than anybody reads, and its surprisal
+takes the whole network."""
+SCORED_BYTES = 1 << 16
+"""Reference edges are asked for at most about this many bytes at once."""
+
+
+def segment_bytes(model: HNetForCausalLM, data: bytes, stage: int = 0) -> list[bytes]:
+    """The chunks of one document at a stage (0 = outermost); joined they are `data`.
+
+    Reads the bytes as the model's modality does, if its configuration names one. Raises UsageError for a wrong stage.
+    """
+    name = model.config.extra.get("modality")
+    table = modalities.get(name).input_table if name else None
+    (stage,) = stages_of(model.config, stage)
+    starts = [
+        window.starts[~np.isnan(window.probability[:, stage])]
+        for window in windows(model, [Document(data, "-", "-")], input_table=table)
+    ]
+    if not starts:
+        return []
+    bounds = [*np.concatenate(starts).tolist(), len(data)]
+    return [data[a:b] for a, b in pairwise(bounds)]
+
+
+def stages_of(config: HNetConfig, stage: int | str) -> range:
+    """The stages meant by `--stage`: a number or "all". Raises UsageError."""
+    count = config.num_stages
+    if not count:
+        raise UsageError("this model has no chunking stages, so there is nothing to segment", "take an H-Net")
+    if stage == "all":
+        return range(count)
+    if not str(stage).isdecimal() or int(stage) >= count:
+        there = f"{count}: 0 to {count - 1}, or all" if count > 1 else "one: 0"
+        raise UsageError(f"there is no stage {stage!r}", f"this model has {there}")
+    return range(int(stage), int(stage) + 1)
+
+
+@dataclass
+class Summary:
+    """What was segmented, in a few counts; filled while the output is produced."""
+
+    config: HNetConfig
+    modality: Modality | None = None
+    bytes: int = 0
+    documents: int = 0
+    chunks: list[int] = field(init=False)
+    """Per stage, as are the other lists."""
+    agreement: list[dict[str, Agreement]] = field(init=False)
+    """Of the boundaries with `Modality.reference_edges`, by kind."""
+    refused: dict[str, int] = field(default_factory=dict)
+    """Items that were not used, by reason."""
+    notes: Counter[str] = field(default_factory=Counter)
+    """How many documents a remark (`Document.notes`) is about."""
+    cut: bool = False
+    """Whether there was more than `max_bytes`."""
+
+    def __post_init__(self) -> None:
+        stages = self.config.num_stages
+        self.chunks = [0] * stages
+        self.agreement = [{} for _ in range(stages)]
+        self._positions, self._sums = np.zeros(stages, dtype=np.int64), np.zeros(stages)
+        self._data = bytearray()
+        self._starts: list[np.ndarray] = []
+        self._probability: list[np.ndarray] = []
+        self._base = 0
+
+    def refuse(self, item: Refused) -> None:
+        self.refused[item.reason] = self.refused.get(item.reason, 0) + 1
+
+    def add(self, window: Window) -> None:
+        self.bytes += len(window.data)
+        self.documents += window.start == 0
+        for stage, count in enumerate((~np.isnan(window.probability)).sum(0).tolist()):
+            self.chunks[stage] += count
+        self._positions += window.positions
+        self._sums += window.probability_sums
+        if self.modality is None:
+            return
+        if not self._data:
+            self._base = window.start
+        self._data += window.data
+        self._starts.append(window.starts)
+        self._probability.append(window.probability)
+        if window.last or len(self._data) >= SCORED_BYTES:
+            self._score(self.modality)
+
+    def _score(self, modality: Modality) -> None:
+        starts = np.concatenate(self._starts) - self._base
+        probability = np.concatenate(self._probability)
+        for kind, edges in modality.reference_edges(bytes(self._data)).items():
+            for stage, scores in enumerate(self.agreement):
+                own = starts[~np.isnan(probability[:, stage])]
+                scores.setdefault(kind, Agreement()).add(own, edges, len(self._data))
+        self._data, self._starts, self._probability = bytearray(), [], []
+
+    def stages(self) -> list[dict[str, Any]]:
+        """Per stage: chunks, bytes_per_chunk, target (bytes per chunk aimed at, or None), boundary_fraction (share of
+        the level's positions), mean_boundary_prob, and edges: {kind: {precision, chance, recall, f1}}."""
+        result: list[dict[str, Any]] = []
+        for stage, chunks in enumerate(self.chunks):
+            ratios, positions = self.config.target_ratios, int(self._positions[stage])
+            result.append(
+                {
+                    "chunks": chunks,
+                    "bytes_per_chunk": self.bytes / chunks if chunks else 0.0,
+                    "target": math.prod(ratios[: stage + 1]) if ratios else None,
+                    "boundary_fraction": chunks / positions if positions else 0.0,
+                    "mean_boundary_prob": float(self._sums[stage]) / positions if positions else 0.0,
+                    "edges": {kind: score.to_dict() for kind, score in self.agreement[stage].items()},
+                }
+            )
+        return result
+
+
+def segment(
+    model: HNetForCausalLM,
+    sources: Iterable[Source],
+    modality: Modality | None = None,
+    *,
+    format: str = "plain",
+    stage: int | str = "all",
+    headings: bool = False,
+    summary: Summary | None = None,
+    on_refused: Callable[[Refused], None] | None = None,
+    max_bytes: int | None = None,
+    label: str = "",
+    carried: bool = False,
+) -> Iterator[str]:
+    """Pieces of text that, written one after the other, are the chunks of all sources in `format`.
+
+    `modality` None reads every source as one document of raw bytes. `format` is one of `render.formats(modality)`.
+    `headings` names each source in the formats for people. `summary` is filled on the way, `on_refused` told what is
+    not used. After `max_bytes` (of all documents together; html has `PAGE_BYTES` where nothing is said) it ends, and
+    `summary.cut` is true. `label` names the model on the page. `carried` as in `windows`. Raises UsageError for an
+    unknown format or stage at once, InputError at the end if there was nothing.
+    """
+    stages = stages_of(model.config, stage)
+    render.check(format, modality)
+    summary = summary if summary is not None else Summary(model.config, modality)
+
+    refused: list[Refused] = []
+    limit = _Limit(max_bytes or (PAGE_BYTES if format == "html" else None), summary, modality or Modality())
+
+    def documents() -> Iterator[Document | Stream]:
+        for source in sources:
+            for item in modality.documents(source) if modality else [_raw(source)]:
+                if not isinstance(item, Refused):
+                    if limit.left == 0:
+                        summary.cut = True
+                        return
+                    summary.notes.update(item.notes if isinstance(item, Document) else ())
+                    yield limit(item)
+                    continue
+                refused[1:] = []  # the first is enough for a message
+                refused.append(item)
+                summary.refuse(item)
+                if on_refused:
+                    on_refused(item)
+
+    def counted() -> Iterator[Window]:
+        before = summary.bytes
+        table = modality.input_table if modality else None
+        asked = {"surprisal": format == "html", "carried": carried}
+        for window in windows(model, documents(), input_table=table, **asked):
+            summary.add(window)
+            yield window
+        if summary.bytes == before:
+            raise InputError(
+                f"nothing to segment: {f'{refused[0].where}: {refused[0].reason}' if refused else 'empty'}"
+            )
+
+    def note() -> str:
+        return (
+            f"Only the first {summary.bytes:,} bytes are on this page; --max-bytes changes that." if summary.cut else ""
+        )
+
+    return render.render(counted(), format, stages, modality, headings, label, note)
+
+
+class _Limit:
+    """Ends documents where a number of bytes is used up; between characters, where the modality knows any."""
+
+    def __init__(self, left: int | None, summary: Summary, modality: Modality) -> None:
+        self.left, self.summary, self.modality = left, summary, modality
+
+    def __call__(self, item: Document | Stream) -> Document | Stream:
+        if self.left is None:
+            return item
+        if isinstance(item, Stream):
+            return dataclasses.replace(item, blocks=self._blocks(item.blocks))
+        return item._replace(data=self._taken(item.data))
+
+    def _blocks(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
+        for block in blocks:
+            if self.left == 0:
+                self.summary.cut = True
+                return
+            yield self._taken(block)
+
+    def _taken(self, data: bytes) -> bytes:
+        assert self.left is not None
+        if len(data) <= self.left:
+            self.left -= len(data)
+            return data
+        taken = data[: self.modality.cut(data, self.left) or self.left]
+        self.left, self.summary.cut = 0, True
+        return taken
+
+
+def _raw(source: Source) -> Stream:
+    def blocks() -> Iterator[bytes]:
+        with source.open() as stream:
+            while block := stream.read(READ_BYTES):
+                yield block
+
+    return Stream(blocks(), source.name, source.name)

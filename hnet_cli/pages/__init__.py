@@ -1,0 +1,1 @@
+"""Shared parts of the HTML pages: shell, charts, styles, scripts."""

@@ -1,0 +1,1 @@
+"""Run folders as people read them: pages, lists, comparisons."""

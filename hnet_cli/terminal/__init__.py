@@ -1,0 +1,1 @@
+"""The process and its terminal: messages, tables, progress, failures, signals, standard streams."""

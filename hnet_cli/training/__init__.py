@@ -1,0 +1,1 @@
+"""Training: step, losses, loop, and what surrounds them."""

@@ -1,0 +1,168 @@
+"""The line-up of the paper's comparison (sections 3 and 4): its members as presets, sized to equal FLOPs per byte.
+
+A member is the preset `NAME-SIZE`, such as `llamabyte-nano`. Sizes are `nano` and `small`, ours, and `l` and `xl`, the
+paper's. No torch in here: what a member costs on given data is measured with the rules themselves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from hnet_cli.config.run import RunConfig, preset_names, resolve
+from hnet_cli.data import tokens
+from hnet_cli.data.dataset import Dataset
+from hnet_cli.data.loader import Batches
+from hnet_cli.errors import UsageError
+from hnet_cli.modality import get
+from hnet_cli.model.settings import compact_stack
+
+PAPER = (
+    "transformer",
+    "llamabyte",
+    "llamabyte-global",
+    "mambabyte",
+    "spacebyte",
+    "spacebyte++",
+    "pool",
+    "space",
+    "1stage",
+    "2stage",
+)
+"""The rows of Table 2, in its order."""
+BEYOND = ("transformer-2x", "3stage")
+"""A Transformer of twice the FLOPs, which the paper's two stages match; and a stage more than it tried."""
+DNA = ("dna-transformer", "dna-mamba", "dna-1stage-transformer", "dna-1stage-mamba")
+"""Table 5: isotropic models of bases against M3T1 encoders around the same two kinds of main network."""
+SIZES = ("nano", "small", "l", "xl")
+MEASURED = 1 << 18
+"""Bytes of the training split on which a rule or a tokenizer is measured, about."""
+MOST_LAYERS = 1024
+
+
+def members(modality: str) -> tuple[str, ...]:
+    """The default line-up for a dataset of this modality: what the modality says, else `PAPER`."""
+    return get(modality).line_up or PAPER
+
+
+def member(name: str, size: str, settings: Sequence[str] = ()) -> RunConfig:
+    """The preset `NAME-SIZE`, with settings ("train.lr=3e-4") on top. Raises UsageError with the nearest name."""
+    known = [*PAPER, *BEYOND, *DNA]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UsageError(f"no model of the line-up is called {name!r}", f"{hint}there are {', '.join(known)}")
+    preset = f"{name}-{size}"
+    if preset not in preset_names():
+        sizes = [each for each in SIZES if f"{name}-{each}" in preset_names()]
+        raise UsageError(f"{name} has no size {size!r}", f"there are {', '.join(sizes)}")
+    return resolve(preset, settings)
+
+
+def groups(presets: Sequence[str]) -> dict[str, list[str]]:
+    """Names of presets by what they are for: those to begin with, and the members of the line-up by size."""
+    of = {f"{name}-{size}": f"line-up, {size}" for size in SIZES for name in (*PAPER, *BEYOND, *DNA)}
+    found: dict[str, list[str]] = {group: [] for group in ("preset", *(f"line-up, {size}" for size in SIZES))}
+    for preset in presets:
+        found[of.get(preset, "preset")].append(preset)
+    return {group: names for group, names in found.items() if names}
+
+
+def share_of_budget(name: str) -> float:
+    """FLOPs per byte that a member is meant to have, as a multiple of the others'."""
+    return 2.0 if name == "transformer-2x" else 1.0
+
+
+def tokens_per_byte(config: RunConfig, dataset: Dataset) -> float:
+    """Positions of the outermost level per byte: below 1 for a model of tokens, measured on the training windows."""
+    if not config.tokenizer:
+        return 1.0
+    return _tokens_per_byte(config.tokenizer, dataset.path, dataset.fingerprint, config.train.sequence_length)
+
+
+def fractions(config: RunConfig, dataset: Dataset) -> list[float]:
+    """Positions of each inner level per byte on this data, before training: the rule itself where it is SpaceByte's,
+    1/k for every k-th position, and the target 1/N where it is learned. One per stage; see `tokens_per_byte` too."""
+    share, found = tokens_per_byte(config, dataset), []
+    for chunker, ratio in zip(config.model.chunkers, config.train.ratios(), strict=True):
+        if chunker.kind == "space":
+            share *= _space_fraction(dataset.path, dataset.fingerprint, config.train.sequence_length)
+        else:
+            share /= chunker.k or ratio
+        found.append(share)
+    return found
+
+
+def flops_per_byte(config: RunConfig, dataset: Dataset) -> float:
+    """Forward FLOPs per byte of the data, by `HNetConfig.flops_per_byte`; those of a token shared by its bytes."""
+    share = tokens_per_byte(config, dataset)
+    inner = [each / share for each in fractions(config, dataset)]
+    return share * config.model.flops_per_byte(inner, config.train.sequence_length * share)
+
+
+def sized(config: RunConfig, dataset: Dataset, target_flops_per_byte: float) -> RunConfig:
+    """`config` with the number of layers of its innermost network, at least 1, that brings FLOPs per byte nearest.
+
+    A network of several kinds of layers repeats its pattern. The description says what was chosen and how near it is.
+    """
+    pattern = config.model.levels[-1].main_network
+
+    def of(count: int) -> tuple[RunConfig, float]:
+        letters = "".join(itertools.islice(itertools.cycle(pattern), count))
+        changed = dataclasses.replace(config.model, arch_layout=_with_main(config.model.arch_layout, letters))
+        candidate = dataclasses.replace(config, model=changed)
+        return candidate, flops_per_byte(candidate, dataset)
+
+    best = of(1)
+    for count in range(2, MOST_LAYERS):
+        candidate = of(count)
+        if abs(candidate[1] - target_flops_per_byte) >= abs(best[1] - target_flops_per_byte):
+            break
+        best = candidate
+    chosen, flops = best
+    layers = compact_stack(chosen.model.levels[-1].main_network)
+    away = 100 * (flops / target_flops_per_byte - 1)
+    said = f"{config.description} Sized to {layers}: {flops / 1e6:.4g} MFLOPs per byte, {away:+.1f}% from the target."
+    return dataclasses.replace(chosen, description=said)
+
+
+def _with_main(layout: Sequence[object], letters: str) -> tuple[object, ...]:
+    if len(layout) == 1:
+        return (compact_stack(letters),)
+    outer, inner, last = layout
+    assert isinstance(inner, list | tuple)
+    return (outer, _with_main(inner, letters), last)
+
+
+# -- measured once per dataset -----------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=32)
+def _tokens_per_byte(setting: str, path: Path, fingerprint: str, length: int) -> float:
+    dataset = Dataset.open(path)
+    tokenizer = tokens.of_setting(setting, dataset)
+    batch = tokens.tokenised(_batches(dataset, length).batch(0), tokenizer)
+    return len(batch.targets) / batch.nbytes
+
+
+@lru_cache(maxsize=32)
+def _space_fraction(path: Path, fingerprint: str, length: int) -> float:
+    """Chunks per byte of SpaceByte's rule: a byte that is neither a letter or digit nor goes on with a character, after
+    one that is; and the first of every sequence."""
+    batch = _batches(Dataset.open(path), length).batch(0)
+    byte, lower = batch.inputs, batch.inputs | 0x20
+    letter, digit = (lower >= ord("a")) & (lower <= ord("z")), (byte >= ord("0")) & (byte <= ord("9"))
+    space = ~(letter | digit | ((byte >= 0x80) & (byte < 0xC0)))
+    begins = space & ~np.concatenate([[False], space[:-1]])
+    begins[batch.cu_seqlens[:-1]] = True
+    return float(begins.mean())
+
+
+def _batches(dataset: Dataset, length: int) -> Batches:
+    return Batches(dataset, sequence_length=length, rows=max(1, min(MEASURED, dataset.nbytes("train")) // length))

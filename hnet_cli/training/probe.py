@@ -1,0 +1,126 @@
+"""What a model makes of the same bytes at every evaluation: the lines of a run's `samples.jsonl`.
+
+The probe is the beginning of the validation split. How its chunks change from one evaluation to the next shows whether
+a router has settled; a continuation of it shows what the model has learned.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from hnet_cli import modality
+from hnet_cli.data.dataset import Dataset
+from hnet_cli.data.loader import BOS
+from hnet_cli.errors import HNetError, NumericalError
+from hnet_cli.inference.generate import generate
+from hnet_cli.inference.windows import route
+from hnet_cli.model import HNetForCausalLM
+
+PROBE, SHOWN, PROMPT, GENERATED = 4096, 512, 48, 200
+"""Bytes that are routed, of these in the record, given as a prompt, and generated."""
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What the routers made of the probe's n bytes, at S stages."""
+
+    depth: str
+    """A digit per byte: at how many stages a chunk begins there; S where a document begins."""
+    probability: np.ndarray
+    """(S, n) float32: p of each byte that is a position of the stage, else NaN; 1 where a document begins."""
+
+
+class Probe:
+    """The first bytes of a dataset's validation split, at most `PROBE`, in their documents."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        pieces, left = [], PROBE
+        for document, begin, length in dataset.ranges("val").tolist():
+            at = int(dataset.table[document, 0]) + begin
+            pieces.append(dataset.shards.read(at, at + min(length, left)))
+            left -= len(pieces[-1])
+            if not left:
+                break
+        self.data = b"".join(pieces)
+        ends = np.cumsum([len(piece) for piece in pieces])
+        self.first = np.concatenate([[0], ends[:-1]])
+        """(B,) int64: where the documents begin."""
+        table = dataset.input_table
+        self.input_table = None if table is None else table.tobytes()
+        self._cu_seqlens = np.concatenate([[0], ends + np.arange(1, len(pieces) + 1)])
+        self._input = np.insert(dataset.translate(np.frombuffer(self.data, np.uint8)), self.first, BOS)
+        try:
+            self.automaton: modality.Automaton | None = modality.get(dataset.modality).automaton()
+        except HNetError:  # its plugin is not installed here
+            self.automaton = None
+        prompt = self.data[:PROMPT]
+        legal = self.automaton is None or self.automaton.run(prompt.translate(self.input_table)) >= 0
+        self.prompt = prompt if legal else b""
+
+    @torch.no_grad()
+    def decide(self, model: HNetForCausalLM, whole: bool = False) -> Decisions:
+        """Route the probe, every document whole and from its beginning, in one pass of the encoders; or of the `whole`
+        model, all that can be done with one that is divided among ranks."""
+        device = model.embeddings.weight.device
+        ids, offsets = torch.from_numpy(self._input).to(device).long(), torch.from_numpy(self._cu_seqlens).to(device)
+        at = np.arange(len(self._input))
+        depth = np.zeros(len(self._input), np.uint8)
+        probability = np.full((model.config.num_stages, len(self._input)), np.nan, np.float32)
+        decided = model(ids, cu_seqlens=offsets).routing if whole else route(model, ids, offsets)
+        for stage, routing in enumerate(decided):
+            probability[stage, at] = routing.boundary_prob.float().cpu().numpy()
+            at = at[routing.boundary_mask.cpu().numpy()]
+            depth[at] += 1
+        marks = self._cu_seqlens[:-1]
+        depth, probability = np.delete(depth, marks), np.delete(probability, marks, 1)
+        depth[self.first], probability[:, self.first] = model.config.num_stages, 1
+        return Decisions("".join(map(str, depth.tolist())), probability)
+
+    def flips(self, before: str, now: str, stages: int) -> dict[str, float]:
+        """`stage{s}_flips`: of the bytes about which stage s decided both times, the share decided otherwise now.
+
+        `before` and `now` are the `Decisions.depth` of two evaluations. The first byte of a document is no decision.
+        A stage without common decisions is left out.
+        """
+
+        def depths(digits: str) -> np.ndarray:
+            return np.delete(np.frombuffer(digits.encode(), np.uint8) - ord("0"), self.first)
+
+        old, new, shares = depths(before), depths(now), dict[str, float]()
+        for s in range(stages):
+            both = (old >= s) & (new >= s)
+            if both.any():
+                shares[f"stage{s}_flips"] = float(np.mean((old > s)[both] != (new > s)[both]))
+        return shares
+
+    def record(self, model: HNetForCausalLM, decisions: Decisions, seed: int | None) -> dict[str, Any]:
+        """The bytes shown with their chunks, and a continuation of the first of them drawn from `seed` (None: none).
+
+        "probe": {"base64", "depth": [..], "probability": [[.. per byte, null where it is no position], .. per stage]};
+        "sample": {"prompt", "base64", "depth"}, left out where the logits are not finite. Leaves torch's random state
+        alone.
+        """
+        shown = [[None if np.isnan(p) else round(float(p), 4) for p in row[:SHOWN]] for row in decisions.probability]
+        probe = {
+            "base64": b64encode(self.data[:SHOWN]).decode(),
+            "depth": [int(depth) for depth in decisions.depth[:SHOWN]],
+            "probability": shown,
+        }
+        if seed is None or model.tokenizer is not None:  # tokens continue a prompt in tokens, not in bytes
+            return {"probe": probe}
+        try:
+            drawn = list(generate(model, [self.prompt], max_bytes=GENERATED, seed=seed, automaton=self.automaton,
+                                  input_table=self.input_table))  # fmt: skip
+        except NumericalError:
+            return {"probe": probe}
+        sample = {
+            "prompt": b64encode(self.prompt).decode(),
+            "base64": b64encode(bytes(each.byte for each in drawn)).decode(),
+            "depth": [each.depth for each in drawn],
+        }
+        return {"probe": probe, "sample": sample}

@@ -1,0 +1,157 @@
+"""`hnet train` on screen: what the loop reports, as a bar with ETA on a terminal and plain lines elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shlex
+import time
+import traceback
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hnet_cli import storage
+from hnet_cli.distributed.world import ALONE, OtherRank, World
+from hnet_cli.errors import BusyError, HNetError
+from hnet_cli.pages.plot import spark
+from hnet_cli.report import history
+from hnet_cli.report import run_page as report
+from hnet_cli.terminal.console import Task, duration, literal, progress, say, show, size, table
+from hnet_cli.training.loop import Result, train
+from hnet_cli.training.plan import Plan
+from hnet_cli.training.tensorboard import Board
+
+
+def follow(plan: Plan, *, resume: bool = False, strict: bool = False, seconds: float = math.inf,
+           world: World = ALONE) -> Result:  # fmt: skip
+    """Train what was planned, in about `seconds` at most, show it; end with a table, the report and what to do next."""
+    result = attend(plan, resume=resume, strict=strict, seconds=seconds, world=world)
+    if world.is_main:
+        finish(plan, result)
+    return result
+
+
+def attend(plan: Plan, *, resume: bool = False, strict: bool = False, seconds: float = math.inf, world: World = ALONE,
+           label: str = "training", brief: bool = False) -> Result:  # fmt: skip
+    """Train what was planned and show it; `brief`: validations in `log.txt` alone.
+
+    What is said on the way is kept in the run's `log.txt`, the traceback of an error too. Of several ranks the main one
+    speaks.
+    """
+    if not world.is_main:
+        return train(plan.config, plan.data, plan.run, resume=resume, strict=strict, device=plan.machine.device,
+                     seconds=seconds, world=world)  # fmt: skip
+    board = Board(plan.run) if plan.config.train.tensorboard else None
+    with progress(label, total=plan.config.train.steps) as task:
+        screen = _Screen(task, plan.run / "log.txt", board, brief)
+        try:
+            result = train(
+                plan.config, plan.data, plan.run, resume=resume, strict=strict, device=plan.machine.device,
+                seconds=seconds, listen=screen.hear, world=world,
+            )  # fmt: skip
+        except BusyError:
+            raise  # the log is another process's
+        except BaseException as error:
+            told = "another rank failed" if isinstance(error, OtherRank) else str(error)
+            screen.log(told if isinstance(error, HNetError) else traceback.format_exc())
+            raise
+        finally:
+            if board:
+                board.close()
+    return result
+
+
+MOST_UNWRITTEN = 1000
+"""Lines of the log that are kept for a disk that takes them again."""
+
+
+class _Screen:
+    REPORTING = 0.01
+    """The share of the time that may go into keeping the report up to date."""
+
+    def __init__(self, task: Task, log: Path, board: Board | None, brief: bool = False) -> None:
+        self.task, self.path, self.note, self.board, self.brief = task, log, "", board, brief
+        self.report_due = 0.0  # on the monotonic clock
+        self.unwritten: list[str] = []
+
+    def hear(self, kind: str, record: dict[str, Any]) -> None:
+        if self.board:
+            self.board.hear(kind, record)
+        if kind == "step":
+            self.task.update(record["step"], note=self.note)
+        elif kind == "log":
+            self.note = _line(record)
+            self.task.update(record["step"], note=self.note)
+            self.log(f"step {record['step']}  {self.note}")
+        elif kind == "eval":
+            bits = f"{record['val_bpb']:.3f}"
+            if not self.brief:
+                say(f"step {record['step']:>6}  validation [bold]{bits}[/] bits per byte  {_chunks(record, 'val_')}")
+            self.log(f"step {record['step']}  validation {bits} bits per byte  {_chunks(record, 'val_')}")
+            self.report()
+        elif kind == "shortened":
+            self.task.update(record["step"], total=record["steps"])
+            self.log(f"step {record['step']}  {record['steps']} steps fit into the time")
+        elif kind == "checkpoint":
+            self.log(f"step {record['step']}  saved")
+        elif kind == "resume":
+            changed = "".join(f"; {change}" for change in record["changed"])
+            say(f"Going on from step {record['step']} ({literal(record['folder'] + changed)}).")
+            self.log(f"going on from step {record['step']}{changed}")
+            if self.task.total is not None and record["step"] >= self.task.total:
+                say(f"It is finished: all {record['step']:,} steps are done. --set train.steps=N goes further.")
+        elif kind == "warning":
+            say(f"[yellow]warning:[/] {literal(record['message'])}")
+            self.log(f"warning: {record['message']}")
+
+    def report(self) -> None:
+        """Bring `report.html` up to date, unless that was done just now; that it cannot be must not end a run."""
+        began = time.monotonic()
+        if began >= self.report_due:
+            with contextlib.suppress(HNetError):
+                report.write(self.path.parent)
+            self.report_due = time.monotonic() + (time.monotonic() - began) / self.REPORTING
+
+    def log(self, text: str) -> None:
+        """A line for `log.txt`. One that cannot be written now does not end a run: it is written with the next."""
+        self.unwritten = [*self.unwritten, f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}\n"][-MOST_UNWRITTEN:]
+        with contextlib.suppress(HNetError):
+            storage.append_text(self.path, "".join(self.unwritten))
+            self.unwritten = []
+
+
+def _chunks(record: dict[str, Any], prefix: str = "") -> str:
+    parts, s = [], 0
+    while (key := f"{prefix}stage{s}_bytes_per_chunk") in record:
+        wanted = record[f"{prefix}stage{s}_target_bytes_per_chunk"]
+        parts.append(f"{record[key]:.2f} bytes/chunk (target {wanted:.1f})")
+        s += 1
+    return ", ".join(parts)
+
+
+def _line(record: dict[str, Any]) -> str:
+    speed = f"{size(record['bytes_per_s'])}/s" if "bytes_per_s" in record else ""
+    return f"{record['bpb']:.3f} bpb  {_chunks(record)}  {speed}"
+
+
+def finish(plan: Plan, result: Result) -> None:
+    """The end of a run: validation against the baselines, chunks against target, the report."""
+    page = report.write(plan.run)
+    records = history.read_metrics(plan.run)
+    losses = [r["bpb"] for r in records if "bpb" in r]
+    say(f"bits per byte    {spark(losses)}  {losses[-1] if losses else 0:.3f} in training")
+    ratios = [r["stage0_bytes_per_chunk"] for r in records if "stage0_bytes_per_chunk" in r]
+    if ratios:
+        say(f"bytes per chunk  {spark(ratios)}  {ratios[-1]:.2f}")
+    rows = table("held out", "bits per byte")
+    rows.add_row(f"this model, {result.state.step} steps", f"[bold]{result.last.get('val_bpb', 0):.3f}[/]")
+    for name, value in history.baselines_of(plan.dataset).items():
+        rows.add_row(name, f"{value:.3f}")
+    show(rows)
+    run = literal(shlex.quote(str(plan.run)))
+    say(f"Done in {duration(result.seconds)}. Report: {literal(page)}")
+    if plan.config.tokenizer:
+        say(f"Next: hnet eval {run}")  # tokens are neither sampled byte by byte nor learned chunks
+    else:
+        say(f"Next: hnet sample {run}    hnet segment --model {run} FILE")

@@ -1,0 +1,82 @@
+"""What a run that was stopped goes on from: the newest checkpoint that is whole, if it belongs to what is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from hnet_cli.checkpoints import checkpoint
+from hnet_cli.checkpoints.checkpoint import TrainingState
+from hnet_cli.config.run import FIXED, RunConfig, differences, resolve
+from hnet_cli.data.dataset import Dataset
+from hnet_cli.distributed.world import ALONE, World
+from hnet_cli.errors import DamagedError, InputError, UsageError
+from hnet_cli.model import HNetForCausalLM
+
+Listener = Callable[[str, dict[str, object]], None]
+
+
+def restore(run: Path, config: RunConfig, dataset: Dataset, model: HNetForCausalLM, optimizer: torch.optim.Optimizer,
+            listen: Listener, *, strict: bool = False, world: World = ALONE) -> TrainingState:  # fmt: skip
+    """Fill model, optimizer and random state from the newest whole checkpoint of `run`; a fresh state if it has none.
+
+    `listen` hears "warning" for each checkpoint passed over, and "resume" with the step and what is set otherwise than
+    when it was written. `strict`: nothing is passed over. Raises DamagedError (no checkpoint is whole, or `strict`),
+    InputError (another dataset), UsageError (a setting that a run cannot change).
+
+    Rank 0 of a `world` chooses and verifies; all then read the same folder, whatever ranks it was written by.
+    """
+    with world.together():
+        folder = _newest(run, listen, strict) if world.is_main else None
+    step = int(world.of_main(-1 if folder is None else int(folder.name[5:])))
+    if step < 0:
+        return TrainingState(dataset=dataset.fingerprint)
+    folder = run / "checkpoints" / f"step-{step:08d}"
+    with world.together():
+        changed = _changes(folder, config)
+        state = checkpoint.load_checkpoint(folder, model, optimizer)
+        if state.dataset != dataset.fingerprint:
+            raise InputError(
+                f"{run} was trained on another dataset than {dataset.path}",
+                "give the same --data, or start another run with --run NAME",
+            )
+    listen("resume", {"step": state.step, "folder": str(folder), "changed": changed})
+    return state
+
+
+def _newest(run: Path, listen: Listener, strict: bool) -> Path | None:
+    """The newest checkpoint that is whole; None if there are none."""
+
+    def passed_over(message: str) -> None:
+        if strict:
+            raise DamagedError(message.partition(";")[0], "without --strict the run goes on from the one before")
+        listen("warning", {"message": message})
+
+    if missing := checkpoint.missing_latest(run):
+        passed_over(f"{missing} is missing; going back to the checkpoint before it")
+    folder = checkpoint.newest(run, passed_over)
+    if folder is None:
+        if missing or checkpoint.has_any(run):
+            raise DamagedError(f"no checkpoint of {run} is whole", "begin another run with --run NAME")
+        listen("warning", {"message": f"{run} has no complete checkpoint; starting from the beginning"})
+    return folder
+
+
+def _changes(folder: Path, config: RunConfig) -> list[str]:
+    """What is set otherwise than in the checkpoint. Raises UsageError where that would make another run of it."""
+    sealed = folder / checkpoint.SETTINGS
+    if not sealed.exists():  # of an early version
+        return []
+    changed = differences(resolve(str(sealed)), config)
+    refused = {key: was for key, was in changed.items() if key.startswith(FIXED)}
+    if refused:
+        raise UsageError(
+            f"a run cannot change {_diff(refused)}", "leave that as it was, or start another run with --run NAME"
+        )
+    return [_diff({key: was}) for key, was in changed.items()]
+
+
+def _diff(changed: dict[str, tuple[object, object]]) -> str:
+    return ", ".join(f"{key} from {before} to {now}" for key, (before, now) in changed.items())

@@ -1,0 +1,82 @@
+"""The order-k model against a plain definition, and sane figures."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from corpuskit import Lines, tree
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hnet_cli.data import baselines as module
+from hnet_cli.data.baselines import baselines, order_k, sample
+from hnet_cli.data.dataset import Dataset
+from hnet_cli.data.prepare.preparation import prepare
+
+
+def definition(train: bytes, val: bytes, before: bytes, order: int) -> float:
+    """Witten-Bell bits per byte of `val` (which follows `before`), byte by byte."""
+    counts: dict[bytes, Counter[int]] = defaultdict(Counter)
+    for length in range(order + 1):
+        for end in range(length, len(train)):
+            counts[train[end - length : end]][train[end]] += 1
+    bits = 0.0
+    past = before
+    for byte in val:
+        p = 1 / 256
+        for length in range(order + 1):
+            seen = counts.get(past[len(past) - length :]) if length <= len(past) else None
+            if seen:
+                p = (seen[byte] + len(seen) * p) / (seen.total() + len(seen))
+        bits -= math.log2(p)
+        past += bytes([byte])
+    return bits / len(val)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    train=st.binary(min_size=40, max_size=600) | st.text("ACGT", min_size=40, max_size=900).map(str.encode),
+    val=st.binary(min_size=1, max_size=100) | st.text("ACGT", min_size=1, max_size=100).map(str.encode),
+    bucket=st.sampled_from([50, 1 << 20]),
+)
+def test_order_k_is_what_it_says(train: bytes, val: bytes, bucket: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_BUCKET", bucket)
+        k, bits = order_k(train, val)
+    aside = len(train) // 16
+    assert bits == pytest.approx(definition(train[:-aside], val, train[-aside:], k), rel=1e-9)
+
+
+def test_known_sources() -> None:
+    rng = np.random.default_rng(0)
+    uniform = rng.integers(0, 4, 300_000)
+    letters = np.frombuffer(b"ACGT", np.uint8)
+    found = baselines(letters[uniform[:250_000]].tobytes(), letters[uniform[250_000:]].tobytes())
+    assert found["order_k"] == pytest.approx(2, abs=0.01)
+    assert found["xz"] > 2
+    assert found["bytes"] == 50_000
+    period = b"the cat sat on the mat. " * 3000
+    found = baselines(period, period[:10_000])
+    assert found["order_k"] < 0.2
+    assert found["xz"] < 0.2
+
+
+def test_samples_are_spread(tmp_path: Path) -> None:
+    summary = prepare([tree(tmp_path / "in", 30)], Lines(), tmp_path / "out", val=0.1)
+    assert set(summary.baselines) == {"xz", "zstd", "order_k", "k", "bytes"}
+    dataset = Dataset.open(tmp_path / "out")
+    ranges = dataset.ranges("train")
+    starts = dataset.table[ranges[:, 0], 0] + ranges[:, 1]
+    divided = zip(np.array_split(starts, 7), np.array_split(ranges[:, 2], 7), strict=True)
+    parts = [(begin, begin + size) for begin, size in divided]
+    everything = b"".join(dataset.documents("train"))
+    assert sample(dataset.shards.read, parts, len(everything), 1 << 30) == everything
+    some = sample(dataset.shards.read, parts, len(everything), 6400)
+    assert len(some) == 6400
+    for part in range(64):
+        at = part * len(everything) // 64
+        assert some[part * 100 : (part + 1) * 100] == everything[at : at + 100]

@@ -1,0 +1,167 @@
+"""The law of batches: pure functions of (dataset, split, seed, step) that predict every byte once."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from corpuskit import Lines, tree
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hnet_cli.data.dataset import Dataset
+from hnet_cli.data.loader import BOS, Batch, Batches, shuffled, windows
+from hnet_cli.data.prepare.preparation import prepare
+from hnet_cli.errors import InputError
+
+
+class Upper(Lines):
+    """Read in capitals; digits weigh half."""
+
+    input_table = bytes(range(256)).upper()
+    loss_weights = tuple(0.5 if chr(n).isdigit() else 1.0 for n in range(256))
+
+    def cut(self, data: bytes, near: int) -> int:
+        return near
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    root = tmp_path_factory.mktemp("loader")
+    prepare([tree(root / "in", 24)], Lines(), root / "out", val=0.05, measure=False)
+    return Dataset.open(root / "out")
+
+
+@pytest.fixture(scope="module")
+def weighted(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    root = tmp_path_factory.mktemp("weighted")
+    (root / "x").write_bytes(b"one 1 two 22\n" * 400)
+    prepare([root / "x"], Upper(), root / "out", val=0.103, measure=False)
+    return Dataset.open(root / "out")
+
+
+def pieces(dataset: Dataset, split: str, batch: Batch) -> list[tuple[int, int, int]]:
+    """(document, offset, length) of each sequence, after checking it against the dataset byte by byte."""
+    limits = {document: start for document, start, _ in dataset.ranges(split).tolist()}
+    assert batch.cu_seqlens.dtype == np.int32
+    assert batch.cu_seqlens[0] == 0
+    assert batch.cu_seqlens[-1] == len(batch.targets) == len(batch.inputs)
+    found = []
+    for index, (document, offset) in enumerate(zip(batch.documents.tolist(), batch.offsets.tolist(), strict=True)):
+        low, high = batch.cu_seqlens[index : index + 2]
+        start = int(dataset.table[document, 0]) + offset
+        raw = dataset.shards.read(start, start + int(high - low))
+        table = dataset.input_table
+        read = raw if table is None else raw.translate(table.tobytes())
+        assert batch.targets[low:high].tobytes() == read
+        assert batch.inputs[low + 1 : high].tobytes() == read[:-1]
+        if offset == limits[document]:
+            assert batch.inputs[low] == BOS
+        else:
+            before = dataset.shards.read(start - 1, start)
+            assert batch.inputs[low] == (before if table is None else before.translate(table.tobytes()))[0]
+        if dataset.loss_weights is not None:
+            assert batch.weights is not None
+            assert np.array_equal(batch.weights[low:high], dataset.loss_weights[np.frombuffer(raw, np.uint8)])
+        found.append((document, offset, int(high - low)))
+    return found
+
+
+@settings(max_examples=12, deadline=None)
+@given(length=st.integers(1, 700), rows=st.integers(1, 9), seed=st.integers(0, 3))
+def test_an_epoch_has_every_byte_once_but_a_tail(dataset: Dataset, length: int, rows: int, seed: int) -> None:
+    batches = Batches(dataset, "val", sequence_length=length, rows=rows, seed=seed)
+    total = dataset.nbytes("val")
+    seen: Counter[tuple[int, int]] = Counter()
+    visited = 0
+    step = 0
+    while visited < batches.windows_per_epoch:
+        take = min(rows, batches.windows_per_epoch - visited)
+        batch = batches.batch(step, (0, take))
+        assert len(batch.targets) == take * length
+        for document, offset, count in pieces(dataset, "val", batch):
+            seen.update((document, offset + position) for position in range(count))
+        visited += take
+        step += 1
+    assert set(seen.values()) == {1}
+    assert total - length < len(seen) <= total
+    assert len(seen) == total // length * length
+
+
+@settings(max_examples=25, deadline=None)
+@given(step=st.integers(0, 10**6), cut=st.integers(0, 6), seed=st.integers(0, 9))
+def test_batches_are_pure_and_ranks_take_slices(dataset: Dataset, step: int, cut: int, seed: int) -> None:
+    whole = Batches(dataset, sequence_length=100, rows=6, seed=seed)
+    for _ in range(2):
+        whole.batch(np.random.default_rng(step).integers(1000))  # what was asked before must not matter
+    batch = whole.batch(step)
+    fresh = Batches(Dataset.open(dataset.path), sequence_length=100, rows=6, seed=seed)
+    assert np.array_equal(fresh.batch(step).inputs, batch.inputs)
+    assert np.array_equal(fresh.batch(step).cu_seqlens, batch.cu_seqlens)
+    parts = [fresh.batch(step, (a, b)).targets for a, b in ((0, cut), (cut, 6)) if a < b]
+    assert np.array_equal(np.concatenate(parts), batch.targets)
+    assert len(batch.targets) == 600
+    pieces(dataset, "train", batch)
+
+
+def test_seeds_and_epochs_differ(dataset: Dataset) -> None:
+    def first(seed: int, step: int) -> bytes:
+        return Batches(dataset, sequence_length=200, rows=8, seed=seed).batch(step).targets.tobytes()
+
+    later = Batches(dataset, sequence_length=200, rows=8).windows_per_epoch
+    assert len({first(0, 0), first(1, 0), first(0, 1), first(0, later)}) == 4
+
+
+def test_small_splits_repeat_within_a_batch(weighted: Dataset) -> None:
+    assert weighted.about["split_rule"] == "the end of the corpus"
+    batch = Batches(weighted, "val", sequence_length=100, rows=40).batch(3)
+    assert len(batch.targets) == 4000
+    assert len(pieces(weighted, "val", batch)) >= 40
+    with pytest.raises(InputError, match="less than one sequence"):
+        Batches(weighted, "val", sequence_length=10**6, rows=1)
+
+
+def test_input_table_weights_and_divided_documents(weighted: Dataset) -> None:
+    assert sum(length != weighted.table[d, 1] for d, _, length in weighted.ranges("val").tolist()) == 1
+    for split in weighted.splits:
+        batch = Batches(weighted, split, sequence_length=50, rows=4).batch(0)
+        pieces(weighted, split, batch)
+        assert b"ONE" in batch.targets.tobytes()
+
+
+@settings(max_examples=25, deadline=None)
+@given(length=st.integers(1, 300), batch_bytes=st.integers(1, 2000), limit=st.one_of(st.none(), st.integers(1, 9000)))
+def test_windows_give_every_byte_once_in_order(
+    dataset: Dataset, length: int, batch_bytes: int, limit: int | None
+) -> None:
+    parts = []
+    for batch in windows(dataset, "val", length, batch_bytes=batch_bytes, max_bytes=limit):
+        assert len(batch.targets) <= max(batch_bytes, length)
+        assert np.diff(batch.cu_seqlens).max() <= length
+        pieces(dataset, "val", batch)
+        parts.append(batch.targets.tobytes())
+    assert b"".join(parts) == b"".join(dataset.documents("val"))[:limit]
+
+
+@settings(deadline=None)
+@given(count=st.integers(1, 3000), key=st.text(max_size=5))
+def test_shuffled_is_a_permutation(count: int, key: str) -> None:
+    order = shuffled(np.arange(count), count, key)
+    assert np.array_equal(np.sort(order), np.arange(count))
+    some = np.arange(0, count, 7)
+    assert np.array_equal(shuffled(some, count, key), order[some])
+
+
+def test_shuffled_looks_random() -> None:
+    count = 20000
+    for key in "abc":
+        order = shuffled(np.arange(count), count, key)
+        assert abs(np.corrcoef(order, np.arange(count))[0, 1]) < 0.03
+        assert abs(np.corrcoef(order[1:], order[:-1])[0, 1]) < 0.03
+        assert abs(np.abs(np.diff(order)).mean() / count - 1 / 3) < 0.01
+
+
+def test_the_order_never_changes() -> None:
+    """Runs are resumed by other versions than those that began them."""
+    assert shuffled(np.arange(8), 1000, "0 windows 0").tolist() == [713, 566, 871, 944, 698, 567, 570, 614]

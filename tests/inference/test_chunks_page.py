@@ -1,0 +1,220 @@
+"""The page of chunks: the lists in it are the chunks, the text in it is the text, and it stands alone."""
+
+import base64
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from modelkit import tiny_config, tiny_model
+from pagekit import checked
+
+from hnet_cli import modality
+from hnet_cli.inference import chunks_page as chunkpage
+from hnet_cli.inference.chunks_page import DIGITS, Piece
+from hnet_cli.inference.segment import Summary, segment
+from hnet_cli.inference.windows import windows
+from hnet_cli.modality import Document, Source
+
+MODEL = tiny_model(torch.float32)
+TEXT = "Chunks of “things”, 世界和平 & <script>alert(1)</script>.\n\tEsc \x1b[31m, bell \x07, C1 \x9b, bidi \u202e!\r\n"
+
+
+def written(data, format="html", stage="all", plugin="text", model=MODEL, name="a.txt", **options):
+    source = Source.of_bytes(data if isinstance(data, bytes) else data.encode(), name)
+    return "".join(segment(model, [source], plugin and modality.get(plugin), format=format, stage=stage, **options))
+
+
+def blocks(page):
+    """Per block: its lists as numbers (None where a stage has no chunk), its text, its surprisal."""
+    found = []
+    for attributes in (dict(a) for a in page.divs):
+        lists = {key.removeprefix("data-"): value for key, value in attributes.items() if key.startswith("data-")}
+        text, bits = attributes["text"], [DIGITS.index(d) / 4 for d in lists.pop("s", "")]
+        numbers = {key: [int(v) if v else None for v in value.split(",")] for key, value in lists.items()}
+        found.append((numbers, text, bits))
+    return found
+
+
+def parsed(source):
+    page = checked(source)
+    page.divs = []
+    for match in re.finditer(r'<div class="chunks"([^>]*)>([^<]*)</div>', source):
+        text = match[2]
+        for escaped, char in (("&lt;", "<"), ("&gt;", ">"), ("&quot;", '"'), ("&#x27;", "'"), ("&amp;", "&")):
+            text = text.replace(escaped, char)
+        page.divs.append({**dict(re.findall(r'(data-\w+)="([^"]*)"', match[1])), "text": text})
+    return page
+
+
+@pytest.mark.parametrize("data", [TEXT * 200, "no line ends here " * 900, "世界 and peace\n" * 900, TEXT, "x"])
+def test_the_lists_are_the_chunks(data):
+    source = written(data)
+    wanted = [json.loads(line) for line in written(data, "jsonl").splitlines()]
+    places = {stage: [(r["start"], r["probability"]) for r in wanted if r["stage"] == stage] for stage in (0, 1)}
+    found, end, counted = {0: [], 1: []}, 0, [0, 0]
+    for lists, text, bits in blocks(parsed(source)):
+        (at,) = lists["at"]
+        assert at == end
+        assert lists["h"] == counted
+        assert sum(lists.get("u", lists["n"])) == len(text.encode("utf-16-le")) // 2
+        assert len(bits) == sum(lists["n"])
+        into, left = lists.get("cut", (0, 0))
+        assert (into > 0) == (lists["p0"][0] is None)  # the rest of a chunk that began in the block before
+        for stage in (0, 1):
+            start = at
+            for size, p in zip(lists["n"], lists[f"p{stage}"], strict=True):
+                if p is not None:
+                    found[stage].append((start, p / 100))
+                    counted[stage] += 1
+                start += size
+        end = start
+        assert left >= 0
+    assert end == len(data.encode())
+    for stage in (0, 1):
+        assert [start for start, _ in found[stage]] == [start for start, _ in places[stage]]
+        assert [p for _, p in found[stage]] == pytest.approx([p for _, p in places[stage]], abs=0.0051)
+    assert f"<b>{len(places[0]):,}</b> chunks" in source
+
+
+def test_blocks_end_with_lines_where_they_can():
+    found = [text for _, text, _ in blocks(parsed(written("A line of some words.\n" * 1000)))]
+    assert len(found) > 3
+    assert all(text.endswith("\n") for text in found)
+    assert max(map(len, found)) < 2 * chunkpage.BLOCK
+    without = [text for _, text, _ in blocks(parsed(written("word " * 10_000)))]
+    assert chunkpage.LONGEST_BLOCK <= max(map(len, without)) < 2 * chunkpage.LONGEST_BLOCK
+
+
+def test_the_text_is_there_without_the_script_and_nothing_in_it_acts():
+    page = parsed(written(TEXT * 3, name="<b>\x1b[2J.txt", headings=True, label="<i>model</i>"))
+    shown = "".join(text for _, text, _ in blocks(page))
+    assert shown == modality.get("text").display((TEXT * 3).encode())
+    assert "<b>\\x1b[2J.txt" in page.text
+    assert "<i>model</i>" in page.text
+
+
+def test_surprisal_is_that_of_the_whole_model():
+    data = b"Some words and some more of them."
+    logits = MODEL(torch.tensor([[254, *data]])).logits[0].float()
+    nats = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor([*data]), reduction="none").detach().numpy()
+    ((_, _, bits),) = blocks(parsed(written(data)))
+    assert bits == pytest.approx(np.minimum(nats / math.log(2), 15.75), abs=0.126)
+    assert f"<b>{nats.mean() / math.log(2):.3f}</b> bits per byte" in written(data)
+
+
+def test_asking_for_surprisal_changes_no_boundary():
+    rng = np.random.default_rng(0)
+    documents = [Document(rng.bytes(n), f"{n}", "a") for n in (5000, 3, 1, 900)]
+    plain, asked = (list(windows(MODEL, documents, surprisal=yes)) for yes in (False, True))
+    for a, b in zip(plain, asked, strict=True):
+        assert a.surprisal is None
+        assert b.surprisal.shape == (len(b.data),)
+        assert np.isfinite(b.surprisal).all()
+        assert np.array_equal(a.starts, b.starts)
+        np.testing.assert_allclose(a.probability, b.probability, atol=1e-5)
+
+
+def test_several_files_and_records_begin_anew():
+    fasta = ">one\nACGTACGTTTGACA\n>two\nGGGTACCA\n"
+    page = parsed(written(fasta, plugin="dna"))
+    assert [lists["at"] for lists, _, _ in blocks(page)] == [[0], [0]]
+    assert re.findall(r"a\.txt: \w+", page.text) == ["a.txt: one", "a.txt: two"]
+
+
+def test_one_stage_has_no_choice_of_stages():
+    model = tiny_model(torch.float32, config=tiny_config(("m1", ("T1",), "m1")))
+    assert 'name="stage"' not in written(TEXT, model=model)
+    assert 'name="stage"' not in written(TEXT, stage=1)
+    assert 'value="all" checked' in written(TEXT)
+
+
+@pytest.mark.parametrize("format", ["html", "jsonl"])
+def test_what_is_too_long_is_cut_and_said(format):
+    summary = Summary(MODEL.config)
+    output = written("0123456789" * 1000, format, stage=0, plugin=None, max_bytes=5005, summary=summary)
+    assert summary.cut
+    assert summary.bytes == 5005
+    if format == "html":
+        assert "Only the first 5,005 bytes" in checked(output).text
+    else:
+        found = [json.loads(line) for line in output.splitlines()]
+        assert (
+            b"".join(base64.b64decode(r["bytes"]) if "bytes" in r else r["text"].encode() for r in found)
+            == (b"0123456789" * 501)[:5005]
+        )
+    whole = Summary(MODEL.config)
+    written("0123456789" * 10, format, plugin=None, max_bytes=100, summary=whole)
+    assert (whole.cut, whole.bytes) == (False, 100)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.binary(min_size=1, max_size=9), st.booleans()), min_size=1, max_size=60))
+def test_counts_are_those_of_the_chunks(given_chunks):
+    at, pieces = 0, []
+    for n, (data, inner) in enumerate(given_chunks):
+        p = (0.9, 0.8 if inner or not n else math.nan)
+        pieces.append(Piece(at, at + len(data), data, p, []))
+        at += len(data)
+    source = "".join(chunkpage.page([("a", 0, pieces)], lambda data: data.hex(), [0, 1]))
+    deep = 1 + sum(inner for _, inner in given_chunks[1:])
+    told = re.findall(r"<b>([\d,]+)</b> chunks, <b>([\d.]+)</b> bytes each", source)
+    assert told == [(str(len(pieces)), f"{at / len(pieces):.2f}"), (str(deep), f"{at / deep:.2f}")]
+    assert "bits per byte" not in source
+    checked(source)
+
+
+def test_memory_does_not_grow_with_the_number_of_different_chunks():
+    counts = chunkpage._Counts()
+    for n in range(3 * chunkpage.COUNTED):
+        counts.grow(Piece(0, 8, b"%08d" % n, (1.0,), []), True)
+        if n % 3 == 0:
+            counts.grow(Piece(0, 3, b"the", (1.0,), []), True)
+    counts.close()
+    assert len(counts.texts) <= chunkpage.COUNTED
+    assert counts.texts.most_common(1) == [(b"the", chunkpage.COUNTED)]
+
+
+CODE = 'def größe(x):  # wie groß? 🙂🙂 ist das\n    """Doc: 世界"""\n    return f"{x:03d}" + 0x1F\n\n\nclass A: pass\n'
+
+
+def coloured(data, stage):
+    """(character, kind) along the page of a Python file."""
+    shown = []
+    for lists, text, _ in blocks(parsed(written(data, stage=stage, plugin="code", name="a.py"))):
+        units, runs, at = text.encode("utf-16-le"), lists["y"], 0
+        assert 2 * sum(runs[::2]) == len(units)
+        for length, kind in zip(runs[::2], runs[1::2], strict=True):
+            shown += [(char, kind) for char in units[at : at + 2 * length].decode("utf-16-le")]
+            at += 2 * length
+    return shown
+
+
+@pytest.mark.parametrize("stage", ["0", "all"])
+@pytest.mark.parametrize("times", [1, 120])
+def test_code_is_shown_over_its_syntax(stage, times):
+    """Every character has the kind that the lexer gave its bytes."""
+    data = CODE * times
+    kinds = modality.get("code").syntax(Document(data.encode(), "a.py", "a.py"))
+    assert len(kinds) == len(data.encode())
+    starts = np.cumsum([0] + [len(char.encode()) for char in data])
+    assert coloured(data, stage) == [(char, kinds[at]) for char, at in zip(data, starts[:-1], strict=True)]
+    words = ["".join(char for char, at in zip(CODE, starts, strict=False) if kinds[at] == kind) for kind in range(6)]
+    assert words[1:] == ["defreturnclasspass", "größeA", '"""Doc: 世界"""f"{:03d}"', "0x1F", "# wie groß? 🙂🙂 ist das"]
+
+
+def test_what_is_escaped_has_no_syntax():
+    shown = coloured(CODE.replace("+", "\x07"), "0")
+    assert "\\x07" in "".join(char for char, _ in shown)
+    assert all(kind == 0 for char, kind in shown if char == "\\")
+    assert {kind for _, kind in shown} == set(range(6))
+
+
+def test_other_pages_have_no_syntax():
+    assert "data-y=" not in written(TEXT)
+    assert "data-y=" not in written(CODE, plugin="code", name="a.unknown")
+    assert modality.get("code").syntax(Document(b"int a;\r\n", "a.c", "a.c")) is None

@@ -1,0 +1,138 @@
+"""Charts: what is drawn is where it should be."""
+
+import json
+import math
+import re
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hnet_cli.pages.plot import Chart, Line, Mark, chart, heat_map, smoothed, spark
+
+finite = st.floats(-1e6, 1e6).map(lambda y: round(y, 6))
+curve = st.lists(st.tuples(st.integers(0, 10**12), finite), min_size=1, max_size=9).map(sorted)
+
+
+def line(points, label="a", style="solid"):
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    return Line(label, {"bytes": xs, "time": [x / 1000 for x in xs]}, ys, style=style)
+
+
+def parsed(figure):
+    return ElementTree.fromstring(figure.replace("data-log=1", ""))
+
+
+def points(figure):
+    """Label and (x, y) per point of every curve of the first plot, in thousandths of the box."""
+    plot = parsed(figure).find("div")
+    for element in plot.iter():
+        if told := element.get("points") or element.get("data-points"):
+            yield element.get("data-label"), [tuple(map(float, pair.split(","))) for pair in told.split()]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(curve, min_size=1, max_size=3), st.booleans())
+def test_values_can_be_read_back_from_the_curves(curves, log):
+    figure = chart(Chart("title", [line(c, f"c{n}") for n, c in enumerate(curves)], log=log))
+    kept = {f"c{n}": [y for _, y in c if y > 0 or not log] for n, c in enumerate(curves)}
+    drawn = dict(points(figure)) if figure else {}
+    assert {label for label, ys in kept.items() if ys} == drawn.keys()
+    if figure:
+        *_, low, high = map(float, re.search('data-range="([^"]+)"', figure)[1].split())
+        for label, found in drawn.items():
+            assert all(0 <= x <= 1000 for x, _ in found)
+            values = [low + (1 - y / 1000) * (high - low) for _, y in found]
+            wanted = [math.log10(y) for y in kept[label]] if log else kept[label]
+            assert values == pytest.approx(wanted, abs=2e-5 * (high - low) + 1e-6 * max(map(abs, wanted)))
+
+
+@settings(max_examples=50)
+@given(curve)
+def test_figures_are_well_formed_and_have_labels(points):
+    figure = parsed(chart(Chart("a <b> & c", [line(points, "x < y")], levels={"xz": 2.5})))
+    assert figure.find("figcaption/b").text == "a <b> & c"
+    legend = [item.text for item in figure.findall("ul/li/span")]
+    assert legend == ["x < y", "xz 2.5"]
+    assert len(figure.findall("div")) == 2  # by bytes and by time
+    for plot in figure.findall("div"):
+        assert plot.findall("span[@class='y']")
+
+
+def test_levels_and_most_of_the_curve_are_in_view():
+    ys = [8.0, *(2 + 1 / n for n in range(1, 100))]
+    figure = chart(Chart("bits", [line(list(enumerate(ys)))], levels={"xz": 3.5, "order-4": 1.5}))
+    low, high = map(float, re.search('data-range="[^"]+ ([^ "]+) ([^ "]+)"', figure).groups())
+    assert low < 1.5
+    assert 3.5 < high < 8
+
+
+def test_long_curves_are_thinned_and_keep_their_extremes():
+    ys = [math.sin(n / 999) for n in range(40_000)]
+    ys[12_345], ys[23_456] = 9.0, -9.0
+    ((_, drawn),) = points(chart(Chart("t", [line(list(enumerate(ys)))])))
+    assert len(drawn) <= 700
+    assert min(y for _, y in drawn) < -500  # 9 lies far above what is shown
+    assert max(y for _, y in drawn) > 900  # and -9 at the very bottom
+
+
+def test_marks_tell_what_happened():
+    mark = Mark({"bytes": 5.0, "time": 1.0}, 'step 3: "<NaN>"', "skipped")
+    figure = parsed(chart(Chart("t", [line([(0, 1), (10, 2)])], marks=[mark])))
+    first, second = (plot.find("i") for plot in figure.findall("div"))
+    assert first.get("title") == 'step 3: "<NaN>"'
+    assert first.get("style") == "left:50.00%"
+    assert second.get("style") == "left:100.00%"
+
+
+@pytest.mark.parametrize("lines", [[], [line([])], [line([(1, -1), (2, 0)])]])
+def test_nothing_to_draw_is_no_figure(lines):
+    assert chart(Chart("t", lines, log=True)) == ""
+    assert heat_map("t", [], []) == heat_map("t", [1, 2], [[0, 0], [0, 0]]) == ""
+
+
+@settings(max_examples=20)
+@given(st.lists(st.lists(st.integers(0, 10**9), min_size=20, max_size=20), min_size=1, max_size=200))
+def test_a_heat_map_holds_every_share_it_draws(columns):
+    figure = heat_map("p", [100.0 * (n + 1) for n in range(len(columns))], columns)
+    if not figure:
+        assert not any(map(sum, columns[:1]))
+        return
+    told = json.loads(parsed(figure).find("div").get("data-heat"))
+    assert len(told) <= 120
+    assert all(sum(shares) == pytest.approx(1, abs=0.002) for _, *shares in told)
+    assert [x for x, *_ in told] == sorted(x for x, *_ in told)
+    assert all(0 <= x < 1000 for x, *_ in told)
+
+
+def test_a_heat_map_begins_where_its_records_do():
+    """The first column reaches back by a column, not to the beginning of a run that recorded nothing then."""
+    one, late = ([1] * 20,) * 2, ([1] * 20,) * 3
+    places = [
+        x for x, *_ in json.loads(parsed(heat_map("p", [500.0, 600.0, 700.0], late)).find("div").get("data-heat"))
+    ]
+    assert places == pytest.approx([x / (700 * 4 / 3) * 1000 for x in (400, 600, 700)], abs=0.1)
+    places = [x for x, *_ in json.loads(parsed(heat_map("p", [100.0, 200.0], one)).find("div").get("data-heat"))]
+    assert places[0] == 0
+
+
+@given(st.lists(st.floats(0, 1e6), max_size=200))
+def test_smoothing_keeps_length_range_and_straight_lines(ys):
+    assert len(smoothed(ys)) == len(ys)
+    if ys:
+        assert min(ys) - 1e-6 <= min(smoothed(ys))
+        assert max(smoothed(ys)) <= max(ys) + 1e-6
+    assert smoothed(range(len(ys))) == pytest.approx(list(range(len(ys))))
+
+
+@given(st.lists(st.floats(-1e9, 1e9), max_size=99), st.integers(1, 50))
+def test_a_curve_in_a_line_of_text(values, width):
+    drawn = spark(values, width)
+    assert len(drawn) == min(width, len(values))
+    assert set(drawn) <= set("▁▂▃▄▅▆▇█")
+
+
+def test_a_rising_line_rises():
+    assert spark(range(8)) == "▁▂▃▄▅▆▇█"
+    assert spark([3, 3, 3]) == "▁▁▁"

@@ -1,0 +1,183 @@
+"""`hnet runs`: what there is, while it is written, and side by side."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pagekit import checked
+from runkit import dataset, tiny
+
+from hnet_cli import storage
+from hnet_cli.cli import app as cli
+from hnet_cli.errors import InputError, UsageError
+from hnet_cli.report import history
+from hnet_cli.report.runs import ORDERS, show
+from hnet_cli.training.loop import train
+
+
+def fake(run, bits, steps=100, **changes):
+    """A run of 100 bytes a step with a validation every ten steps, of these bits."""
+    run.mkdir(parents=True)
+    settings = {"steps": steps, "lr": 0.001} | changes
+    (run / "config.yaml").write_text(json.dumps({"name": "nano", "data": "data/fox", "train": settings}))
+    lines = []
+    for n, value in enumerate(bits, start=1):
+        step = {"step": 10 * n, "bytes": 1000 * n}
+        reached = {"stage0_bytes_per_chunk": 4.0, "stage0_target_bytes_per_chunk": 5.0}
+        lines += [step | {"bpb": value + 0.1, "bytes_per_s": 50} | reached, step | {"val_bpb": value}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return run
+
+
+def test_a_narrow_terminal_shows_names_whole(tmp_path, capsys, monkeypatch):
+    fake(tmp_path / "runs" / "the-novels-of-the-century-nano", [2.5, 2.4])
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    seen = {}
+    for width in (80, 130, 200):
+        monkeypatch.setenv("COLUMNS", str(width))
+        assert cli.run(["runs", str(tmp_path / "runs")]) == 0
+        head, *rows = capsys.readouterr().out.splitlines()
+        assert len(rows) == 1
+        assert "the-novels-of-the-century-nano" in rows[0]
+        assert "…" not in head + rows[0]
+        assert max(map(len, (head, *rows))) <= width
+        seen[width] = len(head.split("  "))
+    assert seen[80] < seen[130] <= seen[200]
+
+
+def test_a_real_run_in_every_state(tmp_path, capsys):
+    run, data = tmp_path / "runs" / "fox", dataset(tmp_path / "data")
+    seen = []
+
+    def listen(kind, record):
+        if kind == "eval":
+            seen.append(history.glance(run))
+
+    train(tiny("train.steps=8", "train.eval_every=4", "train.checkpoint_every=4"), data, run, listen=listen)
+    assert [(g.state, g.step, g.steps) for g in seen] == [("running", 4, 8), ("running", 8, 8)]
+    assert str(os.getpid()) in seen[0].about
+
+    done = history.glance(run)
+    assert (done.state, done.modality, done.preset) == ("finished", "text", "nano")
+    assert done.bpb_best <= done.bpb_last
+    records = history.read_metrics(run)
+    assert done.bpb_last == records[-1]["val_bpb"]
+    assert done.stages == [(records[-1]["val_stage0_bytes_per_chunk"], 4.0)]
+
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "bytes": 99')  # being written
+    assert history.glance(run) == done.__class__(**vars(done) | {"when": history.glance(run).when})
+
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("steps: 8", "steps: 16"))
+    assert history.glance(run).state == "stopped"
+    (run / "config.yaml").write_text("train: [")
+    assert history.glance(run).state == "damaged"
+    (run / "config.yaml").write_text(text)
+    shutil.rmtree(run / "checkpoints" / (run / "latest").read_text().strip())
+    assert (history.glance(run).state, history.glance(run).about) == (
+        "damaged",
+        "the checkpoint step-00000008 is missing",
+    )
+    show([tmp_path / "runs"])
+    assert "is missing" in capsys.readouterr().err
+
+
+def test_a_lock_left_behind_is_no_running_run(tmp_path):
+    run = fake(tmp_path / "a", [3.0])
+    (run / ".lock").write_text("elsewhere 1\n")
+    assert history.glance(run).state == "stopped"
+    with storage.FolderLock(run):
+        assert history.glance(run).state == "running"
+        assert (run / ".lock").read_text().split()[1] == str(os.getpid())
+    with storage.FolderLock(run):  # looking at it left nothing behind
+        pass
+
+
+@pytest.mark.parametrize(("sort", "wanted"), [("name", "abc"), ("bpb", "bca"), ("bytes", "cab"), ("speed", "cba")])
+def test_orders(tmp_path, sort, wanted):
+    fake(tmp_path / "c", [4, 3, 2.5])
+    fake(tmp_path / "a", [4, 3])
+    fake(tmp_path / "b", [2])
+    for name, speed in (("a", 10), ("b", 20), ("c", 30)):
+        with (tmp_path / name / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": 100, "bytes": 1, "bpb": 1, "bytes_per_s": speed}) + "\n")
+    assert "".join(run["name"] for run in show([tmp_path], sort).data["runs"]) == wanted
+
+
+def test_every_order_takes_runs_that_have_nothing_yet(tmp_path):
+    fake(tmp_path / "a", [4])
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "metrics.jsonl").touch()
+    for order in ORDERS:
+        assert len(show([tmp_path], order).data["runs"]) == 2
+
+
+def test_a_comparison(tmp_path):
+    a, b = fake(tmp_path / "a", [4, 3, 2, 1]), fake(tmp_path / "b", [5, 3], lr=0.002, seed=7)
+    shown = show([a, b], out=tmp_path / "page.html")
+    assert shown.data["differences"] == {"train.lr": ["0.001", "0.002"], "train.seed": ["-", "7"]}
+    assert shown.data["bpb_at_equal_bytes"] == [{"bytes": 1000, "bpb": [4, 5]}, {"bytes": 2000, "bpb": [3, 3]}]
+    page = checked((tmp_path / "page.html").read_text())
+    assert {"a ", "b "} <= set(page.values("data-label"))
+    assert "train.lr" in page.text
+
+
+def test_runs_that_have_no_validation_in_common_are_compared_without(tmp_path):
+    a, b = fake(tmp_path / "a", [4, 3]), fake(tmp_path / "b", [])
+    assert show([a, b], out=tmp_path / "page.html").data["bpb_at_equal_bytes"] == []
+    checked((tmp_path / "page.html").read_text())
+
+
+def test_two_runs_of_one_name_are_told_apart(tmp_path):
+    paths = [fake(tmp_path / "x" / "a", [4]), fake(tmp_path / "y" / "a", [3])]
+    show(paths, out=tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert all(str(path) in page for path in paths)
+
+
+def test_what_is_not_there_is_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for paths in ([], [Path("nowhere")], [tmp_path]):
+        with pytest.raises(InputError, match="run"):
+            show(paths)
+    with pytest.raises(UsageError, match="sorted"):
+        show([], "beauty")
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    fake(tmp_path / "runs" / "evil\x1b[2J[bold]", [4])
+    fake(tmp_path / "runs" / "b", [3])
+    assert cli.run(["runs"]) == 0
+    listed = capsys.readouterr().out
+    assert "evil\\x1b[2J[bold]" in listed
+    assert "10/100" in listed
+    assert cli.run(["runs", "--json", "runs/b"]) == 0
+    assert json.loads(capsys.readouterr().out)["runs"][0]["bpb_last"] == 3
+    assert cli.run(["runs", "runs/b", "--out", "b.html"]) == 0
+    checked(Path("b.html").read_text())
+    assert cli.run(["runs", "nothing"]) == 3
+    fake(tmp_path / "runs" / "c", [2])
+    capsys.readouterr()
+    assert cli.run(["runs", "b", "c"]) == 0  # as the list calls them
+    compared = capsys.readouterr().out
+    assert "Figures" in compared
+    assert "Bits per byte at equal bytes" in compared  # in one piece, though the table is narrow
+
+
+def test_listing_imports_neither_torch_nor_numpy(tmp_path):
+    fake(tmp_path / "a", [4])
+    code = f"""
+import sys
+from hnet_cli.cli import app as cli
+assert cli.run(["runs", {str(tmp_path)!r}]) == 0
+print([name for name in ("torch", "numpy") if name in sys.modules], file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.strip() == "[]", done.stderr

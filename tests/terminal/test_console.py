@@ -1,0 +1,95 @@
+"""Numbers for people, and text from data that stays text."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from hnet_cli.terminal import console
+
+
+@pytest.mark.parametrize(
+    ("function", "number", "shown"),
+    [
+        (console.size, 0, "0 bytes"),
+        (console.size, 999, "999 bytes"),
+        (console.size, 1500, "1.5 kB"),
+        (console.size, 250_000_000, "250 MB"),
+        (console.size, 5e12, "5000 GB"),
+        (console.count, 7, "7"),
+        (console.count, 1_900_000, "1.9M"),
+        (console.count, 679_405_312, "679M"),
+        (console.count, 1_603_492_224, "1.60G"),
+        (console.duration, 0.2, "0 s"),
+        (console.duration, 99, "99 s"),
+        (console.duration, 125, "2 min 05 s"),
+        (console.duration, 7500, "2 h 05 min"),
+        (console.duration, 400_000, "5 days"),
+    ],
+)
+def test_numbers_for_people(function, number, shown):
+    assert function(number) == shown
+
+
+@pytest.mark.parametrize("text", ["[red]x[/]", "[/]", "a[bold", "\x1b[31mx", "\x07\x9b\u202e", "\\[x]", "C:\\"])
+def test_what_comes_from_data_is_shown_as_it_stands(text):
+    out = io.StringIO()
+    Console(file=out, force_terminal=True, color_system=None, soft_wrap=True).print(f"[bold]{console.literal(text)}[/]")
+    shown = out.getvalue().rstrip("\n")
+    assert shown.isprintable()
+    if text.isprintable():
+        assert shown == text
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_shows_names_as_they_stand(terminal, capsys, monkeypatch):
+    shown, name = io.StringIO(), "my[/run]\x1b[31m"
+    monkeypatch.setattr(console, "console", Console(file=shown, force_terminal=terminal, color_system=None, width=120))
+    monkeypatch.setattr(console.Task, "EVERY", 0.0)
+    monkeypatch.setattr(console, "_verbosity", 0)
+    with console.progress(name, total=4) as task:
+        task.update(1, note=name)
+        if task.bar:
+            task.bar.refresh()
+    text = shown.getvalue() + capsys.readouterr().err
+    assert text.count("my[/run]\\x1b[31m") >= 2
+
+
+def test_a_narrow_terminal_shows_the_times_whole(monkeypatch):
+    shown = io.StringIO()
+    monkeypatch.setattr(console, "console", Console(file=shown, force_terminal=True, color_system=None, width=80))
+    with console.progress("training", total=4) as task:
+        task.update(1, note="2.345 bpb  3.42 bytes/chunk (target 5.5)  1.7 kB/s and more")
+        task.bar.refresh()
+    last = shown.getvalue().rpartition("training")[2].splitlines()[0]
+    assert "25% 0:00:00 left" in last
+    assert "2.345 bpb  3.42 bytes/chunk" in last
+    assert "…" not in last
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then(capsys, monkeypatch):
+    monkeypatch.setattr(console.Task, "EVERY", 0.0)
+    console.set_verbosity(0)
+    with console.progress("reading", total=4) as task:
+        task.update(1, note="fine")  # nothing to tell the speed from yet
+        task.update(2)
+        task.update(4)
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert [line.split(",")[0] for line in lines] == ["reading: 25%  fine", "reading: 50%", "reading: 100%  fine"]
+    assert lines[1].endswith(" left  fine")
+    console.set_verbosity(-1)
+    with console.progress("reading", total=4) as task:
+        task.update(1)
+        console.say("quiet")
+    assert capsys.readouterr() == ("", "")
+    console.set_verbosity(0)
+
+
+def test_progress_of_unknown_length_says_nothing_false(capsys, monkeypatch):
+    monkeypatch.setattr(console.Task, "EVERY", 0.0)
+    with console.progress("reading") as task:
+        task.update(5)
+        task.update(5, total=10)
+    assert [line.split(",")[0] for line in capsys.readouterr().err.splitlines()] == ["reading: 50%"]
