@@ -12,6 +12,7 @@ from runkit import SETTINGS, TWO_STAGES
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_the_host_waits_once_per_pass_and_stage():
     """And once for the numbers of the record; no tensor is left on the host, none has a dtype that does not fit. In a
     process of its own: what torch is made to believe stays there."""
@@ -23,7 +24,7 @@ def test_the_host_waits_once_per_pass_and_stage():
         "train.ratio_loss_statistics=global",
         "model.chunker=[characters, learned]",
     ]
-    command = [sys.executable, str(ROOT / "tests/fake_gpu.py"), "--presets", "nano", "--set"]
+    command = [sys.executable, str(ROOT / "tests/kits/fake_gpu.py"), "--presets", "nano", "--set"]
     done = subprocess.run(
         [*command, *SETTINGS, *TWO_STAGES, *more],
         capture_output=True,

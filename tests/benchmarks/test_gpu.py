@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 OPTIONAL = ("pydantic", "safetensors", "typer", "rich", "zstandard", "Bio", "pathspec", "pygments")
 TRAINED = {"training hnet", "training bpe", "training isotropic"}

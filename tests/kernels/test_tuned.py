@@ -11,7 +11,7 @@ import pytest
 
 from hnet_cli.kernels import tuned
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import json, sys
 import gpu_warm, torch
@@ -89,6 +89,7 @@ def run(program, *arguments, **environment):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_kernels_compiled_ahead(tmp_path):
     """One of the variants for an H100, down to its machine code."""
     cache = tmp_path / "cache"
@@ -99,6 +100,7 @@ def test_kernels_compiled_ahead(tmp_path):
     assert {path.relative_to(unpacked): path.read_bytes() for path in unpacked.rglob("*") if path.is_file()} == made
 
 
+@pytest.mark.slow
 def test_kernels_in_the_table_are_not_tuned(tmp_path):
     found = run(PROGRAM, tmp_path / "tuned.json")
     assert found["tuning"] > 80 + found["tuned"]

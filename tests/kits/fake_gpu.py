@@ -1,7 +1,7 @@
 """Where the host waits for a GPU, found without one: a training step and steps of generation on tensors that say they
 are on a GPU and have a shape and a dtype, but no values.
 
-    python tests/fake_gpu.py [--presets 2stage-xl small] [--rows 2] [--set train.alignment=entropy ...]
+    python tests/kits/fake_gpu.py [--presets 2stage-xl small] [--rows 2] [--set train.alignment=entropy ...]
 
 Forward pass, losses, records and optimizer run as they are; an operation between tensors of different devices or of
 dtypes that do not fit fails here as it would there. Backward passes need a GPU: gradients are made up. Attention is
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 import torch
