@@ -33,7 +33,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from hnet_cli.kernels import cuda as external  # noqa: E402
-from hnet_cli.kernels import reference, tuned
+from hnet_cli.kernels import reference, tuned  # noqa: E402
 from hnet_cli.kernels.packing import Packing  # noqa: E402
 
 
