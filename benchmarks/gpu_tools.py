@@ -45,12 +45,10 @@ def timed(o: argparse.Namespace, run: Callable[[], Any], repeats: int, seconds: 
 
 def preset(name: str, quick: bool) -> tuple[Any, dict[str, Any]]:
     """Model and training section, read without pydantic."""
-    import yaml
-
-    from hnet_cli.config.run import preset_text
+    from hnet_cli.config.presets import preset_data
     from hnet_cli.model import HNetConfig
 
-    data = yaml.safe_load(preset_text(name))
+    data = preset_data(name)
     model, train = data["model"], data["train"]
     model.pop("chunker", None)
     if quick:

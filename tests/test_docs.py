@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from hnet_cli.cli.app import app
-from hnet_cli.config.run import preset_names, resolve
+from hnet_cli.config.presets import preset_names
+from hnet_cli.config.run import resolve
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -13,7 +13,8 @@ import resource
 from dataclasses import dataclass
 from pathlib import Path
 
-from hnet_cli.config.run import RunConfig, preset_names, resolve
+from hnet_cli.config.presets import preset_names
+from hnet_cli.config.run import RunConfig, resolve
 from hnet_cli.errors import EnvironmentLimit, UsageError
 
 GIB = 1024**3

@@ -9,7 +9,8 @@ import torch
 from modelkit import tiny_config
 from runkit import dataset, tiny
 
-from hnet_cli.config.run import preset_names, resolve
+from hnet_cli.config.presets import preset_names
+from hnet_cli.config.run import resolve
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Batches
 from hnet_cli.errors import UsageError
