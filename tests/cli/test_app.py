@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from runkit import TINY, fox
 
-from hnet_cli.checkpoints.checkpoint import newest
+from hnet_cli.checkpoints.find import newest
 from hnet_cli.cli.app import app, run
 from hnet_cli.storage import FolderLock
 
