@@ -29,17 +29,18 @@ class Bounds:
     below: float = math.inf
 
     def __str__(self) -> str:
-        low = f"above {self.above:g}" if self.above > -math.inf else f"at least {self.least:g}"
-        if self.below < math.inf:
-            return f"{low} and below {self.below:g}"
-        return low if self.most == MOST else f"{low} and at most {self.most:g}"
+        low = f"above {self.above}" if self.above > -math.inf else f"at least {self.least}" * (self.least != -MOST)
+        high = f"below {self.below}" if self.below < math.inf else f"at most {self.most}" * (self.most != MOST)
+        return " and ".join(filter(None, (low, high)))
 
     def check(self, value: Any) -> Any:
-        """`value` itself. Raises ValueError for what is no number within the bounds."""
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        """`value` itself. Raises ValueError for what is no finite number within the bounds."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -math.inf < value < math.inf:
             raise ValueError(f"must be a number, not {value!r:.40}")
-        if not (self.least <= value <= self.most and self.above < value < self.below):
-            raise ValueError(f"must be {self}, not {value:g}")
+        if not (self.least <= value and self.above < value < self.below):
+            raise ValueError(f"must be {self}, not {value!r:.40}")
+        if value > self.most:
+            raise ValueError(f"must be at most {self.most}, not {value!r:.40}")
         return value
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:

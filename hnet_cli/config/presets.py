@@ -21,7 +21,7 @@ GROUPS = {
     "the paper's": ("1stage", "2stage", "dna"),
     "for hnet retrofit": ("retrofit",),
 }
-"""Files of presets by what they are for. A file holds YAML documents, each a preset under a first line with its name."""
+"""Files of presets by purpose. A file holds YAML documents, each a preset under a first line with its name."""
 SIZES = ("nano", "small", "l", "xl")
 """Sizes of the line-up: `nano` and `small` are ours, `l` and `xl` the paper's."""
 

@@ -56,25 +56,30 @@ class RunConfig:
     """The dataset folder of a run; empty in a preset."""
 
     def __post_init__(self) -> None:
-        ratios, stages = self.train.target_ratios, self.model.num_stages
-        if self.tokenizer and stages:
-            raise SettingError("tokenizer", "a model of tokens has no chunking stages; arch_layout must be one stack")
-        if len(ratios) != stages:
-            raise SettingError("train.target_ratios", f"has {len(ratios)} entries, but the model has {stages} stages")
-        multipliers = self.train.lr_multipliers
-        if multipliers != "auto" and len(multipliers) != stages + 1:
-            reason = f"needs {stages + 1} entries, one per level, not {len(multipliers)}"
-            raise SettingError("train.lr_multipliers", reason)
-        parts = self.model.count_parameters()
-        for part in self.train.frozen:
-            if part not in parts:
-                raise SettingError("train.frozen", f"the model has no part {part!r}; it has {', '.join(parts)}")
-        if not any(number for part, number in parts.items() if part not in self.train.frozen):
-            raise SettingError("train.frozen", "leaves nothing to train")
-        if self.train.taught and not stages:
-            raise SettingError("train.boundary_loss_weight", "a model without stages has no boundaries")
-        if self.train.embedding_loss_weight and not self.model.adapter_width:
-            raise SettingError("train.embedding_loss_weight", "needs adapters: model.adapter_width")
+        train, stages, parts = self.train, self.model.num_stages, self.model.count_parameters()
+
+        def refuse_if(wrong: object, key: str, reason: str, *others: str) -> None:
+            if wrong:
+                raise SettingError(f"{key}{reason}", key, *others)
+
+        tokens = ": a model of tokens has no chunking stages; arch_layout must be one stack"
+        refuse_if(self.tokenizer and stages, "tokenizer", tokens, "model.arch_layout")
+        entries = f" has {len(train.target_ratios)} entries, but the model has {stages} stages"
+        refuse_if(len(train.target_ratios) != stages, "train.target_ratios", entries, "model.arch_layout")
+        if train.lr_multipliers != "auto":
+            entries = f" needs {stages + 1} entries, one per level, not {len(train.lr_multipliers)}"
+            wrong = len(train.lr_multipliers) != stages + 1
+            refuse_if(wrong, "train.lr_multipliers", entries, "model.arch_layout")
+        unknown = next((part for part in train.frozen if part not in parts), None)
+        has = f": the model has no part {unknown!r}; it has {', '.join(parts)}"
+        refuse_if(unknown is not None, "train.frozen", has)
+        trained = sum(number for part, number in parts.items() if part not in train.frozen)
+        refuse_if(not trained, "train.frozen", " leaves nothing to train")
+        refuse_if(
+            train.taught and not stages, "train.boundary_loss_weight", ": a model without stages has no boundaries"
+        )
+        lacking = train.embedding_loss_weight and not self.model.adapter_width
+        refuse_if(lacking, "train.embedding_loss_weight", " needs adapters: model.adapter_width", "model.adapter_width")
 
 
 @cache
@@ -181,10 +186,12 @@ def _vocabulary(tokenizer: str, where: str) -> int | None:
 def _build(data: dict[str, Any], marks: Mapping[str, str]) -> RunConfig:
     """The typed configuration. `marks`: where each dotted key stands, for messages."""
 
-    def where(path: str) -> str:
-        while path not in marks:
-            path = path.rpartition(".")[0]
-        return marks[path]
+    def where(*keys: str) -> str:
+        """Where the mistake stands: the first of the keys that `--set` has, else the first that a file has."""
+        places = [marks[key] for key in keys if key in marks]
+        if not places:
+            return where(*(key.rpartition(".")[0] for key in keys))
+        return next((place for place in places if place.startswith("--set")), places[0])
 
     if not isinstance(data.get("model"), dict):
         raise UsageError(f"{where('model')}: there is no model: section", "start from a preset with `extends: nano`")
@@ -195,11 +202,14 @@ def _build(data: dict[str, Any], marks: Mapping[str, str]) -> RunConfig:
     try:
         architecture = _architecture(model)
     except (ValueError, TypeError) as error:
-        raise UsageError(f"{_where_said(str(error), marks)}: {error}") from error
+        words = [part for word in re.findall(r"[a-z_.]+", str(error)) for part in (word, word.partition(".")[0])]
+        keys = [section + word for word in words for section in ("model.", "model.ssm_cfg.", "model.attn_cfg.")]
+        raise UsageError(f"{where(*keys, 'model')}: {error}") from error
     from pydantic import ValidationError
 
+    data = {key: value for key, value in data.items() if value is not None}  # a section without a line says nothing
     try:
-        return _adapter().validate_python(data | {"model": architecture, "train": {} if data.get("train") is None else data["train"]})
+        return _adapter().validate_python(data | {"model": architecture})
     except ValidationError as error:
         raise _refusal(error, where) from error
 
@@ -210,7 +220,9 @@ def _architecture(model: dict[str, Any]) -> HNetConfig:
         raise ValueError("unknown key 'hnet' in model: it belongs to a model's config.json")
     chunker = model.pop("chunker", "learned")
     ours = {name: model.pop(name) for name in SWITCHES if name in model}
-    return HNetConfig.from_dict(model | {"hnet": ours | ({} if chunker == "learned" else {"chunker": _chunker(chunker)})})
+    if chunker != "learned":
+        ours["chunker"] = _chunker(chunker)
+    return HNetConfig.from_dict(model | {"hnet": ours})
 
 
 def _chunker(value: Any) -> Any:
@@ -225,16 +237,7 @@ def _chunker(value: Any) -> Any:
     return value
 
 
-def _where_said(message: str, marks: Mapping[str, str]) -> str:
-    """Where the first key of the `model:` section stands that a message of the model names."""
-    for word in re.findall(r"[a-z_]+", message):
-        for section in ("model.", "model.ssm_cfg.", "model.attn_cfg."):
-            if section + word in marks:
-                return marks[section + word]
-    return marks.get("model", marks[""])
-
-
-def _refusal(error: ValidationError, where: Callable[[str], str]) -> UsageError:
+def _refusal(error: ValidationError, where: Callable[..., str]) -> UsageError:
     """The first key that pydantic refuses: where it stands, and why."""
     problems = error.errors(include_url=False)
     key = problems[0]["loc"][: 2 if problems[0]["loc"][:1] == ("train",) else 1]
@@ -246,12 +249,17 @@ def _refusal(error: ValidationError, where: Callable[[str], str]) -> UsageError:
         return UsageError(f"{where(path)}: unknown {kind.format(name=name)}", nearest(name, known))
     cause = problems[0].get("ctx", {}).get("error")
     if isinstance(cause, SettingError):
-        return UsageError(f"{where(cause.key)}: {cause}")
+        return UsageError(f"{where(*cause.keys)}: {cause}")
     problems = [problem for problem in problems if problem["loc"][: len(key)] == key]
     depth = max(len(problem["loc"]) for problem in problems)  # of a union, what came nearest
-    reasons = (str(p.get("ctx", {}).get("error", p["msg"])) for p in problems if len(p["loc"]) == depth)
-    reason = " or ".join(dict.fromkeys(reason[:1].lower() + reason[1:] for reason in reasons))
-    return UsageError(f"{where(path)}: {path} {reason}".replace(" input should", " should"))
+    reasons = (_reason(problem) for problem in problems if len(problem["loc"]) == depth)
+    return UsageError(f"{where(path)}: {path} {' or '.join(dict.fromkeys(reasons))}")
+
+
+def _reason(problem: Mapping[str, Any]) -> str:
+    ours = {"dataclass_type": "must hold keys and values", "missing": "has too few entries"}
+    said = str(problem.get("ctx", {}).get("error", problem["msg"]))
+    return ours.get(problem["type"], said.removeprefix("Input "))
 
 
 # -- comparing and writing ---------------------------------------------------------------------------------------------

@@ -19,11 +19,11 @@ Positive = Annotated[float, Bounds(above=0)]
 
 
 class SettingError(ValueError):
-    """Settings that exclude each other. `key` is the dotted key of the one to change."""
+    """Settings that do not fit together. `keys` are their dotted keys, the most likely mistake first."""
 
-    def __init__(self, key: str, reason: str) -> None:
-        super().__init__(f"{key} {reason}")
-        self.key = key
+    def __init__(self, message: str, *keys: str) -> None:
+        super().__init__(message)
+        self.keys = keys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,12 +124,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if self.warmup + self.decay > 1:
-            raise SettingError("train.warmup", "and train.decay together exceed the whole run")
+            reason = "train.warmup and train.decay together exceed the whole run"
+            raise SettingError(reason, "train.warmup", "train.decay")
         if self.batch_bytes % (self.sequence_length * self.micro_batches):
             raise SettingError(
-                "train.batch_bytes",
-                f"({self.batch_bytes}) must be a multiple of train.sequence_length x train.micro_batches "
-                f"({self.sequence_length} x {self.micro_batches})",
+                f"train.batch_bytes ({self.batch_bytes}) must be a multiple of train.sequence_length x "
+                f"train.micro_batches ({self.sequence_length} x {self.micro_batches})",
+                *("train.batch_bytes", "train.sequence_length", "train.micro_batches"),
             )
 
     def ratios(self, step: int | None = None) -> list[float]:

@@ -30,8 +30,9 @@ class Loader(yaml.SafeLoader):
         event = self.peek_event()
         if getattr(event, "anchor", None) is not None:
             raise yaml.MarkedYAMLError(None, None, "anchors (& and *) are not read; use extends:", event.start_mark)
-        if getattr(event, "tag", None) is not None:
-            raise yaml.MarkedYAMLError(None, None, f"tags ({event.tag}) are not read", event.start_mark)
+        if (tag := getattr(event, "tag", None)) is not None:
+            tag = tag.replace("tag:yaml.org,2002:", "!!")
+            raise yaml.MarkedYAMLError(None, None, f"tags such as {tag} are not read", event.start_mark)
         if self.depth > MOST_DEPTH:
             raise yaml.MarkedYAMLError(None, None, "nested too deeply for a configuration", event.start_mark)
         self.depth += 1

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-_STACK = re.compile(r"(?:[mMtT][0-9]+)+")
+_STACK = re.compile(r"(?:[mMtT][0-9]{1,4})+")
+MOST = 2**31 - 1
+"""Upper limit of integers: kernels index with 32 bits."""
+MOST_LAYERS = 4096
+"""Upper limit of the layers of a stack."""
 
 
 def check_keys(given: Iterable[str], known: Sequence[str], where: str) -> None:
@@ -25,6 +30,8 @@ def integer(value: Any, name: str, least: int) -> int:
     """The value. Raises ValueError, with `name`, for what is no integer of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    if value > MOST:
+        raise ValueError(f"{name} must be at most {MOST}, got {value!r:.40}")
     return value
 
 
@@ -41,7 +48,10 @@ def expand_stack(text: Any) -> str:
         raise ValueError(
             f"bad arch_layout: {text!r} should be letters m, M, t, T each followed by a count, such as 'T1m4'"
         )
-    return "".join(letter * int(count) for letter, count in re.findall(r"([mMtT])([0-9]+)", text))
+    counts = [(letter, int(count)) for letter, count in re.findall(r"([mMtT])([0-9]+)", text)]
+    if sum(count for _, count in counts) > MOST_LAYERS:
+        raise ValueError(f"bad arch_layout: {text!r:.40} has more than {MOST_LAYERS} layers in a stack")
+    return "".join(letter * count for letter, count in counts)
 
 
 def compact_stack(letters: str) -> str:
@@ -144,7 +154,7 @@ class Rotary:
     def __post_init__(self) -> None:
         for f in fields(self):
             value = getattr(self, f.name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise ValueError(f"rotary.{f.name} must be a number above 0, got {value!r}")
         if self.factor != 1 and not self.low_freq_factor < self.high_freq_factor:
             raise ValueError("rotary.low_freq_factor must be below rotary.high_freq_factor")

@@ -148,7 +148,7 @@ def refuse_what_cannot_fit(plan: Plan) -> None:
         return
     here = plan.machine
     needs = _needs(plan)
-    fitting = lineup.groups([name for name, _ in budget.presets_that_fit(here)]).get("preset", [])
+    fitting = [name for name, _ in budget.presets_that_fit(here)]
     advice = f"presets that fit: {', '.join(fitting)}" if fitting else "no preset fits; free some memory"
     if budget.fits(plan.config, here, plan.ranks):
         advice = f"--set train.shard=full would fit; {advice}"
