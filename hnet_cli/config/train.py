@@ -90,9 +90,9 @@ class TrainConfig:
     """Parts that keep the weights they begin with, such as level1.main_network; `hnet train --dry-run` names them."""
 
     target_ratios: list[Annotated[float | Points, Schedule(above=1)]] = field(default_factory=list)
-    """N per stage: positions per chunk that the ratio loss aims at. Each a number, or `Points` over the run."""
+    """N per stage: positions per chunk that the ratio loss aims at. Each a number, or a schedule over the run."""
     ratio_loss_weight: Annotated[float | Points, Schedule(least=0)] = 0.03
-    """alpha of the ratio loss (paper equation 10). A number, or `Points` over the run."""
+    """alpha of the ratio loss (paper equation 10). A number, or a schedule over the run."""
     ratio_loss_statistics: Literal["micro-batch", "global"] = "micro-batch"
     """Whether its F and G are of each micro-batch, as in the release, or of the batch: see `GlobalRatio`."""
     alignment_loss_weight: Weight = 0.0

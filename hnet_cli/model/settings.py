@@ -13,6 +13,8 @@ from typing import Any
 _STACK = re.compile(r"(?:[mMtT][0-9]{1,4})+")
 MOST = 2**31 - 1
 """Upper limit of integers: kernels index with 32 bits."""
+LEAST = {"d_intermediate": 0, "vocab_size": 2, "adapter_width": 0, "rotary_emb_dim": 0, "window_size": -1}
+"""Lower limit of integers where it is not 1."""
 MOST_LAYERS = 4096
 """Upper limit of the layers of a stack."""
 
@@ -119,7 +121,7 @@ class SSMConfig:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            integer(getattr(self, f.name), f"ssm_cfg.{f.name}", 1)
+            integer(getattr(self, f.name), f"ssm_cfg.{f.name}", LEAST.get(f.name, 1))
 
 
 @dataclass(frozen=True)
@@ -127,14 +129,16 @@ class AttnConfig:
     """Attention settings, one entry per level."""
 
     num_heads: tuple[int, ...]
+    """Attention heads; a divisor of d_model."""
     rotary_emb_dim: tuple[int, ...]
     """Leading coordinates of each head that are rotated; 0 for none."""
     window_size: tuple[int, ...]
     """w: position i sees i-w..i, that is w+1 keys; -1 for all."""
 
     def __post_init__(self) -> None:
-        for name, least in (("num_heads", 1), ("rotary_emb_dim", 0), ("window_size", -1)):
-            object.__setattr__(self, name, integers(getattr(self, name), f"attn_cfg.{name}", least))
+        for f in fields(self):
+            value = integers(getattr(self, f.name), f"attn_cfg.{f.name}", LEAST.get(f.name, 1))
+            object.__setattr__(self, f.name, value)
 
 
 @dataclass(frozen=True)
@@ -146,10 +150,11 @@ class Rotary:
     factor: float = 1.0
     """Pairs that turn slowly turn this many times slower still."""
     low_freq_factor: float = 1.0
-    """Slowly: fewer full turns than this in `original_length` positions;"""
+    """Pairs with fewer full turns than this in `original_length` positions turn slowly."""
     high_freq_factor: float = 4.0
-    """those with more than this stay as they are, and between the two it is gradual."""
+    """Pairs with more full turns than this stay as they are; between the two it is gradual."""
     original_length: int = 8192
+    """Positions that the model was trained on before its context was stretched."""
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -179,8 +184,9 @@ class Chunker:
     character), `space` (SpaceByte's rule), `fixed` (every k-th)."""
 
     kind: str = "learned"
+    """`learned`, `characters`, `space` or `fixed`."""
     k: int | None = None
-    """Of `fixed`, positions per chunk; else None."""
+    """Positions per chunk of `fixed`; else None."""
 
     def __post_init__(self) -> None:
         kinds = ("learned", "characters", "space", "fixed")
