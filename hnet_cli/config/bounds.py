@@ -9,8 +9,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 MOST = 10**15
 """Upper limit of numbers that have no other: beyond it float64 has no longer every integer."""
 
@@ -70,5 +68,8 @@ def value_at(value: float | Points, share: float) -> float:
     """A number as it is, or a schedule at a share (0 to 1) of the run."""
     if not isinstance(value, list):
         return value
-    shares, numbers = zip(*value, strict=True)
-    return float(np.interp(share, shares, numbers))
+    after = sum(point[0] <= share for point in value)
+    if after in (0, len(value)):
+        return value[max(0, after - 1)][1]
+    (begin, first), (end, last) = value[after - 1 : after + 1]
+    return first + (share - begin) / (end - begin) * (last - first)

@@ -50,12 +50,6 @@ class Loader(yaml.SafeLoader):
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
-    def construct_number(self, node: yaml.ScalarNode) -> int | float:
-        try:
-            return int(node.value) if node.tag.endswith(":int") else self.construct_yaml_float(node)
-        except ValueError as error:  # 1__0, or more digits than Python converts
-            raise yaml.MarkedYAMLError(None, None, "not readable as a number", node.start_mark) from error
-
 
 class Dumper(yaml.SafeDumper):
     """Writes what `Loader` reads back: words that it would take for something else are in quotes."""
@@ -72,8 +66,7 @@ for _tag, _pattern, _first in (
 ):
     for _side in (Loader, Dumper):
         _side.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
-for _tag in ("int", "float"):
-    Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", Loader.construct_number)
+Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
 
 
 def read_text(path: Path, kind: str, limit: int = MOST_BYTES) -> str:
@@ -106,7 +99,7 @@ def parse(text: str, where: str) -> tuple[dict[str, Any], dict[str, int]]:
         loader = Loader(text)
         node = loader.get_single_node()
         data = {} if node is None else loader.construct_document(node)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: 1__, or more digits than Python converts
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not readable as YAML"
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""

@@ -9,7 +9,6 @@ import pytest
 from hnet_cli.config.presets import line_up, preset, preset_data, preset_names, shipped
 from hnet_cli.config.run import resolve, to_data, to_yaml
 from hnet_cli.config.train import TrainConfig
-from hnet_cli.errors import UsageError
 
 OFFICIAL = Path(__file__).parents[1] / "golden/parity/official_keys"
 
@@ -97,12 +96,3 @@ def test_sections_without_pydantic(name):
     assert data["model"]["d_model"] == list(resolve(name).model.d_model)
     data["model"].clear()
     assert preset_data(name)["model"]
-
-
-@pytest.mark.parametrize(
-    ("name", "near"), [("nanno", "nano"), ("2stage_xl", "2stage-xl"), ("llamabite-nano", "llamabyte-nano")]
-)
-def test_the_nearest_name_is_suggested(name, near):
-    with pytest.raises(UsageError) as error:
-        preset(name)
-    assert f"did you mean '{near}'" in error.value.hint
