@@ -24,7 +24,7 @@ from hnet_cli.storage import FolderLock
     [
         ("train --foo", 2, "see hnet train --help"),
         ("train --preset nanno", 2, "did you mean 'nano'?"),
-        ("train --preset nowhere.yaml", 2, "nowhere.yaml: No such file"),
+        ("train --preset nowhere.yaml", 2, "nowhere.yaml does not exist"),
         ("train --preset bad.yaml", 2, "bad.yaml:2: unknown key 'stepz'"),
         ("train --set lr", 2, "section.key=value"),
         ("train --set train.stepz=1", 2, "'steps'"),
