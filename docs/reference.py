@@ -131,11 +131,12 @@ def commands() -> str:
 {group.help} Generated from the code by `docs/reference.py`.
 
 Data goes to standard output, all else to standard error. Exit codes: 0 done; 1 a bug of ours; 2 usage or configuration;
-3 input data; 4 a damaged or incompatible checkpoint or dataset; 5 numerical failure; 69 environment (no such device, too
-little memory, a missing optional package); 73 folder in use or not creatable; 74 I/O error, disk full; 75 stopped by a
+3 input data; 4 a damaged or incompatible checkpoint or dataset; 5 numerical failure; 69 environment (no such device,
+too little memory, a missing optional package); 73 folder in use or not creatable; 74 I/O error, disk full; 75 stopped by a
 signal, saved, to be resumed; 130 interrupted.
 """
-    for title, command in [("hnet", group), *((f"hnet {name}", one) for name, one in group.commands.items())]:  # type: ignore[attr-defined]
+    pairs = [("hnet", group), *((f"hnet {name}", one) for name, one in group.commands.items())]
+    for title, command in pairs:
         page += f"\n## {title}\n\n{command.help if command is not group else 'For every command:'}\n"
         page += "\n| | meaning |\n|---|---|\n"
         for parameter in command.params:
