@@ -1,7 +1,7 @@
-"""Two learning curves: where one passes the other, and how much less one needs to get as far.
+"""Two learning curves: where one crosses the other, and how much less one needs to get as far.
 
-A curve is bits per byte over what was spent (bytes, or seconds), at the validations of a run; between two of them it is
-linear in the logarithm of what was spent.
+A curve is bits per byte over what was spent (bytes, or seconds), at the validations of a run. Between two validations
+it is linear in the logarithm of what was spent.
 """
 
 from __future__ import annotations
@@ -39,14 +39,21 @@ class Curve:
         share = math.log(x / self.xs[n - 1]) / math.log(self.xs[n] / self.xs[n - 1])
         return self.ys[n - 1] + share * (self.ys[n] - self.ys[n - 1])
 
+    @property
+    def points(self) -> list[list[float]]:
+        return [[x, y] for x, y in zip(self.xs, self.ys, strict=True)]
+
+    def first(self, number: int) -> Curve:
+        """The first points."""
+        return Curve(self.xs[:number], self.ys[:number])
+
     def until(self, x: float) -> Curve:
         """The points up to x."""
-        n = sum(each <= x for each in self.xs)
-        return Curve(self.xs[:n], self.ys[:n])
+        return self.first(sum(place <= x for place in self.xs))
 
 
 def crossover(own: Curve, other: Curve) -> dict[str, Any]:
-    """From where on `own` is below `other` to the end of what both have spent.
+    """The place from which on `own` is below `other`, to the end of what both have spent.
 
     `state`: "crosses" (`at` says where), "from the beginning" (below at every point), "never" (not below at the end),
     or "unknown" (the curves have no place in common).
@@ -69,21 +76,16 @@ def crossover(own: Curve, other: Curve) -> dict[str, Any]:
 
 
 def reached(curve: Curve, value: float) -> float | None:
-    """Where a curve first comes down to `value`; its first place if it begins below; None if it never does."""
-    for n, y in enumerate(curve.ys):
-        if y <= value:
-            if n == 0:
-                return curve.xs[0]
-            share = (curve.ys[n - 1] - value) / (curve.ys[n - 1] - y)
-            return curve.xs[n - 1] * (curve.xs[n] / curve.xs[n - 1]) ** share
-    return None
+    """The place where a curve first comes down to `value`; its first if it begins below; None if it never does."""
+    n = next((n for n, y in enumerate(curve.ys) if y <= value), None)
+    if n is None or n == 0:
+        return None if n is None else curve.xs[0]
+    share = (curve.ys[n - 1] - value) / (curve.ys[n - 1] - curve.ys[n])
+    return curve.xs[n - 1] * (curve.xs[n] / curve.xs[n - 1]) ** share
 
 
 def efficiency(own: Curve, other: Curve) -> float | None:
-    """How many times less `own` needed to get to where `other` ended: what `other` spent over what `own` had.
-
-    2 means half was enough; None: `own` never got there.
-    """
-    if not own or not other or (needed := reached(own, other.ys[-1])) is None:
-        return None
-    return other.xs[-1] / needed
+    """What `other` spent in all over what `own` needed to get to where `other` ended; 2 means half was enough. None:
+    `own` never got there."""
+    needed = reached(own, other.ys[-1]) if other else None
+    return None if needed is None else other.xs[-1] / needed

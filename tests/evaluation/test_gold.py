@@ -1,7 +1,6 @@
 """Boundaries against what people have marked: readers of gold files; precision, recall, F1 beside the trivial rules."""
 
 import io
-import json
 from itertools import pairwise
 
 import numpy as np
@@ -9,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from modelkit import tiny_config, tiny_model
 
 from hnet_cli import modality
 from hnet_cli.checkpoints import checkpoint
-from hnet_cli.cli import app as cli
 from hnet_cli.errors import InputError
 from hnet_cli.evaluation import gold
-from hnet_cli.evaluation.gold import _compared, _figures, against, by_region, of_units
+from hnet_cli.evaluation.gold import Counts, _compared, _figures, against_gold, by_region, known_units
 from hnet_cli.modality import Document, Gold, Refused, Source
 
 TREEBANK = """\
@@ -134,7 +133,7 @@ def test_boundaries_settle_on_characters_that_are_seen(text):
 
 def compared(text, found, edges):
     data = text.encode()
-    return _compared(data, np.array(found), edges, np.asarray(modality.get("text").settle(data)))
+    return _compared(data, np.array(found), np.array(edges), np.asarray(modality.get("text").settle(data)))
 
 
 def test_figures_by_hand():
@@ -163,7 +162,7 @@ def test_the_random_rule_is_what_random_boundaries_get(marked, random):
     rows = compared(data.decode(), found, edges)
     rate = len(found) / (size - 1)
     expected_hits = rate * (edges > 0).sum()
-    assert rows["random"][0] == pytest.approx(expected_hits)
+    assert rows["random"].hits == pytest.approx(expected_hits)
     generator = np.random.default_rng(0)
     thrown = generator.random((4000, size)) < rate
     thrown[:, 0] = True
@@ -174,19 +173,17 @@ def test_the_random_rule_is_what_random_boundaries_get(marked, random):
     for a, b in pairwise(borders):
         alone = thrown[:, a] & ~thrown[:, a + 1 : b].any(1)
         right += (alone & (thrown[:, b] if b < size else True)).mean()
-    assert rows["random"][4] == pytest.approx(right, abs=0.15 + 0.02 * len(borders))
+    assert rows["random"].right == pytest.approx(right, abs=0.15 + 0.02 * len(borders))
 
 
 def test_a_model_that_cuts_at_the_words_scores_one():
     """The whole path, with a chunker whose rule is known: SpaceByte's boundaries stand on spaces."""
-    from modelkit import tiny_config, tiny_model
-
     config = tiny_config(("m1", ("T1",), "m1"), chunker={"kind": "space"})
     model = tiny_model(config=config).float().eval()
     words = [b"words", b"set", b"apart", b"by", b"spaces"]
     edges = np.cumsum([0] + [len(word) + 1 for word in words[:-1]]).tolist()
     stretches = [Gold(b" ".join(words), {"word": edges}, str(n)) for n in range(9)]
-    found = against(model, modality.get("text"), stretches)
+    found = against_gold(model, modality.get("text"), stretches)
     (stage,) = found["kinds"]["word"]
     assert (stage["precision"], stage["recall"], stage["unit_f1"]) == (1, 1, 1)
     assert stage["f1_ci95"] == [1, 1]
@@ -219,7 +216,7 @@ def test_units_ascend_and_begin_where_something_is_seen(text, name):
 
 def test_units_stop_at_the_limit():
     documents = [Document(b"some words here", "a", "a"), Document(b"never read", "b", "b")]
-    (only,) = of_units(modality.get("text"), documents, 10)
+    (only,) = known_units(modality.get("text"), documents, 10)
     assert only.data == b"some words"[:10] or only.data == b"some "
 
 
@@ -314,26 +311,24 @@ def test_a_gene_across_the_origin_of_a_circle_has_no_intron():
 
 def test_a_long_record_is_several_stretches(monkeypatch):
     """Which together have every boundary and edge but the edges that they begin with."""
-    monkeypatch.setattr(gold, "BLOCK", 1000)
+    monkeypatch.setattr(gold, "STRETCH", 1000)
     data = b"ACGTTGCAAC" * 900
     edges, found, settled = np.arange(40, 8990, 35), np.arange(0, 9000, 3), np.arange(9001)
     rows = [{}]
-    gold._add(rows, data, [found], edges, settled)
+    gold._count(rows, data, [found], edges, settled)
     parts = np.array(rows[0]["model"])
     assert len(parts) == 9
-    assert parts[:, gold.EDGES].sum() == len(edges) - 8
-    assert parts[:, gold.BYTES].sum() == 9000
+    assert parts[:, Counts._fields.index("edges")].sum() == len(edges) - 8
+    assert parts[:, Counts._fields.index("places")].sum() == 9000 - 9
     whole = np.array(_compared(data, found, edges, settled)["model"])
     assert abs(parts.sum(0) - whole).max() <= 3 * 8
     figures = _figures(rows[0])
     assert figures["f1_ci95"][0] <= figures["f1"] <= figures["f1_ci95"][1]
-    assert figures["f1"] == pytest.approx(_figures({"model": [whole.tolist()]})["f1"], rel=0.05)
+    assert figures["f1"] == pytest.approx(_figures({"model": [Counts(*whole)]})["f1"], rel=0.05)
 
 
 def test_all_annotated_records_count_and_no_others():
     """A record without a kind of place or edge has boundaries all the same; one that is not annotated says nothing."""
-    from modelkit import tiny_model
-
     bases = np.random.default_rng(0).choice(np.frombuffer(b"ACGT", np.uint8), 230).tobytes()
     documents = [Document(bases[:90], "chr1", "x"), Document(bases[90:170], "chr2", "x"), Document(bases, "chr3", "x")]
     known = modality.get("dna").annotation(Source.of_bytes(f"{GFF}chr2\tx\tgene\t5\t20\t.\t+\t.\tID=h\n".encode()))
@@ -364,26 +359,29 @@ def test_a_file_that_is_no_annotation_is_named(text):
     assert "\n" not in str(error.value)
 
 
-def test_the_command(capsys, tmp_path):
+def test_the_command(hnet, evaluated, tmp_path):
     (tmp_path / "gold.txt").write_text("共同  创造  美好  的  新  世纪\n" * 9)
     (tmp_path / "x.fa").write_text(">chr1\n" + "ACGTTGCAAC" * 6 + "\n")
     (tmp_path / "x.gff").write_text(GFF)
-    assert cli.run(["eval", "starter:chinese", "--gold", str(tmp_path / "gold.txt"), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["gold"]
+    found = evaluated("starter:chinese", "--gold", tmp_path / "gold.txt")["gold"]
     assert found["trivial"]["every_character"]["recall"] == 1
     assert 0 <= found["precision"] <= 1
     assert found["stretches"] == 9
-    arguments = ["--annotation", str(tmp_path / "x.gff"), "--fasta", str(tmp_path / "x.fa")]
-    assert cli.run(["eval", "starter:dna", *arguments]) == 0
-    assert "codon position 1+" in capsys.readouterr().out
+    annotated = ["eval", "starter:dna", "--annotation", tmp_path / "x.gff", "--fasta", tmp_path / "x.fa"]
+    code, out, _ = hnet(*annotated)
+    assert code == 0
+    assert "codon position 1+" in out
     (tmp_path / "x.fa").write_text(">1\nACGTTGCAAC\n")
-    assert cli.run(["eval", "starter:dna", *arguments]) == 3
-    assert "the sequence has 1, the annotation chr1" in capsys.readouterr().err
+    code, _, err = hnet(*annotated)
+    assert code == 3
+    assert "the sequence has 1, the annotation chr1" in err
 
 
 def test_starters_beat_random_boundaries():
     model = checkpoint.load("starter:text")
     text = b"It was the best of times, it was the worst of times, it was the age of wisdom. " * 4
-    found = against(model, modality.get("text"), of_units(modality.get("text"), [Document(text, "a", "a")], 1000))
+    found = against_gold(
+        model, modality.get("text"), known_units(modality.get("text"), [Document(text, "a", "a")], 1000)
+    )
     (stage,) = found["kinds"]["word"]
     assert stage["f1"] > 1.5 * stage["trivial"]["random"]["f1"]
