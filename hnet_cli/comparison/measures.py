@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from hnet_cli import storage
-from hnet_cli.checkpoints import checkpoint
+from hnet_cli.checkpoints.find import load
+from hnet_cli.checkpoints.model_folder import LoadedModel
 from hnet_cli.comparison.plan import ComparisonPlan
 from hnet_cli.errors import InputError
 from hnet_cli.evaluation.material import equal_shares, gather
@@ -93,7 +94,7 @@ def measured(file: Path, model: Path, exam: Exam, device: str, note: Callable[[s
 
 
 def _measure(folder: Path, exam: Exam, device: str, note: Callable[[str], None]) -> dict[str, Any]:
-    model = checkpoint.load(folder, device)
+    model = load(folder, device)
 
     def read(documents: Sequence[bytes]) -> list[bytes]:
         return [data.translate(exam.modality.input_table) for data in documents]
@@ -129,7 +130,7 @@ def _measure(folder: Path, exam: Exam, device: str, note: Callable[[str], None])
     }
 
 
-def _tokens(model: checkpoint.LoadedModel, documents: Sequence[bytes], context: int) -> int | None:
+def _tokens(model: LoadedModel, documents: Sequence[bytes], context: int) -> int | None:
     """Tokens of all windows; None for a model that reads bytes."""
     if model.tokenizer is None:
         return None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hnet_cli import storage
-from hnet_cli.checkpoints import checkpoint
+from hnet_cli.checkpoints.find import has_any, verify
 from hnet_cli.comparison import plan as planning
 from hnet_cli.comparison import tables
 from hnet_cli.comparison.measures import Exam, measured
@@ -77,13 +77,13 @@ def _measure_all(plan: ComparisonPlan, exam: Exam, stop: Stop) -> dict[str, dict
 def _last_checkpoint(run: MemberRun) -> Path | None:
     """The checkpoint of the last step; None where the training has not come so far."""
     try:
-        return checkpoint.verify(run.folder / "checkpoints" / f"step-{run.config.train.steps:08d}")
+        return verify(run.folder / "checkpoints" / f"step-{run.config.train.steps:08d}")
     except HNetError:
         return None
 
 
 def _train_all(plan: ComparisonPlan, stop: Stop) -> dict[str, str]:
-    """Train what is not trained yet; the errors of those that failed, by run. Raises Stopped; a later call continues."""
+    """Train what is not trained yet; the errors of those that failed, by run. Raises Stopped."""
     left = [run for run in plan.runs if _last_checkpoint(run) is None]
     if done := len(plan.runs) - len(left):
         say(f"{done} of {len(plan.runs)} trainings are done.")
@@ -112,7 +112,7 @@ def _in_turn(plan: ComparisonPlan, left: Sequence[MemberRun], stop: Stop) -> dic
 
 
 def _has_begun(run: MemberRun) -> bool:
-    return (run.folder / "config.yaml").exists() or checkpoint.has_any(run.folder)
+    return (run.folder / "config.yaml").exists() or has_any(run.folder)
 
 
 def _fail(failed: dict[str, str], run: MemberRun, reason: str) -> None:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from hnet_cli import modality as modalities
-from hnet_cli.checkpoints import checkpoint
-from hnet_cli.checkpoints.checkpoint import LoadedModel
+from hnet_cli.checkpoints.find import default_model, find, load
+from hnet_cli.checkpoints.model_folder import LoadedModel
 from hnet_cli.data.prepare.named import sources_of
 from hnet_cli.errors import UsageError
 from hnet_cli.evaluation import compression, gold, noise, tasks
@@ -106,11 +106,11 @@ def evaluate(models: Sequence[str], request: EvaluationRequest, device: str | No
     if len(models) > 2:
         raise UsageError(f"{len(models)} models are given, two can be compared", "give one or two")
     if not models:
-        models = [checkpoint.default_model(request.modality)]
+        models = [default_model(request.modality)]
         say(f"Model: [bold]{literal(models[0])}[/]")
     if request.needs_data:
         request = replace(request, data=[str(_trained_on(models))])
-    loaded = [checkpoint.load(name, machine(device).device) for name in models]
+    loaded = [load(name, machine(device).device) for name in models]
     kinds = {model.modality for model in loaded} - {None}
     if len(kinds) > 1 and not request.modality:
         raise UsageError(
@@ -143,7 +143,7 @@ def _trained_on(models: Sequence[str]) -> Path:
     """The first dataset that one of the models was trained on. Raises UsageError, or InputError for no such model."""
     data = next(filter(None, map(own_dataset, models)), None)
     if data is None:
-        checkpoint.find(models[0])  # raises where there is no such model
+        find(models[0])  # raises where there is no such model
         raise UsageError(f"there is nothing to evaluate {models[0]} on", "give files, or a dataset with --data")
     say(f"Data: [bold]{literal(data)}[/]")
     return data

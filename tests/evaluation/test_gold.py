@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from modelkit import tiny_config, tiny_model
 
 from hnet_cli import modality
-from hnet_cli.checkpoints import checkpoint
+from hnet_cli.checkpoints.find import load
 from hnet_cli.errors import InputError
 from hnet_cli.evaluation import gold
 from hnet_cli.evaluation.gold import Counts, _compared, _figures, against_gold, by_region, known_units
@@ -378,7 +378,7 @@ def test_the_command(hnet, evaluated, tmp_path):
 
 
 def test_starters_beat_random_boundaries():
-    model = checkpoint.load("starter:text")
+    model = load("starter:text")
     text = b"It was the best of times, it was the worst of times, it was the age of wisdom. " * 4
     found = against_gold(
         model, modality.get("text"), known_units(modality.get("text"), [Document(text, "a", "a")], 1000)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from hnet_cli.checkpoints import checkpoint
+from hnet_cli.checkpoints.find import load
 from hnet_cli.errors import EnvironmentLimit
 from hnet_cli.evaluation import tasks
 
@@ -44,6 +44,6 @@ def test_the_harness_and_we_agree(tmp_path):
     }
     lm = HNetLM("starter:text", device="cpu")
     found = lm_eval.simple_evaluate(model=lm, tasks=[task], bootstrap_iters=0)["results"]["own"]
-    ours = tasks.figures(tasks.score_items(checkpoint.load("starter:text"), tasks.read_items(tmp_path / "items.jsonl")))
+    ours = tasks.figures(tasks.score_items(load("starter:text"), tasks.read_items(tmp_path / "items.jsonl")))
     assert found["acc,none"] == pytest.approx(ours["acc"])
     assert found["acc_norm,none"] == pytest.approx(ours["acc_norm"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from runkit import dataset, fox, tiny
 
-from hnet_cli.checkpoints import checkpoint
+from hnet_cli.checkpoints.find import find
 from hnet_cli.config.run import to_yaml
 from hnet_cli.evaluation import report
 from hnet_cli.evaluation.scoring import Scores
@@ -87,7 +87,7 @@ def test_two_models_are_compared_on_the_same_bytes(texts):
 
 def test_a_run_is_evaluated_on_its_own_dataset(tmp_path):
     data, run = dataset(tmp_path, fox(tmp_path, 60)), tmp_path / "run"
-    shutil.copytree(checkpoint.find("starter:text"), run / "checkpoints" / "step-00000001")
+    shutil.copytree(find("starter:text"), run / "checkpoints" / "step-00000001")
     (run / "config.yaml").write_text(to_yaml(tiny(f"data={data}")))
     found = report.evaluate([str(run)], report.EvaluationRequest(samples=False), "cpu")
     assert found["definition"]["bytes_counted"].startswith(f"held-out split of {data}: all")
