@@ -71,7 +71,6 @@ class EvaluationRequest:
     def __post_init__(self) -> None:
         if self.stride and self.context == 0:
             raise UsageError("--stride is of windows, and with --context 0 there are none", "leave one of them out")
-        self.check_stride(self.context)
         if self.vcf and not self.fasta:
             raise UsageError("--vcf needs the sequence it is about", "give --fasta too")
         for option, value, others, needed in (
@@ -82,14 +81,6 @@ class EvaluationRequest:
         ):
             if value is not None and not needed:
                 raise UsageError(f"{option} goes with {others}", "give both, or neither")
-
-    def check_stride(self, context: int | None) -> None:
-        """Raise UsageError for a stride longer than the context."""
-        if self.stride and context and self.stride > context:
-            raise UsageError(
-                f"--stride {self.stride} is longer than the context of {context}: bytes would be left out",
-                "give a smaller --stride or a larger --context",
-            )
 
     @property
     def needs_data(self) -> bool:
@@ -113,30 +104,26 @@ def evaluate(models: Sequence[str], request: EvaluationRequest, device: str | No
     loaded = [load(name, machine(device).device) for name in models]
     kinds = {model.modality for model in loaded} - {None}
     if len(kinds) > 1 and not request.modality:
-        raise UsageError(
-            f"{models[0]} is a model of {loaded[0].modality}, {models[1]} of {loaded[1].modality}: they read files "
-            "differently",
-            "say --modality to have both read them so",
-        )
+        differ = f"{models[0]} is a model of {loaded[0].modality}, {models[1]} of {loaded[1].modality}"
+        raise UsageError(f"{differ}: they read files differently", "say --modality to have both read them so")
     context = request.context
     if context is None:
         context = default_context(*(model.config for model in loaded))
-        request.check_stride(context)
+    if request.stride and request.stride > context:
+        too_long = f"--stride {request.stride} is longer than the context of {context}: bytes would be left out"
+        raise UsageError(too_long, "give a smaller --stride or a larger --context")
     evaluations = [_Evaluation(name, model, request, context) for name, model in zip(models, loaded, strict=True)]
     material, baselines = None, dict[str, Any]()
     if request.data:
-        first = evaluations[0]
-        material = gather(request.data, first.modality, request.max_bytes or None, request.field)
+        material = gather(request.data, evaluations[0].modality, request.max_bytes or None, request.field)
         with progress("baselines"):
-            baselines = compression.baselines(first.read(material), material.train)
+            baselines = compression.baselines(evaluations[0].read(material), material.train)
     results = [evaluation.figures(material, baselines) for evaluation in evaluations]
     if len(results) == 1:
         return results[0][0]
-    (first_figures, before), (second_figures, after) = results
-    compared: dict[str, Any] = {"models": [first_figures, second_figures]}
-    if before is not None and after is not None:
-        compared["difference"] = compression.difference(before, after)
-    return compared
+    (first, before), (second, after) = results
+    compared = compression.difference(before, after) if before is not None and after is not None else None
+    return {"models": [first, second]} | ({"difference": compared} if compared else {})
 
 
 def _trained_on(models: Sequence[str]) -> Path:
@@ -196,14 +183,11 @@ class _Evaluation:
         """The result object, and the scores on the documents where there are any."""
         request, context = self.request, self.context
         name, autocast = precision(self.model)
+        stride = min(request.stride or context, context)
         result: dict[str, Any] = {
             "model": self.name,
             "modality": self.modality.name if self.modality else None,
-            "definition": {
-                "context": context or None,
-                "stride": min(request.stride or context, context) or None,
-                "precision": name,
-            },
+            "definition": {"context": context or None, "stride": stride or None, "precision": name},
         }
         scores = None
         with autocast:

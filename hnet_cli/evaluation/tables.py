@@ -11,6 +11,11 @@ from hnet_cli.evaluation.tasks import PLACES
 from hnet_cli.terminal.console import literal, size, table
 
 Json = Mapping[str, Any]
+BOUNDARY_COLUMNS = {
+    **{"precision": "precision", "recall": "recall", "f1": "F1", "95%": "95%"},
+    **{"unit_f1": "units right", "precision_exact": "as they stand", "chance": "chance"},
+}
+"""Figures of boundaries by their key, and the heads of their columns."""
 READ = (
     'A boundary inside a character is read at the next character, in white space at the next word ("as they stand": '
     'not so); "units right": F1 of whole units. Below the stages, rules that have learned nothing: a boundary at every '
@@ -162,21 +167,12 @@ def _edges(result: Json, byte: str) -> Iterator[Table | str]:
 def _boundaries(kinds: Mapping[str, Sequence[Json]], byte: str) -> Iterator[Table]:
     """A table per kind of edge: each stage, then the trivial rules."""
     for kind, stages in kinds.items():
-        columns = ("precision", "recall", "F1", "95%", "units right", "as they stand", "chance")
-        rows = table(f"{literal(kind)}, stage", *columns)
+        rows = table(f"{literal(kind)}, stage", *BOUNDARY_COLUMNS.values())
         numbered = [(str(number), stage) for number, stage in enumerate(stages)]
         for name, figures in [*numbered, *_rules(stages, byte)]:
             cells = {key: f"{value:.3f}" for key, value in figures.items() if isinstance(value, float)}
-            rows.add_row(
-                *(
-                    name,
-                    cells["precision"],
-                    cells["recall"],
-                    f"[bold]{cells['f1']}[/]",
-                    _interval(figures, "f1", ".3f"),
-                ),
-                *(cells["unit_f1"], cells.get("precision_exact", ""), cells["chance"]),
-            )
+            cells |= {"f1": f"[bold]{cells['f1']}[/]", "95%": _interval(figures, "f1", ".3f")}
+            rows.add_row(name, *(cells.get(key, "") for key in BOUNDARY_COLUMNS))
         yield rows
 
 
@@ -222,11 +218,9 @@ def _annotation(found: Json, byte: str) -> Iterator[Table | str]:
 
 def _noise(noise: Json, byte: str) -> Table:
     rows = table("distorted", f"bits per {byte}", f"per clean {byte}", "over clean", "95%")
-    clean, *distorted = noise.items()
-    rows.add_row("clean", *2 * [f"{clean[1]['bpb']:.4f}"], "1", "")
-    for name, figures in distorted:
-        bits = [f"{figures[key]:.4f}" for key in ("bpb", "bits_per_clean_byte")]
-        rows.add_row(literal(name), *bits, *_cells(figures, "ratio", ".3f"))
+    for name, figures in noise.items():
+        bits = [f"{figures.get(key, figures['bpb']):.4f}" for key in ("bpb", "bits_per_clean_byte")]
+        rows.add_row(literal(name), *bits, *(("1", "") if name == "clean" else _cells(figures, "ratio", ".3f")))
     return rows
 
 
