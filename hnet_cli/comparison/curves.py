@@ -23,8 +23,8 @@ class Curve:
     @staticmethod
     def of(xs: Sequence[float], ys: Sequence[float]) -> Curve:
         """The points with x > 0; where several have the same x, the last."""
-        kept = {x: y for x, y in sorted(zip(xs, ys, strict=True), key=lambda point: point[0]) if x > 0}
-        return Curve(tuple(kept), tuple(kept.values()))
+        points = {x: y for x, y in sorted(zip(xs, ys, strict=True), key=lambda point: point[0]) if x > 0}
+        return Curve(tuple(points), tuple(points.values()))
 
     def __bool__(self) -> bool:
         return bool(self.xs)
@@ -52,19 +52,19 @@ class Curve:
         return self.first(sum(place <= x for place in self.xs))
 
 
-def crossover(own: Curve, other: Curve) -> dict[str, Any]:
-    """The place from which on `own` is below `other`, to the end of what both have spent.
+def crossover(curve: Curve, other: Curve) -> dict[str, Any]:
+    """The place from which on `curve` is below `other`, to the end of what both have spent.
 
     `state`: "crosses" (`at` says where), "from the beginning" (below at every point), "never" (not below at the end),
     or "unknown" (the curves have no place in common).
     """
-    if not own or not other:
+    if not curve or not other:
         return {"state": "unknown", "at": None}
-    low, high = max(own.xs[0], other.xs[0]), min(own.xs[-1], other.xs[-1])
-    places = sorted({x for x in (*own.xs, *other.xs) if low <= x <= high})
+    low, high = max(curve.xs[0], other.xs[0]), min(curve.xs[-1], other.xs[-1])
+    places = sorted({x for x in (*curve.xs, *other.xs) if low <= x <= high})
     if not places:
         return {"state": "unknown", "at": None}
-    gaps = [(own.at(x) or 0.0) - (other.at(x) or 0.0) for x in places]
+    gaps = [(curve.at(x) or 0.0) - (other.at(x) or 0.0) for x in places]
     above = [n for n, gap in enumerate(gaps) if not gap < 0]
     if not above:
         return {"state": "from the beginning", "at": None}
@@ -84,8 +84,8 @@ def reached(curve: Curve, value: float) -> float | None:
     return curve.xs[n - 1] * (curve.xs[n] / curve.xs[n - 1]) ** share
 
 
-def efficiency(own: Curve, other: Curve) -> float | None:
-    """What `other` spent in all over what `own` needed to get to where `other` ended; 2 means half was enough. None:
-    `own` never got there."""
-    needed = reached(own, other.ys[-1]) if other else None
+def efficiency(curve: Curve, other: Curve) -> float | None:
+    """Ratio of what `other` spent in all to what `curve` needed to get to where `other` ended; 2 means half was enough.
+    None: `curve` never got there."""
+    needed = reached(curve, other.ys[-1]) if other else None
     return None if needed is None else other.xs[-1] / needed

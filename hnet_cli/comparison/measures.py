@@ -35,14 +35,14 @@ class Exam:
     """The documents all members are measured on, and how."""
 
     documents: list[bytes]
-    """As stored."""
+    """Documents as stored."""
     noisy: list[bytes]
     """The parts of them that are distorted."""
     modality: Modality
     context: int
     """Bytes of a window: a byte is predicted from those before it in its window, and one more."""
     chosen: str
-    """How the documents were chosen, in words."""
+    """The choice of documents, in words."""
 
     @staticmethod
     def of(plan: ComparisonPlan) -> Exam:
@@ -103,8 +103,8 @@ def _measure(folder: Path, exam: Exam, device: str, note: Callable[[str], None])
         """Bits and bytes of each document; of one without bytes, zeros."""
         scores = score(model, read(documents), exam.context)
         rows = np.zeros((len(documents), 2))
-        kept = [number for number, data in enumerate(documents) if data]
-        rows[kept] = scores.per_document(np.stack([scores.bits, scores.bytes], 1))
+        filled = [number for number, data in enumerate(documents) if data]
+        rows[filled] = scores.per_document(np.stack([scores.bits, scores.bytes], 1))
         return rows.tolist()
 
     with precision(model)[1]:

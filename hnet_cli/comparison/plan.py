@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -193,11 +193,12 @@ def choose(request: ComparisonRequest) -> ComparisonPlan:
     if stored:
         _refuse_another(folder, stored, request, data, dataset)
     _warn_of_decided_settings(request)
-    names = [name for name in (request.line_up or "").split(",") if name.strip()] or stored.get("line_up")
+    given = [name for name in (request.line_up or "").split(",") if name.strip()]
+    names = given or stored.get("line_up") or lineup.members(dataset.modality)
     settings = list(request.settings) or stored.get("settings", [])
-    kept = {file.stem: file for file in (folder / "members").glob("*.yaml")} if stored else {}
+    before = {file.stem: file for file in (folder / "members").glob("*.yaml")} if stored else {}
     flops = request.flops or stored.get("flops_per_byte")
-    members, flops = _line_up(names or lineup.members(dataset.modality), scale, dataset, flops, settings, kept)
+    members, flops = _line_up(names, scale, dataset, flops, settings, before)
     plan = ComparisonPlan(
         folder=folder,
         data=data,
@@ -271,21 +272,21 @@ def _line_up(
     scale: str,
     dataset: Dataset,
     flops: float | None,
-    settings: Sequence[str],
-    kept: Mapping[str, Path],
+    settings: list[str],
+    before: dict[str, Path],
 ) -> tuple[list[Member], float]:
     """The members called `names`, and the FLOPs per byte they are sized to: by default those of the first one's preset.
 
-    A name that ends in .yaml is a preset of the user's own. `kept`: configurations by name that were decided before,
-    which hold. Raises UsageError, with the nearest name, or where a file no longer says what was decided.
+    A name that ends in .yaml is a preset of the user's own. `before`: configurations by name that were decided
+    before, which hold. Raises UsageError, with the nearest name, or where a file no longer says what was decided.
     """
     members: list[Member] = []
     for given in map(str.strip, names):
         file = given if given.endswith((".yaml", ".yml")) else None
         name = Path(file).stem if file else ALIASES.get(given, given)
         share = lineup.share_of_budget(name)
-        if name in kept:
-            config = resolve(str(kept[name]))
+        if name in before:
+            config = resolve(str(before[name]))
             if file and flops:
                 _refuse_edited(config, lineup.sized(resolve(file, settings), dataset, share * flops), file)
         else:
@@ -299,9 +300,11 @@ def _line_up(
     return members, flops
 
 
-def _refuse_edited(kept: RunConfig, now: RunConfig, file: str) -> None:
+def _refuse_edited(before: RunConfig, now: RunConfig, file: str) -> None:
     decided = {f"train.{name}" for name in DECIDED}
-    changed = [f"{key} is {new}, not {old}" for key, (old, new) in differences(kept, now).items() if key not in decided]
+    changed = [
+        f"{key} is {new}, not {old}" for key, (old, new) in differences(before, now).items() if key not in decided
+    ]
     if changed:
         raise UsageError(
             f"{file} is not what this comparison began with: {', '.join(changed)}",

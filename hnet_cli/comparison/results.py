@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import permutations
 from typing import Any
 
@@ -58,24 +59,21 @@ class Scored:
         train = self.member.config.train
         return (1 - (train.decay if train.schedule == "wsd" else 0.0)) * self.member.bytes
 
-    @property
-    def stable(self) -> Curve:
-        """Validations over bytes up to the decay of the learning rate."""
-        return self.bytes.until(self.stable_bytes)
-
-    @property
-    def stable_seconds(self) -> Curve:
-        """Validations over seconds up to the decay of the learning rate."""
-        return self.seconds.first(len(self.stable.xs))
+    @cached_property
+    def curves(self) -> dict[str, Curve]:
+        """`bytes` and `seconds`, and both up to the decay of the learning rate (`stable_`)."""
+        stable = self.bytes.until(self.stable_bytes)
+        whole = {"bytes": self.bytes, "seconds": self.seconds}
+        return whole | {"stable_bytes": stable, "stable_seconds": self.seconds.first(len(stable.xs))}
 
 
 def scored(plan: ComparisonPlan, measured: Mapping[str, Json]) -> list[Scored]:
     """The members of which at least one run is measured."""
-    found = []
+    entries = []
     for member in plan.members:
         if runs := [run for run in plan.runs if run.member is member and run.name in measured]:
-            found.append(_scored(member, runs, [measured[run.name] for run in runs]))
-    return found
+            entries.append(_scored(member, runs, [measured[run.name] for run in runs]))
+    return entries
 
 
 def _scored(member: Member, runs: Sequence[MemberRun], measured: Sequence[Json]) -> Scored:
@@ -107,14 +105,14 @@ def results(
     plan: ComparisonPlan, exam: Exam, measured: Mapping[str, Json], failed: Mapping[str, str]
 ) -> dict[str, Any]:
     """The content of `compare.json` without the verdict. `measured` and `failed` are by name of the run."""
-    found = scored(plan, measured)
-    against = reference([each.member for each in found])
-    rival = next((each for each in found if each.name == against), None)
-    alike = [each for each in found if each.member.share == 1] or found
-    best = min(alike, key=lambda each: over_seeds(each.units)[0], default=None)
-    double = next((each for each in found if each.member.share > 1), None)
+    entries = scored(plan, measured)
+    against = reference([entry.member for entry in entries])
+    rival = next((entry for entry in entries if entry.name == against), None)
+    alike = [entry for entry in entries if entry.member.share == 1] or entries
+    best = min(alike, key=lambda entry: over_seeds(entry.units)[0], default=None)
+    double = next((entry for entry in entries if entry.member.share > 1), None)
     roles = {"reference": rival, "best": best, "double": double}
-    models = [_model(each) | {"differences": _differences(each, roles)} for each in found]
+    models = [_model(entry) | {"differences": _differences(entry, roles)} for entry in entries]
     return {
         "format": FORMAT,
         "dataset": _dataset(plan),
@@ -125,21 +123,18 @@ def results(
         "best": best.name if best else None,
         "models": models,
         "crossovers": {
-            each.name: {
-                "bytes": crossover(each.bytes, rival.bytes),
-                "seconds": crossover(each.seconds, rival.seconds),
-            }
-            for each in found
-            if rival and each is not rival
+            entry.name: {key: crossover(entry.curves[key], rival.curves[key]) for key in ("bytes", "seconds")}
+            for entry in entries
+            if rival and entry is not rival
         },
-        "efficiency": _efficiencies(found),
+        "efficiency": _efficiencies(entries),
         "failed": dict(failed),
         "missing": [run.name for run in plan.runs if run.name not in measured and run.name not in failed],
         "exam": {
             "documents": exam.chosen,
             "bytes": exam.bytes,
             "context": plan.context,
-            "unit": found[0].measured[0]["unit"] if found else None,
+            "unit": entries[0].measured[0]["unit"] if entries else None,
         },
         "machine": _machine(plan),
     }
@@ -187,7 +182,7 @@ def _stages(scored: Scored) -> list[dict[str, Any]]:
     stages, target = [], 1.0
     for stage, aimed in enumerate(scored.member.config.train.ratios()):
         target *= aimed
-        lengths = [each["positions"] / max(1.0, each["boundaries"][stage]) for each in scored.measured]
+        lengths = [run["positions"] / max(1.0, run["boundaries"][stage]) for run in scored.measured]
         learned = scored.member.config.model.chunkers[stage].learned
         stages.append({"bytes_per_chunk": float(np.mean(lengths)), "target": target if learned else None})
     return stages
@@ -199,40 +194,42 @@ def _robustness(scored: Scored) -> dict[str, Any]:
     The score is 100 x clean bits / bits of the distorted documents: 100 where a distortion costs nothing, 50 where it
     doubles the bits. `score` and `bpb` on top are means over the distortions.
     """
-    rows = {name: np.array([each["noise"][name] for each in scored.measured]) for name in scored.measured[0]["noise"]}
+    rows = {name: np.array([run["noise"][name] for run in scored.measured]) for name in scored.measured[0]["noise"]}
     clean = rows.pop("")
-    found: dict[str, Any] = {}
+    distortions: dict[str, Any] = {}
     for name, noisy in rows.items():
         score, drawn = over_seeds(np.concatenate([noisy, clean], 2), lambda sums: 100 * ratio(sums[..., [2, 0]]))
-        found[name] = {
+        distortions[name] = {
             "bpb": over_seeds(noisy)[0],
             "bits_per_clean_byte": over_seeds(np.stack([noisy[..., 0], clean[..., 1]], 2))[0],
             "score": score,
             "score_ci95": interval(drawn),
         }
-    mean = {key: float(np.mean([each[key] for each in found.values()])) if found else None for key in ("score", "bpb")}
-    return mean | {"clean_bpb": over_seeds(clean)[0], "distortions": found}
+    means = dict[str, float | None](score=None, bpb=None)
+    if distortions:
+        means = {key: float(np.mean([figures[key] for figures in distortions.values()])) for key in means}
+    return means | {"clean_bpb": over_seeds(clean)[0], "distortions": distortions}
 
 
 def judged(ci95: Sequence[float] | None) -> str:
-    """The meaning of an interval of (own bits - other bits): "wins", "loses" or "cannot be told apart"."""
+    """The meaning of an interval of (bits of one - bits of the other): "wins", "loses" or "cannot be told apart"."""
     if ci95 is None or ci95[0] <= 0 <= ci95[1]:
         return "cannot be told apart"
     return "wins" if ci95[1] < 0 else "loses"
 
 
-def _differences(own: Scored, roles: Mapping[str, Scored | None]) -> dict[str, Any]:
+def _differences(entry: Scored, roles: Mapping[str, Scored | None]) -> dict[str, Any]:
     """By name of the other member: its roles, and `difference`."""
-    others = [other for other in roles.values() if other is not None and other is not own]
+    others = [other for other in roles.values() if other is not None and other is not entry]
     return {
-        other.name: {"role": [role for role, who in roles.items() if who is other]} | difference(own, other)
+        other.name: {"role": [role for role, who in roles.items() if who is other]} | difference(entry, other)
         for other in others
     }
 
 
-def difference(own: Scored, other: Scored) -> dict[str, Any]:
-    """Bits per byte of `own` minus those of `other`: after equal bytes, and after equal seconds of training."""
-    rows = _paired(own, other)
+def difference(entry: Scored, other: Scored) -> dict[str, Any]:
+    """Bits per byte of `entry` minus those of `other`: after equal bytes, and after equal seconds of training."""
+    rows = _paired(entry, other)
     value, drawn = over_seeds(rows)
     ci95 = interval(drawn)
     return {
@@ -240,20 +237,20 @@ def difference(own: Scored, other: Scored) -> dict[str, Any]:
         "bpb_ci95": ci95,
         "judged": judged(ci95),
         "share_of_draws_better": None if drawn is None else float((drawn < 0).mean()),
-        "equal_time": _at_equal_time(own, other, float(rows[0, :, 1].sum()), value, ci95),
+        "equal_time": _at_equal_time(entry, other, float(rows[0, :, 1].sum()), value, ci95),
     }
 
 
-def _paired(own: Scored, other: Scored) -> np.ndarray:
+def _paired(entry: Scored, other: Scored) -> np.ndarray:
     """(S, U, 2): difference of the bits, and the bytes, of every unit; of the seeds that both have."""
     seeds = [run.seed for run in other.runs]
-    both = [(n, seeds.index(run.seed)) for n, run in enumerate(own.runs) if run.seed in seeds] or [(0, 0)]
-    ours, theirs = own.units[[n for n, _ in both]], other.units[[n for _, n in both]]
+    both = [(n, seeds.index(run.seed)) for n, run in enumerate(entry.runs) if run.seed in seeds] or [(0, 0)]
+    ours, theirs = entry.units[[n for n, _ in both]], other.units[[n for _, n in both]]
     return np.stack([ours[..., 0] - theirs[..., 0], theirs[..., 1]], 2)
 
 
 def _at_equal_time(
-    own: Scored, other: Scored, size: float, value: float, ci95: list[float] | None
+    entry: Scored, other: Scored, size: float, value: float, ci95: list[float] | None
 ) -> dict[str, Any] | None:
     """The difference at the moment that the faster of the two began to decay its learning rate; None where their curves
     have no moment in common.
@@ -261,7 +258,7 @@ def _at_equal_time(
     Only in the stable phase are two moments of two runs comparable. The interval is that of the final difference over
     `size` bytes, widened by the root of how many times fewer bytes a validation reads.
     """
-    ours, theirs = own.stable_seconds, other.stable_seconds
+    ours, theirs = entry.curves["stable_seconds"], other.curves["stable_seconds"]
     if not ours or not theirs:
         return None
     moment = min(ours.xs[-1], theirs.xs[-1])
@@ -269,23 +266,18 @@ def _at_equal_time(
     if here is None or there is None:
         return None
     gap = here - there
-    read = min(each.member.config.train.eval_bytes for each in (own, other))
+    read = min(entry.member.config.train.eval_bytes, other.member.config.train.eval_bytes)
     wider = math.sqrt(max(1.0, size / read))
     around = None if ci95 is None else [gap + wider * (end - value) for end in ci95]
     return {"seconds": moment, "bpb": gap, "bpb_ci95": around, "judged": judged(around)}
 
 
-def _efficiencies(found: Sequence[Scored]) -> dict[str, dict[str, Any]]:
-    """[own][other]: how many times fewer bytes, and seconds, `own` needed to get to where `other` ended; of the whole
-    trainings, and of the stable phases as in the paper's curves."""
-    table: dict[str, dict[str, Any]] = {each.name: {} for each in found}
-    for own, other in permutations(found, 2):
-        table[own.name][other.name] = {
-            "bytes": efficiency(own.bytes, other.bytes),
-            "seconds": efficiency(own.seconds, other.seconds),
-            "stable_bytes": efficiency(own.stable, other.stable),
-            "stable_seconds": efficiency(own.stable_seconds, other.stable_seconds),
-        }
+def _efficiencies(entries: Sequence[Scored]) -> dict[str, dict[str, Any]]:
+    """`efficiency` in bytes and in seconds by [name][other name]: of the whole trainings, and of the stable phases as in
+    the paper's curves."""
+    table: dict[str, dict[str, Any]] = {entry.name: {} for entry in entries}
+    for entry, other in permutations(entries, 2):
+        table[entry.name][other.name] = {key: efficiency(entry.curves[key], other.curves[key]) for key in entry.curves}
     return table
 
 

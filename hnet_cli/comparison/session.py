@@ -48,19 +48,19 @@ def compare(request: ComparisonRequest, *, out: Path | None = None, dry_run: boo
         planning.write(plan, request)
         tables.describe(plan, {})
         failed = _train_all(plan, stop)
-        told = results(plan, exam, _measure_all(plan, exam, stop), failed)
-        told["verdict"] = verdict(told)
-        told["definitions"] = tables.definitions(told)
-        storage.write_json(plan.folder / JSON, told)
+        figures = results(plan, exam, _measure_all(plan, exam, stop), failed)
+        figures["verdict"] = verdict(figures)
+        figures["definitions"] = tables.definitions(figures)
+        storage.write_json(plan.folder / JSON, figures)
         where = out or plan.folder / PAGE
-        storage.write_text(where, page(told))
+        storage.write_text(where, page(figures))
     say(f"Wrote {literal(plan.folder / JSON)} and {literal(where)}.")
-    return told
+    return figures
 
 
 def _measure_all(plan: ComparisonPlan, exam: Exam, stop: Stop) -> dict[str, dict[str, Any]]:
     """The measurement of every run that is trained, by name. Raises Stopped."""
-    found = {}
+    measurements = {}
     with progress("measuring", len(plan.runs)) as task:
         for number, run in enumerate(plan.runs):
 
@@ -70,8 +70,8 @@ def _measure_all(plan: ComparisonPlan, exam: Exam, stop: Stop) -> dict[str, dict
 
             if (model := _last_checkpoint(run)) is not None:
                 file = plan.folder / "measured" / f"{run.name}.json"
-                found[run.name] = measured(file, model, exam, plan.machine.device, note)
-    return found
+                measurements[run.name] = measured(file, model, exam, plan.machine.device, note)
+    return measurements
 
 
 def _last_checkpoint(run: MemberRun) -> Path | None:

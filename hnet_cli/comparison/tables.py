@@ -34,10 +34,10 @@ DEFINITIONS = {
 }
 
 
-def definitions(told: Json) -> dict[str, str]:
+def definitions(figures: Json) -> dict[str, str]:
     """The meaning of every figure, in words."""
-    unit, against = told["exam"]["unit"] or "document", told["reference"] or "another"
-    known = {"context": told["exam"]["context"], "unit": unit, "reference": against}
+    unit, against = figures["exam"]["unit"] or "document", figures["reference"] or "another"
+    known = {"context": figures["exam"]["context"], "unit": unit, "reference": against}
     return {name: text.format(**known) for name, text in DEFINITIONS.items()}
 
 
@@ -102,33 +102,33 @@ def _notes(plan: ComparisonPlan, models: Sequence[Json]) -> list[str]:
     return notes
 
 
-def show_results(told: Json) -> None:
+def show_results(figures: Json) -> None:
     """Print the tables and the verdict on standard output."""
-    for title, rows in grids(told).items():
+    for title, rows in grids(figures).items():
         made = table(*map(literal, rows[0]), title=f"[bold]{title}[/]")
         for row in rows[1:]:
             made.add_row(*map(literal, row))
         show_data(made)
         print()
-    for sentence in told["verdict"]["text"]:
+    for sentence in figures["verdict"]["text"]:
         show_data(literal(sentence))
 
 
-def grids(told: Json) -> dict[str, Rows]:
+def grids(figures: Json) -> dict[str, Rows]:
     """Tables by title; those without rows are left out."""
-    found = {
-        "Held-out documents": _scores(told),
-        "Distorted documents: bits per byte": _distorted(told),
-        "Along the way": _way(told),
-        "Seeds": _seeds(told),
+    titled = {
+        "Held-out documents": _scores(figures),
+        "Distorted documents: bits per byte": _distorted(figures),
+        "Along the way": _way(figures),
+        "Seeds": _seeds(figures),
     }
-    return {title: rows for title, rows in found.items() if len(rows) > 1}
+    return {title: rows for title, rows in titled.items() if len(rows) > 1}
 
 
-def _scores(told: Json) -> Rows:
-    against = told["reference"]
+def _scores(figures: Json) -> Rows:
+    against = figures["reference"]
     rows = [["model", "parameters", "FLOPs/byte", "bits per byte", f"minus {against}", "", "bytes/chunk", "robustness"]]
-    for model in told["models"]:
+    for model in figures["models"]:
         gap = model["differences"].get(against)
         stages = [
             f"{stage['bytes_per_chunk']:.2f}" + (f" ({stage['target']:.1f})" if stage["target"] else "")
@@ -156,23 +156,23 @@ def _number(value: float | None, form: str, unit: str = "") -> str:
     return "-" if value is None else f"{value:{form}}{unit}"
 
 
-def _distorted(told: Json) -> Rows:
-    names = list(dict.fromkeys(name for model in told["models"] for name in model["robustness"]["distortions"]))
+def _distorted(figures: Json) -> Rows:
+    names = list(dict.fromkeys(name for model in figures["models"] for name in model["robustness"]["distortions"]))
     rows = [["model", "clean", *names, "robustness"]]
-    for model in told["models"] if names else ():
+    for model in figures["models"] if names else ():
         robustness = model["robustness"]
         bits = [_number(robustness["distortions"].get(name, {}).get("bpb"), ".3f") for name in names]
         rows.append([model["name"], f"{robustness['clean_bpb']:.3f}", *bits, _number(robustness["score"], ".1f")])
     return rows
 
 
-def _way(told: Json) -> Rows:
-    against = told["reference"]
+def _way(figures: Json) -> Rows:
+    against = figures["reference"]
     crossed = f"below {against} from", "in time from"
     rows = [["model", "speed", "time", *crossed, "data efficiency", "stable", "time efficiency", "stable"]]
-    for model in told["models"]:
-        crossovers = told["crossovers"].get(model["name"], {})
-        factors = told["efficiency"].get(model["name"], {}).get(against, {})
+    for model in figures["models"]:
+        crossovers = figures["crossovers"].get(model["name"], {})
+        factors = figures["efficiency"].get(model["name"], {}).get(against, {})
         rows.append(
             [
                 *(model["name"], f"{size(model['bytes_per_s'])}/s", duration(model["seconds"])),
@@ -195,10 +195,10 @@ def _crossing(crossover: Json | None, form: Callable[[float], str]) -> str:
     return "never in this budget" if crossover["state"] == "never" else str(crossover["state"])
 
 
-def _seeds(told: Json) -> Rows:
-    most = max((len(model["seeds"]) for model in told["models"]), default=0)
+def _seeds(figures: Json) -> Rows:
+    most = max((len(model["seeds"]) for model in figures["models"]), default=0)
     rows = [["model", *(f"seed {n}" for n in range(most)), "mean"]]
-    for model in told["models"] if most > 1 else ():
+    for model in figures["models"] if most > 1 else ():
         bits = {seed["seed"]: f"{seed['bpb']:.4f}" for seed in model["seeds"]}
         rows.append([model["name"], *(bits.get(n, "-") for n in range(most)), f"{model['bpb']:.4f}"])
     return rows

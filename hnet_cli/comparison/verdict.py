@@ -15,13 +15,13 @@ UNSTEADY = 1.3
 """Ratio of the quartiles of a training's speed above which it was disturbed."""
 
 
-def verdict(told: Json) -> Json:
+def verdict(figures: Json) -> Json:
     """`text`, a list of sentences; and `outcome` of the best H-Net against the reference, at equal bytes and FLOPs and
     at equal time: "wins", "loses", "cannot be told apart", or None where there is nothing to compare."""
-    models = {model["name"]: model for model in told["models"]}
-    hnets = sorted((model for model in told["models"] if model["learned"]), key=lambda model: model["bpb"])
-    rival = models.get(told["reference"])
-    sentences = [_setting(told, models)] if models else []
+    models = {model["name"]: model for model in figures["models"]}
+    hnets = sorted((model for model in figures["models"] if model["learned"]), key=lambda model: model["bpb"])
+    rival = models.get(figures["reference"])
+    sentences = [_setting(figures, models)] if models else []
     outcome: dict[str, str | None] = {"equal_bytes": None, "equal_time": None}
     best = hnets[0] if hnets else None
     champion = None
@@ -42,31 +42,32 @@ def verdict(told: Json) -> Json:
         if others:
             sentences.append(f"Of the other H-Nets against {rival['name']}: {', '.join(others)}.")
         sentences += _double(best, models)
-        sentences += _unlearned(told, best, models)
-    sentences += _reservations(told, models, rival)
-    return {"hnet": champion, "reference": told["reference"], "outcome": outcome, "text": sentences}
+        sentences += _unlearned(figures, best, models)
+    sentences += _reservations(figures, models, rival)
+    return {"hnet": champion, "reference": figures["reference"], "outcome": outcome, "text": sentences}
 
 
-def _setting(told: Json, models: dict[str, Json]) -> str:
-    budget = told["budget"]
+def _setting(figures: Json, models: dict[str, Json]) -> str:
+    budget = figures["budget"]
     seeds = f", {budget['seeds']} seeds" if budget["seeds"] > 1 else ""
+    dataset, best = figures["dataset"], figures["best"]
     return (
-        f"On {told['dataset']['name']} ({told['dataset']['modality']}), {size(budget['bytes'])} for every member at "
-        f"about {count(budget['flops_per_byte'])} FLOPs per byte{seeds}: the lowest is {told['best']} with "
-        f"{models[told['best']]['bpb']:.3f} bits per byte."
+        f"On {dataset['name']} ({dataset['modality']}), {size(budget['bytes'])} for every member at "
+        f"about {count(budget['flops_per_byte'])} FLOPs per byte{seeds}: the lowest is {best} with "
+        f"{models[best]['bpb']:.3f} bits per byte."
     )
 
 
-def _claim(own: Json, other: Json, gap: Json) -> str:
+def _claim(hnet: Json, other: Json, gap: Json) -> str:
     """The one sentence that matters, with its interval."""
     bits = f"{gap['bpb']:+.3f} bits per byte"
     if gap["bpb_ci95"]:
         bits += f", 95% interval {gap['bpb_ci95'][0]:+.3f} to {gap['bpb_ci95'][1]:+.3f}"
     claims = {
-        "wins": f"the best H-Net ({own['name']}) wins against {other['name']}",
-        "loses": f"the H-Net does not win: the best of them ({own['name']}) loses to {other['name']}",
+        "wins": f"the best H-Net ({hnet['name']}) wins against {other['name']}",
+        "loses": f"the H-Net does not win: the best of them ({hnet['name']}) loses to {other['name']}",
     }
-    undecided = f"the H-Net does not win: {own['name']} and {other['name']} cannot be told apart"
+    undecided = f"the H-Net does not win: {hnet['name']} and {other['name']} cannot be told apart"
     return f"{claims.get(gap['judged'], undecided)} ({bits})"
 
 
@@ -84,11 +85,11 @@ def _double(best: Json, models: dict[str, Json]) -> list[str]:
     return [f"Against {twice['name']}, of {twice['share_of_flops']:g} times the FLOPs: {_claim(best, twice, gap)}."]
 
 
-def _unlearned(told: Json, best: Json, models: dict[str, Json]) -> list[str]:
+def _unlearned(figures: Json, best: Json, models: dict[str, Json]) -> list[str]:
     """The worth of learning boundaries at all: the best H-Net beside the best of all others."""
     others = [model for model in models.values() if not model["learned"] and model["share_of_flops"] == 1]
     rival = min(others, key=lambda model: model["bpb"])
-    if rival["name"] == told["reference"]:
+    if rival["name"] == figures["reference"]:
         return []
     ahead = best["bpb"] - rival["bpb"]
     if ahead < 0:
@@ -99,23 +100,23 @@ def _unlearned(told: Json, best: Json, models: dict[str, Json]) -> list[str]:
     return [f"{as_good} ({ahead:+.3f}{known})."]
 
 
-def _reservations(told: Json, models: dict[str, Json], rival: Json | None) -> list[str]:
+def _reservations(figures: Json, models: dict[str, Json], rival: Json | None) -> list[str]:
     """Reasons to read the figures with care."""
-    found, exam, epochs = [], told["exam"], told["dataset"]["epochs"]
-    if told["budget"]["seeds"] == 1 and models:
-        found.append(
+    sentences, exam, epochs = [], figures["exam"], figures["dataset"]["epochs"]
+    if figures["budget"]["seeds"] == 1 and models:
+        sentences.append(
             f"One seed: the intervals cover the choice of held-out {exam['unit']}s, not the luck of a training; "
             "--seeds 3 would."
         )
     if any(model["bpb_ci95"] is None for model in models.values()):
-        found.append("There are too few held-out documents to say how sure any of this is.")
+        sentences.append("There are too few held-out documents to say how sure any of this is.")
     if exam["unit"] == "window":
-        found.append(
+        sentences.append(
             "There are few held-out documents: the intervals are over windows of these, and do not cover another "
             "choice of documents."
         )
     if epochs > REPEATED:
-        found.append(
+        sentences.append(
             f"Every member saw the data {epochs:.1f} times, so what is measured is also how well it learns by heart."
         )
     if rival:
@@ -125,14 +126,14 @@ def _reservations(told: Json, models: dict[str, Json], rival: Json | None) -> li
             if model["share_of_flops"] == 1
         }
         if off := [f"{name} {away:+.0%}" for name, away in flops.items() if abs(away) > MATCHED]:
-            found.append(f"Measured FLOPs per byte are not equal: {', '.join(off)} against {rival['name']}.")
+            sentences.append(f"Measured FLOPs per byte are not equal: {', '.join(off)} against {rival['name']}.")
     worst = max((model["unsteady"] for model in models.values()), default=1.0)
     if worst > UNSTEADY:
-        found.append(
+        sentences.append(
             f"The speed within a training varied by a factor of {worst:.1f} between its quartiles: the machine had "
             "other work to do, so what is said of time is not reliable."
         )
-    for label, names in (("Failed", told["failed"]), ("Not done yet", told["missing"])):
+    for label, names in (("Failed", figures["failed"]), ("Not done yet", figures["missing"])):
         if names:
-            found.append(f"{label}: {', '.join(names)}.")
-    return found
+            sentences.append(f"{label}: {', '.join(names)}.")
+    return sentences

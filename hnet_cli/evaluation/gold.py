@@ -114,7 +114,7 @@ def _count(
     borders = {0, *edges[at[at < len(edges)]].tolist(), len(data)}
     for low, high in pairwise(sorted(borders)):
         inside = settled[low : high + 1].clip(max=high) - low
-        wanted, *starts = (each[(each >= low) & (each < high)] - low for each in (edges, *stages))
+        wanted, *starts = (places[(places >= low) & (places < high)] - low for places in (edges, *stages))
         for by_rule, positions in zip(rows, starts, strict=True):
             for name, counts in _compared(data[low:high], positions, wanted, inside).items():
                 by_rule.setdefault(name, []).append(counts)
@@ -202,7 +202,7 @@ def by_region(
     known = [document for document in documents if document.name in annotated] if annotated else list(documents)
     if not known:
         names = [document.name for document in documents]
-        there, about = (", ".join(list(dict.fromkeys(each))[:3]) for each in (names, annotated))
+        there, about = (", ".join(list(dict.fromkeys(some))[:3]) for some in (names, annotated))
         raise InputError(
             f"no record that is read is annotated: the sequence has {there}, the annotation {about}",
             "names must be the same in both files",
@@ -240,7 +240,7 @@ def _by_stretch(positions: np.ndarray, marks: np.ndarray) -> np.ndarray:
     """(U, 1 + S) float64: positions and boundaries on them per stretch; `marks` (L, S) is 1 at boundaries."""
     stretch, number = positions // STRETCH, -(-len(marks) // STRETCH)
     weights = [None, *marks[positions].T]
-    return np.stack([np.bincount(stretch, each, minlength=number) for each in weights], 1).astype(np.float64)
+    return np.stack([np.bincount(stretch, weight, minlength=number) for weight in weights], 1).astype(np.float64)
 
 
 def _region(rows: np.ndarray) -> dict[str, Any]:

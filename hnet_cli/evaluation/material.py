@@ -108,8 +108,8 @@ def _files(data: Sequence[str], modality: Modality, limit: int | None, field: st
     left = limit
     for document in _documents(data, modality, field, refused):
         whole = left is None or len(document.data) <= left
-        kept = document if whole else beginning(document, modality.cut(document.data, left or 0))
-        documents += [kept] * bool(kept.data)
+        part = document if whole else beginning(document, modality.cut(document.data, left or 0))
+        documents += [part] * bool(part.data)
         if left is not None and (left := left - len(document.data)) <= 0:
             break
     names = ", ".join(map(str, data))

@@ -50,16 +50,16 @@ def robustness(
     return result
 
 
-def _paired(clean: Scores, noisy: Scores, kept: np.ndarray) -> np.ndarray:
-    """(U, 4) float64: bits and bytes of the distorted documents, then of the clean ones. `kept`: index of the clean
+def _paired(clean: Scores, noisy: Scores, origin: np.ndarray) -> np.ndarray:
+    """(U, 4) float64: bits and bytes of the distorted documents, then of the clean ones. `origin`: index of the clean
     document of each distorted one, since a distortion may leave nothing."""
     parts = np.ones(clean.documents, np.int64)  # of each document
     windows = np.bincount(clean.owner, minlength=clean.documents)
     if clean.unit == "window":
-        parts[kept] = np.minimum(windows[kept], np.bincount(noisy.owner, minlength=len(kept)))
+        parts[origin] = np.minimum(windows[origin], np.bincount(noisy.owner, minlength=len(origin)))
     first = np.cumsum(parts) - parts
     rows = np.zeros((int(parts.sum()), 4))
-    for scores, owner, column in ((noisy, kept[noisy.owner], 0), (clean, clean.owner, 2)):
+    for scores, owner, column in ((noisy, origin[noisy.owner], 0), (clean, clean.owner, 2)):
         counts = np.bincount(owner, minlength=clean.documents)
         index = np.arange(len(owner)) - (np.cumsum(counts) - counts)[owner]  # of the window in its document
         unit = first[owner] + index * parts[owner] // counts[owner]

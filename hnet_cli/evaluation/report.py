@@ -59,7 +59,7 @@ class EvaluationRequest:
     fasta: Path | None = None
     vcf: Path | None = None
     scores: Path | None = None
-    """Where the variants' scores are written."""
+    """TSV that the variants' scores are written to."""
     label: str | None = None
     tasks: Sequence[Path] = ()
     limit: int | None = None

@@ -149,7 +149,7 @@ def _forward_tokens(model: HNetForCausalLM, batch: list[Stretch], device: torch.
     ]
     encoded = model.tokenizer.encode([*before, *(stretch.targets[stretch.skip :] for stretch in batch)])
     pairs = list(zip(encoded[: len(batch)], encoded[len(batch) :], strict=True))
-    targets = torch.from_numpy(np.concatenate([each for pair in pairs for each in pair])).to(device)
+    targets = torch.from_numpy(np.concatenate([tokens for pair in pairs for tokens in pair])).to(device)
     ends = np.cumsum([0] + [len(context) + len(scored) for context, scored in pairs])
     starts = torch.from_numpy(ends[:-1]).to(device)
     inputs = targets.roll(1).index_fill(0, starts, model.tokenizer.bos)
@@ -206,7 +206,7 @@ class Scores:
 
     def by_document(self) -> Scores:
         """The same sums with one window per document."""
-        sums = (self.per_document(each) for each in (self.bytes, self.nats, self.stages))
+        sums = (self.per_document(column) for column in (self.bytes, self.nats, self.stages))
         return Scores(np.arange(self.documents), *sums)
 
     def units(self, *columns: np.ndarray) -> np.ndarray:
@@ -263,12 +263,12 @@ def _sums(part: Pass) -> np.ndarray:
     at = np.arange(len(counted))
     for routing in part.routing:
         prob, mask = routing.boundary_prob.double().cpu().numpy(), routing.boundary_mask.cpu().numpy()
-        kept = counted[at] & ~forced[at]
-        boundary = at[kept & mask]
+        counting = counted[at] & ~forced[at]
+        boundary = at[counting & mask]
         began = boundary[(boundary > 0) & ~np.isin(boundary, part.offsets)]
         began = began[counted[began - 1]]
         columns += [
-            *(total(at[kept]), total(boundary), total(at[kept], prob[kept])),
+            *(total(at[counting]), total(boundary), total(at[counting], prob[counting])),
             *(total(boundary, part.nats[boundary]), total(began, part.nats[began - 1]), total(began)),
         ]
         at = at[mask]

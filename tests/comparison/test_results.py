@@ -24,8 +24,16 @@ def test_a_switch_does_not_win_by_the_luck_of_two_seeds(tmp_path):
     documents = np.random.default_rng(0).normal(2, 0.01, 40)
     for name, luck in {"base": (0, 0.3), "muon": (-0.2, 0.25)}.items():
         for seed, own in enumerate(luck):
-            told = {"name": name, "seed": seed, "bytes": 1, "seconds": 1, "flops_per_byte": 1, "bytes_per_chunk": 5,
-                    "unit": "document", "units": [[100 * (bits + own), 100] for bits in documents]}  # fmt: skip
+            told = {
+                "name": name,
+                "seed": seed,
+                "bytes": 1,
+                "seconds": 1,
+                "flops_per_byte": 1,
+                "bytes_per_chunk": 5,
+                "unit": "document",
+                "units": [[100 * (bits + own), 100] for bits in documents],
+            }
             (tmp_path / "text" / f"{name}-s{seed}.json").write_text(json.dumps(told))
     found = next(row for row in switches.report(tmp_path) if row["name"] == "muon")
     assert found["change"] == pytest.approx(-0.125 / math.log(2))
@@ -33,10 +41,15 @@ def test_a_switch_does_not_win_by_the_luck_of_two_seeds(tmp_path):
     assert not found["wins"]
 
 
-@pytest.mark.parametrize(("ci95", "word"), [
-    ([-0.2, -0.1], "wins"), ([0.1, 0.2], "loses"), ([-0.1, 0.1], "cannot be told apart"),
-    (None, "cannot be told apart"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("ci95", "word"),
+    [
+        ([-0.2, -0.1], "wins"),
+        ([0.1, 0.2], "loses"),
+        ([-0.1, 0.1], "cannot be told apart"),
+        (None, "cannot be told apart"),
+    ],
+)
 def test_what_an_interval_says(ci95, word):
     assert judged(ci95) == word
 

@@ -6,11 +6,14 @@ from comparisonkit import told_of
 from hnet_cli.comparison.verdict import verdict
 
 
-@pytest.mark.parametrize(("bpb", "outcome", "words"), [
-    (1.90, "wins", "the best H-Net (2stage) wins against bpe"),
-    (2.10, "loses", "the H-Net does not win: the best of them (2stage) loses to bpe"),
-    (1.99, "cannot be told apart", "the H-Net does not win: 2stage and bpe cannot be told apart"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("bpb", "outcome", "words"),
+    [
+        (1.90, "wins", "the best H-Net (2stage) wins against bpe"),
+        (2.10, "loses", "the H-Net does not win: the best of them (2stage) loses to bpe"),
+        (1.99, "cannot be told apart", "the H-Net does not win: 2stage and bpe cannot be told apart"),
+    ],
+)
 def test_the_verdict_says_plainly_who_wins(bpb, outcome, words):
     found = verdict(told_of(("bpe", False, 2.0), ("1stage", True, 2.5), ("2stage", True, bpb)))
     assert found["hnet"] == "2stage"

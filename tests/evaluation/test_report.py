@@ -21,7 +21,7 @@ def texts(tmp_path_factory):
     for number in range(9):
         files.append(folder / f"{number}.txt")
         files[-1].write_text(
-            "".join(f"It was the best of times, the worst of times, {i}.\n" for i in range(number + 4))
+            "".join(f"It was the best of times, the worst of times, {i}.\n" for i in range(number + 2))
         )
     return files
 
@@ -67,8 +67,8 @@ def test_samples_are_drawn_where_they_take_no_longer_than_the_rest(evaluated, hn
     monkeypatch.setattr(report, "CHEAP", 0)  # the model is a large one
     monkeypatch.setattr(report, "SAMPLE_BYTES", 4)
     drawn = 4 * report.SAMPLES
-    assert evaluated("starter:text", texts[0], "--max-bytes", drawn)["validity"]["bytes_each"] == 4
-    few = ("starter:text", texts[0], "--max-bytes", drawn - 1)
+    assert evaluated("starter:text", texts[3], "--max-bytes", drawn)["validity"]["bytes_each"] == 4
+    few = ("starter:text", texts[3], "--max-bytes", drawn - 1)
     assert evaluated(*few)["validity"] is None
     assert "No samples were drawn" in hnet("eval", *few)[1]
     assert "Samples drawn without rules (32 of 4 bytes)" in hnet("eval", *few, "--samples")[1]

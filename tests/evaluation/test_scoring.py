@@ -49,7 +49,7 @@ def test_every_byte_counts_once_with_the_promised_context(size, context, stride)
 
 @pytest.mark.parametrize(("context", "stride"), [(16, 16), (16, 5), (None, None)])
 def test_nats_are_those_of_the_model_asked_byte_by_byte(model, context, stride):
-    data = b"The fox, the lazy dog and a number: 17."
+    data = b"The lazy dog, number 17."
     expected = 0.0
     for stretch in stretches(data, 0, context, stride):
         expected += sum(nats(model, stretch.inputs[:1], stretch.targets)[stretch.skip :])

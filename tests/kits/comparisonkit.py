@@ -16,9 +16,25 @@ def told_of(*members, seeds=1):
             whole = {"bpb": gap, "bpb_ci95": ci95, "judged": judged(ci95)}
             late = {"bpb": gap + 0.1, "bpb_ci95": [ci95[0] + 0.1, ci95[1] + 0.1], "seconds": 60.0}
             differences[other] = whole | {"equal_time": late | {"judged": judged(late["bpb_ci95"])}}
-        models.append({"name": name, "learned": learned, "bpb": bpb, "bpb_ci95": [bpb - 0.1, bpb + 0.1],
-                       "differences": differences, "flops_per_byte": 1e6, "unsteady": 1.0,
-                       "share_of_flops": 2 if "2x" in name else 1})  # fmt: skip
-    return {"models": models, "reference": rival, "best": min(level, key=level.get), "failed": {}, "missing": [],
-            "dataset": {"name": "x", "modality": "text", "epochs": 1.0}, "exam": {"unit": "document"},
-            "budget": {"bytes": 10**6, "flops_per_byte": 1e6, "seeds": seeds, "minutes": None}}  # fmt: skip
+        models.append(
+            {
+                "name": name,
+                "learned": learned,
+                "bpb": bpb,
+                "bpb_ci95": [bpb - 0.1, bpb + 0.1],
+                "differences": differences,
+                "flops_per_byte": 1e6,
+                "unsteady": 1.0,
+                "share_of_flops": 2 if "2x" in name else 1,
+            }
+        )
+    return {
+        "models": models,
+        "reference": rival,
+        "best": min(level, key=level.get),
+        "failed": {},
+        "missing": [],
+        "dataset": {"name": "x", "modality": "text", "epochs": 1.0},
+        "exam": {"unit": "document"},
+        "budget": {"bytes": 10**6, "flops_per_byte": 1e6, "seeds": seeds, "minutes": None},
+    }

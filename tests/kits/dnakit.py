@@ -1,7 +1,11 @@
 """A genome with an annotation, and calls of variants in it."""
 
+from functools import cache
+
 from hnet_cli import modality
 from hnet_cli.modality import Source
+
+get = cache(modality.get)  # reads the metadata of all installed packages
 
 GFF = """\
 ##gff-version 3
@@ -14,7 +18,7 @@ GENOME = "ACGTTGCAACGGATTCCAGT" * 5
 
 
 def regions(document, text=GFF):
-    return modality.get("dna").annotation(Source.of_bytes(text.encode(), "a.gff")).regions(document)
+    return get("dna").annotation(Source.of_bytes(text.encode(), "a.gff")).regions(document)
 
 
 def calls(tmp_path, *rows, genome=GENOME):

@@ -24,8 +24,13 @@ def test_codon_positions_on_both_strands():
 
 def test_phases_that_are_not_told_follow_from_whole_codons():
     """The parts of a transcript are read on; one that is no whole number of codons says nothing."""
-    rows = ["4\t8\t.\t+\t.\tParent=t", "21\t24\t.\t+\t.\tParent=t", "41\t44\t.\t-\t.\tParent=u",
-            "50\t54\t.\t-\t.\tParent=u", "30\t33\t.\t+\t.\tParent=v"]  # fmt: skip
+    rows = [
+        "4\t8\t.\t+\t.\tParent=t",
+        "21\t24\t.\t+\t.\tParent=t",
+        "41\t44\t.\t-\t.\tParent=u",
+        "50\t54\t.\t-\t.\tParent=u",
+        "30\t33\t.\t+\t.\tParent=v",
+    ]
     found = regions(Document(b"A" * 60, "chr1", "x.fa"), "".join(f"chr1\tx\tCDS\t{row}\n" for row in rows))
     assert found["codon position 1+"].tolist() == [3, 6, 21]
     assert found["codon position 3+"].tolist() == [5, 20, 23]
@@ -85,8 +90,17 @@ def test_a_gene_across_the_origin_of_a_circle_has_no_intron():
     assert list(regions(Document(b"A" * 90, "chr1", "x.fa"), text.getvalue())["intron"]) == list(range(9, 60))
 
 
-@pytest.mark.parametrize("text", ["", "chr1\tx\tgene\n", "LOCUS       broken\n", "##gff-version 3\n", "what is this",
-                                  f"chr1\tx\tgene\t{'9' * 5000}\t5\t.\t+\t.\tID=g\n"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "chr1\tx\tgene\n",
+        "LOCUS       broken\n",
+        "##gff-version 3\n",
+        "what is this",
+        f"chr1\tx\tgene\t{'9' * 5000}\t5\t.\t+\t.\tID=g\n",
+    ],
+)
 def test_a_file_that_is_no_annotation_is_named(text):
     with pytest.raises(InputError, match=r"a\.gff") as error:
         regions(Document(b"A", "chr1", ""), text)

@@ -1,5 +1,6 @@
 """Units of modalities: read from gold files, known without gold, and where a boundary is read."""
 
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 from hnet_cli import modality
 from hnet_cli.errors import InputError
 from hnet_cli.modality import Document, Refused, Source
+
+get = cache(modality.get)  # reads the metadata of all installed packages
 
 TREEBANK = """\
 # sent_id = 1
@@ -35,7 +38,7 @@ def pieces(stretch, kind="word"):
 
 
 def read(name, text):
-    return list(modality.get(name).gold(Source.of_bytes(text.encode(), "gold")))
+    return list(get(name).gold(Source.of_bytes(text.encode(), "gold")))
 
 
 def test_treebanks():
@@ -54,11 +57,11 @@ def test_a_treebank_whose_text_is_not_its_words_goes_by_its_rows():
 
 def test_a_gold_file_that_was_cut_by_bytes_loses_its_last_line():
     whole = "共同  创造\n美好  的\n世纪".encode()
-    *kept, last = modality.get("chinese").gold(Source.of_bytes(whole[:-1], "gold"))
+    *kept, last = get("chinese").gold(Source.of_bytes(whole[:-1], "gold"))
     assert [pieces(each) for each in kept] == [["共同", "创造"], ["美好", "的"]]
     assert last == Refused("line cut off at the end", "gold, line 3", len("世纪".encode()) - 1)
     with pytest.raises(InputError, match="line 1: byte 0xb9 is not UTF-8") as error:
-        list(modality.get("chinese").gold(Source.of_bytes("共同  创造\n".encode("gb18030"), "gold")))
+        list(get("chinese").gold(Source.of_bytes("共同  创造\n".encode("gb18030"), "gold")))
     assert "iconv -f GB18030" in error.value.hint
 
 
@@ -102,13 +105,13 @@ def test_a_gold_file_without_a_sentence_is_named(text):
 
 def test_a_gold_file_in_another_encoding_is_named():
     with pytest.raises(InputError, match="line 2: byte 0xb9"):
-        list(modality.get("chinese").gold(Source.of_bytes(b"a b\n" + "共同".encode("gb2312"), "gold")))
+        list(get("chinese").gold(Source.of_bytes(b"a b\n" + "共同".encode("gb2312"), "gold")))
 
 
 @given(st.text(st.sampled_from("a ,é中\u3000\n😀")))
 def test_boundaries_settle_on_characters_that_are_seen(text):
     data = text.encode()
-    settled = np.asarray(modality.get("text").settle(data))
+    settled = np.asarray(get("text").settle(data))
     assert len(settled) == len(data) + 1
     at, starts = 0, []
     for char in text:
@@ -120,7 +123,7 @@ def test_boundaries_settle_on_characters_that_are_seen(text):
 
 
 def test_code_is_lexed_by_its_language():
-    code = modality.get("code")
+    code = get("code")
     python = b'def f(x):\n    """A doc."""\n    return x + 1.5e-3  # why\n'
     starts = code.units(Document(python, "a.py", "dir/a.py"))["token"]
     tokens = [python[a:b].split()[0] for a, b in zip(starts, [*starts[1:], len(python)], strict=True)]
@@ -138,6 +141,6 @@ def test_code_is_lexed_by_its_language():
 @given(st.text(st.sampled_from("ab_1 \n\t#'\"()é中\r\f\x0b;/*")), st.sampled_from(["a.py", "a.c", "a.js", "a.zzz"]))
 def test_units_ascend_and_begin_where_something_is_seen(text, name):
     data = text.encode()
-    starts = modality.get("code").units(Document(data, name, name))["token"]
+    starts = get("code").units(Document(data, name, name))["token"]
     assert starts == sorted(set(starts))
     assert all(0 <= start < len(data) for start in starts)

@@ -1,5 +1,6 @@
 """Perturbations of every modality, and the mirror of DNA."""
 
+from functools import cache
 from random import Random
 
 import pytest
@@ -8,9 +9,11 @@ from hypothesis import strategies as st
 
 from hnet_cli import modality
 
+get = cache(modality.get)  # reads the metadata of all installed packages
+
 
 def perturb(kind, name, text, seed=0):
-    return modality.get(kind).perturbations()[name](text.encode(), Random(seed)).decode()
+    return get(kind).perturbations()[name](text.encode(), Random(seed)).decode()
 
 
 def test_the_five_of_the_paper():
@@ -28,7 +31,7 @@ def test_the_five_of_the_paper():
 @pytest.mark.parametrize("kind", ["text", "chinese", "code", "dna"])
 def test_a_seed_gives_the_same_noise(kind):
     data = "def f(x): return 我们的 在 ACGT" if kind != "dna" else "ACGTTGCA" * 20
-    for name, distort in modality.get(kind).perturbations().items():
+    for name, distort in get(kind).perturbations().items():
         assert distort(data.encode(), Random(1)) == distort(data.encode(), Random(1)), name
 
 
@@ -50,5 +53,5 @@ def test_noise_in_other_modalities():
 
 @given(st.text(alphabet="ACGT"))
 def test_the_reverse_complement_is_its_own_inverse(sequence):
-    mirror = modality.get("dna").mirror
+    mirror = get("dna").mirror
     assert mirror(mirror(sequence.encode())) == sequence.encode()
