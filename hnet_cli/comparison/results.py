@@ -16,7 +16,8 @@ import numpy as np
 import hnet_cli
 from hnet_cli.comparison.curves import Curve, crossover, efficiency
 from hnet_cli.comparison.measures import Exam
-from hnet_cli.comparison.plan import ComparisonPlan, Member, MemberRun
+from hnet_cli.comparison.members import Member
+from hnet_cli.comparison.plan import ComparisonPlan, MemberRun
 from hnet_cli.evaluation.resampling import interval, over_seeds, ratio
 from hnet_cli.report import history
 
@@ -273,8 +274,8 @@ def _at_equal_time(
 
 
 def _efficiencies(entries: Sequence[Scored]) -> dict[str, dict[str, Any]]:
-    """`efficiency` in bytes and in seconds by [name][other name]: of the whole trainings, and of the stable phases as in
-    the paper's curves."""
+    """`efficiency` in bytes and in seconds by [name][other name]: of the whole trainings, and of the stable phases as
+    in the paper's curves."""
     table: dict[str, dict[str, Any]] = {entry.name: {} for entry in entries}
     for entry, other in permutations(entries, 2):
         table[entry.name][other.name] = {key: efficiency(entry.curves[key], other.curves[key]) for key in entry.curves}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from runkit import tiny
 
-from hnet_cli.comparison.plan import Member
+from hnet_cli.comparison.members import Member
 from hnet_cli.comparison.results import judged, reference
 
 ROOT = Path(__file__).parents[2]
