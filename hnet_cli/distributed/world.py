@@ -62,10 +62,10 @@ class World:
     def device(self, wanted: str | None) -> str | None:
         """The device of this rank: the GPU of its local rank. Raises UsageError if one is named by number, which would
         be every rank's, EnvironmentLimit if there are fewer GPUs than ranks."""
-        if self.size > 1 and re.fullmatch(r"cuda:\d+", wanted or ""):
+        if self.size > 1 and re.fullmatch(r"cuda:\d+|mps", wanted or ""):
             raise UsageError(
                 f"--device {wanted} would be that of all {self.size} ranks",
-                "leave it out; CUDA_VISIBLE_DEVICES chooses among GPUs",
+                "leave it out; CUDA_VISIBLE_DEVICES chooses among CUDA's GPUs",
             )
         if self.size == 1 or wanted not in (None, "cuda"):
             return wanted

@@ -142,10 +142,10 @@ def default_context(*configs: HNetConfig) -> int:
 
 
 def precision(model: LoadedModel) -> tuple[str, Any]:
-    """The name of the precision and a context manager: on a CPU that of the weights, on an accelerator bf16 by
-    autocast, as in training."""
+    """The name of the precision and a context manager: that of the weights; with CUDA bf16 by autocast, as in
+    training."""
     weight, device = model.embeddings.weight, model.embeddings.weight.device.type
-    if device == "cpu":
+    if device != "cuda":
         return PRECISIONS[weight.dtype], nullcontext()
     return "bf16", torch.autocast(device, torch.bfloat16)
 

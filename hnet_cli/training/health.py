@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hnet_cli.distributed.world import ALONE, World, own
+from hnet_cli.kernels.reference import exact
 from hnet_cli.model import RoutingOutput
 
 BINS = 20
@@ -23,7 +24,8 @@ PARTS = {"routing_module": "routing", "residual_proj": "residual", "pad_dimensio
 
 def read(values: Mapping[str, Tensor]) -> dict[str, list[float]]:
     """The elements of tensors of any shape, in one transfer from the device; what is empty may be on another."""
-    flat = torch.cat([value.detach().flatten().double() for value in values.values() if value.numel()]).tolist()
+    wanted = [value.detach().flatten() for value in values.values() if value.numel()]
+    flat = torch.cat([value.to(exact(value.device)) for value in wanted]).tolist()
     result, at = {}, 0
     for name, value in values.items():
         result[name] = flat[at : at + value.numel()]
@@ -33,18 +35,20 @@ def read(values: Mapping[str, Tensor]) -> dict[str, list[float]]:
 
 @torch.no_grad()
 def routing_counts(routing: list[RoutingOutput], histogram: bool = True) -> Tensor:
-    """What one pass's routers decided, (S, 3 [+ BINS]) float64: positions, boundaries, sum of p, positions per bin.
+    """What one pass's routers decided, (S, 3 [+ BINS]) in `exact`: positions, boundaries, sum of p, positions per
+    bin.
 
     Counts of several passes add up. A bin holds its lower edge; the last one also p = 1.
     """
     rows = []
     for stage in routing:
         prob = stage.boundary_prob
-        positions = prob.new_full((), len(prob), dtype=torch.float64)
-        row = [torch.stack([positions, stage.boundary_mask.sum().double(), prob.sum(dtype=torch.float64)])]
+        dtype = exact(prob.device)
+        positions = prob.new_full((), len(prob), dtype=dtype)
+        row = [torch.stack([positions, stage.boundary_mask.sum(dtype=dtype), prob.sum(dtype=dtype)])]
         if histogram:
             edges = torch.arange(BINS, device=prob.device, dtype=prob.dtype) / BINS
-            row.append(-F.pad((prob[:, None] >= edges).sum(0), (0, 1)).diff().double())
+            row.append(-F.pad((prob[:, None] >= edges).sum(0), (0, 1)).diff().to(dtype))
         rows.append(torch.cat(row))
     return torch.stack(rows) if rows else torch.zeros(0)
 
@@ -85,7 +89,7 @@ def clip_gradient(model: nn.Module, largest: float, world: World = ALONE) -> tup
     """Scale the gradient to a norm of at most `largest` (0: leave it). Returns the norm before, and that of each part.
 
     The squares of the parts add up to the square of the whole. Nothing is read on the host. Ranks that divide the
-    parameters find the very norm that one rank finds: they divide rows, and rows are added up in float64.
+    parameters find the very norm that one rank finds: they divide rows, and rows are added up in float64 (`exact`).
     """
     gradients: list[Tensor] = []
     parts: dict[str, list[Tensor]] = {}
@@ -95,7 +99,7 @@ def clip_gradient(model: nn.Module, largest: float, world: World = ALONE) -> tup
             rows = torch.linalg.vector_norm(gradient, dim=-1) if gradient.ndim > 1 else gradient
             gradients.append(gradient)
             parts.setdefault(short_part(name), []).append(rows.flatten())
-    squares = torch.stack([torch.cat(rows).double().square_().sum() for rows in parts.values()])
+    squares = torch.stack([torch.cat(rows).to(exact(rows[0].device)).square_().sum() for rows in parts.values()])
     if world.sharded:
         squares = world.gather(squares).sum(0)
     norm, norms = squares.sum().sqrt().float(), squares.sqrt().float()
