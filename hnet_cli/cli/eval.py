@@ -53,8 +53,7 @@ def evaluate(
     stride: Annotated[
         int | None,
         typer.Option(
-            min=1,
-            help="Stride between windows; smaller costs more and lowers bits per byte. Default: --context.",
+            min=1, help="Stride between windows; smaller costs more and lowers bits per byte. Default: --context."
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only this many items of each task, the first.")] = None,
