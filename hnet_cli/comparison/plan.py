@@ -258,7 +258,7 @@ def seconds_per_byte(plan: ComparisonPlan) -> dict[str, float]:
         for n, member in enumerate(plan.members):
             task.update(n, note=member.name)
             share = lineup.tokens_per_byte(member.config, plan.dataset)
-            times[member.name] = share * measure(_timed(member.config, share), plan.machine.device, 1.0)
+            times[member.name] = share * measure(_timed(member.config, share), plan.machine.device, 10.0)
     return times
 
 

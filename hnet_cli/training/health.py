@@ -1,6 +1,6 @@
 """Whether training is healthy: what the routers decide, and how the gradient is shared out over the network.
 
-Numbers stay on the device until `read` brings all of a step over at once.
+What is computed stays on the device until `Numbers` brings all of a step over at once.
 """
 
 from __future__ import annotations
@@ -18,19 +18,48 @@ from hnet_cli.model import RoutingOutput
 
 BINS = 20
 """Of the histogram of boundary probabilities: equal parts of [0, 1]."""
-PARTS = {"routing_module": "routing", "residual_proj": "residual", "pad_dimension": "padding", "lm_head": "head",
-         "adapter_in": "adapter", "adapter_out": "adapter"}  # fmt: skip
+PARTS = {
+    "routing_module": "routing",
+    "residual_proj": "residual",
+    "pad_dimension": "padding",
+    "lm_head": "head",
+    "adapter_in": "adapter",
+    "adapter_out": "adapter",
+}
+
+
+class Numbers:
+    """The elements of tensors of any shape, brought to the host in one transfer; what is empty may be on another device
+    than the rest."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        self.sizes = {name: value.numel() for name, value in values.items()}
+        parts = [value.detach().flatten() for value in values.values() if value.numel()]
+        self.flat = torch.cat([part.to(exact(part.device)) for part in parts])
+        self.arrived: torch.Event | None = None
+
+    def send(self) -> None:
+        """Begin the transfer from a GPU, which nothing waits for until the numbers are read."""
+        if self.flat.is_cuda:
+            pinned = torch.empty(self.flat.shape, dtype=self.flat.dtype, pin_memory=True)
+            stream = torch.cuda.current_stream(self.flat.device)
+            self.flat = pinned.copy_(self.flat, non_blocking=True)
+            self.arrived = stream.record_event()
+
+    def read(self) -> dict[str, list[float]]:
+        """By name, flat."""
+        if self.arrived is not None:
+            self.arrived.synchronize()  # not the stream, in which the next step may be queued
+        flat, result, at = self.flat.tolist(), {}, 0
+        for name, size in self.sizes.items():
+            result[name] = flat[at : at + size]
+            at += size
+        return result
 
 
 def read(values: Mapping[str, Tensor]) -> dict[str, list[float]]:
-    """The elements of tensors of any shape, in one transfer from the device; what is empty may be on another."""
-    wanted = [value.detach().flatten() for value in values.values() if value.numel()]
-    flat = torch.cat([value.to(exact(value.device)) for value in wanted]).tolist()
-    result, at = {}, 0
-    for name, value in values.items():
-        result[name] = flat[at : at + value.numel()]
-        at += value.numel()
-    return result
+    """The elements of tensors, waited for; see `Numbers`."""
+    return Numbers(values).read()
 
 
 @torch.no_grad()
