@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import lzma
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import zstandard
 
-from hnet_cli.data.baselines import order_k
+from hnet_cli.data.baselines import order_k, xz_bits
 from hnet_cli.evaluation.resampling import draws, ratio, with_interval
 from hnet_cli.evaluation.scoring import COLUMNS, Scores
 from hnet_cli.model import HNetConfig
@@ -105,11 +104,14 @@ def baselines(documents: Sequence[bytes], train: bytes | None = None) -> dict[st
     )
     short = zstandard.ZstdCompressor(level=19, write_content_size=False)
     result: dict[str, Any] = {
-        "xz": 8 * len(_xz(joined)) / len(joined),
+        "xz": xz_bits(joined) / len(joined),
         "zstd": 8 * len(long_window.compress(joined)) / len(joined),
     }
-    for name, compress in (("xz_each_document", _xz), ("zstd_each_document", short.compress)):
-        bits = np.array([8 * len(compress(document)) for document in documents])
+    for name, bits_of in (
+        ("xz_each_document", xz_bits),
+        ("zstd_each_document", lambda data: 8 * len(short.compress(data))),
+    ):
+        bits = np.array([bits_of(document) for document in documents])
         result |= with_interval(name, np.stack([bits, sizes], 1))
     asked = joined[:ADAPTIVE_LIMIT]
     tried = {k: adaptive(asked, k) for k in ORDERS}
@@ -121,16 +123,9 @@ def baselines(documents: Sequence[bytes], train: bytes | None = None) -> dict[st
     return result | {"order_k_bytes": len(asked)}
 
 
-def _xz(data: bytes) -> bytes:
-    """The raw .xz container is 60 bytes of frame, which would weigh on short documents: none is counted."""
-    dictionary = min(1 << 26, max(4096, 1 << len(data).bit_length()))  # more than the data changes nothing
-    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": dictionary}]
-    return lzma.compress(data, format=lzma.FORMAT_RAW, filters=filters)
-
-
 def adaptive(data: bytes, order: int) -> float:
     """Bits per byte of a model that has seen, at each byte, just the bytes before it: interpolated Witten-Bell as in
-    `corpus.baseline.order_k`, from the uniform distribution up to `order`."""
+    `data.baselines.order_k`, from the uniform distribution up to `order`."""
     codes = np.frombuffer(data, np.uint8).astype(np.uint64)
     probability = np.full(len(codes), 1 / 256)
     for k in range(order + 1):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bz2
-import contextlib
 import errno
 import io
 import lzma
@@ -91,7 +90,7 @@ class RawReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        return self.stream.readinto(buffer) or 0  # type: ignore[attr-defined, no-any-return]
+        return self.stream.readinto(buffer) or 0  # type: ignore[attr-defined]
 
     def close(self) -> None:
         self.stream.close()
@@ -138,10 +137,12 @@ class _Gzip:
     """zlib behind the interface that bz2 and lzma decompressors share; isal's, three times as fast, if installed."""
 
     def __init__(self) -> None:
-        library: Any = zlib
-        with contextlib.suppress(ImportError):
-            from isal import isal_zlib as library
-        self._inner = library.decompressobj(wbits=31)
+        try:
+            from isal import isal_zlib
+        except ImportError:
+            self._inner: Any = zlib.decompressobj(wbits=31)
+        else:
+            self._inner = isal_zlib.decompressobj(wbits=31)
 
     def decompress(self, data: bytes, limit: int) -> bytes:
         decoded: bytes = self._inner.decompress(self._inner.unconsumed_tail + data, limit)

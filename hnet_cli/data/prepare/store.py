@@ -1,7 +1,7 @@
 """Writing a dataset's files: documents appended to shards and tables, hashed on the way.
 
-A writer can be rolled back to a mark (a file turns out to be damaged half-way), and its files be taken up again by
-another writer as far as they are what the first one said they were (after a kill).
+A writer can be rolled back to a mark (a file turns out to be damaged half-way). After a kill another writer continues
+with its files, as far as their checksums are those noted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hnet_cli.data.dataset import BLOCK, COLUMNS, SHARD, shard_name
+from hnet_cli.data.dataset import CHECKSUM_BYTES, COLUMNS, SHARD_BYTES, shard_name
 from hnet_cli.modality import escape
 from hnet_cli.storage import GrowingFile, remove_file
 
@@ -26,19 +26,20 @@ ROW = 8 * len(COLUMNS)
 
 
 @dataclass
-class State:
-    """How far a writer is, and checksums (CRC-32) of what it wrote since the state before."""
+class WriterState:
+    """A writer's position, and checksums (CRC-32) of the bytes written since the state before."""
 
     bytes: int
     documents: int
     names: int
     """Bytes of `names.txt`."""
     blocks: list[int]
-    """Of the blocks filled since the state before."""
+    """Checksums of the blocks filled since the state before."""
     rest: int
-    """Of what is in the block that is not full."""
+    """Checksum of the bytes in the block that is not full."""
     table: int
     lines: int
+    """Checksums of the rows of `documents.bin` and the lines of `names.txt` since the state before."""
 
 
 class _Mark(NamedTuple):
@@ -64,9 +65,9 @@ class Writer:
         self._shard: GrowingFile | None = None
         self._block = bytearray()
         self._checksums = array("I")
-        self._told = 0  # checksums that were in the last state
+        self._reported = 0  # checksums that were in the last state
         self._waiting: list[tuple[bytes, int, int, str, str]] = []
-        """Arguments of `add`: one by one, documents of a hundred bytes would take longer to write than to read."""
+        """Arguments of `add`, written together: short documents would take longer to write than to read."""
         self._appended = 0  # bytes, without those that wait
         self._table = GrowingFile(folder / "documents.bin")
         self._names_end = 0
@@ -78,7 +79,7 @@ class Writer:
         self._waiting.append((data, source, offset, name, group))
         self.bytes += len(data)
         self.documents += 1
-        if len(self._waiting) >= 8192 or self.bytes - self._appended >= BLOCK:
+        if len(self._waiting) >= 8192 or self.bytes - self._appended >= CHECKSUM_BYTES:
             self._flush()
 
     def absorb(self, folder: Path, sources: int) -> None:
@@ -89,12 +90,12 @@ class Writer:
             self._write_tables((rows + shift).astype("<i8").tobytes(), b"")
             self.documents += len(rows)
         with open(folder / "names.txt", "rb") as names:
-            while lines := names.read(BLOCK):
+            while lines := names.read(CHECKSUM_BYTES):
                 self._write_tables(b"", lines)
                 self._names_end += len(lines)
         for index in range(len(list(folder.glob("shard-*")))):
             with open(folder / shard_name(index), "rb") as shard:
-                while data := shard.read(BLOCK):
+                while data := shard.read(CHECKSUM_BYTES):
                     self._append(data)
         self.bytes = self._appended
 
@@ -115,9 +116,16 @@ class Writer:
         """A point to `rollback` to; any later state makes it void."""
         self._flush()
         return _Mark(
-            self.bytes, self.documents, self._names_end, len(self._checksums), len(self._block), self._crcs,
-            self._table.mark(), self._names.mark(), self._shard.mark() if self._shard else None,
-        )  # fmt: skip
+            self.bytes,
+            self.documents,
+            self._names_end,
+            len(self._checksums),
+            len(self._block),
+            self._crcs,
+            self._table.mark(),
+            self._names.mark(),
+            self._shard.mark() if self._shard else None,
+        )
 
     def rollback(self, mark: _Mark) -> None:
         """Forget what was added since `mark`."""
@@ -128,7 +136,7 @@ class Writer:
         if len(self._checksums) > mark.blocks:
             if self._shard is not None:
                 self._shard.close()
-            index, at = divmod(mark.blocks * BLOCK, SHARD)
+            index, at = divmod(mark.blocks * CHECKSUM_BYTES, SHARD_BYTES)
             self._shard = GrowingFile(self.folder / shard_name(index))
             self._block = bytearray(self._shard.read(at, mark.rest))
             if mark.shard is not None:
@@ -137,28 +145,28 @@ class Writer:
             self.remove_others()
         del self._block[mark.rest :]
 
-    def state(self) -> State:
-        """What `restore` needs to know to come back to this point; all of it is on disk then."""
+    def state(self) -> WriterState:
+        """The state that `restore` can return to; all of it is on disk then."""
         self._flush()
         if self._block:
             self._open_shard().preview(self._block)
-        blocks, self._told = self._checksums[self._told :].tolist(), len(self._checksums)
+        blocks, self._reported = self._checksums[self._reported :].tolist(), len(self._checksums)
         (table, lines), self._crcs = self._crcs, (0, 0)
-        return State(self.bytes, self.documents, self._names_end, blocks, zlib.crc32(self._block), table, lines)
+        return WriterState(self.bytes, self.documents, self._names_end, blocks, zlib.crc32(self._block), table, lines)
 
-    def restore(self, state: State) -> bool:
-        """Go on to `state`, if the files in the folder hold what it says; else nothing changes."""
-        mark, told, block = self.mark(), self._told, self._block
+    def restore(self, state: WriterState) -> bool:
+        """Advance to `state`, if the files in the folder have its checksums; else change nothing."""
+        mark, reported, block = self.mark(), self._reported, self._block
         try:
             good = self._restore(state)
         except (ValueError, TypeError, OSError):
             good = False
         if not good:
             self.rollback(mark)
-            self._told, self._block = told, block
+            self._reported, self._block = reported, block
         return good
 
-    def _restore(self, state: State) -> bool:
+    def _restore(self, state: WriterState) -> bool:
         for data in _stretches(self._table, self.documents * ROW, state.documents * ROW):
             self._write_tables(data, b"", adopt=True)
         for data in _stretches(self._names, self._names_end, state.names):
@@ -166,22 +174,26 @@ class Writer:
         if self._crcs != (state.table, state.lines):
             return False
         for crc in state.blocks:
-            self._block = bytearray(self._open_shard().read(len(self._checksums) * BLOCK % SHARD, BLOCK))
-            if len(self._block) < BLOCK or zlib.crc32(self._block) != crc:
+            self._block = bytearray(
+                self._open_shard().read(len(self._checksums) * CHECKSUM_BYTES % SHARD_BYTES, CHECKSUM_BYTES)
+            )
+            if len(self._block) < CHECKSUM_BYTES or zlib.crc32(self._block) != crc:
                 return False
             self._write_block(adopt=True)
-        rest = state.bytes - len(self._checksums) * BLOCK
-        if not 0 <= rest < BLOCK:
+        rest = state.bytes - len(self._checksums) * CHECKSUM_BYTES
+        if not 0 <= rest < CHECKSUM_BYTES:
             return False
-        self._block = bytearray(self._open_shard().read(len(self._checksums) * BLOCK % SHARD, rest) if rest else b"")
+        self._block = bytearray(
+            self._open_shard().read(len(self._checksums) * CHECKSUM_BYTES % SHARD_BYTES, rest) if rest else b""
+        )
         self.bytes, self.documents, self._names_end = state.bytes, state.documents, state.names
         self._appended = state.bytes
-        self._told, self._crcs = len(self._checksums), (0, 0)
+        self._reported, self._crcs = len(self._checksums), (0, 0)
         return len(self._block) == rest and zlib.crc32(self._block) == state.rest
 
     def remove_others(self) -> None:
         """Delete all files in the folder that are not part of what was written so far."""
-        shards = {shard_name(i) for i in range(-(-len(self._checksums) * BLOCK // SHARD))}
+        shards = {shard_name(i) for i in range(-(-len(self._checksums) * CHECKSUM_BYTES // SHARD_BYTES))}
         current = {self._shard.path.name} if self._shard is not None else set()
         self.files = {name: entry for name, entry in self.files.items() if name in shards - current}
         for entry in list(os.scandir(self.folder)):
@@ -194,15 +206,15 @@ class Writer:
         self._appended += len(data)
         view = memoryview(data)
         while len(view):
-            part = view[: BLOCK - len(self._block)]
+            part = view[: CHECKSUM_BYTES - len(self._block)]
             self._block += part
             view = view[len(part) :]
-            if len(self._block) == BLOCK:
+            if len(self._block) == CHECKSUM_BYTES:
                 self._write_block()
 
     def _open_shard(self) -> GrowingFile:
         if self._shard is None:
-            self._shard = GrowingFile(self.folder / shard_name(len(self._checksums) * BLOCK // SHARD))
+            self._shard = GrowingFile(self.folder / shard_name(len(self._checksums) * CHECKSUM_BYTES // SHARD_BYTES))
         return self._shard
 
     def _write_block(self, adopt: bool = False) -> None:
@@ -210,7 +222,7 @@ class Writer:
         (shard.adopt if adopt else shard.write)(self._block)
         self._checksums.append(zlib.crc32(self._block))
         self._block = bytearray()
-        if shard.size == SHARD:
+        if shard.size == SHARD_BYTES:
             self._end_shard()
 
     def _end_shard(self) -> None:
@@ -251,7 +263,7 @@ def _lines(names: Sequence[str]) -> bytes:
 
 
 def _stretches(file: GrowingFile, start: int, end: int) -> Iterator[bytes]:
-    while start < end and (data := file.read(start, min(BLOCK, end - start))):
+    while start < end and (data := file.read(start, min(CHECKSUM_BYTES, end - start))):
         yield data
         start += len(data)
 
@@ -264,15 +276,15 @@ def table_rows(folder: Path, name: str = "documents.bin", columns: int = len(COL
 
 
 def read_shards(folder: Path, start: int, end: int) -> bytes:
-    """Bytes [start, end) of the shards just written, read plainly: of a memory map every block looked at would count
-    as memory in use, and all of it against a limit of address space."""
+    """Bytes [start, end) of the shards just written, read plainly: every block of a memory map that is touched would
+    count as memory in use, and all of it against a limit of address space."""
     data = b""
     while start < end:
-        index, at = divmod(start, SHARD)
+        index, at = divmod(start, SHARD_BYTES)
         with open(folder / shard_name(index), "rb") as shard:
             shard.seek(at)
-            data += shard.read(min(end - start, SHARD - at))
-        start = min(end, (index + 1) * SHARD)
+            data += shard.read(min(end - start, SHARD_BYTES - at))
+        start = min(end, (index + 1) * SHARD_BYTES)
     return data
 
 
