@@ -119,7 +119,7 @@ def _segmented(lines: Iterator[str], name: str, spaced: bool) -> Iterator[Gold]:
 
 
 def _morphemes(lines: Iterator[str], name: str) -> Iterator[Gold | Refused]:
-    """Rows of a word or sentence, and the same in canonical morphemes, with `@@` before each but the first of a word."""
+    """A word or sentence a row, and the same in canonical morphemes, with `@@` before each but the first of a word."""
     for number, line in enumerate(lines, 1):
         columns = line.split("\t")
         if not line.strip():
