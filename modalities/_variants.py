@@ -85,9 +85,17 @@ def _variant(file: str, record: str, call: Call, bases: str, flank: int) -> Vari
         return Refused("REF is not what the reference has there", f"{file}, line {call.line}: {record}")
     before, after = bases[max(0, start - flank) : start], bases[end : end + flank]
     before_known, after_known = OTHER.split(before)[-1], OTHER.split(after)[0]  # up to the nearest gaps
-    parts = [part.encode() for part in (before_known, call.reference, call.alternative, after_known)]
-    begins, ends = len(before_known) == start, end + len(after_known) == len(bases)
-    return Variant(call.name, *parts, begins, ends, call.fields, _baselines(call, before, after))
+    return Variant(
+        call.name,
+        before_known.encode(),
+        call.reference.encode(),
+        call.alternative.encode(),
+        after_known.encode(),
+        begins=len(before_known) == start,
+        ends=end + len(after_known) == len(bases),
+        fields=call.fields,
+        baselines=_baselines(call, before, after),
+    )
 
 
 def _baselines(call: Call, before: str, after: str) -> dict[str, float]:
