@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,30 +13,8 @@ from typing import Any
 
 import pytest
 
-MORSE = '''
-"""Morse code: dots, dashes, and spaces between letters and words."""
-
-from hnet_cli.modality import Automaton, Document, Modality, Refused
-
-
-class Morse(Modality):
-    name = "morse"
-    summary = "Morse code, written with . - and /"
-
-    def detect(self, name, head):
-        return 0.9 if head and not head.strip(b".- /\\n") else 0.0
-
-    def documents(self, source):
-        with source.open() as stream:
-            data = stream.read()
-        if data and not data.strip(b".- /\\n"):
-            yield Document(data, source.name, source.name, source.group)
-        else:
-            yield Refused("not Morse", source.name, len(data))
-
-    def automaton(self):
-        return Automaton.of_alphabet(b".- /\\n")
-'''
+EXAMPLE = Path(__file__).parents[2] / "examples" / "hnet-morse"
+MORSE = (EXAMPLE / "hnet_morse.py").read_text(encoding="utf-8")
 PRELUDE = """
 import json
 from hnet_cli import contract, modality
@@ -56,7 +36,15 @@ def install(site: Path, package: str, code: str, name: str, entry: str) -> Path:
 
 @pytest.fixture(scope="module")
 def morse(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return install(tmp_path_factory.mktemp("site"), "hnet_morse", MORSE, "morse", "Morse")
+    """The example package, installed with pip into a folder of its own."""
+    base = tmp_path_factory.mktemp("a plugin")
+    if not (importlib.util.find_spec("setuptools") and importlib.util.find_spec("pip")):
+        return install(base / "site", "hnet_morse", MORSE, "morse", "Morse")
+    shutil.copytree(EXAMPLE, base / "source")  # building writes beside the sources
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index", "--no-deps"]
+    command = [*pip, "--no-build-isolation", "--target", base / "site", base / "source"]
+    subprocess.run(command, check=True, capture_output=True)
+    return base / "site"
 
 
 def evaluated(sites: list[Path], cwd: Path, *expressions: str) -> tuple[list[Any], str]:
