@@ -116,15 +116,11 @@ class GrowingFile:
 
     def write(self, data: Any) -> None:
         """Append a buffer."""
-        self.preview(data)
-        self.adopt(data)
-
-    def preview(self, data: Any) -> None:
-        """Put bytes on disk that will be appended later, perhaps with others after them."""
         view, at = memoryview(data).cast("B"), self.size
         while view:
             written = os.pwrite(self._descriptor, view, at)
             view, at = view[written:], at + written
+        self.adopt(data)
 
     def adopt(self, data: Any) -> None:
         """Append bytes that are on disk already."""

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from corpuskit import make, text
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hnet_cli.data.dataset import Shards
 from hnet_cli.data.prepare.store import Writer, read_shards
@@ -52,3 +54,40 @@ def test_shards_join_without_a_seam(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert shards.read(0, len(joined)) == joined
     assert read_shards(tmp_path, 5000, 17_000) == joined[5000:17_000]
     assert len(list(tmp_path.glob("shard-*"))) == -(-len(joined) // 4096)
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes=st.lists(st.integers(1, 3000), min_size=1, max_size=12), data=st.data())
+def test_rollbacks_and_restored_states_leave_no_trace(
+    sizes: list[int], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """With small shards, wherever a file turns out to be damaged and wherever the process is killed."""
+    plain, again = tmp_path_factory.mktemp("plain"), tmp_path_factory.mktemp("again")
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("dataset", "prepare.store"):
+            patch.setattr(f"hnet_cli.data.{module}.SHARD_BYTES", 2048)
+            patch.setattr(f"hnet_cli.data.{module}.CHECKSUM_BYTES", 512)
+        reference, writer, states = Writer(plain), Writer(again), []
+        for number, size in enumerate(sizes):
+            document = bytes([number]) * size, number, number, f"name {number}", "group"
+            mark = writer.mark()
+            for lost in data.draw(st.lists(st.integers(1, 5000), max_size=3)):
+                writer.add(b"lost" * lost, 0, 0, "lost", "lost")
+            writer.rollback(mark)
+            for each in (reference, writer):
+                each.add(*document)
+            states.append(writer.state())
+            if data.draw(st.booleans()):  # killed: bytes after the last state may be on disk
+                writer.add(b"lost" * 700, 0, 0, "lost", "lost")
+                writer.mark()
+                writer = Writer(again)
+                assert all(writer.restore(state) for state in states)
+                writer.remove_others()
+        reference.close()
+        writer.close()
+    assert written(again) == written(plain)
+    assert writer.files == reference.files
