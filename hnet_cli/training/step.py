@@ -20,6 +20,7 @@ from hnet_cli.distributed.world import ALONE, World
 from hnet_cli.model import HNetForCausalLM, RoutingOutput, ratio_loss
 from hnet_cli.model.blocks import recompute
 from hnet_cli.model.optimization import part_of
+from hnet_cli.report.stages import stage_key
 from hnet_cli.training.health import clip_gradient, read, routing_counts, stage_metrics
 from hnet_cli.training.losses import confidence_alignment, entropy_alignment
 from hnet_cli.training.optim import build_optimizer, rate_multipliers, set_learning_rate
@@ -228,7 +229,7 @@ def imbalance(chunks: list[float], ranks: int) -> dict[str, float]:
     most is at work in the level inside, while the others wait for it."""
     stages = len(chunks) // ranks
     of_stage = [chunks[s::stages] for s in range(stages)]
-    return {f"stage{s}_imbalance": max(each) * ranks / sum(each) for s, each in enumerate(of_stage)}
+    return {stage_key(s, "imbalance"): max(each) * ranks / sum(each) for s, each in enumerate(of_stage)}
 
 
 def precision_context(config: RunConfig, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
