@@ -57,6 +57,14 @@ class LoadedModel(HNetForCausalLM):
         """Name of the modality it was trained on; None if unknown (a converted official model)."""
         return self.config.extra.get("modality")
 
+    @property
+    def label(self) -> str:
+        """The model's name for people: starter:text, or a run and its step."""
+        folder = self.source
+        if folder.parent == STARTERS:
+            return f"starter:{folder.name}"
+        return f"{folder.parent.parent.name}, {folder.name}" if folder.parent.name == "checkpoints" else folder.name
+
     def segment(self, data: bytes, stage: int = 0) -> list[bytes]:
         """The learned chunks of `data` at a stage (0 = outermost); joined they are `data`."""
         from hnet_cli.inference.segment import segment_bytes
