@@ -48,9 +48,10 @@ def models(o: argparse.Namespace) -> Found:
 def training(o: argparse.Namespace, model_config: Any, length: int, ratios: list[float], detail: bool) -> Found:
     """Figures of training one model at the largest number of rows that fits, of 8, 4, 2, 1 (`small`: 64 and less)."""
     from hnet_cli.config.run import RunConfig, TrainConfig
+    from hnet_cli.errors import is_out_of_memory
     from hnet_cli.training import budget
     from hnet_cli.training.optim import build_optimizer
-    from hnet_cli.training.step import build_model, out_of_memory, precision_context, train_step
+    from hnet_cli.training.step import build_model, precision_context, train_step
 
     device = torch.device(o.device)
     found: dict[str, Any] = {
@@ -91,7 +92,7 @@ def training(o: argparse.Namespace, model_config: Any, length: int, ratios: list
             for _ in range(3):
                 step()
         except RuntimeError as error:
-            if rows == 1 or not out_of_memory(error):
+            if rows == 1 or not is_out_of_memory(error):
                 raise
             failed = True
         if not failed and "splits" not in numbers:

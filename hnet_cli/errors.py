@@ -10,6 +10,14 @@ INTERRUPTED = 130
 """Exit code after a second Ctrl-C."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """True if an allocator failed: PyTorch has an exception for a GPU's, only words for the CPU's and cuBLAS'."""
+    words = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory")
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
 class HNetError(Exception):
     """Base of all errors a user can cause. `str(error)` is shown as it stands; `hint` says what to do about it."""
 

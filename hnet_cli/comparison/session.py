@@ -8,7 +8,7 @@ from typing import Any
 from hnet_cli import storage
 from hnet_cli.comparison import plan as planning
 from hnet_cli.terminal.console import literal, progress, say
-from hnet_cli.terminal.signals import catch_signals
+from hnet_cli.terminal.process import catch_signals
 
 JSON, PAGE = "compare.json", "compare.html"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import shlex
@@ -17,8 +16,9 @@ from hnet_cli.checkpoints import checkpoint
 from hnet_cli.comparison.plan import Plan, Run
 from hnet_cli.config.run import to_yaml
 from hnet_cli.errors import HNetError, NumericalError, Stopped
+from hnet_cli.report import history
 from hnet_cli.terminal.console import literal, progress, say
-from hnet_cli.terminal.signals import Stop
+from hnet_cli.terminal.process import Stop
 from hnet_cli.training import plan as planning
 from hnet_cli.training.progress import attend
 
@@ -93,7 +93,8 @@ def _side_by_side(plan: Plan, left: Sequence[Run], stop: Stop) -> dict[str, str]
                     if gpu in working and working[gpu][1].poll() is not None:
                         run, worker = working.pop(gpu)
                         if last_checkpoint(run) is None and not stop.signal:
-                            failed[run.name] = _last_line(run) or f"the worker ended with {worker.returncode}"
+                            reason = history.ending(run.folder) or f"the worker ended with {worker.returncode}"
+                            failed[run.name] = reason
                             say(f"[yellow]warning:[/] {literal(run.name)} failed: {literal(failed[run.name])}")
                     if gpu not in working and waiting and not stop.signal:
                         run = waiting.pop(0)
@@ -124,11 +125,3 @@ def _worker(plan: Plan, run: Run, gpu: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, start_new_session=True
     )
-
-
-def _last_line(run: Run) -> str:
-    """Of the run's own log: what it ended with."""
-    with contextlib.suppress(OSError):
-        lines = (run.folder / "log.txt").read_text(encoding="utf-8", errors="replace").split("\n")
-        return next((line[21:] for line in reversed(lines) if line.strip()), "")  # after date and time
-    return ""

@@ -55,7 +55,7 @@ NAMES = tuple(field.name for field in fields(StageFigures))
 
 def stages_of(record: Mapping[str, Any], prefix: str = "") -> list[StageFigures]:
     """The stages of a record, outermost first. Values of another type than the field's count as missing."""
-    stages = []
+    stages: list[StageFigures] = []
     for stage in count():
         values = {name: record.get(stage_key(stage, name, prefix)) for name in NAMES}
         counts = values.pop("prob_histogram")

@@ -30,7 +30,7 @@ PARTS = {
 
 
 def read(values: Mapping[str, Tensor]) -> dict[str, list[float]]:
-    """The elements of tensors of any shape as lists, in one transfer from their device; empty ones may be on another."""
+    """The elements of tensors as lists, in one transfer from their device; empty tensors may be on another."""
     flat = torch.cat([value.detach().flatten().double() for value in values.values() if value.numel()]).tolist()
     result, at = {}, 0
     for name, value in values.items():

@@ -11,7 +11,6 @@ import math
 import shlex
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,10 @@ from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Batch, Batches
 from hnet_cli.distributed.world import ALONE, World, own
 from hnet_cli.errors import BusyError, NumericalError, Stopped, StorageError
-from hnet_cli.storage.jsonl import Journal
-from hnet_cli.terminal.signals import Stop, catch_signals
+from hnet_cli.storage.jsonl import RecordFile
+from hnet_cli.terminal.process import Stop, catch_signals
 from hnet_cli.training import budget
+from hnet_cli.training.events import EventLog, Listener
 from hnet_cli.training.health import all_finite
 from hnet_cli.training.optim import build_optimizer
 from hnet_cli.training.probe import Probe
@@ -58,10 +58,6 @@ class Result:
     """The last validation record."""
 
 
-Listener = Callable[[str, dict[str, Any]], None]
-"""Called with ("step" | "log" | "eval" | "checkpoint" | "resume" | "warning" | "shortened", record)."""
-
-
 def train(config: RunConfig, data: Path, run: Path, *, resume: bool = False, strict: bool = False,
           device: str = "cpu", seconds: float = math.inf, listen: Listener = lambda kind, record: None,
           world: World = ALONE) -> Result:  # fmt: skip
@@ -78,12 +74,14 @@ def train(config: RunConfig, data: Path, run: Path, *, resume: bool = False, str
     With a `world` of several ranks each calls this: all see the same folders, rank 0 writes, and what one rank raises
     (or a signal that it gets) all raise. EnvironmentLimit where one is gone.
     """
+    events = EventLog(run, listen, silent=not world.is_main)
     with contextlib.ExitStack() as held:
         with world.together():
             dataset = Dataset.open(data)
             config = replace(config, train=config.train.shared_by(world.size))
             if world.is_main:
                 held.enter_context(storage.FolderLock(run))
+            held.enter_context(events.until_the_end())
             stop = held.enter_context(catch_signals())
             if world.is_main and not resume and ((run / "config.yaml").exists() or checkpoint.has_any(run)):
                 raise BusyError(
@@ -91,14 +89,14 @@ def train(config: RunConfig, data: Path, run: Path, *, resume: bool = False, str
                 )
             if world.local_rank == 0:
                 dataset.verify()
-        return _Trainer(config, dataset, run, torch.device(device), listen, stop, world).go(resume, strict, seconds)
+        return _Trainer(config, dataset, run, torch.device(device), events, stop, world).go(resume, strict, seconds)
 
 
 class _Trainer:
-    def __init__(self, config: RunConfig, dataset: Dataset, run: Path, device: torch.device, listen: Listener,
+    def __init__(self, config: RunConfig, dataset: Dataset, run: Path, device: torch.device, events: EventLog,
                  stop: Stop, world: World = ALONE) -> None:  # fmt: skip
         self.config, self.dataset, self.run, self.device = config, dataset, run, device
-        self.listen, self.stop, self.world = listen, stop, world
+        self.events, self.listen, self.stop, self.world = events, events.hear, stop, world
         self.failed_saves = 0
         """In a row."""
         self.saved: Path | None = None
@@ -174,9 +172,10 @@ class _Trainer:
             if self.model.tokenizer is not None:
                 storage.write_text(self.run / tokens.FILE, self.model.tokenizer.text)
         self.metrics, self.samples = (
-            Journal(self.run / name, self.state.step, silent=not self.world.is_main)
+            RecordFile(self.run / name, self.state.step, silent=not self.world.is_main)
             for name in ("metrics.jsonl", "samples.jsonl")
         )
+        self.events.open(self.state.step)
         self.last: dict[str, Any] = next((record for record in reversed(self.metrics.kept) if "val_bpb" in record), {})
 
     def _is_asked_to_stop(self) -> bool:
@@ -219,7 +218,8 @@ class _Trainer:
         if told:
             record["event"] = ", ".join(dict.fromkeys(name for name, _ in told))
         for name, message in told:
-            self.listen("warning", {"step": state.step, "event": name, "message": f"step {state.step}: {message}"})
+            warning = {"step": state.step, "event": name, "message": f"step {state.step}: {message}"}
+            self.listen("warning", warning | {key: record[key] for key in ("documents",) if key in record})
         self.listen("step", record)
         return record
 
@@ -256,7 +256,7 @@ class _Trainer:
             message = f"{self.run}: {free:,} bytes free, but a checkpoint needs {size:,} and up to three are kept"
             self.listen("warning", {"message": message})
 
-    def _record(self, journal: Journal, record: dict[str, Any]) -> None:
+    def _record(self, journal: RecordFile, record: dict[str, Any]) -> None:
         """What cannot be written now is written with what comes next, or before the next checkpoint."""
         try:
             journal.write(record)
@@ -321,6 +321,7 @@ class _Trainer:
         try:
             self.metrics.sync()
             self.samples.sync()
+            self.events.sync()
             self.saved = checkpoint.save_checkpoint(
                 self.run, self.model, self.optimizer, self.state, self.extra, train.ratios(),
                 train.keep_checkpoints, to_yaml(self.config), self.world.is_main,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,8 +13,7 @@ from hnet_cli.data.dataset import Dataset
 from hnet_cli.distributed.world import ALONE, World
 from hnet_cli.errors import DamagedError, InputError, UsageError
 from hnet_cli.model import HNetForCausalLM
-
-Listener = Callable[[str, dict[str, object]], None]
+from hnet_cli.training.events import Listener
 
 
 def restore(run: Path, config: RunConfig, dataset: Dataset, model: HNetForCausalLM, optimizer: torch.optim.Optimizer,

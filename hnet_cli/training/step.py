@@ -17,6 +17,7 @@ from torch import Tensor
 from hnet_cli.config.run import RunConfig, TrainConfig
 from hnet_cli.data.loader import Batch
 from hnet_cli.distributed.world import ALONE, World
+from hnet_cli.errors import is_out_of_memory
 from hnet_cli.model import HNetForCausalLM, RoutingOutput, ratio_loss
 from hnet_cli.model.blocks import recompute
 from hnet_cli.model.optimization import part_of
@@ -138,7 +139,7 @@ def accumulate(model: HNetForCausalLM, batches: list[Batch], weight_sum: float, 
             for batch, share in pieces:
                 done.append(differentiate(batch, share, len(done) == len(pieces) - 1, ratio))
         except RuntimeError as error:
-            if not (out_of_memory(error) and splittable and len(pieces[len(done)][0].documents) > 1):
+            if not (is_out_of_memory(error) and splittable and len(pieces[len(done)][0].documents) > 1):
                 raise
         else:
             world.finish()
@@ -149,12 +150,6 @@ def accumulate(model: HNetForCausalLM, batches: list[Batch], weight_sum: float, 
         pieces[len(done) : len(done) + 1] = [(half, share * len(half.targets) / len(batch.targets)) for half in halves]
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether an allocator failed: a GPU's has an exception of its own, the CPU's only its words."""
-    words = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(each in str(error) for each in words)
 
 
 def train_step(model: HNetForCausalLM, optimizer: torch.optim.Optimizer, batches: list[Batch], step: int,

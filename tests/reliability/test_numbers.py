@@ -19,7 +19,7 @@ from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Batches
 from hnet_cli.errors import NumericalError
 from hnet_cli.model import HNetForCausalLM
-from hnet_cli.terminal.signals import Stop
+from hnet_cli.terminal.process import Stop
 from hnet_cli.training.loop import _Trainer
 
 STEPS = 6

@@ -67,7 +67,7 @@ def test_a_real_run_in_every_state(tmp_path, capsys):
     assert done.bpb_best <= done.bpb_last
     records = history.read_metrics(run)
     assert done.bpb_last == records[-1]["val_bpb"]
-    assert done.stages == [(records[-1]["val_stage0_bytes_per_chunk"], 4.0)]
+    assert done.to_dict()["stages"] == [{"bytes_per_chunk": records[-1]["val_stage0_bytes_per_chunk"], "target": 4.0}]
 
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 9, "bytes": 99')  # being written
@@ -124,7 +124,7 @@ def test_a_comparison(tmp_path):
     assert shown.data["differences"] == {"train.lr": ["0.001", "0.002"], "train.seed": ["-", "7"]}
     assert shown.data["bpb_at_equal_bytes"] == [{"bytes": 1000, "bpb": [4, 5]}, {"bytes": 2000, "bpb": [3, 3]}]
     page = checked((tmp_path / "page.html").read_text())
-    assert {"a ", "b "} <= set(page.values("data-label"))
+    assert {"a", "b"} <= page.labels
     assert "train.lr" in page.text
 
 
