@@ -20,7 +20,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from hnet_cli import storage
-from hnet_cli.checkpoints import checkpoint
+from hnet_cli.checkpoints.find import find
+from hnet_cli.checkpoints.model_folder import MODEL_TYPE
 from hnet_cli.checkpoints.safetensors_file import SAFETENSORS_DTYPES, write_safetensors
 from hnet_cli.checkpoints.torch_file import Stored, read_torch_file
 from hnet_cli.config.run import preset_names, resolve
@@ -143,7 +144,7 @@ def weight_files(source: str | Path) -> list[Path]:
     if path.is_file():
         return [path]
     if str(source).startswith("starter:") or (path / "checkpoints").is_dir():
-        path = checkpoint.find(source)
+        path = find(source)
     if not path.exists():
         raise InputError(f"there is no model at {shown(path)}", "give a .pt or .safetensors file, or a model folder")
     if not path.is_dir():
@@ -299,7 +300,7 @@ def _write_folder(target: Path, settings: HNetConfig, weights: Weights, read: Ca
     if settings.tie_embeddings:
         weights = {name: stored for name, stored in weights.items() if name != _HEAD}
     with storage.staged_folder(target, overwrite=overwrite, manifest={"kind": "model"}) as folder:
-        storage.write_json(folder / "config.json", settings.to_dict() | {"model_type": checkpoint.MODEL_TYPE})
+        storage.write_json(folder / "config.json", settings.to_dict() | {"model_type": MODEL_TYPE})
         with storage.NewFile(folder / "model.safetensors") as file:
             write_safetensors(file, weights, read, metadata={"format": "pt"})
 

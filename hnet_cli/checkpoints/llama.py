@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from hnet_cli.checkpoints import checkpoint
 from hnet_cli.checkpoints.convert import Weights, checked, read_weights, weight_files
+from hnet_cli.checkpoints.find import find
 from hnet_cli.checkpoints.torch_file import Stored
 from hnet_cli.errors import DamagedError, InputError, UsageError
 from hnet_cli.model import HNetConfig
@@ -44,7 +44,7 @@ def read(source: str | Path) -> TokenModel:
     """
     folder = Path(source)
     if not (folder / "config.json").exists():
-        folder = checkpoint.find(source)
+        folder = find(source)
     try:
         data = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")

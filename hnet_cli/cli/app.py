@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -111,11 +112,22 @@ def quickstart(
     tour.run(out, minutes, options.device_name(device))
 
 
-for command in (prepare, train, segment, sample):
-    app.command()(command)
-app.command("eval")(evaluate)
-for command in (compare, runs, presets, doctor, convert, retrofit, quickstart):
-    app.command()(command)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "prepare": prepare,
+    "train": train,
+    "segment": segment,
+    "sample": sample,
+    "eval": evaluate,
+    "compare": compare,
+    "runs": runs,
+    "presets": presets,
+    "doctor": doctor,
+    "convert": convert,
+    "retrofit": retrofit,
+    "quickstart": quickstart,
+}
+for name, command in COMMANDS.items():
+    app.command(name)(command)
 
 
 def run(arguments: list[str] | None = None) -> int:

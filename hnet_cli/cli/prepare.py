@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -56,7 +56,7 @@ def prepare(
     from hnet_cli.data.prepare import detection, preparation
     from hnet_cli.terminal.console import literal, progress, say
 
-    limits = {"overwrite": overwrite, **({"tolerated": 1.0} if allow_skips else {})}
+    limits: dict[str, Any] = {"overwrite": overwrite, **({"tolerated": 1.0} if allow_skips else {})}
     if join:
         if part or modality or val is not None or val_input or field:
             raise UsageError("--join takes part folders, and all else from them", "leave the other options out")

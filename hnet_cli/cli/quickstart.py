@@ -9,7 +9,8 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from hnet_cli import modality
-from hnet_cli.checkpoints import checkpoint
+from hnet_cli.checkpoints.find import load, starters
+from hnet_cli.checkpoints.model_folder import LoadedModel
 from hnet_cli.config.run import RunConfig, resolve
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.prepare import preparation
@@ -47,17 +48,17 @@ def run(out: Path, minutes: float, device: str) -> None:
     started = time.monotonic()
     follow(plan, seconds=60 * minutes * 0.95)  # the rest: the last validation and checkpoint
     spent = duration(time.monotonic() - started)
-    model = checkpoint.load(folder, device)
+    model = load(folder, device)
     say(f"[bold]3. sample[/]   hnet sample {literal(folder)} --prompt {PROMPT.decode()!r}")
     for piece in sample.sample(model, [PROMPT], text, max_bytes=300, temperature=0.8, seed=1):
         sys.stdout.write(piece)
         sys.stdout.flush()
     say(f"[bold]4. segment[/]  hnet segment FILE --model {literal(folder)}")
     _show(f"what this model has learned in {spent}", model, text, excerpt)
-    if "starter:text" in checkpoint.starters():
+    if "starter:text" in starters():
         _show(
             "the starter model that ships with hnet (starter:text)",
-            checkpoint.load("starter:text", device),
+            load("starter:text", device),
             text,
             excerpt,
         )
@@ -80,7 +81,7 @@ def _excerpt(data: bytes) -> bytes:
     return data[middle : data.index(b" ", middle + 420)]
 
 
-def _show(title: str, model: checkpoint.LoadedModel, kind: modality.Modality, excerpt: bytes) -> None:
+def _show(title: str, model: LoadedModel, kind: modality.Modality, excerpt: bytes) -> None:
     say(f"   [dim]{title}:[/]")
     format = "pretty" if render.use_colour(sys.stdout) else "plain"
     sys.stdout.writelines(segment.segment(model, [Source.of_bytes(excerpt)], kind, format=format, stage=0))

@@ -45,15 +45,15 @@ def sample(
     prompts = [read_prompt(prompt, prompt_file)]
 
     from hnet_cli import modality as modalities
-    from hnet_cli.checkpoints import checkpoint
+    from hnet_cli.checkpoints.find import default_model, load
     from hnet_cli.inference import generate, render
     from hnet_cli.terminal.console import literal, say
     from hnet_cli.terminal.process import utf8_stdout
 
     if model is None:
-        model = checkpoint.default_model()
+        model = default_model()
         say(f"Model: [bold]{literal(model)}[/]")
-    loaded = checkpoint.load(model, options.device_name(device))
+    loaded = load(model, options.device_name(device))
     modality = modalities.get(loaded.modality) if loaded.modality else None
     choice: dict[str, Any] = {
         "n": number,

@@ -14,7 +14,7 @@ from hnet_cli.cli import options
 from hnet_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from hnet_cli.checkpoints.checkpoint import LoadedModel
+    from hnet_cli.checkpoints.model_folder import LoadedModel
     from hnet_cli.inference.segment import Summary
     from hnet_cli.modality import Modality, Source
     from hnet_cli.storage import NewFile
@@ -102,7 +102,7 @@ def model_for(
 ) -> tuple[LoadedModel, Modality | None]:
     """The model to use and the modality to read the files with. Raises InputError where the two do not go together."""
     from hnet_cli import modality as modalities
-    from hnet_cli.checkpoints import checkpoint
+    from hnet_cli.checkpoints.find import default_model, load
     from hnet_cli.data.prepare import detection
     from hnet_cli.terminal.console import literal, say
 
@@ -115,8 +115,8 @@ def model_for(
                 raise
     else:
         modalities.get(detected)
-    reference = model or checkpoint.default_model(detected or "text")
-    loaded = checkpoint.load(reference, device)
+    reference = model or default_model(detected or "text")
+    loaded = load(reference, device)
     trained = loaded.modality
     if model is None:
         say(f"Model: [bold]{literal(reference)}[/] ({literal(', '.join(filter(None, (detected, why))))})")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from hnet_cli import modality as modalities
-from hnet_cli.checkpoints.checkpoint import LoadedModel
+from hnet_cli.checkpoints.model_folder import LoadedModel
 from hnet_cli.data.prepare.named import sources_of
 from hnet_cli.errors import UsageError
 from hnet_cli.evaluation import compression, gold, noise, tasks

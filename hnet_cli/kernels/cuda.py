@@ -22,17 +22,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hnet_cli.kernels import reference
+from hnet_cli.kernels import reference, tuned
 from hnet_cli.kernels.packing import Packing
 
 INT32 = 2**31
 
 
+@functools.cache
 def load_mamba() -> tuple[str, Any, Any]:
     """(version, mamba_chunk_scan_combined, selective_state_update).
 
     The package's own `__init__` imports a compiled extension that these two do not need, so an empty parent module with
-    the installed path takes its place: the pure-Python wheel suffices.
+    the installed path takes its place: the pure-Python wheel suffices. Configurations known from `tuned.json` are not
+    tuned again.
     """
     spec = importlib.util.find_spec("mamba_ssm") if "mamba_ssm" not in sys.modules else None
     if "mamba_ssm" not in sys.modules:
@@ -44,6 +46,7 @@ def load_mamba() -> tuple[str, Any, Any]:
         sys.modules["mamba_ssm"] = parent
     scan = importlib.import_module("mamba_ssm.ops.triton.ssd_combined").mamba_chunk_scan_combined
     update = importlib.import_module("mamba_ssm.ops.triton.selective_state_update").selective_state_update
+    tuned.seed_from_package()
     return importlib.metadata.version("mamba-ssm"), scan, update
 
 

@@ -147,7 +147,6 @@ def _activation_bytes(config: RunConfig, fractions: list[float], lean: bool, cop
     """Bytes kept for the backward pass of one micro-batch, from tensors per layer and position.
 
     `fractions`: positions of each inner level per byte. `copied`: whether autocast keeps the weights in bfloat16 too.
-    `benchmarks/memory.py` compares this with what a step takes.
     """
     model, train = config.model, config.train
     kept = again = 0.0

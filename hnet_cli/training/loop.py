@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from hnet_cli import storage
-from hnet_cli.checkpoints import checkpoint
-from hnet_cli.checkpoints.checkpoint import TrainingState
+from hnet_cli.checkpoints.find import begin_from, has_any
+from hnet_cli.checkpoints.training_state import TrainingState, checkpoint_size, save_checkpoint
 from hnet_cli.config.run import RunConfig, TrainConfig, to_yaml
 from hnet_cli.data import tokens
 from hnet_cli.data.dataset import Dataset
@@ -83,7 +83,7 @@ def train(config: RunConfig, data: Path, run: Path, *, resume: bool = False, str
                 held.enter_context(storage.FolderLock(run))
             held.enter_context(events.until_the_end())
             stop = held.enter_context(catch_signals())
-            if world.is_main and not resume and ((run / "config.yaml").exists() or checkpoint.has_any(run)):
+            if world.is_main and not resume and ((run / "config.yaml").exists() or has_any(run)):
                 raise BusyError(
                     f"{run} already holds a run", "add --resume to go on with it, or --run NAME for another"
                 )
@@ -190,7 +190,7 @@ class _Trainer:
         train = self.config.train
         with self.world.together():
             if not self.state.step and train.start:
-                source = checkpoint.begin_from(train.start, self.model)
+                source = begin_from(train.start, self.model)
                 if train.taught and self.world.is_main:
                     keep(source, self.run)
         with self.world.together():
@@ -251,7 +251,7 @@ class _Trainer:
 
     def _warn_of_little_space(self) -> None:
         """A disk that cannot hold the checkpoints to come is better known now than after hours."""
-        size, free = checkpoint.size(self.model), storage.free_bytes(self.run)
+        size, free = checkpoint_size(self.model), storage.free_bytes(self.run)
         if free < 3 * size:
             message = f"{self.run}: {free:,} bytes free, but a checkpoint needs {size:,} and up to three are kept"
             self.listen("warning", {"message": message})
@@ -322,7 +322,7 @@ class _Trainer:
             self.metrics.sync()
             self.samples.sync()
             self.events.sync()
-            self.saved = checkpoint.save_checkpoint(
+            self.saved = save_checkpoint(
                 self.run, self.model, self.optimizer, self.state, self.extra, train.ratios(),
                 train.keep_checkpoints, to_yaml(self.config), self.world.is_main,
             )  # fmt: skip

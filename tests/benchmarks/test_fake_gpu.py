@@ -12,15 +12,25 @@ from runkit import SETTINGS, TWO_STAGES
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_the_host_waits_once_per_pass_and_stage():
     """And once for the numbers of the record; no tensor is left on the host, none has a dtype that does not fit. In a
     process of its own: what torch is made to believe stays there."""
-    more = ["model.arch_layout=[t1, [m1, [T1], t1], t1]", "train.activation_checkpointing=main",
-            "train.alignment=entropy", "train.alignment_loss_weight=0.1", "train.ratio_loss_statistics=global",
-            "model.chunker=[characters, learned]"]  # fmt: skip
-    command = [sys.executable, str(ROOT / "benchmarks/fake_gpu.py"), "--presets", "nano", "--set"]
-    done = subprocess.run([*command, *SETTINGS, *TWO_STAGES, *more], capture_output=True, text=True,
-                          env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})  # fmt: skip
+    more = [
+        "model.arch_layout=[t1, [m1, [T1], t1], t1]",
+        "train.activation_checkpointing=main",
+        "train.alignment=entropy",
+        "train.alignment_loss_weight=0.1",
+        "train.ratio_loss_statistics=global",
+        "model.chunker=[characters, learned]",
+    ]
+    command = [sys.executable, str(ROOT / "tests/kits/fake_gpu.py"), "--presets", "nano", "--set"]
+    done = subprocess.run(
+        [*command, *SETTINGS, *TWO_STAGES, *more],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )
     if done.returncode == 69:
         pytest.skip(done.stderr)
     assert done.returncode == 0, done.stderr[-3000:]

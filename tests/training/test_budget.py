@@ -25,9 +25,15 @@ from hnet_cli.training.step import build_model
 
 @pytest.mark.parametrize(
     ("preset", "gib", "enough"),
-    [("nano", 4, True), ("nano-dna", 4, True), ("small", 16, True), ("2stage-xl", 24, False), ("1stage-l", 8, False),
-     ("2stage-xl", 141, True)],
-)  # fmt: skip
+    [
+        ("nano", 4, True),
+        ("nano-dna", 4, True),
+        ("small", 16, True),
+        ("2stage-xl", 24, False),
+        ("1stage-l", 8, False),
+        ("2stage-xl", 141, True),
+    ],
+)
 def test_what_fits(preset, gib, enough):
     assert fits(resolve(preset), Machine("cpu", gib * GIB)) is enough
 
@@ -63,15 +69,29 @@ def test_more_micro_batches_need_less(preset):
 
 @pytest.mark.parametrize(
     ("preset", "checkpointing", "rows", "peak"),
-    [("small", "none", 4, 1.13), ("1stage-l", "none", 4, 27.03), ("1stage-l", "main", 4, 20.99),
-     ("1stage-xl", "all", 4, 26.30), ("2stage-l", "none", 4, 32.39), ("2stage-xl", "none", 4, 48.42),
-     ("2stage-xl", "main", 4, 41.86), ("2stage-xl", "all", 4, 32.99)],
-)  # fmt: skip
+    [
+        ("small", "none", 4, 1.13),
+        ("1stage-l", "none", 4, 27.03),
+        ("1stage-l", "main", 4, 20.99),
+        ("1stage-xl", "all", 4, 26.30),
+        ("2stage-l", "none", 4, 32.39),
+        ("2stage-xl", "none", 4, 48.42),
+        ("2stage-xl", "main", 4, 41.86),
+        ("2stage-xl", "all", 4, 32.99),
+    ],
+)
 def test_what_is_announced_for_a_gpu_was_counted(preset, checkpointing, rows, peak):
-    """GiB of `benchmarks/memory.py`."""
+    """GiB counted on tensors without values (docs/gpu.md)."""
     bytes_of_rows = rows * resolve(preset).train.sequence_length
-    config = resolve(preset, [f"train.batch_bytes={2 * bytes_of_rows}", "train.micro_batches=2", "precision=bf16",
-                              f"train.activation_checkpointing={checkpointing}"])  # fmt: skip
+    config = resolve(
+        preset,
+        [
+            f"train.batch_bytes={2 * bytes_of_rows}",
+            "train.micro_batches=2",
+            "precision=bf16",
+            f"train.activation_checkpointing={checkpointing}",
+        ],
+    )
     announced = needs(config, lean=True).memory - BASE_MEMORY
     assert announced / GIB == pytest.approx(peak, rel=0.03)
     assert announced < needs(config).memory - BASE_MEMORY

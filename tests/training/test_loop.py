@@ -13,7 +13,7 @@ import pytest
 from runkit import FLAT, TWO_STAGES, dataset, metrics, newest_model, tiny, weights
 
 from hnet_cli import storage
-from hnet_cli.checkpoints.checkpoint import newest
+from hnet_cli.checkpoints.find import newest
 from hnet_cli.config.run import resolve
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.errors import BusyError, DamagedError, InputError, Stopped, StorageError

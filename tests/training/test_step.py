@@ -8,7 +8,7 @@ import pytest
 import torch
 from runkit import dataset, metrics, newest_model, tiny
 
-from hnet_cli.checkpoints.checkpoint import newest
+from hnet_cli.checkpoints.find import newest
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Batches
 from hnet_cli.errors import NumericalError

@@ -1,7 +1,7 @@
 """Where the host waits for a GPU, found without one: a training step and steps of generation on tensors that say they
 are on a GPU and have a shape and a dtype, but no values.
 
-    python benchmarks/fake_gpu.py [--presets 2stage-xl small] [--rows 2] [--set train.alignment=entropy ...]
+    python tests/kits/fake_gpu.py [--presets 2stage-xl small] [--rows 2] [--set train.alignment=entropy ...]
 
 Forward pass, losses, records and optimizer run as they are; an operation between tensors of different devices or of
 dtypes that do not fit fails here as it would there. Backward passes need a GPU: gradients are made up. Attention is
@@ -27,16 +27,17 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import numpy as np
 import torch
-from gpu_tools import documents
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hnet_cli import kernels as seam
+from hnet_cli.data.loader import Batch
 from hnet_cli.distributed.world import World
 from hnet_cli.kernels import Kernels
 from hnet_cli.kernels import cuda as external
@@ -184,6 +185,14 @@ def have_guard() -> None:
         raise SystemExit(NO_GUARD) from error
     register(ctypes.byref(ctypes.c_char()), ctypes.c_int8(1), guard)
     torch._C._ensureCUDADeviceGuardSet()
+
+
+def documents(rows: int, length: int, seed: int = 0) -> Any:
+    """A micro-batch of random letters; what they are makes no difference to the time."""
+    data = np.random.default_rng(seed).integers(97, 123, rows * length + 1, dtype=np.uint8)
+    offsets = np.arange(0, rows * length + 1, length, dtype=np.int32)
+    index = np.arange(rows, dtype=np.int64)
+    return Batch(data[:-1], data[1:], None, offsets, index, index)
 
 
 def training(config: Any, rows: int) -> dict[str, int]:
