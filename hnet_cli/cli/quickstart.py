@@ -40,10 +40,9 @@ def run(out: Path, minutes: float, device: str) -> None:
             summary = preparation.prepare([file], text, data, val=0.05, progress=task.update)
         say(f"   {size(summary.bytes)} of public-domain English; {size(summary.splits['val']['bytes'])} held out.")
         excerpt = _excerpt(file.read_bytes())
-    config = _within(resolve("nano"), minutes, device)
-    config = dataclasses.replace(config, data=str(data))
-    say(f"[bold]2. train[/]    hnet train --preset nano --data {literal(data)} --run {literal(folder)} "
-        f"--set train.steps={config.train.steps}")  # fmt: skip
+    config = dataclasses.replace(_within(resolve("nano"), minutes, device), data=str(data))
+    command = f"hnet train --preset nano --data {literal(data)} --run {literal(folder)}"
+    say(f"[bold]2. train[/]    {command} --set train.steps={config.train.steps}")
     plan = Plan(config, data, Dataset.open(data).about, folder, budget.machine(device))
     started = time.monotonic()
     follow(plan, seconds=60 * minutes * 0.95)  # the rest: the last validation and checkpoint
@@ -54,25 +53,19 @@ def run(out: Path, minutes: float, device: str) -> None:
         sys.stdout.write(piece)
         sys.stdout.flush()
     say(f"[bold]4. segment[/]  hnet segment FILE --model {literal(folder)}")
-    _show(f"what this model has learned in {spent}", model, text, excerpt)
+    _show(f"learned by this model in {spent}", model, text, excerpt)
     if "starter:text" in starters():
-        _show(
-            "the starter model that ships with hnet (starter:text)",
-            load("starter:text", device),
-            text,
-            excerpt,
-        )
+        _show("the starter model that ships with hnet (starter:text)", load("starter:text", device), text, excerpt)
     say("Your own files: hnet prepare FILE..., hnet train, hnet segment FILE. More: hnet --help")
 
 
 def _within(config: RunConfig, minutes: float, device: str) -> RunConfig:
-    """`config` with about as many steps as fit into `minutes` here, and the schedule laid out over them."""
+    """`config` with about as many steps as fit into `minutes` here, and its schedule over them."""
     train = config.train
     steps = int(60 * minutes / (seconds_per_byte(config, device) * train.batch_bytes))
     steps = max(20, min(train.steps, steps))
-    return dataclasses.replace(
-        config, train=dataclasses.replace(train, steps=steps, eval_every=max(50, steps // 4), checkpoint_every=steps)
-    )
+    train = dataclasses.replace(train, steps=steps, eval_every=max(50, steps // 4), checkpoint_every=steps)
+    return dataclasses.replace(config, train=train)
 
 
 def _excerpt(data: bytes) -> bytes:
@@ -81,9 +74,9 @@ def _excerpt(data: bytes) -> bytes:
     return data[middle : data.index(b" ", middle + 420)]
 
 
-def _show(title: str, model: LoadedModel, kind: modality.Modality, excerpt: bytes) -> None:
+def _show(title: str, model: LoadedModel, text: modality.Modality, excerpt: bytes) -> None:
     say(f"   [dim]{title}:[/]")
     format = "pretty" if render.use_colour(sys.stdout) else "plain"
-    sys.stdout.writelines(segment.segment(model, [Source.of_bytes(excerpt)], kind, format=format, stage=0))
+    sys.stdout.writelines(segment.segment(model, [Source.of_bytes(excerpt)], text, format=format, stage=0))
     sys.stdout.write("\n")
     sys.stdout.flush()

@@ -51,7 +51,7 @@ class EventLog:
         if not self.silent:
             storage.append_text(self.path, "")  # an empty file: no events, not a run that did not record them
         for record in self.waiting:
-            self.file.write(record | {"step": min(record["step"], step)})
+            self.file.write(record | {"step": step})
         self.waiting.clear()
 
     def sync(self) -> None:
@@ -61,7 +61,8 @@ class EventLog:
 
     @contextlib.contextmanager
     def until_the_end(self) -> Iterator[None]:
-        """Record what ends the block before the run's last step; not that the folder is another process's."""
+        """Record what ends the block before the run's last step: not that the folder is another process's, nor what
+        fails before there is a run."""
         try:
             yield
         except BusyError:
@@ -73,7 +74,7 @@ class EventLog:
     def _end(self, error: BaseException) -> None:
         text = str(error) if isinstance(error, HNetError) else f"{type(error).__name__}: {error}"
         self._add("stopped" if isinstance(error, Stopped) else "failed", text or "another rank failed")
-        if self.file is None and not self.silent:
+        if self.file is None and not self.silent and (self.path.parent / "config.yaml").exists():
             with contextlib.suppress(HNetError):
                 storage.append_text(self.path, "".join(json.dumps(record) + "\n" for record in self.waiting))
 

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from hnet_cli import modality
 from hnet_cli.cli import app as cli
-from hnet_cli.cli import doctor
+from hnet_cli.cli import doctor, machine
 from hnet_cli.contract import check_modality
 from hnet_cli.errors import EnvironmentLimit
 from hnet_cli.modality import Automaton, Document, Modality, Refused, Source
@@ -23,7 +23,7 @@ from hnet_cli.modality import Automaton, Document, Modality, Refused, Source
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, object]:
-    return doctor.report()
+    return machine.report()
 
 
 def text_of(report: dict[str, object]) -> str:

@@ -114,7 +114,7 @@ def test_doctor_shows_what_is_wrong_with_which(morse: Path, tmp_path: Path) -> N
     by_hand(site, "hnet_broken", "raise OSError('no such library')", "broken = hnet_broken:Broken")
     by_hand(site, "hnet_lax", MORSE.replace("yield Refused", "pass #").replace("morse", "lax"), "lax = hnet_lax:Morse")
     by_hand(site, "other_morse", MORSE, "morse = other_morse:Morse")
-    code = "import json; from hnet_cli.cli import doctor; print(json.dumps(doctor.installed_modalities()))"
+    code = "import json; from hnet_cli.cli import machine; print(json.dumps(machine.installed_modalities()))"
     run = python(Path(os.pathsep.join([str(morse), str(site)])), "-c", code)
     assert run.returncode == 0, run.stderr
     rows = [(row["name"], row["package"], "; ".join(row["problems"])) for row in json.loads(run.stdout)]
