@@ -9,7 +9,7 @@ import dataclasses
 import os
 import platform
 from collections.abc import Callable, Iterator
-from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
 
@@ -144,31 +144,22 @@ def _check() -> list[Json]:
 
 def installed_modalities() -> list[Json]:
     """Each installed plugin with its package and its problems; two of one name are both listed."""
-    points = entry_points(group=modalities.GROUP)
+    points, rows = entry_points(group=modalities.GROUP), []
     names = [point.name for point in points]
-    return [
-        {
-            "name": point.name,
-            "summary": "",
-            "class": point.value,
-            "problems": [],
-            "package": f"{point.dist.name} {point.dist.version}" if point.dist else "?",
-        }
-        | _plugin(point, names.count(point.name) == 1)
-        for point in sorted(set(points), key=lambda p: (p.name, p.value))
-    ]
-
-
-def _plugin(point: EntryPoint, alone: bool) -> Json:
-    try:
-        if not alone:
-            modalities.names()  # raises, naming both packages
-        plugin = point.load()()
-        return {"summary": str(getattr(plugin, "summary", "")), "problems": check_modality(plugin)}
-    except HNetError as error:
-        return {"problems": [str(error)]}
-    except Exception as error:
-        return {"problems": [f"cannot be loaded: {type(error).__name__}: {error}"]}
+    for point in sorted(set(points), key=lambda p: (p.name, p.value)):
+        row = {"name": point.name, "summary": "", "class": point.value, "problems": list[str]()}
+        row["package"] = f"{point.dist.name} {point.dist.version}" if point.dist else "?"
+        try:
+            if names.count(point.name) > 1:
+                modalities.names()  # raises, naming both packages
+            plugin = point.load()()
+            row |= {"summary": str(getattr(plugin, "summary", "")), "problems": check_modality(plugin)}
+        except HNetError as error:
+            row["problems"] = [str(error)]
+        except Exception as error:
+            row["problems"] = [f"cannot be loaded: {type(error).__name__}: {error}"]
+        rows.append(row)
+    return rows
 
 
 def _presets() -> list[Json]:

@@ -254,20 +254,9 @@ def bars(title: str, rows: Sequence[Bar], note: str = "", unit: str = "", origin
         start, end = sorted((across(start), across(end)))
         return f"left:{start:.2f}%;width:{end - start:.2f}%"
 
-    drawn = [
-        {
-            "label": row.label,
-            "text": row.text,
-            "colour": row.colour % 6,
-            "css": "dot" if far else "bar",
-            "style": f"left:{across(row.value):.2f}%" if far else span(0, row.value),
-            "whisker": span(*row.ci95) if row.ci95 else "",
-        }
-        for row in rows
-    ]
     ticks = [Label("", f"{across(x):.2f}", _value(x, unit)) for x in _ticks(left, right)]
     zero = f"{across(0):.2f}" if left < 0 < right else None
-    return macro("charts.html", "bars")(title, note, drawn, ticks, zero)
+    return macro("charts.html", "bars")(title, note, rows, far, span, ticks, zero)
 
 
 def heat_map(title: str, xs: Sequence[float], columns: Sequence[Sequence[float]], note: str = "") -> Markup:

@@ -10,7 +10,7 @@ import base64
 import binascii
 import json
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -239,10 +239,12 @@ def glance(run: Path) -> Glance:
     config = read_config(run)
     train = (config or {}).get("train")
     steps = train.get("steps") if isinstance(train, dict) else None
-    text = _text(run / "metrics.jsonl")
-    tail = [r for r in map(_object, text[-20_000:].splitlines()[-20:]) if r]
-    logged = [r for r in tail if "bpb" in r][-1:]
-    scored = [r for r in _lines_with(text, '"val_bpb"') if number(r.get("val_bpb")) is not None]
+    files = run / "metrics.jsonl", run / "config.yaml"
+    lines = _text(files[0]).splitlines()
+    tail = [record for line in lines[-20:] if (record := _object(line))]
+    logged = [record for record in tail if "bpb" in record][-1:]
+    validations = (_object(line) or {} for line in lines if '"val_bpb"' in line)
+    scored = [record for record in validations if number(record.get("val_bpb")) is not None]
     last = max((*tail, *scored[-1:]), key=lambda r: number(r.get("bytes")) or 0.0, default={})
     stages = [stages_of(r) for r in logged] + [stages_of(r, VALIDATION) for r in scored[-1:]]
     state, about = _state(run, config, step_of(last), steps)
@@ -261,18 +263,8 @@ def glance(run: Path) -> Glance:
         bpb_last=scored[-1]["val_bpb"] if scored else None,
         stages=[stage for stage in stages[-1] if stage.bytes_per_chunk is not None] if stages else [],
         bytes_per_s=number(logged[0].get("bytes_per_s")) if logged else None,
-        when=max(map(_written, (run / "metrics.jsonl", run / "config.yaml"))),
+        when=max((file.stat().st_mtime for file in files if file.exists()), default=0.0),
     )
-
-
-def _lines_with(text: str, part: str) -> Iterator[Record]:
-    at = text.find(part)
-    while at >= 0:
-        start, end = text.rfind("\n", 0, at) + 1, text.find("\n", at)
-        end = len(text) if end < 0 else end
-        if record := _object(text[start:end]):
-            yield record
-        at = text.find(part, end)
 
 
 def _word(config: dict[str, Any] | None, key: str) -> str | None:
@@ -305,11 +297,3 @@ def ending(run: Path) -> str:
     """Why a run stopped before its last step, where its last event says so; else nothing."""
     last = (_lines(run / EVENTS) or [{}])[-1]
     return str(last.get("text") or "") if last.get("kind") in ("stopped", "failed") else ""
-
-
-def _written(path: Path) -> float:
-    """Modification time in seconds since the epoch; 0 where there is no such file."""
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0

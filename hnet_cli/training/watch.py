@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from hnet_cli.report.stages import StageFigures, stages_of
+from hnet_cli.report.stages import stages_of
 
 PATIENCE = 50
 """Steps that a collapse must last, and that the running mean of the loss needs at first."""
@@ -43,23 +43,16 @@ class Watch:
         step, positions = record["step"], total_bytes
         messages = [("spike", self._spike(record["loss"]))]
         for s, (learned, stage) in enumerate(zip(self.learned, stages_of(record), strict=True)):
-            assert stage.bytes_per_chunk is not None
-            chunks = round(total_bytes / stage.bytes_per_chunk)
+            chunks = round(total_bytes / (stage.bytes_per_chunk or 1))
             free, boundaries = positions - documents, chunks - documents
             positions = chunks
             if learned and free > 0:
-                messages += self._stage(s, step, boundaries / free, stage, alpha)
+                share, target = boundaries / free, 1 / (stage.target_fraction or 1)
+                messages.append(("collapse", self._collapse(s, share, target)))
+                if alpha:
+                    messages.append(("undershoot", self._undershoot(s, step, share, target)))
+                messages.append(("undecided", self._undecided(s, step, stage.undecided)))
         return [(name, message) for name, message in messages if message]
-
-    def _stage(self, s: int, step: int, share: float, stage: StageFigures, alpha: float) -> list[tuple[str, str]]:
-        """`share`: boundaries among the positions that do not begin a document."""
-        assert stage.target_fraction is not None
-        target = 1 / stage.target_fraction
-        messages = [("collapse", self._collapse(s, share, target))]
-        if alpha:
-            messages.append(("undershoot", self._undershoot(s, step, share, target)))
-        messages.append(("undecided", self._undecided(s, step, stage.undecided)))
-        return messages
 
     def _spike(self, loss: float) -> str:
         memory = self.memory
