@@ -101,7 +101,8 @@ def _cpu(cpu: Json) -> str:
 
 def _gpu(gpu: Json) -> list[str]:
     memory = f"{size(gpu['free'])} free of {size(gpu['memory'])}"
-    return [escape(gpu["name"]), memory, f"compute capability {gpu['capability']}"]
+    kind = f"compute capability {gpu['capability']}" if gpu["capability"] else "Metal"
+    return [escape(gpu["name"]), memory, kind]
 
 
 def _kernel(row: Json) -> list[str]:

@@ -68,7 +68,9 @@ def evaluate(
     ] = None,
     modality: Annotated[str | None, typer.Option(help="How to read the files. Default: the model's.")] = None,
     field: Annotated[str | None, typer.Option(help="The text field of .jsonl and .parquet rows.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. Default: a GPU if there is one.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:N or mps. Default: a CUDA GPU if there is one.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
 ) -> None:
     """Say how good a model and its chunks are.

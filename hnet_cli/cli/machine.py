@@ -117,7 +117,10 @@ def _memory() -> dict[str, int]:
 def _gpus() -> Iterator[Json]:
     import torch
 
-    if not torch.cuda.is_available() and (Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()):
+    if (memory := budget.mps_memory()) is not None:
+        total = torch.mps.recommended_max_memory()
+        yield {"name": "Apple GPU", "memory": total, "free": memory, "capability": None}
+    elif not torch.cuda.is_available() and (Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()):
         why = "cannot use it" if torch.version.cuda else "is built for the CPU only"
         raise EnvironmentLimit(f"there is an NVIDIA device, but this torch {why}", "see https://pytorch.org")
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):

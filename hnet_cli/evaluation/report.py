@@ -72,9 +72,9 @@ def default_context(*configs: HNetConfig) -> int:
 
 
 def precision(model: LoadedModel) -> tuple[str, Any]:
-    """That of the weights on a CPU; on an accelerator bf16 by autocast, as in training."""
+    """That of the weights; with CUDA bf16 by autocast, as in training."""
     weight, device = model.embeddings.weight, model.embeddings.weight.device.type
-    if device == "cpu":
+    if device != "cuda":
         return PRECISIONS[weight.dtype], nullcontext()
     return "bf16", torch.autocast(device, torch.bfloat16)
 

@@ -24,7 +24,7 @@ class Machine:
     """The device a run would use."""
 
     device: str
-    """`cpu`, `cuda`."""
+    """`cpu`, `cuda:N`, `mps`."""
     memory: int
     """Bytes a run could take now."""
     name: str = ""
@@ -54,14 +54,29 @@ def cpu_memory() -> int:
     return max(0, available)
 
 
+def mps_memory() -> int | None:
+    """Bytes that the GPU of a Mac could take now, of the memory that it shares with the CPU; None: there is none."""
+    import torch
+
+    if not torch.backends.mps.is_available():
+        return None
+    return min(cpu_memory(), torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+
+
 def machine(device: str | None = None, ranks: int = 1) -> Machine:
-    """The machine a run would use: `device` if given, else a GPU if there is one, else the CPU, shared by `ranks`.
+    """The machine a run would use: `device` if given, else a CUDA GPU if there is one, else the CPU, shared by
+    `ranks`.
 
     Raises UsageError for a device of no known kind, EnvironmentLimit where it is not there.
     """
     gpu = re.fullmatch(r"cuda(?::(\d+))?", "cuda" if device is None else device)
-    if not gpu and device != "cpu":
-        raise UsageError(f"--device {device!r} is not known", "use cpu, cuda or cuda:N")
+    if not gpu and device not in ("cpu", "mps"):
+        raise UsageError(f"--device {device!r} is not known", "use cpu, cuda or cuda:N, or mps on a Mac")
+    if device == "mps":
+        memory = mps_memory()
+        if memory is None:
+            raise EnvironmentLimit("there is no mps: it is the GPU of a Mac with Apple silicon", "use cpu")
+        return Machine(device, memory, "Apple GPU")
     if gpu:
         if Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists():
             import torch
@@ -163,7 +178,7 @@ def _activation_bytes(config: RunConfig, fractions: list[float], lean: bool, cop
         if lean and level.is_innermost:
             kept += positions * 4 * width
         elif lean:  # router, residual and smoothing are float32, the smoothing in blocks of 64 chunks
-            kept += positions * 50 * width + total * fractions[s] * (16 * width + 1100)
+            kept += positions * 46 * width + total * fractions[s] * (16 * width + 1100)
         else:
             kept += positions * 32 * width
     kept += total * (12 if lean else 16) * model.vocab_size
@@ -175,7 +190,7 @@ def is_lean(config: RunConfig, device: str) -> bool:
     which has the scan, is not installed."""
     scans = any(letter in "mM" for level in config.model.levels for letter in level.letters)
     there = not scans or importlib.util.find_spec("mamba_ssm") is not None
-    return device != "cpu" and config.kernels != "reference" and there
+    return device.startswith("cuda") and config.kernels != "reference" and there
 
 
 def needs(config: RunConfig, ranks: int = 1, lean: bool = False) -> Needs:

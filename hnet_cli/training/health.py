@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hnet_cli.distributed.world import ALONE, World, own
+from hnet_cli.kernels.reference import exact
 from hnet_cli.model import RoutingOutput
 from hnet_cli.report.stages import StageFigures
 
@@ -31,7 +32,8 @@ PARTS = {
 
 def read(values: Mapping[str, Tensor]) -> dict[str, list[float]]:
     """The elements of tensors as lists, in one transfer from their device; empty tensors may be on another."""
-    flat = torch.cat([value.detach().flatten().double() for value in values.values() if value.numel()]).tolist()
+    filled = [value.detach().flatten() for value in values.values() if value.numel()]
+    flat = torch.cat([value.to(exact(value.device)) for value in filled]).tolist()
     result, at = {}, 0
     for name, value in values.items():
         result[name] = flat[at : at + value.numel()]
@@ -41,18 +43,19 @@ def read(values: Mapping[str, Tensor]) -> dict[str, list[float]]:
 
 @torch.no_grad()
 def routing_counts(routing: list[RoutingOutput], histogram: bool = True) -> Tensor:
-    """Counts of one pass at S stages, (S, 3 [+ BINS]) float64: positions, boundaries, sum of p, positions per bin of p.
+    """Counts of one pass at S stages, (S, 3 [+ BINS]) in `exact`: positions, boundaries, sum of p, positions per bin.
 
     Counts of several passes add up. A bin includes its lower edge; the last one also p = 1.
     """
     rows = []
     for stage in routing:
         prob = stage.boundary_prob
-        positions = prob.new_full((), len(prob), dtype=torch.float64)
-        row = [torch.stack([positions, stage.boundary_mask.sum().double(), prob.sum(dtype=torch.float64)])]
+        dtype = exact(prob.device)
+        positions = prob.new_full((), len(prob), dtype=dtype)
+        row = [torch.stack([positions, stage.boundary_mask.sum(dtype=dtype), prob.sum(dtype=dtype)])]
         if histogram:
             edges = torch.arange(BINS, device=prob.device, dtype=prob.dtype) / BINS
-            row.append(-F.pad((prob[:, None] >= edges).sum(0), (0, 1)).diff().double())
+            row.append(-F.pad((prob[:, None] >= edges).sum(0), (0, 1)).diff().to(dtype))
         rows.append(torch.cat(row))
     return torch.stack(rows) if rows else torch.zeros(0)
 
@@ -93,7 +96,7 @@ def clip_gradient(model: nn.Module, largest: float, world: World = ALONE) -> tup
     """Scale the gradient to a norm of at most `largest` (0: leave it). Returns the norm before, and that of each part.
 
     The squares of the parts add up to the square of the whole. Nothing is read on the host. Ranks that share the
-    parameters get exactly the norm of a single rank: each holds whole rows, and rows are summed in float64.
+    parameters get exactly the norm of a single rank: each holds whole rows, and rows are summed in `exact`.
     """
     gradients: list[Tensor] = []
     parts: dict[str, list[Tensor]] = {}
@@ -103,7 +106,7 @@ def clip_gradient(model: nn.Module, largest: float, world: World = ALONE) -> tup
             rows = torch.linalg.vector_norm(gradient, dim=-1) if gradient.ndim > 1 else gradient
             gradients.append(gradient)
             parts.setdefault(short_part(name), []).append(rows.flatten())
-    squares = torch.stack([torch.cat(rows).double().square_().sum() for rows in parts.values()])
+    squares = torch.stack([torch.cat(rows).to(exact(rows[0].device)).square_().sum() for rows in parts.values()])
     if world.sharded:
         squares = world.gather(squares).sum(0)
     norm, norms = squares.sum().sqrt().float(), squares.sqrt().float()

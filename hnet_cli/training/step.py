@@ -236,7 +236,9 @@ def precision_context(config: RunConfig, device: torch.device) -> Callable[[], A
 def multiplies_in_bf16(config: RunConfig, device: torch.device) -> bool:
     """Whether the configuration says so, or for `auto` whether the hardware does natively."""
     if config.precision == "auto":
-        return torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else has_amx()
+        if device.type == "cuda":
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+        return device.type == "cpu" and has_amx()
     return config.precision == "bf16"
 
 

@@ -14,6 +14,7 @@ from hnet_cli.data.loader import Batch, windows
 from hnet_cli.data.tokens import tokenised
 from hnet_cli.distributed.world import ALONE, World
 from hnet_cli.kernels.packing import send
+from hnet_cli.kernels.reference import exact
 from hnet_cli.model import HNetForCausalLM
 from hnet_cli.training.health import read, routing_counts, stage_metrics
 
@@ -46,7 +47,7 @@ def validation(
         batch = batch if model.tokenizer is None else tokenised(batch, model.tokenizer)
         inputs, targets, cu_seqlens, _ = to_device(batch, device)
         out = model(inputs, cu_seqlens=cu_seqlens)
-        nats.append(F.cross_entropy(out.logits.float(), targets, reduction="sum").double())
+        nats.append(F.cross_entropy(out.logits.float(), targets, reduction="sum").to(exact(device)))
         counts.append(routing_counts(out.routing))
 
     for batch in windows(dataset, "val", length, batch_bytes=piece or PIECE, max_bytes=max_bytes):
