@@ -3,7 +3,6 @@ before it that of a validation. Nobody else takes such keys apart or puts them t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from itertools import count
@@ -14,8 +13,8 @@ VALIDATION = "val_"
 
 
 def number(value: Any) -> float | None:
-    """A finite number of a record that may come from anywhere; else None."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    """A number of a record, which may come from anywhere; None for anything else, not finite or absurdly large."""
+    return float(value) if isinstance(value, int | float) and abs(value) < 1e30 else None
 
 
 def stage_key(stage: int, name: str, prefix: str = "") -> str:

@@ -115,8 +115,8 @@ def test_a_run_that_recorded_no_events_says_so(tmp_path):
 def test_no_value_of_a_foreign_record_acts(tmp_path, key):
     """Each key of a record once with a script in its place, among good ones."""
     good = OLD[-1] | {"val_bpb": 1.5, "stage0_prob_histogram": [1] * 20}
-    for value in (EVIL, {EVIL: EVIL}, [EVIL]):
-        foreign = good | {key: value, "step": EVIL if key == "step" else 9}
+    for value in (EVIL, {EVIL: EVIL}, [EVIL], 10**400, -1e308, True):
+        foreign = good | {key: value, "step": value if key == "step" else 9}
         run = written(
             tmp_path / "run", [*OLD, foreign], samples=[{"step": value, "bytes": value, "probe": {"base64": value}}]
         )

@@ -88,6 +88,14 @@ def test_a_real_run_in_every_state(tmp_path, capsys):
     assert "is missing" in capsys.readouterr().err
 
 
+def test_a_run_that_failed_is_listed_with_the_reason(tmp_path, capsys):
+    run = fake(tmp_path / "a", [3.0])
+    (run / "events.jsonl").write_text(json.dumps({"step": 10, "kind": "failed", "text": "[red]no disk\x1b[2J"}) + "\n")
+    (listed,) = show([tmp_path]).data["runs"]
+    assert (listed["state"], listed["about"]) == ("stopped", "[red]no disk\x1b[2J")
+    assert "a: [red]no disk\\x1b[2J" in capsys.readouterr().err
+
+
 def test_a_lock_left_behind_is_no_running_run(tmp_path):
     run = fake(tmp_path / "a", [3.0])
     (run / ".lock").write_text("elsewhere 1\n")

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from hnet_cli.report.stages import VALIDATION, StageFigures, number_of_stages, stages_of
 
-finite = st.none() | st.floats(allow_nan=False, allow_infinity=False)
+finite = st.none() | st.floats(-1e29, 1e29)
 figures = st.builds(
     StageFigures,
     bytes_per_chunk=st.floats(1, 1e6),
@@ -36,5 +36,5 @@ def test_the_keys_are_those_of_the_format():
 def test_what_is_no_figure_is_left_out(value, histogram):
     (stage,) = stages_of({"stage0_bytes_per_chunk": 5, "stage0_flips": value, "stage0_prob_histogram": histogram})
     assert stage.bytes_per_chunk == 5
-    assert stage.flips is None or abs(stage.flips) < float("inf")
+    assert stage.flips is None or abs(stage.flips) < 1e30
     assert stage.prob_histogram is None or all(isinstance(n, int) and n >= 0 for n in stage.prob_histogram)
