@@ -11,11 +11,10 @@ INTERRUPTED = 130
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True if an allocator failed: PyTorch has an exception for a GPU's, only words for the CPU's and cuBLAS'."""
+    """True if an allocator failed. PyTorch's CPU allocator and cuBLAS say so in words only."""
     words = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory")
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    by_words = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    return by_words or isinstance(error, MemoryError)
 
 
 class HNetError(Exception):
