@@ -10,7 +10,7 @@ import importlib.util
 import os
 import re
 import resource
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hnet_cli.config.run import RunConfig, preset_names, resolve
@@ -165,7 +165,7 @@ def _activation_bytes(config: RunConfig, fractions: list[float], lean: bool, cop
     """
     model, train = config.model, config.train
     kept = again = 0.0
-    total = train.batch_bytes / train.micro_batches * positions_per_byte(config)
+    total = train.batch_bytes / train.pieces * positions_per_byte(config)
     for s, (share, level, width) in enumerate(zip([1.0, *fractions], model.levels, model.d_model, strict=True)):
         positions, chosen = total * share, train.activation_checkpointing
         recomputed = chosen == "all" or (chosen == "main" and level.is_innermost)
@@ -228,6 +228,37 @@ def is_sharded(config: RunConfig, here: Machine, ranks: int) -> bool:
 def fits(config: RunConfig, here: Machine, ranks: int = 1) -> bool:
     """Whether training `config`, the model divided among `ranks`, fits into the memory of `here`."""
     return needs(config, ranks, is_lean(config, here.device)).memory <= here.memory
+
+
+ROOM = 0.9
+"""Share of a GPU's free memory that a step may be planned to take: the allocator leaves gaps."""
+CPU_PIECE = 16_384
+"""Bytes of a micro-batch on a CPU, where larger ones gain nothing: `small` is as fast with 4,096 as with 32,768."""
+
+
+def settled(config: RunConfig, here: Machine, ranks: int = 1) -> RunConfig:
+    """`config` with as many micro-batches as `ranks` on machines like `here` compute, a number.
+
+    Of `auto` these are the fewest of at most `CPU_PIECE` bytes on a CPU, and on a GPU the fewest that fit into memory
+    even where every byte is a boundary; if none do, the most there can be. Raises UsageError where ranks cannot share a
+    batch.
+    """
+    train = config.train
+    if train.micro_batches != "auto":
+        return replace(config, train=train.shared_by(ranks))
+    least = replace(train, micro_batches=1).shared_by(ranks).pieces
+    shares = ranks if is_sharded(config, here, ranks) else 1
+    choices = [n for n in range(least, train.rows + 1, ranks) if train.rows % n == 0]
+    for choice in choices:
+        chosen = replace(config, train=replace(train, micro_batches=choice))
+        if here.device == "cpu":
+            fitting = train.batch_bytes <= CPU_PIECE * choice and fits(chosen, here, shares)
+        else:
+            worst = needs(chosen, shares, is_lean(chosen, here.device)).worst_memory
+            fitting = worst <= ROOM * here.memory
+        if fitting:
+            break
+    return chosen
 
 
 def presets_that_fit(here: Machine) -> list[tuple[str, Needs]]:

@@ -30,6 +30,8 @@ class EventLog:
         """`silent`: another rank writes."""
         self.path, self.listen, self.silent = run / EVENTS, listen, silent
         self.step, self.waiting = 0, list[dict[str, Any]]()
+        self.fitting = 0
+        """Steps last recorded to fit into the time, which is estimated anew all the while."""
         self.file: RecordFile | None = None
 
     def hear(self, kind: str, record: dict[str, Any]) -> None:
@@ -41,7 +43,8 @@ class EventLog:
             self._add(record.get("event", kind), text, **documents)
         elif kind == "resume":
             self._add(kind, "; ".join(["went on from a checkpoint", *record["changed"]]))
-        elif kind == "shortened":
+        elif kind == "shortened" and abs(record["steps"] - self.fitting) > record["steps"] / 10:
+            self.fitting = record["steps"]
             self._add(kind, f"{record['steps']:,} steps fit into the time")
         self.listen(kind, record)
 

@@ -1,6 +1,6 @@
 """Figures of a training step: the routers' decisions, and the gradient norm of every part of the network.
 
-Numbers stay on the device until `read` copies all of a step to the host at once.
+Values stay on the device until `Numbers` copies all of a step to the host at once.
 """
 
 from __future__ import annotations
@@ -30,15 +30,38 @@ PARTS = {
 }
 
 
+class Numbers:
+    """The elements of tensors of any shape, copied to the host in one transfer; empty tensors may be on another device
+    than the rest."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        self.sizes = {name: value.numel() for name, value in values.items()}
+        parts = [value.detach().flatten() for value in values.values() if value.numel()]
+        self.flat = torch.cat([part.to(exact(part.device)) for part in parts])
+        self.arrived: torch.Event | None = None
+
+    def send(self) -> None:
+        """Begin an asynchronous copy from a GPU."""
+        if self.flat.is_cuda:
+            pinned = torch.empty(self.flat.shape, dtype=self.flat.dtype, pin_memory=True)
+            stream = torch.cuda.current_stream(self.flat.device)
+            self.flat = pinned.copy_(self.flat, non_blocking=True)
+            self.arrived = stream.record_event()
+
+    def read(self) -> dict[str, list[float]]:
+        """The elements of each tensor, by name; waits for the copy."""
+        if self.arrived is not None:
+            self.arrived.synchronize()  # not the stream, in which the next step may be queued
+        flat, result, at = self.flat.tolist(), {}, 0
+        for name, size in self.sizes.items():
+            result[name] = flat[at : at + size]
+            at += size
+        return result
+
+
 def read(values: Mapping[str, Tensor]) -> dict[str, list[float]]:
-    """The elements of tensors as lists, in one transfer from their device; empty tensors may be on another."""
-    filled = [value.detach().flatten() for value in values.values() if value.numel()]
-    flat = torch.cat([value.to(exact(value.device)) for value in filled]).tolist()
-    result, at = {}, 0
-    for name, value in values.items():
-        result[name] = flat[at : at + value.numel()]
-        at += value.numel()
-    return result
+    """The elements of tensors, waited for; see `Numbers`."""
+    return Numbers(values).read()
 
 
 @torch.no_grad()

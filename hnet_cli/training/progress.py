@@ -86,6 +86,8 @@ class _Screen:
         self.task, self.path, self.note, self.board, self.brief = task, log, "", board, brief
         self.report_due = 0.0
         """On the monotonic clock."""
+        self.fitting = 0
+        """Steps that a run with limited time was last said to have in the log."""
         self.unwritten: list[str] = []
 
     def hear(self, kind: str, record: dict[str, Any]) -> None:
@@ -106,7 +108,9 @@ class _Screen:
             self.report()
         elif kind == "shortened":
             self.task.update(record["step"], total=record["steps"])
-            self.log(f"step {record['step']}  {record['steps']} steps fit into the time")
+            if abs(record["steps"] - self.fitting) > record["steps"] / 10:
+                self.fitting = record["steps"]
+                self.log(f"step {record['step']}  {record['steps']} steps fit into the time")
         elif kind == "checkpoint":
             self.log(f"step {record['step']}  saved")
         elif kind == "resume":

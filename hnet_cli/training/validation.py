@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -75,3 +77,13 @@ def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tenso
     weights = None if batch.weights is None else send(torch.from_numpy(batch.weights), device)
     inputs, targets = (send(torch.from_numpy(array), device).long() for array in (batch.inputs, batch.targets))
     return inputs, targets, torch.from_numpy(batch.cu_seqlens), weights
+
+
+def pinned(batch: Batch) -> Batch:
+    """The same in pinned memory, out of which a GPU copies while the host goes on."""
+
+    def pin(array: np.ndarray) -> np.ndarray:
+        return torch.from_numpy(array).pin_memory().numpy()
+
+    weights = None if batch.weights is None else pin(batch.weights)
+    return replace(batch, inputs=pin(batch.inputs), targets=pin(batch.targets), weights=weights)

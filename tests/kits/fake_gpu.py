@@ -122,7 +122,8 @@ def faked(offsets: Callable[[Tensor], list[int]], wait: Callable[[str], None]) -
     """In here tensors have no values. What is read of one on the device is told to `wait`; integers are `offsets` of
     chunks, other numbers 1."""
     real = torch.from_numpy
-    current: Any = types.SimpleNamespace(synchronize=lambda: wait("waits for the stream"))
+    event = types.SimpleNamespace(synchronize=lambda: wait("waits for a copy"))
+    current: Any = types.SimpleNamespace(synchronize=lambda: wait("waits for the stream"), record_event=lambda: event)
 
     def read(tensor: Tensor) -> list[Any]:
         if tensor.is_cuda:
@@ -220,7 +221,7 @@ def training(config: Any, rows: int) -> dict[str, int]:
     """Of a step of two micro-batches that is recorded with histograms."""
     from hnet_cli.training.budget import chunk_fractions
     from hnet_cli.training.optim import build_optimizer
-    from hnet_cli.training.step import precision_context, train_step
+    from hnet_cli.training.step import begin_step, precision_context, skips_on_device
 
     length, waits = config.train.sequence_length, Waits()
     offsets = Offsets(rows * length, chunk_fractions(config))
@@ -230,7 +231,7 @@ def training(config: Any, rows: int) -> dict[str, int]:
         given = (model, optimizer, [documents(rows, length)] * 2, 1, config, precision_context(config, GPU))
         model.requires_grad_(False)
         with waits:
-            train_step(*given, True, MadeUp(model))
+            begin_step(*given, True, MadeUp(model), ahead=skips_on_device(optimizer))()
     return dict(waits.found)
 
 
