@@ -14,7 +14,7 @@ from runkit import FLAT, dataset, metrics, newest_model, tiny, weights
 from hnet_cli.checkpoints.find import newest
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.errors import NumericalError, Stopped
-from hnet_cli.terminal.signals import Stop
+from hnet_cli.terminal.process import Stop
 from hnet_cli.training.events import EventLog
 from hnet_cli.training.loop import _Trainer, train
 from hnet_cli.training.optim import build_optimizer
