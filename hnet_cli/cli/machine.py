@@ -16,7 +16,8 @@ from typing import Any
 import hnet_cli
 from hnet_cli import modality as modalities
 from hnet_cli import storage
-from hnet_cli.config.run import preset_names, resolve
+from hnet_cli.config.presets import preset_names
+from hnet_cli.config.run import resolve
 from hnet_cli.contract import check_modality
 from hnet_cli.errors import EnvironmentLimit, HNetError
 from hnet_cli.training import budget
