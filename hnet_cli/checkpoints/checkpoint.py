@@ -28,8 +28,7 @@ from hnet_cli.data import tokens
 from hnet_cli.distributed.world import divided_like, whole
 from hnet_cli.errors import DamagedError, HNetError, InputError, StorageError, UsageError
 from hnet_cli.model import HNetConfig, HNetForCausalLM
-from hnet_cli.model.hnet import stays_float32
-from hnet_cli.model.skeleton import skeleton
+from hnet_cli.model.init import skeleton, stays_float32
 from hnet_cli.storage import shown
 
 STARTERS = Path(__file__).parents[1] / "starters"

@@ -20,7 +20,7 @@ from hnet_cli.errors import InputError, NumericalError, UsageError
 from hnet_cli.inference import render
 from hnet_cli.inference.chunks import Block
 from hnet_cli.inference.segment import Summary, segment, segment_bytes, stages_of
-from hnet_cli.inference.windows import Stream, route, window_of, windows
+from hnet_cli.inference.windows import Stream, window_of, windows
 from hnet_cli.modality import Chunk, Document, Modality, Source
 
 MODEL = tiny_model(torch.float32)
@@ -144,16 +144,6 @@ def test_strangers_in_the_same_pass_change_nothing():
             (alone,) = found([document]).values()
             assert np.array_equal(alone[0], together[document.name][0])
             np.testing.assert_allclose(alone[1], together[document.name][1], atol=1e-5)
-
-
-@pytest.mark.parametrize("smoothing", ["chunks", "bytes", "input"])
-def test_routing_without_the_main_network_is_that_of_the_whole_model(smoothing):
-    model = tiny_model(torch.float32, config=tiny_config(smoothing=smoothing))
-    ids, offsets = torch.randint(0, 256, (90,)), torch.tensor([0, 40, 41, 90])
-    whole, short = model(ids, cu_seqlens=offsets).routing, route(model, ids, offsets)
-    for a, b in zip(whole, short, strict=True):
-        assert torch.equal(a.boundary_mask, b.boundary_mask)
-        assert torch.allclose(a.boundary_prob, b.boundary_prob)
 
 
 def fixed(k):

@@ -9,7 +9,7 @@ import torch
 
 from hnet_cli.config.run import resolve
 from hnet_cli.model import HNetForCausalLM
-from hnet_cli.model.skeleton import skeleton
+from hnet_cli.model.init import skeleton
 
 
 def test_names_shapes_and_dtypes_are_the_models() -> None:
@@ -35,7 +35,7 @@ def test_it_imports_no_compiler() -> None:
 import sys
 from hnet_cli.config.run import resolve
 from hnet_cli.model import HNetForCausalLM
-from hnet_cli.model.skeleton import skeleton
+from hnet_cli.model.init import skeleton
 skeleton(HNetForCausalLM, resolve("2stage-xl").model)
 print("torch._dynamo" in sys.modules)
 """
