@@ -99,8 +99,8 @@ def force_boundaries(model: Any, alike: bool = False) -> None:
     class Forced(RoutingModule):
         rate: float
 
-        def forward(self, hidden: Any, packing: Any, input_ids: Any = None) -> Any:
-            out = super().forward(hidden, packing, input_ids)
+        def forward(self, hidden: Any, packing: Any, input_ids: Any = None, state: Any = None) -> Any:
+            out = super().forward(hidden, packing, input_ids, state)
             mask = self.decide(packing.position, packing.document).index_fill(0, packing.first, True)
             prob = self.follow(out.boundary_prob, mask).index_fill(0, packing.first, 1.0)
             return dataclasses.replace(out, boundary_prob=prob, boundary_mask=mask)

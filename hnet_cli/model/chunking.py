@@ -9,6 +9,7 @@ boundary.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -179,7 +180,8 @@ class ChunkLayer(nn.Module):
             inner = Packing.of_cu_seqlens(counted.to(packing.cu_seqlens.dtype))
         else:
             assert state.inner is not None
-            inner = state.inner.packing(counted.diff().tolist(), packing.rows)
+            lengths = [b - a for a, b in pairwise(counted.tolist())]
+            inner = state.inner.packing(lengths, packing.rows)
         index = true_positions(routing.boundary_mask, inner.total if inner else 0)
         return hidden.index_select(0, index), inner, index
 
