@@ -58,18 +58,24 @@ def ssd_scan(kernels: Kernels, scan: tuple[Any, ...], packing: Packing, chunk_si
 
     The past adds C_t h_0 exp(sum of dt A until t) to y_t (T, H, P).
     """
-    y, final = kernels.ssd_scan(*scan, packing, chunk_size, return_states=True)
-    if packing.start is not None:
-        _, dt, A, _, C, _, dt_bias = scan
-        with torch.autocast(y.device.type, enabled=False):
-            entering = pick(state.value, packing.row_index)  # (R, H, P, N)
-            log_decay = _summed(F.softplus(wide(dt) + wide(dt_bias)) * A, packing)
-            decay = log_decay.exp().to(entering.dtype)  # (T, H)
-            rows = zip(wide(C).split(packing.lengths), entering.flatten(1, 2), strict=True)
-            before = torch.cat([c @ h.mT for c, h in rows]).view(y.shape)
-            y = y + (before * decay[:, :, None]).to(y.dtype)
-            final = final + entering * decay[packing.last][:, :, None, None]
-    state.fill(final, packing.row_index)
+    if packing.start is None:
+        y, final = kernels.ssd_scan(*scan, packing, chunk_size, return_states=True)
+        state.fill(final, packing.row_index)
+        return y
+    x, dt, A, B, C, _, dt_bias = scan
+    y = kernels.ssd_scan(*scan, packing, chunk_size)
+    with torch.autocast(y.device.type, enabled=False):
+        entering = pick(state.value, packing.row_index)  # (R, H, P, N)
+        step = F.softplus(wide(dt) + wide(dt_bias))  # (T, H)
+        log_decay = _summed(step * A, packing)
+        decay, left = log_decay.exp(), (log_decay[packing.last][packing.document] - log_decay).exp()
+        scaled = (wide(x) * (left.to(step.dtype) * step)[:, :, None]).flatten(1)
+        parts = (t.split(packing.lengths) for t in (wide(B), wide(C), scaled))
+        rows = list(zip(*parts, entering.flatten(1, 2), strict=True))
+        before = torch.cat([c @ h.mT for _, c, _, h in rows]).view(y.shape)
+        added = torch.stack([v.mT @ b for b, _, v, _ in rows]).view_as(entering)
+        y = y + (before * decay.to(step.dtype)[:, :, None]).to(y.dtype)
+        state.fill(entering * decay[packing.last].to(step.dtype)[:, :, None, None] + added, packing.row_index)
     return y
 
 

@@ -145,7 +145,7 @@ class HNet(nn.Module):
         upsampled = self.dechunk_layer(smoothed, routing, packing, state)
         if state is not None and inner is not None:
             put(state.smoothed, inner.row_index, smoothed[inner.last])
-        joined = self.join(upsampled, residual, routing.boundary_prob, encoded.dtype)
+        joined = self.join(upsampled, residual, routing.boundary_prob, routing.boundary_mask, encoded.dtype)
         out = self.decoder(joined, packing, kernels, stacks.get("decoder"))
         return LevelOutput(out[:, : self.outer_width], stages, deeper.embedding)
 
@@ -157,9 +157,8 @@ class HNet(nn.Module):
         routing = RoutingOutput(prob, mask, offsets, self.routing_module.learned)
         return [routing, *self.main_network.unreached(like)]
 
-    def join(self, upsampled: Tensor, residual: Tensor, prob: Tensor, dtype: torch.dtype) -> Tensor:
+    def join(self, upsampled: Tensor, residual: Tensor, prob: Tensor, boundary: Tensor, dtype: torch.dtype) -> Tensor:
         """What the decoder reads, in `dtype`: each position's chunk, upsampled (T, D), plus the residual (T, D)."""
-        boundary = is_boundary(prob)
         if self.residual_proj is None:
             upsampled = upsampled * boundary[:, None]
         if self.routing_module.learned and torch.is_grad_enabled():
@@ -239,7 +238,8 @@ class HNet(nn.Module):
 
     def step_out(self, encoded: Tensor, prob: Tensor, state: LevelState, now: Now, kernels: Kernels) -> Tensor:
         """`step` from the dechunk layer on: encoded (R, D), prob (R,) -> (R, outer width)."""
-        joined = self.join(pick(state.smoothed, now.rows), self.project_residual(encoded), prob, encoded.dtype)
+        smoothed, residual = pick(state.smoothed, now.rows), self.project_residual(encoded)
+        joined = self.join(smoothed, residual, prob, is_boundary(prob), encoded.dtype)
         return self.decoder.step(joined, state.layers["decoder"], now, kernels)[:, : self.outer_width]
 
     def skip(self, routing: list[StepRouting], batch_size: int, like: Tensor) -> None:
