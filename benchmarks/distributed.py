@@ -31,7 +31,7 @@ import numpy as np
 import torch
 
 from hnet_cli import modality
-from hnet_cli.checkpoints import checkpoint
+from hnet_cli.checkpoints.find import load
 from hnet_cli.config.run import resolve
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Batches
@@ -45,7 +45,7 @@ BATCHES = 200
 
 def counted(dataset: Dataset, kind: str, length: int, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Chunks of the outermost stage, and words, in each of at most `most` rows."""
-    model = checkpoint.load(f"starter:{kind}")
+    model = load(f"starter:{kind}")
     batches = Batches(dataset, sequence_length=length, rows=16)
     chunks, words = [], []
     for step in range(max(1, min(most, batches.windows_per_epoch) // 16)):

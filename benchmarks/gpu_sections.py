@@ -1,121 +1,271 @@
-"""The sections of benchmarks/gpu.py: each gives what it has found out, piece by piece."""
+"""The sections of benchmarks/gpu.py: each yields what it has found so far, piece by piece."""
 
 from __future__ import annotations
 
 import argparse
+import collections
+import contextlib
 import dataclasses
+import gc
 import importlib
+import importlib.util
+import itertools
+import json
+import math
 import os
+import re
 import shutil
 import sys
-import tempfile
+import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest import mock
 
+import gpu_warm
 import numpy as np
 import torch
-from gpu_tools import Found, force_boundaries, fractions, isotropic, on_gpu, preset, timed, version, wait
-from gpu_training import models
-from gpu_warm import compiled, one_configuration, pieces, tuned, tuners
+import yaml
 
-from hnet_cli.kernels.checking import relative, worst
+from hnet_cli import kernels as seam
+from hnet_cli.config.run import RunConfig, TrainConfig, preset_text
+from hnet_cli.data.loader import Batch
+from hnet_cli.inference.graphs import GraphSteps, PlainSteps, cuda_graphs
+from hnet_cli.kernels import cuda as external
+from hnet_cli.kernels import tuned
+from hnet_cli.kernels.checking import Sizes, relative, worst
+from hnet_cli.kernels.packing import Packing
+from hnet_cli.model import HNetConfig, HNetForCausalLM
+from hnet_cli.model.chunking import RoutingModule
+from hnet_cli.training import budget
+from hnet_cli.training.optim import build_optimizer
+from hnet_cli.training.step import build_model, out_of_memory, precision_context, train_step
 
+MICRO_BATCHES = 4
 LENGTHS: tuple[list[list[int]], ...] = ([[1, 63, 64, 65, 700, 2500]], [[1]], [[64]], [[63], [65]])
 """Of the documents of each check. Triton compiles anew for every group: each is a process of its own."""
-CHECKS = [f"{dtype} {group}" for dtype in ("bfloat16", "float32") for group in range(len(LENGTHS))]
+CHECKS = [*(f"bfloat16 {group}" for group in range(len(LENGTHS))), "float32 0"]
 PARITY = ["float32", "bfloat16", "steps"]
+BATCHES = (1, 64, 8)
+TRAINED = {"hnet": "small", "bpe": "transformer-small", "isotropic": "llamabyte-small"}
+DRY_TRAINED = {"hnet": "nano", "bpe": "transformer-nano", "isotropic": "llamabyte-nano"}
+
+RATES = {0: (), 1: (0.21,), 2: (0.357, 0.145 / 0.357)}
+"""Boundaries per position of each stage (paper)."""
+Found = Iterator[dict[str, Any]]
+
+
+def on_gpu(o: argparse.Namespace) -> bool:
+    return o.device == "cuda"
+
+
+def wait(o: argparse.Namespace) -> None:
+    if on_gpu(o):
+        torch.cuda.synchronize()
+
+
+def timed(o: argparse.Namespace, run: Callable[[], Any], repeats: int, seconds: float = math.inf) -> list[float]:
+    """Seconds of each run, the device waited for before and after; at least two."""
+    times: list[float] = []
+    until = time.perf_counter() + seconds
+    while len(times) < repeats and (len(times) < 2 or time.perf_counter() < until):
+        wait(o)
+        began = time.perf_counter()
+        run()
+        wait(o)
+        times.append(time.perf_counter() - began)
+    return times
+
+
+def preset(name: str, dry: bool) -> tuple[Any, dict[str, Any]]:
+    """Model and training section, read without pydantic."""
+    data = yaml.safe_load(preset_text(name))
+    model, train = data["model"], data["train"]
+    model.pop("chunker", None)
+    if dry:
+        levels = len(model["d_model"])
+        model |= {
+            "arch_layout": json.loads(re.sub(r"\d+", "1", json.dumps(model["arch_layout"]))),
+            "d_model": [32, 48, 64][:levels],
+            "d_intermediate": [0] * levels,
+            "ssm_cfg": {"d_state": 16, "headdim": 16, "chunk_size": 32},
+            "attn_cfg": {"num_heads": [2] * levels, "rotary_emb_dim": [8] * levels, "window_size": [31] * levels},
+        }
+        train["sequence_length"] = 64
+    return HNetConfig.from_dict(model), train
+
+
+def fractions(config: Any) -> list[float]:
+    """Positions of each inner level per byte, at the paper's rates."""
+    return np.cumprod(RATES[config.num_stages]).tolist()
+
+
+def isotropic(config: Any, length: int, dry: bool) -> Any:
+    """A Transformer over bytes as wide as the main network, with as many layers as cost the same per byte."""
+
+    def of(layers: int) -> Any:
+        attention = {
+            "num_heads": [config.attn_cfg.num_heads[-1]],
+            "rotary_emb_dim": [config.attn_cfg.rotary_emb_dim[-1]],
+            "window_size": [31 if dry else 1023],
+        }
+        stack = {"arch_layout": [f"T{layers}"], "d_model": [config.d_model[-1]]}
+        return HNetConfig.from_dict(stack | {"d_intermediate": [config.d_intermediate[-1]], "attn_cfg": attention})
+
+    one, two = (of(layers).flops_per_byte((), length) for layers in (1, 2))
+    wanted = config.flops_per_byte(fractions(config), length)
+    return of(max(1, 1 + round((wanted - one) / (two - one))))
+
+
+def force_boundaries(model: Any, alike: bool = False) -> None:
+    """Boundaries at the paper's rates at positions that do not depend on the data; the gradient is the router's.
+    `alike`: the same in every document, whatever is beside it."""
+
+    class Forced(RoutingModule):
+        rate: float
+
+        def forward(self, hidden: Any, packing: Any, *others: Any) -> Any:
+            out = super().forward(hidden, packing, *others)
+            mask = self.decide(packing.position, packing.document).index_fill(0, packing.first, True)
+            prob = self.follow(out.boundary_prob, mask).index_fill(0, packing.first, 1.0)
+            return dataclasses.replace(out, boundary_prob=prob, boundary_mask=mask)
+
+        def step(self, hidden: Any, tokens: Any, state: Any, now: Any) -> Any:
+            prob = super().step(hidden, tokens, state, now)
+            rows = torch.arange(len(prob), device=prob.device) if now.rows is None else now.rows
+            return self.follow(prob, self.decide(now.position, rows))
+
+        def decide(self, position: Any, document: Any) -> Any:
+            document = document * 0 if alike else document
+            mixed = (position + 1) * 2654435761 + (document + 1) * 40503 * 65537
+            return ((mixed >> 7) * 2246822519 >> 9) % 10_000 < round(10_000 * self.rate)
+
+        def follow(self, prob: Any, mask: Any) -> Any:
+            return torch.where(mask, 0.5 + 0.5 * prob.clamp(1e-3, 1), 0.5 * prob)
+
+    routers = [module for module in model.modules() if isinstance(module, RoutingModule)]
+    for router, rate in zip(routers, RATES[len(routers)], strict=True):  # outermost first: levels are nested
+        router.__class__, router.rate = Forced, rate
+
+
+def documents(rows: int, length: int, seed: int = 0) -> Any:
+    """A micro-batch of random letters; what they are makes no difference to the time."""
+    data = np.random.default_rng(seed).integers(97, 123, rows * length + 1, dtype=np.uint8)
+    offsets = np.arange(0, rows * length + 1, length, dtype=np.int32)
+    index = np.arange(rows, dtype=np.int64)
+    return Batch(data[:-1], data[1:], None, offsets, index, index)
+
+
+def release(o: argparse.Namespace) -> None:
+    gc.collect()
+    if on_gpu(o):
+        torch.cuda.empty_cache()
+
+
+def have_mamba(o: argparse.Namespace) -> bool:
+    return on_gpu(o) and importlib.util.find_spec("mamba_ssm") is not None
+
+
+def prepare_process(o: argparse.Namespace) -> None:
+    """Configurations that an earlier section has measured are used; what it had no time for is tuned briefly."""
+    if on_gpu(o):
+        config = importlib.import_module("torch._inductor.config").triton
+        if hasattr(config, "mix_order_reduction_non_strict_mode"):  # else compiled anew for lengths below 4096
+            config.mix_order_reduction_non_strict_mode = True
+    if have_mamba(o):
+        with contextlib.suppress(Exception):  # it is broken: the report on kernels says so
+            external.load_mamba()
+            tuned.seed(o.tuned.get(tuned.machine(), {}))
+            gpu_warm.tune_briefly()
 
 
 def machine(o: argparse.Namespace) -> Found:
     about: dict[str, Any] = {"device": o.device, "cpu_cores": os.cpu_count(), "python": sys.version.split()[0]}
     if on_gpu(o):
         properties = torch.cuda.get_device_properties(0)
-        about |= {
-            "device": torch.cuda.get_device_name(),
-            "gib": round(properties.total_memory / 2**30, 1),
-            "multiprocessors": properties.multi_processor_count,
-            "capability": ".".join(map(str, torch.cuda.get_device_capability())),
-            "cuda": torch.version.cuda,
-        }
-    about |= {name: version(name) for name in ("triton", "mamba-ssm", "flash-attn", "einops")}
-    about["ptxas"] = os.environ.get("TRITON_PTXAS_PATH", "bundled with triton")
+        about |= {"device": properties.name, "gib": properties.total_memory / 2**30, "cuda": torch.version.cuda}
+        about |= {"capability": ".".join(map(str, torch.cuda.get_device_capability()))}
     yield {"machine": about, "torch": torch.__version__}
-    n = 256 if o.quick else 8192
+    n = 256 if o.dry else 8192
     a, b = (torch.randn(n, n, device=o.device).bfloat16() for _ in range(2))
     timed(o, lambda: a @ b, 3)
     about["bf16_tflops"] = 2 * n**3 / median(timed(o, lambda: a @ b, 12)) / 1e12
-    x = torch.randn(1 << (16 if o.quick else 30), device=o.device)
+    x = torch.randn(1 << (16 if o.dry else 30), device=o.device)
     y = torch.empty_like(x)
     timed(o, lambda: y.copy_(x), 3)
     about["memory_tb_s"] = 2 * x.nbytes / median(timed(o, lambda: y.copy_(x), 12)) / 1e12
     yield {"machine": about}
 
 
+# -- compilation, checks, tuning ---------------------------------------------------------------------------------------
+
+
+def compiled(o: argparse.Namespace) -> Found:
+    """A share of the variants of the scan's kernels, such as part "3/16"."""
+    for made in gpu_warm.compile_share(o.part, o.device) if have_mamba(o) else ():
+        yield {"compiled": {o.part: {"variants": len(made), "failed": [error for error in made if error]}}}
+
+
+def pieces(o: argparse.Namespace) -> Found:
+    """All that torch.compile does for a preset: two steps of it with one layer of each kind, at the real lengths, since
+    inductor splits reductions by the first it sees."""
+    config, train = preset(o.part, o.dry)
+
+    def thin(layout: Any) -> Any:
+        if isinstance(layout, str):
+            return "".join(f"{letter}1" for letter in dict.fromkeys(layout) if letter.isalpha())
+        return [thin(part) for part in layout]
+
+    gpu_warm.one_configuration()
+    given = config.to_dict()
+    model = HNetConfig.from_dict(given | {"arch_layout": thin(given["arch_layout"])})
+    length = train["sequence_length"]
+    Training(o, model, length, train["target_ratios"], rows_that_fit(o, config, length, train["target_ratios"]))
+    yield {}
+
+
+def checked(o: argparse.Namespace, operations: list[str], dtype: str, lengths: list[int], sizes: Sizes) -> Found:
+    for operation in operations:
+        for row in seam.check(o.device, [operation], [getattr(torch, dtype)], lengths=lengths, sizes=sizes):
+            found = {"error": row.error, "bound": row.bound, "ok": row.ok, "where": row.where}
+            yield {"kernels": {"operations": {f"{row.op} ({row.backend})": {f"{dtype} {lengths}": found}}}}
+
+
 def kernels(o: argparse.Namespace) -> Found:
-    """One dtype and group of lengths. Of bfloat16 and long documents with the configurations that were tuned, then with
-    all others; else with the smallest, since what is compiled for these lengths alone is soon compiled so."""
-    from hnet_cli import kernels as seam
-    from hnet_cli.kernels.checking import Sizes
-
-    name, group = o.part.split()
-    dtype, is_first = getattr(torch, name), group == "0"
-    is_tuned = is_first and dtype == torch.bfloat16 and not o.untuned
-    if not is_tuned:
-        one_configuration()
+    """Every fast operation against the reference in float64, forward and backward: one dtype and group of lengths, with
+    the smallest configuration of each kernel, which is soon compiled."""
+    dtype, group = o.part.split()
+    gpu_warm.one_configuration()
     rows = [dataclasses.asdict(row) for row in seam.report() if row.device in ("any", o.device)]
-    part: dict[str, Any] = {"operations": {}}
-    found = {"chosen": {name: seam.choose(o.device, dtype).names}, "backends": rows, "parts": {o.part: part}}
-    sizes = Sizes(state=16, chunk=32) if o.quick else Sizes(heads=32, state=128, chunk=256)
-    lengths = [[100]] if o.quick else LENGTHS[int(group)]
-    cases = [([operation], sizes, each) for operation in seam.OPERATIONS for each in lengths]
-    if is_first:
-        cases += [(["attention"], Sizes(width=width), lengths[0]) for width in (96, 128)]
-    for operations, size, each in cases:
-        for result in seam.check(o.device, operations, [dtype], lengths=each, sizes=size):
-            key = f"{result.op} ({result.backend})"
-            so_far = part["operations"].get(key)
-            if so_far is None or worst([so_far["error"], result.error]) == 1:
-                part["operations"][key] = {
-                    "error": result.error, "bound": result.bound, "ok": result.ok, "where": result.where,
-                    "lengths": each,
-                }  # fmt: skip
-        yield {"kernels": found}
-    for number, result in configurations(o, sizes, lengths[0]) if is_tuned else ():
-        own = part.setdefault("configurations", {})
-        own[number] = {"error": result.error, "ok": result.ok, "where": result.where}
-        yield {"kernels": found}
+    chosen = seam.choose(o.device, getattr(torch, dtype)).names
+    yield {"kernels": {"chosen": {dtype: chosen}, "backends": rows}}
+    sizes = Sizes(state=16, chunk=32) if o.dry else Sizes(heads=32, state=128, chunk=256)
+    for lengths in [[100]] if o.dry else LENGTHS[int(group)]:
+        yield from checked(o, seam.OPERATIONS, dtype, lengths, sizes)
 
 
-def configurations(o: argparse.Namespace, sizes: Any, lengths: list[int]) -> Iterator[tuple[int, Any]]:
-    """The scan with every configuration that tuning may choose, the same number of each kernel at a time. What does not
-    fit into shared memory is no error: tuning passes it over."""
-    from hnet_cli import kernels as seam
-
-    every = [(tuner, tuner.configs) for tuner in tuners()]
-    for number in range(max((len(configs) for _, configs in every), default=0)):
-        for tuner, configs in every:
-            tuner.configs = [configs[number % len(configs)]]
-        for result in seam.check(o.device, ["ssd_scan"], [torch.bfloat16], lengths=lengths, sizes=sizes):
-            yield number, result
+def tune(o: argparse.Namespace) -> Found:
+    """The winners, after every launch: what is known when the time is over is used. Then those are checked."""
+    if not have_mamba(o):
+        yield {"tuned": {}}
+        return
+    for winners in gpu_warm.tune():
+        yield {"tuned": {tuned.machine(): winners}}
+    for scan in gpu_warm.SCANS:
+        yield from checked(o, ["ssd_scan"], "bfloat16", [1500, 1000], Sizes(scan.heads, 64, scan.state, scan.chunk))
 
 
 def parity(o: argparse.Namespace) -> Found:
-    """Relative errors in the 2-norm, of a whole model with one configuration of each kernel; boundaries are given: near
-    0.5 rounding would decide, and what follows differ altogether. `boundaries_differ`: how many of the bytes do so."""
-    from hnet_cli.kernels.packing import Packing
-    from hnet_cli.model import HNetConfig, HNetForCausalLM
-
-    one_configuration()
-    wide = [64, 64, 64] if o.quick else [128, 192, 256]
-    ssm = {"d_state": 16, "headdim": 32, "chunk_size": 32} if o.quick else {"d_state": 128, "headdim": 64}
-    config = HNetConfig.from_dict({
-        "arch_layout": ["m2", ["T1m1", ["T2"], "m1T1"], "m2"], "d_model": wide, "d_intermediate": [0, 256, 256],
-        "ssm_cfg": ssm, "attn_cfg": {"num_heads": [2, 2, 4], "rotary_emb_dim": [16, 16, 16],
-                                     "window_size": [31, 31, -1]},
-    })  # fmt: skip
+    """Relative errors in the 2-norm of a whole model with one configuration of each kernel. Boundaries are given: near
+    0.5 rounding would decide, and what follows differ altogether."""
+    gpu_warm.one_configuration()
+    wide = [64, 64, 64] if o.dry else [128, 192, 256]
+    ssm = {"d_state": 16, "headdim": 32, "chunk_size": 32} if o.dry else {"d_state": 128, "headdim": 64}
+    attention = {"num_heads": [2, 2, 4], "rotary_emb_dim": [16, 16, 16], "window_size": [31, 31, -1]}
+    layout = {"arch_layout": ["m2", ["T1m1", ["T2"], "m1T1"], "m2"], "d_model": wide, "d_intermediate": [0, 256, 256]}
+    config = HNetConfig.from_dict(layout | {"ssm_cfg": ssm, "attn_cfg": attention})
     torch.manual_seed(0)
     truth = HNetForCausalLM(config, backend="reference")
     with torch.no_grad():
@@ -125,7 +275,7 @@ def parity(o: argparse.Namespace) -> Found:
     fast = HNetForCausalLM(config)
     fast.load_state_dict(truth.state_dict())
     fast = fast.to(o.device)
-    lengths = [1, 20, 33] if o.quick else [1, 63, 64, 65, 700, 1500]
+    lengths = [1, 20, 33] if o.dry else [1, 63, 64, 65, 700, 1500]
     data = [torch.randint(97, 123, (n,)) for n in lengths]
     ids, offsets = torch.cat(data), Packing.of_lengths(lengths).cu_seqlens
     found: dict[str, Any] = {}
@@ -133,10 +283,6 @@ def parity(o: argparse.Namespace) -> Found:
         force_boundaries(fast, alike=True)
         yield from ({"parity": found} for _ in steps(o, fast, data, found))
         return
-    if o.part == "float32":
-        with torch.no_grad():
-            a, b = (m(ids.to(d), cu_seqlens=offsets).routing[0] for m, d in ((truth, "cpu"), (fast, o.device)))
-        found["boundaries_differ"] = float((a.boundary_mask != b.boundary_mask.cpu()).double().mean())
     force_boundaries(truth)
     force_boundaries(fast)
     truth = truth.double()
@@ -153,49 +299,204 @@ def parity(o: argparse.Namespace) -> Found:
     yield {"parity": found}
 
 
-def largest(errors: list[float]) -> float:
-    return errors[worst(errors)]
+def recorded(o: argparse.Namespace) -> Callable[[Any, Any], GraphSteps]:
+    return lambda model, state: GraphSteps(model, state, cuda_graphs() if on_gpu(o) else None)
 
 
+@torch.no_grad()
 def steps(o: argparse.Namespace, model: Any, data: list[torch.Tensor], found: dict[str, Any]) -> Iterator[None]:
     """Packed, alone, stepped and replayed from recordings: all in float32, the forward pass over each row is right."""
-    from hnet_cli.inference.graphs import GraphSteps, PlainSteps, cuda_graphs
-    from hnet_cli.kernels.packing import Packing
 
     def alone(row: torch.Tensor) -> torch.Tensor:
         return model(row.to(o.device)[None]).logits[0]
 
+    def largest(pairs: Any) -> float:
+        errors = [relative(a, b) for a, b in pairs]
+        return errors[worst(errors)]
+
     lengths = [len(row) for row in data]
-    with torch.no_grad():
-        packed = model(torch.cat(data).to(o.device), cu_seqlens=Packing.of_lengths(lengths).cu_seqlens)
-        pairs = zip(packed.logits.split(lengths), data, strict=True)
-        found["packed_alone"] = largest([relative(some, alone(row)) for some, row in pairs])
+    packed = model(torch.cat(data).to(o.device), cu_seqlens=Packing.of_lengths(lengths).cu_seqlens)
+    found["packed_alone"] = largest(zip(packed.logits.split(lengths), map(alone, data), strict=True))
+    yield
+    count = 8 if o.dry else 60
+    rows = [torch.randint(97, 123, (n + count,)) for n in (1, 9, 40)]
+    whole = torch.stack([alone(row)[-count:] for row in rows])
+    for way, make in {"stepped": PlainSteps, "replayed": recorded(o)}.items():
+        state = model.allocate_state(len(rows), 200)
+        model.prefill([row[:-count] for row in rows], state)
+        stepper = make(model, state)
+        logits = [stepper.step(torch.stack([row[t - count] for row in rows]))[0].clone() for t in range(count)]
+        found[way] = largest(zip(torch.stack(logits, 1).unbind(1), whole.unbind(1), strict=True))
+        if getattr(stepper, "failure", None):
+            found["graph_failure"] = stepper.failure
         yield
-        count = 8 if o.quick else 60
-        rows = [torch.randint(97, 123, (n + count,)) for n in (1, 9, 40)]
-        whole = [alone(row) for row in rows]
-        ways: dict[str, Any] = {"stepped": PlainSteps}
-        ways["replayed"] = lambda m, s: GraphSteps(m, s, cuda_graphs() if on_gpu(o) else None)
-        for way, make in ways.items():
-            state = model.allocate_state(len(rows), 200)
-            model.prefill([row[:-count] for row in rows], state)
-            stepper, error = make(model, state), 0.0
-            for t in range(count):
-                logits, _ = stepper.step(torch.stack([row[t - count] for row in rows]))
-                each = [relative(a, b[t - count]) for a, b in zip(logits, whole, strict=True)]
-                error = largest([error, *each])
-            found[way] = error
-            if getattr(stepper, "failure", None):
-                found["graph_failure"] = stepper.failure
-            yield
+
+
+# -- training steps ----------------------------------------------------------------------------------------------------
+
+
+def run_config(
+    model: Any, length: int, ratios: list[float], rows: int, micro_batches: int, precision: str = "bf16"
+) -> RunConfig:
+    settings: dict[str, Any] = {"sequence_length": length, "target_ratios": ratios, "micro_batches": micro_batches}
+    train = TrainConfig(batch_bytes=rows * micro_batches * length, **settings)
+    return RunConfig(model=model, train=train, precision=precision)
+
+
+def rows_that_fit(o: argparse.Namespace, model: Any, length: int, ratios: list[float]) -> int:
+    """Rows of a micro-batch, a power of two: 64 KiB of bytes (`small`: twice that) where memory allows."""
+    one, two = (budget.needs(run_config(model, length, ratios, rows, 1), lean=on_gpu(o)).activations for rows in (1, 2))
+    memory = torch.cuda.get_device_properties(0).total_memory if on_gpu(o) else 1 << 33
+    room = 0.85 * memory - 20 * model.num_parameters
+    rows = 2 if o.dry else min(65536 // length if length >= 8192 else 64, max(1, int(room / (two - one))))
+    return 1 << (rows.bit_length() - 1)
+
+
+class Training:
+    """A model in training on random letters, boundaries given, after two steps; with fewer rows if they do not fit."""
+
+    def __init__(self, o: argparse.Namespace, model: Any, length: int, ratios: list[float], rows: int) -> None:
+        while True:
+            began = time.perf_counter()
+            self.rows = rows
+            self.config = run_config(model, length, ratios, rows, MICRO_BATCHES, "fp32" if o.dry else "bf16")
+            self.bytes = self.config.train.batch_bytes
+            torch.manual_seed(0)
+            with torch.device(o.device):
+                self.model = build_model(self.config)
+            force_boundaries(self.model)
+            self.optimizer = build_optimizer(self.model, self.config)
+            self.autocast = precision_context(self.config, torch.device(o.device))
+            self.batches = [documents(rows, length, seed) for seed in range(MICRO_BATCHES)]
+            try:
+                self.step()
+                self.step()
+            except RuntimeError as error:
+                if rows == 1 or not out_of_memory(error):
+                    raise
+            else:
+                if "splits" not in self.record:
+                    break
+            rows //= 2
+            del self.model, self.optimizer
+            release(o)
+        self.start = time.perf_counter() - began
+
+    def step(self) -> None:
+        given = (self.model, self.optimizer, self.batches, 0, self.config, self.autocast)
+        self.record = train_step(*given, histograms=False)
+
+
+def training_rate(o: argparse.Namespace, model: Any, length: int, ratios: list[float]) -> Found:
+    flops = model.flops_per_byte(fractions(model), length)
+    found: dict[str, Any] = {"parameters": model.num_parameters, "flops_per_byte": flops, "length": length}
+    run = Training(o, model, length, ratios, rows_that_fit(o, model, length, ratios))
+    found |= {"rows": run.rows, "micro_batches": MICRO_BATCHES, "start_s": run.start}
+    yield found  # compiling may have taken all the time there was
+    if on_gpu(o):
+        torch.cuda.reset_peak_memory_stats()
+    times = timed(o, run.step, 1 << 30, o.measure)
+    chunks = [1 / run.record[f"stage{s}_bytes_per_chunk"] for s in range(len(ratios))]
+    finite = math.isfinite(run.record["loss"]) and "skipped" not in run.record
+    found |= {"bytes_per_s": run.bytes / median(times), "ms_per_step": 1e3 * median(times), "finite": finite}
+    found |= {"spread": (max(times) - min(times)) / median(times), "chunks_per_byte": chunks}
+    if on_gpu(o):
+        found["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        announced = budget.needs(run.config, lean=True).memory - budget.BASE_MEMORY
+        found["announced_gib"] = announced / 2**30
+    if o.tflops:
+        found["mfu"] = found["bytes_per_s"] * 3 * model.flops_per_byte(chunks, length) / (o.tflops * 1e12)
+    yield found
+    if ratios:
+        run.batches = run.batches[: 1 if o.dry else MICRO_BATCHES]
+        yield {"kernel_time": kernel_time(o, run.step, median(times))}
+
+
+def models(o: argparse.Namespace) -> Found:
+    """A preset, then its isotropic counterpart."""
+    config, train = preset(o.part, o.dry)
+    length, found = train["sequence_length"], dict[str, Any]()
+    for kind, model in (("", config), ("isotropic_", isotropic(config, length, o.dry))):
+        for piece in training_rate(o, model, length, [] if kind else train["target_ratios"]):
+            found |= {kind + key: value for key, value in piece.items()}
+            if found.get("mfu") and "isotropic_mfu" in found:
+                found["mfu_of_isotropic"] = found["mfu"] / found["isotropic_mfu"]
+            yield {"models": {o.part: found}}
+        release(o)
+
+
+KINDS = {  # the first that fits: names of attention kernels have cutlass in them
+    "attention": r"flash|fmha|attention",
+    "scan": r"_chunk_|_state_passing|_bmm_|ssd",
+    "matrix products": r"gemm|cutlass|nvjet|xmma|aten::(mm|addmm|bmm)|cublas",
+    "optimizer": r"adam|multi_tensor|_foreach",
+    "compiled": r"^triton_",
+    "copies": r"copy|memcpy|memset|cat",
+    "reductions": r"reduce|norm|cumsum|scan_",
+}
+
+
+def kernel_time(o: argparse.Namespace, step: Callable[[], None], seconds: float) -> dict[str, Any]:
+    """Of a step that takes so many seconds: milliseconds by kind of kernel, the share of the time that the device was
+    busy, and the longest kernels as [ms, launches, name]."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu(o) else ProfilerActivity.CPU]) as profiler:
+        step()
+        wait(o)
+    kinds: dict[str, float] = collections.defaultdict(float)
+    longest = []
+    for event in profiler.key_averages():
+        if on_gpu(o) and ("CUDA" not in str(event.device_type) or getattr(event, "is_user_annotation", False)):
+            continue
+        spent = (event.self_device_time_total if on_gpu(o) else event.self_cpu_time_total) / 1e3
+        kinds[next((kind for kind, names in KINDS.items() if re.search(names, event.key, re.I)), "other")] += spent
+        longest.append((spent, event.count, event.key[:90]))
+    return {
+        "kinds_ms": dict(kinds),
+        "busy": sum(kinds.values()) / (1e3 * seconds),
+        "longest": sorted(longest, reverse=True)[:12],
+    }
+
+
+def ab(o: argparse.Namespace) -> Found:
+    """A training step with one operation on another backend than the one chosen, and one with micro-batches of half the
+    size: its time over that of the step as it is, which takes turns with it in one process."""
+    config, train = preset(o.part, o.dry)
+    length, ratios = train["sequence_length"], train["target_ratios"]
+    run = Training(o, config, length, ratios, rows_that_fit(o, config, length, ratios))
+    chosen, whole = seam.choose(o.device, torch.bfloat16), run.batches
+    halves = [half for batch in whole for half in (batch.halves() if run.rows > 1 else [batch])]
+    variants: dict[str, tuple[seam.Kernels, list[Any]]] = {"half the micro-batch": (chosen, halves)}
+    for operation in seam.OPERATIONS:
+        backends = {probe.backend: probe.functions.get(operation) for probe in seam._probes() if not probe.reason}
+        for backend, function in (backends | {"reference": getattr(seam.REFERENCE, operation)}).items():
+            if function and backend != chosen.names[operation] and not operation.endswith("_step"):
+                variants[f"{operation}: {backend}"] = dataclasses.replace(chosen, **{operation: function}), whole
+    for name in sorted(variants, key=lambda name: name.endswith("reference")):  # the slowest last
+        changed, batches = variants[name]
+        times: dict[bool, list[float]] = {False: [], True: []}
+        try:
+            for turn in range(2 if o.dry else 7):
+                for is_changed in (False, True):
+                    run.batches = batches if is_changed else whole
+                    with mock.patch.object(seam, "_choose", return_value=changed if is_changed else chosen):
+                        times[is_changed] += timed(o, run.step, 1)[-1 if turn else 1 :]
+            found: Any = {"time_ratio": median(times[True]) / median(times[False])}
+        except Exception as error:
+            found = {"error": f"{type(error).__name__}: {error}"[:500]}
+            run.optimizer.zero_grad(set_to_none=True)
+        release(o)
+        yield {"ab": {o.part: {name: found}}}
+
+
+# -- generation, and a real training -----------------------------------------------------------------------------------
 
 
 def generation(o: argparse.Namespace) -> Found:
-    """Bytes per second of all rows together. Tokens are given: neither sampling nor printing counts."""
-    from hnet_cli.inference.graphs import GraphSteps, PlainSteps, cuda_graphs
-    from hnet_cli.model import HNetForCausalLM
-
-    config, _ = preset(o.part, o.quick)
+    """Bytes per second of all rows together, steps recorded, then eager. Tokens are given, so that neither sampling nor
+    printing counts."""
+    config, _ = preset(o.part, o.dry)
     torch.manual_seed(0)
     with torch.device(o.device):
         model = HNetForCausalLM(config)
@@ -205,100 +506,94 @@ def generation(o: argparse.Namespace) -> Found:
     if o.bandwidth:
         weights, level = model.lm_head.weight.nbytes, model.backbone
         for share in (1.0, *fractions(config)):
-            inner = level.main_network if not level.is_innermost else None
+            inner = None if level.is_innermost else level.main_network
             inside = {id(p) for p in inner.parameters()} if inner is not None else set()
             weights += share * sum(p.nbytes for p in level.parameters() if id(p) not in inside)
             level = inner
         found["bound_batch_1"] = o.bandwidth * 1e12 / weights
-    for batch in (1, 2) if o.quick else (1, 8, 64):
-        own: dict[str, Any] = {}
+    for way, batch in itertools.product(("", "eager_"), BATCHES):
+        rates = found.setdefault(f"batch_{batch}", {})
         tokens = torch.randint(97, 123, (batch,), device=o.device)
-        ways: dict[str, Any] = {"": lambda m, s: GraphSteps(m, s, cuda_graphs() if on_gpu(o) else None)}
-        ways["eager_"] = PlainSteps
-        for name, make in ways.items():
-            state = model.allocate_state(batch, 1 << 20)
-            model.prefill([(bytes(range(97, 123)) * 10)[: 26 if o.quick else 257]] * batch, state)
-            stepper = make(model, state)
-            warm_up, chunk = (2, 2) if o.quick else (96, 32) if not name else (12, 12)
+        began, state = time.perf_counter(), model.allocate_state(batch, 1 << 20)
+        model.prefill([(bytes(range(97, 123)) * 10)[: 26 if o.dry else 257]] * batch, state)
+        stepper: Any = PlainSteps(model, state) if way else recorded(o)(model, state)
+        warm_up, count = (2, 2) if o.dry else (12, 12) if way else (96, 32)
 
-            def several(stepper: Any = stepper, count: int = chunk, tokens: Any = tokens) -> None:
-                for _ in range(count):
-                    stepper.step(tokens)
+        def several(count: int = count, stepper: Any = stepper, tokens: torch.Tensor = tokens) -> None:
+            for _ in range(count):
+                stepper.step(tokens)
 
-            began = time.perf_counter()
-            several(count=warm_up)
-            wait(o)
-            own[f"{name}start_s"] = time.perf_counter() - began
-            times = timed(o, several, 3 if o.quick else 20, o.measure / 3)
-            own[f"{name}bytes_per_s"] = batch * chunk / median(times)
-            if getattr(stepper, "failure", None):
-                own["graph_failure"] = stepper.failure
-            found[f"batch_{batch}"] = own
-            if "eager_bytes_per_s" in own:
-                own["of_eager"] = own["bytes_per_s"] / own["eager_bytes_per_s"]
-            yield {"generation": found} if o.part == o.models[0] else {"generation_of": {o.part: found}}
-            del stepper, state
+        several(warm_up)
+        wait(o)
+        rates[f"{way}start_s"] = time.perf_counter() - began
+        rates[f"{way}bytes_per_s"] = batch * count / median(timed(o, several, 2 if o.dry else 20, o.measure / 3))
+        if way:
+            rates["of_eager"] = rates["bytes_per_s"] / rates["eager_bytes_per_s"]
+        if getattr(stepper, "failure", None):
+            rates["graph_failure"] = stepper.failure
+        yield {"generation": found}
+        del stepper, state
 
 
-def loader(o: argparse.Namespace) -> Found:
+def data(o: argparse.Namespace) -> Found:
+    """The dataset for training: the one that was given, else of the file given, else of the sources of Python."""
     from hnet_cli.data.dataset import Dataset
-    from hnet_cli.data.loader import Batches
     from hnet_cli.data.prepare.preparation import prepare
-    from hnet_cli.training.validation import to_device
+    from hnet_cli.modalities.text import Text
 
-    with tempfile.TemporaryDirectory() as folder:
-        path, made = o.data, False
-        if path is None:
-            text, path, made = Path(folder) / "random.txt", Path(folder) / "random", True
-            size = 100_000 if o.quick else 50_000_000
-            letters = np.random.default_rng(0).integers(97, 123, size, dtype=np.uint8)
-            letters[::80] = 10
-            text.write_bytes(letters.tobytes())
-            began = time.perf_counter()
-            prepare([text], importlib.import_module("hnet_cli.modalities.text").Text(), path, measure=False)
-            yield {"loader": {"prepare_bytes_per_s": size / (time.perf_counter() - began)}}
-        length, rows = (128, 8) if o.quick else (8192, 64)
-        batches = Batches(Dataset.open(path), sequence_length=length, rows=rows)
-        at = iter(range(10**9))
-        times = timed(o, lambda: batches.batch(next(at)), 400, o.measure / 2)
-        there = timed(o, lambda: to_device(batches.batch(next(at)), torch.device(o.device)), 400, o.measure / 2)
-        yield {
-            "loader": {
-                "synthetic": made,
-                "bytes_per_s": rows * length / median(times),
-                "to_device_bytes_per_s": rows * length / median(there),
-            }
-        }
+    path, text = Path(o.folder) / "data", Path(o.folder) / "sources.txt"
+    if o.data and (Path(o.data) / "dataset.json").exists():
+        path = Path(o.data)
+    elif not (path / "dataset.json").exists():
+        sources = sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py"))
+        if not o.data:
+            contents = (
+                source.read_bytes() for source in sources[: 12 if o.dry else 4000] if "site-" not in str(source)
+            )
+            text.write_bytes(b"\n".join(content for content in contents if content.isascii()))
+        prepare([o.data or text], Text(), path, measure=False)
+    dataset = Dataset.open(path)
+    yield {"training": {"data": {"path": str(path), "train_bytes": dataset.nbytes("train")}}}
 
 
-def real(o: argparse.Namespace) -> Found:
-    """`small`, then an isotropic Transformer of equal FLOPs per byte, each for half the time, by the tool's own
-    training."""
+def training(o: argparse.Namespace) -> Found:
+    """One of `TRAINED` for the same seconds as the others, by the tool's own training. FLOPs per byte are those of the
+    H-Net, up to whole layers. Two steps and a validation before the clock starts compile what there is to compile."""
     from hnet_cli.config.run import resolve
+    from hnet_cli.data.dataset import Dataset
+    from hnet_cli.training import lineup
     from hnet_cli.training.loop import train
 
-    config = resolve("nano" if o.quick else "small")
-    share = 1.0
-    inner = [share := share / ratio for ratio in config.train.ratios()]
-    length = config.train.sequence_length
-    other = isotropic(config.model, length, o.quick)
-    found: dict[str, Any] = {}
-    for name, model in (("hnet", config.model), ("isotropic", other)):
-        ratios = config.train.target_ratios if name == "hnet" else []
-        changed = dataclasses.replace(
-            config, model=model, name=f"{config.name}-{name}",
-            train=dataclasses.replace(config.train, target_ratios=ratios, lr_multipliers="auto", samples=False,
-                                      micro_batches=1, steps=20 if o.quick else 2_000_000, eval_every=0),
-        )  # fmt: skip
-        folder = Path(tempfile.mkdtemp(prefix="hnet-")) / name  # checkpoints are too large for what comes back
-        result = train(changed, o.data, folder, device=o.device, seconds=o.train_seconds / 2)
-        shutil.copy(folder / "metrics.jsonl", Path(o.out) / f"metrics-{name}.jsonl")
-        found[name] = {
-            "parameters": model.num_parameters,
-            "flops_per_byte": model.flops_per_byte(inner[: model.num_stages], length),
-            "seconds": result.seconds, "bytes": result.state.bytes_seen, "val_bpb": result.last.get("val_bpb"),
-        }  # fmt: skip
-        yield {"training": found}
+    dataset = Dataset.open(Path(o.trained_on))
+    names = DRY_TRAINED if o.dry else TRAINED
+    settings = ["train.samples=false", "train.eval_every=0", "train.checkpoint_every=1000000", "train.steps=1000000"]
+    if o.dry:
+        settings += ["train.eval_bytes=2048", "train.batch_bytes=256"]
+    hnet, config = (resolve(name, settings) for name in (names["hnet"], names[o.part]))
+    flops = lineup.flops_per_byte(hnet, dataset)
+    if o.part != "hnet":
+        config = lineup.sized(config, dataset, flops)
+        flops = lineup.flops_per_byte(config, dataset)
+    warm = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=2))
+    train(warm, dataset.path, Path(o.folder) / f"warm-{o.part}-{os.getpid()}", device=o.device)
+    run = Path(o.folder) / f"run-{o.part}-{os.getpid()}"
+    found: dict[str, Any] = {
+        "preset": names[o.part],
+        "parameters": config.model.num_parameters,
+        "flops_per_byte": flops,
+    }
+    yield {"training": {o.part: found}}
+
+    def listen(kind: str, record: dict[str, Any]) -> None:
+        if kind == "log":
+            print(json.dumps(record), flush=True)
+
+    result = train(config, dataset.path, run, device=o.device, seconds=o.train_seconds, listen=listen)
+    shutil.copy(run / "metrics.jsonl", Path(o.out) / f"metrics-{o.part}.jsonl")
+    seen = result.state.bytes_seen
+    found |= {"seconds": result.seconds, "bytes": seen, "bytes_per_s": seen / result.seconds}
+    yield {"training": {o.part: found | {"steps": result.state.step, "val_bpb": result.last.get("val_bpb")}}}
 
 
-WORK = {f.__name__: f for f in (compiled, pieces, tuned, machine, kernels, parity, models, generation, loader, real)}
+SECTIONS = (machine, compiled, pieces, kernels, parity, tune, models, generation, data, training, ab)
+WORK = {section.__name__: section for section in SECTIONS}

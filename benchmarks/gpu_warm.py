@@ -1,10 +1,14 @@
-"""What has to be compiled and tuned before benchmarks/gpu.py measures, on all cores.
+"""Kernels of mamba-ssm compiled before benchmarks/gpu.py measures: on all its cores, or ahead on a machine without GPU.
 
-A training step launches 14 kernels of mamba-ssm, each in 6 to 11 configurations, and Triton compiles them one after the
-other, 2 to 3 seconds each: five minutes for one combination of sizes. Here as many processes as there are cores compile
-a share of them each, into the cache that all of them have in common, and launch nothing; then one process, which has
-the GPU to itself, tunes what is compiled. A kernel is compiled anew for integers that are a multiple of 16 and for
-those that are not, and for 1: so lengths, heads and strides are those of the presets.
+    python benchmarks/gpu_warm.py kernels.tar.xz [--capability 90]
+
+compiles every variant that tuning may try and packs Triton's cache, for `gpu.py --kernels kernels.tar.xz`. The
+build of triton must be the same on both machines (3.6 for cp312, say); where it is not, kernels are compiled there as
+ever. The cache holds absolute paths, so it is always in `CACHE`.
+
+A training step launches 14 kernels, each in 6 to 11 configurations, which Triton compiles one after the other in 2 to 3
+seconds each. Here every process compiles a share of them and launches nothing. A kernel is compiled anew for integers
+that are a multiple of 16 and for those that are not, and for 1: so lengths, heads and strides are those of the presets.
 """
 
 from __future__ import annotations
@@ -12,15 +16,25 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import importlib.util
 import itertools
+import os
+import subprocess
 import sys
+import tarfile
+import types
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-import torch
-from gpu_tools import Found, on_gpu, preset, wait
-from torch import Tensor
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+CACHE = Path("/tmp/hnet-gpu/triton")
+
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from hnet_cli.kernels import cuda as external  # noqa: E402
+from hnet_cli.kernels import reference, tuned  # noqa: E402
+from hnet_cli.kernels.packing import Packing  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,77 +58,55 @@ SCANS = (
 )
 
 
-def scan_inputs(
-    heads: int, width: int, state: int, total: int, device: Any, gradient: bool, dtype: torch.dtype = torch.bfloat16
-) -> list[Any]:
-    """What a Mamba-2 mixer hands to the scan, as far as the packing: what is split off one product keeps its strides.
-    On a GPU random, on "meta" without values."""
-    inner = heads * width
-
-    def normal(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
-        return torch.randn(*shape, dtype=dtype, device=device).requires_grad_(gradient)
-
-    dt = normal(total, 2 * inner + 2 * state + heads)[:, -heads:]
-    x, B, C = normal(total, inner + 2 * state).split((inner, state, state), -1)
-    A, D, bias = (normal(heads, dtype=torch.float32) for _ in range(3))
-    return [x.unflatten(-1, (heads, width)), dt, -A.exp(), B, C, D, bias]
+def all_launches(lengths: Callable[[Scan], int], device: Any) -> Iterator[Callable[[], Any]]:
+    """Training at all sizes first, then prompts, then steps."""
+    return itertools.chain.from_iterable(zip(*(launches(scan, lengths(scan), device) for scan in SCANS), strict=True))
 
 
-def launches(scan: Scan, total: int, device: Any) -> dict[str, Callable[[], Any]]:
-    """Everything that a level does with `total` positions of three documents, in bfloat16, and with one more."""
-    from hnet_cli.kernels import cuda as external
-    from hnet_cli.kernels import reference
-    from hnet_cli.kernels.packing import Packing
-
+def launches(scan: Scan, total: int, device: Any) -> Iterator[Callable[[], Any]]:
+    """Everything that a level does with `total` positions of three documents in bfloat16: training, a prompt, a step.
+    Inputs are random on a GPU, without values on "meta"; those split off one product keep its strides."""
     _, kernel, update = external.load_mamba()
     packing = Packing.of_lengths([total - total // 3, total // 3 - 5, 5], device)
+    heads, inner = scan.heads, scan.heads * scan.width
 
     def inputs(positions: int, gradient: bool) -> list[Any]:
-        return scan_inputs(scan.heads, scan.width, scan.state, positions, device, gradient)
+        def normal(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+            return torch.randn(*shape, dtype=dtype, device=device).requires_grad_(gradient)
+
+        dt = normal(positions, 2 * inner + 2 * scan.state + heads)[:, -heads:]
+        x, B, C = normal(positions, inner + 2 * scan.state).split((inner, scan.state, scan.state), -1)
+        A, D, bias = (normal(heads, dtype=torch.float32) for _ in range(3))
+        return [x.unflatten(-1, (heads, scan.width)), dt, -A.exp(), B, C, D, bias]
 
     def training() -> None:
         y = external.mamba_scan(kernel)(*inputs(total, True), packing, scan.chunk)
         y.backward(torch.ones_like(y))
 
+    @torch.no_grad()
     def prompt() -> None:
-        with torch.no_grad():
-            external.mamba_scan(kernel)(*inputs(total, False), packing, scan.chunk, True)
+        external.mamba_scan(kernel)(*inputs(total, False), packing, scan.chunk, True)
 
+    @torch.no_grad()
     def step() -> None:
         x, *others, bias = inputs(1, False)
-        kept = reference.ssd_state(x, 1, scan.heads, scan.width, scan.state)
-        with torch.no_grad():
-            external.mamba_step(update)(kept, x, *others, bias.bfloat16())
+        state = reference.ssd_state(x, 1, heads, scan.width, scan.state)
+        external.mamba_step(update)(state, x, *others, bias.bfloat16())
 
-    return {"training": training, "prompt": prompt, "step": step}
-
-
-def have_mamba(o: argparse.Namespace) -> bool:
-    return on_gpu(o) and importlib.util.find_spec("mamba_ssm") is not None
+    yield from (training, prompt, step)
 
 
-def compiled(o: argparse.Namespace) -> Found:
-    """Compiles every so many-th variant, part "3/16" the fourth of each 16."""
-    if not have_mamba(o):
-        return
-    own, of = map(int, o.part.split("/"))
-    made: list[str] = []
-    compile_only(lambda number: number % of == own, made)
-    for scan in SCANS:
-        for run in launches(scan, scan.least, o.device).values():
-            run()
-            yield {"compiled": {o.part: {"variants": len(made), "failed": [each for each in made if each]}}}
-
-
-def compile_only(wanted: Callable[[int], bool], made: list[str]) -> None:
-    """From here on Triton compiles, of what it is told to launch, the variants with a wanted number, and launches none.
-    `made`: for each of them "", or why it cannot be compiled."""
+def compile_share(share: str, device: str) -> Iterator[list[str]]:
+    """Compile the variants of a share, "3/16" the fourth of each 16. Yields after each launch what was made of every
+    variant so far: "", or why it cannot be compiled. From here on this process launches no kernel of Triton."""
     from triton.runtime import autotuner, jit
 
     launch, numbers = jit.JITFunction.run, itertools.count()
+    index, shares = map(int, share.split("/"))
+    made: list[str] = []
 
     def compile_one(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
-        if wanted(next(numbers)):
+        if next(numbers) % shares == index:
             try:
                 launch(self, *args, grid=grid, warmup=True, **options)
                 made.append("")
@@ -124,62 +116,99 @@ def compile_only(wanted: Callable[[int], bool], made: list[str]) -> None:
     def try_all(self: Any, *args: Any, **options: Any) -> None:
         self.nargs = dict(zip(self.arg_names, args, strict=False))
         for config in self.prune_configs(options):
-            self.best_config = config
+            self.best_config = config  # which mamba-ssm reads
             self.fn.run(*args, **options, **config.all_kwargs())
 
     jit.JITFunction.run, autotuner.Autotuner.run = compile_one, try_all
+    for run in all_launches(lambda scan: scan.least, device):
+        run()
+        yield made
 
 
-def tuned(o: argparse.Namespace) -> Found:
-    """Tunes every kernel at the lengths that training has."""
-    for scan in SCANS if have_mamba(o) else ():
-        for run in launches(scan, scan.total, o.device).values():
-            run()
-            wait(o)
-            yield {}
+def without_gpu(capability: int) -> None:
+    """From here on Triton takes this machine for one with such a GPU."""
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime.driver import driver
+
+    fake = types.SimpleNamespace(
+        get_current_device=lambda: 0,
+        get_current_stream=lambda device=None: 0,
+        get_current_target=lambda: GPUTarget("cuda", capability, 32),
+        get_benchmarker=lambda: lambda call, **_: (call(), (0.0, 0.0, 0.0))[1],
+        get_active_torch_device=lambda: torch.device("meta"),
+        get_device_interface=lambda: torch.cuda,
+    )
+    driver.set_active(fake)
+    torch.cuda.device = lambda *_: contextlib.nullcontext()  # type: ignore[assignment, misc]
+    torch.cuda.get_device_properties = lambda *_: types.SimpleNamespace(multi_processor_count=132)  # type: ignore
 
 
-def tuners() -> Iterator[Any]:
-    """The kernels of mamba-ssm that have several configurations."""
-    from hnet_cli.kernels import cuda as external
+def tune() -> Iterator[tuned.Table]:
+    """Tune at the lengths that training has, launch by launch; yields all winners so far."""
+    external.load_mamba()
+    for tuner in tuned.tuners().values():
+        tuner.cache.clear()  # what the package ships is measured anew
+    for run in all_launches(lambda scan: scan.total, "cuda"):
+        run()
+        torch.cuda.synchronize()
+        yield tuned.winners()
 
-    with contextlib.suppress(Exception):  # it is not there, or is broken: the report on kernels says so
-        external.load_mamba()
-    for name, module in list(sys.modules.items()):
-        if name.startswith("mamba_ssm.ops.triton."):
-            yield from (each for each in vars(module).values() if len(getattr(each, "configs", ())) > 1)
+
+def tune_briefly() -> None:
+    """Triton times a configuration for 18 ms instead of 125."""
+    from triton.testing import do_bench
+
+    for tuner in tuned.tuners().values():
+        tuner.do_bench = lambda call, quantiles: do_bench(call, warmup=3, rep=15, quantiles=quantiles)
 
 
 def one_configuration() -> None:
     """Of each kernel the configuration with the smallest blocks, which compiles fast: nothing is tuned."""
-    for tuner in tuners():
-        tuner.configs = [min(tuner.configs, key=block_size)]
+
+    def size(config: Any) -> int:
+        product = config.num_stages
+        for name, value in config.kwargs.items():
+            product *= value if name.startswith("BLOCK_SIZE") else 1
+        return product
+
+    for tuner in tuned.tuners().values():
+        tuner.configs = [min(tuner.configs, key=size)]
 
 
-def block_size(config: Any) -> int:
-    product = config.num_stages
-    for name, value in config.kwargs.items():
-        product *= value if name.startswith("BLOCK_SIZE") else 1
-    return product
+def pack(archive: Path) -> None:
+    with tarfile.open(archive, "w:xz", preset=1) as tar:
+        tar.add(CACHE, ".")
 
 
-def pieces(o: argparse.Namespace) -> Found:
-    """All that torch.compile has to do for the widths of a preset: some steps of it with one layer of each kind, of a
-    block length with which the scan is the reference's."""
-    from gpu_training import training
+def unpack(archive: Path) -> None:
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(archive) as tar:
+        tar.extractall(CACHE, filter="data")
 
-    from hnet_cli.model import HNetConfig
 
-    config, train = preset(o.part, o.quick)
-    given = config.to_dict()
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("archive", type=Path)
+    parser.add_argument("--capability", type=int, default=90)
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--share", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.share:
+        without_gpu(given.capability)
+        *_, made = compile_share(given.share, "meta")
+        print(f"share {given.share}: {len(made)} variants", *filter(None, made), sep="\n", flush=True)
+        return 0
+    environment = os.environ | {"TRITON_CACHE_DIR": str(CACHE)}
+    shares = [f"{index}/{given.processes}" for index in range(given.processes)]
+    commands = [[sys.executable, __file__, *sys.argv[1:], "--share", share] for share in shares]
+    running = [subprocess.Popen(command, env=environment) for command in commands]
+    codes = [process.wait() for process in running]
+    if any(codes):
+        return 1
+    pack(given.archive)
+    print(f"{given.archive}: {given.archive.stat().st_size:,} bytes")
+    return 0
 
-    def thin(layout: Any) -> Any:
-        if isinstance(layout, str):
-            return "".join(f"{letter}1" for letter in dict.fromkeys(layout) if letter.isalpha())
-        return [thin(each) for each in layout]
 
-    given["arch_layout"] = thin(given["arch_layout"])
-    given["ssm_cfg"]["chunk_size"] = 8
-    o = argparse.Namespace(**vars(o) | {"quick": True, "tflops": None, "measure": 0.1})
-    for length in (96, 128, 256):
-        yield from ({} for _ in training(o, HNetConfig.from_dict(given), length, train["target_ratios"], False))
+if __name__ == "__main__":
+    sys.exit(main())

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from hnet_cli.checkpoints import checkpoint
+from hnet_cli.checkpoints.find import find, load
 from hnet_cli.cli import app as cli
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import windows
@@ -123,8 +123,8 @@ def main() -> None:
         own = [*QUIET, *smaller["hnet"], f"train.eval_bytes={options.bytes}", *options.settings]
         hnet("retrofit", source, start, *chosen(own), done=start)
         hnet("train", "--preset", start / "config.yaml", "--data", data, "--run", run, done=run / "best")
-        length = checkpoint.load(start).config.extra["sequence_length"]
-        for when, model in (("before", checkpoint.load(start)), ("after", checkpoint.load(run))):
+        length = load(start).config.extra["sequence_length"]
+        for when, model in (("before", load(start)), ("after", load(run))):
             result[f"{name}_{when}"] = measure(model, Teacher(start), dataset, length, options.bytes)
         parts = model.config.count_parameters()
         result["frozen"] = parts["level1.main_network"]
@@ -133,7 +133,7 @@ def main() -> None:
     retrofitted("hnet", teacher)
     if options.control:
         if not (folder / "random").exists():
-            randomised(checkpoint.find(teacher), folder / "random")
+            randomised(find(teacher), folder / "random")
         retrofitted("control", folder / "random")
     for name, value in result.items():
         shown = value if isinstance(value, dict) else {"": value}

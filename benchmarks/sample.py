@@ -2,8 +2,8 @@
 
     python benchmarks/sample.py [--preset base] [--dtype fp32] [--threads 1] [--batches 1 8 64] [--seconds 5]
 
-What is measured is `hnet_cli.inference.generate.generate`, which `hnet sample -n` calls: bytes drawn, rows that wait for
-each other and all. Weights are random; the share of positions at a boundary is set to what the preset aims at, at random
+`hnet_cli.inference.generate.generate` is measured, which `hnet sample -n` calls: bytes drawn, rows that wait for each
+other and all. Weights are random; the share of positions at a boundary is what the preset aims at, at random
 places that differ from row to row. The bound: the products of one row with every matrix that a byte needs, one after
 the other and nothing else (encoders, decoders and head for every byte, what lies within a stage at the share of its
 boundaries). `of_bound` is the time that takes over the time of a byte at batch 1; rounds of all variants take turns and

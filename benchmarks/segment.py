@@ -31,7 +31,7 @@ WORDS = b"the of and chunk bytes network learns where words begin, so that nothi
 def load(reference: str | None, *settings: str) -> HNetForCausalLM:
     """The model at `reference`, or `nano` (with `settings`) with random routing that cuts now and then."""
     if reference:
-        from hnet_cli.checkpoints.checkpoint import load
+        from hnet_cli.checkpoints.find import load
 
         return load(reference)
     generator = torch.Generator().manual_seed(0)

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from hnet_cli import storage
-from hnet_cli.checkpoints.checkpoint import load
+from hnet_cli.checkpoints.find import load
 from hnet_cli.comparison.statistics import estimate, interval
 from hnet_cli.config.run import RunConfig, resolve
 from hnet_cli.data.dataset import Dataset

@@ -13,7 +13,7 @@ if not (Path(__file__).parent / "modalities").is_dir():
     __path__.append(str(Path(__file__).parent.parent))
 
 if TYPE_CHECKING:
-    from hnet_cli.checkpoints.checkpoint import load
+    from hnet_cli.checkpoints.find import load
     from hnet_cli.model import HNetConfig, HNetForCausalLM, parameter_groups, ratio_loss
 
 # Resolved on first use, so that `hnet --help` never pays for importing torch.
@@ -22,7 +22,7 @@ _EXPORTS = {
     "HNetForCausalLM": "hnet_cli.model",
     "ratio_loss": "hnet_cli.model",
     "parameter_groups": "hnet_cli.model",
-    "load": "hnet_cli.checkpoints.checkpoint",
+    "load": "hnet_cli.checkpoints.find",
 }
 __all__ = ["HNetConfig", "HNetForCausalLM", "__version__", "load", "parameter_groups", "ratio_loss"]
 

@@ -1,9 +1,20 @@
-"""One thread per process: the models of the tests are tiny, and threads would only wait for each other."""
+"""Settings of the test run."""
 
 import os
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny: threads would only wait for each other
 settings.register_profile("hnet", deadline=None)  # a loaded machine is no failure
 settings.load_profile("hnet")
+
+RELIABILITY = Path(__file__).parent / "reliability"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark everything in `tests/reliability`, which the README's command leaves to CI."""
+    for item in items:
+        if item.path.is_relative_to(RELIABILITY):
+            item.add_marker(pytest.mark.reliability)

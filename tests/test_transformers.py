@@ -7,7 +7,8 @@ import torch
 from modelkit import tiny_config, tiny_model
 
 from hnet_cli import storage
-from hnet_cli.checkpoints import checkpoint
+from hnet_cli.checkpoints import find as finding
+from hnet_cli.checkpoints import model_folder
 from hnet_cli.inference.generate import sample_bytes
 from hnet_cli.inference.windows import BOS
 
@@ -23,7 +24,7 @@ def folder(tmp_path_factory, request):
         config = type(config).from_dict(config.to_dict() | {"tie_embeddings": True})
     path = tmp_path_factory.mktemp("model") / "model"
     with storage.staged_folder(path, manifest={"kind": "model"}) as staged:
-        checkpoint.save_model(staged, tiny_model(torch.float32, config=config), {}, [3.0, 3.0])
+        model_folder.save_model(staged, tiny_model(torch.float32, config=config), {}, [3.0, 3.0])
     return path
 
 
@@ -38,7 +39,7 @@ def tokenizer(folder):
 
 
 def test_logits_and_loss_are_ours(folder, model):
-    own = checkpoint.load(folder)
+    own = finding.load(folder)
     ids = torch.randint(0, 256, (2, 33))
     with torch.no_grad():
         expected = own(ids).logits
@@ -50,7 +51,7 @@ def test_logits_and_loss_are_ours(folder, model):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_changes_nothing(folder, model, tokenizer, side):
-    own = checkpoint.load(folder)
+    own = finding.load(folder)
     batch = tokenizer([p.decode() for p in PROMPTS], return_tensors="pt", padding=True, padding_side=side)
     labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)
     with torch.no_grad():
@@ -65,7 +66,7 @@ def test_padding_changes_nothing(folder, model, tokenizer, side):
 
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_greedy_generation_is_ours(folder, model, tokenizer, use_cache):
-    own = checkpoint.load(folder)
+    own = finding.load(folder)
     batch = tokenizer([p.decode() for p in PROMPTS], return_tensors="pt", padding=True)
     made = model.generate(**batch, max_new_tokens=24, do_sample=False, eos_token_id=None, use_cache=use_cache)
     for row, prompt in zip(made, PROMPTS, strict=True):
@@ -87,8 +88,8 @@ def test_saved_by_transformers_loads_here(folder, model, tokenizer, tmp_path):
     assert stored["model_type"] == "hnet"
     ids = torch.randint(0, 256, (1, 20))
     with torch.no_grad():
-        assert torch.equal(checkpoint.load(tmp_path / "again")(ids).logits, checkpoint.load(folder)(ids).logits)
-    assert checkpoint.load(tmp_path / "again").config.target_ratios == (3.0, 3.0)
+        assert torch.equal(finding.load(tmp_path / "again")(ids).logits, finding.load(folder)(ids).logits)
+    assert finding.load(tmp_path / "again").config.target_ratios == (3.0, 3.0)
     again = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
     assert again("é").input_ids == tokenizer("é").input_ids
 

@@ -68,7 +68,9 @@ def evaluate(
     ] = None,
     modality: Annotated[str | None, typer.Option(help="How to read the files. Default: the model's.")] = None,
     field: Annotated[str | None, typer.Option(help="The text field of .jsonl and .parquet rows.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. Default: a GPU if there is one.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:N or mps. Default: a CUDA GPU if there is one.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
 ) -> None:
     """Say how good a model and its chunks are.
@@ -77,7 +79,7 @@ def evaluate(
     bytes, divided by their number. Every byte counts once, the first of a document too. Intervals are 95% by bootstrap
     over documents. docs/evaluation.md defines every figure.
     """
-    from hnet_cli.checkpoints import checkpoint
+    from hnet_cli.checkpoints.find import default_model, find, load
     from hnet_cli.evaluation import material, tables
     from hnet_cli.evaluation.report import Request, default_context
     from hnet_cli.evaluation.report import evaluate as run
@@ -88,7 +90,7 @@ def evaluate(
     if len(names) > 2:
         raise UsageError(f"{len(names)} models are given, two can be compared", "give one or two")
     if not names:
-        names = [checkpoint.default_model(modality)]
+        names = [default_model(modality)]
         say(f"Model: [bold]{literal(names[0])}[/]")
     if stride and context and stride > context:
         raise UsageError(f"--stride {stride} is longer than --context {context}: bytes would be left out")
@@ -113,11 +115,11 @@ def evaluate(
     if not request.data and not asked:
         own = next(filter(None, map(material.own_dataset, names)), None)
         if own is None:
-            checkpoint.find(names[0])  # there may be no such model
+            find(names[0])  # there may be no such model
             raise UsageError(f"there is nothing to evaluate {names[0]} on", "give files, or a dataset with --data")
         say(f"Data: [bold]{literal(own)}[/]")
         request = replace(request, data=[str(own)])
-    loaded = [checkpoint.load(name, machine(device).device) for name in names]
+    loaded = [load(name, machine(device).device) for name in names]
     if len({model.modality for model in loaded} - {None}) > 1 and not modality:
         raise UsageError(
             f"{names[0]} is a model of {loaded[0].modality}, {names[1]} of {loaded[1].modality}: they read files "

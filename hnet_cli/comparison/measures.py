@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from hnet_cli import modality, storage
-from hnet_cli.checkpoints import checkpoint
+from hnet_cli.checkpoints.find import load
+from hnet_cli.checkpoints.model_folder import LoadedModel
 from hnet_cli.errors import InputError
 from hnet_cli.evaluation.material import Material, gather
 from hnet_cli.evaluation.report import precision, share
@@ -89,7 +90,7 @@ def measured(file: Path, model: Path, exam: Exam, device: str, tell: Callable[[s
 
 
 def _measure(folder: Path, exam: Exam, device: str, tell: Callable[[str], None]) -> dict[str, Any]:
-    model = checkpoint.load(folder, device)
+    model = load(folder, device)
     table = exam.kind.input_table
 
     def scored(data: Sequence[bytes]) -> Scores:
@@ -121,7 +122,7 @@ def _measure(folder: Path, exam: Exam, device: str, tell: Callable[[str], None])
     }
 
 
-def _tokens(model: checkpoint.LoadedModel, documents: Sequence[bytes], context: int) -> int | None:
+def _tokens(model: LoadedModel, documents: Sequence[bytes], context: int) -> int | None:
     """Tokens of all windows; None of a model that reads bytes."""
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:

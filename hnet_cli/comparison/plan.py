@@ -151,8 +151,21 @@ def choose(asked: Request) -> Plan:
     seeds = asked.seeds or stored.get("seeds", 1)
     max_bytes = asked.max_bytes if asked.max_bytes is not None else stored.get("max_bytes", MAX_BYTES)
     minutes = asked.minutes or stored.get("minutes")
-    plan = Plan(folder, data, dataset, size_name, settings, stored.get("bytes") or asked.bytes or 0, flops, minutes,
-                seeds, max_bytes, members, machine, asked.gpus)  # fmt: skip
+    plan = Plan(
+        folder,
+        data,
+        dataset,
+        size_name,
+        settings,
+        stored.get("bytes") or asked.bytes or 0,
+        flops,
+        minutes,
+        seeds,
+        max_bytes,
+        members,
+        machine,
+        asked.gpus,
+    )
     if not plan.bytes:
         plan = dataclasses.replace(plan, bytes=_affordable(plan) if minutes else _usual(plan))
     return dataclasses.replace(plan, members=[_scheduled(member, plan) for member in members])
@@ -178,8 +191,10 @@ def _tell_of_settings_without_effect(asked: Request) -> None:
     """`train.steps` has one where nothing else says how many bytes there are."""
     decided = {f"train.{name}" for name in DECIDED} - ({"train.steps"} if not (asked.bytes or asked.minutes) else set())
     if vain := [key for each in asked.settings if (key := each.partition("=")[0].strip()) in decided]:
-        say(f"[yellow]note:[/] --set {literal(', '.join(vain))} has no effect: the comparison decides that itself "
-            "(--bytes, --seeds).")  # fmt: skip
+        say(
+            f"[yellow]note:[/] --set {literal(', '.join(vain))} has no effect: the comparison decides that itself "
+            "(--bytes, --seeds)."
+        )
 
 
 def _refuse_another(folder: Path, stored: dict[str, Any], asked: Request, data: Path, dataset: Dataset) -> None:
@@ -226,8 +241,10 @@ def _affordable(plan: Plan) -> int:
             "give more minutes, fewer members (--line-up) or seeds, or a smaller --max-bytes",
         )
     slowest = max(times, key=lambda name: times[name])
-    say(f"{plan.minutes:g} minutes for all together: {size(found)} for each, the same bytes "
-        f"({literal(slowest)} is the slowest, {size(1 / times[slowest])}/s).")  # fmt: skip
+    say(
+        f"{plan.minutes:g} minutes for all together: {size(found)} for each, the same bytes "
+        f"({literal(slowest)} is the slowest, {size(1 / times[slowest])}/s)."
+    )
     return found
 
 
@@ -240,7 +257,7 @@ def seconds_per_byte(plan: Plan) -> dict[str, float]:
         for n, member in enumerate(plan.members):
             task.update(n, note=member.name)
             share = lineup.tokens_per_byte(member.config, plan.dataset)
-            times[member.name] = share * measure(_timed(member.config, share), plan.machine.device, 1.0)
+            times[member.name] = share * measure(_timed(member.config, share), plan.machine.device, 10.0)
     return times
 
 
@@ -269,10 +286,15 @@ def _scheduled(member: Member, plan: Plan) -> Member:
     every = max(1, round(steps / VALIDATIONS))
     bounded = int(3 * VALIDATION_SHARE * steps * train.batch_bytes / -(-steps // every))
     changed = with_train(
-        member, steps=steps, eval_every=every, checkpoint_every=max(every, steps // 8), keep_checkpoints=1,
-        eval_bytes=max(train.sequence_length, min(bounded, plan.dataset.nbytes("val"))), samples=False,
+        member,
+        steps=steps,
+        eval_every=every,
+        checkpoint_every=max(every, steps // 8),
+        keep_checkpoints=1,
+        eval_bytes=max(train.sequence_length, min(bounded, plan.dataset.nbytes("val"))),
+        samples=False,
         log_every=max(1, min(train.log_every, every)),
-    )  # fmt: skip
+    )
     config = dataclasses.replace(changed.config, name=member.name, data=str(plan.data))
     return dataclasses.replace(changed, config=config)
 
@@ -314,37 +336,62 @@ def describe(plan: Plan, times: dict[str, float]) -> dict[str, Any]:
         aimed = member.share * plan.flops
         total = train.steps * train.batch_bytes
         spent = times[member.name] * (total * (1 + VALIDATION_SHARE)) if member.name in times else None
-        told.append({
-            "name": member.name, "layout": layout(member.config), "parameters": member.config.model.num_parameters,
-            "flops_per_byte": flops, "of_target": flops / aimed, "bytes": total, "steps": train.steps,
-            "estimated_seconds": spent,
-        })  # fmt: skip
+        told.append(
+            {
+                "name": member.name,
+                "layout": layout(member.config),
+                "parameters": member.config.model.num_parameters,
+                "flops_per_byte": flops,
+                "of_target": flops / aimed,
+                "bytes": total,
+                "steps": train.steps,
+                "estimated_seconds": spent,
+            }
+        )
         rows.add_row(
-            literal(member.name), literal(layout(member.config)), count(member.config.model.num_parameters),
-            count(flops), f"{flops / aimed:.0%}", duration(spent) if spent is not None else "-",
-        )  # fmt: skip
+            literal(member.name),
+            literal(layout(member.config)),
+            count(member.config.model.num_parameters),
+            count(flops),
+            f"{flops / aimed:.0%}",
+            duration(spent) if spent is not None else "-",
+        )
     rows.columns[1].justify = "left"
     rows.columns[0].no_wrap = True
     show(rows)
     for each in told:
         if abs(each["of_target"] - 1) > MATCHED:
-            say(f"[yellow]note:[/] {literal(each['name'])} has {each['of_target']:.0%} of the FLOPs per byte: no "
-                "number of layers comes closer (--flops asks for another budget).")  # fmt: skip
+            say(
+                f"[yellow]note:[/] {literal(each['name'])} has {each['of_target']:.0%} of the FLOPs per byte: no "
+                "number of layers comes closer (--flops asks for another budget)."
+            )
     for name in ("batch_bytes", "sequence_length"):
         values = {member.name: getattr(member.config.train, name) for member in plan.members}
         if len(set(values.values())) > 1:
             listed = ", ".join(f"{value:,} for {member}" for member, value in values.items())
-            say(f"[yellow]note:[/] train.{name} is not the same for all ({literal(listed)}), so they do not see the "
-                "same bytes in the same order.")  # fmt: skip
+            say(
+                f"[yellow]note:[/] train.{name} is not the same for all ({literal(listed)}), so they do not see the "
+                "same bytes in the same order."
+            )
     epochs = plan.bytes / plan.dataset.nbytes("train")
-    say(f"{size(plan.bytes)} for every member, {epochs:.2g} times the data"
-        f"{f', {plan.seeds} times each from another seed' if plan.seeds > 1 else ''}.")  # fmt: skip
+    say(
+        f"{size(plan.bytes)} for every member, {epochs:.2g} times the data"
+        f"{f', {plan.seeds} times each from another seed' if plan.seeds > 1 else ''}."
+    )
     if epochs > 1.5:
         say("[yellow]note:[/] seeing the data again and again, a member can learn it by heart: that counts too.")
     if known := [each["estimated_seconds"] for each in told if each["estimated_seconds"] is not None]:
         say(f"About {duration(plan.seeds * sum(known))} of training in all.")
-    return {"data": str(plan.data), "folder": str(plan.folder), "device": plan.machine.device, "bytes": plan.bytes,
-            "flops_per_byte": plan.flops, "seeds": plan.seeds, "epochs": epochs, "models": told}  # fmt: skip
+    return {
+        "data": str(plan.data),
+        "folder": str(plan.folder),
+        "device": plan.machine.device,
+        "bytes": plan.bytes,
+        "flops_per_byte": plan.flops,
+        "seeds": plan.seeds,
+        "epochs": epochs,
+        "models": told,
+    }
 
 
 def layout(config: RunConfig) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hnet_cli import storage
-from hnet_cli.checkpoints import checkpoint
+from hnet_cli.checkpoints.find import has_any, verify
 from hnet_cli.comparison.plan import Plan, Run
 from hnet_cli.config.run import to_yaml
 from hnet_cli.errors import HNetError, NumericalError, Stopped
@@ -30,7 +30,7 @@ def last_checkpoint(run: Run) -> Path | None:
     """The checkpoint of the last step; None where the training has not come so far."""
     folder = run.folder / "checkpoints" / f"step-{run.config.train.steps:08d}"
     try:
-        return checkpoint.verify(folder)
+        return verify(folder)
     except HNetError:
         return None
 
@@ -65,7 +65,7 @@ def _in_turn(plan: Plan, left: Sequence[Run], stop: Stop) -> dict[str, str]:
 
 
 def _begun(run: Run) -> bool:
-    return (run.folder / "config.yaml").exists() or checkpoint.has_any(run.folder)
+    return (run.folder / "config.yaml").exists() or has_any(run.folder)
 
 
 def stopped(message: str, plan: Plan) -> Stopped:

@@ -20,9 +20,9 @@ class TrainConfig:
     """Bytes predicted per optimizer step, over all micro-batches and ranks."""
     sequence_length: int = 256
     """Bytes per row; documents are packed into rows and never see each other."""
-    micro_batches: int = 1
+    micro_batches: Literal["auto"] | int = 1
     """Pieces a batch is computed in: ranks share them, and one after the other they need less memory. Never fewer than
-    ranks."""
+    ranks. `auto`: the fewest that fit into the memory of the device, chosen when a run begins: `budget.settled`."""
     shard: Literal["auto", "none", "full"] = "auto"
     """On several ranks: whether each holds a copy of the model (`none`) or its share (`full`, FSDP2). `auto`: a copy
     where it fits."""
@@ -98,16 +98,30 @@ class TrainConfig:
     """How many of the newest checkpoints stay, besides the best."""
 
     def __post_init__(self) -> None:
-        least = {"steps": 1, "batch_bytes": 1, "sequence_length": 2, "micro_batches": 1, "log_every": 1,
-                 "eval_every": 0, "eval_bytes": 1, "checkpoint_every": 1, "keep_checkpoints": 1}  # fmt: skip
+        least = {
+            "steps": 1,
+            "batch_bytes": 1,
+            "sequence_length": 2,
+            "log_every": 1,
+            "eval_every": 0,
+            "eval_bytes": 1,
+            "checkpoint_every": 1,
+            "keep_checkpoints": 1,
+        }
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise ValueError(f"train.{name} must be at least {low}, not {getattr(self, name)}")
         for name in ("lr", "eps", "lr_bytes_per_token"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"train.{name} must be above 0, not {getattr(self, name)}")
-        for name in ("ratio_loss_weight", "alignment_loss_weight", "boundary_loss_weight", "embedding_loss_weight",
-                     "weight_decay", "grad_clip"):  # fmt: skip
+        for name in (
+            "ratio_loss_weight",
+            "alignment_loss_weight",
+            "boundary_loss_weight",
+            "embedding_loss_weight",
+            "weight_decay",
+            "grad_clip",
+        ):
             if not all(value >= 0 for value in values(name, getattr(self, name))):
                 raise ValueError(f"train.{name} must not be negative, not {getattr(self, name)}")
         if not all(value > 1 for ratio in self.target_ratios for value in values("target_ratios", ratio)):
@@ -117,10 +131,13 @@ class TrainConfig:
                 raise ValueError(f"train.{name} is a share between 0 and 1, not {getattr(self, name)}")
         if self.warmup + self.decay > 1:
             raise ValueError("train.warmup and train.decay together exceed the whole run")
-        if self.batch_bytes % (self.sequence_length * self.micro_batches):
+        each = 1 if self.micro_batches == "auto" else self.micro_batches
+        if each < 1:
+            raise ValueError(f"train.micro_batches must be auto or at least 1, not {each}")
+        if self.batch_bytes % (self.sequence_length * each):
             raise ValueError(
                 f"train.batch_bytes ({self.batch_bytes}) must be a multiple of train.sequence_length x "
-                f"train.micro_batches ({self.sequence_length} x {self.micro_batches})"
+                f"train.micro_batches ({self.sequence_length} x {each})"
             )
 
     def ratios(self, step: int | None = None) -> list[float]:
@@ -142,12 +159,17 @@ class TrainConfig:
         """Rows of `sequence_length` bytes in a batch."""
         return self.batch_bytes // self.sequence_length
 
+    @property
+    def pieces(self) -> int:
+        """`micro_batches` as a number; while they are `auto` the most there can be, which need the least memory."""
+        return self.rows if self.micro_batches == "auto" else self.micro_batches
+
     def shared_by(self, ranks: int) -> TrainConfig:
         """The same with as many micro-batches, of at most the same size, as `ranks` can share equally.
 
         Raises UsageError where a batch cannot be cut so.
         """
-        pieces = math.ceil(self.micro_batches / ranks) * ranks
+        pieces = math.ceil(self.pieces / ranks) * ranks
         if self.rows % pieces:
             raise UsageError(
                 f"a batch of {self.rows} rows (train.batch_bytes / train.sequence_length) cannot be shared by {ranks} "

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from hnet_cli import modality as modalities
-from hnet_cli.checkpoints.checkpoint import LoadedModel
+from hnet_cli.checkpoints.model_folder import LoadedModel
 from hnet_cli.data.prepare.named import sources_of
 from hnet_cli.errors import UsageError
 from hnet_cli.evaluation import compression, gold, noise, tasks
@@ -72,9 +72,9 @@ def default_context(*configs: HNetConfig) -> int:
 
 
 def precision(model: LoadedModel) -> tuple[str, Any]:
-    """That of the weights on a CPU; on an accelerator bf16 by autocast, as in training."""
+    """That of the weights; with CUDA bf16 by autocast, as in training."""
     weight, device = model.embeddings.weight, model.embeddings.weight.device.type
-    if device == "cpu":
+    if device != "cuda":
         return PRECISIONS[weight.dtype], nullcontext()
     return "bf16", torch.autocast(device, torch.bfloat16)
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hnet_cli.kernels.packing import Packing
-from hnet_cli.kernels.reference import wide
+from hnet_cli.kernels.reference import exact, wide
 
 if TYPE_CHECKING:
     from hnet_cli.kernels import Kernels
@@ -84,13 +84,13 @@ def ema_scan(kernels: Kernels, x: Tensor, p: Tensor, packing: Packing, before: T
     z = kernels.ema_scan(x, p, packing)
     if packing.start is None:
         return z
-    decay = _summed(torch.log1p(-p.double()), packing).exp().to(z.dtype)
+    decay = _summed(torch.log1p(-p.to(exact(p.device))), packing).exp().to(z.dtype)
     return z + decay[:, None] * before[packing.document]
 
 
 def _summed(x: Tensor, packing: Packing) -> Tensor:
-    """Running sums within each document, (T, ...) -> the same in float64: differences of large sums follow."""
-    total = x.cumsum(0, dtype=torch.float64)
+    """Running sums within each document, (T, ...) -> the same, of `exact` dtype: differences of large sums follow."""
+    total = x.cumsum(0, dtype=exact(x.device))
     return total - (total[packing.first] - x[packing.first])[packing.document]
 
 

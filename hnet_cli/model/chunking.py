@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hnet_cli.kernels import Kernels, continuing
+from hnet_cli.kernels import REFERENCE, Kernels, continuing
 from hnet_cli.kernels.continuing import pick, put
 from hnet_cli.kernels.packing import Packing, true_positions
 from hnet_cli.kernels.reference import wide
+from hnet_cli.model.blocks import WideLinear
 from hnet_cli.model.settings import Chunker
 from hnet_cli.model.state import LevelState, Now
 
@@ -55,28 +56,32 @@ class RoutingModule(nn.Module):
     def __init__(self, d_model: int, chunker: Chunker | None = None) -> None:
         super().__init__()
         self.characters = chunker is not None and chunker.kind == "characters"
-        self.q_proj_layer = nn.Linear(d_model, d_model, bias=False)
-        self.k_proj_layer = nn.Linear(d_model, d_model, bias=False)
+        self.q_proj_layer = WideLinear(d_model, d_model, bias=False)
+        self.k_proj_layer = WideLinear(d_model, d_model, bias=False)
         nn.init.eye_(self.q_proj_layer.weight)  # similar neighbours start as one chunk
         nn.init.eye_(self.k_proj_layer.weight)
 
     def forward(
-        self, hidden: Tensor, packing: Packing, input_ids: Tensor | None = None, state: LevelState | None = None
+        self,
+        hidden: Tensor,
+        packing: Packing,
+        input_ids: Tensor | None = None,
+        kernels: Kernels = REFERENCE,
+        state: LevelState | None = None,
     ) -> RoutingOutput:
         """hidden (T, D): the encoder's output. The comparison across a document border is overwritten: no gradient.
 
         Raises ValueError if the `characters` chunker is not given the bytes `input_ids` (T,).
         """
-        with torch.autocast(hidden.device.type, enabled=False):  # cosines near 0 decide: never in bfloat16 by autocast
-            hidden = hidden.to(self.q_proj_layer.weight.dtype)
-            q = F.normalize(wide(self.q_proj_layer(hidden[:-1])), dim=-1)
-            k = F.normalize(wide(self.k_proj_layer(hidden[1:])), dim=-1)
+        q, k = self.q_proj_layer(hidden[:-1], kernels), self.k_proj_layer(hidden[1:], kernels)
+        with torch.autocast(hidden.device.type, enabled=False):
+            q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
             prob = F.pad(((1 - (q * k).sum(-1)) / 2).clamp(0, 1), (1, 0))
             if state is not None:
                 if packing.start is not None:
-                    keys = self.k_proj_layer(hidden[packing.first])
+                    keys = self.k_proj_layer(hidden[packing.first], kernels)
                     prob[packing.first] = self._compare(pick(state.last, packing.row_index), keys)
-                put(state.last, packing.row_index, self.q_proj_layer(hidden[packing.last]))
+                put(state.last, packing.row_index, self.q_proj_layer(hidden[packing.last], kernels))
             allowed = None
             if self.characters:
                 if input_ids is None:
@@ -117,7 +122,12 @@ class FixedRouting(nn.Module):
         self.chunker = chunker
 
     def forward(
-        self, hidden: Tensor, packing: Packing, input_ids: Tensor | None = None, state: LevelState | None = None
+        self,
+        hidden: Tensor,
+        packing: Packing,
+        input_ids: Tensor | None = None,
+        kernels: Kernels = REFERENCE,
+        state: LevelState | None = None,
     ) -> RoutingOutput:
         """hidden (T, D) gives the dtype only. Raises ValueError if the `space` chunker is not given the bytes (T,)."""
         if self.chunker.k is not None:

@@ -17,7 +17,7 @@ from hnet_cli.kernels.continuing import pick, put
 from hnet_cli.kernels.packing import Packing, true_positions
 from hnet_cli.kernels.reference import wide
 from hnet_cli.model import init
-from hnet_cli.model.blocks import Isotropic, SwiGLU
+from hnet_cli.model.blocks import Isotropic, SwiGLU, WideLinear
 from hnet_cli.model.chunking import (
     ChunkLayer,
     DeChunkLayer,
@@ -87,9 +87,9 @@ class HNet(nn.Module):
         self.routing_module = RoutingModule(d_model, chunker) if chunker.learned else FixedRouting(chunker)
         self.chunk_layer = ChunkLayer()
         self.dechunk_layer = DeChunkLayer()
-        self.residual_proj: nn.Linear | None = None
+        self.residual_proj: WideLinear | None = None
         if config.residual == "projection":
-            self.residual_proj = nn.Linear(d_model, d_model, dtype=torch.float32)
+            self.residual_proj = WideLinear(d_model, d_model, dtype=torch.float32)
             nn.init.zeros_(self.residual_proj.weight)
 
     def enter(self, hidden: Tensor, kernels: Kernels) -> Tensor:
@@ -125,8 +125,8 @@ class HNet(nn.Module):
             out = self.main_network(hidden, packing, kernels, stacks.get("main_network"))
             return LevelOutput(self._leave(out, kernels), [], None if self.adapter_in is None else hidden)
         encoded = self.encoder(hidden, packing, kernels, stacks.get("encoder"))
-        residual = None if until else self.project_residual(encoded)
-        routing = self.routing_module(encoded, packing, input_ids, state)
+        residual = None if until else self.project_residual(encoded, kernels)
+        routing = self.routing_module(encoded, packing, input_ids, kernels, state)
         chunks, inner, index = self.chunk_layer(encoded, routing, packing, state)
         if state is not None:
             routing.cu_seqlens = state.offsets(packing)
@@ -165,15 +165,9 @@ class HNet(nn.Module):
             return add_residual(upsampled, residual, prob, boundary).to(dtype)
         return (upsampled + residual).to(dtype)
 
-    def project_residual(self, encoded: Tensor) -> Tensor:
+    def project_residual(self, encoded: Tensor, kernels: Kernels) -> Tensor:
         """The residual around the inner network: float32 (or wider) whatever the model's dtype."""
-        if self.residual_proj is None:
-            return wide(encoded)
-        encoded = encoded.to(self.residual_proj.weight.dtype)
-        if not torch.is_autocast_enabled(encoded.device.type):  # entering a context costs a step as much as the product
-            return self.residual_proj(encoded)
-        with torch.autocast(encoded.device.type, enabled=False):
-            return self.residual_proj(encoded)
+        return wide(encoded) if self.residual_proj is None else self.residual_proj(encoded, kernels)
 
     # -- generation ----------------------------------------------------------------------------------------------------
 
@@ -238,7 +232,7 @@ class HNet(nn.Module):
 
     def step_out(self, encoded: Tensor, prob: Tensor, state: LevelState, now: Now, kernels: Kernels) -> Tensor:
         """`step` from the dechunk layer on: encoded (R, D), prob (R,) -> (R, outer width)."""
-        smoothed, residual = pick(state.smoothed, now.rows), self.project_residual(encoded)
+        smoothed, residual = pick(state.smoothed, now.rows), self.project_residual(encoded, kernels)
         joined = self.join(smoothed, residual, prob, is_boundary(prob), encoded.dtype)
         return self.decoder.step(joined, state.layers["decoder"], now, kernels)[:, : self.outer_width]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 
 class _Messages(io.FileIO):
@@ -32,3 +32,10 @@ def make_fit() -> None:
 def abandon_stdout() -> None:
     """Python would complain once more about a closed pipe while it ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def utf8_stdout() -> TextIO:
+    """Standard output in UTF-8 whatever the locale says; what UTF-8 cannot hold is written as an escape."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+    return sys.stdout

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from hnet_cli.checkpoints import checkpoint
-from hnet_cli.checkpoints.checkpoint import TrainingState
+from hnet_cli.checkpoints.find import has_any, missing_latest, newest
+from hnet_cli.checkpoints.training_state import SETTINGS, TrainingState, load_checkpoint
 from hnet_cli.config.run import FIXED, RunConfig, differences, resolve
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.distributed.world import ALONE, World
@@ -18,8 +20,25 @@ from hnet_cli.model import HNetForCausalLM
 Listener = Callable[[str, dict[str, object]], None]
 
 
-def restore(run: Path, config: RunConfig, dataset: Dataset, model: HNetForCausalLM, optimizer: torch.optim.Optimizer,
-            listen: Listener, *, strict: bool = False, world: World = ALONE) -> TrainingState:  # fmt: skip
+def with_its_micro_batches(config: RunConfig, run: Path) -> RunConfig:
+    """`config` with as many micro-batches as the run in a folder was begun with, if its `config.yaml` tells."""
+    with contextlib.suppress(UsageError):
+        pieces = resolve(str(run / "config.yaml")).train.micro_batches
+        return replace(config, train=replace(config.train, micro_batches=pieces))
+    return config
+
+
+def restore(
+    run: Path,
+    config: RunConfig,
+    dataset: Dataset,
+    model: HNetForCausalLM,
+    optimizer: torch.optim.Optimizer,
+    listen: Listener,
+    *,
+    strict: bool = False,
+    world: World = ALONE,
+) -> TrainingState:
     """Fill model, optimizer and random state from the newest whole checkpoint of `run`; a fresh state if it has none.
 
     `listen` hears "warning" for each checkpoint passed over, and "resume" with the step and what is set otherwise than
@@ -36,7 +55,7 @@ def restore(run: Path, config: RunConfig, dataset: Dataset, model: HNetForCausal
     folder = run / "checkpoints" / f"step-{step:08d}"
     with world.together():
         changed = _changes(folder, config)
-        state = checkpoint.load_checkpoint(folder, model, optimizer)
+        state = load_checkpoint(folder, model, optimizer)
         if state.dataset != dataset.fingerprint:
             raise InputError(
                 f"{run} was trained on another dataset than {dataset.path}",
@@ -54,11 +73,11 @@ def _newest(run: Path, listen: Listener, strict: bool) -> Path | None:
             raise DamagedError(message.partition(";")[0], "without --strict the run goes on from the one before")
         listen("warning", {"message": message})
 
-    if missing := checkpoint.missing_latest(run):
+    if missing := missing_latest(run):
         passed_over(f"{missing} is missing; going back to the checkpoint before it")
-    folder = checkpoint.newest(run, passed_over)
+    folder = newest(run, passed_over)
     if folder is None:
-        if missing or checkpoint.has_any(run):
+        if missing or has_any(run):
             raise DamagedError(f"no checkpoint of {run} is whole", "begin another run with --run NAME")
         listen("warning", {"message": f"{run} has no complete checkpoint; starting from the beginning"})
     return folder
@@ -66,7 +85,7 @@ def _newest(run: Path, listen: Listener, strict: bool) -> Path | None:
 
 def _changes(folder: Path, config: RunConfig) -> list[str]:
     """What is set otherwise than in the checkpoint. Raises UsageError where that would make another run of it."""
-    sealed = folder / checkpoint.SETTINGS
+    sealed = folder / SETTINGS
     if not sealed.exists():  # of an early version
         return []
     changed = differences(resolve(str(sealed)), config)

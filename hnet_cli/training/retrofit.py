@@ -15,11 +15,13 @@ from typing import Any
 import torch
 
 from hnet_cli import storage
-from hnet_cli.checkpoints import checkpoint, llama
+from hnet_cli.checkpoints import llama
 from hnet_cli.checkpoints.convert import Weights
 from hnet_cli.checkpoints.llama import TokenModel
+from hnet_cli.checkpoints.model_folder import MODEL_TYPE
 from hnet_cli.checkpoints.safetensors_file import write_safetensors
 from hnet_cli.checkpoints.torch_file import Stored
+from hnet_cli.checkpoints.training_state import SETTINGS
 from hnet_cli.config.run import RunConfig, resolve, to_yaml
 from hnet_cli.data.tokens import Tokenizer
 from hnet_cli.errors import BusyError, InputError, UsageError
@@ -71,8 +73,8 @@ def retrofit(source: str | Path, target: Path, preset: str = "retrofit-nano", se
     with storage.staged_folder(target, overwrite=overwrite, manifest=manifest) as folder:
         about = config.model.to_dict()
         about["hnet"] |= {"target_ratios": config.train.ratios(), "sequence_length": config.train.sequence_length}
-        storage.write_json(folder / "config.json", about | {"model_type": checkpoint.MODEL_TYPE})
-        storage.write_text(folder / checkpoint.SETTINGS, to_yaml(config))
+        storage.write_json(folder / "config.json", about | {"model_type": MODEL_TYPE})
+        storage.write_text(folder / SETTINGS, to_yaml(config))
         storage.write_text(folder / TOKENIZER, teacher.tokenizer)
         with storage.NewFile(folder / "model.safetensors") as file:
             write_safetensors(file, weights, lambda stored: stored.read(), metadata={"format": "pt"})
@@ -81,7 +83,7 @@ def retrofit(source: str | Path, target: Path, preset: str = "retrofit-nano", se
     parts = config.model.count_parameters()
     return Retrofitted(
         str(target),
-        str(target / checkpoint.SETTINGS),
+        str(target / SETTINGS),
         len(teacher.config.levels[0].main_network),
         sum(parts.values()),
         sum(parts[part] for part in config.train.frozen),

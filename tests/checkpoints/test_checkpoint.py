@@ -10,17 +10,10 @@ import torch
 from runkit import SETTINGS, TWO_STAGES, dataset, tiny
 
 import hnet_cli
-from hnet_cli.checkpoints import checkpoint
-from hnet_cli.checkpoints.checkpoint import (
-    TrainingState,
-    default_model,
-    find,
-    load,
-    load_checkpoint,
-    newest,
-    save_checkpoint,
-)
+from hnet_cli.checkpoints import find as finding
 from hnet_cli.checkpoints.convert import convert
+from hnet_cli.checkpoints.find import default_model, find, load, newest
+from hnet_cli.checkpoints.training_state import TrainingState, load_checkpoint, save_checkpoint
 from hnet_cli.errors import DamagedError, InputError
 from hnet_cli.training.loop import train
 from hnet_cli.training.optim import build_optimizer
@@ -148,7 +141,7 @@ def test_only_large_models_compute_in_half_precision(tmp_path, trained, monkeypa
     convert(find(trained), tmp_path / "model", dtype="bf16")
     exact = load(tmp_path / "model")
     assert {p.dtype for p in exact.parameters()} == {torch.float32}
-    monkeypatch.setattr(checkpoint, "WIDENED", 1000)
+    monkeypatch.setattr("hnet_cli.checkpoints.model_folder.WIDENED", 1000)
     large = load(tmp_path / "model")
     assert large.embeddings.weight.dtype == torch.bfloat16
     assert load(trained).embeddings.weight.dtype == torch.float32, "what is stored in float32 stays so"
@@ -190,9 +183,9 @@ def test_a_run_whose_best_is_not_there_gives_its_newest(run, name):
 
 def test_starter_models_are_found(trained, tmp_path, monkeypatch):
     """The models that ship are data beside the code; here one of ours stands there."""
-    monkeypatch.setattr(checkpoint, "STARTERS", tmp_path)
+    monkeypatch.setattr("hnet_cli.checkpoints.find.STARTERS", tmp_path)
     shutil.copytree(find(trained), tmp_path / "text")
-    assert checkpoint.starters() == ["starter:text"]
+    assert finding.starters() == ["starter:text"]
     assert find("starter:text") == tmp_path / "text"
     assert load("starter:text").modality == "text"
 
@@ -219,7 +212,7 @@ def test_what_is_no_model(tmp_path):
 def test_the_default_model(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HNET_MODEL", raising=False)
-    monkeypatch.setattr(checkpoint, "STARTERS", tmp_path / "starters")
+    monkeypatch.setattr("hnet_cli.checkpoints.find.STARTERS", tmp_path / "starters")
     with pytest.raises(InputError, match="no model for dna"):
         default_model("dna")
     shutil.copytree(find(run), tmp_path / "starters/dna")

@@ -17,7 +17,7 @@ from convertkit import CONFIG, same, weights, written_config
 from safetensors.torch import load_file, save_file
 
 from hnet_cli import storage
-from hnet_cli.checkpoints import checkpoint
+from hnet_cli.checkpoints import find as finding
 from hnet_cli.checkpoints.convert import convert, expected_shapes
 from hnet_cli.checkpoints.torch_file import Stored, read_torch_file
 from hnet_cli.config.run import resolve
@@ -61,7 +61,7 @@ def test_converted_model_computes_the_same(tmp_path: Path, config_file: Path) ->
     model = HNetForCausalLM(HNetConfig.from_dict(CONFIG)).eval()
     torch.save(model.state_dict(), tmp_path / "a.pt")
     convert(tmp_path / "a.pt", tmp_path / "ours", config_file)
-    loaded = checkpoint.load(tmp_path / "ours")
+    loaded = finding.load(tmp_path / "ours")
     ids = torch.randint(0, 256, (2, 40))
     with torch.no_grad():
         assert torch.equal(loaded(ids).logits, model(ids).logits)
@@ -76,7 +76,7 @@ def test_parity_weights_convert(tmp_path: Path, name: str) -> None:
     convert(tmp_path / "official.pt", tmp_path / "ours")
     values = load_file(golden / f"{name}.io.safetensors")
     with torch.no_grad():
-        logits = checkpoint.load(tmp_path / "ours")(values["mask.input_ids"]).logits
+        logits = finding.load(tmp_path / "ours")(values["mask.input_ids"]).logits
     torch.testing.assert_close(logits, values["mask.logits"], atol=1e-4, rtol=0)
 
 
@@ -100,7 +100,7 @@ def test_shapes_of_a_preset_are_recognised(tmp_path: Path) -> None:
     done = convert(tmp_path / "a.pt", tmp_path / "ours", modality="text")
     stored = json.loads((tmp_path / "ours/config.json").read_text())
     assert done.configuration == "preset nano"
-    assert done.modality == stored["hnet"]["modality"] == checkpoint.load(tmp_path / "ours").modality == "text"
+    assert done.modality == stored["hnet"]["modality"] == finding.load(tmp_path / "ours").modality == "text"
     assert stored["hnet"]["target_ratios"] == preset.train.target_ratios
     torch.save(weights(), tmp_path / "b.pt")
     with pytest.raises(UsageError, match="no preset has these shapes"):

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runkit import dataset, fox, metrics, tiny
 
-from hnet_cli.checkpoints import checkpoint
+from hnet_cli.checkpoints import find as finding
 from hnet_cli.cli import app as cli
 from hnet_cli.config.run import resolve
 from hnet_cli.data import tokens
@@ -237,7 +237,7 @@ def test_it_learns_and_counts_bytes(run):
 
 def test_a_model_folder_has_its_tokenizer(run):
     folder, data, _ = run
-    model = checkpoint.load(folder)
+    model = finding.load(folder)
     assert model.tokenizer.text == (folder / "tokenizer.json").read_text()
     scored = validation(model, Dataset.open(data), 64, 512, [])
     last = [record for record in metrics(folder) if "val_bpb" in record][-1]
@@ -252,14 +252,14 @@ def test_a_model_folder_has_its_tokenizer(run):
 
 
 def test_every_byte_counts_once_whatever_the_stride(run):
-    model = checkpoint.load(run[0])
+    model = finding.load(run[0])
     text = fox(run[0].parent, lines=4).read_bytes()
     for context, stride in ((40, 40), (40, 13), (None, None)):
         assert score(model, [text, b"x"], context, stride).bytes.sum() == len(text) + 1
 
 
 def test_a_token_costs_at_its_first_byte(run):
-    model, text = checkpoint.load(run[0]), fox(run[0].parent, lines=2).read_bytes()
+    model, text = finding.load(run[0]), fox(run[0].parent, lines=2).read_bytes()
     (read,) = passes(model, stretches(text, 0, 40, 13))
     for stretch, low in zip(read.stretches, read.offsets, strict=False):
         (scored,) = model.tokenizer.encode([stretch.targets[stretch.skip :]])
@@ -268,7 +268,7 @@ def test_a_token_costs_at_its_first_byte(run):
 
 
 def test_a_continuation_costs_what_its_tokens_cost(run):
-    model = checkpoint.load(run[0])
+    model = finding.load(run[0])
     before, after = b"The quick brown", b" fox number 7"
     (log,), _ = loglikelihoods(model, [(b"\xfe" + before, after)])
     one, two = model.tokenizer.encode([before, after])
@@ -321,7 +321,7 @@ def test_a_damaged_tokenizer_is_named(run, tmp_path):
     file = folder / "tokenizer.json"
     file.write_text(file.read_text().replace("Ġ", "Ġx", 1))
     with pytest.raises(DamagedError, match=r"tokenizer\.json is damaged"):
-        checkpoint.load(folder)
+        finding.load(folder)
     file.unlink()
     with pytest.raises(DamagedError, match=r"tokenizer\.json is missing"):
-        checkpoint.load(folder)
+        finding.load(folder)

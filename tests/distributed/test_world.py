@@ -15,7 +15,7 @@ from rankkit import Ranks, hnet, losses, ranks_of, trained, without
 from runkit import FLAT, SETTINGS, TWO_STAGES, dataset, metrics, tiny, weights
 from stepkit import batch
 
-from hnet_cli.checkpoints.checkpoint import newest
+from hnet_cli.checkpoints.find import newest
 from hnet_cli.config.run import TrainConfig
 from hnet_cli.distributed.parallel import GradientSum
 from hnet_cli.distributed.world import ALONE, World, joined, place

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from hnet_cli import modality
-from hnet_cli.checkpoints import checkpoint
+from hnet_cli.checkpoints import find as finding
 from hnet_cli.cli import app as cli
 from hnet_cli.errors import InputError
 from hnet_cli.evaluation import gold
@@ -382,7 +382,7 @@ def test_the_command(capsys, tmp_path):
 
 
 def test_starters_beat_random_boundaries():
-    model = checkpoint.load("starter:text")
+    model = finding.load("starter:text")
     text = b"It was the best of times, it was the worst of times, it was the age of wisdom. " * 4
     found = against(model, modality.get("text"), of_units(modality.get("text"), [Document(text, "a", "a")], 1000))
     (stage,) = found["kinds"]["word"]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from modelkit import tiny_model
 
 from hnet_cli import modality
-from hnet_cli.checkpoints import checkpoint
+from hnet_cli.checkpoints import find as finding
 from hnet_cli.cli import app as cli
 from hnet_cli.errors import InputError
 from hnet_cli.evaluation import noise, tasks, variants
@@ -240,7 +240,7 @@ def test_the_harness_and_we_agree(tmp_path):
     }
     lm = HNetLM("starter:text", device="cpu")
     found = lm_eval.simple_evaluate(model=lm, tasks=[task], bootstrap_iters=0)["results"]["own"]
-    ours = tasks.figures(tasks.run(checkpoint.load("starter:text"), tasks.read(tmp_path / "items.jsonl")))
+    ours = tasks.figures(tasks.run(finding.load("starter:text"), tasks.read(tmp_path / "items.jsonl")))
     assert found["acc,none"] == pytest.approx(ours["acc"])
     assert found["acc_norm,none"] == pytest.approx(ours["acc_norm"])
 

@@ -384,19 +384,17 @@ def test_characters_are_drawn_whole_over_windows(text, cuts, ends):
     assert "".join(piece.decode() for piece in drawn) == text
 
 
-def test_a_compressed_track_is_blocks_with_an_index(tmp_path, monkeypatch):
+def test_a_compressed_track_is_blocks_with_an_index(tmp_path):
     """BGZF by its definition: gzip members that tell their size, and an empty one at the end. In order, for tabix."""
     from Bio import bgzf
 
-    from hnet_cli.checkpoints import checkpoint
-    from hnet_cli.cli import verbs
+    from hnet_cli.cli.app import run
 
     (tmp_path / "a.fa").write_text(">one\n" + "ACGTTGCA" * 40 + "\n>two\n" + "GGGATTACA" * 30 + "\n")
-    model = checkpoint.load("starter:dna")
-    monkeypatch.setattr(verbs, "_model_for", lambda *_: (model, modality.get("dna")))
     for format in ("bed", "bedgraph"):
         out = tmp_path / f"a.{format}.gz"
-        verbs.segment([str(tmp_path / "a.fa")], None, "all", format, out, None, None, "cpu")
+        command = ["segment", str(tmp_path / "a.fa"), "--model", "starter:dna", "--format", format, "--out", str(out)]
+        assert run([*command, "--device", "cpu"]) == 0
         assert out.read_bytes()[-28:] == bgzf._bgzf_eof
         with bgzf.open(out, "rt") as file:
             rows = [line.split("\t") for line in file]

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from hnet_cli import modality
-from hnet_cli.checkpoints.checkpoint import load_folder, newest
+from hnet_cli.checkpoints.find import newest
+from hnet_cli.checkpoints.model_folder import load_folder
 from hnet_cli.config.run import resolve
 from hnet_cli.data.prepare import preparation
 

@@ -5,48 +5,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-MORSE = '''
-"""Morse code: dots, dashes, and spaces between letters and words."""
-
-from hnet_cli.modality import Automaton, Document, Modality, Refused
-
-
-class Morse(Modality):
-    name = "morse"
-    summary = "Morse code, written with . - and /"
-
-    def detect(self, name, head):
-        return 0.9 if head and not head.strip(b".- /\\n") else 0.0
-
-    def documents(self, source):
-        with source.open() as stream:
-            data = stream.read()
-        if data and not data.strip(b".- /\\n"):
-            yield Document(data, source.name, source.name, source.group)
-        else:
-            yield Refused("not Morse", source.name, len(data))
-
-    def automaton(self):
-        return Automaton.of_alphabet(b".- /\\n")
-'''
-PROJECT = """
-[build-system]
-requires = ["setuptools"]
-build-backend = "setuptools.build_meta"
-[project]
-name = "hnet-morse"
-version = "1.0"
-[project.entry-points."hnet.modalities"]
-morse = "hnet_morse:Morse"
-[tool.setuptools]
-py-modules = ["hnet_morse"]
-"""
+EXAMPLE = Path(__file__).parents[2] / "examples" / "hnet-morse"
+MORSE = (EXAMPLE / "hnet_morse.py").read_text(encoding="utf-8")
 
 
 def by_hand(site: Path, package: str, code: str, points: str) -> None:
@@ -61,17 +28,15 @@ def by_hand(site: Path, package: str, code: str, points: str) -> None:
 
 @pytest.fixture(scope="module")
 def morse(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`pip install` of a package of somebody else's, into a folder of its own."""
+    """The example package, installed with pip into a folder of its own."""
     base = tmp_path_factory.mktemp("a plugin")
     if not (importlib.util.find_spec("setuptools") and importlib.util.find_spec("pip")):
         by_hand(base / "site", "hnet_morse", MORSE, "morse = hnet_morse:Morse")
         return base / "site"
-    source = base / "source"
-    source.mkdir()
-    (source / "pyproject.toml").write_text(PROJECT)
-    (source / "hnet_morse.py").write_text(MORSE)
+    shutil.copytree(EXAMPLE, base / "source")  # building writes beside the sources
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index", "--no-deps"]
-    subprocess.run([*pip, "--no-build-isolation", "--target", base / "site", source], check=True, capture_output=True)
+    command = [*pip, "--no-build-isolation", "--target", base / "site", base / "source"]
+    subprocess.run(command, check=True, capture_output=True)
     return base / "site"
 
 

@@ -14,7 +14,7 @@ from forms import trials
 from runkit import dataset, tiny
 
 from hnet_cli import storage
-from hnet_cli.checkpoints.checkpoint import newest, verify
+from hnet_cli.checkpoints.find import newest, verify
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.errors import DamagedError
 from hnet_cli.training.loop import train

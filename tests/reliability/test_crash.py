@@ -19,7 +19,8 @@ from forms import trials
 from runkit import FLAT, fox, tiny
 
 from hnet_cli import modality
-from hnet_cli.checkpoints.checkpoint import TrainingState, find, load_checkpoint, newest, save_checkpoint, verify
+from hnet_cli.checkpoints.find import find, newest, verify
+from hnet_cli.checkpoints.training_state import TrainingState, load_checkpoint, save_checkpoint
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.prepare import preparation
 from hnet_cli.errors import BusyError, DamagedError, StorageError

@@ -20,7 +20,7 @@ from faults import FULL, Disk, Fault, raising
 from forms import MANNERS, trials
 from runkit import fox, metrics
 
-from hnet_cli.checkpoints.checkpoint import newest
+from hnet_cli.checkpoints.find import newest
 from hnet_cli.cli.app import run as hnet_in_here
 from hnet_cli.data.dataset import Dataset
 

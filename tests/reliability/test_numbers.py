@@ -14,7 +14,8 @@ from forms import trials
 from modelkit import tiny_config, tiny_model, worst
 from runkit import TWO_STAGES, dataset, metrics, tiny
 
-from hnet_cli.checkpoints.checkpoint import load, load_folder
+from hnet_cli.checkpoints.find import load
+from hnet_cli.checkpoints.model_folder import load_folder
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Batches
 from hnet_cli.errors import NumericalError

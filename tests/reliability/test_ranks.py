@@ -16,7 +16,7 @@ from forms import FORM, trials
 from rankkit import losses, trained, without
 from runkit import SETTINGS, TWO_STAGES, dataset, metrics, tiny, weights
 
-from hnet_cli.checkpoints import checkpoint
+from hnet_cli.checkpoints import find as finding
 
 pytestmark = pytest.mark.skipif(FORM == "short", reason="tests/test_distributed.py is the short form")
 
@@ -64,7 +64,7 @@ def test_r5_torchrun_passes_a_signal_on(data: Path, tmp_path: Path, tally: Any) 
         time.sleep(luck.uniform(0, 0.3))
         process.send_signal(signal.SIGTERM)
         process.wait(60)
-        folder = checkpoint.newest(run)
+        folder = finding.newest(run)
         step = int(folder.name[5:]) if folder else 0
         lines = [line for line in said.read_text().splitlines() if line.startswith("hnet: stopped by SIGTERM")]
         counted.count(step >= before + 3 and len(lines) == 1, f"trial {trial}: step {step} after {before}, {lines}")

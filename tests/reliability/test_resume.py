@@ -19,8 +19,8 @@ from forms import trials
 from runkit import dataset, metrics, tiny
 
 from hnet_cli import storage
-from hnet_cli.checkpoints import checkpoint
-from hnet_cli.checkpoints.checkpoint import has_any, newest, verify
+from hnet_cli.checkpoints import find as finding
+from hnet_cli.checkpoints.find import has_any, newest, verify
 from hnet_cli.config.run import resolve
 from hnet_cli.errors import DamagedError
 from hnet_cli.training.loop import train
@@ -176,7 +176,7 @@ def test_r12_r23_golden_runs_go_on_as_they_did(folder: Path, tmp_path: Path, tal
     stopped = newest(folder / "run")
     assert stopped is not None
     verify(stopped)
-    loads.count(checkpoint.load(stopped).segment(b"The quick brown fox")[0] != b"", "no chunks")
+    loads.count(finding.load(stopped).segment(b"The quick brown fox")[0] != b"", "no chunks")
     curve = golden_curve.of(folder)
     loads.count(len(curve) == golden_curve.STEPS, f"{len(curve)} steps")
     exact = all(golden[key] == value for key, value in golden_curve.build().items())

@@ -17,7 +17,7 @@ from commands import command, hnet
 from forms import trials
 from runkit import dataset, metrics
 
-from hnet_cli.checkpoints import checkpoint
+from hnet_cli.checkpoints import find as finding
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_r5_signals_at_random_moments(data: Path, tmp_path: Path, name: str, tal
             process.send(signal.Signals[name])
         code = process.wait()
         slowest = max(slowest, time.monotonic() - sent)
-        folder = checkpoint.newest(run)
+        folder = finding.newest(run)
         step = int(folder.name[5:]) if folder else 0
         wanted = (75, 130) if twice and name == "SIGINT" else (75,)
         lines = [line for line in process.said().splitlines() if line.startswith("hnet:")]
@@ -76,7 +76,7 @@ def test_r30_a_second_train_is_refused(data: Path, tmp_path: Path, tally: Any) -
     counted.count(third.wait() == 73 and not third.clumsy(), f"exit {third.code}: {third.said()}")
     for read in range(trials(20, 200, 200)):
         try:
-            checkpoint.load(run)
+            finding.load(run)
             counted.count(True)
         except Exception as error:
             counted.count(False, f"read {read}: {error}")

@@ -58,8 +58,17 @@ def test_r27_memory_of_segment_is_flat(
     for factor in (1, 10):
         file = tmp_path / "x.txt"
         file.write_bytes((TEXT * (1 + factor * size // len(TEXT)))[: factor * size])
-        made = hnet("segment", file, "--model", model, "--format", "plain", "--out", tmp_path / "out",
-                    stderr=tmp_path / "stderr")  # fmt: skip
+        made = hnet(
+            "segment",
+            file,
+            "--model",
+            model,
+            "--format",
+            "plain",
+            "--out",
+            tmp_path / "out",
+            stderr=tmp_path / "stderr",
+        )
         done.count(made.wait(3600) == 0, made.said())
         peaks.append(made.memory / 2**20)
     done.figures |= {"MB": 10 * size / 10**6, "peak MiB": round(peaks[1]), "growth": round(peaks[1] - peaks[0], 1)}
@@ -74,7 +83,7 @@ def test_r27_how_a_file_is_read_changes_no_boundary(
     (tmp_path / "x.txt").write_bytes(data)
     (tmp_path / "x.txt.gz").write_bytes(gzip.compress(data))
     for given, block in (*(("x.txt", 1 << size) for size in (10, 16, 20)), ("x.txt.gz", 1 << 10), ("-", 1 << 10)):
-        for name in ("streams.BLOCK", "segment.READ_BYTES", "windows.READ_BYTES"):
+        for name in ("storage.streams.BLOCK", "inference.segment.READ_BYTES", "inference.windows.READ_BYTES"):
             monkeypatch.setattr(f"hnet_cli.{name}", block)
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(data))))
         path, out = given if given == "-" else str(tmp_path / given), tmp_path / f"out {given} {block}"
@@ -107,7 +116,7 @@ def forward(model: HNetForCausalLM, config: RunConfig, rows: int) -> tuple[torch
 def test_r28_memory_is_what_the_plan_announces(tally: Any, config: RunConfig) -> None:
     """What autograd keeps for the backward pass, every storage once."""
     done = tally("R28", "memory of a step in which every byte is a boundary, against the plan", config.name)
-    model, rows = boundaries_everywhere(config), config.train.rows // config.train.micro_batches
+    model, rows = boundaries_everywhere(config), config.train.rows // config.train.pieces
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: list[torch.Tensor] = []
 
@@ -181,8 +190,9 @@ def test_r29_memory_and_open_files_do_not_grow(tally: Any, tmp_path: Path) -> No
             files.append(len(os.listdir("/proc/self/fd")))
 
     every = steps // 5
-    config = tiny(f"train.steps={steps}", f"train.eval_every={every}", f"train.checkpoint_every={every}",
-                  "train.samples=true")  # fmt: skip
+    config = tiny(
+        f"train.steps={steps}", f"train.eval_every={every}", f"train.checkpoint_every={every}", "train.samples=true"
+    )
     train(config, dataset(tmp_path), tmp_path / "run", listen=listen)
     fifth = len(resident) // 5
     before, after = np.median(resident[fifth : 2 * fifth]), np.median(resident[-fifth:])

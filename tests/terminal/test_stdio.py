@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from runkit import TINY, fox
 
-from hnet_cli.checkpoints.checkpoint import newest
+from hnet_cli.checkpoints.find import newest
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,7 +11,8 @@ from runkit import FLAT, dataset, metrics, tiny, weights
 from safetensors.torch import load_file, save_file
 
 from hnet_cli import storage
-from hnet_cli.checkpoints import checkpoint
+from hnet_cli.checkpoints import find as finding
+from hnet_cli.checkpoints import model_folder
 from hnet_cli.checkpoints.llama import read
 from hnet_cli.cli import app as cli
 from hnet_cli.config.run import resolve
@@ -193,8 +194,8 @@ def test_a_llama_is_read_exactly(tmp_path, tokenizer, changes, shards):
         ({"head_dim": 32}, "head_dim"),
         ({"rope_scaling": {"type": "yarn", "factor": 2}}, "'yarn'"),
         ({"hidden_size": None}, "lacks 'hidden_size'"),
-        ({"num_attention_heads": 0}, "none of a Transformer"),
-        ({"rope_parameters": [1]}, "none of a Transformer"),
+        ({"num_attention_heads": 0}, "does not describe a Transformer"),
+        ({"rope_parameters": [1]}, "does not describe a Transformer"),
         ({"num_key_value_heads": 3}, "cannot share 3"),
     ],
 )
@@ -232,7 +233,7 @@ def made(tmp_path_factory, tokenizer):
 
 def test_the_main_network_is_the_transformer(made):
     source, folder = made
-    teacher, model = own_model(source), checkpoint.load(folder).double()
+    teacher, model = own_model(source), finding.load(folder).double()
     assert model.config.levels[1].main_network == "TT"
     hidden = torch.randn(40, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     packing = Packing.of_lengths([25, 15])
@@ -272,7 +273,7 @@ def test_a_lesson_gives_the_transformer_what_it_is_used_to_read(made, data, toke
 
 def test_losses_are_least_for_what_the_teacher_says(made, data):
     _, folder = made
-    model, teacher = checkpoint.load(folder), Teacher(folder)
+    model, teacher = finding.load(folder), Teacher(folder)
     batch = Batches(Dataset.open(data), sequence_length=64, rows=4, seed=3).batch(0)
     lesson = teacher.lesson(batch, torch.device("cpu"))
     ids, edges = torch.from_numpy(batch.inputs).long(), torch.from_numpy(batch.cu_seqlens)
@@ -366,13 +367,13 @@ def test_tokens_must_be_the_same_to_begin_with(data, tmp_path):
     model = HNetForCausalLM(tiny(*FLAT, "tokenizer=bpe:300").model)
     model.tokenizer = learned(Dataset.open(data), 300)
     with storage.staged_folder(tmp_path / "model", manifest={"kind": "model"}) as folder:
-        checkpoint.save_model(folder, model, {}, [])
+        model_folder.save_model(folder, model, {}, [])
     other = HNetForCausalLM(model.config)
     other.tokenizer = learned(Dataset.open(dataset(tmp_path / "other", __file__)), 300)
     with pytest.raises(UsageError, match="reads other tokens"):
-        checkpoint.begin_from(tmp_path / "model", other)
+        finding.begin_from(tmp_path / "model", other)
     other.tokenizer = model.tokenizer
-    checkpoint.begin_from(tmp_path / "model", other)
+    finding.begin_from(tmp_path / "model", other)
     assert torch.equal(other.lm_head.weight, model.lm_head.weight)
 
 

@@ -196,7 +196,7 @@ def test_flips_anywhere_are_found_and_named(tmp_path: Path) -> None:
 
 def test_shards_join_without_a_seam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Documents that cross shards, with small shards."""
-    for module in ("dataset", "store"):
+    for module in ("dataset", "prepare.store"):
         monkeypatch.setattr(f"hnet_cli.data.{module}.SHARD", 4096)
         monkeypatch.setattr(f"hnet_cli.data.{module}.BLOCK", 1024)
     rng = np.random.default_rng(1)

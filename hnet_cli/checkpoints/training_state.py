@@ -1,0 +1,167 @@
+"""Checkpoints of a run: a model folder with `optimizer.safetensors`, `random.safetensors` and `state.json` beside."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+
+from hnet_cli import storage
+from hnet_cli.checkpoints.find import best_of, steps_of, verify
+from hnet_cli.checkpoints.model_folder import read_json, read_tensors, save_model, weights_of, write_tensors
+from hnet_cli.checkpoints.safetensors_file import in_order
+from hnet_cli.distributed.world import divided_like, whole
+from hnet_cli.errors import DamagedError, HNetError
+from hnet_cli.model import HNetForCausalLM
+
+SETTINGS = "config.yaml"
+FORMAT = 1
+"""Version of the checkpoint format."""
+
+
+@dataclass
+class TrainingState:
+    """Progress of a run, stored as `state.json` of a checkpoint."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    bytes_seen: int = 0
+    best_bpb: float | None = None
+    best_step: int | None = None
+    skipped_steps: int = 0
+    """Steps without an update because the loss or a gradient was not finite."""
+    skipped_in_a_row: int = 0
+    dataset: str = ""
+    """Fingerprint of the dataset."""
+    probe_depth: str = ""
+    """`Decisions.depth` of the last evaluation, for comparison with the next."""
+    watch: dict[str, float] = field(default_factory=dict)
+    """Memory of the rules of `Watch`."""
+
+
+def _optimizer_tensors(model: HNetForCausalLM, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            yield f"{names[parameter]}|{key}", value.detach().contiguous()
+
+
+def checkpoint_size(model: HNetForCausalLM) -> int:
+    """Approximate bytes of a checkpoint: the weights, and AdamW's two moments of the trained ones."""
+    return sum((3 if parameter.requires_grad else 1) * parameter.nbytes for parameter in model.parameters())
+
+
+class _Gathering:
+    """Gathers sharded tensors one at a time; all ranks ask, in the same order."""
+
+    def __init__(self, *tensors: dict[str, torch.Tensor]) -> None:
+        self.left = deque(each[name].detach() for each in tensors for name in in_order(each))
+
+    def next(self, _: torch.Tensor) -> torch.Tensor:
+        return whole(self.left.popleft())
+
+    def rest(self) -> None:
+        """For the ranks that write nothing, and the one whose writing failed."""
+        while self.left:
+            whole(self.left.popleft())
+
+
+def save_checkpoint(
+    run: Path,
+    model: HNetForCausalLM,
+    optimizer: torch.optim.Optimizer,
+    state: TrainingState,
+    extra: Mapping[str, Any],
+    target_ratios: list[float],
+    keep: int,
+    settings: str = "",
+    is_main: bool = True,
+) -> Path:
+    """Write the checkpoint of `state.step`, point `latest` at it, and remove the ones no longer kept.
+
+    `settings`: the run's configuration as YAML, sealed with it. Of several ranks all call this, and the main one
+    writes. Raises StorageError or BusyError (disk full, I/O, not writable); whatever was there before is whole then.
+    """
+    folder = run / "checkpoints" / f"step-{state.step:08d}"
+    moments = dict(_optimizer_tensors(model, optimizer))
+    gathering = _Gathering(weights_of(model), moments)
+    try:
+        if not is_main:
+            return folder
+        files: dict[str, dict[str, Any]] = {}
+        manifest = {"kind": "checkpoint", "files": files}
+        staging = storage.staged_folder(folder, overwrite=True, manifest=manifest)
+        with staging as staged, storage.os_errors(folder, checkpoint_size(model)):
+            files |= save_model(staged, model, dict(extra) | {"step": state.step}, target_ratios, gathering.next)
+            files |= write_tensors(staged / "optimizer.safetensors", moments, None, gathering.next)
+            files |= write_tensors(staged / "random.safetensors", {"torch": torch.get_rng_state()})
+            storage.write_json(staged / "state.json", {"format": FORMAT} | vars(state))
+            if settings:
+                storage.write_text(staged / SETTINGS, settings)
+    finally:
+        gathering.rest()
+    storage.write_text(run / "latest", folder.name + "\n")
+    if state.best_step == state.step:
+        storage.write_text(run / "best", folder.name + "\n")
+    _prune(run, keep, folder)
+    return folder
+
+
+def _prune(run: Path, keep: int, written: Path) -> None:
+    """Remove all but the newest `keep` checkpoints that verify, what is newer than those, and the best.
+
+    `written` has just been; a damaged one is no reason to remove a sound one.
+    """
+    steps, best, sound = steps_of(run), best_of(run), 0
+    for folder in steps if len(steps) > keep else ():
+        if sound == keep:
+            if folder != best:
+                storage.remove_folder(folder)
+        elif folder == written or _is_sound(folder):
+            sound += 1
+
+
+def _is_sound(folder: Path) -> bool:
+    try:
+        return bool(verify(folder))
+    except HNetError:
+        return False
+
+
+def load_checkpoint(folder: Path, model: HNetForCausalLM, optimizer: torch.optim.Optimizer) -> TrainingState:
+    """Restore model, optimizer and random state from a verified checkpoint. Raises DamagedError."""
+    stored = read_json(folder / "state.json")
+    version = stored.pop("format", None)
+    if version != FORMAT:
+        raise DamagedError(f"{folder} has checkpoint format {version}, this version reads {FORMAT}", "update hnet")
+    try:
+        state = TypeAdapter(TrainingState).validate_python(TrainingState(**stored), strict=True)
+    except (TypeError, ValueError) as error:
+        raise DamagedError(f"{folder / 'state.json'} is not the state of a run: {error}") from error
+    weights, moments = read_tensors(folder / "model.safetensors"), read_tensors(folder / "optimizer.safetensors")
+    random, own = read_tensors(folder / "random.safetensors"), model.state_dict()
+    for name in weights.keys() & own.keys():
+        if weights[name].shape == own[name].shape:
+            weights[name] = divided_like(weights[name], own[name])
+    try:
+        model.load_state_dict(weights, strict=not model.config.tie_embeddings)
+    except RuntimeError as error:
+        raise DamagedError(f"{folder / 'model.safetensors'} does not fit the configuration: {error}") from error
+    parameters = dict(model.named_parameters())
+    for key, value in moments.items():
+        name, _, kind = key.rpartition("|")
+        parameter = parameters.get(name)
+        if parameter is None or value.shape not in (parameter.shape, torch.Size()):
+            raise DamagedError(f"{folder / 'optimizer.safetensors'} does not fit the model: {key[:100]!a}")
+        device = parameter.device  # of AdamW's count of steps too: it is fused
+        optimizer.state[parameter][kind] = divided_like(value, parameter) if value.dim() else value.to(device)
+    try:
+        torch.set_rng_state(random["torch"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise DamagedError(f"{folder / 'random.safetensors'} holds no random state") from error
+    return state

@@ -1,0 +1,55 @@
+"""Options that several commands share, and what every command does with them."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import Annotated, Any
+
+import typer
+
+from hnet_cli.errors import HNetError
+
+
+@cache
+def installed_modalities() -> str:
+    """Names of the installed modalities, for `--help`: read from package metadata, no plugin is imported."""
+    from hnet_cli import modality
+
+    try:
+        return ", ".join(modality.names())
+    except HNetError:  # two packages with one name: said by the commands that need a modality
+        return "see hnet doctor"
+
+
+MODEL_HELP = "A run folder, a checkpoint, or starter:text, starter:chinese, starter:code, starter:dna. "
+Model = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[MODEL]", help=MODEL_HELP + "Default: $HNET_MODEL, else the newest run, else starter:text."
+    ),
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or mps. Default: a CUDA GPU if there is one.")]
+Field = Annotated[str | None, typer.Option(help="The text field of .jsonl and .parquet rows.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+ModalityName = Annotated[
+    str | None, typer.Option(help=f"How to read the files: {installed_modalities()}. Default: detected.")
+]
+Overwrite = Annotated[bool, typer.Option(help="Replace the output if it exists.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as train.steps=2000; may be repeated."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
+
+
+def print_json(data: Any) -> None:
+    """Print one JSON document on a line of standard output."""
+    print(json.dumps(data), flush=True)
+
+
+def device_name(wanted: str | None) -> str:
+    """The device to compute on. Raises UsageError for an unknown one, EnvironmentLimit for one that is not there."""
+    from hnet_cli.training.budget import machine
+
+    return machine(wanted).device

@@ -1,0 +1,221 @@
+"""`hnet segment`: the learned chunks of files."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
+
+from hnet_cli.cli import options
+from hnet_cli.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from hnet_cli.checkpoints.model_folder import LoadedModel
+    from hnet_cli.inference.segment import Summary
+    from hnet_cli.modality import Modality, Source
+    from hnet_cli.storage import NewFile
+
+SURE = 0.9
+"""A file is of another modality than the model's if detection is at least this sure."""
+TRACKS = ("bed", "bedgraph")
+"""Formats that tabix indexes."""
+
+
+def segment(
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE...", help="Files, folders, archives, or - for standard input; whatever `hnet prepare` reads."
+        ),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help=options.MODEL_HELP + "Default: $HNET_MODEL, else the newest run whose modality fits, else the starter."
+        ),
+    ] = None,
+    stage: Annotated[str, typer.Option(help="0 is the outermost; or all.")] = "all",
+    format: Annotated[
+        str | None,
+        typer.Option(
+            help="pretty, plain, jsonl, tsv, html, or one of the modality's own (bed, bedgraph). "
+            "Default: pretty on a terminal, else plain."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write here instead of standard output.")] = None,
+    max_bytes: Annotated[
+        int | None, typer.Option(min=1, help="Stop after this many bytes. Default: all; html: 1 MB.")
+    ] = None,
+    modality: options.ModalityName = None,
+    field: options.Field = None,
+    carry: Annotated[
+        bool, typer.Option("--carry", help="Carry the model's state through a document instead of reading windows.")
+    ] = False,
+    device: options.Device = None,
+) -> None:
+    """Print the chunks a model has learned, of files of any length."""
+    from hnet_cli import storage
+    from hnet_cli.inference import render
+    from hnet_cli.inference import segment as segmenting
+    from hnet_cli.terminal.console import literal, progress, say, size
+    from hnet_cli.terminal.stdio import utf8_stdout
+
+    if out is not None and out.exists() and out.is_dir():
+        raise UsageError(f"--out {out} is a folder", "name a file")
+    loaded, plugin = model_for(files, model, modality, field, options.device_name(device))
+    format = format or ("pretty" if out is None and render.use_colour(sys.stdout) else "plain")
+    summary = segmenting.Summary(loaded.config, plugin)
+    pieces = segmenting.segment(
+        loaded,
+        readable_sources(files, plugin, field),
+        plugin,
+        format=format,
+        stage=stage,
+        headings=len(files) > 1,
+        summary=summary,
+        max_bytes=max_bytes,
+        label=loaded.label,
+        carried=carry,
+    )
+    if out is None:
+        write_text(pieces, utf8_stdout())
+    else:
+        total = plain_bytes(files)
+        total = min(total, max_bytes) if total and max_bytes else total
+        with storage.staged_file(out) as binary, progress("segmenting", total) as task:
+            advancing = after_each(pieces, lambda: task.update(summary.bytes, note=size(summary.bytes)))
+            write_file(advancing, binary, compressed=out.suffix == ".gz")
+        say(f"Wrote {literal(out)}.")
+        if out.suffix == ".gz" and format in TRACKS:
+            write_index(out)
+    show_summary(summary)
+    if summary.cut:
+        say(f"There is more: this is the first {summary.bytes:,} bytes; --max-bytes says how many are wanted.")
+
+
+def model_for(
+    files: list[str], model: str | None, modality: str | None, field: str | None, device: str
+) -> tuple[LoadedModel, Modality | None]:
+    """The model to use and the modality to read the files with. Raises InputError where the two do not go together."""
+    from hnet_cli import modality as modalities
+    from hnet_cli.checkpoints.find import default_model, load
+    from hnet_cli.data.prepare import detection
+    from hnet_cli.terminal.console import literal, say
+
+    detected, confidence, why = modality, 1.0, ""
+    if detected is None:
+        try:
+            detected, confidence, why = detection.detect(files, field)
+        except InputError:
+            if model is None:
+                raise
+    else:
+        modalities.get(detected)
+    reference = model or default_model(detected or "text")
+    loaded = load(reference, device)
+    trained = loaded.modality
+    if model is None:
+        say(f"Model: [bold]{literal(reference)}[/] ({literal(', '.join(filter(None, (detected, why))))})")
+    elif modality is None and trained and detected and detected != trained and confidence >= SURE:
+        raise InputError(
+            f"{files[0]} looks like {detected}, but {reference} is a model of {trained}",
+            f"leave out --model, or say --modality {trained} to read it so",
+        )
+    name = modality or trained or detected
+    return loaded, modalities.get(name) if name else None
+
+
+def readable_sources(files: list[str], modality: Modality | None, field: str | None) -> Iterator[Source]:
+    """The sources that the files hold. One that cannot be read is reported and left out."""
+    from hnet_cli.data.prepare.named import sources_of
+    from hnet_cli.modality import Modality, Refused
+    from hnet_cli.terminal.console import literal, say
+
+    for source in sources_of(files, modality or Modality(), field):
+        if isinstance(source, Refused):
+            say(f"[yellow]left out:[/] {literal(source.where)}: {literal(source.reason)}")
+        else:
+            yield source
+
+
+def plain_bytes(files: list[str]) -> int | None:
+    """Bytes there are to read, if that is known beforehand."""
+    from hnet_cli.modality import COMPRESSIONS
+
+    paths = [Path(file) for file in files]
+    packed = (*COMPRESSIONS, ".tar", ".parquet")
+    known = all(path.is_file() and path.suffix.lower() not in packed for path in paths)
+    return sum(path.stat().st_size for path in paths) if known else None
+
+
+def after_each(pieces: Iterable[str], callback: Callable[[], None]) -> Iterator[str]:
+    """The pieces, with a call after each has been used."""
+    for piece in pieces:
+        yield piece
+        callback()
+
+
+def write_text(pieces: Iterable[str], target: TextIO) -> None:
+    """Write and flush the pieces; a wrapper of a binary file is detached from it, so that it stays open."""
+    for piece in pieces:
+        target.write(piece)
+    target.flush()
+    if target is not sys.stdout:
+        target.detach()  # type: ignore[attr-defined]
+
+
+def write_file(pieces: Iterable[str], binary: NewFile, compressed: bool) -> None:
+    """Write UTF-8; compressed as BGZF, gzip in blocks, which indexes of genome browsers need."""
+    if not compressed:
+        write_text(pieces, io.TextIOWrapper(binary, encoding="utf-8", errors="backslashreplace", newline=""))
+        return
+    from Bio import bgzf
+
+    blocks = bgzf.BgzfWriter(fileobj=binary)
+    for piece in pieces:
+        blocks.write(piece.encode("utf-8", "backslashreplace"))
+    blocks.flush()
+    blocks.flush()  # an empty block marks the end of a whole file
+
+
+def write_index(track: Path) -> None:
+    """Write the tabix index beside a compressed track, if pysam is installed."""
+    from hnet_cli.terminal.console import literal, say
+
+    try:
+        import pysam
+    except ImportError:
+        say("[dim]No index: pip install 'hnet-cli\\[tabix]' writes one beside it.[/]")
+        return
+    try:
+        pysam.tabix_index(str(track), preset="bed", force=True)
+    except OSError as error:  # a sequence in two files is in two places, which no index allows
+        say(f"[yellow]No index:[/] {literal(str(error))}; give files whose sequences have names of their own.")
+        return
+    say(f"Wrote {literal(track)}.tbi.")
+
+
+def show_summary(summary: Summary) -> None:
+    """Print chunks per stage, agreement with reference edges, and what was left out, on standard error."""
+    from hnet_cli.terminal.console import literal, say, show, size, table
+
+    rows = table("stage", "chunks", "bytes/chunk", "target", "boundaries on", "share", "chance")
+    for number, stage in enumerate(summary.stages()):
+        target = f"{stage['target']:.1f}" if stage["target"] else "-"
+        cells = [str(number), f"{stage['chunks']:,}", f"{stage['bytes_per_chunk']:.2f}", target]
+        edges: dict[str, Any] = stage["edges"]
+        for kind, score in edges.items() or {"": None}.items():
+            scores = [kind, f"{score['precision']:.0%}", f"{score['chance']:.0%}"] if score else ["", "", ""]
+            rows.add_row(*cells, *scores)
+            cells = [""] * 4
+    show(rows)
+    for reason, count in summary.refused.items():
+        say(f"[dim]left out: {count:,} x {literal(reason)}[/]")
+    for note, count in summary.notes.items():
+        say(f"[dim]{literal(note)}: {count:,}[/]")
+    documents = f"{summary.documents:,} document{'s' * (summary.documents != 1)}"
+    say(f"[dim]{size(summary.bytes)} in {documents}[/]", verbose=True)

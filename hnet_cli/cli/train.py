@@ -1,0 +1,72 @@
+"""`hnet train`: a dataset and a preset to a run."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hnet_cli.cli import options
+from hnet_cli.errors import UsageError
+
+
+def train(
+    preset: Annotated[
+        str | None,
+        typer.Option(help="A preset (`hnet presets`) or a YAML file. Default: the modality's preset for this machine."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="A dataset of `hnet prepare`. Default: the newest under data/.")
+    ] = None,
+    run: Annotated[Path | None, typer.Option(help="The run folder. Default: runs/<dataset>-<preset>.")] = None,
+    settings: options.Settings = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="Train for about this many minutes; the schedule is shortened to fit."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in the folder; without --run, the newest.")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="With --resume: stop if the newest checkpoint is damaged.")
+    ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also write TensorBoard events: --set train.tensorboard=true.")
+    ] = False,
+    dry_run: options.DryRun = False,
+    device: options.Device = None,
+    as_json: options.Json = False,
+) -> None:
+    """Train an H-Net on a dataset."""
+    from hnet_cli import storage
+    from hnet_cli.distributed.world import joined
+    from hnet_cli.terminal.console import set_verbosity
+    from hnet_cli.training import plan
+
+    settings = [*(settings or []), *(["train.tensorboard=true"] if tensorboard else [])]
+    if strict and not resume:
+        raise UsageError("--strict goes with --resume", "give both, or neither")
+    with joined(device) as world:
+        if not world.is_main:
+            set_verbosity(-1)
+        with world.together():
+            chosen = plan.choose(preset, data, run, settings, resume=resume, device=device, world=world)
+            if dry_run and world.is_main:
+                plan.describe(chosen, as_json, minutes)
+            elif not dry_run:
+                if world.is_main:
+                    storage.refuse_if_held(chosen.run)
+                plan.refuse_what_cannot_fit(chosen)
+            if minutes is None:
+                plan.tell_of_repetition(chosen)
+        if dry_run:
+            return
+        from hnet_cli.training.progress import follow
+
+        seconds = math.inf if minutes is None else 60 * minutes
+        result = follow(chosen, resume=resume, strict=strict, seconds=seconds, world=world)
+    if as_json and world.is_main:
+        summary = {"run": str(result.run), "steps": result.state.step, "seconds": result.seconds}
+        options.print_json(summary | result.last)

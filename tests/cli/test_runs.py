@@ -1,0 +1,14 @@
+"""`hnet runs`: what cannot be asked for."""
+
+import pytest
+from clikit import check_mistake
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "message"),
+    [
+        ("runs runs/fox --out .", 73, "it is a folder already"),
+    ],
+)
+def test_a_mistake_is_one_line_and_a_code(home, capsys, line, code, message):
+    check_mistake(home, capsys, line, code, message)

@@ -1,0 +1,32 @@
+"""`hnet sample`: records, and what cannot be asked for."""
+
+import json
+
+import pytest
+from clikit import check_mistake
+
+from hnet_cli.cli.app import run
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "message"),
+    [
+        ("sample runs/fox --max-bytes 0", 2, "--max-bytes"),
+        ("sample runs/fox --prompt a --prompt-file file.txt", 2, "exclude each other"),
+        ("sample runs/fox --prompt-file nowhere", 3, "nowhere does not exist"),
+        ("sample runs/fox --device cuda:99", 69, "cuda:99"),
+        ("sample runs/fox --seed -1", 2, "--seed"),
+        ("sample runs/fox --raw --show-chunks", 2, "exclude each other"),
+        ("sample begun", 4, "begun has no complete checkpoint"),
+    ],
+)
+def test_a_mistake_is_one_line_and_a_code(home, capsys, line, code, message):
+    check_mistake(home, capsys, line, code, message)
+
+
+def test_raw_records_know_no_rules(home, capsys):
+    line = ["sample", "runs/fox", "--max-bytes", "60", "--temperature", "9", "--json"]
+    assert run([*line, "--raw"]) == 0
+    assert "bytes" in json.loads(capsys.readouterr().out)
+    assert run(line) == 0
+    assert "text" in json.loads(capsys.readouterr().out)

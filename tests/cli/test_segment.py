@@ -1,0 +1,53 @@
+"""`hnet segment` on files and pipes."""
+
+import json
+from pathlib import Path
+
+import pytest
+from clikit import check_mistake, child, hnet
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "message"),
+    [
+        ("segment", 2, "FILE..."),
+        ("segment nowhere.txt", 3, "nowhere.txt does not exist"),
+        ("segment empty.txt --model runs/fox", 3, "empty.txt"),
+        ("segment file.txt --model nowhere", 3, "there is no model at nowhere"),
+        ("segment file.txt --model data/file", 4, "is not a model"),
+        ("segment file.txt --model starter:klingon", 3, "starter:klingon"),
+        ("segment genome.fa --model runs/fox", 3, "looks like dna, but runs/fox is a model of text"),
+        ("segment file.txt --model runs/fox --stage 7", 2, "no stage '7' (this model has one: 0)"),
+        ("segment file.txt --model runs/fox --format bed", 2, "bed"),
+        ("segment file.txt --model runs/fox --modality klingon", 2, "installed: "),
+        ("segment file.txt --model runs/fox --out runs", 2, "is a folder"),
+        ("segment file.txt --model runs/fox --out no/where", 74, "no/where"),
+    ],
+)
+def test_a_mistake_is_one_line_and_a_code(home, capsys, line, code, message):
+    check_mistake(home, capsys, line, code, message)
+
+
+def test_a_reader_that_has_seen_enough(home):
+    process = child("segment file.txt --model runs/fox --format tsv")
+    assert process.stdout.readline().startswith("source\t")
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait() == 0
+    assert "Traceback" not in err
+    assert "hnet: " not in err
+
+
+def test_segment_tells_what_prepare_would(own, capsys):
+    """Of documents that are not as in the file; and a limit of bytes falls between characters."""
+    Path("twice.fa").write_text(">alpha\nACGTACGTAA\n>alpha\nACGTTTTGGA\n")
+    assert hnet("segment twice.fa --model starter:dna --format bed") == 0
+    out, err = capsys.readouterr()
+    assert "\nalpha#2\t0\t" in out
+    assert "name of an earlier record, told apart as NAME#2, NAME#3: 1" in err
+    Path("law.txt").write_bytes(("中华人民共和国城市绿化条例" * 9).encode("gb18030"))
+    assert hnet("segment law.txt --model starter:chinese --format jsonl --max-bytes 100") == 0
+    out, err = capsys.readouterr()
+    assert "converted from GB18030 to UTF-8: 1" in err
+    assert "There is more: this is the first 99 bytes" in err
+    assert all("text" in json.loads(line) for line in out.splitlines())

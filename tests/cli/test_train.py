@@ -1,0 +1,177 @@
+"""`hnet train` as people and programs meet it: plans, resuming, signals, full disks."""
+
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from clikit import check_mistake, child, hnet, wait_for
+
+from hnet_cli.checkpoints.find import newest
+from hnet_cli.cli.app import run
+from hnet_cli.storage import FolderLock
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "message"),
+    [
+        ("train --foo", 2, "see hnet train --help"),
+        ("train --preset nanno", 2, "did you mean 'nano'?"),
+        ("train --preset nowhere.yaml", 2, "nowhere.yaml: No such file"),
+        ("train --preset bad.yaml", 2, "bad.yaml:2: unknown key 'stepz'"),
+        ("train --set lr", 2, "section.key=value"),
+        ("train --set train.stepz=1", 2, "'steps'"),
+        ("train --data nowhere", 3, "nowhere does not exist"),
+        ("train --data genome.fa", 3, "`hnet prepare` makes a dataset of it"),
+        ("train --data runs", 3, "no dataset.json"),
+        ("train --set train.sequence_length=65536 --set train.batch_bytes=65536", 3, "less than one sequence"),
+        ("train --device tpu", 2, "use cpu, cuda"),
+        ("train --device mps", 69, "there is no mps"),
+        ("train --device cuda:99", 69, "cuda:99"),
+        ("train --preset tiny.yaml --run runs/fox", 73, "add --resume"),
+        ("train --preset tiny.yaml --run file.txt", 73, "file.txt"),
+        ("train --run nowhere --resume", 3, "no run to resume"),
+        ("train --preset bad.yaml --strict", 2, "--resume"),
+    ],
+)
+def test_a_mistake_is_one_line_and_a_code(home, capsys, line, code, message):
+    check_mistake(home, capsys, line, code, message)
+
+
+def test_a_damaged_dataset_is_named(own, capsys):
+    file = own / "data/file/split-train.bin"
+    file.write_bytes(b"x" * file.stat().st_size)
+    assert hnet("train --preset tiny.yaml --data data/file --run x") == 4
+    assert "split-train.bin is damaged" in capsys.readouterr().err
+    assert not (own / "x").exists()
+
+
+def test_a_live_run_is_refused(own, capsys):
+    with FolderLock(own / "runs/fox"):
+        assert hnet("train --preset tiny.yaml --run runs/fox --resume") == 73
+    assert f"in use by process {os.getpid()}" in capsys.readouterr().err
+
+
+def test_a_dry_run_prints_the_plan_and_does_nothing(home, capsys):
+    before = sorted(home.rglob("*"))
+    assert hnet("train --preset tiny.yaml --data data/file --dry-run") == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    for part in ("level1.main_network", "FLOPs per byte", "GiB needed", "4 steps", "runs/file-tiny"):
+        assert part in err
+    assert sorted(home.rglob("*")) == before
+
+
+def test_a_plan_that_reads_its_data_again_and_again_is_noted(own, capsys):
+    """The number of steps that is named is one that is not noted."""
+    Path("few.txt").write_text("The quick brown fox.\n" * 100)
+    assert hnet("-q prepare few.txt") == 0
+    line = "train --preset tiny.yaml --data data/few --set train.batch_bytes=8192 --set train.eval_every=0"
+    said = r"note: 5 steps read the 2.1 kB of data (19|20) times; .* train.steps=4\."
+    assert hnet(f"{line} --run a --set train.steps=5 --dry-run") == 0
+    assert re.search(said, capsys.readouterr().err)
+    assert hnet(f"{line} --run a --set train.steps=4") == 0
+    assert "note:" not in capsys.readouterr().err
+    assert hnet(f"{line} --run b --set train.steps=80000 --minutes 0.05 --dry-run") == 0
+    err = capsys.readouterr().err
+    assert "note:" not in err  # the time decides, not the steps
+    assert 1 <= int(re.search(r"In 0.05 minutes about ([\d,]+) of these steps.", err)[1].replace(",", "")) < 80000
+
+
+def test_going_on_keeps_the_settings_of_the_run(own, capsys):
+    assert hnet("train --preset nano --run runs/fox --resume") == 0
+    err = capsys.readouterr().err
+    assert "goes on with its own settings, not those of nano: train.steps=4" in err
+    assert "its model" in err
+    assert hnet("train --run runs/fox --resume --set train.steps=6 --json") == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["steps"] == 6
+    assert "Going on from step 4" in err
+    assert "note:" not in err
+
+
+def test_resume_alone_goes_on_with_the_newest_run_that_is_not_finished(own, capsys):
+    """Whatever dataset and preset the defaults would be: those of another run."""
+    os.utime("data/genome/dataset.json")
+    shutil.copytree("runs/fox", "runs/later")
+    config = Path("runs/fox/config.yaml")
+    config.write_text(config.read_text().replace("steps: 4", "steps: 5"))
+    os.utime("runs/later/config.yaml")
+    assert hnet("train --resume --set train.steps=5") == 0
+    err = capsys.readouterr().err
+    assert "Run: runs/fox (the newest that goes on; --run names another)" in err
+    assert "Going on from step 4" in err
+    assert "It is finished" not in err
+    with FolderLock(Path("runs/later")):  # the one that is running is newer: it is meant, and busy
+        later = Path("runs/later/config.yaml")
+        later.write_text(later.read_text() + "\n")
+        assert hnet("train --resume") == 73
+        assert "runs/later" in capsys.readouterr().err
+    assert hnet("train --run runs/fox --resume") == 0
+    assert "It is finished: all 5 steps are done." in capsys.readouterr().err
+    shutil.rmtree("runs")
+    assert hnet("train --resume --dry-run --device cpu") == 0  # nothing to go on with: as without --resume
+    assert "Run: runs/genome-nano-dna" in capsys.readouterr().err
+
+
+def test_minutes_end_a_run(own, capsys):
+    line = "train --preset tiny.yaml --data data/file --run a --set train.steps=100000 --set train.eval_every=0"
+    assert hnet(f"{line} --set train.checkpoint_every=100000 --minutes 0.02 --json") == 0
+    assert 10 < json.loads(capsys.readouterr().out)["steps"] < 100_000
+
+
+def test_stopped_by_a_signal(own, capsys):
+    line = "train --preset tiny.yaml --data data/file --run a --set train.steps=1000000"
+    process = child(line, stderr=subprocess.STDOUT)
+    wait_for(own / "a/best")
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate()
+    assert process.returncode == 75
+    said = next(text for text in out.splitlines() if text.startswith("hnet: "))
+    assert said.startswith("hnet: stopped by SIGTERM after step ")
+    assert said.endswith("saved in a (go on with: hnet train --run a --resume)")
+    step = int(newest(own / "a").name.removeprefix("step-"))
+    assert f"after step {step} of" in said
+    assert run(["train", "--run", "a", "--resume", "--set", f"train.steps={step + 1}"]) == 0
+    assert f"Going on from step {step} " in capsys.readouterr().err
+
+
+def test_a_second_ctrl_c(own, capsys):
+    """Steps are long here: the first would wait for the end of one."""
+
+    def interrupt():
+        wait_for(own / "a/config.yaml")
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.3)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    user = threading.Thread(target=interrupt)
+    user.start()
+    code = hnet("train --preset tiny.yaml --data data/file --run a --set train.batch_bytes=65536")
+    user.join()
+    signal.signal(signal.SIGINT, before)
+    assert code == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "hnet: interrupted"
+    assert hnet("-q train --run a --resume --set train.batch_bytes=256") == 0
+
+
+def test_a_full_disk(own, capsys):
+    before = newest(own / "runs/fox")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    code = hnet("train --run runs/fox --resume --set train.steps=5")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 74
+    err = capsys.readouterr().err
+    assert "runs/fox/checkpoints/step-00000005 needs 1," in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert newest(own / "runs/fox") == before
+    assert hnet("-q train --run runs/fox --resume") == 0
