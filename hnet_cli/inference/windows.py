@@ -22,11 +22,10 @@ from torch import Tensor
 
 from hnet_cli.errors import NumericalError, UsageError
 from hnet_cli.modality import Document
-from hnet_cli.model import HNetConfig, HNetForCausalLM, RoutingOutput
+from hnet_cli.model import HNetConfig, HNetForCausalLM, RoutingOutput, config
 from hnet_cli.model.state import GenerationState
 
-BOS = b"\xfe"
-"""Precedes every document in the model's input."""
+BOS = bytes([config.BOS])
 BATCH_BYTES = {"cpu": 8192}
 """Bytes of a packed pass by device: enough to keep a processor busy, few enough for its caches. Else 262,144."""
 LONGEST_CHUNK = 1 << 20

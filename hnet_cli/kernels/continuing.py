@@ -7,12 +7,13 @@ None nothing came before and nothing is added. States are updated for the rows t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hnet_cli.kernels.operations import Scan, State
 from hnet_cli.kernels.packing import Packing
 from hnet_cli.kernels.reference import exact, wide
 
@@ -53,8 +54,8 @@ def causal_conv(kernels: Kernels, x: Tensor, weight: Tensor, bias: Tensor, packi
     return kernels.causal_conv(joined, weight, bias, longer)[new]
 
 
-def ssd_scan(kernels: Kernels, scan: tuple[Any, ...], packing: Packing, chunk_size: int, state: Any) -> Tensor:
-    """`Kernels.ssd_scan` of the operands `scan` from `state`, made by `Kernels.ssd_state`, which is updated.
+def ssd_scan(kernels: Kernels, scan: Scan, packing: Packing, chunk_size: int, state: State) -> Tensor:
+    """`Kernels.ssd_scan` from `state`, made by `Kernels.ssd_state`, which is updated.
 
     The past adds C_t h_0 exp(sum of dt A until t) to y_t (T, H, P).
     """
@@ -62,15 +63,14 @@ def ssd_scan(kernels: Kernels, scan: tuple[Any, ...], packing: Packing, chunk_si
         y, final = kernels.ssd_scan(*scan, packing, chunk_size, return_states=True)
         state.fill(final, packing.row_index)
         return y
-    x, dt, A, B, C, _, dt_bias = scan
     y = kernels.ssd_scan(*scan, packing, chunk_size)
     with torch.autocast(y.device.type, enabled=False):
         entering = pick(state.value, packing.row_index)  # (R, H, P, N)
-        step = F.softplus(wide(dt) + wide(dt_bias))  # (T, H)
-        log_decay = _summed(step * A, packing)
+        step = F.softplus(wide(scan.dt) + wide(scan.dt_bias))  # (T, H)
+        log_decay = _summed(step * scan.A, packing)
         decay, left = log_decay.exp(), (log_decay[packing.last][packing.document] - log_decay).exp()
-        scaled = (wide(x) * (left.to(step.dtype) * step)[:, :, None]).flatten(1)
-        parts = (t.split(packing.lengths) for t in (wide(B), wide(C), scaled))
+        scaled = (wide(scan.x) * (left.to(step.dtype) * step)[:, :, None]).flatten(1)
+        parts = (t.split(packing.lengths) for t in (wide(scan.B), wide(scan.C), scaled))
         rows = list(zip(*parts, entering.flatten(1, 2), strict=True))
         before = torch.cat([c @ h.mT for _, c, _, h in rows]).view(y.shape)
         added = torch.stack([v.mT @ b for b, _, v, _ in rows]).view_as(entering)

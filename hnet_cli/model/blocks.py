@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hnet_cli.kernels import Kernels, continuing
+from hnet_cli.kernels.operations import Scan
 from hnet_cli.kernels.packing import Packing
 from hnet_cli.kernels.reference import wide
 from hnet_cli.model import rotary
@@ -78,7 +79,7 @@ class Mamba2(nn.Module):
         mixed = kernels.causal_conv(*conv) if state is None else continuing.causal_conv(kernels, *conv, state.conv)
         value, B, C = mixed.split((self.d_inner, self.d_state, self.d_state), dim=-1)
         value = value.unflatten(-1, (self.heads, self.headdim))
-        scan = (value, dt, -wide(self.A_log).exp(), B, C, self.D, self.dt_bias)
+        scan = Scan(value, dt, -wide(self.A_log).exp(), B, C, self.D, self.dt_bias)
         if state is None:
             y = kernels.ssd_scan(*scan, packing, self.chunk_size)
         else:
@@ -100,6 +101,7 @@ class Mamba2(nn.Module):
     def step(self, x: Tensor, state: MambaState, now: Now, kernels: Kernels) -> Tensor:
         """x (R, D): one position for each of the R rows that take part. Updates the state."""
         gate, conv, dt = kernels.step_linear(x, state.in_proj, row_by_row=True).split_with_sizes(self.split, -1)
+        assert self.conv1d.bias is not None
         conv = kernels.causal_conv_step(conv, state.conv, state.taps, self.conv1d.bias, now.rows)
         value, B, C = conv.split_with_sizes((self.d_inner, self.d_state, self.d_state), -1)
         value = value.view(-1, self.heads, self.headdim)

@@ -29,6 +29,8 @@ from hnet_cli.model.settings import (
     thaw,
 )
 
+BOS = 254
+"""The byte before every document in the input of a model; it never occurs in UTF-8."""
 MLP_MULTIPLE = 128
 SWITCHES = ("rotary", "adapter_width", "network_norms", "residual")
 """Fields of ours that change the network. In a file they stand under "hnet" where they differ from the default."""

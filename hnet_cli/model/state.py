@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from hnet_cli.kernels import Kernels, continuing
+from hnet_cli.kernels import Kernels, continuing, operations
 from hnet_cli.kernels.packing import Packing
 from hnet_cli.model import rotary
 from hnet_cli.model.config import HNetConfig
@@ -22,7 +21,7 @@ class MambaState:
 
     conv: Tensor
     """(B, K-1, D): the last inputs of the convolution, oldest first; zeros before the document."""
-    ssm: Any
+    ssm: operations.State
     """As `Kernels.ssd_state` makes it."""
     in_proj: Tensor
     out_proj: Tensor

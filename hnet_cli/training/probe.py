@@ -15,10 +15,10 @@ import torch
 
 from hnet_cli import modality
 from hnet_cli.data.dataset import Dataset
-from hnet_cli.data.loader import BOS
 from hnet_cli.errors import HNetError, NumericalError
 from hnet_cli.inference.generate import generate
 from hnet_cli.model import HNetForCausalLM
+from hnet_cli.model.config import BOS
 
 PROBE, SHOWN, PROMPT, GENERATED = 4096, 512, 48, 200
 """Bytes that are routed, of these in the record, given as a prompt, and generated."""

@@ -18,11 +18,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hnet_cli import storage
-from hnet_cli.data.loader import BOS, Batch
+from hnet_cli.data.loader import Batch
 from hnet_cli.data.tokens import Tokenizer
 from hnet_cli.errors import DamagedError, InputError
 from hnet_cli.kernels.packing import send
 from hnet_cli.model import RoutingOutput
+from hnet_cli.model.config import BOS
 from hnet_cli.storage import shown
 
 TOKENIZER, TABLE = "teacher-tokenizer.json", "teacher.safetensors"

@@ -153,8 +153,9 @@ def test_adapters_stand_around_the_innermost_network():
     model = tiny_model(config=config)
     assert sum(p.numel() for p in model.parameters()) == config.num_parameters
     assert {n.partition(".fc")[0] for n, _ in model.named_parameters() if "adapter" in n} == {
-        "backbone.main_network.main_network.adapter_in", "backbone.main_network.main_network.adapter_out"
-    }  # fmt: skip
+        "backbone.main_network.main_network.adapter_in",
+        "backbone.main_network.main_network.adapter_out",
+    }
     lengths = [5, 1, 30]
     ids = ids_of(sum(lengths))
     with torch.no_grad():

@@ -17,11 +17,12 @@ from hnet_cli.checkpoints.llama import read
 from hnet_cli.cli import app as cli
 from hnet_cli.config.run import resolve
 from hnet_cli.data.dataset import Dataset
-from hnet_cli.data.loader import BOS, Batches, windows
+from hnet_cli.data.loader import Batches, windows
 from hnet_cli.data.tokens import learned
 from hnet_cli.errors import BusyError, DamagedError, InputError, UsageError
 from hnet_cli.kernels import Packing
 from hnet_cli.model import HNetForCausalLM
+from hnet_cli.model.config import BOS
 from hnet_cli.training import budget
 from hnet_cli.training.loop import train
 from hnet_cli.training.retrofit import retrofit
