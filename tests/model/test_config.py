@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hnet_cli.model.config import HNetConfig
-from hnet_cli.model.settings import Chunker, parse_layout
+from hnet_cli.model.settings import Chunker
 
 OFFICIAL = sorted((Path(__file__).parents[1] / "golden/parity/official_keys").glob("*.json"))
 SMALL = {
@@ -125,15 +125,6 @@ def test_not_json(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="not JSON"):
         HNetConfig.from_json(tmp_path / "config.json")
-
-
-def test_layout():
-    levels = parse_layout(["m2", ["T1m4", ["T2M1"], "m4T1"], "m2"])
-    assert [(x.encoder, x.main_network, x.decoder) for x in levels] == [
-        ("mm", "", "mm"),
-        ("Tmmmm", "", "mmmmT"),
-        ("", "TTM", ""),
-    ]
 
 
 def test_mlp_width_rounds_up():
