@@ -53,3 +53,5 @@ def test_pieces_are_the_whole(kernels, documents, seed):
         )
         for got, want in zip(found, expected, strict=True):
             torch.testing.assert_close(got, want[at], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(state.value, kernels.ssd_scan(*scan, whole, return_states=True)[1], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(conv, whole.tails(x, 3))
