@@ -110,7 +110,7 @@ def losses(
     else:
         alignment = share * confidence_alignment(nll, out.routing[0])
     extra = train.alpha(step) * ratio + train.alignment_loss_weight * alignment
-    taught = nll.new_zeros(3) if lesson is None else share * lesson.losses(out.routing[0])
+    taught = nll.new_zeros(3) if lesson is None else share * lesson.losses(out.routing[0], out.embedding)
     if lesson is not None:
         extra = extra + train.boundary_loss_weight * taught[0] + train.embedding_loss_weight * taught[1]
     total = byte_loss + extra / train.pieces

@@ -18,11 +18,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hnet_cli import storage
-from hnet_cli.data.loader import BOS, Batch
+from hnet_cli.data.loader import Batch
 from hnet_cli.data.tokens import Tokenizer
 from hnet_cli.errors import DamagedError, InputError
 from hnet_cli.kernels.packing import send
 from hnet_cli.model import RoutingOutput
+from hnet_cli.model.config import BOS
 from hnet_cli.storage import shown
 
 TOKENIZER, TABLE = "teacher-tokenizer.json", "teacher.safetensors"
@@ -46,7 +47,7 @@ class Lesson:
     scale: float
     """Mean squared length of an embedding."""
 
-    def losses(self, routing: RoutingOutput) -> Tensor:
+    def losses(self, routing: RoutingOutput, embedding: Tensor | None) -> Tensor:
         """(3,): the binary cross-entropy of the boundary probabilities; the squared distance of what the main network
         reads from the embeddings, over `scale`, at the boundaries that both have; the share of right boundaries."""
         p, judged = routing.boundary_prob, self.judged.to(routing.boundary_prob.dtype)
@@ -54,10 +55,10 @@ class Lesson:
         entropy = -(right.log() * judged).sum() / judged.sum().clamp_min(1)
         accuracy = ((routing.boundary_mask == self.boundary) * judged).sum() / judged.sum().clamp_min(1)
         distance = p.new_zeros(())
-        if routing.embedding is not None:
+        if embedding is not None:
             both = routing.boundary_mask.index_select(0, self.where)
             chunk = routing.boundary_mask.cumsum(0).index_select(0, self.where) - 1
-            read = routing.embedding.index_select(0, chunk)
+            read = embedding.index_select(0, chunk)
             apart = (read.to(p.dtype) - self.embedding.to(p.dtype)).square().sum(-1)
             distance = (apart * both).sum() / both.sum().clamp_min(1) / self.scale
         return torch.stack([entropy, distance, accuracy.to(p.dtype)])
