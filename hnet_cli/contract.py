@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hnet_cli.config.run import preset_names
+from hnet_cli.config.presets import preset_names
 from hnet_cli.modality import Document, Modality, Refused, Source
 
 _SAMPLES = (
