@@ -175,7 +175,7 @@ def test_without_the_library_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(EnvironmentLimit, match="tokenizers") as error:
         tokens.Tokenizer(TOKENIZER.text)
-    assert "hnet[bpe]" in str(error.value.hint)
+    assert "hnet-cli[bpe]" in str(error.value.hint)
 
 
 # -- batches -----------------------------------------------------------------------------------------------------------
