@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import lzma
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import zstandard
 
-from hnet_cli.data.baselines import order_k
+from hnet_cli.data.baselines import order_k, xz_bits
 from hnet_cli.evaluation.resampling import draws, mean_with_interval, ratio, with_interval
 from hnet_cli.evaluation.scoring import COLUMNS, Scores
 from hnet_cli.model import HNetConfig
@@ -95,9 +94,12 @@ def baselines(documents: Sequence[bytes], train: bytes | None = None) -> dict[st
     )
     zstd = zstandard.ZstdCompressor(compression_params=long_window).compress
     zstd_short = zstandard.ZstdCompressor(level=19, write_content_size=False).compress
-    result: dict[str, Any] = {"xz": 8 * len(_xz(joined)) / len(joined), "zstd": 8 * len(zstd(joined)) / len(joined)}
-    for name, compress in (("xz_each_document", _xz), ("zstd_each_document", zstd_short)):
-        bits = np.array([8 * len(compress(document)) for document in documents])
+    result: dict[str, Any] = {"xz": xz_bits(joined) / len(joined), "zstd": 8 * len(zstd(joined)) / len(joined)}
+    for name, bits_of in (
+        ("xz_each_document", xz_bits),
+        ("zstd_each_document", lambda data: 8 * len(zstd_short(data))),
+    ):
+        bits = np.array([bits_of(document) for document in documents])
         result |= with_interval(name, np.stack([bits, sizes], 1))
     measured = joined[:ORDER_K_LIMIT]
     tried = {k: adaptive_order_k(measured, k) for k in ORDERS}
@@ -107,13 +109,6 @@ def baselines(documents: Sequence[bytes], train: bytes | None = None) -> dict[st
         k, bits_per_byte = order_k(train, measured)
         result |= {"order_k": bits_per_byte, "k": k, "order_k_train_bytes": len(train)}
     return result
-
-
-def _xz(data: bytes) -> bytes:
-    """The raw .xz container is 60 bytes of frame, which would weigh on short documents: none is counted."""
-    dictionary = min(1 << 26, max(4096, 1 << len(data).bit_length()))  # more than the data changes nothing
-    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": dictionary}]
-    return lzma.compress(data, format=lzma.FORMAT_RAW, filters=filters)
 
 
 def adaptive_order_k(data: bytes, order: int) -> float:

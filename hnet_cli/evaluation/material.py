@@ -13,7 +13,7 @@ from hnet_cli.config.run import resolve
 from hnet_cli.data.baselines import TRAIN_LIMIT, sample
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import shuffled
-from hnet_cli.data.prepare import named
+from hnet_cli.data.prepare.contents import sources_of
 from hnet_cli.errors import HNetError, InputError, UsageError
 from hnet_cli.modality import Document, Modality, Refused, Source
 from hnet_cli.storage.streams import open_input, shown
@@ -123,7 +123,7 @@ def _files(data: Sequence[str], modality: Modality, limit: int | None, field: st
 
 def _documents(data: Sequence[str], modality: Modality, field: str | None, refused: Counter[str]) -> Iterator[Document]:
     """The documents of files; those left out are counted by reason in `refused`."""
-    for source in named.sources_of(data, modality, field):
+    for source in sources_of(data, modality, field):
         for item in [source] if isinstance(source, Refused) else _documents_of(source, modality):
             if isinstance(item, Document):
                 yield item

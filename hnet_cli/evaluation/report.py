@@ -15,7 +15,7 @@ import torch
 from hnet_cli import modality as modalities
 from hnet_cli.checkpoints.find import default_model, find, load
 from hnet_cli.checkpoints.model_folder import LoadedModel
-from hnet_cli.data.prepare.named import sources_of
+from hnet_cli.data.prepare.contents import sources_of
 from hnet_cli.errors import UsageError
 from hnet_cli.evaluation import compression, gold, noise, tasks
 from hnet_cli.evaluation.material import Material, equal_shares, file_source, gather, own_dataset
