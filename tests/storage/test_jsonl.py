@@ -12,15 +12,15 @@ def lines(path: Path) -> list[dict[str, float]]:
 
 def test_a_journal_is_cut_back_to_the_step_it_is_opened_at(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    records = RecordFile(path, 0)
+    journal = RecordFile(path, 0)
     for step in (1, 2, 3):
-        records.write({"step": step, "loss": 0.5, "grad": float("nan")})
-    with path.open("a") as torn:
-        torn.write('{"step": 4, "lo')  # torn by a kill
-    records = RecordFile(path, 2)
-    assert [record["step"] for record in records.kept] == [1, 2]
-    records.write({"step": 3})
-    records.sync()
+        journal.write({"step": step, "loss": 0.5, "grad": float("nan")})
+    with path.open("a") as file:
+        file.write('{"step": 4, "lo')  # torn by a kill
+    journal = RecordFile(path, 2)
+    assert [record["step"] for record in journal.kept] == [1, 2]
+    journal.write({"step": 3})
+    journal.sync()
     assert lines(path) == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.5}, {"step": 3}]
     silent = RecordFile(path, 0, silent=True)
     silent.write({"step": 9})
