@@ -20,6 +20,7 @@ from hnet_cli import storage
 from hnet_cli.config.presets import preset_names
 from hnet_cli.config.run import resolve
 from hnet_cli.contract import check_modality
+from hnet_cli.distributed.device import cpu_memory, mps_memory, this_machine
 from hnet_cli.errors import EnvironmentLimit, HNetError
 from hnet_cli.terminal.console import show_data, size, table
 from hnet_cli.training import budget
@@ -137,13 +138,13 @@ def _memory() -> dict[str, int]:
             total = min(total, int(Path(limit).read_text()))
         except (OSError, ValueError):
             continue
-    return {"total": total, "available": budget.cpu_memory()}
+    return {"total": total, "available": cpu_memory()}
 
 
 def _gpus() -> list[dict[str, Any]]:
     import torch
 
-    memory = budget.mps_memory()
+    memory = mps_memory()
     if memory is not None:
         total = torch.mps.recommended_max_memory()
         return [{"name": "Apple GPU", "memory": total, "free": memory, "capability": None}]
@@ -205,7 +206,7 @@ def installed_modalities() -> list[dict[str, Any]]:
 
 
 def _presets() -> list[dict[str, Any]]:
-    here = budget.machine()
+    here = this_machine()
     plans = {name: resolve(name) for name in preset_names()}
     return [
         {"name": name, "parameters": plan.model.num_parameters, "device": here.device,

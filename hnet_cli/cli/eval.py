@@ -80,11 +80,11 @@ def evaluate(
     over documents. docs/evaluation.md defines every figure.
     """
     from hnet_cli.checkpoints.find import default_model, find, load
+    from hnet_cli.distributed.device import this_machine
     from hnet_cli.evaluation import material, tables
     from hnet_cli.evaluation.report import Request, default_context
     from hnet_cli.evaluation.report import evaluate as run
     from hnet_cli.terminal.console import literal, say, show_data
-    from hnet_cli.training.budget import machine
 
     names, files = _sorted(models or [])
     if len(names) > 2:
@@ -119,7 +119,7 @@ def evaluate(
             raise UsageError(f"there is nothing to evaluate {names[0]} on", "give files, or a dataset with --data")
         say(f"Data: [bold]{literal(own)}[/]")
         request = replace(request, data=[str(own)])
-    loaded = [load(name, machine(device).device) for name in names]
+    loaded = [load(name, this_machine(device).device) for name in names]
     if len({model.modality for model in loaded} - {None}) > 1 and not modality:
         raise UsageError(
             f"{names[0]} is a model of {loaded[0].modality}, {names[1]} of {loaded[1].modality}: they read files "

@@ -18,11 +18,11 @@ from hnet_cli import modality, storage
 from hnet_cli.comparison.members import DECIDED, Member, line_up, with_train
 from hnet_cli.config.run import RunConfig, to_yaml
 from hnet_cli.data.dataset import Dataset
+from hnet_cli.distributed.device import Machine, this_machine
 from hnet_cli.errors import DamagedError, InputError, UsageError
 from hnet_cli.model.config import Chunker
 from hnet_cli.terminal.console import count, duration, literal, progress, say, show, size, table
-from hnet_cli.training import budget, lineup
-from hnet_cli.training.budget import Machine
+from hnet_cli.training import lineup
 from hnet_cli.training.plan import dataset_at, newest_dataset
 
 FORMAT = 1
@@ -123,9 +123,9 @@ def choose(asked: Request) -> Plan:
     for name in ("minutes", "flops"):
         if not math.isfinite(getattr(asked, name) or 0.0):
             raise UsageError(f"--{name} must be a number, not {getattr(asked, name)}")
-    machine = budget.machine(asked.device)
+    machine = this_machine(asked.device)
     for gpu in asked.gpus if asked.device != "cpu" else ():
-        budget.machine(f"cuda:{gpu}")  # raises where it is not there
+        this_machine(f"cuda:{gpu}")  # raises where it is not there
     data = asked.data
     if data is None and asked.run is not None:
         data = Path(_stored(asked.run).get("data", "")) if _stored(asked.run) else None
@@ -250,7 +250,7 @@ def _affordable(plan: Plan) -> int:
 
 def seconds_per_byte(plan: Plan) -> dict[str, float]:
     """Seconds to train a byte here, measured for every member as if its chunks were as long as aimed at."""
-    from hnet_cli.training.step import seconds_per_byte as measure
+    from hnet_cli.training.timing import seconds_per_byte as measure
 
     times = {}
     with progress("timing", len(plan.members)) as task:

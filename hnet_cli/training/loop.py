@@ -29,17 +29,19 @@ from hnet_cli.config.run import RunConfig, TrainConfig, to_yaml
 from hnet_cli.data import tokens
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Batch, Batches
+from hnet_cli.distributed.device import this_machine
 from hnet_cli.distributed.world import ALONE, World, own
 from hnet_cli.errors import BusyError, NumericalError, Stopped, StorageError
 from hnet_cli.storage.jsonl import Journal
 from hnet_cli.terminal.signals import Stop, catch_signals
 from hnet_cli.training import budget
+from hnet_cli.training.build import build_model, multiplies_in_bf16, precision_context
 from hnet_cli.training.health import all_finite
 from hnet_cli.training.optim import build_optimizer
 from hnet_cli.training.pace import Pace
 from hnet_cli.training.probe import Probe
 from hnet_cli.training.resume import restore, with_its_micro_batches
-from hnet_cli.training.step import begin_step, build_model, multiplies_in_bf16, precision_context, skips_on_device
+from hnet_cli.training.step import skips_on_device, train_step
 from hnet_cli.training.teacher import Teacher, keep
 from hnet_cli.training.validation import PIECE, pinned, validation
 from hnet_cli.training.watch import Watch
@@ -112,7 +114,7 @@ def train(
             dataset = Dataset.open(data)
             if resume and config.train.micro_batches == "auto":
                 config = with_its_micro_batches(config, run)
-            config = budget.settled(config, budget.machine(device, world.local_size), world.size)
+            config = budget.settled(config, this_machine(device, world.local_size), world.size)
             if world.is_main:
                 held.enter_context(storage.FolderLock(run))
             stop = held.enter_context(catch_signals())
@@ -156,7 +158,7 @@ class _Trainer:
         with world.together():
             self.batches = Batches(dataset, sequence_length=train.sequence_length, rows=train.rows, seed=train.seed)
             self.probe = Probe(dataset)
-            here = budget.machine(str(device), world.local_size)
+            here = this_machine(str(device), world.local_size)
             sharded = budget.is_sharded(config, here, world.size)
         sharded = bool(world.largest(sharded))
         self.autocast = precision_context(config, device)
@@ -200,7 +202,7 @@ class _Trainer:
         self.timed, self.since = 0, self.clock()
         with ThreadPoolExecutor(1) as self.maker:
             while state.step < self.config.train.steps:
-                self._begin_step()
+                self._train_step()
                 self._finish_steps(int(self.ahead))
                 if pace is not None:
                     self._fit(pace)
@@ -261,12 +263,12 @@ class _Trainer:
         with self.world.together():
             return Teacher(self.run / "teacher") if train.taught else None
 
-    def _begin_step(self) -> None:
+    def _train_step(self) -> None:
         train, state = self.config.train, self.state
         with self.world.together():
             pieces = self._pieces(state.step)
         logged = (state.step + 1) % train.log_every == 0 or state.step + 1 == train.steps
-        numbers = begin_step(
+        numbers = train_step(
             self.model,
             self.optimizer,
             pieces,

@@ -14,12 +14,12 @@ from hnet_cli import modality, storage
 from hnet_cli.config.run import RunConfig, differences, resolve
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Batches
+from hnet_cli.distributed.device import GIB, Machine, this_machine
 from hnet_cli.distributed.world import ALONE, World
 from hnet_cli.errors import EnvironmentLimit, HNetError, InputError
 from hnet_cli.report import history
 from hnet_cli.terminal.console import count, duration, literal, say, show, size, table
 from hnet_cli.training import budget, lineup
-from hnet_cli.training.budget import GIB, Machine
 
 OFTEN = 16
 """Times that data may be read before they teach next to nothing more (Muennighoff et al., arXiv 2305.16264)."""
@@ -77,7 +77,7 @@ def choose(
     world: World = ALONE,
 ) -> Plan:
     """Fill in what the user left open and say what was chosen. Raises UsageError, InputError or EnvironmentLimit."""
-    here = budget.machine(world.device(device), world.local_size)
+    here = this_machine(world.device(device), world.local_size)
     if resume and run is None and preset is None and data is None and (run := _newest_run()) is not None:
         say(f"Run: [bold]{literal(run)}[/] (the newest that goes on; --run names another)")
     config = resolve(preset, settings) if preset is not None else None
@@ -236,7 +236,7 @@ def describe(plan: Plan, as_json: bool, minutes: float | None = None) -> None:
     """Print the plan, with the time it would take, measured, if it fits; else raises EnvironmentLimit after it."""
     data = facts(plan)
     if data["fits"] and plan.shares == 1:
-        from hnet_cli.training.step import seconds_per_byte
+        from hnet_cli.training.timing import seconds_per_byte
 
         positions = data["bytes"] * data["tokens_per_byte"]
         data["seconds"] = positions * seconds_per_byte(plan.config, plan.machine.device) / plan.ranks

@@ -28,7 +28,7 @@ from hnet_cli.errors import BusyError, InputError, UsageError
 from hnet_cli.model import HNetConfig
 from hnet_cli.model.settings import Rotary
 from hnet_cli.storage import shown
-from hnet_cli.training.step import build_model
+from hnet_cli.training.build import build_model
 from hnet_cli.training.teacher import TABLE, TOKENIZER
 
 FROZEN = "level1.main_network"

@@ -22,7 +22,7 @@ from hnet_cli.evaluation.resampling import draws, ratio
 from hnet_cli.evaluation.scoring import COLUMNS, Scores, loglikelihoods, score, stretches
 from hnet_cli.modality import Document
 from hnet_cli.modality import get as modality
-from hnet_cli.training.step import build_model
+from hnet_cli.training.build import build_model
 from hnet_cli.training.validation import validation
 
 BOS = 254

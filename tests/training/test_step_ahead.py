@@ -15,9 +15,10 @@ from hnet_cli.checkpoints.find import newest
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.errors import NumericalError, Stopped
 from hnet_cli.terminal.signals import Stop
+from hnet_cli.training.build import build_model
 from hnet_cli.training.loop import _Trainer, train
 from hnet_cli.training.optim import build_optimizer
-from hnet_cli.training.step import build_model, skips_on_device
+from hnet_cli.training.step import skips_on_device
 
 
 @pytest.fixture(scope="module")
