@@ -1,4 +1,4 @@
-"""What a run needs and what this machine has: memory, FLOPs, time. Arithmetic only; torch is not imported."""
+"""Memory and FLOPs that a run needs, and whether a machine has the memory. Arithmetic only; torch is not imported."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from hnet_cli.distributed.device import Machine
 
 @dataclass(frozen=True)
 class Needs:
-    """What training a configuration takes. Memory in bytes."""
+    """Memory, in bytes, and FLOPs of training a configuration."""
 
     parameters: int
     weights: int
-    """Weights, and of what is not frozen gradients and AdamW's two moments, float32; of a rank, its share and what is
-    gathered at a time."""
+    """Weights, and gradients and AdamW's two moments of those not frozen, float32; of a rank, its shard and the
+    matrices gathered at a time."""
     activations: int
-    """Of one micro-batch, an estimate from the layout; on a GPU with the weights in bfloat16 that it goes through."""
+    """Of one micro-batch, estimated from the layout; on a GPU with autocast's bfloat16 copy of the weights."""
     worst_activations: int
-    """The same where every byte is a boundary: in a run that collapses, or on bytes unlike all others."""
+    """The same if every byte is a boundary, as in a collapsed run or on unusual bytes."""
     flops_per_byte: float
-    """Forward; a training step costs three times as much."""
+    """Of a forward pass; a training step costs three times as much."""
 
     @property
     def memory(self) -> int:
@@ -34,23 +34,21 @@ class Needs:
         return self.weights + self.worst_activations
 
 
-# Of torch, Python and the data themselves.
 BASE_MEMORY = 600 * 1024**2
-
-
+"""Bytes of torch, Python and the data."""
 BYTES_PER_TOKEN = 4.6
-"""Of GPT-2's tokenizer on English (paper, Table 1): assumed where the data have not been asked."""
+"""Of GPT-2's tokenizer on English (paper, Table 1); assumed before it is measured on the data."""
 
 
 def positions_per_byte(config: RunConfig) -> float:
-    """Positions of the outermost level per byte: 1, or of a model of tokens an assumption."""
+    """Positions of the outermost level per byte: 1, or `1 / BYTES_PER_TOKEN` for a model of tokens."""
     return 1 / BYTES_PER_TOKEN if config.tokenizer else 1.0
 
 
 def chunk_fractions(config: RunConfig, share: float = 1.0, space_rule: float | None = None) -> list[float]:
     """Positions of each inner level per byte, if the target ratios are met.
 
-    `share`: positions of level 0 per byte; `space_rule`: chunks per position of SpaceByte's rule, where measured.
+    `share`: positions of level 0 per byte. `space_rule`: measured chunks per position of SpaceByte's rule.
     """
     fractions = []
     for chunker, ratio in zip(config.model.chunkers, config.train.ratios(), strict=True):
@@ -60,11 +58,11 @@ def chunk_fractions(config: RunConfig, share: float = 1.0, space_rule: float | N
     return fractions
 
 
-def _kept_by_layer(config: RunConfig, level: int, letter: str, lean: bool) -> float:
-    """Bytes per position that a layer keeps for the backward pass.
+def _saved_by_layer(config: RunConfig, level: int, letter: str, lean: bool) -> float:
+    """Bytes per position that a layer saves for the backward pass.
 
-    `lean`: fused kernels of a GPU keep the residual stream in float32, and in the dtype of products what enters and
-    leaves these, the convolution, the scan and attention. Elsewhere autograd keeps more, counted in float32.
+    `lean`: fused GPU kernels save the residual stream in float32, and in the dtype of products the inputs and outputs
+    of products, convolution, scan and attention. Without them autograd saves more, counted in float32.
     """
     model = config.model
     width, mlp = model.d_model[level], model.mlp_width(level)
@@ -79,45 +77,45 @@ def _kept_by_layer(config: RunConfig, level: int, letter: str, lean: bool) -> fl
 
 
 def _activation_bytes(config: RunConfig, fractions: list[float], lean: bool, copied: bool) -> int:
-    """Bytes kept for the backward pass of one micro-batch, from tensors per layer and position.
+    """Bytes saved for the backward pass of one micro-batch, from tensors per layer and position.
 
-    `fractions`: positions of each inner level per byte. `copied`: whether autocast keeps the weights in bfloat16 too.
+    `fractions`: positions of each inner level per byte. `copied`: autocast keeps a bfloat16 copy of the weights.
     """
     model, train = config.model, config.train
-    kept = again = 0.0
+    saved = recomputed = 0.0
     total = train.batch_bytes / train.pieces * positions_per_byte(config)
     for s, (share, level, width) in enumerate(zip([1.0, *fractions], model.levels, model.d_model, strict=True)):
-        positions, chosen = total * share, train.activation_checkpointing
-        recomputed = chosen == "all" or (chosen == "main" and level.is_innermost)
+        positions, choice = total * share, train.activation_checkpointing
+        checkpointed = choice == "all" or (choice == "main" and level.is_innermost)
         for letter in level.letters:
-            layer = positions * _kept_by_layer(config, s, letter, lean)
-            if recomputed:  # its input and the residual stream stay; the rest is there for one layer at a time
-                again = max(again, layer)
+            layer = positions * _saved_by_layer(config, s, letter, lean)
+            if checkpointed:  # saves its input and the residual stream; the rest exists for one layer at a time
+                recomputed = max(recomputed, layer)
                 layer = positions * (6 if lean else 8) * width
-            kept += layer
+            saved += layer
         if lean and level.is_innermost:
-            kept += positions * 4 * width
+            saved += positions * 4 * width
         elif lean:  # router, residual and smoothing are float32, the smoothing in blocks of 64 chunks
-            kept += positions * 46 * width + total * fractions[s] * (16 * width + 1100)
+            saved += positions * 46 * width + total * fractions[s] * (16 * width + 1100)
         else:
-            kept += positions * 32 * width
-    kept += total * (12 if lean else 16) * model.vocab_size
-    return int(kept + max(again, 2 * model.num_parameters * copied))
+            saved += positions * 32 * width
+    saved += total * (12 if lean else 16) * model.vocab_size
+    return int(saved + max(recomputed, 2 * model.num_parameters * copied))
 
 
 def is_lean(config: RunConfig, device: str) -> bool:
-    """Whether training on `device` has the fused kernels of a GPU: unless the configuration forgoes them, or mamba-ssm,
-    which has the scan, is not installed."""
+    """True if training on `device` uses fused GPU kernels: CUDA, unless configured otherwise or a model with Mamba
+    layers lacks mamba-ssm."""
     scans = any(letter in "mM" for level in config.model.levels for letter in level.letters)
-    there = not scans or importlib.util.find_spec("mamba_ssm") is not None
-    return device.startswith("cuda") and config.kernels != "reference" and there
+    installed = not scans or importlib.util.find_spec("mamba_ssm") is not None
+    return device.startswith("cuda") and config.kernels != "reference" and installed
 
 
 def needs(config: RunConfig, ranks: int = 1, lean: bool = False) -> Needs:
-    """What training `config` takes on one device, where the model is divided among `ranks`; `lean` as of `is_lean`."""
+    """Memory and FLOPs of training `config` on one device, the model sharded over `ranks`; `lean`: see `is_lean`."""
     parameters, share = config.model.num_parameters, positions_per_byte(config)
     flops = config.model.flops_per_byte(chunk_fractions(config), config.train.sequence_length * share)
-    copied = lean and ranks == 1 and config.precision != "fp32"  # ranks gather bfloat16
+    copied = lean and ranks == 1 and config.precision != "fp32"  # shards are gathered in bfloat16
     frozen = sum(number for part, number in config.model.count_parameters().items() if part in config.train.frozen)
     return Needs(
         parameters=parameters,
@@ -129,8 +127,8 @@ def needs(config: RunConfig, ranks: int = 1, lean: bool = False) -> Needs:
 
 
 def _gathered_bytes(config: RunConfig) -> int:
-    """Weights and gradients that are whole at a time on a rank: the ends, what each level has beside its layers, and
-    the two largest matrices of a layer."""
+    """Bytes of weights and gradients that are unsharded on a rank at a time: embeddings and head, each level's weights
+    beside its layers, and the two largest matrices of a layer."""
     model = config.model
     ends = 2 * model.vocab_size * model.d_model[0]
     levels = sum(3 * width**2 for width in model.d_model[:-1])
@@ -140,28 +138,27 @@ def _gathered_bytes(config: RunConfig) -> int:
 
 
 def is_sharded(config: RunConfig, here: Machine, ranks: int) -> bool:
-    """Whether `ranks` ranks on machines like `here` divide the model among them, by `train.shard`."""
+    """True if `ranks` ranks on machines like `here` shard the model, by `train.shard`."""
     choice = config.train.shard
     return ranks > 1 and (choice == "full" or (choice == "auto" and not fits(config, here)))
 
 
 def fits(config: RunConfig, here: Machine, ranks: int = 1) -> bool:
-    """Whether training `config`, the model divided among `ranks`, fits into the memory of `here`."""
+    """True if training `config`, the model sharded over `ranks`, fits into the memory of `here`."""
     return needs(config, ranks, is_lean(config, here.device)).memory <= here.memory
 
 
-ROOM = 0.9
-"""Share of a GPU's free memory that a step may be planned to take: the allocator leaves gaps."""
+USABLE = 0.9
+"""Share of a GPU's free memory that a plan may use; fragmentation takes the rest."""
 CPU_PIECE = 16_384
 """Bytes of a micro-batch on a CPU, where larger ones gain nothing: `small` is as fast with 4,096 as with 32,768."""
 
 
 def settled(config: RunConfig, here: Machine, ranks: int = 1) -> RunConfig:
-    """`config` with as many micro-batches as `ranks` on machines like `here` compute, a number.
+    """`config` with its number of micro-batches on `ranks` machines like `here`, in place of `auto`.
 
-    Of `auto` these are the fewest of at most `CPU_PIECE` bytes on a CPU, and on a GPU the fewest that fit into memory
-    even where every byte is a boundary; if none do, the most there can be. Raises UsageError where ranks cannot share a
-    batch.
+    `auto` is the fewest of at most `CPU_PIECE` bytes on a CPU, and on a GPU the fewest that fit into memory even if
+    every byte is a boundary; if none do, one row each. Raises UsageError if ranks cannot share a batch.
     """
     train = config.train
     if train.micro_batches != "auto":
@@ -175,7 +172,7 @@ def settled(config: RunConfig, here: Machine, ranks: int = 1) -> RunConfig:
             fitting = train.batch_bytes <= CPU_PIECE * choice and fits(chosen, here, shares)
         else:
             worst = needs(chosen, shares, is_lean(chosen, here.device)).worst_memory
-            fitting = worst <= ROOM * here.memory
+            fitting = worst <= USABLE * here.memory
         if fitting:
             break
     return chosen
@@ -183,7 +180,7 @@ def settled(config: RunConfig, here: Machine, ranks: int = 1) -> RunConfig:
 
 def presets_that_fit(here: Machine) -> list[tuple[str, Needs]]:
     """The shipped presets outside the line-up that fit, the largest first."""
-    named = [name for name, preset in shipped().items() if preset.group != "line-up"]
-    fitting = {name: config for name in named if fits(config := resolve(name), here)}
-    found = [(name, needs(config, lean=is_lean(config, here.device))) for name, config in fitting.items()]
-    return sorted(found, key=lambda item: (-item[1].parameters, item[0]))
+    configs = {name: resolve(name) for name, preset in shipped().items() if preset.group != "line-up"}
+    all_needs = ((name, needs(config, lean=is_lean(config, here.device))) for name, config in configs.items())
+    fitting = [(name, needed) for name, needed in all_needs if needed.memory <= here.memory]
+    return sorted(fitting, key=lambda item: (-item[1].parameters, item[0]))

@@ -21,11 +21,6 @@ from hnet_cli.training.step import train_step
 from hnet_cli.training.validation import to_device
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return dataset(tmp_path_factory.mktemp("fox"))
-
-
 def parts(config, data, seed=0):
     """What `train_step` needs: model, optimizer, and a function that gives a batch in pieces."""
     torch.manual_seed(seed)
