@@ -60,4 +60,4 @@ def test_what_does_not_fit_is_refused_with_advice(plan):
 def test_shards_are_advised_where_they_would_fit(plan):
     with pytest.raises(EnvironmentLimit) as error:
         planning.refuse_what_cannot_fit(on(plan, 70, "train.micro_batches=64", ranks=8))
-    assert error.value.hint.startswith("--set train.shard=full would fit")
+    assert "--set train.shard=full would fit" in error.value.hint
