@@ -38,6 +38,7 @@ WITHOUT_TORCH = {
         "cli.app",
         "cli.compare",
         "cli.doctor",
+        "cli.machine",
         "cli.eval",
         "cli.prepare",
         "config",

@@ -32,10 +32,11 @@ from hnet_cli.data.loader import Batch, Batches
 from hnet_cli.distributed.device import this_machine
 from hnet_cli.distributed.world import ALONE, World, own
 from hnet_cli.errors import BusyError, NumericalError, Stopped, StorageError
-from hnet_cli.storage.jsonl import Journal
-from hnet_cli.terminal.signals import Stop, catch_signals
+from hnet_cli.storage.jsonl import RecordFile
+from hnet_cli.terminal.process import Stop, catch_signals
 from hnet_cli.training import budget
 from hnet_cli.training.build import build_model, multiplies_in_bf16, precision_context
+from hnet_cli.training.events import EventLog, Listener
 from hnet_cli.training.health import all_finite
 from hnet_cli.training.optim import build_optimizer
 from hnet_cli.training.pace import Pace
@@ -80,10 +81,6 @@ class _PendingStep:
     record: Callable[[], dict[str, Any]]
 
 
-Listener = Callable[[str, dict[str, Any]], None]
-"""Called with ("step" | "log" | "eval" | "checkpoint" | "resume" | "warning" | "shortened", record)."""
-
-
 def train(
     config: RunConfig,
     data: Path,
@@ -110,6 +107,7 @@ def train(
     With a `world` of several ranks each calls this. All see the same folders and rank 0 writes. An error on one rank,
     or a signal to it, is raised on all; EnvironmentLimit if a rank is gone.
     """
+    events = EventLog(run, listen, silent=not world.is_main)
     with contextlib.ExitStack() as stack:
         pace = None if seconds == math.inf else Pace(seconds, config.train.steps, clock())
         with world.together():
@@ -119,6 +117,7 @@ def train(
             config = budget.settled(config, this_machine(device, world.local_size), world.size)
             if world.is_main:
                 stack.enter_context(storage.FolderLock(run))
+            stack.enter_context(events.until_the_end())
             stop = stack.enter_context(catch_signals())
             if world.is_main and not resume and ((run / "config.yaml").exists() or has_any(run)):
                 raise BusyError(
@@ -128,7 +127,7 @@ def train(
                 dataset.verify()
         pieces = int(world.largest(config.train.pieces))  # ranks may have seen different amounts of memory
         config = replace(config, train=replace(config.train, micro_batches=pieces))
-        trainer = _Trainer(config, dataset, run, torch.device(device), listen, stop, world, clock)
+        trainer = _Trainer(config, dataset, run, torch.device(device), events, stop, world, clock)
         return trainer.go(resume, strict, pace)
 
 
@@ -139,14 +138,15 @@ class _Trainer:
         dataset: Dataset,
         run: Path,
         device: torch.device,
-        listen: Listener,
+        events: EventLog,
         stop: Stop,
         world: World = ALONE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         train = config.train
         self.config, self.dataset, self.run, self.device = config, dataset, run, device
-        self.listen, self.stop, self.world, self.clock = listen, stop, world, clock
+        self.events, self.listen, self.stop, self.world = events, events.hear, stop, world
+        self.clock = clock
         self.failed_saves = 0
         """Consecutive."""
         self.saved: Path | None = None
@@ -227,9 +227,10 @@ class _Trainer:
             if self.model.tokenizer is not None:
                 storage.write_text(self.run / tokens.FILE, self.model.tokenizer.text)
         self.metrics, self.samples = (
-            Journal(self.run / name, self.state.step, silent=not self.world.is_main)
+            RecordFile(self.run / name, self.state.step, silent=not self.world.is_main)
             for name in ("metrics.jsonl", "samples.jsonl")
         )
+        self.events.open(self.state.step)
         self.last: dict[str, Any] = next((record for record in reversed(self.metrics.kept) if "val_bpb" in record), {})
 
     def _write_config(self) -> None:
@@ -297,7 +298,8 @@ class _Trainer:
         if alerts:
             record["event"] = ", ".join(dict.fromkeys(name for name, _ in alerts))
         for name, message in alerts:
-            self.listen("warning", {"step": done.step, "event": name, "message": f"step {done.step}: {message}"})
+            warning = {"step": done.step, "event": name, "message": f"step {done.step}: {message}"}
+            self.listen("warning", warning | {key: record[key] for key in ("documents",) if key in record})
         self.listen("step", record)
         self.unlogged_steps += 1
         if alerts or done.step == train.steps or done.step % train.log_every == 0:
@@ -313,10 +315,10 @@ class _Trainer:
         self._write(self.metrics, record)
         self.listen("log", record)
 
-    def _write(self, journal: Journal, record: dict[str, Any]) -> None:
+    def _write(self, file: RecordFile, record: dict[str, Any]) -> None:
         """Write a record; if that fails now, it is written with the next one or before the next checkpoint."""
         try:
-            journal.write(record)
+            file.write(record)
         except (StorageError, BusyError) as error:
             self.listen("warning", {"message": f"{error}; training goes on"})
 
@@ -438,6 +440,7 @@ class _Trainer:
         config, train = self.config, self.config.train
         self.metrics.sync()
         self.samples.sync()
+        self.events.sync()
         self.saved = save_checkpoint(
             self.run,
             self.model,

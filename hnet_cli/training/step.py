@@ -13,7 +13,9 @@ from torch import Tensor
 from hnet_cli.config.run import RunConfig
 from hnet_cli.data.loader import Batch
 from hnet_cli.distributed.world import ALONE, World
+from hnet_cli.errors import is_out_of_memory
 from hnet_cli.model import HNetForCausalLM
+from hnet_cli.report.stages import stage_key
 from hnet_cli.training.health import Numbers, clip_gradient, routing_counts, stage_metrics
 from hnet_cli.training.losses import GlobalRatio, Losses, losses
 from hnet_cli.training.optim import rate_multipliers, set_learning_rate
@@ -124,7 +126,7 @@ def accumulate(
             for batch, share in pieces:
                 done.append(differentiate(batch, share, len(done) == len(pieces) - 1, ratio))
         except RuntimeError as error:
-            if not (out_of_memory(error) and splittable and len(pieces[len(done)][0].documents) > 1):
+            if not (is_out_of_memory(error) and splittable and len(pieces[len(done)][0].documents) > 1):
                 raise
         else:
             world.finish()
@@ -135,12 +137,6 @@ def accumulate(
         pieces[len(done) : len(done) + 1] = [(half, share * len(half.targets) / len(batch.targets)) for half in halves]
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether an allocator failed: a GPU's has an exception of its own, the CPU's only its words."""
-    words = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(each in str(error) for each in words)
 
 
 def _record(
@@ -189,4 +185,4 @@ def imbalance(chunks: list[float], ranks: int) -> dict[str, float]:
     The other ranks wait for that rank in the level inside."""
     stages = len(chunks) // ranks
     per_stage = [chunks[s::stages] for s in range(stages)]
-    return {f"stage{s}_imbalance": max(counts) * ranks / sum(counts) for s, counts in enumerate(per_stage)}
+    return {stage_key(s, "imbalance"): max(counts) * ranks / sum(counts) for s, counts in enumerate(per_stage)}
