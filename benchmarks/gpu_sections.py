@@ -41,8 +41,9 @@ from hnet_cli.kernels.packing import Packing
 from hnet_cli.model import HNetConfig, HNetForCausalLM
 from hnet_cli.model.chunking import RoutingModule
 from hnet_cli.training import budget
+from hnet_cli.training.build import build_model, precision_context
 from hnet_cli.training.optim import build_optimizer
-from hnet_cli.training.step import build_model, precision_context, train_step
+from hnet_cli.training.step import train_step
 
 MICRO_BATCHES = 4
 LENGTHS: tuple[list[list[int]], ...] = ([[1, 63, 64, 65, 700, 2500]], [[1]], [[64]], [[63], [65]])
@@ -385,7 +386,7 @@ class Training:
 
     def step(self) -> None:
         given = (self.model, self.optimizer, self.batches, 0, self.config, self.autocast)
-        self.record = train_step(*given, histograms=False)
+        self.record = train_step(*given, histograms=False)()
 
 
 def training_rate(o: argparse.Namespace, model: Any, length: int, ratios: list[float]) -> Found:

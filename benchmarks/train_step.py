@@ -27,8 +27,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hnet_cli.config.run import RunConfig, resolve
 from hnet_cli.data.loader import Batch
+from hnet_cli.training.build import build_model, precision_context
 from hnet_cli.training.optim import build_optimizer
-from hnet_cli.training.step import build_model, precision_context, train_step
+from hnet_cli.training.step import train_step
 
 WORDS = b"the of and chunk bytes network learns where words begin, so that nothing is cut twice. \n".split(b" ")
 WARM_UP = 12
@@ -97,7 +98,7 @@ class Variant:
 
     def step(self) -> None:
         batches = [self.batches[self.steps % len(self.batches)]]
-        self.record = train_step(self.model, self.optimizer, batches, self.steps, self.config, self.autocast)
+        self.record = train_step(self.model, self.optimizer, batches, self.steps, self.config, self.autocast)()
         self.steps += 1
 
     def measure(self) -> None:

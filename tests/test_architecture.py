@@ -34,6 +34,7 @@ ROOMS: list[set[str]] = [
 WITHOUT_TORCH = {
     *(
         "__main__",
+        "distributed.device",
         "cli.app",
         "cli.compare",
         "cli.doctor",

@@ -15,9 +15,9 @@ from hnet_cli.checkpoints.convert import convert
 from hnet_cli.checkpoints.find import default_model, find, load, newest
 from hnet_cli.checkpoints.training_state import TrainingState, load_checkpoint, save_checkpoint
 from hnet_cli.errors import DamagedError, InputError
+from hnet_cli.training.build import build_model
 from hnet_cli.training.loop import train
 from hnet_cli.training.optim import build_optimizer
-from hnet_cli.training.step import build_model
 
 FILES = ["config.json", "model.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"]
 

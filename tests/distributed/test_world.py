@@ -21,7 +21,8 @@ from hnet_cli.distributed.parallel import GradientSum
 from hnet_cli.distributed.world import ALONE, World, joined, place
 from hnet_cli.errors import UsageError
 from hnet_cli.modality import Document, Modality
-from hnet_cli.training.step import accumulate, build_model
+from hnet_cli.training.build import build_model
+from hnet_cli.training.step import accumulate
 
 
 class Loud(Modality):

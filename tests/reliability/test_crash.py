@@ -25,8 +25,8 @@ from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.prepare import preparation
 from hnet_cli.errors import BusyError, DamagedError, StorageError
 from hnet_cli.storage import FolderLock
+from hnet_cli.training.build import build_model
 from hnet_cli.training.optim import build_optimizer
-from hnet_cli.training.step import build_model
 
 SMALL = [
     *FLAT,

@@ -26,8 +26,9 @@ from hnet_cli.inference.windows import windows
 from hnet_cli.modality import Document
 from hnet_cli.model import HNetForCausalLM, RoutingOutput
 from hnet_cli.training import budget
+from hnet_cli.training.build import build_model
 from hnet_cli.training.loop import train
-from hnet_cli.training.step import build_model, losses
+from hnet_cli.training.losses import losses
 
 CONFIGS = {"nano": resolve("nano"), "two stages": tiny(*TWO_STAGES, "name=two stages")}
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

@@ -7,8 +7,8 @@ from runkit import FLAT, TWO_STAGES, tiny
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from hnet_cli.model import RoutingOutput
+from hnet_cli.training.build import build_model
 from hnet_cli.training.health import BINS, clip_gradient, read, routing_counts, short_part, stage_metrics
-from hnet_cli.training.step import build_model
 
 
 def routed(*probabilities):
