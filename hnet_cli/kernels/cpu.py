@@ -18,9 +18,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hnet_cli.kernels.packing import Packing
-from hnet_cli.kernels.reference import BLOCK, product_dtype, wide, window_attention
+from hnet_cli.kernels.reference import BLOCK, ScanInputs, product_dtype, wide, window_attention
 from hnet_cli.kernels.reference import attention as reference_attention
-from hnet_cli.kernels.reference import ssd_scan as reference_ssd_scan
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -353,21 +352,8 @@ class _Scan(torch.autograd.Function):
         )
 
 
-def ssd_scan(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
-    packing: Packing,
-    chunk_size: int = 0,
-    return_states: bool = False,
-) -> Any:
-    if return_states:  # reading a prompt, once
-        return reference_ssd_scan(x, dt, A, B, C, D, dt_bias, packing, chunk_size, return_states)
-    return _Scan.apply(x, dt, A, B, C, D, dt_bias, packing)
+def ssd_scan(inputs: ScanInputs, packing: Packing, chunk_size: int = 0) -> Tensor:
+    return _Scan.apply(*inputs, packing)
 
 
 # -- attention ---------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hnet_cli.kernels import cpu as host
 from hnet_cli.kernels import reference
-from hnet_cli.kernels.reference import wide
+from hnet_cli.kernels.reference import ScanInputs, wide
 
 FEW = range(4, 65)
 """Rows of a product that is faster the other way round."""
@@ -134,20 +134,12 @@ def ssd_state(like: Tensor, batch_size: int, heads: int, width: int, size: int) 
 
 
 def ssd_step(
-    state: reference.SSMState | LaterState,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
-    rows: Tensor | None = None,
-    once: Tensor | None = None,
+    state: reference.SSMState | LaterState, inputs: ScanInputs, rows: Tensor | None = None, once: Tensor | None = None
 ) -> Tensor:
     """As the reference."""
     if isinstance(state, reference.SSMState):
-        return reference.ssd_step(state, x, dt, A, B, C, D, dt_bias, rows)
+        return reference.ssd_step(state, inputs, rows)
+    x, dt, A, B, C, D, dt_bias = inputs
     x32, size = wide(x), B.shape[-1]
     everyone = slice(None) if rows is None else rows
     step = F.softplus(wide(dt) + dt_bias)

@@ -14,7 +14,8 @@ import os
 import sys
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,20 +25,21 @@ from torch.autograd.function import once_differentiable
 
 from hnet_cli.kernels import reference, tuned
 from hnet_cli.kernels.packing import Packing
+from hnet_cli.kernels.reference import ScanInputs
 
 INT32 = 2**31
 
 
 @functools.cache
-def load_mamba() -> tuple[str, Any, Any]:
-    """(version, mamba_chunk_scan_combined, selective_state_update).
+def load_mamba() -> Mamba:
+    """Load mamba-ssm's two Triton kernels; raises ImportError, or whatever the package raises.
 
     The package's own `__init__` imports a compiled extension that these two do not need, so an empty parent module with
     the installed path takes its place: the pure-Python wheel suffices. Configurations known from `tuned.json` are not
     tuned again.
     """
-    spec = importlib.util.find_spec("mamba_ssm") if "mamba_ssm" not in sys.modules else None
     if "mamba_ssm" not in sys.modules:
+        spec = importlib.util.find_spec("mamba_ssm")
         if spec is None or spec.submodule_search_locations is None:
             raise ImportError("mamba-ssm is not installed")
         parent = types.ModuleType("mamba_ssm")
@@ -47,7 +49,7 @@ def load_mamba() -> tuple[str, Any, Any]:
     scan = importlib.import_module("mamba_ssm.ops.triton.ssd_combined").mamba_chunk_scan_combined
     update = importlib.import_module("mamba_ssm.ops.triton.selective_state_update").selective_state_update
     tuned.seed_from_package()
-    return importlib.metadata.version("mamba-ssm"), scan, update
+    return Mamba(scan, update, importlib.metadata.version("mamba-ssm"))
 
 
 def load_varlen() -> tuple[str, Any]:
@@ -87,26 +89,38 @@ def load_wide_products() -> str:
 # -- mamba-ssm ---------------------------------------------------------------------------------------------------------
 
 
-def mamba_scan(scan: Any) -> Callable[..., Any]:
-    """`reference.ssd_scan` on mamba-ssm's kernel."""
+@dataclass(frozen=True)
+class Mamba:
+    """The scan and the step of the reference on mamba-ssm's kernels."""
 
-    def run(
-        x: Tensor,
-        dt: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor,
-        dt_bias: Tensor,
-        packing: Packing,
-        return_states: bool,
-        chunk_size: int,
-    ) -> Any:
-        documents = packing.document.int()[None]
-        more: dict[str, Any] = {}
-        if return_states:
-            more = {"cu_seqlens": packing.cu_seqlens.int(), "return_varlen_states": True}
-        y = scan(
+    scan: Callable[..., Any]
+    """mamba_chunk_scan_combined."""
+    update: Callable[..., Any]
+    """selective_state_update."""
+    version: str = ""
+
+    def ssd_scan(self, inputs: ScanInputs, packing: Packing, chunk_size: int = 256) -> Tensor:
+        parts = [
+            self._run(part, group, chunk_size) if fits else reference.ssd_scan(part, group)
+            for part, group, fits in _parts(inputs, packing, chunk_size)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def ssd_scan_states(self, inputs: ScanInputs, packing: Packing, chunk_size: int = 256) -> tuple[Tensor, Tensor]:
+        parts = []
+        for part, group, fits in _parts(inputs, packing, chunk_size):
+            if fits:
+                y, state = self._run(
+                    part, group, chunk_size, cu_seqlens=group.cu_seqlens.int(), return_varlen_states=True
+                )
+                parts.append((y, state.float()))
+            else:
+                parts.append(reference.ssd_scan_states(part, group))
+        return torch.cat([y for y, _ in parts]), torch.cat([state for _, state in parts])
+
+    def _run(self, inputs: ScanInputs, packing: Packing, chunk_size: int, **more: Any) -> Any:
+        x, dt, A, B, C, D, dt_bias = inputs
+        out = self.scan(
             x[None],
             dt[None],
             A,
@@ -116,64 +130,17 @@ def mamba_scan(scan: Any) -> Callable[..., Any]:
             D=D.float(),
             dt_bias=dt_bias.float(),
             dt_softplus=True,
-            seq_idx=documents,
+            seq_idx=packing.document.int()[None],
             **more,
         )
-        return (y[0][0], y[1].float()) if return_states else y[0]
-
-    def ssd_scan(
-        x: Tensor,
-        dt: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor,
-        dt_bias: Tensor,
-        packing: Packing,
-        chunk_size: int = 256,
-        return_states: bool = False,
-    ) -> Any:
-        heads_first = (x, dt, A, B, C, D, dt_bias)
-        if x.dtype == torch.float64 or x.shape[-1] < 16 or B.shape[-1] < 16 or chunk_size < 16:
-            return reference.ssd_scan(*heads_first, packing, chunk_size, return_states)  # below the kernels' least tile
-        limit = (INT32 - 1) // max(t.stride(0) for t in (x, dt, B, C))
-        if packing.total <= limit:
-            return run(*heads_first, packing, return_states, chunk_size)
-        # the kernels compute offsets in 32 bits and would silently read elsewhere: fewer documents at a time
-        parts = []
-        for start, group in packing.groups(limit):
-            rows = slice(start, start + group.total)
-            part = (x[rows], dt[rows], A, B[rows], C[rows], D, dt_bias)
-            too_long = group.total > limit
-            parts.append(
-                reference.ssd_scan(*part, group, chunk_size, return_states)
-                if too_long
-                else run(*part, group, return_states, chunk_size)
-            )
-        if return_states:
-            return torch.cat([y for y, _ in parts]), torch.cat([state for _, state in parts])
-        return torch.cat(parts)
-
-    return ssd_scan
-
-
-def mamba_step(update: Any) -> Callable[..., Tensor]:
-    """`reference.ssd_step` on mamba-ssm's kernel."""
+        return (out[0][0], out[1]) if more else out[0]
 
     def ssd_step(
-        state: reference.SSMState,
-        x: Tensor,
-        dt: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor,
-        dt_bias: Tensor,
-        rows: Tensor | None = None,
-        once: Tensor | None = None,
+        self, state: reference.SSMState, inputs: ScanInputs, rows: Tensor | None = None, once: Tensor | None = None
     ) -> Tensor:
+        x, dt, A, B, C, D, dt_bias = inputs
         width, size = state.value.shape[2:]
-        y: Tensor = update(  # expanded, not repeated: strides of 0 tell the kernel that a head shares them
+        y: Tensor = self.update(  # expanded, not repeated: strides of 0 tell the kernel that a head shares them
             state.value,
             x.contiguous(),
             dt[:, :, None].expand(-1, -1, width),
@@ -183,12 +150,28 @@ def mamba_step(update: Any) -> Callable[..., Tensor]:
             D.float()[:, None].expand(-1, width),
             dt_bias=dt_bias[:, None].expand(-1, width),
             dt_softplus=True,
-            state_batch_indices=rows if once is None else once,  # it skips -1 and gives 0
+            state_batch_indices=rows if once is None else once,  # the kernel skips -1 and returns 0 for it
         )
-        # two programs that update one row would read what the other has written
+        # two programs that update one row would read each other's results
         return y if once is None else torch.where(once[:, None, None] < 0, y[:1], y)
 
-    return ssd_step
+
+def _parts(inputs: ScanInputs, packing: Packing, chunk_size: int) -> Iterator[tuple[ScanInputs, Packing, bool]]:
+    """The scan in groups of documents, and whether mamba-ssm's kernel can do each.
+
+    The kernel computes offsets in 32 bits and would silently read elsewhere beyond them, and its least tile is 16.
+    """
+    x, dt, A, B, C, D, dt_bias = inputs
+    if x.dtype == torch.float64 or min(x.shape[-1], B.shape[-1], chunk_size) < 16:
+        yield inputs, packing, False
+        return
+    limit = (INT32 - 1) // max(t.stride(0) for t in (x, dt, B, C))
+    if packing.total <= limit:
+        yield inputs, packing, True
+        return
+    for start, group in packing.groups(limit):
+        rows = slice(start, start + group.total)
+        yield ScanInputs(x[rows], dt[rows], A, B[rows], C[rows], D, dt_bias), group, group.total <= limit
 
 
 # -- attention ---------------------------------------------------------------------------------------------------------
@@ -284,8 +267,11 @@ class Compiled:
     @functools.cached_property
     def compiled(self) -> Callable[..., Any]:
         dynamo = importlib.import_module("torch._dynamo")
-        # once for each combination of dtypes and of what needs a gradient: more than the 8 that are allowed otherwise
+        # one program per combination of dtypes and of tensors that need a gradient: more than the default limit of 8
         dynamo.config.recompile_limit = max(64, dynamo.config.recompile_limit)
+        triton = importlib.import_module("torch._inductor.config").triton
+        if hasattr(triton, "mix_order_reduction_non_strict_mode"):  # else compiled anew for fewer than 4,096 rows
+            triton.mix_order_reduction_non_strict_mode = True
         return torch.compile(self.function, dynamic=True)
 
     def __call__(self, *args: Any) -> Any:
@@ -358,7 +344,7 @@ def causal_conv_of(forward: Callable[..., Any], gradient: Callable[..., Any]) ->
 
 
 @functools.cache
-def compiled_elementwise() -> dict[str, Callable[..., Any]]:
+def compiled_elementwise() -> dict[str, Any]:
     """causal_conv, add_rms_norm, gated_rms_norm and swiglu of the reference, each one fused kernel."""
     pieces: list[Callable[..., Any]] = [reference.add_rms_norm_to, reference.gated_rms_norm, reference.swiglu]
     add_norm, gated, gate = (Compiled(piece) for piece in pieces)

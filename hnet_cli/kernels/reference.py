@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -154,25 +154,43 @@ def pass_states(states: Tensor, log_decay: Tensor, blocks: Blocks) -> Tensor:
     return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
-def ssd_scan(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
-    packing: Packing,
-    chunk_size: int = 0,
-    return_states: bool = False,
-) -> Any:
+class ScanInputs(NamedTuple):
+    """The operands of a scan over T packed positions, or of one step of T rows."""
+
+    x: Tensor
+    """(T, H, P)."""
+    dt: Tensor
+    """(T, H), the step size before softplus(dt + dt_bias)."""
+    A: Tensor
+    """(H,), negative."""
+    B: Tensor
+    """(T, N), one group for all heads."""
+    C: Tensor
+    """(T, N)."""
+    D: Tensor
+    """(H,), weight of the skip connection."""
+    dt_bias: Tensor
+    """(H,)."""
+
+
+def ssd_scan(inputs: ScanInputs, packing: Packing, chunk_size: int = 0) -> Tensor:
     """Mamba-2's scan (arXiv 2405.21060, section 6): h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t, y_t = C_t h_t + D x_t.
 
-    x (T, H, P); dt (T, H) before softplus(dt + dt_bias); A (H,) negative; B, C (T, N), one group; D, dt_bias (H,).
     Returns y (T, H, P) in the dtype of x; products run in that dtype, decays and states in float32 or wider.
-    With `return_states` also the state (B, H, P, N) that each document ends with.
     `chunk_size` is a hint for accelerators; here the block length is BLOCK.
     """
+    return _scan(inputs, packing, states=False)[0]
+
+
+def ssd_scan_states(inputs: ScanInputs, packing: Packing, chunk_size: int = 0) -> tuple[Tensor, Tensor]:
+    """`ssd_scan`, and the final state (B, H, P, N) of each document."""
+    y, final = _scan(inputs, packing, states=True)
+    assert final is not None
+    return y, final
+
+
+def _scan(inputs: ScanInputs, packing: Packing, states: bool) -> tuple[Tensor, Tensor | None]:
+    x, dt, A, B, C, D, dt_bias = inputs
     blocks = packing.blocks(BLOCK)
     total, heads, width = x.shape
     with torch.autocast(x.device.type, enabled=False):
@@ -197,14 +215,28 @@ def ssd_scan(
         old = c @ before.transpose(1, 2).flatten(2).to(x.dtype)  # (n, Q, H*P)
         y = y + old.view_as(scaled) * from_start[..., None].to(x.dtype)
         y = blocks.join(y, total) + x * D.to(x.dtype)[:, None]
-        if not return_states:
-            return y
+        if not states:
+            return y, None
 
         block, row = packing.last // BLOCK, packing.last % BLOCK
         weight = between[block, :, row].transpose(1, 2)  # (B, Q, H): from each position of the last block to its end
         final = torch.einsum("bqn,bqhp->bhpn", wide(b[block]), wide(scaled[block]) * weight[..., None])
         final = final + before[block].mT * from_start[block, row][:, :, None, None]
         return y, final
+
+
+class State(Protocol):
+    """The recurrent state of `ssd_step` for B documents."""
+
+    @property
+    def value(self) -> Tensor:
+        """(B, H, P, N), float32 or wider; zero at the beginning of a document."""
+
+    def fill(self, value: Tensor) -> None:
+        """Overwrite it with the states (B, H, P, N) that documents end with."""
+
+    def select(self, rows: Tensor) -> None:
+        """Keep the given rows (R,) int64, in that order."""
 
 
 @dataclass(eq=False)
@@ -228,23 +260,13 @@ def ssd_state(like: Tensor, batch_size: int, heads: int, width: int, size: int) 
     return SSMState(wide(like[:0]).new_zeros(batch_size, heads, width, size))
 
 
-def ssd_step(
-    state: SSMState,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
-    rows: Tensor | None = None,
-    once: Tensor | None = None,
-) -> Tensor:
-    """One position of `ssd_scan` for R rows (None: all): x (R, H, P) -> (R, H, P). Updates the state.
+def ssd_step(state: SSMState, inputs: ScanInputs, rows: Tensor | None = None, once: Tensor | None = None) -> Tensor:
+    """One position of `ssd_scan` for R rows (None: all): returns y (R, H, P) and updates the state.
 
     `rows` (R,) int64 may repeat its first row, with the same inputs. `once` is then the same with -1 for repetitions,
     for kernels that update the state in place; without it no row is repeated.
     """
+    x, dt, A, B, C, D, dt_bias = inputs
     count, heads, width = x.shape
     old = state.value if rows is None else state.value[rows]
     dt = F.softplus(wide(dt) + dt_bias)

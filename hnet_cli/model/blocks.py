@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hnet_cli.kernels import Kernels
 from hnet_cli.kernels.packing import Packing
-from hnet_cli.kernels.reference import rotate, wide
+from hnet_cli.kernels.reference import ScanInputs, rotate, wide
 from hnet_cli.model.config import HNetConfig
 from hnet_cli.model.settings import Rotary
 from hnet_cli.model.state import AttentionState, LayerState, MambaState, Now
@@ -71,14 +71,15 @@ class Mamba2(nn.Module):
     def forward(self, x: Tensor, packing: Packing, kernels: Kernels, state: MambaState | None = None) -> Tensor:
         """x (T, D) -> (T, D). Fills `state`, if given, with what each document ends with."""
         gate, raw, dt = self.in_proj(x).split(self.split, dim=-1)
+        assert self.conv1d.bias is not None
         conv = kernels.causal_conv(raw, self.conv1d.weight[:, 0], self.conv1d.bias, packing)
         value, B, C = conv.split((self.d_inner, self.d_state, self.d_state), dim=-1)
         value = value.unflatten(-1, (self.heads, self.headdim))
-        scan = (value, dt, -wide(self.A_log).exp(), B, C, self.D, self.dt_bias, packing, self.chunk_size)
+        scan = ScanInputs(value, dt, -wide(self.A_log).exp(), B, C, self.D, self.dt_bias)
         if state is None:
-            y = kernels.ssd_scan(*scan)
+            y = kernels.ssd_scan(scan, packing, self.chunk_size)
         else:
-            y, final = kernels.ssd_scan(*scan, return_states=True)
+            y, final = kernels.ssd_scan_states(scan, packing, self.chunk_size)
             state.ssm.fill(final)
             state.conv.copy_(packing.tails(raw, state.conv.shape[1]))
         return self.out_proj(kernels.gated_rms_norm(y.flatten(-2), gate, self.norm.weight, EPS))
@@ -98,10 +99,12 @@ class Mamba2(nn.Module):
     def step(self, x: Tensor, state: MambaState, now: Now, kernels: Kernels) -> Tensor:
         """x (R, D): one position for each of the R rows that take part. Updates the state."""
         gate, conv, dt = kernels.step_linear(x, state.in_proj, row_by_row=True).split_with_sizes(self.split, -1)
+        assert self.conv1d.bias is not None
         conv = kernels.causal_conv_step(conv, state.conv, state.taps, self.conv1d.bias, now.rows)
         value, B, C = conv.split_with_sizes((self.d_inner, self.d_state, self.d_state), -1)
         value = value.view(-1, self.heads, self.headdim)
-        y = kernels.ssd_step(state.ssm, value, dt, state.A, B, C, self.D, self.dt_bias, now.rows, now.once)
+        scan = ScanInputs(value, dt, state.A, B, C, self.D, self.dt_bias)
+        y = kernels.ssd_step(state.ssm, scan, now.rows, now.once)
         normed = _norm(F.silu(wide(gate)).mul_(y.view(gate.shape)), self.norm)
         return kernels.step_linear(normed, state.out_proj)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hnet_cli.kernels import Kernels
 from hnet_cli.kernels.packing import Packing
-from hnet_cli.kernels.reference import exact, rotate, wide
+from hnet_cli.kernels.reference import ScanInputs, exact, rotate, wide
 from hnet_cli.model.blocks import EPS, Attention, Isotropic, Mamba2
 from hnet_cli.model.chunking import RoutingOutput, add_residual
 from hnet_cli.model.hnet import HNet, HNetForCausalLM, HNetOutput
@@ -205,11 +205,12 @@ def _mamba(mixer: Mamba2, x: Tensor, state: MambaState, kernels: Kernels) -> Ten
     past = state.conv.shape[1]
     raw = torch.cat([state.conv[0].to(raw.dtype), raw])
     packing = Packing.of_lengths([len(raw)], x.device)
+    assert mixer.conv1d.bias is not None
     conv = kernels.causal_conv(raw, mixer.conv1d.weight[:, 0], mixer.conv1d.bias, packing)[past:]
     value, B, C = conv.split((mixer.d_inner, mixer.d_state, mixer.d_state), dim=-1)
     value = value.unflatten(-1, (mixer.heads, mixer.headdim))
     A, packing = -wide(mixer.A_log).exp(), Packing.of_lengths([len(x)], x.device)
-    y = kernels.ssd_scan(value, dt, A, B, C, mixer.D, mixer.dt_bias, packing, mixer.chunk_size)
+    y = kernels.ssd_scan(ScanInputs(value, dt, A, B, C, mixer.D, mixer.dt_bias), packing, mixer.chunk_size)
     with torch.autocast(x.device.type, enabled=False):
         step = F.softplus(wide(dt) + wide(mixer.dt_bias))  # (T, H)
         decay = (step * A).cumsum(0, dtype=exact(x.device))
