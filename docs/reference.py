@@ -13,6 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import typer.main
+
+from hnet_cli.cli import options
+from hnet_cli.cli.app import app
 from hnet_cli.config.bounds import Bounds
 from hnet_cli.config.run import RunConfig
 from hnet_cli.config.train import TrainConfig
@@ -118,7 +122,46 @@ def _docstrings(kind: type) -> dict[str, str]:
     }
 
 
-PAGES = {"settings.md": settings}
+def commands() -> str:
+    """Every command with its arguments and options, as `--help` has them."""
+    group = typer.main.get_command(app)
+    page = f"""\
+# Commands
+
+{group.help} Generated from the code by `docs/reference.py`.
+
+Data goes to standard output, all else to standard error. Exit codes: 0 done; 1 a bug of ours; 2 usage or configuration;
+3 input data; 4 a damaged or incompatible checkpoint or dataset; 5 numerical failure; 69 environment (no such
+device, too little memory, a missing optional package); 73 folder in use or not creatable; 74 I/O error, disk full;
+75 stopped by a signal, saved, to be resumed; 130 interrupted.
+"""
+    pairs = [("hnet", group), *((f"hnet {name}", one) for name, one in group.commands.items())]
+    for title, command in pairs:
+        page += f"\n## {title}\n\n{command.help if command is not group else 'For every command:'}\n"
+        page += "\n| | meaning |\n|---|---|\n"
+        for parameter in command.params:
+            if parameter.name in UNLISTED:
+                continue
+            names = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
+            argument = parameter.param_type_name == "argument"
+            label = f"`{parameter.metavar or parameter.name.upper()}`" if argument else names
+            page += f"| {label} | {_help(parameter)} |\n"
+    return page
+
+
+UNLISTED = ("install_completion", "show_completion", "help")
+"""Options that every command of the framework has."""
+
+
+def _help(parameter: Any) -> str:
+    """The help of a parameter on one line, with the installed plugins left out: they differ from machine to machine."""
+    text = re.sub(r"\s+", " ", parameter.help or "")
+    return (
+        text.replace(options.installed_modalities(), "the installed modalities").replace("|", "\\|").replace("<", "\\<")
+    )
+
+
+PAGES = {"commands.md": commands, "settings.md": settings}
 """Functions that write a page, by its name."""
 
 
