@@ -17,19 +17,13 @@ import time
 from statistics import median
 
 import torch
+from segment import text
 
 import hnet_cli
 from hnet_cli.evaluation.scoring import score
 from hnet_cli.inference.windows import BATCH_BYTES
 
-WORDS = b"the of and chunk bytes network learns where words begin, so that nothing is cut twice. \n".split(b" ")
 WIDTH = 2048
-
-
-def text(size: int, seed: int) -> bytes:
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randint(0, len(WORDS), (size // 3,), generator=generator).tolist()
-    return b" ".join(WORDS[at] for at in order)[:size]
 
 
 def seconds(run) -> float:

@@ -543,9 +543,8 @@ def data(o: argparse.Namespace) -> Found:
     elif not (path / "dataset.json").exists():
         sources = sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py"))
         if not o.data:
-            contents = (
-                source.read_bytes() for source in sources[: 12 if o.dry else 4000] if "site-" not in str(source)
-            )
+            library = [source for source in sources[: 12 if o.dry else 4000] if "site-" not in str(source)]
+            contents = (source.read_bytes() for source in library)
             text.write_bytes(b"\n".join(content for content in contents if content.isascii()))
         prepare([o.data or text], Text(), path, measure=False)
     dataset = Dataset.open(path)
@@ -573,11 +572,8 @@ def training(o: argparse.Namespace) -> Found:
     warm = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=2))
     train(warm, dataset.path, Path(o.folder) / f"warm-{o.part}-{os.getpid()}", device=o.device)
     run = Path(o.folder) / f"run-{o.part}-{os.getpid()}"
-    found: dict[str, Any] = {
-        "preset": names[o.part],
-        "parameters": config.model.num_parameters,
-        "flops_per_byte": flops,
-    }
+    found: dict[str, Any] = {"preset": names[o.part], "parameters": config.model.num_parameters}
+    found["flops_per_byte"] = flops
     yield {"training": {o.part: found}}
 
     def listen(kind: str, record: dict[str, Any]) -> None:

@@ -44,11 +44,7 @@ SMALLER = {
         "model.attn_cfg={num_heads: [2], rotary_emb_dim: [64], window_size: [-1]}",
         "train.steps=400",
     ],
-    "hnet": [
-        "model.d_model=[128, 128]",
-        "model.adapter_width=384",
-        "train.steps=350",
-    ],
+    "hnet": ["model.d_model=[128, 128]", "model.adapter_width=384", "train.steps=350"],
 }
 QUIET = ["train.eval_every=0", "train.samples=false", "train.checkpoint_every=100000"]
 

@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from train_step import timed
 
 from hnet_cli.checkpoints.convert import DTYPES
 from hnet_cli.config.run import resolve
@@ -82,13 +83,6 @@ def matrices(model: HNetForCausalLM) -> list[list[torch.Tensor]]:
         found.append([m.weight for part in parts for m in part.modules() if isinstance(m, nn.Linear)])
     found[0].append(model.lm_head.weight)
     return found
-
-
-def timed(run: Callable[[], Any]) -> tuple[float, float]:
-    """Seconds by the clock and of processor time."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    run()
-    return time.perf_counter() - wall, time.process_time() - cpu
 
 
 @torch.inference_mode()

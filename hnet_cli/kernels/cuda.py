@@ -1,6 +1,6 @@
 """Adapters to fast code for CUDA: mamba-ssm's Triton kernels, variable-length attention, fused elementwise work.
 
-Nothing here imports a CUDA package before it is asked to: each `load_*` does, and raises whatever the package raises.
+No CUDA package is imported before a `load_*` is called; each raises whatever its package raises.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def load_flash() -> tuple[str, Any]:
 def load_triton() -> str:
     """Version of triton, which torch.compile needs on CUDA.
 
-    torch.compile moves the cache of all Triton kernels to a temporary folder, from its first one on: what mamba-ssm has
-    had compiled before, or elsewhere, would not be found. Here it stays where Triton has it.
+    torch.compile moves the cache of all Triton kernels to a temporary folder, where mamba-ssm's compiled kernels would
+    not be found. Here the cache stays in Triton's own place.
     """
     version = importlib.import_module("triton").__version__
     home = os.environ.get("TRITON_HOME") or os.path.expanduser("~")
@@ -116,7 +116,8 @@ class Mamba:
                 parts.append((y, state.float()))
             else:
                 parts.append(reference.ssd_scan_states(part, group))
-        return torch.cat([y for y, _ in parts]), torch.cat([state for _, state in parts])
+        ys, states = zip(*parts, strict=True)
+        return parts[0] if len(parts) == 1 else (torch.cat(ys), torch.cat(states))
 
     def _run(self, inputs: ScanInputs, packing: Packing, chunk_size: int, **more: Any) -> Any:
         x, dt, A, B, C, D, dt_bias = inputs
@@ -200,23 +201,23 @@ def flash_attention(flash: Any) -> Callable[..., Tensor]:
 # -- products whose result is float32 ----------------------------------------------------------------------------------
 
 FEW = 256
-"""Rows below which splitting the weight costs more than a product in float32: both read it once."""
+"""Rows below which splitting the weight costs more than a float32 product: both read it once."""
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """a (M, K) @ b (K, N), bfloat16, summed and given as float32."""
+    """bfloat16 a (M, K) @ b (K, N), accumulated and returned in float32."""
     return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else torch.mm(a.float(), b.float())
 
 
 def halves(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Two bfloat16 tensors whose sum is the float32 x but for 2^-17 of each element."""
+    """Two bfloat16 tensors whose sum is the float32 x to a relative 2^-17 per element."""
     high = x.bfloat16()
     return high, (x - high).bfloat16()
 
 
 class _WideLinear(torch.autograd.Function):
-    """The gradient of the weight is as exact as the result: it is a sum over all positions, of which much cancels. That
-    of x is one product in bfloat16, in which it is given, like that of every other linear map under autocast."""
+    """A linear map in float32. The gradient of the weight is as exact as the result, since it sums over all positions
+    and much cancels; that of x is one bfloat16 product, as for every other linear map under autocast."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -239,7 +240,7 @@ class _WideLinear(torch.autograd.Function):
 
 
 def wide_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`reference.wide_linear` on tensor cores: x is bfloat16, exact in them, and the weight is split into two parts.
+    """`reference.wide_linear` on tensor cores: x is bfloat16 and used exactly, the weight is split into two parts.
 
     The same time as one product in tf32, which would round the weight to 11 bits instead of 16.
     """
@@ -254,10 +255,10 @@ def wide_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 class Compiled:
-    """A pure tensor function, compiled on first use; if that fails, said once and run as it is.
+    """A pure tensor function, compiled on first use; if that fails, warn once and run it uncompiled.
 
-    Any number of rows is one program, each width of a matrix another: a width that is a symbol is not known to be a
-    multiple of anything, so that memory is read two bytes at a time.
+    One program serves any number of rows, but each width gets its own: of a symbolic width no alignment is known, and
+    memory would be read two bytes at a time.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -282,8 +283,8 @@ class Compiled:
                         torch._dynamo.mark_static(arg, 1)
                 return self.compiled(*args)
             except torch.OutOfMemoryError:
-                raise  # of the data, not of the compiler: the step is tried again in smaller pieces
-            except Exception as error:  # whatever the compiler raises: the plain function gives the same numbers
+                raise  # caused by the data, not the compiler: the step is retried in smaller pieces
+            except Exception as error:  # whatever the compiler raises, the plain function is right
                 self.failure = f"{type(error).__name__}: {error}"
                 warnings.warn(
                     f"torch.compile of {self.function.__name__} failed, running it plain: {error}", stacklevel=2
@@ -301,23 +302,23 @@ def _conv_sum(x: Tensor, weight: Tensor, bias: Tensor, position: Tensor) -> Tens
 
 
 def conv(x: Tensor, weight: Tensor, bias: Tensor, position: Tensor) -> Tensor:
-    """`reference.causal_conv` by position: sums in float32, one pass once fused."""
+    """`reference.causal_conv` by position, summed in float32; one pass once fused."""
     return F.silu(_conv_sum(x, weight, bias, position)).to(x.dtype)
 
 
 def conv_gradient(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, position: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of `conv` by x, weight and bias, from its inputs: automatic differentiation would keep x once more for every
-    tap, half as much again as a layer of Mamba-2 keeps."""
+    """Gradients of `conv` by x, weight and bias, recomputed from its inputs: autograd would save x once more per tap,
+    half as much again as a Mamba-2 layer saves."""
     taps, y = reference.wide(weight), _conv_sum(x, weight, bias, position)
     gate = torch.sigmoid(y)
     total = grad * gate * (1 + y * (1 - gate))
     x_grad, taps_grad = total * taps[:, -1], [(total * x).sum(0)]
     for shift in range(1, taps.shape[1]):
-        own = torch.where((position >= shift)[:, None], total, 0)
-        x_grad = x_grad + F.pad(own, (0, 0, 0, shift))[shift:] * taps[:, -1 - shift]
-        taps_grad.append((own * F.pad(x, (0, 0, shift, 0))[: x.shape[0]]).sum(0))
+        inside = torch.where((position >= shift)[:, None], total, 0)
+        x_grad = x_grad + F.pad(inside, (0, 0, 0, shift))[shift:] * taps[:, -1 - shift]
+        taps_grad.append((inside * F.pad(x, (0, 0, shift, 0))[: x.shape[0]]).sum(0))
     return x_grad.to(x.dtype), torch.stack(taps_grad[::-1], 1).to(weight.dtype), total.sum(0).to(bias.dtype)
 
 
@@ -345,7 +346,7 @@ def causal_conv_of(forward: Callable[..., Any], gradient: Callable[..., Any]) ->
 
 @functools.cache
 def compiled_elementwise() -> dict[str, Any]:
-    """causal_conv, add_rms_norm, gated_rms_norm and swiglu of the reference, each one fused kernel."""
+    """The reference's causal_conv, add_rms_norm, gated_rms_norm and swiglu, each as one fused kernel."""
     pieces: list[Callable[..., Any]] = [reference.add_rms_norm_to, reference.gated_rms_norm, reference.swiglu]
     add_norm, gated, gate = (Compiled(piece) for piece in pieces)
 

@@ -17,23 +17,22 @@ from torch import Tensor
 from hnet_cli.kernels.packing import Blocks, Packing
 
 BLOCK = 64
-"""Block length of the scans: the work inside a block grows with it, the work between blocks shrinks."""
+"""Block length of the scans: work inside a block grows with it, work between blocks shrinks."""
 GROUP = 64
-"""Blocks whose states are passed on by one product; longer sequences loop over groups."""
+"""Blocks whose states one product passes on; longer sequences loop over groups."""
 
 
 def wide(x: Tensor) -> Tensor:
-    """At least float32."""
+    """x upcast to float32 unless it is float32 or float64."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 WITHOUT_FLOAT64 = frozenset({"mps"})
-"""Kinds of devices."""
+"""Device types."""
 
 
 def exact(device: torch.device) -> torch.dtype:
-    """The dtype of sums that many small terms go into, or differences of which are taken: float64 where `device` has
-    it, which Apple's GPUs do not."""
+    """The dtype for long sums and for differences of large sums: float64, or float32 on devices without it."""
     return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
 
 
@@ -54,7 +53,7 @@ def product_dtype(weight: Tensor) -> torch.dtype:
 
 
 def add_rms_norm(hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Adds `hidden` (T, D) to the residual stream and norms the sum: (normed, new residual).
+    """Add `hidden` (T, D) to the residual stream and norm the sum: (normed, new residual).
 
     The stream is float32 or wider; `normed` has the dtype that products run in.
     """
@@ -93,12 +92,12 @@ def wide_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 def step_weight(weight: Tensor, batch_size: int) -> Tensor:
-    """A weight (E, D) as `step_linear` had best be given it in steps of many rows; it may be a copy."""
+    """A weight (E, D) in the layout that `step_linear` prefers at this batch size; may be a copy."""
     return weight
 
 
 def step_linear(x: Tensor, weight: Tensor, row_by_row: bool = False) -> Tensor:
-    """The linear map of a step: x (R, D), weight (E, D) -> (R, E); contiguous for sure only if `row_by_row`."""
+    """The linear map of a step: x (R, D), weight (E, D) -> (R, E); surely contiguous only if `row_by_row`."""
     return F.linear(x, weight)
 
 
@@ -106,7 +105,7 @@ def step_linear(x: Tensor, weight: Tensor, row_by_row: bool = False) -> Tensor:
 
 
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, packing: Packing) -> Tensor:
-    """SiLU of a depthwise causal convolution, afresh in every document: x (T, D), weight (D, K) -> (T, D)."""
+    """SiLU of a depthwise causal convolution within each document: x (T, D), weight (D, K), bias (D,) -> (T, D)."""
     taps = weight.to(x.dtype).unbind(1)
     y = torch.addcmul(bias.to(x.dtype), x, taps[-1])
     for shift, tap in enumerate(taps[-2::-1][: len(x) - 1], start=1):
@@ -129,10 +128,10 @@ def causal_conv_step(x: Tensor, state: Tensor, taps: Tensor, bias: Tensor, rows:
 
 
 def pass_states(states: Tensor, log_decay: Tensor, blocks: Blocks) -> Tensor:
-    """States at the start of each block, from what each block adds.
+    """States at the start of each block, from each block's contribution.
 
-    states (n, H, S): what block m alone leaves at its end; log_decay (n, H): decay over a whole block. Returns (n, H,
-    S) for the document that crosses into the block (other documents must ignore it). Every group of blocks is one
+    states (n, H, S): state that block m alone leaves at its end; log_decay (n, H): decay over a whole block. Returns
+    (n, H, S) for the document that crosses into the block (other documents must ignore it). Each group of blocks is one
     product.
     """
     outs: list[Tensor] = []
@@ -241,7 +240,7 @@ class State(Protocol):
 
 @dataclass(eq=False)
 class SSMState:
-    """What `ssd_step` remembers of B documents."""
+    """The state of `ssd_step` for B documents."""
 
     value: Tensor
     """(B, H, P, N), float32 or wider; zero at the beginning of a document."""
@@ -256,7 +255,7 @@ class SSMState:
 
 
 def ssd_state(like: Tensor, batch_size: int, heads: int, width: int, size: int) -> SSMState:
-    """The state that `ssd_step` takes, of the dtype (or wider) and device of `like`."""
+    """A zero state for `ssd_step`, on the device of `like`, in its dtype or float32 if that is wider."""
     return SSMState(wide(like[:0]).new_zeros(batch_size, heads, width, size))
 
 
@@ -287,7 +286,7 @@ def ssd_step(state: SSMState, inputs: ScanInputs, rows: Tensor | None = None, on
 def ema_scan(x: Tensor, p: Tensor, packing: Packing) -> Tensor:
     """z_t = p_t x_t + (1 - p_t) z_{t-1} per document, starting from 0 (paper eq 5). x (T, D), p (T,) in (0, 1).
 
-    Float32 or wider whatever the inputs: in bfloat16 the sum loses what came before.
+    Float32 or wider whatever the inputs: in bfloat16 the sum would lose earlier terms.
     """
     blocks = packing.blocks(BLOCK)
     with torch.autocast(x.device.type, enabled=False):
@@ -296,7 +295,7 @@ def ema_scan(x: Tensor, p: Tensor, packing: Packing) -> Tensor:
         between = (decay[:, :, None] - decay[:, None, :]).to(x.dtype)
         mix = between.clamp(-80, 0).exp() * blocks.visible * blocks.split(p)[:, None]  # (n, Q, Q)
         z = mix @ blocks.split(x)
-        # the block's own end state is its last row, once the mask keeps only the document at its end
+        # a block's end state is its last row, whose mask keeps only the document at its end
         before = pass_states(z[:, -1:], decay[:, -1:].to(x.dtype), blocks)  # (n, 1, D)
         from_start = decay.to(x.dtype).exp() * blocks.from_before
         return blocks.join(z + from_start[:, :, None] * before, packing.total)
@@ -324,7 +323,7 @@ def attention(
 ) -> Tensor:
     """Causal attention within each document. q, k, v (T, H, P) -> (T, H, P).
 
-    Position i sees i-window..i; -1: all before. `rows` does the work for equal lengths, default `window_attention`.
+    Position i sees i-window..i; -1: all before. `rows` computes rows of equal length, by default `window_attention`.
     """
     out = None
     for bucket in packing.buckets():
@@ -363,7 +362,7 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
 def attention_step(q: Tensor, k: Tensor, v: Tensor, length: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
     """One query for each of R rows (None: all): q (R, H, P), caches (B, S, H, P) -> (R, H, P).
 
-    `length` (R,) int64: how many of the S positions a row sees, if not all of them.
+    `length` (R,) int64: number of the S positions that a row sees; None: all.
     """
     if rows is not None:
         k, v = k.index_select(0, rows), v.index_select(0, rows)
