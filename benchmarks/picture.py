@@ -61,7 +61,6 @@ def main() -> None:
         console.print(Text.from_ansi(done.stdout.decode()))
         console.print()
     out = ROOT / "docs" / "segments.svg"
-    out.parent.mkdir(exist_ok=True)
     out.write_text(widened(console.export_svg(title="hnet segment")), encoding="utf-8")
     print(out.relative_to(ROOT))
 

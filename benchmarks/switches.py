@@ -53,16 +53,12 @@ CHOICES: dict[str, tuple[str, list[str]]] = {
 CONTROLS: dict[str, list[str]] = {"base": [], "base in 4 pieces": PIECES}
 
 
-def settings_of(name: str) -> list[str]:
-    return CONTROLS[name] if name in CONTROLS else CHOICES[name][1]
-
-
 def configuration(modality: str, name: str, seed: int, steps: int) -> RunConfig:
     preset = BASES.get(modality, "nano")
     fixed = [*COMMON, *MODALITY.get(modality, []), "train.batch_bytes=4096", f"train.steps={steps}"]
     n = resolve(preset, MODALITY.get(modality, [])).train.ratios()[0]
-    own = [setting.replace("{n}", str(n)) for setting in settings_of(name)]
-    return resolve(preset, [*fixed, f"train.checkpoint_every={steps}", f"train.seed={seed}", *own])
+    changes = [setting.replace("{n}", str(n)) for setting in (CONTROLS[name] if name in CONTROLS else CHOICES[name][1])]
+    return resolve(preset, [*fixed, f"train.checkpoint_every={steps}", f"train.seed={seed}", *changes])
 
 
 def measure(data: Path, folder: Path, name: str, seed: int, steps: int, limit: int) -> None:
