@@ -13,8 +13,7 @@ import torch
 from forms import trials
 
 from hnet_cli.cli.app import app
-from hnet_cli.kernels import HOST, OPERATIONS, reference
-from hnet_cli.kernels import cpu_step as host_step
+from hnet_cli.kernels import HOST, OPERATIONS, REFERENCE
 from hnet_cli.kernels.checking import compare, worst
 
 
@@ -28,12 +27,13 @@ def test_r25_operations_against_float64(tally: Any) -> None:
     done = tally("R25", "operations on a CPU against float64: values and gradients, RMS of the difference")
     bounds = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (1e-2, 2e-1)}
     cpu, lengths = torch.device("cpu"), [1, 63, 64, 65]
-    backends = (("reference", vars(reference), reference.ssd_state), ("host", HOST, host_step.ssd_state))
+    backends = (("reference", REFERENCE, OPERATIONS), ("host", HOST.kernels, HOST.operations))
     for seed in range(trials(1, 10, 50)):
-        for (dtype, limits), operation, (name, functions, state) in product(bounds.items(), OPERATIONS, backends):
-            if operation not in functions:
+        for (dtype, limits), operation, (name, kernels, known) in product(bounds.items(), OPERATIONS, backends):
+            if operation not in known:
                 continue
-            found = compare(operation, name, functions[operation], cpu, dtype, seed, lengths, state=state)
+            function, state = getattr(kernels, operation), kernels.ssd_state
+            found = compare(operation, name, function, cpu, dtype, seed, lengths, state=state)
             cancels = operation == "ssd_scan" and found.where == "gradient of argument 2"
             done.count(found.error <= limits[cancels], f"{name} {operation} {dtype} {seed}: {found}")
             kind = f"{found.dtype}, decay rates" if cancels else found.dtype
