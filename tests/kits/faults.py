@@ -96,8 +96,20 @@ class Disk:
     @contextmanager
     def watched(self) -> Iterator[Disk]:
         """Stand between the process and its disk."""
-        names = ("open", "close", "write", "fsync", "rename", "replace", "mkdir", "rmdir", "unlink", "remove",
-                 "ftruncate", "pwrite")  # fmt: skip
+        names = (
+            "open",
+            "close",
+            "write",
+            "fsync",
+            "rename",
+            "replace",
+            "mkdir",
+            "rmdir",
+            "unlink",
+            "remove",
+            "ftruncate",
+            "pwrite",
+        )
         real = {name: getattr(os, name) for name in names}
         self._real_rename = real["rename"]
         library = ctypes.CDLL

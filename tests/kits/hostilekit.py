@@ -26,9 +26,11 @@ HAN = "一个人在北京的街道上慢慢地走着，他看见了很多的书�
 SOURCE = b"import os\n\n\ndef main() -> None:\n    print(os.getcwd())\n" * 100
 ROWS = b"".join(json.dumps({"text": f"row {n} " + "of many words " * 9}).encode() + b"\n" for n in range(60))
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
-    "gz": gzip.compress, "bz2": lambda data: bz2.compress(data, 1), "xz": lambda data: lzma.compress(data, preset=0),
+    "gz": gzip.compress,
+    "bz2": lambda data: bz2.compress(data, 1),
+    "xz": lambda data: lzma.compress(data, preset=0),
     "zst": lambda data: zstandard.ZstdCompressor(write_checksum=True).compress(data),
-}  # fmt: skip
+}
 
 
 def tar_of(members: dict[str, bytes]) -> bytes:

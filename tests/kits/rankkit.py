@@ -34,8 +34,13 @@ class Ranks:
     def __init__(self, size: int, work: Callable[[int], int], folder: Path, **environment: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.size = folder, size
-        environment = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1",
-                       "MASTER_PORT": str(free_port()), "HNET_RANK_TIMEOUT": "300"} | environment  # fmt: skip
+        environment = {
+            "WORLD_SIZE": str(size),
+            "LOCAL_WORLD_SIZE": str(size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+            "HNET_RANK_TIMEOUT": "300",
+        } | environment
         sys.stdout.flush()
         sys.stderr.flush()
         self.pids = [self._start(rank, work, environment) for rank in range(size)]

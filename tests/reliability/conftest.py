@@ -47,8 +47,15 @@ class Tally:
 
     def record(self) -> dict[str, Any]:
         seconds = round(time.monotonic() - self.began, 1)
-        return {"id": self.id, "what": self.what, "case": self.case, "form": FORM, "n": self.n,
-                "failures": len(self.failures), "seconds": seconds} | self.figures  # fmt: skip
+        return {
+            "id": self.id,
+            "what": self.what,
+            "case": self.case,
+            "form": FORM,
+            "n": self.n,
+            "failures": len(self.failures),
+            "seconds": seconds,
+        } | self.figures
 
 
 @pytest.fixture

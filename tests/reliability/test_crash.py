@@ -150,8 +150,14 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     return checkpoint_cases() | dataset_cases(tmp_path_factory.mktemp("text"))
 
 
-CASES = ["first save", "save and prune", "save over a damaged one", "the same without renameat2", "new dataset",
-         "dataset over another"]  # fmt: skip
+CASES = [
+    "first save",
+    "save and prune",
+    "save over a damaged one",
+    "the same without renameat2",
+    "new dataset",
+    "dataset over another",
+]
 
 
 def judged(case: Case, root: Path, done: bool) -> str:
@@ -175,8 +181,11 @@ def faults_of(case: Case, before: Path, tmp_path: Path) -> list[str]:
 def chosen(operations: list[str]) -> list[int]:
     """Operations to try: all, but nightly few of many writes in a row, which are all alike, and in CI a sample."""
     writes = trials(1, 3, len(operations))
-    kept = [at for at, name in enumerate(operations)
-            if name != "write" or "write" not in operations[max(0, at - writes) : at]]  # fmt: skip
+    kept = [
+        at
+        for at, name in enumerate(operations)
+        if name != "write" or "write" not in operations[max(0, at - writes) : at]
+    ]
     return sorted(random.Random(len(kept)).sample(kept, min(len(kept), trials(8, len(kept), len(kept)))))
 
 

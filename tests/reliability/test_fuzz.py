@@ -79,9 +79,36 @@ READERS: dict[str, tuple[str, str, bytes]] = {
     "annotation in GenBank": ("dna", "x.gb", GENBANK),
     "variants": ("dna", "x.vcf", VCF),
 }
-PIECES = [b"\0", b"\xff", b"\x80", b"\n", b"\r", b">", b";", b'"', b"\\u", b"{", b"[", b"N", b"\xef\xbb\xbf",
-          bytes(512), b"PK\x03\x04", b"PAR1", b"\x1f\x8b\x08", b"9" * 30, b"9" * 5000, b"-1", b"\t", b" ", b"\xd9\xa3",
-          b"\xe2\x82", b"\xed\xa0\x80", b"1e999", b"NaN", b"{" * 3000]  # fmt: skip
+PIECES = [
+    b"\0",
+    b"\xff",
+    b"\x80",
+    b"\n",
+    b"\r",
+    b">",
+    b";",
+    b'"',
+    b"\\u",
+    b"{",
+    b"[",
+    b"N",
+    b"\xef\xbb\xbf",
+    bytes(512),
+    b"PK\x03\x04",
+    b"PAR1",
+    b"\x1f\x8b\x08",
+    b"9" * 30,
+    b"9" * 5000,
+    b"-1",
+    b"\t",
+    b" ",
+    b"\xd9\xa3",
+    b"\xe2\x82",
+    b"\xed\xa0\x80",
+    b"1e999",
+    b"NaN",
+    b"{" * 3000,
+]
 
 
 def damaged(data: bytes, luck: random.Random) -> bytes:
@@ -204,6 +231,10 @@ def variants(file: Path, plugin: Modality) -> Iterator[Any]:
 
 
 READ: dict[str, Read] = {
-    "gold in a treebank": gold, "gold of words": gold, "gold of morphemes": gold, "annotation in GFF": annotated,
-    "annotation in GenBank": annotated, "variants": variants,
-}  # fmt: skip
+    "gold in a treebank": gold,
+    "gold of words": gold,
+    "gold of morphemes": gold,
+    "annotation in GFF": annotated,
+    "annotation in GenBank": annotated,
+    "variants": variants,
+}

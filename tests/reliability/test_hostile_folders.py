@@ -58,12 +58,18 @@ def test_r17_odd_places(tally: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for name in names:
         Path(os.fsdecode(os.fsencode(place) + b"/" + name)).write_bytes(PROSE)
     cases = {
-        "loop": (3, "cannot read|Too many"), "nowhere": (3, "does not exist"), "fifo": (3, "a device, pipe or socket"),
-        "socket": (3, "device, pipe or socket"), "/dev/zero": (3, "a device, pipe or socket"),
-        "/dev/null": (3, "a device, pipe or socket"), "empty folder": (3, "nothing to use"),
+        "loop": (3, "cannot read|Too many"),
+        "nowhere": (3, "does not exist"),
+        "fifo": (3, "a device, pipe or socket"),
+        "socket": (3, "device, pipe or socket"),
+        "/dev/zero": (3, "a device, pipe or socket"),
+        "/dev/null": (3, "a device, pipe or socket"),
+        "empty folder": (3, "nothing to use"),
         "missing": (3, "does not exist"),
-        "odd\0name": (3, "cannot read"), "/proc/self/mem": (74, "cannot read"), "": (3, "."),
-    }  # fmt: skip
+        "odd\0name": (3, "cannot read"),
+        "/proc/self/mem": (74, "cannot read"),
+        "": (3, "."),
+    }
     for path, (code, why) in cases.items():
         got = command(tmp_path, path, "text")
         error = capfd.readouterr().err
@@ -125,9 +131,11 @@ def test_r17_files_that_change(what: str, tally: Any, tmp_path: Path) -> None:
     summary = prepare([folder], Meddling(meddle), tmp_path / "out", measure=False, tolerated=1.0)
     reasons = {reason: count for reason, (count, _, _) in summary.refused.items()}
     found.count(
-        summary.documents == 2 and list(reasons.values()) == [1] and next(iter(reasons)) in
-        ("damaged file", "vanished or unreadable"), f"{what}: {summary}"
-    )  # fmt: skip
+        summary.documents == 2
+        and list(reasons.values()) == [1]
+        and next(iter(reasons)) in ("damaged file", "vanished or unreadable"),
+        f"{what}: {summary}",
+    )
 
 
 # --- R18 --------------------------------------------------------------------------------------------------------------

@@ -119,7 +119,7 @@ BAD: dict[str, tuple[str, bytes, str, int]] = {
     "mixed.txt": ("chinese", HAN.encode() + HAN.encode("gb18030"), "not UTF-8, GB18030 or Big5", 3),
     "program.py": ("code", b"\x7fELF" + bytes(9000), "program", 3),
     "latin-1.c": ("code", SOURCE + b"/* caf\xe9 */\n", "0xe9", 3),
-}  # fmt: skip
+}
 
 
 def test_r13_named_bad_files(tally: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:

@@ -196,9 +196,12 @@ def test_r19_malicious_files(home: Path, tmp_path: Path, tally: Any) -> None:
     assert idle.wait() == 0
     slowest, most = 0.0, 0
     cases = [
-        *pickles(place, canary), *configurations(place, canary, home), *tensors(place, model), *archives(place),
+        *pickles(place, canary),
+        *configurations(place, canary, home),
+        *tensors(place, model),
+        *archives(place),
         *folders(place, home, canary),
-    ]  # fmt: skip
+    ]
     for name, (arguments, codes) in cases[:: trials(2, 1, 1)]:
         process = hnet(*arguments, stderr=stderr, stdout=stdout)
         code, said = process.wait(), process.said()

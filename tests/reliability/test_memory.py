@@ -112,7 +112,7 @@ BOMBS: dict[str, tuple[str, Callable[[Path, int], Path], str]] = {
     "zeros in a tar": ("text", lambda p, n: tar_of_zeros(p / "x.tar.gz", n), "binary data"),
     "nothing but headers": ("dna", lambda p, n: repeated(p / "x.fa", b">" + b"n" * 62 + b"\n", n // 8), "without seq"),
     "gz in gz": ("text", lambda p, n: twice(p, n), "gzip"),
-}  # fmt: skip
+}
 
 
 def tar_of_zeros(path: Path, size: int) -> Path:
@@ -165,17 +165,33 @@ def parquet_rows(path: Path, size: int) -> Path:
     import pyarrow
     from pyarrow import parquet
 
-    fields = {"text": "string", "id": "string", "dump": "string", "url": "string", "date": "string",
-              "file_path": "string", "language": "string", "language_score": "double", "token_count": "int64",
-              "score": "double", "int_score": "int64"}  # fmt: skip
-    schema = pyarrow.schema([(name, getattr(pyarrow, kind)() if kind != "double" else pyarrow.float64())
-                             for name, kind in fields.items()])  # fmt: skip
+    fields = {
+        "text": "string",
+        "id": "string",
+        "dump": "string",
+        "url": "string",
+        "date": "string",
+        "file_path": "string",
+        "language": "string",
+        "language_score": "double",
+        "token_count": "int64",
+        "score": "double",
+        "int_score": "int64",
+    }
+    schema = pyarrow.schema(
+        [(name, getattr(pyarrow, kind)() if kind != "double" else pyarrow.float64()) for name, kind in fields.items()]
+    )
     rng, written = random.Random(0), 0
     with parquet.ParquetWriter(path, schema) as writer:
         while written < size:
             text = [rng.randbytes(1500).hex() for _ in range(10_000)]
-            columns = [text, *[[0 if kind == "int64" else 0.0 if kind == "double" else "x"] * len(text)
-                               for kind in list(fields.values())[1:]]]  # fmt: skip
+            columns = [
+                text,
+                *[
+                    [0 if kind == "int64" else 0.0 if kind == "double" else "x"] * len(text)
+                    for kind in list(fields.values())[1:]
+                ],
+            ]
             writer.write_table(pyarrow.table(columns, schema=schema))
             written += 3000 * len(text)
     return path

@@ -152,8 +152,16 @@ def test_r21_ordinary_runs_warn_of_nothing(tally: Any, data: Path, tmp_path: Pat
     done = tally("R21", "false alarms in ordinary runs, counted in steps")
     steps = trials(50, 1000, 5000)
     for name, settings in {"one": [], "two": TWO_STAGES}.items():
-        run = Run(tmp_path / name, data, *settings, f"train.steps={steps}", "train.checkpoint_every=100000",
-                  "train.eval_every=0", "train.log_every=10", "train.lr=4e-3")  # fmt: skip
+        run = Run(
+            tmp_path / name,
+            data,
+            *settings,
+            f"train.steps={steps}",
+            "train.checkpoint_every=100000",
+            "train.eval_every=0",
+            "train.log_every=10",
+            "train.lr=4e-3",
+        )
         run.trainer.listen = lambda kind, record, run=run: run.said.append(record) if kind == "warning" else None
         run.go()
         for step in range(1, steps + 1):
@@ -176,9 +184,18 @@ def test_r21_a_spike_and_a_collapse_are_told_within_fifty_steps(tally: Any, data
         return out
 
     for trial in range(trials(1, 5, 20)):
-        run = Run(tmp_path / f"{trial}", data, "train.steps=130", "train.checkpoint_every=1000", "train.eval_every=0",
-                  f"train.seed={trial}", "train.log_every=1000", "train.lr=1e-5",
-                  "train.ratio_loss_weight=0", "train.alignment_loss_weight=0")  # fmt: skip
+        run = Run(
+            tmp_path / f"{trial}",
+            data,
+            "train.steps=130",
+            "train.checkpoint_every=1000",
+            "train.eval_every=0",
+            f"train.seed={trial}",
+            "train.log_every=1000",
+            "train.lr=1e-5",
+            "train.ratio_loss_weight=0",
+            "train.alignment_loss_weight=0",
+        )
         run.before |= {65: loud, 75: everywhere}
         run.go()
         told = [(r["step"], r["event"]) for r in metrics(run.folder) if "event" in r]

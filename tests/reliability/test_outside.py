@@ -152,8 +152,10 @@ def test_r19_datasets(what: str, tally: Any, tmp_path: Path) -> None:
     found.count(not told, told)
 
 
-@pytest.mark.parametrize("tag", ["object/apply:os.system [touch executed]", "object/new:os.system [touch executed]",
-                                 "module:os", "name:os.system"])  # fmt: skip
+@pytest.mark.parametrize(
+    "tag",
+    ["object/apply:os.system [touch executed]", "object/new:os.system [touch executed]", "module:os", "name:os.system"],
+)
 def test_r19_yaml(tag: str, tally: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = tally("R19", "a preset with a Python tag")
     monkeypatch.chdir(tmp_path)

@@ -49,9 +49,26 @@ def test_r5_torchrun_passes_a_signal_on(data: Path, tmp_path: Path, tally: Any) 
     counted = tally("R5", "SIGTERM to torchrun with 2 ranks at random moments: saved, said once, resumed")
     run, before, luck = tmp_path / "run", 0, random.Random(5)
     settings = [*SETTINGS, "train.steps=100000", "train.eval_every=0", "train.checkpoint_every=1000"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--",
-               "hnet_cli", "train", "--preset", "nano", "--data", str(data), "--run", str(run), "--device", "cpu",
-               *(word for each in settings for word in ("--set", each))]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "--",
+        "hnet_cli",
+        "train",
+        "--preset",
+        "nano",
+        "--data",
+        str(data),
+        "--run",
+        str(run),
+        "--device",
+        "cpu",
+        *(word for each in settings for word in ("--set", each)),
+    ]
     for trial in range(trials(1, 2, 10)):
         said = tmp_path / f"said-{trial}"
         with said.open("w") as stderr:

@@ -58,8 +58,17 @@ def test_r27_memory_of_segment_is_flat(
     for factor in (1, 10):
         file = tmp_path / "x.txt"
         file.write_bytes((TEXT * (1 + factor * size // len(TEXT)))[: factor * size])
-        made = hnet("segment", file, "--model", model, "--format", "plain", "--out", tmp_path / "out",
-                    stderr=tmp_path / "stderr")  # fmt: skip
+        made = hnet(
+            "segment",
+            file,
+            "--model",
+            model,
+            "--format",
+            "plain",
+            "--out",
+            tmp_path / "out",
+            stderr=tmp_path / "stderr",
+        )
         done.count(made.wait(3600) == 0, made.said())
         peaks.append(made.memory / 2**20)
     done.figures |= {"MB": 10 * size / 10**6, "peak MiB": round(peaks[1]), "growth": round(peaks[1] - peaks[0], 1)}
@@ -181,8 +190,9 @@ def test_r29_memory_and_open_files_do_not_grow(tally: Any, tmp_path: Path) -> No
             files.append(len(os.listdir("/proc/self/fd")))
 
     every = steps // 5
-    config = tiny(f"train.steps={steps}", f"train.eval_every={every}", f"train.checkpoint_every={every}",
-                  "train.samples=true")  # fmt: skip
+    config = tiny(
+        f"train.steps={steps}", f"train.eval_every={every}", f"train.checkpoint_every={every}", "train.samples=true"
+    )
     train(config, dataset(tmp_path), tmp_path / "run", listen=listen)
     fifth = len(resident) // 5
     before, after = np.median(resident[fifth : 2 * fifth]), np.median(resident[-fifth:])
