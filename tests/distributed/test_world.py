@@ -56,10 +56,6 @@ def config(*more):
     return tiny(*settings(*more))
 
 
-
-
-
-
 def at(rank, step, action):
     """A listener that acts on one rank after one step."""
 
@@ -72,10 +68,6 @@ def at(rank, step, action):
 
 def sending(name):
     return lambda: os.kill(os.getpid(), signal.Signals[name])
-
-
-
-
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import typer.main
 from runkit import SETTINGS
 
-from hnet_cli import storage
-from hnet_cli.cli.app import run
+import hnet_cli
+from hnet_cli import modality, storage
+from hnet_cli.cli.app import app, run
 from hnet_cli.config.run import RunConfig
 from hnet_cli.terminal import console
 from hnet_cli.training.loop import train
@@ -168,6 +170,14 @@ def forked(work: Callable[[], int], stderr: Path, stdout: Path | None = None, **
 
 @cache
 def _preload() -> None:
-    """Import what commands would import one by one, in seconds: an optimizer imports torch._dynamo."""
-    for module in ("torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor", "hnet_cli.training.progress"):
-        import_module(module)
+    """Do once what every command would do again, in seconds: import what it needs (an optimizer imports torch._dynamo)
+    and build the command line."""
+    root = Path(hnet_cli.__file__).parents[1]
+    rooms = ("checkpoints", "cli", "data", "inference", "report", "terminal", "training")
+    files = [file for room in rooms for file in sorted((root / "hnet_cli" / room).rglob("[!_]*.py"))]
+    ours = [".".join(file.relative_to(root).with_suffix("").parts) for file in files]
+    for name in (*ours, "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor"):
+        import_module(name)
+    for name in modality.names():
+        modality.get(name)
+    typer.main.get_command(app)

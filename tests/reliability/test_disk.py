@@ -95,7 +95,10 @@ def on_faulty_disk(fault: Fault, root: Path, words: list[str], names: Path | Non
 @pytest.mark.parametrize("verb", VERBS)
 def test_r6_a_full_disk_at_every_write(copy: Any, verb: str, tmp_path: Path, tally: Any, finisher: Any) -> None:
     """It ends with 74 and says where and how much, or trains on; what was there is whole, and with space it goes on."""
-    counted, finish = tally("R6", "the disk full from one write on, or for that write alone", verb), finisher(f"{verb} on a full disk")
+    counted, finish = (
+        tally("R6", "the disk full from one write on, or for that write alone", verb),
+        finisher(f"{verb} on a full disk"),
+    )
     root, names = copy(), tmp_path / "operations"
     words = arguments(verb, root)
     process = on_faulty_disk(lambda *_: None, root, words, names)
