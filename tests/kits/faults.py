@@ -96,20 +96,7 @@ class Disk:
     @contextmanager
     def watched(self) -> Iterator[Disk]:
         """Stand between the process and its disk."""
-        names = (
-            "open",
-            "close",
-            "write",
-            "fsync",
-            "rename",
-            "replace",
-            "mkdir",
-            "rmdir",
-            "unlink",
-            "remove",
-            "ftruncate",
-            "pwrite",
-        )
+        names = "open close write pwrite ftruncate fsync rename replace mkdir rmdir unlink remove".split()
         real = {name: getattr(os, name) for name in names}
         self._real_rename = real["rename"]
         library = ctypes.CDLL
@@ -134,8 +121,7 @@ class Disk:
                 inode = self._id(path, dir_fd, new=bool(new))
                 self._opened[descriptor] = below, inode
                 if new:
-                    self.log.append(("file", inode))
-                    self.log.append(("name", *self._split(below), inode))
+                    self.log += [("file", inode), ("name", *self._split(below), inode)]
             return descriptor
 
         return call
@@ -148,27 +134,18 @@ class Disk:
         return call
 
     def _write(self, real: Callable[..., int]) -> Callable[..., int]:
-        def call(descriptor: int, data: Any) -> int:
+        def call(descriptor: int, data: Any, *start: int) -> int:
             if descriptor not in self._opened:
-                return real(descriptor, data)
-            self._before("write", lambda: real(descriptor, memoryview(data)[: len(data) // 2]))
-            inode, start = self._opened[descriptor][1], os.fstat(descriptor).st_size
-            done = real(descriptor, data)
-            self.log.append(("write", inode, start, bytes(data[:done])))
+                return real(descriptor, data, *start)
+            self._before("write", lambda: real(descriptor, memoryview(data)[: len(data) // 2], *start))
+            inode, at = self._opened[descriptor][1], start[0] if start else os.fstat(descriptor).st_size
+            done = real(descriptor, data, *start)
+            self.log.append(("write", inode, at, bytes(data[:done])))
             return done
 
         return call
 
-    def _pwrite(self, real: Callable[..., int]) -> Callable[..., int]:
-        def call(descriptor: int, data: Any, start: int) -> int:
-            if descriptor not in self._opened:
-                return real(descriptor, data, start)
-            self._before("write", lambda: real(descriptor, memoryview(data)[: len(data) // 2], start))
-            done = real(descriptor, data, start)
-            self.log.append(("write", self._opened[descriptor][1], start, bytes(data[:done])))
-            return done
-
-        return call
+    _pwrite = _write
 
     def _ftruncate(self, real: Callable[..., None]) -> Callable[..., None]:
         def call(descriptor: int, size: int) -> None:
@@ -199,10 +176,9 @@ class Disk:
             if below is not None:
                 self._before("rename")
                 inode, (parent, a), (other, b) = self._id(old), self._split(below), self._split(self._path(new) or "")
-                if parent == other:
-                    self.log.append(("rename", parent, a, b, inode))
-                else:
-                    self.log += [("name", other, b, inode), ("forget", parent, a, inode)]
+                renamed = ("rename", parent, a, b, inode)
+                moved = [("name", other, b, inode), ("forget", parent, a, inode)]
+                self.log += [renamed] if parent == other else moved
             real(old, new)
 
         return call
@@ -217,8 +193,7 @@ class Disk:
             self._before("mkdir")
             real(path, mode, dir_fd=dir_fd)
             inode = self._id(path, new=True)
-            self.log.append(("folder", inode))
-            self.log.append(("name", *self._split(below), inode))
+            self.log += [("folder", inode), ("name", *self._split(below), inode)]
             return None
 
         return call
@@ -226,14 +201,13 @@ class Disk:
     def _unlink(self, real: Callable[..., None]) -> Callable[..., None]:
         def call(path: Any, *, dir_fd: int | None = None) -> None:
             below = self._path(path, dir_fd)
-            if below is not None:
-                self._before("remove")
-                inode = self._id(path, dir_fd)
-                parent, name = self._split(below)
-                real(path, dir_fd=dir_fd)
-                self.log.append(("forget", parent, name, inode))
-            else:
-                real(path, dir_fd=dir_fd)
+            if below is None:
+                return real(path, dir_fd=dir_fd)
+            self._before("remove")
+            inode, split = self._id(path, dir_fd), self._split(below)
+            real(path, dir_fd=dir_fd)
+            self.log.append(("forget", *split, inode))
+            return None
 
         return call
 

@@ -178,7 +178,7 @@ def test_r29_memory_and_open_files_do_not_grow(tally: Any, data: Path, tmp_path:
             resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
             files.append(len(os.listdir("/proc/self/fd")))
 
-    every = [f"train.eval_every={steps // 5}", f"train.checkpoint_every={steps // 5}"]
+    every = [f"train.{what}_every={steps // trials(2, 5, 5)}" for what in ("eval", "checkpoint")]
     smaller = SMALLER if FORM == "short" else []
     train(tiny(*smaller, f"train.steps={steps}", *every, "train.samples=true"), data, tmp_path / "run", listen=listen)
     fifth = len(resident) // 5
