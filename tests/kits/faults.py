@@ -1,7 +1,7 @@
-"""A disk that fails on demand: the calls of `os` that change files below a folder are counted, refused, written down.
+"""A disk that fails on demand: the calls of `os` that change files below a folder are counted, refused, logged.
 
-What was written down can be played back as the disks a power cut may leave: all that was fsynced, and of the rest any
-part, each write and each new name by itself, in whatever order the system pleased.
+The log can be replayed as the disks a power cut may leave: all that was fsynced, and of the rest any part, each write
+and each new name by itself, in any order.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def raising(at: int, code: int, *, for_good: bool = False) -> Fault:
 
 
 class Killed(BaseException):
-    """The process is as good as dead: it changes nothing any more."""
+    """Stands for the death of the process: it changes nothing any more."""
 
 
 def killing(at: int) -> Fault:
@@ -56,7 +56,7 @@ class Disk:
     root: Path
     fault: Fault = lambda disk, name, half: None
     exchanges: bool = True
-    """Whether the system can swap two names (renameat2)."""
+    """True if the system can swap two names (renameat2)."""
     count: int = 0
     log: list[tuple[Any, ...]] = field(default_factory=list)
     _opened: dict[int, tuple[str, int]] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class Disk:
     _real_rename: Callable[[str, str], None] = os.rename
 
     def acknowledge(self, what: Any) -> None:
-        """Write down that the caller was told so."""
+        """Log that the caller was informed."""
         self.log.append(("acknowledge", what))
 
     def _path(self, path: Any, dir_fd: int | None = None) -> str | None:
@@ -95,20 +95,20 @@ class Disk:
 
     @contextmanager
     def watched(self) -> Iterator[Disk]:
-        """Stand between the process and its disk."""
-        names = "open close write pwrite ftruncate fsync rename replace mkdir rmdir unlink remove".split()
-        real = {name: getattr(os, name) for name in names}
+        """Intercept the operations of this process."""
+        files = ("open", "close", "write", "pwrite", "ftruncate", "fsync")
+        real = {name: getattr(os, name) for name in (*files, "rename", "replace", "mkdir", "rmdir", "unlink", "remove")}
         self._real_rename = real["rename"]
         library = ctypes.CDLL
-        for name in names:
+        for name in real:
             setattr(os, name, getattr(self, f"_{name}")(real[name]))
         ctypes.CDLL = lambda *_: _Library(self)  # type: ignore[assignment,misc]
         try:
             yield self
         finally:
             ctypes.CDLL = library  # type: ignore[misc]
-            for name in names:
-                setattr(os, name, real[name])
+            for name, function in real.items():
+                setattr(os, name, function)
 
     def _open(self, real: Callable[..., int]) -> Callable[..., int]:
         def call(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
@@ -214,7 +214,7 @@ class Disk:
     _rmdir = _remove = _unlink
 
     def exchange(self, old: str, new: str) -> int:
-        """What renameat2 does with RENAME_EXCHANGE; -1 where it cannot."""
+        """Stand in for renameat2 with RENAME_EXCHANGE; -1 where it cannot."""
         one, two = self._path(old), self._path(new)
         if not self.exchanges or one is None or two is None:
             return -1
@@ -231,7 +231,7 @@ class Disk:
 
 
 class _Library:
-    """libc, as far as it is asked for."""
+    """The part of libc that is used."""
 
     def __init__(self, disk: Disk) -> None:
         self.disk = disk
@@ -244,7 +244,7 @@ class _Library:
 # -- power cuts --------------------------------------------------------------------------------------------------------
 
 Folder = dict[str, Any]
-"""What a disk holds: names to bytes or to folders."""
+"""Names to bytes or to folders."""
 
 
 def tree(root: Path) -> tuple[int, dict[int, Any]]:
