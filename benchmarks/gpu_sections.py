@@ -27,10 +27,10 @@ from unittest import mock
 import gpu_warm
 import numpy as np
 import torch
-import yaml
 
 from hnet_cli import kernels as seam
-from hnet_cli.config.run import RunConfig, TrainConfig, preset_text
+from hnet_cli.config.presets import preset_data
+from hnet_cli.config.run import RunConfig, TrainConfig
 from hnet_cli.data.loader import Batch
 from hnet_cli.inference.graphs import GraphSteps, PlainSteps, cuda_graphs
 from hnet_cli.kernels import cuda as external
@@ -81,7 +81,7 @@ def timed(o: argparse.Namespace, run: Callable[[], Any], repeats: int, seconds: 
 
 def preset(name: str, dry: bool) -> tuple[Any, dict[str, Any]]:
     """Model and training section, read without pydantic."""
-    data = yaml.safe_load(preset_text(name))
+    data = preset_data(name)
     model, train = data["model"], data["train"]
     model.pop("chunker", None)
     if dry:

@@ -1,4 +1,4 @@
-"""Official checkpoints in and out: `.pt` or safetensors to a model folder of ours, and back. Nothing is executed.
+"""Conversion of official checkpoints, `.pt` or safetensors, to model folders and back. Nothing is executed.
 
 The parameter names are the same on both sides, so converting is reading safely, checking every name and shape against
 the configuration, and writing whole. Tensors pass one at a time with the dtype they have; only a `.pt` to be written is
@@ -24,7 +24,8 @@ from hnet_cli.checkpoints.find import find
 from hnet_cli.checkpoints.model_folder import MODEL_TYPE
 from hnet_cli.checkpoints.safetensors_file import SAFETENSORS_DTYPES, write_safetensors
 from hnet_cli.checkpoints.torch_file import Stored, read_torch_file
-from hnet_cli.config.run import preset_names, resolve
+from hnet_cli.config.presets import preset_names
+from hnet_cli.config.run import resolve
 from hnet_cli.errors import BusyError, DamagedError, InputError, StorageError, UsageError
 from hnet_cli.modality import names as modality_names
 from hnet_cli.model import HNetConfig, HNetForCausalLM
@@ -40,16 +41,16 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Converted:
-    """What `convert` did."""
+    """Summary of a conversion."""
 
     source: str
     target: str
     configuration: str
-    """Where it came from: a file, or "preset NAME" where the shapes were recognised."""
+    """Its origin: a file, or "preset NAME" if the shapes were recognised."""
     parameters: int
     tensors: int
     bytes: int
-    """Of all tensors."""
+    """Total of all tensors."""
     dtypes: dict[str, int]
     """Tensors per dtype."""
     modality: str | None
@@ -63,13 +64,13 @@ def convert(
     modality: str | None = None,
     dtype: str | None = None,
 ) -> Converted:
-    """Convert a model; `target` says to what.
+    """Convert a model to the form that the name of `target` asks for.
 
     `source`: an official `.pt` or `.safetensors`, a folder with one, or a model of ours (run, checkpoint, starter...).
     `target`: `X.pt` or `X.safetensors` for the official form, with its configuration in `X.json`; else a model folder.
     `config`: file of the configuration; by default the one beside the source, else the preset whose shapes are these.
-    `modality`: what the model was trained on, kept in a model folder. `dtype`: store weights as `fp32`, `bf16` or
-    `fp16`; by default as they are.
+    `modality`: recorded in a model folder as the one the model was trained on. `dtype`: store weights as `fp32`,
+    `bf16` or `fp16`; by default as they are.
 
     Raises InputError (not weights, or a pickle that asks for code), DamagedError (damaged, or not what the
     configuration describes), UsageError (no configuration, or one that the official code cannot express), BusyError,
@@ -139,7 +140,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def weight_files(source: str | Path) -> list[Path]:
-    """The files that hold the weights of `source`; those of ours are verified first."""
+    """The files with the weights of `source`. Raises InputError, DamagedError (checksums of our own folders)."""
     path = Path(source)
     if path.is_file():
         return [path]
@@ -163,7 +164,7 @@ def weight_files(source: str | Path) -> list[Path]:
 
 
 def read_weights(path: Path) -> Weights:
-    """The tensors of a file, told by its first bytes rather than its name; none is read yet."""
+    """The tensors of a file, not yet read; the format is recognised by its first bytes, not its name."""
     with open(path, "rb") as file:
         head = file.read(16)
     if not head:
@@ -193,7 +194,7 @@ def read_weights(path: Path) -> Weights:
 
 
 def _without_prefix(weights: Weights) -> Weights:
-    """Names as the model has them, without what wrappers (DDP, torch.compile, Lightning) put before all of them."""
+    """Names without the prefixes that wrappers (DDP, torch.compile, Lightning) put before all of them."""
     for prefix in ("module.", "_orig_mod.", "model."):
         if all(name.startswith(prefix) for name in weights):
             weights = {name.removeprefix(prefix): stored for name, stored in weights.items()}
@@ -204,7 +205,7 @@ def _without_prefix(weights: Weights) -> Weights:
 
 
 def _configuration(weights: Weights, file: Path, given: Path | None) -> tuple[HNetConfig, str]:
-    """The configuration and where it came from."""
+    """The configuration and its origin."""
     beside = [file.with_suffix(".json"), file.parent / "config.json"]
     path = given or next((path for path in beside if path.is_file()), None)
     if path is None:
@@ -250,7 +251,7 @@ def expected_shapes(settings: HNetConfig) -> dict[str, tuple[int, ...]]:
 
 
 def checked(weights: Weights, settings: HNetConfig, file: Path, origin: str) -> Weights:
-    """The weights in the order of the state dict, names and shapes as the configuration says. Raises DamagedError."""
+    """The weights in the order of the state dict. Raises DamagedError unless names, shapes and dtypes fit."""
     if settings.tie_embeddings and _EMBEDDING in weights:
         weights.setdefault(_HEAD, weights[_EMBEDDING])
     elements = sum(math.prod(stored.shape) for stored in weights.values())
@@ -262,20 +263,24 @@ def checked(weights: Weights, settings: HNetConfig, file: Path, origin: str) -> 
     problems = [
         ("missing", [f"{name!a}" for name in wanted if name not in weights]),
         ("unexpected", [f"{name!a}" for name in weights if name not in wanted]),
-        ("of another shape", [
-            f"{name!a} is {list(weights[name].shape)}, not {list(shape)}"
-            for name, shape in wanted.items() if name in weights and weights[name].shape != shape
-        ]),
+        (
+            "of another shape",
+            [
+                f"{name!a} is {list(weights[name].shape)}, not {list(shape)}"
+                for name, shape in wanted.items()
+                if name in weights and weights[name].shape != shape
+            ],
+        ),
         ("not of a float dtype", [f"{name!a}" for name, s in weights.items() if s.dtype not in _FLOATS.values()]),
-    ]  # fmt: skip
-    told = [
+    ]
+    reports = [
         f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
         for what, names in problems
         if names
     ]
-    if told:
+    if reports:
         raise DamagedError(
-            f"{shown(file)} does not fit {origin}: {'; '.join(told)}", "give the right one with --config"
+            f"{shown(file)} does not fit {origin}: {'; '.join(reports)}", "give the right one with --config"
         )
     if settings.tie_embeddings and not torch.equal(weights[_HEAD].read(), weights[_EMBEDDING].read()):
         raise DamagedError(f"{shown(file)} does not fit {origin}: embeddings are tied, but the output layer differs")
@@ -293,8 +298,9 @@ def _refuse_existing(paths: list[Path], overwrite: bool) -> None:
         raise BusyError(f"{shown(paths[0])} is a folder", "choose another name")
 
 
-def _write_folder(target: Path, settings: HNetConfig, weights: Weights, read: Callable[[Stored], torch.Tensor],
-                  overwrite: bool) -> None:  # fmt: skip
+def _write_folder(
+    target: Path, settings: HNetConfig, weights: Weights, read: Callable[[Stored], torch.Tensor], overwrite: bool
+) -> None:
     if target.is_file():
         raise BusyError(f"{shown(target)} is a file", "choose another name; official forms end in .pt or .safetensors")
     if settings.tie_embeddings:
@@ -305,9 +311,10 @@ def _write_folder(target: Path, settings: HNetConfig, weights: Weights, read: Ca
             write_safetensors(file, weights, read, metadata={"format": "pt"})
 
 
-def _write_official(target: Path, settings: HNetConfig, weights: Weights, read: Callable[[Stored], torch.Tensor],
-                    size: int) -> None:  # fmt: skip
-    """The weights in one file, the configuration beside it, in fields that the official code knows."""
+def _write_official(
+    target: Path, settings: HNetConfig, weights: Weights, read: Callable[[Stored], torch.Tensor], size: int
+) -> None:
+    """Write one file of weights and the configuration beside it, in fields that the official code knows."""
     hint = "convert to a folder (a name without .pt or .safetensors) to keep it as it is"
     if any(chunker.kind != "learned" for chunker in settings.chunkers):
         raise UsageError("the official code knows only learned chunkers", hint)

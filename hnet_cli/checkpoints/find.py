@@ -29,19 +29,19 @@ def steps_of(run: Path) -> list[Path]:
 
 
 def has_any(run: Path) -> bool:
-    """Whether a run has checkpoints, whole or not."""
+    """True if a run has checkpoints, whole or not."""
     return bool(steps_of(run))
 
 
 def missing_latest(run: Path) -> Path | None:
-    """The checkpoint that the file `latest` of a run names, where it is not there and no newer one is."""
+    """The checkpoint named by the file `latest` of a run if it is missing and no newer one is there."""
     named = _named(run, "latest")
     steps = steps_of(run)
     return named if named is not None and named not in steps and (not steps or named.name > steps[0].name) else None
 
 
 def verify(folder: Path) -> Path:
-    """The checkpoint `folder`, every file of which is as it was written. Raises DamagedError or StorageError."""
+    """Check that every file of a checkpoint is as written; returns `folder`. Raises DamagedError, StorageError."""
     storage.verify_folder(folder)
     step = read_json(folder / "state.json").get("step")
     if not isinstance(step, int) or folder.name != f"step-{step:08d}":
@@ -50,14 +50,14 @@ def verify(folder: Path) -> Path:
 
 
 def newest(run: Path, warn: Callable[[str], None] = warnings.warn) -> Path | None:
-    """The newest checkpoint that verifies. A damaged one is passed over; `warn` is told which and why."""
+    """The newest checkpoint that verifies, or None. `warn` is called for each damaged one that is skipped."""
     return _first(lambda: steps_of(run), verify, warn)
 
 
 def _first(candidates: Callable[[], list[Path]], use: Callable[[Path], T], warn: Callable[[str], None]) -> T | None:
-    """`use` of the first checkpoint that it raises no DamagedError or StorageError for; None if there is none.
+    """`use(folder)` for the first checkpoint for which it does not raise DamagedError or StorageError, or None.
 
-    The training may go on meanwhile: where it has just removed what was to be used there are newer ones.
+    A training may be running: if it has just removed a candidate, the list is read again.
     """
     gone = True
     while gone:
@@ -74,7 +74,7 @@ def _first(candidates: Callable[[], list[Path]], use: Callable[[Path], T], warn:
 
 
 def _named(run: Path, pointer: str) -> Path | None:
-    """The checkpoint that the file `latest` or `best` of a run names, there or not; None if it names none."""
+    """The checkpoint that the file `latest` or `best` of a run names, existing or not; None if it names none."""
     try:
         name = (run / pointer).read_bytes()[:80].decode().strip()
     except (OSError, UnicodeDecodeError):
@@ -83,7 +83,7 @@ def _named(run: Path, pointer: str) -> Path | None:
 
 
 def best_of(run: Path) -> Path | None:
-    """The checkpoint that the file `best` of a run names, if it is there."""
+    """The checkpoint that the file `best` of a run names, if it exists."""
     folder = _named(run, "best")
     return folder if folder in steps_of(run) else None
 
@@ -102,8 +102,8 @@ def find(reference: str | Path) -> Path:
 
 
 def _use(reference: str | Path, one: Callable[[Path], T], of_run: Callable[[Path], T]) -> T:
-    """`one` of the model folder that MODEL means; for a run, `of_run` of its best checkpoint, or if that is damaged of
-    the newest that is not."""
+    """`one(folder)` for the model folder that MODEL means; for a run, `of_run(folder)` for its best checkpoint, or if
+    that is damaged for the newest that is not."""
     text = str(reference)
     if text.startswith("starter:"):
         if text not in starters():
@@ -134,9 +134,9 @@ def load(
 
 
 def begin_from(reference: str | Path, model: HNetForCausalLM) -> Path:
-    """Give `model` the weights of the model that `reference` means (see `find`); returns that model's folder.
+    """Copy the weights of the model that `reference` means (see `find`) into `model`; returns its folder.
 
-    Raises UsageError where it is of another architecture; else as `load`.
+    Raises UsageError if it has another architecture; else as `load`.
     """
     other = load(reference, dtype=torch.float32)
     theirs, ours = (vars(each.config) | {"target_ratios": None, "extra": None} for each in (other, model))
@@ -149,8 +149,8 @@ def begin_from(reference: str | Path, model: HNetForCausalLM) -> Path:
         raise UsageError(
             f"train.start: {shown(reference)} reads other tokens", f"give its tokenizer: {other.source / tokens.FILE}"
         )
-    own = model.state_dict()
-    model.load_state_dict({name: divided_like(value, own[name]) for name, value in other.state_dict().items()})
+    current = model.state_dict()
+    model.load_state_dict({name: divided_like(value, current[name]) for name, value in other.state_dict().items()})
     return other.source
 
 
@@ -180,5 +180,5 @@ def default_model(modality: str | None = None) -> str:
     name = f"starter:{modality or 'text'}"
     if name in starters():
         return name
-    raise InputError(f"there is no model{f' for {modality}' if modality else ''} yet", "train one (hnet prepare, hnet "
-                     "train), or name one that you have")  # fmt: skip
+    kind = f" for {modality}" if modality else ""
+    raise InputError(f"there is no model{kind} yet", "train one (hnet prepare, hnet train), or name one that you have")

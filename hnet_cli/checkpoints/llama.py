@@ -1,6 +1,6 @@
-"""Pretrained Transformers over tokens: Llama-style folders, as published, and our own; their weights under our names.
+"""Pretrained Transformers over tokens, Llama-style folders as published and our own, under our parameter names.
 
-Both become the same thing: an isotropic `HNetConfig` whose vocabulary is the tokenizer's, and its state dict. Grouped
+Both become an isotropic `HNetConfig` whose vocabulary is the tokenizer's, and its state dict. Grouped
 queries are written out to as many keys and values as there are queries, which is exactly the same function.
 """
 
@@ -32,7 +32,7 @@ class TokenModel:
 
     config: HNetConfig
     weights: Weights
-    """Its state dict; none of it is read yet."""
+    """Its state dict, not yet read."""
     tokenizer: str
     """The content of its tokenizer.json."""
 
@@ -40,7 +40,7 @@ class TokenModel:
 def read(source: str | Path) -> TokenModel:
     """The Transformer in a folder with config.json, model.safetensors (or its shards) and tokenizer.json.
 
-    Raises InputError where there is none, UsageError for an architecture that is not Llama's, DamagedError.
+    Raises InputError if there is none, UsageError for an architecture that is not Llama's, DamagedError.
     """
     folder = Path(source)
     if not (folder / "config.json").exists():
@@ -57,10 +57,10 @@ def read(source: str | Path) -> TokenModel:
     try:
         config = HNetConfig.from_dict(data) if ours else _config(data)
     except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        said = "its config.json is none of a Transformer"
+        reason = "its config.json does not describe a Transformer"
         if isinstance(error, KeyError | ValueError):
-            said = f"its config.json lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise UsageError(f"{shown(folder)} cannot be retrofitted: {said}", "it should be Llama's kind") from error
+            reason = f"its config.json lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise UsageError(f"{shown(folder)} cannot be retrofitted: {reason}", "give a Llama-style folder") from error
     if config.num_stages or set(config.levels[0].main_network) != {"T"} or config.attn_cfg.window_size[0] >= 0:
         raise UsageError(f"{shown(folder)} is no Transformer over tokens", "give one with global attention throughout")
     files = weight_files(folder)
@@ -70,7 +70,7 @@ def read(source: str | Path) -> TokenModel:
 
 
 def _config(data: Mapping[str, Any]) -> HNetConfig:
-    """From Llama's config.json. Raises ValueError or KeyError for what our layers do not compute."""
+    """The configuration from Llama's config.json. Raises ValueError or KeyError for what our layers do not compute."""
     if data.get("model_type") != "llama":
         raise ValueError(f"model_type is {data.get('model_type')!r}, not 'llama'")
     hidden, heads = data["hidden_size"], data["num_attention_heads"]
@@ -102,7 +102,7 @@ def _config(data: Mapping[str, Any]) -> HNetConfig:
 
 
 def _rotary(data: Mapping[str, Any]) -> dict[str, float]:
-    """The settings of one level. transformers 5 keeps in `rope_parameters` what was `rope_theta` and `rope_scaling`."""
+    """Rotary settings of the one level. transformers 5 has `rope_parameters` for `rope_theta` and `rope_scaling`."""
     given = data.get("rope_parameters") or data.get("rope_scaling") or {}
     base = {"base": float(given.get("rope_theta") or data.get("rope_theta") or 10000.0)}
     kind = given.get("rope_type") or given.get("type") or "default"
@@ -119,7 +119,7 @@ def _rotary(data: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _renamed(weights: Weights, config: HNetConfig, data: Mapping[str, Any]) -> Weights:
-    """Llama's tensors under our names, queries, keys and values joined, the MLP filled up to our multiple of 128."""
+    """Llama's tensors under our names: queries, keys and values joined, the MLP padded to our multiple of 128."""
     heads, hidden = config.attn_cfg.num_heads[0], config.d_model[0]
     groups = data.get("num_key_value_heads") or heads
     head, width = hidden // heads, config.mlp_width(0)
@@ -132,8 +132,9 @@ def _renamed(weights: Weights, config: HNetConfig, data: Mapping[str, Any]) -> W
         return stored
 
     def qkv(prefix: str) -> Stored:
-        parts = [take(f"{prefix}{x}_proj.weight", head * n, hidden)
-                 for x, n in (("q", heads), ("k", groups), ("v", groups))]  # fmt: skip
+        parts = [
+            take(f"{prefix}{x}_proj.weight", head * n, hidden) for x, n in (("q", heads), ("k", groups), ("v", groups))
+        ]
 
         def joined() -> torch.Tensor:
             q, *kv = (part.read() for part in parts)

@@ -34,14 +34,14 @@ Read = Callable[[torch.Tensor], torch.Tensor]
 
 
 class LoadedModel(HNetForCausalLM):
-    """An `HNetForCausalLM` that knows where it came from."""
+    """An `HNetForCausalLM` with the folder it was read from."""
 
     source: Path
     """The model folder."""
 
     @property
     def modality(self) -> str | None:
-        """Name of the modality it was trained on; None if unknown (a converted official model)."""
+        """Name of the modality it was trained on; None if unknown, as in a converted official model."""
         return self.config.extra.get("modality")
 
     @property
@@ -59,11 +59,16 @@ class LoadedModel(HNetForCausalLM):
         return segment_bytes(self, data, stage)
 
 
-def save_model(folder: Path, model: HNetForCausalLM, extra: Mapping[str, Any], target_ratios: list[float],
-               read: Read = lambda tensor: tensor) -> dict[str, dict[str, Any]]:  # fmt: skip
-    """Write `config.json` and `model.safetensors` into a folder being staged; gives the manifest entry of the last.
+def save_model(
+    folder: Path,
+    model: HNetForCausalLM,
+    extra: Mapping[str, Any],
+    target_ratios: list[float],
+    read: Read = lambda tensor: tensor,
+) -> dict[str, dict[str, Any]]:
+    """Write `config.json` and `model.safetensors` into a folder being staged; returns the latter's manifest entry.
 
-    `read` gives the whole of a tensor of the model's state when its turn has come.
+    `read` returns the whole of a tensor of the model's state when its turn comes.
     """
     config = model.config.to_dict() | {"model_type": MODEL_TYPE}
     config["hnet"] = config.get("hnet", {}) | {"target_ratios": target_ratios} | dict(extra)
@@ -81,8 +86,12 @@ def weights_of(model: HNetForCausalLM) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None,
-                   read: Read = lambda tensor: tensor) -> dict[str, dict[str, Any]]:  # fmt: skip
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str] | None = None,
+    read: Read = lambda tensor: tensor,
+) -> dict[str, dict[str, Any]]:
     with storage.NewFile(path) as file:
         write_safetensors(file, tensors, read, metadata)
     return {path.name: file.entry}
@@ -127,8 +136,11 @@ def load_folder(
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if config.tie_embeddings and "embeddings.weight" in tensors:
         tensors.setdefault("lm_head.weight", tensors["embeddings.weight"])
-    wrong = [name for name in sorted(wanted.keys() | tensors.keys())
-             if name not in tensors or name not in wanted or tensors[name].shape != wanted[name]]  # fmt: skip
+    wrong = [
+        name
+        for name in sorted(wanted.keys() | tensors.keys())
+        if name not in tensors or name not in wanted or tensors[name].shape != wanted[name]
+    ]
     if wrong:
         raise DamagedError(
             f"{folder / 'model.safetensors'} does not fit its config.json: {len(wrong)} tensors are "

@@ -1,6 +1,7 @@
-"""Writes safetensors files tensor by tensor into a stream: memory holds one at a time, and every write is ours to see.
+"""Safetensors files, written tensor by tensor: memory holds one at a time.
 
-(`safetensors.torch.save_file` opens and writes by itself, past `hnet_cli.storage`.)
+Our own because `safetensors.torch.save_file` opens and writes by itself, past `hnet_cli.storage`, which makes a file
+appear whole or not at all.
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ import torch
 from hnet_cli.storage import NewFile
 
 SAFETENSORS_DTYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.uint8: "U8",
-}  # fmt: skip
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.uint8: "U8",
+}
 
 
 class Described(Protocol):
-    """What is known of a tensor before it is read; a `torch.Tensor` is one too."""
+    """Shape and dtype of a tensor that need not be in memory; a `torch.Tensor` is one too."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -33,13 +38,17 @@ Source = TypeVar("Source", bound=Described)
 
 
 def in_order(tensors: Mapping[str, Source]) -> list[str]:
-    """Names as they stand in a file: one that keeps every tensor aligned."""
+    """Names in the order of the file, which keeps every tensor aligned."""
     return sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
 
 
-def write_safetensors(file: NewFile, tensors: Mapping[str, Source], read: Callable[[Source], torch.Tensor],
-                      metadata: Mapping[str, str] | None = None) -> None:  # fmt: skip
-    """The format of `safetensors.torch.save_file`. `read` gives the values of a tensor when its turn has come."""
+def write_safetensors(
+    file: NewFile,
+    tensors: Mapping[str, Source],
+    read: Callable[[Source], torch.Tensor],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write the format of `safetensors.torch.save_file`; `read` returns the values of a tensor when its turn comes."""
     names = in_order(tensors)
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0

@@ -1,4 +1,4 @@
-"""Reads the tensors of a `.pt` file without executing its pickle.
+"""Tensors of a `.pt` file, read without executing its pickle.
 
 A `.pt` file is a zip: `data.pkl` says which tensors there are, `data/N` holds their bytes. A pickle is a program;
 Python's unpickler runs it, and a program can do anything. `torch.load(weights_only=True)` runs a subset of it, but
@@ -6,6 +6,7 @@ refuses the official H-Net files for the omegaconf class inside. So this module 
 walks its instructions, a global is only a name, a call only a record of a name and its arguments. No module is imported
 and nothing that the file names is ever looked up or called: the few ways to write a tensor are recognised by name,
 classes of other packages become `_Inert`, what has no place among weights (`posix.system`, `builtins.eval`) is refused.
+(`weights_only` was also escaped twice: CVE-2025-32434 below torch 2.6, CVE-2026-24747 below 2.10.)
 
 Sizes are checked before bytes are read, and tensors are read one at a time when asked for: memory does not grow with
 the file.
@@ -35,19 +36,36 @@ MAX_PICKLE = 2 << 20
 """Bytes of `data.pkl`; that of the largest release has 50 kB. It bounds time and memory for a hostile file."""
 
 _DTYPES = {
-    "Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,
-    "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
+    "Double": torch.float64,
+    "Float": torch.float32,
+    "Half": torch.float16,
+    "BFloat16": torch.bfloat16,
+    "Long": torch.int64,
+    "Int": torch.int32,
+    "Short": torch.int16,
+    "Char": torch.int8,
+    "Byte": torch.uint8,
     "Bool": torch.bool,
-}  # fmt: skip
+}
 _STORAGES = {f"torch.{name}Storage": dtype for name, dtype in _DTYPES.items()}
 _TENSOR = {"torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2"}
 _PARAMETER = {"torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"}
 _WITH_ATTRIBUTES = "torch._tensor._rebuild_from_type_v2"
 
-_TORCH = _STORAGES.keys() | _TENSOR | _PARAMETER | {_WITH_ATTRIBUTES} | {
-    "torch.Size", "torch.device", "torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer",
-    *(str(dtype) for dtype in _DTYPES.values()),
-}  # fmt: skip
+_TORCH = (
+    _STORAGES.keys()
+    | _TENSOR
+    | _PARAMETER
+    | {_WITH_ATTRIBUTES}
+    | {
+        "torch.Size",
+        "torch.device",
+        "torch.Tensor",
+        "torch.nn.parameter.Parameter",
+        "torch.nn.parameter.Buffer",
+        *(str(dtype) for dtype in _DTYPES.values()),
+    }
+)
 _BUILTINS = {
     *("dict", "list", "set", "frozenset", "tuple", "int", "float", "complex", "bool", "str", "bytes", "object"),
     *("long", "unicode"),  # what protocol 2 calls int and str
@@ -65,12 +83,12 @@ _LITERALS = {
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file, not read yet."""
+    """A tensor in a file, not yet read."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     read: Callable[[], Tensor]
-    """Reads it, contiguous. Raises DamagedError where its bytes are not those that were written."""
+    """Read it, contiguous. Raises DamagedError if its bytes are not those that were written."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,14 +99,14 @@ class _Global:
 
     @property
     def callable(self) -> bool:
-        """Whether a call of it is harmless to record. Only the constructors that occur beside weights."""
+        """True if a call of it is harmless to record: constructors that occur beside weights."""
         root, _, rest = self.path.partition(".")
         known = root in ("builtins", "__builtin__", "torch", "omegaconf") or root in _STDLIB
         return known or self.path in _FUNCTIONS or (root == "numpy" and rest.rpartition(".")[2] in _NUMPY)
 
 
 class _Inert:
-    """Stands for an object of any other class: it has no behaviour and forgets its state."""
+    """Placeholder for an object of any other class, without behaviour or state."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +120,8 @@ class _Mark:
 
 
 class _Reader:
-    """Interprets the instructions that `torch.save` writes (pickle protocol 2 to 5) as plain data; refuses others."""
+    """Interpreter of the instructions that `torch.save` writes (pickle protocol 2 to 5) as plain data; others are
+    refused."""
 
     def __init__(self, archive: _Archive) -> None:
         self.archive = archive
@@ -110,7 +129,10 @@ class _Reader:
         self.memo: dict[int, Any] = {}
 
     def read(self, pickle: bytes) -> Any:
-        """What the pickle describes: dicts, lists, tuples, numbers, strings, `Stored`; everything else is inert."""
+        """The object that the pickle describes: dicts, lists, tuples, numbers, strings, `Stored`; the rest is inert.
+
+        Raises DamagedError, or InputError for what has no place among weights.
+        """
         try:
             for opcode, argument, _ in pickletools.genops(pickle):
                 if opcode.name == "STOP":
@@ -142,13 +164,7 @@ class _Reader:
                 stack.append(argument)
             case "EMPTY_DICT":
                 stack.append({})
-            case _ if name in _LITERALS:
-                stack.append(argument)
-            case "EMPTY_DICT":
-                stack.append({})
-            case (
-                "EMPTY_LIST" | "EMPTY_SET"
-            ):  # a list for a set: its members need not be hashed, which could take forever
+            case "EMPTY_LIST" | "EMPTY_SET":  # a list for a set: hashing its members could take forever
                 stack.append([])
             case "EMPTY_TUPLE":
                 stack.append(())
@@ -237,7 +253,7 @@ class _Reader:
         return _Storage(key, _STORAGES[storage.path])
 
     def _call(self, function: Any, arguments: Any) -> Any:
-        """The record of a call. Only the ways to write a tensor and the plain containers have a meaning here."""
+        """The result of a recorded call: only ways to write a tensor and plain containers have a meaning here."""
         if not isinstance(function, _Global) or not isinstance(arguments, tuple):
             raise ValueError("malformed call")
         if not function.callable:
@@ -262,7 +278,7 @@ def _is_counts(values: Any) -> bool:
 
 
 class _Archive:
-    """The zip around: which bytes each entry occupies, all entries stored as they are."""
+    """The zip around the pickle; its entries are stored without compression."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, shown(path)
@@ -277,7 +293,7 @@ class _Archive:
         self.folder = lists[0].removesuffix("data.pkl")
 
     def root(self) -> Any:
-        """What was given to `torch.save`, see `_Reader.read`."""
+        """The object given to `torch.save`, as `_Reader.read` returns it."""
         if f"{self.folder}byteorder" in self.entries and self.bytes("byteorder").tobytes() != b"little":
             raise InputError(f"{self.name} was written on a big-endian machine, which is not supported")
         if self.entries[f"{self.folder}data.pkl"].file_size > MAX_PICKLE:
@@ -285,7 +301,7 @@ class _Archive:
         return _Reader(self).read(self.bytes("data.pkl").tobytes())
 
     def bytes(self, name: str, start: int = 0, size: int | None = None) -> np.ndarray:
-        """Bytes [start, start + size) of an entry, freshly read; the checksum is verified where they are all of it."""
+        """Bytes [start, start + size) of an entry, uint8; the checksum is verified if they are all of it."""
         entry = self.entries[self.folder + name]
         if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or entry.compress_size != entry.file_size:
             raise InputError(f"{self.name}: {name!a} is compressed or encrypted, which torch.save never does")
@@ -306,7 +322,7 @@ class _Archive:
         return data
 
     def tensor(self, storage: Any, offset: Any, shape: Any, stride: Any) -> Stored:
-        """A tensor over a storage, once it is known to lie inside it and to hold no element twice."""
+        """A tensor over a storage, checked to lie inside it and to hold no element twice."""
         if not isinstance(storage, _Storage) or not (
             _is_counts((offset,)) and _is_counts(shape) and _is_counts(stride)
         ):
@@ -332,9 +348,9 @@ class _Archive:
 
 
 def read_torch_file(path: Path) -> dict[str, Stored]:
-    """The state dict in a `.pt` file: of its top level, or under "state_dict", "model_state_dict" or "model".
+    """The state dict in a `.pt` file: its top level, or the value of "state_dict", "model_state_dict" or "model".
 
-    Raises InputError (not written by torch.save, or holding something else than weights), DamagedError, or OSError.
+    Raises InputError (not written by torch.save, or holding something else than weights), DamagedError, OSError.
     """
     root = _Archive(path).root()
     places = (

@@ -21,12 +21,12 @@ from hnet_cli.model import HNetForCausalLM
 
 SETTINGS = "config.yaml"
 FORMAT = 1
-"""Of checkpoints."""
+"""Version of the checkpoint format."""
 
 
 @dataclass
 class TrainingState:
-    """Where a run stands: what `state.json` of a checkpoint holds."""
+    """Progress of a run, stored as `state.json` of a checkpoint."""
 
     step: int = 0
     """Optimizer steps done."""
@@ -34,14 +34,14 @@ class TrainingState:
     best_bpb: float | None = None
     best_step: int | None = None
     skipped_steps: int = 0
-    """Steps not taken because the loss or a gradient was not finite."""
+    """Steps without an update because the loss or a gradient was not finite."""
     skipped_in_a_row: int = 0
     dataset: str = ""
     """Fingerprint of the dataset."""
     probe_depth: str = ""
-    """`Decisions.depth` of the last evaluation, which the next one is compared with."""
+    """`Decisions.depth` of the last evaluation, for comparison with the next."""
     watch: dict[str, float] = field(default_factory=dict)
-    """What the rules of `Watch` remember."""
+    """Memory of the rules of `Watch`."""
 
 
 def _optimizer_tensors(model: HNetForCausalLM, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
@@ -52,12 +52,12 @@ def _optimizer_tensors(model: HNetForCausalLM, optimizer: torch.optim.Optimizer)
 
 
 def checkpoint_size(model: HNetForCausalLM) -> int:
-    """Bytes of a checkpoint, about: the weights, and the two moments of AdamW of those that are trained."""
+    """Approximate bytes of a checkpoint: the weights, and AdamW's two moments of the trained ones."""
     return sum((3 if parameter.requires_grad else 1) * parameter.nbytes for parameter in model.parameters())
 
 
 class _Gathering:
-    """The whole of tensors that may be divided among ranks, one after the other: all ranks ask, in the same order."""
+    """Gathers sharded tensors one at a time; all ranks ask, in the same order."""
 
     def __init__(self, *tensors: dict[str, torch.Tensor]) -> None:
         self.left = deque(each[name].detach() for each in tensors for name in in_order(each))
@@ -71,9 +71,17 @@ class _Gathering:
             whole(self.left.popleft())
 
 
-def save_checkpoint(run: Path, model: HNetForCausalLM, optimizer: torch.optim.Optimizer, state: TrainingState,
-                    extra: Mapping[str, Any], target_ratios: list[float], keep: int, settings: str = "",
-                    is_main: bool = True) -> Path:  # fmt: skip
+def save_checkpoint(
+    run: Path,
+    model: HNetForCausalLM,
+    optimizer: torch.optim.Optimizer,
+    state: TrainingState,
+    extra: Mapping[str, Any],
+    target_ratios: list[float],
+    keep: int,
+    settings: str = "",
+    is_main: bool = True,
+) -> Path:
     """Write the checkpoint of `state.step`, point `latest` at it, and remove the ones no longer kept.
 
     `settings`: the run's configuration as YAML, sealed with it. Of several ranks all call this, and the main one

@@ -17,6 +17,7 @@ from hnet_cli.cli.compare import compare
 from hnet_cli.cli.convert import convert
 from hnet_cli.cli.eval import evaluate
 from hnet_cli.cli.prepare import prepare
+from hnet_cli.cli.presets import presets
 from hnet_cli.cli.retrofit import retrofit
 from hnet_cli.cli.runs import runs
 from hnet_cli.cli.sample import sample
@@ -54,38 +55,6 @@ def _global(
         from hnet_cli.terminal.console import set_verbosity
 
         set_verbosity(1 if verbose else -1 if quiet else 0)
-
-
-def presets(
-    name: Annotated[str | None, typer.Argument(help="Show this preset's YAML.")] = None,
-    as_json: options.Json = False,
-) -> None:
-    """List the presets, or show one."""
-    from hnet_cli.config import run as config
-    from hnet_cli.terminal.console import count, show_data, table
-    from hnet_cli.training import budget, lineup
-
-    if name is not None:
-        text = config.preset_text(name)
-        if as_json:
-            options.print_json(config.to_data(config.resolve(name)))
-        else:
-            print(text, end="")
-        return
-    listed = {each: config.resolve(each) for each in config.preset_names()}
-    if as_json:
-        options.print_json({
-            each: {"description": c.description, "parameters": c.model.num_parameters, "memory": budget.needs(c).memory}
-            for each, c in listed.items()
-        })  # fmt: skip
-        return
-    for group, names in lineup.groups(list(listed)).items():
-        rows = table(group, "parameters", "memory", "")
-        rows.columns[3].justify = "left"
-        for each in sorted(names, key=lambda name: (listed[name].model.num_parameters, name)):
-            c, needed = listed[each], budget.needs(listed[each]).memory / budget.GIB
-            rows.add_row(each, count(c.model.num_parameters), f"{needed:.1f} GiB", c.description)
-        show_data(rows)
 
 
 def doctor(

@@ -17,7 +17,8 @@ from typing import Any
 import hnet_cli
 from hnet_cli import modality as modalities
 from hnet_cli import storage
-from hnet_cli.config.run import preset_names, resolve
+from hnet_cli.config.presets import preset_names
+from hnet_cli.config.run import resolve
 from hnet_cli.contract import check_modality
 from hnet_cli.errors import EnvironmentLimit, HNetError
 from hnet_cli.terminal.console import show_data, size, table
@@ -142,6 +143,10 @@ def _memory() -> dict[str, int]:
 def _gpus() -> list[dict[str, Any]]:
     import torch
 
+    memory = budget.mps_memory()
+    if memory is not None:
+        total = torch.mps.recommended_max_memory()
+        return [{"name": "Apple GPU", "memory": total, "free": memory, "capability": None}]
     if not torch.cuda.is_available():
         if Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists():
             why = "cannot use it" if torch.version.cuda else "is built for the CPU only"
@@ -263,7 +268,7 @@ def render(found: dict[str, Any]) -> Any:
     parts = [
         part("This machine", [{"of": n, "is": fact} for n, fact in facts.items()], lambda row: [row["of"], row["is"]]),
         part("GPU", found["gpus"], lambda g: [escape(g["name"]), f"{size(g['free'])} free of {size(g['memory'])}",
-                                              f"compute capability {g['capability']}"]),
+                                              f"compute capability {g['capability']}" if g["capability"] else "Metal"]),
         part("Kernels", found["kernels"], lambda k: [k["op"], k["backend"], str(k.get("version") or ""),
                                                      yes(k["available"]), escape(str(k.get("reason") or ""))]),
         part("Optional packages", found["packages"], lambda p: [p["name"], p["version"] or "[dim]no[/]", p["purpose"]]),

@@ -29,7 +29,7 @@ Model = Annotated[
         metavar="[MODEL]", help=MODEL_HELP + "Default: $HNET_MODEL, else the newest run, else starter:text."
     ),
 ]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. Default: a GPU if there is one.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or mps. Default: a CUDA GPU if there is one.")]
 Field = Annotated[str | None, typer.Option(help="The text field of .jsonl and .parquet rows.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 ModalityName = Annotated[

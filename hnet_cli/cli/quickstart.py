@@ -11,7 +11,7 @@ from pathlib import Path
 from hnet_cli import modality
 from hnet_cli.checkpoints.find import load, starters
 from hnet_cli.checkpoints.model_folder import LoadedModel
-from hnet_cli.config.run import RunConfig, resolve
+from hnet_cli.config.run import resolve
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.prepare import preparation
 from hnet_cli.errors import BusyError
@@ -22,7 +22,6 @@ from hnet_cli.terminal.console import duration, literal, progress, say, size
 from hnet_cli.training import budget
 from hnet_cli.training.plan import Plan
 from hnet_cli.training.progress import follow
-from hnet_cli.training.step import seconds_per_byte
 
 TEXT = "quickstart.txt"
 PROMPT = b"The "
@@ -40,13 +39,14 @@ def run(out: Path, minutes: float, device: str) -> None:
             summary = preparation.prepare([file], text, data, val=0.05, progress=task.update)
         say(f"   {size(summary.bytes)} of public-domain English; {size(summary.splits['val']['bytes'])} held out.")
         excerpt = _excerpt(file.read_bytes())
-    config = _within(resolve("nano"), minutes, device)
-    config = dataclasses.replace(config, data=str(data))
-    say(f"[bold]2. train[/]    hnet train --preset nano --data {literal(data)} --run {literal(folder)} "
-        f"--set train.steps={config.train.steps}")  # fmt: skip
+    config = dataclasses.replace(resolve("nano"), data=str(data))
+    say(
+        f"[bold]2. train[/]    hnet train --preset nano --data {literal(data)} --run {literal(folder)} "
+        f"--minutes {minutes:g}"
+    )
     plan = Plan(config, data, Dataset.open(data).about, folder, budget.machine(device))
     started = time.monotonic()
-    follow(plan, seconds=60 * minutes * 0.95)  # the rest: the last validation and checkpoint
+    follow(plan, seconds=60 * minutes)
     spent = duration(time.monotonic() - started)
     model = load(folder, device)
     say(f"[bold]3. sample[/]   hnet sample {literal(folder)} --prompt {PROMPT.decode()!r}")
@@ -63,16 +63,6 @@ def run(out: Path, minutes: float, device: str) -> None:
             excerpt,
         )
     say("Your own files: hnet prepare FILE..., hnet train, hnet segment FILE. More: hnet --help")
-
-
-def _within(config: RunConfig, minutes: float, device: str) -> RunConfig:
-    """`config` with about as many steps as fit into `minutes` here, and the schedule laid out over them."""
-    train = config.train
-    steps = int(60 * minutes / (seconds_per_byte(config, device) * train.batch_bytes))
-    steps = max(20, min(train.steps, steps))
-    return dataclasses.replace(
-        config, train=dataclasses.replace(train, steps=steps, eval_every=max(50, steps // 4), checkpoint_every=steps)
-    )
 
 
 def _excerpt(data: bytes) -> bytes:

@@ -131,7 +131,7 @@ def model_for(
 
 def readable_sources(files: list[str], modality: Modality | None, field: str | None) -> Iterator[Source]:
     """The sources that the files hold. One that cannot be read is reported and left out."""
-    from hnet_cli.data.prepare.named import sources_of
+    from hnet_cli.data.prepare.contents import sources_of
     from hnet_cli.modality import Modality, Refused
     from hnet_cli.terminal.console import literal, say
 

@@ -1,4 +1,4 @@
-"""A model on several ranks: copies whose gradients are added up, or a share of every parameter on each (FSDP2)."""
+"""Data parallelism: replicas whose gradients are summed, or sharded parameters (FSDP2)."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ UNSHARDED = ("routing_module", "residual_proj", "lm_head")
 
 
 class GradientSum:
-    """Adds up the gradients of copies of a model, bucket by bucket, while the last backward pass of a step goes on.
+    """Sums the gradients of replicas, bucket by bucket, during the last backward pass of a step.
 
-    Ranks may have different numbers of chunks, even of passes; buckets are the same and leave in the same order, so
-    none waits for what another does not send. Two ranks give bit for bit what one rank adds up over two passes.
+    Our own instead of DDP, because a failed micro-batch is tried again in smaller pieces. Ranks may differ in number
+    of chunks and even of passes; buckets are the same on all ranks and leave in the same order, so none waits for what
+    another does not send. Two ranks give bit for bit what one rank accumulates over two passes.
     """
 
     def __init__(self, model: nn.Module) -> None:
         assert isinstance(model, HNetForCausalLM)
         self.buckets: list[list[nn.Parameter]] = [[]]
-        """In the order their gradients are complete in, by and large."""
+        """Approximately in the order in which their gradients are complete."""
         room = BUCKET
         for parameter in reversed([each for each in _in_forward_order(model) if each.requires_grad]):
             if self.buckets[-1] and (parameter.nbytes > room or parameter.dtype != self.buckets[-1][0].dtype):
@@ -37,18 +38,18 @@ class GradientSum:
             room -= parameter.nbytes
         self.bucket_of = {parameter: i for i, bucket in enumerate(self.buckets) for parameter in bucket}
         self.missing: list[int] = []
-        """How many gradients each bucket still waits for in this pass; empty while nothing is to be sent."""
+        """Gradients that each bucket still waits for in this pass; empty while nothing is to be sent."""
         self.sent: list[tuple[Tensor, dist.Work]] = []
         for parameter in self.bucket_of:
             parameter.register_post_accumulate_grad_hook(self._complete)
 
     def begin(self, last: bool) -> None:
-        """A backward pass follows; the `last` of a step completes the gradients. One that failed may be begun again:
-        what it has sent was complete, and stays."""
+        """Announce a backward pass; the `last` of a step completes the gradients. It may begin again after a failure:
+        buckets already sent were complete, and stay."""
         self.missing = [len(bucket) for bucket in self.buckets] if last else []
 
     def finish(self) -> None:
-        """Send what has not been sent, and put the sums into `grad`. A parameter without gradient counts as zero."""
+        """Send the remaining buckets and put the sums into `grad`. A parameter without gradient counts as zero."""
         while len(self.sent) < len(self.buckets):
             self._send()
         self.missing = []
@@ -77,7 +78,7 @@ class GradientSum:
 
 
 def _in_forward_order(model: HNetForCausalLM) -> list[nn.Parameter]:
-    """The trainable parameters, each once, as the forward pass comes to them; any that it knows nothing of first."""
+    """The trainable parameters, each once, in the order of the forward pass; unknown ones first."""
     found: list[nn.Parameter] = list(model.embeddings.parameters())
     decoders: list[nn.Parameter] = []
     level: nn.Module = model.backbone
@@ -96,10 +97,10 @@ def _in_forward_order(model: HNetForCausalLM) -> list[nn.Parameter]:
 
 
 def shard(model: nn.Module, device: torch.device, ranks: int, bf16: bool) -> nn.Module:
-    """FSDP2, in place: each matrix of a layer is a unit of its own, what else a level has another, the ends the last.
+    """Apply FSDP2 in place: each matrix of a layer is a unit, the rest of a level another, the ends of the model one.
 
-    `bf16`: matrices are gathered in the dtype that autocast would turn them into; the numbers are those of a copy.
-    Without it autocast would keep a whole bfloat16 copy of each for the backward pass. Gradients are added in float32.
+    `bf16`: matrices are gathered in the dtype to which autocast would cast them; the numbers are those of a replica.
+    Without it autocast would keep a full bfloat16 copy of each for the backward pass. Gradients are summed in float32.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard

@@ -1,8 +1,8 @@
-"""Many ranks: processes that train one model together, a GPU each (NCCL), or on CPUs (gloo).
+"""The process group of a run: ranks that train one model together, a GPU each (NCCL), or on CPUs (gloo).
 
-`torchrun`, or whatever else sets its variables RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, starts them;
-without those there is one rank and no process group. The loop is the same for both: a `World` of one rank adds, gathers
-and agrees with itself. What ranks tell each other are numbers, over gloo on the host or as tensors; nothing is pickled.
+`torchrun`, or anything else that sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, starts them; without
+those there is one rank and no process group. The loop is the same for both: collectives of a `World` of one rank return
+its own values. Ranks exchange numbers, over gloo on the host or as tensors; nothing is pickled.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from hnet_cli.distributed.parallel import GradientSum
 
 JOIN_SECONDS = 300.0
-"""That ranks wait for each other at the start."""
+"""Seconds that ranks wait for each other at the start."""
 WAIT_SECONDS = 1800.0
-"""That a rank waits for the others later: as long as the slowest checkpoint, or check of a dataset, may take."""
+"""Seconds that a collective may take later: as long as the slowest checkpoint, or check of a dataset."""
 TIMEOUT = "HNET_RANK_TIMEOUT"
 """Environment variable: seconds, in place of both."""
 GONE = re.compile(r"[Cc]onnection (closed|reset|refused)|[Tt]im(ed|e) ?out|gloo|NCCL|Broken pipe|[Ss]ocket")
-"""In what torch says when another rank has died."""
+"""Part of torch's messages when another rank has died."""
 
 
 class OtherRank(HNetError):
-    """Another rank failed and says why; this one ends with the same code and says nothing."""
+    """Another rank failed and reports it; this one ends with the same code, silently."""
 
     def __init__(self, code: int) -> None:
         super().__init__("")
@@ -43,29 +43,29 @@ class OtherRank(HNetError):
 
 @dataclass
 class World:
-    """The ranks of a run, as one of them sees them. `World()` is the only rank there is."""
+    """The process group of a run, seen from one rank. `World()` is a single rank without a group."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    """Among those of this machine."""
+    """Rank within this machine."""
     local_size: int = 1
     sharded: bool = False
-    """Whether parameters, gradients and moments are divided among the ranks; see `spread`."""
+    """True if parameters, gradients and moments are sharded over the ranks; see `spread`."""
     _gradients: GradientSum | None = field(default=None, repr=False)
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank holds the run folder: it alone writes and speaks."""
+        """True for the rank that writes the run folder and prints."""
         return self.rank == 0
 
     def device(self, wanted: str | None) -> str | None:
-        """The device of this rank: GPUs in the order of the ranks. Raises UsageError where one is named by number,
-        for that would be every rank's, EnvironmentLimit where there are fewer than ranks."""
-        if self.size > 1 and re.fullmatch(r"cuda:\d+", wanted or ""):
+        """The device of this rank: the GPU of its local rank. Raises UsageError if one is named by number, which would
+        be every rank's, EnvironmentLimit if there are fewer GPUs than ranks."""
+        if self.size > 1 and re.fullmatch(r"cuda:\d+|mps", wanted or ""):
             raise UsageError(
                 f"--device {wanted} would be that of all {self.size} ranks",
-                "leave it out; CUDA_VISIBLE_DEVICES chooses among GPUs",
+                "leave it out; CUDA_VISIBLE_DEVICES chooses among CUDA's GPUs",
             )
         if self.size == 1 or wanted not in (None, "cuda"):
             return wanted
@@ -83,9 +83,9 @@ class World:
         return f"cuda:{self.local_rank}"
 
     def slices(self, rows: int, pieces: int) -> list[tuple[int, int]]:
-        """The rows [start, stop) of each piece that this rank computes, of a batch of `rows` rows in `pieces` pieces.
+        """Rows [start, stop) of each of this rank's micro-batches, of a batch of `rows` rows in `pieces` micro-batches.
 
-        A function of its arguments and the number of ranks alone: all pieces of all ranks, in order, are the batch.
+        The micro-batches of all ranks, in order, are the batch.
         """
         each, own = rows // pieces, pieces // self.size
         return [(i * each, (i + 1) * each) for i in range(self.rank * own, (self.rank + 1) * own)]
@@ -93,7 +93,7 @@ class World:
     # -- numbers of the host -------------------------------------------------------------------------------------------
 
     def each(self, *numbers: float) -> list[list[float]]:
-        """What every rank gave, in the order of the ranks. All give as many."""
+        """All-gather of as many numbers from every rank: (ranks, numbers)."""
         if self.size == 1:
             return [list(numbers)]
         import torch
@@ -105,22 +105,22 @@ class World:
         return [each.tolist() for each in found]
 
     def sums(self, *numbers: float) -> list[float]:
-        """Of what the ranks gave, added in their order."""
+        """Sums over ranks, added in the order of the ranks."""
         return [sum(column) for column in zip(*self.each(*numbers), strict=True)]
 
     def largest(self, number: float) -> float:
-        """Of what the ranks gave; none may be not-a-number, which no comparison finds."""
+        """Maximum over ranks; none may be NaN, which no comparison finds."""
         return max(each[0] for each in self.each(number))
 
     def of_main(self, number: float) -> float:
-        """The number of rank 0."""
+        """Broadcast of rank 0's number."""
         return self.each(number)[0][0]
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """What fails in this block on one rank fails on all, with the same exit code; the first that failed says why.
+        """Make an error of any rank in this block end all ranks, with its exit code; the first that failed reports it.
 
-        Nothing in the block may wait for other ranks. An error that has been agreed on passes through.
+        The block must contain no collective.
         """
         if self.size == 1:
             yield
@@ -141,7 +141,7 @@ class World:
     # -- tensors -------------------------------------------------------------------------------------------------------
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """(...) -> (ranks, ...): that of every rank. Carries no gradient."""
+        """All-gather: (...) -> (ranks, ...), without gradient."""
         if self.size == 1:
             return tensor[None]
         import torch
@@ -153,11 +153,10 @@ class World:
         return torch.stack(found)
 
     def spread(self, model: nn.Module, device: torch.device, sharded: bool, bf16: bool = False) -> nn.Module:
-        """Bring a model that is the same on all ranks to `device`, so that `backward` and `finish` add gradients up.
+        """Move a model, equal on all ranks, to `device`, and prepare it for `backward` and `finish` to sum gradients.
 
-        `sharded`: FSDP2. Every rank keeps its share of each parameter (a `DTensor`, rows divided), and of gradients and
-        moments with it; a matrix is gathered when its turn comes, in bfloat16 if it is multiplied so. In place: names
-        stay as they are.
+        `sharded`: FSDP2. Every rank keeps a shard of each parameter (a `DTensor`, rows divided) with its gradient and
+        moments; a matrix is gathered when its turn comes, in bfloat16 if `bf16`. In place: names stay the same.
         """
         self.sharded = sharded and self.size > 1
         if self.size == 1:
@@ -171,7 +170,7 @@ class World:
         return model
 
     def backward(self, loss: Tensor, last: bool = True) -> None:
-        """The gradient of this rank's part of the loss; of the `last` piece of a step, gradients travel meanwhile."""
+        """Backward pass of this rank's part of the loss; in the `last` of a step gradients are reduced meanwhile."""
         if self.sharded:
             loss = loss * self.size  # FSDP averages over ranks
         elif self._gradients is not None:
@@ -179,7 +178,7 @@ class World:
         loss.backward()
 
     def finish(self) -> None:
-        """After the last `backward` of a step: every rank has the sum of all gradients (of its share, if sharded)."""
+        """Complete the reduction after the last `backward` of a step: each rank has the summed gradient (its shard)."""
         if self._gradients is not None:
             self._gradients.finish()
 
@@ -188,7 +187,7 @@ ALONE = World()
 
 
 def place() -> World:
-    """The ranks as the environment tells of them; nobody is called. Raises UsageError for what makes no sense."""
+    """The process group described by the environment, not yet joined. Raises UsageError if it makes no sense."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     texts = {name: os.environ[name] for name in names if os.environ.get(name)}
     if texts.get("WORLD_SIZE", "1") == "1":
@@ -200,14 +199,14 @@ def place() -> World:
         if not (0 <= rank < size and local >= 0):
             raise ValueError
     except (KeyError, ValueError) as error:
-        told = ", ".join(f"{name}={os.environ.get(name, '')}" for name in names)
-        raise UsageError(f"the environment names no rank: {told}", "start with torchrun, or unset these") from error
+        values = ", ".join(f"{name}={os.environ.get(name, '')}" for name in names)
+        raise UsageError(f"the environment names no rank: {values}", "start with torchrun, or unset these") from error
     return world
 
 
 @contextlib.contextmanager
 def joined(device: str | None) -> Iterator[World]:
-    """The ranks of this run, met and connected; one that leaves, or never comes, is an EnvironmentLimit, not a wait."""
+    """Join the process group of this run. A rank that dies or never comes raises EnvironmentLimit after a timeout."""
     world = place()
     if world.size == 1:
         yield world
@@ -221,9 +220,11 @@ def joined(device: str | None) -> Iterator[World]:
     where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
     try:
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if gpu else "gloo", rank=world.rank, world_size=world.size,
+            "cpu:gloo,cuda:nccl" if gpu else "gloo",
+            rank=world.rank,
+            world_size=world.size,
             timeout=timedelta(seconds=wait or JOIN_SECONDS),
-        )  # fmt: skip
+        )
     except (RuntimeError, ValueError) as error:
         first = next(iter(str(error).splitlines()), "")
         raise EnvironmentLimit(
@@ -232,7 +233,7 @@ def joined(device: str | None) -> Iterator[World]:
         ) from error
     _set_timeout(timedelta(seconds=wait or WAIT_SECONDS))
     try:
-        with _telling_of_loss(world):
+        with _lost_ranks_reported(world):
             yield world
     finally:
         with contextlib.suppress(RuntimeError):
@@ -247,8 +248,8 @@ def _set_timeout(timeout: timedelta) -> None:
 
 
 @contextlib.contextmanager
-def _telling_of_loss(world: World) -> Iterator[None]:
-    """What torch says when another rank is gone, in a line; the first to hear of it may have heard of a third's end."""
+def _lost_ranks_reported(world: World) -> Iterator[None]:
+    """Turn torch's errors about a lost rank into one line. Raises EnvironmentLimit."""
     try:
         yield
     except RuntimeError as error:
@@ -256,24 +257,24 @@ def _telling_of_loss(world: World) -> Iterator[None]:
             raise
         raise EnvironmentLimit(
             f"rank {world.rank} of {world.size} lost touch with another rank, which died or cannot be reached",
-            "its own message, or the system's, says why; then go on with --resume",
+            "its own message, or the system's, says why; then continue with --resume",
         ) from error
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor that may be divided among the ranks, who must all ask."""
+    """The full tensor of one that may be sharded; all ranks must call."""
     full: Callable[[], Any] | None = getattr(tensor, "full_tensor", None)
     return tensor if full is None else full()
 
 
 def own(tensor: Tensor) -> Tensor:
-    """This rank's share of a tensor that may be divided among the ranks."""
+    """This rank's shard of a tensor that may be sharded."""
     local: Callable[[], Any] | None = getattr(tensor, "to_local", None)
     return tensor if local is None else local()
 
 
 def divided_like(value: Tensor, parameter: Tensor) -> Tensor:
-    """This rank's view of a whole `value`, on the device of `parameter` and divided as that is."""
+    """`value`, the full tensor, on the device of `parameter` and sharded as that is."""
     mesh = getattr(parameter, "device_mesh", None)
     if mesh is None:
         return value.to(parameter.device)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import codecs
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -15,18 +16,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hnet_cli.errors import NumericalError, UsageError
 from hnet_cli.inference import render
 from hnet_cli.inference.waiting import Ready, paces
 from hnet_cli.inference.windows import BOS
+from hnet_cli.kernels.packing import send
+from hnet_cli.kernels.reference import exact
 from hnet_cli.modality import Automaton, Modality
 from hnet_cli.model import HNetForCausalLM
+from hnet_cli.model.state import pick
 
 EOS = 255
 """What official checkpoints write at the end of a document; models trained here never do."""
 BATCH = 64
 """Rows that are continued at once."""
+DRAWS = 64
+"""Random numbers that are made, and brought to a device, at once for a row."""
 
 
 class Sampled(NamedTuple):
@@ -57,54 +64,53 @@ class Choice:
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UsageError(f"--top-p must be above 0 and at most 1, not {self.top_p}")
 
-    def __call__(self, logits: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-        """logits (B, V) float64, -inf where illegal; uniform (B,) in [0, 1) -> bytes (B,) int64."""
+    def __call__(self, logits: Tensor, uniform: Tensor) -> Tensor:
+        """logits (B, V) float64, -inf where illegal; uniform (B,) float64 in [0, 1) -> bytes (B,) int64.
+
+        Any byte of a row that has no logit above -inf, or one that is not a number.
+        """
         if self.temperature == 0:
             return logits.argmax(1)
-        p = logits - logits.max(1, keepdims=True)
         if self.temperature != 1:
-            p /= self.temperature
-        if self.top_k is not None and self.top_k < p.shape[1]:
-            np.put_along_axis(p, np.argsort(-p, 1, kind="stable")[:, self.top_k :], -np.inf, 1)
-        np.exp(p, out=p)
+            logits = logits / self.temperature
+        if self.top_k is not None and self.top_k < logits.shape[1]:
+            order = logits.argsort(dim=1, descending=True, stable=True)
+            logits = logits.scatter(1, order[:, self.top_k :], -torch.inf)
+        p = logits.softmax(1)
         if self.top_p is not None and self.top_p < 1:
-            p[~self._nucleus(p)] = 0
+            ranked, order = p.sort(dim=1, descending=True, stable=True)
+            cumulative = ranked.cumsum(1)
+            enough = cumulative - ranked >= self.top_p * cumulative[:, -1:]
+            p = p.scatter(1, order[:, 1:], ranked.masked_fill(enough, 0)[:, 1:])
         cumulative = p.cumsum(1)
-        drawn = (cumulative > uniform[:, None] * cumulative[:, -1:]).argmax(1)
-        missed = p[np.arange(len(p)), drawn] == 0  # by rounding, or none is above
-        if missed.any():
-            drawn[missed] = p[missed].argmax(1)
-        return drawn
-
-    def _nucleus(self, p: np.ndarray) -> np.ndarray:
-        """Which bytes are kept, (B, V) bool: most likely first and of equals the first, while those before have less
-        than top_p."""
-        ranked = -np.sort(-p, axis=1)
-        before = ranked.cumsum(1) - ranked
-        many = np.maximum(1, (before < self.top_p * ranked.sum(1, keepdims=True)).sum(1))
-        kept = p >= ranked[np.arange(len(p)), many - 1][:, None]
-        for row in np.flatnonzero(kept.sum(1) > many):
-            kept[row] = False
-            kept[row, np.argsort(-p[row], kind="stable")[: many[row]]] = True
-        return kept
+        drawn = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)[:, 0]
+        return drawn.clamp_(max=p.shape[1] - 1)
 
 
 class Grammar:
-    """An automaton as tables, and how far each state is from where output may end."""
+    """An automaton as tables, and how far each state is from where output may end.
+
+    They are on a device, or where that has no float64 on the CPU.
+    """
 
     NEVER = 1 << 40
 
-    def __init__(self, automaton: Automaton) -> None:
+    def __init__(self, automaton: Automaton, device: torch.device | str = "cpu") -> None:
         self.automaton = automaton
-        self.next = np.array(automaton.transitions, dtype=np.int64)  # (states, 256)
-        states = len(self.next)
-        self.distance = np.full(states + 1, self.NEVER, dtype=np.int64)  # the last is for -1: illegal
-        self.distance[sorted(automaton.accepting)] = 0
+        device = device if exact(torch.device(device)) == torch.float64 else "cpu"
+        following = np.array(automaton.transitions, dtype=np.int64)  # (states, 256)
+        states = len(following)
+        distance = np.full(states + 1, self.NEVER, dtype=np.int64)  # the last is for -1: illegal
+        distance[sorted(automaton.accepting)] = 0
         for _ in range(states):
-            self.distance[:states] = np.minimum(self.distance[:states], self.distance[self.next].min(1) + 1)
-        self.accepting = self.distance[:states] == 0
-        self.longest = self.distance[self.distance < self.NEVER].max()
-        self.free = self.distance[self.next] < self.NEVER
+            distance[:states] = np.minimum(distance[:states], distance[following].min(1) + 1)
+        self.distance: list[int] = distance.tolist()
+        self.longest = max(each for each in self.distance if each < self.NEVER)
+        self.next, self.left = (torch.from_numpy(each).to(device) for each in (following, distance[following]))
+        """(states, 256): where a byte leads, -1 if it is illegal, and how far it is from there."""
+        self.accepting = torch.from_numpy(distance[:states] == 0).to(device)
+        self.free = self.left < self.NEVER
+        self.anything = bool((distance[following] < self.NEVER).all())
 
     def after(self, prompt: bytes) -> int:
         """The state after a prompt. Raises UsageError naming the first byte that is illegal."""
@@ -118,15 +124,82 @@ class Grammar:
                 )
         return state
 
-    def legal(self, states: np.ndarray, remaining: np.ndarray | int) -> np.ndarray:
-        """states (B,) -> (B, 256) bool: the bytes that may come next when `remaining` (B,) are left. Inside a unit only
-        those with which it can be finished in time. A new unit may begin with any byte: without those that are too long
-        for the rest, Chinese would end in stray ASCII; instead the row ends where one is chosen."""
-        if np.min(remaining) > self.longest:
+    def legal(self, states: Tensor, remaining: Tensor, least: int) -> Tensor:
+        """states (B,) -> (B, 256) bool: the bytes that may come next when `remaining` (B,) are left, `least` or more.
+        Inside a unit only those with which it can be finished in time. A new unit may begin with any byte: without
+        those that are too long for the rest, Chinese would end in stray ASCII; instead the row ends where one is
+        chosen."""
+        if least > self.longest:
             return self.free[states]
-        left: np.ndarray = self.distance[self.next[states]]
-        limit = np.where(self.accepting[states], self.NEVER - 1, remaining - 1)
-        return np.less_equal(left, limit[:, None])
+        limit = torch.where(self.accepting[states], self.NEVER - 1, remaining - 1)
+        return self.left[states] <= limit[:, None]
+
+
+class Chooser:
+    """The next byte of every row, chosen where the logits are; of a step the host reads the bytes and nothing else.
+
+    On a device without float64 the logits are read instead.
+    """
+
+    def __init__(self, choice: Choice, grammar: Grammar, states: Sequence[int], rows: Sequence[int], seed: int,
+                 max_bytes: int, eos: int | None) -> None:  # fmt: skip
+        device = grammar.next.device
+        self.choice, self.grammar, self.eos, self.device = choice, grammar, eos, device
+        self.states, self.left = torch.tensor(states, device=device), torch.full((len(rows),), max_bytes, device=device)
+        self.max_bytes, self.chosen = max_bytes, [0] * len(rows)
+        """Bytes of each row so far, on the host."""
+        self.random = [np.random.default_rng([seed, row]) for row in rows]
+        self.uniform = torch.zeros(len(rows), DRAWS, dtype=torch.float64, device=device)
+        self.going: tuple[list[int], Tensor | None] = (list(range(len(rows))), None)
+        """Rows of the last step, and the same on the device; None: all."""
+
+    @torch.inference_mode()
+    def __call__(self, rows: list[int], logits: Tensor) -> tuple[list[int], list[int], Tensor]:
+        """logits (R, V) of these rows, ascending -> the rows that go on, their bytes, and these on the device, (R',).
+
+        Raises NumericalError where logits are not finite.
+        """
+        if rows != self.going[0]:
+            self.going = rows, torch.tensor(rows, device=self.device) if len(rows) < len(self.chosen) else None
+        index = self.going[1]
+        scores = logits[:, :256].to(self.device).double()
+        broken = scores.sum(1) * 0  # not-a-number in place of the byte
+        states, left = pick(self.states, index), pick(self.left, index)
+        if not self.grammar.anything:
+            legal = self.grammar.legal(states, left, self.max_bytes - max(self.chosen[row] for row in rows))
+            legal = legal[:, : scores.shape[1]]
+            if self.eos is not None:
+                legal[:, self.eos] |= self.grammar.accepting[states]
+            scores = scores.masked_fill(~legal, -torch.inf)
+        drawn = self.choice(scores, self._draw(rows, index))
+        going = self.grammar.left[states, drawn] < left
+        if self.eos is not None:
+            going &= drawn != self.eos
+        after = self.grammar.next[states, drawn]
+        if index is None:
+            self.states, self.left = after, left - 1
+        else:
+            self.states[index], self.left[index] = after, left - 1
+        found = (torch.where(going, drawn, -1) + broken).tolist()
+        if any(map(math.isnan, found)):
+            raise NumericalError("the model gives logits that are not finite", "its weights are damaged or overflow")
+        kept = [at for at, byte in enumerate(found) if byte >= 0]
+        for row in rows:
+            self.chosen[row] += 1
+        if len(kept) < len(rows):
+            drawn = drawn[torch.tensor(kept, dtype=torch.int64, device=self.device)]
+        return [rows[at] for at in kept], [int(found[at]) for at in kept], drawn
+
+    def _draw(self, rows: list[int], index: Tensor | None) -> Tensor:
+        """The next random number of each row, (R,), made for many steps at once."""
+        columns = [self.chosen[row] % DRAWS for row in rows]
+        empty = [row for row, column in zip(rows, columns, strict=True) if not column]
+        if empty:
+            fresh = torch.from_numpy(np.stack([self.random[row].random(DRAWS) for row in empty]))
+            self.uniform[torch.tensor(empty, device=self.device)] = send(fresh, self.device)
+        if min(columns) == max(columns):
+            return pick(self.uniform[:, columns[0]], index)
+        return self.uniform[torch.tensor([rows, columns], device=self.device).unbind()]
 
 
 def generate(
@@ -156,9 +229,10 @@ def generate(
     choice = Choice(temperature, top_k, top_p)
     if max_bytes < 1:
         raise UsageError(f"--max-bytes must be at least 1, not {max_bytes}")
-    grammar = Grammar(automaton or Automaton.of_alphabet(bytes(range(256))))
+    device = model.embeddings.weight.device
+    grammar = Grammar(automaton or Automaton.of_alphabet(bytes(range(256))), device)
     read = [prompt.translate(input_table) for prompt in prompts]
-    states = np.array([grammar.after(prompt) for prompt in read], dtype=np.int64)
+    states = [grammar.after(prompt) for prompt in read]
     parts = [slice(low, low + BATCH) for low in range(0, len(read), BATCH)]
     return chain.from_iterable(
         _generate(model, read[part], states[part], max_bytes, choice, seed, grammar, eos, first_row + part.start)
@@ -169,7 +243,7 @@ def generate(
 def _generate(
     model: HNetForCausalLM,
     prompts: Sequence[bytes],
-    states: np.ndarray,
+    states: Sequence[int],
     max_bytes: int,
     choice: Choice,
     seed: int,
@@ -177,39 +251,20 @@ def _generate(
     eos: int | None,
     first_row: int,
 ) -> Iterator[Sampled]:
-    rows = np.arange(first_row, first_row + len(prompts))
-    going = grammar.distance[states] <= max_bytes
-    rows, states = rows[going], states[going]
-    random = [np.random.default_rng([seed, row]) for row in rows.tolist()]
-    if not len(rows):
+    going = [at for at, state in enumerate(states) if grammar.distance[state] <= max_bytes]
+    if not going:
         return
-    kept = [BOS + prompt for prompt, goes in zip(prompts, going.tolist(), strict=True) if goes]
+    rows, kept = [first_row + at for at in going], [BOS + prompts[at] for at in going]
     memory = model.allocate_state(len(kept), max(map(len, kept)) + max_bytes)
     ready = Ready(list(range(len(kept))), model.prefill(kept, memory), [])
-    left, last = np.full(len(kept), max_bytes), np.zeros(len(kept), dtype=np.int64)
-    pace = paces(model, memory)
+    chooser = Chooser(choice, grammar, [states[at] for at in going], rows, seed, max_bytes, eos)
+    pace, last = paces(model, memory), [0] * len(kept)
     while ready.rows:
-        at, scores = np.array(ready.rows), ready.logits[:, :256].cpu().double().numpy()
-        if not np.isfinite(scores).all():
-            raise NumericalError("the model gives logits that are not finite", "its weights are damaged or overflow")
-        legal = grammar.legal(states[at], left[at])[:, : scores.shape[1]]
-        if eos is not None:
-            legal[:, eos] |= grammar.accepting[states[at]]
-        possible = np.asarray(legal.any(1)) & (left[at] > 0)
-        uniform = np.array([random[row].random() for row in at.tolist()])
-        if not legal.all():
-            scores = np.where(legal | ~possible[:, None], scores, -np.inf)
-        chosen = choice(scores, uniform)
-        after = grammar.next[states[at], chosen]
-        going = np.logical_and(possible, grammar.distance[after] < left[at])
-        if eos is not None:
-            going &= chosen != eos
-        at = at[going]
-        states[at], last[at] = after[going], chosen[going]
-        left[at] -= 1
-        ready = pace.feed(at.tolist(), torch.from_numpy(last[at]))
-        done = np.array(ready.rows, dtype=np.int64)
-        yield from map(Sampled, rows[done].tolist(), last[done].tolist(), ready.depth)
+        fed, data, tokens = chooser(ready.rows, ready.logits)
+        for row, byte in zip(fed, data, strict=True):
+            last[row] = byte
+        ready = pace.feed(fed, tokens)
+        yield from (Sampled(rows[row], last[row], deep) for row, deep in zip(ready.rows, ready.depth, strict=True))
 
 
 # -- what people and programs see --------------------------------------------------------------------------------------

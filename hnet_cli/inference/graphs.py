@@ -97,7 +97,7 @@ class _Level:
     capacity: int = 0
     """Positions that caches and tables have room for: a power of two, so that recordings are seldom made again."""
     index: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """Row numbers by their count, on the host and on the device."""
+    """Row numbers by their count, on the host and on the device: (2, R), the second time with -1 for repetitions."""
     recorded: dict[tuple[str, int], Run | None] = field(default_factory=dict)
     """By part and number of rows (0: all); None once it has run."""
 
@@ -234,12 +234,13 @@ class GraphSteps:
 
     def _index(self, level: _Level, rows: list[int], count: int) -> Tensor:
         if count not in level.index:
-            host = torch.empty(count, dtype=torch.int64, pin_memory=self.device.type == "cuda")
+            host = torch.empty(2, count, dtype=torch.int64, pin_memory=self.device.type == "cuda")
             level.index[count] = host, torch.empty_like(host, device=self.device)
         host, there = level.index[count]
         # no copy out of `host` can be under way: the step before ended, or this one has read probabilities since
-        host.copy_(torch.tensor(rows + rows[:1] * (count - len(rows))))
-        return there.copy_(host, non_blocking=True)
+        more = count - len(rows)
+        host.copy_(torch.tensor([rows + rows[:1] * more, rows + [-1] * more]))
+        return there.copy_(host, non_blocking=True)[0]
 
     # -- what is recorded ----------------------------------------------------------------------------------------------
 
@@ -281,7 +282,8 @@ class GraphSteps:
         self._leave(number, level.net.step_out(encoded, prob, level.state, now, self.state.kernels), now)
 
     def _now(self, level: _Level, rows: Tensor | None) -> Now:
-        return Now(None, rows, pick(level.state.position, rows), level.capacity, False, level.state.tables)
+        once = None if rows is None else level.index[len(rows)][1][1]
+        return Now(None, rows, pick(level.state.position, rows), level.capacity, False, level.state.tables, once=once)
 
     def _given(self, number: int, rows: Tensor | None) -> Tensor:
         if number == 0:

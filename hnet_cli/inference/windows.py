@@ -188,7 +188,7 @@ def route(model: HNetForCausalLM, ids: Tensor, cu_seqlens: Tensor) -> list[Routi
     routing: list[RoutingOutput] = []
     while not level.is_innermost:
         encoded = level.encoder(hidden, packing, kernels)
-        routing.append(level.routing_module(encoded, packing, None if routing else ids))
+        routing.append(level.routing_module(encoded, packing, None if routing else ids, kernels))
         source = level.chunk_source(encoded, routing[-1], packing, kernels)
         hidden, packing, _ = level.chunk_layer(source.to(encoded.dtype), routing[-1], packing)
         assert isinstance(level.main_network, HNet)

@@ -25,6 +25,9 @@ __all__ = ["Kernels", "Packing", "Row", "check", "choose", "report"]
 # oneDNN keeps a compiled product for each shape it has met, megabytes each, 1,024 of them by default. The number of
 # chunks differs from step to step, so a CPU run would grow to gigabytes. Read when the first product runs.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+# On an H100 torch asks cuDNN for attention first, which builds a plan, about half a second, for every new shape: in
+# generation each byte has one. Read when attention first runs; what the user has set stays.
+os.environ.setdefault("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")
 
 Function = Callable[..., Any]
 
@@ -44,6 +47,7 @@ class Kernels:
     add_rms_norm: Function = reference.add_rms_norm
     gated_rms_norm: Function = reference.gated_rms_norm
     swiglu: Function = reference.swiglu
+    wide_linear: Function = reference.wide_linear
     step_weight: Function = reference.step_weight
     step_linear: Function = reference.step_linear
     names: dict[str, str] = field(default_factory=dict)
@@ -127,6 +131,10 @@ def _fused() -> tuple[str, dict[str, Function]]:
     return external.load_triton(), external.compiled_elementwise()
 
 
+def _split() -> tuple[str, dict[str, Function]]:
+    return external.load_wide_products(), {"wide_linear": external.wide_linear}
+
+
 @functools.cache
 def _probes() -> tuple[_Probe, ...]:
     """Everything optional, best first for each operation."""
@@ -137,6 +145,7 @@ def _probes() -> tuple[_Probe, ...]:
         _try("torch varlen_attn", HALF, ["attention"], _varlen),
         _try("flash-attn", HALF, ["attention"], _flash),
         _try("torch.compile", floats, elementwise, _fused),
+        _try("split weights", (torch.bfloat16,), ["wide_linear"], _split),
     )
 
 

@@ -97,11 +97,19 @@ def inputs(operation: str, packing: Packing, generator: torch.Generator, sizes: 
         return [*normal(2, total, 96), 1 + normal(96, scale=0.1), 1e-5]
     if operation == "swiglu":
         return [normal(total, 96)]
+    if operation == "wide_linear":
+        return [normal(total, 96), normal(80, 96), normal(80)]
     raise KeyError(operation)
 
 
 # what stays float32 when products run in less: decay rates, skip weights, the residual stream, norm weights
-FLOAT32 = {"ssd_scan": {2, 5, 6}, "ssd_step": {0, 3, 6, 7}, "add_rms_norm": {1, 2}, "gated_rms_norm": {2}}
+FLOAT32 = {
+    "ssd_scan": {2, 5, 6},
+    "ssd_step": {0, 3, 6, 7},
+    "add_rms_norm": {1, 2},
+    "gated_rms_norm": {2},
+    "wide_linear": {1, 2},
+}
 
 
 def differentiated(function: Callable[..., Any], args: list[Any]) -> list[Tensor]:

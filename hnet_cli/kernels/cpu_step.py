@@ -143,6 +143,7 @@ def ssd_step(
     D: Tensor,
     dt_bias: Tensor,
     rows: Tensor | None = None,
+    once: Tensor | None = None,
 ) -> Tensor:
     """As the reference."""
     if isinstance(state, reference.SSMState):

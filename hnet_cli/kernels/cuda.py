@@ -77,6 +77,13 @@ def load_triton() -> str:
     return version
 
 
+def load_wide_products() -> str:
+    """Version of torch, if it has products of bfloat16 whose result is float32."""
+    if "dtype" not in torch.ops.aten.mm.overloads():
+        raise ImportError(f"torch {torch.__version__} has no mm with an out_dtype; torch 2.8 has")
+    return torch.__version__
+
+
 # -- mamba-ssm ---------------------------------------------------------------------------------------------------------
 
 
@@ -163,11 +170,11 @@ def mamba_step(update: Any) -> Callable[..., Tensor]:
         D: Tensor,
         dt_bias: Tensor,
         rows: Tensor | None = None,
+        once: Tensor | None = None,
     ) -> Tensor:
         width, size = state.value.shape[2:]
-        used = state.value if rows is None else state.value[rows]
-        y = update(  # expanded, not repeated: strides of 0 tell the kernel that a head shares them
-            used,
+        y: Tensor = update(  # expanded, not repeated: strides of 0 tell the kernel that a head shares them
+            state.value,
             x.contiguous(),
             dt[:, :, None].expand(-1, -1, width),
             A.float()[:, None, None].expand(-1, width, size),
@@ -176,10 +183,10 @@ def mamba_step(update: Any) -> Callable[..., Tensor]:
             D.float()[:, None].expand(-1, width),
             dt_bias=dt_bias[:, None].expand(-1, width),
             dt_softplus=True,
+            state_batch_indices=rows if once is None else once,  # it skips -1 and gives 0
         )
-        if rows is not None:
-            state.value[rows] = used
-        return y
+        # two programs that update one row would read what the other has written
+        return y if once is None else torch.where(once[:, None, None] < 0, y[:1], y)
 
     return ssd_step
 
@@ -207,11 +214,68 @@ def flash_attention(flash: Any) -> Callable[..., Tensor]:
     return attention
 
 
+# -- products whose result is float32 ----------------------------------------------------------------------------------
+
+FEW = 256
+"""Rows below which splitting the weight costs more than a product in float32: both read it once."""
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a (M, K) @ b (K, N), bfloat16, summed and given as float32."""
+    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else torch.mm(a.float(), b.float())
+
+
+def halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Two bfloat16 tensors whose sum is the float32 x but for 2^-17 of each element."""
+    high = x.bfloat16()
+    return high, (x - high).bfloat16()
+
+
+class _WideLinear(torch.autograd.Function):
+    """The gradient of the weight is as exact as the result: it is a sum over all positions, of which much cancels. That
+    of x is one product in bfloat16, in which it is given, like that of every other linear map under autocast."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        high, low = halves(weight)
+        y = product(x, high.T).add_(product(x, low.T))
+        return y if bias is None else y.add_(bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        high, low = halves(grad)
+        return (
+            torch.mm(high, weight.bfloat16()) if of_x else None,
+            product(high.T, x).add_(product(low.T, x)) if of_weight else None,
+            grad.sum(0) if of_bias else None,
+        )
+
+
+def wide_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`reference.wide_linear` on tensor cores: x is bfloat16, exact in them, and the weight is split into two parts.
+
+    The same time as one product in tf32, which would round the weight to 11 bits instead of 16.
+    """
+    if x.dtype != torch.bfloat16 or weight.dtype != torch.float32 or len(x) < FEW:
+        return reference.wide_linear(x, weight, bias)
+    with torch.autocast(x.device.type, enabled=False):
+        y: Tensor = _WideLinear.apply(x, weight, bias)
+        return y
+
+
 # -- elementwise work, fused by torch.compile --------------------------------------------------------------------------
 
 
 class Compiled:
-    """A pure tensor function, compiled on first use; if that fails, said once and run as it is."""
+    """A pure tensor function, compiled on first use; if that fails, said once and run as it is.
+
+    Any number of rows is one program, each width of a matrix another: a width that is a symbol is not known to be a
+    multiple of anything, so that memory is read two bytes at a time.
+    """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
@@ -227,6 +291,9 @@ class Compiled:
     def __call__(self, *args: Any) -> Any:
         if self.failure is None:
             try:
+                for arg in args:
+                    if isinstance(arg, Tensor) and arg.ndim == 2:
+                        torch._dynamo.mark_static(arg, 1)
                 return self.compiled(*args)
             except torch.OutOfMemoryError:
                 raise  # of the data, not of the compiler: the step is tried again in smaller pieces

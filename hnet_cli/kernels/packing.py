@@ -137,9 +137,10 @@ class Packing:
 
 def send(tensor: Tensor, device: torch.device | str) -> Tensor:
     """The tensor on `device`, without waiting for it: a copy of memory that is not pinned would."""
-    if tensor.device.type == "cpu" and torch.device(device).type == "cuda":
+    cuda = torch.device(device).type == "cuda"  # elsewhere nothing keeps the memory until it has been read
+    if tensor.device.type == "cpu" and cuda:
         tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    return tensor.to(device, non_blocking=cuda)
 
 
 def true_positions(mask: Tensor, count: int) -> Tensor:

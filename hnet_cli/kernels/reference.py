@@ -27,6 +27,16 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
+WITHOUT_FLOAT64 = frozenset({"mps"})
+"""Kinds of devices."""
+
+
+def exact(device: torch.device) -> torch.dtype:
+    """The dtype of sums that many small terms go into, or differences of which are taken: float64 where `device` has
+    it, which Apple's GPUs do not."""
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
+
+
 # -- norms -------------------------------------------------------------------------------------------------------------
 
 
@@ -68,6 +78,18 @@ def swiglu(x: Tensor) -> Tensor:
     """(..., 2F) -> (..., F): the first half times silu of the second (the official order)."""
     value, gate = x.chunk(2, dim=-1)
     return value * F.silu(gate)
+
+
+def wide_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A linear map whatever dtype products run in: x (T, D), weight (E, D) -> (T, E), float32 or wider.
+
+    It runs in the dtype of the weight, also under autocast: cosines near 0 decide about boundaries.
+    """
+    x = x.to(weight.dtype)
+    if not torch.is_autocast_enabled(x.device.type):  # entering a context costs a step as much as the product
+        return wide(F.linear(x, weight, bias))
+    with torch.autocast(x.device.type, enabled=False):
+        return wide(F.linear(x, weight, bias))
 
 
 def step_weight(weight: Tensor, batch_size: int) -> Tensor:
@@ -118,8 +140,8 @@ def pass_states(states: Tensor, log_decay: Tensor, blocks: Blocks) -> Tensor:
     for start in range(0, blocks.count, GROUP):
         stop = min(start + GROUP, blocks.count)
         previous, end = blocks.previous[start:stop], blocks.end[start:stop]
-        # (H, g): from the start of the group; float64, for what follows are differences of large sums
-        decay = F.pad(log_decay[start : stop - 1], (0, 0, 1, 0)).cumsum(0, dtype=torch.float64).T
+        # (H, g): from the start of the group; exact, for what follows are differences of large sums
+        decay = F.pad(log_decay[start : stop - 1], (0, 0, 1, 0)).cumsum(0, dtype=exact(log_decay.device)).T
         alive = (previous[:, None] == end[:-1]).tril(-1)
         between = (decay[:, :, None] - decay[:, None, 1:]).to(log_decay.dtype)
         out = torch.einsum("hnm,mhs->nhs", between.masked_fill(~alive, -torch.inf).exp(), states[start : stop - 1])
@@ -216,8 +238,13 @@ def ssd_step(
     D: Tensor,
     dt_bias: Tensor,
     rows: Tensor | None = None,
+    once: Tensor | None = None,
 ) -> Tensor:
-    """One position of `ssd_scan` for R rows (None: all): x (R, H, P) -> (R, H, P). Updates the state."""
+    """One position of `ssd_scan` for R rows (None: all): x (R, H, P) -> (R, H, P). Updates the state.
+
+    `rows` (R,) int64 may repeat its first row, with the same inputs. `once` is then the same with -1 for repetitions,
+    for kernels that update the state in place; without it no row is repeated.
+    """
     count, heads, width = x.shape
     old = state.value if rows is None else state.value[rows]
     dt = F.softplus(wide(dt) + dt_bias)
@@ -243,7 +270,7 @@ def ema_scan(x: Tensor, p: Tensor, packing: Packing) -> Tensor:
     blocks = packing.blocks(BLOCK)
     with torch.autocast(x.device.type, enabled=False):
         x, p = wide(x), wide(p)
-        decay = torch.cumsum(blocks.split(torch.log1p(-p.double())), 1)  # float64: differences of large sums
+        decay = torch.cumsum(blocks.split(torch.log1p(-p.to(exact(p.device)))), 1)  # differences of large sums
         between = (decay[:, :, None] - decay[:, None, :]).to(x.dtype)
         mix = between.clamp(-80, 0).exp() * blocks.visible * blocks.split(p)[:, None]  # (n, Q, Q)
         z = mix @ blocks.split(x)

@@ -101,7 +101,7 @@ class Mamba2(nn.Module):
         conv = kernels.causal_conv_step(conv, state.conv, state.taps, self.conv1d.bias, now.rows)
         value, B, C = conv.split_with_sizes((self.d_inner, self.d_state, self.d_state), -1)
         value = value.view(-1, self.heads, self.headdim)
-        y = kernels.ssd_step(state.ssm, value, dt, state.A, B, C, self.D, self.dt_bias, now.rows)
+        y = kernels.ssd_step(state.ssm, value, dt, state.A, B, C, self.D, self.dt_bias, now.rows, now.once)
         normed = _norm(F.silu(wide(gate)).mul_(y.view(gate.shape)), self.norm)
         return kernels.step_linear(normed, state.out_proj)
 
@@ -138,6 +138,15 @@ class Attention(nn.Module):
         q, k = rotate(qkv[:, :2], *now.rotary(self.rotary_dim, qkv.dtype, self.rotary)).unbind(1)
         y = state.attend(q, k, qkv[:, 2], now, kernels).flatten(-2)
         return kernels.step_linear(y, self.out_proj.weight)
+
+
+class WideLinear(nn.Linear):
+    """A linear map in float32 or wider, also where the products of the model are not."""
+
+    def forward(self, x: Tensor, kernels: Kernels) -> Tensor:  # type: ignore[override]
+        """x (T, D) of any dtype -> (T, E)."""
+        y: Tensor = kernels.wide_linear(x, self.weight, self.bias)
+        return y
 
 
 class SwiGLU(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hnet_cli.kernels import Kernels
 from hnet_cli.kernels.packing import Packing
-from hnet_cli.kernels.reference import rotate, wide
+from hnet_cli.kernels.reference import exact, rotate, wide
 from hnet_cli.model.blocks import EPS, Attention, Isotropic, Mamba2
 from hnet_cli.model.chunking import RoutingOutput, add_residual
 from hnet_cli.model.hnet import HNet, HNetForCausalLM, HNetOutput
@@ -82,7 +82,7 @@ def _level(
         _count(state, len(hidden))
         return net._leave(out, kernels)
     packing, encoded, source, own = _decide(net, hidden, ids, state, kernels)
-    residual = net.project_residual(encoded)
+    residual = net.project_residual(encoded, kernels)
     routing.append(own)
     upsampled = _chunks(net, source, own, state, kernels, routing)
     if net.smoothing == "bytes":
@@ -110,7 +110,7 @@ def _decide(
     boundary, (T, D) each, and the routing."""
     hidden, packing = _enter(net, hidden, state, kernels)
     source = encoded = _stack(net.encoder, hidden, packing, state, "encoder", kernels)
-    own = _route(net, encoded, ids, packing, state)
+    own = _route(net, encoded, ids, packing, state, kernels)
     if net.smoothing == "input":
         average = _average(encoded, own.boundary_prob, state.average, kernels)
         source, state.average = average.to(encoded.dtype), average[-1:]
@@ -121,9 +121,11 @@ def _count(state: LevelState, positions: int) -> None:
     state.seen, state.position = [state.seen[0] + positions], state.position + positions
 
 
-def _route(net: HNet, encoded: Tensor, ids: Tensor | None, packing: Packing, state: LevelState) -> RoutingOutput:
+def _route(
+    net: HNet, encoded: Tensor, ids: Tensor | None, packing: Packing, state: LevelState, kernels: Kernels
+) -> RoutingOutput:
     """The first position of a block is compared with the last one of the block before, as in a step."""
-    own = net.routing_module(encoded, packing, ids)
+    own = net.routing_module(encoded, packing, ids, kernels)
     if state.seen[0]:
         now = Now(None, None, state.position, state.seen[0] + 1, True, state.tables)
         tokens = packing.position[:1] if ids is None else ids[:1]  # only the bytes' own level reads them
@@ -170,7 +172,7 @@ def _average(x: Tensor, prob: Tensor, before: Tensor, kernels: Kernels) -> Tenso
     prob = prob.clamp(1e-4, 1 - 1e-4)
     z: Tensor = kernels.ema_scan(x, prob, Packing.of_lengths([len(x)], x.device))
     if len(before):
-        z = z + torch.log1p(-prob.double()).cumsum(0).exp().to(z.dtype)[:, None] * before
+        z = z + torch.log1p(-prob.to(exact(prob.device))).cumsum(0).exp().to(z.dtype)[:, None] * before
     return z
 
 
@@ -210,7 +212,7 @@ def _mamba(mixer: Mamba2, x: Tensor, state: MambaState, kernels: Kernels) -> Ten
     y = kernels.ssd_scan(value, dt, A, B, C, mixer.D, mixer.dt_bias, packing, mixer.chunk_size)
     with torch.autocast(x.device.type, enabled=False):
         step = F.softplus(wide(dt) + wide(mixer.dt_bias))  # (T, H)
-        decay = (step * A).double().cumsum(0)
+        decay = (step * A).cumsum(0, dtype=exact(x.device))
         entering = state.ssm.value[0]  # (H, P, N)
         before = torch.einsum("tn,hpn->thp", wide(C), entering)
         y = y + (before * decay.exp().to(step.dtype)[..., None]).to(y.dtype)

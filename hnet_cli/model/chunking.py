@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hnet_cli.kernels import Kernels
+from hnet_cli.kernels import REFERENCE, Kernels
 from hnet_cli.kernels.packing import Packing, true_positions
 from hnet_cli.kernels.reference import wide
+from hnet_cli.model.blocks import WideLinear
 from hnet_cli.model.settings import Chunker
 from hnet_cli.model.state import LevelState, Now, pick
 
@@ -46,20 +47,21 @@ class RoutingModule(nn.Module):
     def __init__(self, d_model: int, chunker: Chunker | None = None) -> None:
         super().__init__()
         self.characters = chunker is not None and chunker.kind == "characters"
-        self.q_proj_layer = nn.Linear(d_model, d_model, bias=False)
-        self.k_proj_layer = nn.Linear(d_model, d_model, bias=False)
+        self.q_proj_layer = WideLinear(d_model, d_model, bias=False)
+        self.k_proj_layer = WideLinear(d_model, d_model, bias=False)
         nn.init.eye_(self.q_proj_layer.weight)  # similar neighbours start as one chunk
         nn.init.eye_(self.k_proj_layer.weight)
 
-    def forward(self, hidden: Tensor, packing: Packing, input_ids: Tensor | None = None) -> RoutingOutput:
+    def forward(
+        self, hidden: Tensor, packing: Packing, input_ids: Tensor | None = None, kernels: Kernels = REFERENCE
+    ) -> RoutingOutput:
         """hidden (T, D): the encoder's output. The comparison across a document border is overwritten: no gradient.
 
         Raises ValueError if the `characters` chunker is not given the bytes `input_ids` (T,).
         """
-        with torch.autocast(hidden.device.type, enabled=False):  # cosines near 0 decide: never in bfloat16 by autocast
-            hidden = hidden.to(self.q_proj_layer.weight.dtype)
-            q = F.normalize(wide(self.q_proj_layer(hidden[:-1])), dim=-1)
-            k = F.normalize(wide(self.k_proj_layer(hidden[1:])), dim=-1)
+        q, k = self.q_proj_layer(hidden[:-1], kernels), self.k_proj_layer(hidden[1:], kernels)
+        with torch.autocast(hidden.device.type, enabled=False):
+            q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
             prob = F.pad(((1 - (q * k).sum(-1)) / 2).clamp(0, 1), (1, 0))
             allowed = None
             if self.characters:
@@ -73,7 +75,7 @@ class RoutingModule(nn.Module):
 
     def remember(self, hidden: Tensor, last_ids: Tensor | None, state: LevelState) -> None:
         """Prepares for `step` after documents whose last encoder output is hidden (B, D)."""
-        state.query = self.q_proj_layer(hidden.to(self.q_proj_layer.weight.dtype))
+        state.query = F.linear(hidden.to(self.q_proj_layer.weight.dtype), self.q_proj_layer.weight)
         state.projection = torch.cat([self.k_proj_layer.weight, self.q_proj_layer.weight]).detach()
 
     def step(self, hidden: Tensor, tokens: Tensor, state: LevelState, now: Now) -> Tensor:
@@ -95,7 +97,9 @@ class FixedRouting(nn.Module):
         super().__init__()
         self.chunker = chunker
 
-    def forward(self, hidden: Tensor, packing: Packing, input_ids: Tensor | None = None) -> RoutingOutput:
+    def forward(
+        self, hidden: Tensor, packing: Packing, input_ids: Tensor | None = None, kernels: Kernels = REFERENCE
+    ) -> RoutingOutput:
         """hidden (T, D) gives the dtype only. Raises ValueError if the `space` chunker is not given the bytes (T,)."""
         if self.chunker.kind == "fixed":
             assert self.chunker.k is not None

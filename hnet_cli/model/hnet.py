@@ -15,7 +15,7 @@ from hnet_cli import kernels as seam
 from hnet_cli.kernels import Kernels
 from hnet_cli.kernels.packing import Packing, true_positions
 from hnet_cli.kernels.reference import wide
-from hnet_cli.model.blocks import Isotropic, SwiGLU
+from hnet_cli.model.blocks import Isotropic, SwiGLU, WideLinear
 from hnet_cli.model.chunking import (
     ChunkLayer,
     DeChunkLayer,
@@ -70,9 +70,9 @@ class HNet(nn.Module):
         self.smoothing = config.smoothing
         self.chunk_layer = ChunkLayer()
         self.dechunk_layer = DeChunkLayer()
-        self.residual_proj: nn.Linear | None = None
+        self.residual_proj: WideLinear | None = None
         if config.residual == "projection":
-            self.residual_proj = nn.Linear(d_model, d_model, dtype=torch.float32)
+            self.residual_proj = WideLinear(d_model, d_model, dtype=torch.float32)
             nn.init.zeros_(self.residual_proj.weight)
 
     def enter(self, hidden: Tensor, kernels: Kernels) -> Tensor:
@@ -110,8 +110,8 @@ class HNet(nn.Module):
         if self.is_innermost:
             return self._leave(self.main_network(hidden, packing, kernels, stacks.get("main_network")), kernels), []
         encoded = self.encoder(hidden, packing, kernels, stacks.get("encoder"))
-        residual = self.project_residual(encoded)
-        routing = self.routing_module(encoded, packing, input_ids)
+        residual = self.project_residual(encoded, kernels)
+        routing = self.routing_module(encoded, packing, input_ids, kernels)
         average = self.chunk_source(encoded, routing, packing, kernels)
         chunks, inner, index = self.chunk_layer(average.to(encoded.dtype), routing, packing)
         chunks, deeper = self.main_network(chunks, inner, kernels, None, state and state.inner, routing)
@@ -138,15 +138,9 @@ class HNet(nn.Module):
             return encoded
         return average_over_positions(encoded, routing, packing, kernels)
 
-    def project_residual(self, encoded: Tensor) -> Tensor:
+    def project_residual(self, encoded: Tensor, kernels: Kernels) -> Tensor:
         """The residual around the inner network: float32 (or wider) whatever the model's dtype."""
-        if self.residual_proj is None:
-            return wide(encoded)
-        encoded = encoded.to(self.residual_proj.weight.dtype)
-        if not torch.is_autocast_enabled(encoded.device.type):  # entering a context costs a step as much as the product
-            return self.residual_proj(encoded)
-        with torch.autocast(encoded.device.type, enabled=False):
-            return self.residual_proj(encoded)
+        return wide(encoded) if self.residual_proj is None else self.residual_proj(encoded, kernels)
 
     # -- generation ----------------------------------------------------------------------------------------------------
 
@@ -222,7 +216,7 @@ class HNet(nn.Module):
             smoothed = state.move(smoothed, _weight(prob), now.rows)
         if self.residual_proj is None:
             smoothed = smoothed * (prob > 0.5)[:, None]
-        joined = (smoothed + self.project_residual(encoded)).to(encoded.dtype)
+        joined = (smoothed + self.project_residual(encoded, kernels)).to(encoded.dtype)
         return self.decoder.step(joined, state.layers["decoder"], now, kernels)[:, : self.outer_width]
 
     def skip(self, routing: list[StepRouting], batch_size: int, like: Tensor) -> None:

@@ -107,6 +107,8 @@ class Now:
     """All rows that take part are at the same position."""
     tables: dict[int, tuple[Tensor, Tensor]]
     current: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    once: Tensor | None = None
+    """(R,) int64: `rows`, where these may repeat the first of them, with -1 for repetitions."""
 
     def rotary(self, dim: int, dtype: torch.dtype, rotary: Rotary) -> tuple[Tensor, Tensor]:
         """cos and sin (R, 1, 1, dim/2). The layers of a level have one `rotary`."""

@@ -10,10 +10,11 @@ import importlib.util
 import os
 import re
 import resource
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hnet_cli.config.run import RunConfig, preset_names, resolve
+from hnet_cli.config.presets import shipped
+from hnet_cli.config.run import RunConfig, resolve
 from hnet_cli.errors import EnvironmentLimit, UsageError
 
 GIB = 1024**3
@@ -24,7 +25,7 @@ class Machine:
     """The device a run would use."""
 
     device: str
-    """`cpu`, `cuda`."""
+    """`cpu`, `cuda:N`, `mps`."""
     memory: int
     """Bytes a run could take now."""
     name: str = ""
@@ -54,14 +55,29 @@ def cpu_memory() -> int:
     return max(0, available)
 
 
+def mps_memory() -> int | None:
+    """Bytes that the GPU of a Mac could take now, of the memory that it shares with the CPU; None: there is none."""
+    import torch
+
+    if not torch.backends.mps.is_available():
+        return None
+    return min(cpu_memory(), torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+
+
 def machine(device: str | None = None, ranks: int = 1) -> Machine:
-    """The machine a run would use: `device` if given, else a GPU if there is one, else the CPU, shared by `ranks`.
+    """The machine a run would use: `device` if given, else a CUDA GPU if there is one, else the CPU, shared by
+    `ranks`.
 
     Raises UsageError for a device of no known kind, EnvironmentLimit where it is not there.
     """
     gpu = re.fullmatch(r"cuda(?::(\d+))?", "cuda" if device is None else device)
-    if not gpu and device != "cpu":
-        raise UsageError(f"--device {device!r} is not known", "use cpu, cuda or cuda:N")
+    if not gpu and device not in ("cpu", "mps"):
+        raise UsageError(f"--device {device!r} is not known", "use cpu, cuda or cuda:N, or mps on a Mac")
+    if device == "mps":
+        memory = mps_memory()
+        if memory is None:
+            raise EnvironmentLimit("there is no mps: it is the GPU of a Mac with Apple silicon", "use cpu")
+        return Machine(device, memory, "Apple GPU")
     if gpu:
         if Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists():
             import torch
@@ -116,11 +132,15 @@ def positions_per_byte(config: RunConfig) -> float:
     return 1 / BYTES_PER_TOKEN if config.tokenizer else 1.0
 
 
-def chunk_fractions(config: RunConfig) -> list[float]:
-    """Positions of each inner level per byte, if the target ratios are met."""
-    fractions, share = [], 1.0
+def chunk_fractions(config: RunConfig, share: float = 1.0, space_rule: float | None = None) -> list[float]:
+    """Positions of each inner level per byte, if the target ratios are met.
+
+    `share`: positions of level 0 per byte; `space_rule`: chunks per position of SpaceByte's rule, where measured.
+    """
+    fractions = []
     for chunker, ratio in zip(config.model.chunkers, config.train.ratios(), strict=True):
-        share /= chunker.k or ratio
+        measured = space_rule if chunker.kind == "space" else None
+        share *= measured or 1 / (chunker.k or ratio)
         fractions.append(share)
     return fractions
 
@@ -150,7 +170,7 @@ def _activation_bytes(config: RunConfig, fractions: list[float], lean: bool, cop
     """
     model, train = config.model, config.train
     kept = again = 0.0
-    total = train.batch_bytes / train.micro_batches * positions_per_byte(config)
+    total = train.batch_bytes / train.pieces * positions_per_byte(config)
     for s, (share, level, width) in enumerate(zip([1.0, *fractions], model.levels, model.d_model, strict=True)):
         positions, chosen = total * share, train.activation_checkpointing
         recomputed = chosen == "all" or (chosen == "main" and level.is_innermost)
@@ -163,7 +183,7 @@ def _activation_bytes(config: RunConfig, fractions: list[float], lean: bool, cop
         if lean and level.is_innermost:
             kept += positions * 4 * width
         elif lean:  # router, residual and smoothing are float32, the smoothing in blocks of 64 chunks
-            kept += positions * 50 * width + total * fractions[s] * (16 * width + 1100)
+            kept += positions * 46 * width + total * fractions[s] * (16 * width + 1100)
         else:
             kept += positions * 32 * width
     kept += total * (12 if lean else 16) * model.vocab_size
@@ -175,7 +195,7 @@ def is_lean(config: RunConfig, device: str) -> bool:
     which has the scan, is not installed."""
     scans = any(letter in "mM" for level in config.model.levels for letter in level.letters)
     there = not scans or importlib.util.find_spec("mamba_ssm") is not None
-    return device != "cpu" and config.kernels != "reference" and there
+    return device.startswith("cuda") and config.kernels != "reference" and there
 
 
 def needs(config: RunConfig, ranks: int = 1, lean: bool = False) -> Needs:
@@ -215,8 +235,40 @@ def fits(config: RunConfig, here: Machine, ranks: int = 1) -> bool:
     return needs(config, ranks, is_lean(config, here.device)).memory <= here.memory
 
 
+ROOM = 0.9
+"""Share of a GPU's free memory that a step may be planned to take: the allocator leaves gaps."""
+CPU_PIECE = 16_384
+"""Bytes of a micro-batch on a CPU, where larger ones gain nothing: `small` is as fast with 4,096 as with 32,768."""
+
+
+def settled(config: RunConfig, here: Machine, ranks: int = 1) -> RunConfig:
+    """`config` with as many micro-batches as `ranks` on machines like `here` compute, a number.
+
+    Of `auto` these are the fewest of at most `CPU_PIECE` bytes on a CPU, and on a GPU the fewest that fit into memory
+    even where every byte is a boundary; if none do, the most there can be. Raises UsageError where ranks cannot share a
+    batch.
+    """
+    train = config.train
+    if train.micro_batches != "auto":
+        return replace(config, train=train.shared_by(ranks))
+    least = replace(train, micro_batches=1).shared_by(ranks).pieces
+    shares = ranks if is_sharded(config, here, ranks) else 1
+    choices = [n for n in range(least, train.rows + 1, ranks) if train.rows % n == 0]
+    for choice in choices:
+        chosen = replace(config, train=replace(train, micro_batches=choice))
+        if here.device == "cpu":
+            fitting = train.batch_bytes <= CPU_PIECE * choice and fits(chosen, here, shares)
+        else:
+            worst = needs(chosen, shares, is_lean(chosen, here.device)).worst_memory
+            fitting = worst <= ROOM * here.memory
+        if fitting:
+            break
+    return chosen
+
+
 def presets_that_fit(here: Machine) -> list[tuple[str, Needs]]:
-    """The shipped presets that fit, the largest first."""
-    fitting = {name: config for name in preset_names() if fits(config := resolve(name), here)}
+    """The shipped presets outside the line-up that fit, the largest first."""
+    named = [name for name, preset in shipped().items() if preset.group != "line-up"]
+    fitting = {name: config for name in named if fits(config := resolve(name), here)}
     found = [(name, needs(config, lean=is_lean(config, here.device))) for name, config in fitting.items()]
     return sorted(found, key=lambda item: (-item[1].parameters, item[0]))

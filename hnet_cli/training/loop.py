@@ -1,7 +1,8 @@
 """Training: the loop around `train_step`.
 
 A batch is a pure function of (dataset, seed, step), so a run that is stopped and resumed sees what the run never
-stopped would have seen, and on CPU ends with the same bits.
+stopped would have seen, and on CPU ends with the same bits. While a step is computed a thread makes the next batch; on
+a GPU the numbers of a step are read while the next one runs.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ import math
 import shlex
 import signal
 import time
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +36,18 @@ from hnet_cli.terminal.signals import Stop, catch_signals
 from hnet_cli.training import budget
 from hnet_cli.training.health import all_finite
 from hnet_cli.training.optim import build_optimizer
+from hnet_cli.training.pace import Pace
 from hnet_cli.training.probe import Probe
-from hnet_cli.training.resume import restore
-from hnet_cli.training.step import build_model, multiplies_in_bf16, precision_context, train_step
+from hnet_cli.training.resume import restore, with_its_micro_batches
+from hnet_cli.training.step import begin_step, build_model, multiplies_in_bf16, precision_context, skips_on_device
 from hnet_cli.training.teacher import Teacher, keep
-from hnet_cli.training.validation import PIECE, validation
+from hnet_cli.training.validation import PIECE, pinned, validation
 from hnet_cli.training.watch import Watch
 
 MAX_SKIPPED = 3
 """Steps in a row with a loss or gradient that is not finite before the run gives up."""
-PACE = 10
-"""Steps between two looks at whether a run with limited time can be finished in it."""
+SHOWN = 10
+"""Steps between two updates of `config.yaml` while the number of steps of a run with limited time changes."""
 MOST_DOCUMENTS = 100
 """In the record of a skipped step."""
 
@@ -58,13 +63,36 @@ class Result:
     """The last validation record."""
 
 
+@dataclass
+class _Begun:
+    """A step whose numbers have not been read."""
+
+    step: int
+    bytes: int
+    """Of all steps so far."""
+    pieces: list[Batch]
+    train: TrainConfig
+    """The schedule that the step went by."""
+    numbers: Callable[[], dict[str, Any]]
+
+
 Listener = Callable[[str, dict[str, Any]], None]
 """Called with ("step" | "log" | "eval" | "checkpoint" | "resume" | "warning" | "shortened", record)."""
 
 
-def train(config: RunConfig, data: Path, run: Path, *, resume: bool = False, strict: bool = False,
-          device: str = "cpu", seconds: float = math.inf, listen: Listener = lambda kind, record: None,
-          world: World = ALONE) -> Result:  # fmt: skip
+def train(
+    config: RunConfig,
+    data: Path,
+    run: Path,
+    *,
+    resume: bool = False,
+    strict: bool = False,
+    device: str = "cpu",
+    seconds: float = math.inf,
+    listen: Listener = lambda kind, record: None,
+    world: World = ALONE,
+    clock: Callable[[], float] = time.monotonic,
+) -> Result:
     """Train `config` on the dataset at `data` in the folder `run`, to its last step.
 
     `resume`: go on from the newest checkpoint that is whole; with `strict` from the newest or not at all. Raises
@@ -72,16 +100,19 @@ def train(config: RunConfig, data: Path, run: Path, *, resume: bool = False, str
     another), NumericalError (three non-finite steps in a row), Stopped (a signal; the state is saved), StorageError,
     UsageError (a setting that a run cannot change).
 
-    Where `seconds` are given the run ends in about that time: the schedule is laid out over fewer steps whenever those
-    left would take longer, which `config.yaml` then says.
+    Where `seconds` (of `clock`) are given the run ends in about that time: the schedule is laid out anew over as many
+    steps as fit, at most those of `config`, whenever the pace changes. `config.yaml` then says how many these are.
 
     With a `world` of several ranks each calls this: all see the same folders, rank 0 writes, and what one rank raises
     (or a signal that it gets) all raise. EnvironmentLimit where one is gone.
     """
     with contextlib.ExitStack() as held:
+        pace = None if seconds == math.inf else Pace(seconds, config.train.steps, clock())
         with world.together():
             dataset = Dataset.open(data)
-            config = replace(config, train=config.train.shared_by(world.size))
+            if resume and config.train.micro_batches == "auto":
+                config = with_its_micro_batches(config, run)
+            config = budget.settled(config, budget.machine(device, world.local_size), world.size)
             if world.is_main:
                 held.enter_context(storage.FolderLock(run))
             stop = held.enter_context(catch_signals())
@@ -91,23 +122,37 @@ def train(config: RunConfig, data: Path, run: Path, *, resume: bool = False, str
                 )
             if world.local_rank == 0:
                 dataset.verify()
-        return _Trainer(config, dataset, run, torch.device(device), listen, stop, world).go(resume, strict, seconds)
+        pieces = int(world.largest(config.train.pieces))  # ranks may have seen different amounts of memory
+        config = replace(config, train=replace(config.train, micro_batches=pieces))
+        trainer = _Trainer(config, dataset, run, torch.device(device), listen, stop, world, clock)
+        return trainer.go(resume, strict, pace)
 
 
 class _Trainer:
-    def __init__(self, config: RunConfig, dataset: Dataset, run: Path, device: torch.device, listen: Listener,
-                 stop: Stop, world: World = ALONE) -> None:  # fmt: skip
+    def __init__(
+        self,
+        config: RunConfig,
+        dataset: Dataset,
+        run: Path,
+        device: torch.device,
+        listen: Listener,
+        stop: Stop,
+        world: World = ALONE,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        train = config.train
         self.config, self.dataset, self.run, self.device = config, dataset, run, device
-        self.listen, self.stop, self.world = listen, stop, world
+        self.listen, self.stop, self.world, self.clock = listen, stop, world, clock
         self.failed_saves = 0
         """In a row."""
         self.saved: Path | None = None
         """The last checkpoint, and the last of which a step with a finite loss has shown that it is good."""
         self.good: Path | None = None
-        self.validating = 0.0
-        """Seconds that the last validation took."""
-        train = config.train
-        self.slices = world.slices(train.rows, train.micro_batches)
+        self.shown = train.steps
+        """Steps of the run that `config.yaml` speaks of."""
+        self.took = dict[str, float]()
+        """Seconds of the last validation ("eval") and of the last checkpoint ("checkpoint")."""
+        self.slices = world.slices(train.rows, train.pieces)
         with world.together():
             self.batches = Batches(dataset, sequence_length=train.sequence_length, rows=train.rows, seed=train.seed)
             self.probe = Probe(dataset)
@@ -123,49 +168,68 @@ class _Trainer:
                 self.model.tokenizer = tokens.of_run(run, config.tokenizer, dataset)
                 tokens.check_size(self.model.tokenizer, config.model.vocab_size)
         self.optimizer = build_optimizer(self.model, config)
+        self.ahead = device.type == "cuda" and skips_on_device(self.optimizer)
+        """Whether a step begins before the numbers of the one before it are read."""
+        self.begun = deque[_Begun]()
+        self.making = dict[int, Future[list[Batch]]]()
+        """The next batch."""
         self.state = TrainingState(dataset=dataset.fingerprint)
         self.extra = {"modality": dataset.modality, "sequence_length": train.sequence_length, "preset": config.name}
 
-    def go(self, resume: bool, strict: bool = False, seconds: float = math.inf) -> Result:
+    def go(self, resume: bool, strict: bool = False, pace: Pace | None = None) -> Result:
         """Steps to the last one, with records, validations and checkpoints where they are due."""
-        train, began = self.config.train, time.monotonic()
+        began = self.clock()
         if resume:
-            self.state = restore(self.run, self.config, self.dataset, self.model, self.optimizer, self.listen,
-                                 strict=strict, world=self.world)  # fmt: skip
+            self.state = restore(
+                self.run,
+                self.config,
+                self.dataset,
+                self.model,
+                self.optimizer,
+                self.listen,
+                strict=strict,
+                world=self.world,
+            )
         self.teacher = self._begin()
-        state = self.state
+        train, state = self.config.train, self.state
         self.saved = self.run / "checkpoints" / f"step-{state.step:08d}" if state.step else None
         learned = [chunker.learned for chunker in self.config.model.chunkers]
         self.watch = Watch(learned, round(train.warmup * train.steps), state.watch)
         with self.world.together():
             self._open_records()
-        timed, spent, first = 0, 0.0, state.step
-        while state.step < train.steps:
-            step_began = time.monotonic()
-            record = self._step()
-            timed, spent = timed + 1, spent + time.monotonic() - step_began
-            done = state.step == train.steps
-            if done or state.step % train.log_every == 0 or "event" in record:
-                record["bytes_per_s"] = round(train.batch_bytes * timed / spent)
-                timed, spent = 0, 0.0
-                self._record(self.metrics, record)
-                self.listen("log", record)
-            if state.skipped_in_a_row == MAX_SKIPPED:
-                self._give_up()
-            if done or (train.eval_every and state.step % train.eval_every == 0):
-                self._validate()
-            stopping = self._is_asked_to_stop() and not done
-            if done or stopping or state.step % train.checkpoint_every == 0 or state.best_step == state.step:
-                self._save(final=done or stopping)
-            if state.step % PACE == 0 and not done:
-                train = self._fit(time.monotonic() - began, state.step - first, seconds - self.validating)
-            if stopping:
-                with self.world.together():
-                    raise Stopped(
-                        f"stopped by {self.stop.signal} after step {state.step} of {train.steps}; saved in {self.run}",
-                        f"go on with: hnet train --run {shlex.quote(str(self.run))} --resume",
-                    )
-        return Result(self.run, state, time.monotonic() - began, self.last)
+        self.timed, self.since = 0, self.clock()
+        with ThreadPoolExecutor(1) as self.maker:
+            while state.step < self.config.train.steps:
+                self._begin_step()
+                self._finish_steps(int(self.ahead))
+                if pace is not None:
+                    self._fit(pace)
+                self._do_what_is_due()
+        return Result(self.run, state, self.clock() - began, self.last)
+
+    def _do_what_is_due(self) -> None:
+        """Validation and checkpoint after a step. Raises Stopped, the state saved."""
+        train, state = self.config.train, self.state
+        done = state.step == train.steps
+        if done or (train.eval_every and state.step % train.eval_every == 0):
+            self._timed("eval", self._validate)
+        stopping = self._is_asked_to_stop() and not done
+        if done or stopping or state.step % train.checkpoint_every == 0 or state.best_step == state.step:
+            self._timed("checkpoint", partial(self._save, done or stopping))
+        if stopping:
+            with self.world.together():
+                raise Stopped(
+                    f"stopped by {self.stop.signal} after step {state.step} of {train.steps}; saved in {self.run}",
+                    f"go on with: hnet train --run {shlex.quote(str(self.run))} --resume",
+                )
+
+    def _timed(self, what: str, act: Callable[[], None]) -> None:
+        """What needs the numbers of all steps, and is no part of their speed."""
+        self._finish_steps()
+        began = self.clock()
+        act()
+        self.took[what] = self.clock() - began
+        self.since += self.took[what]
 
     def _open_records(self) -> None:
         if self.world.is_main:
@@ -197,31 +261,58 @@ class _Trainer:
         with self.world.together():
             return Teacher(self.run / "teacher") if train.taught else None
 
-    def _step(self) -> dict[str, Any]:
+    def _begin_step(self) -> None:
         train, state = self.config.train, self.state
         with self.world.together():
-            pieces = [self._batch(state.step, rows) for rows in self.slices]
+            pieces = self._pieces(state.step)
         logged = (state.step + 1) % train.log_every == 0 or state.step + 1 == train.steps
-        numbers = train_step(self.model, self.optimizer, pieces, state.step, self.config, self.autocast, logged,
-                             self.world, self.teacher)  # fmt: skip
+        numbers = begin_step(
+            self.model,
+            self.optimizer,
+            pieces,
+            state.step,
+            self.config,
+            self.autocast,
+            logged,
+            self.world,
+            self.teacher,
+            self.ahead,
+        )
         state.step += 1
         state.bytes_seen += train.batch_bytes
-        record = {"step": state.step, "bytes": state.bytes_seen} | numbers
-        sequences = round(self.world.sums(sum(len(piece.documents) for piece in pieces))[0])
+        self.begun.append(_Begun(state.step, state.bytes_seen, pieces, train, numbers))
+
+    def _finish_steps(self, but: int = 0) -> None:
+        """Read and tell the numbers of all steps begun, `but` the last ones. Raises NumericalError, the state saved."""
+        while len(self.begun) > but:
+            self._finish(self.begun.popleft())
+
+    def _finish(self, begun: _Begun) -> None:
+        train, state = begun.train, self.state
+        record = {"step": begun.step, "bytes": begun.bytes} | begun.numbers()
+        sequences = round(self.world.sums(sum(len(piece.documents) for piece in begun.pieces))[0])
         if "skipped" in record:
             state.skipped_steps += 1
             state.skipped_in_a_row += 1
-            record["documents"] = self._documents(pieces)
+            record["documents"] = self._documents(begun.pieces)
             told = [("skipped", "the loss or gradient is not finite; step skipped")]
         else:
             state.skipped_in_a_row, self.good = 0, self.saved
-            told = self.watch.observe(record, train.batch_bytes, sequences, train.alpha(state.step - 1))
+            told = self.watch.observe(record, train.batch_bytes, sequences, train.alpha(begun.step - 1))
         if told:
             record["event"] = ", ".join(dict.fromkeys(name for name, _ in told))
         for name, message in told:
-            self.listen("warning", {"step": state.step, "event": name, "message": f"step {state.step}: {message}"})
+            self.listen("warning", {"step": begun.step, "event": name, "message": f"step {begun.step}: {message}"})
         self.listen("step", record)
-        return record
+        self.timed += 1
+        if begun.step == train.steps or begun.step % train.log_every == 0 or told:
+            now = self.clock()
+            record["bytes_per_s"] = round(train.batch_bytes * self.timed / max(now - self.since, 1e-9))
+            self.timed, self.since = 0, now
+            self._record(self.metrics, record)
+            self.listen("log", record)
+        if state.skipped_in_a_row == MAX_SKIPPED:
+            self._give_up(begun.step)
 
     def _documents(self, pieces: list[Batch]) -> list[int]:
         """Those of the batch, at most `MOST_DOCUMENTS`."""
@@ -230,24 +321,33 @@ class _Trainer:
         found = {int(document) for each in self.world.each(*padded) for document in each if document >= 0}
         return sorted(found)[:MOST_DOCUMENTS]
 
-    def _batch(self, step: int, rows: tuple[int, int]) -> Batch:
-        batch = self.batches.batch(step, rows)
-        return batch if self.model.tokenizer is None else tokens.tokenised(batch, self.model.tokenizer)
+    def _pieces(self, step: int) -> list[Batch]:
+        """This rank's micro-batches of the batch after `step` steps; those of the next are begun."""
+        this = self.making.pop(step, None) or self.maker.submit(self._make, step)
+        self.making = {step + 1: self.maker.submit(self._make, step + 1)}
+        return this.result()
 
-    def _fit(self, spent: float, steps: int, seconds: float) -> TrainConfig:
-        """The configuration with no more steps than fit into `seconds`, of which `steps` steps have taken `spent`."""
+    def _make(self, step: int) -> list[Batch]:
+        pieces = [self.batches.batch(step, rows) for rows in self.slices]
+        if self.model.tokenizer is not None:
+            pieces = [tokens.tokenised(piece, self.model.tokenizer) for piece in pieces]
+        return [pinned(piece) for piece in pieces] if self.device.type == "cuda" else pieces
+
+    def _fit(self, pace: Pace) -> None:
+        """Lay the schedule out over the steps that the time left allows."""
         train, step = self.config.train, self.state.step
-        if seconds == math.inf:
-            return train
-        fitting = self.world.of_main(step + max(1.0, (seconds - spent) * steps / spent))
-        if fitting < train.steps:
-            train = replace(train, steps=int(fitting))
-            self.config = replace(self.config, train=train)
+        # a forward pass is about a third of a step; nobody has timed the last validation before the first
+        validating = pace.seconds_per_step * min(train.eval_bytes, self.dataset.nbytes("val")) / train.batch_bytes / 3
+        closing = self.took.get("eval", validating) + self.took.get("checkpoint", 0.0)
+        steps = int(self.world.of_main(pace.total(self.clock(), step, closing)))
+        if steps != train.steps:
+            self.config = replace(self.config, train=replace(train, steps=steps))
+            self.listen("shortened", {"step": step, "steps": steps})
+        if steps != self.shown and (step % SHOWN == 0 or step == steps):
+            self.shown = steps
             with self.world.together():
                 if self.world.is_main:
                     storage.write_text(self.run / "config.yaml", to_yaml(self.config))
-            self.listen("shortened", {"step": step, "steps": train.steps})
-        return train
 
     def _warn_of_little_space(self) -> None:
         """A disk that cannot hold the checkpoints to come is better known now than after hours."""
@@ -263,12 +363,13 @@ class _Trainer:
         except (StorageError, BusyError) as error:
             self.listen("warning", {"message": f"{error}; training goes on"})
 
-    def _give_up(self) -> None:
+    def _give_up(self, step: int) -> None:
+        self._finish_steps()
         self.state.skipped_in_a_row = 0
         self._save(final=True)
         with self.world.together():
             raise self._not_finite(
-                f"{MAX_SKIPPED} steps in a row without a finite loss, the last one {self.state.step}; the weights "
+                f"{MAX_SKIPPED} steps in a row without a finite loss, the last one {step}; the weights "
                 f"before them are saved in {self.saved}"
             )
 
@@ -278,13 +379,18 @@ class _Trainer:
         return NumericalError(f"{message}; {known}", "try a lower train.lr, or precision=fp32")
 
     def _validate(self) -> None:
-        train, state, began = self.config.train, self.state, time.monotonic()
-        piece = min(PIECE, train.batch_bytes // train.micro_batches)
+        train, state = self.config.train, self.state
+        piece = min(PIECE, train.batch_bytes // train.pieces)
         with self.autocast():
             scored = validation(
-                self.model, self.dataset, train.sequence_length, train.eval_bytes, train.ratios(state.step), piece,
+                self.model,
+                self.dataset,
+                train.sequence_length,
+                train.eval_bytes,
+                train.ratios(state.step),
+                piece,
                 self.world,
-            )  # fmt: skip
+            )
             sharded = self.world.sharded
             decisions = self.probe.decide(self.model, sharded) if self.world.is_main or sharded else None
         at = {"step": state.step, "bytes": state.bytes_seen}
@@ -300,7 +406,6 @@ class _Trainer:
         self.last = record
         if math.isfinite(scored["bpb"]) and (state.best_bpb is None or scored["bpb"] < state.best_bpb):
             state.best_bpb, state.best_step = scored["bpb"], state.step
-        self.validating = time.monotonic() - began
         self.listen("eval", record)
 
     def _save(self, final: bool) -> None:
@@ -322,9 +427,16 @@ class _Trainer:
             self.metrics.sync()
             self.samples.sync()
             self.saved = save_checkpoint(
-                self.run, self.model, self.optimizer, self.state, self.extra, train.ratios(),
-                train.keep_checkpoints, to_yaml(self.config), self.world.is_main,
-            )  # fmt: skip
+                self.run,
+                self.model,
+                self.optimizer,
+                self.state,
+                self.extra,
+                train.ratios(),
+                train.keep_checkpoints,
+                to_yaml(self.config),
+                self.world.is_main,
+            )
             self.failed_saves = 0
             self.listen("checkpoint", {"step": self.state.step})
         except (StorageError, BusyError) as error:

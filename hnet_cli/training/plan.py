@@ -66,8 +66,16 @@ def _newest_run() -> Path | None:
     return max(runs, key=lambda run: (run.state != "finished", run.when)).path if runs else None
 
 
-def choose(preset: str | None, data: Path | None, run: Path | None, settings: list[str], *, resume: bool,
-           device: str | None, world: World = ALONE) -> Plan:  # fmt: skip
+def choose(
+    preset: str | None,
+    data: Path | None,
+    run: Path | None,
+    settings: list[str],
+    *,
+    resume: bool,
+    device: str | None,
+    world: World = ALONE,
+) -> Plan:
     """Fill in what the user left open and say what was chosen. Raises UsageError, InputError or EnvironmentLimit."""
     here = budget.machine(world.device(device), world.local_size)
     if resume and run is None and preset is None and data is None and (run := _newest_run()) is not None:
@@ -89,9 +97,22 @@ def choose(preset: str | None, data: Path | None, run: Path | None, settings: li
         if resume:
             config = _stored(run, config, settings)
     Batches(dataset, sequence_length=config.train.sequence_length, rows=config.train.rows)  # enough data for them
-    config = dataclasses.replace(config, data=str(data), train=config.train.shared_by(world.size))
+    config = dataclasses.replace(config, data=str(data))
+    is_open = config.train.micro_batches == "auto"
+    config = budget.settled(config, here, world.size)
+    if is_open:
+        _tell_of_micro_batches(config)
     shares = world.size if budget.is_sharded(config, here, world.size) else 1
     return Plan(config, data, dataset.about, run, here, world.size, shares)
+
+
+def _tell_of_micro_batches(config: RunConfig) -> None:
+    """Print the number chosen for `auto`, and whether it decides more than memory and speed."""
+    train, weight = config.train, config.train.ratio_loss_weight
+    weights = [value for _, value in weight] if isinstance(weight, list) else [weight]
+    matters = any(chunker.learned for chunker in config.model.chunkers) and max(weights) > 0
+    note = "; the ratio loss is computed from each, so another number makes another step" if matters else ""
+    say(f"Micro-batches: [bold]{train.pieces}[/] of {size(train.batch_bytes // train.pieces)}{note}")
 
 
 def _stored(run: Path, given: RunConfig | None, settings: list[str]) -> RunConfig:
@@ -108,11 +129,13 @@ def _stored(run: Path, given: RunConfig | None, settings: list[str]) -> RunConfi
     _tell_of_edits(run / "config.yaml", file)
     if given is not None:
         theirs = vars(given.train)
-        kept = [f"train.{key}={value}" for key, value in vars(stored.train).items() if value != theirs[key]]
+        kept = [f"train.{key}={value}" for key, value in vars(stored.train).items() if value != theirs[key] != "auto"]
         kept += ["its model"] if stored.model != given.model else []
         if kept:
-            say(f"[yellow]note:[/] the run goes on with its own settings, not those of {literal(given.name)}: "
-                f"{literal(', '.join(kept))}; --set changes one")  # fmt: skip
+            say(
+                f"[yellow]note:[/] the run goes on with its own settings, not those of {literal(given.name)}: "
+                f"{literal(', '.join(kept))}; --set changes one"
+            )
     return stored
 
 
@@ -134,8 +157,10 @@ def _tell_of_edits(shown: Path, used: Path) -> None:
     except HNetError as error:
         told = str(error)
     if told:
-        say(f"[yellow]note:[/] {literal(shown)} differs from the newest checkpoint's ({literal(told)}), is not used; "
-            "--set changes a setting")  # fmt: skip
+        say(
+            f"[yellow]note:[/] {literal(shown)} differs from the newest checkpoint's ({literal(told)}), is not used; "
+            "--set changes a setting"
+        )
 
 
 def _needs(plan: Plan) -> budget.Needs:
@@ -148,17 +173,17 @@ def refuse_what_cannot_fit(plan: Plan) -> None:
         return
     here = plan.machine
     needs = _needs(plan)
-    fitting = lineup.groups([name for name, _ in budget.presets_that_fit(here)]).get("preset", [])
+    fitting = [name for name, _ in budget.presets_that_fit(here)]
     advice = f"presets that fit: {', '.join(fitting)}" if fitting else "no preset fits; free some memory"
     if budget.fits(plan.config, here, plan.ranks):
         advice = f"--set train.shard=full would fit; {advice}"
     for pieces in (2**n for n in range(1, 12)):
         train = plan.config.train
-        if train.rows % (train.micro_batches * pieces):
+        if train.rows % (train.pieces * pieces):
             break
-        smaller = dataclasses.replace(train, micro_batches=train.micro_batches * pieces)
+        smaller = dataclasses.replace(train, micro_batches=train.pieces * pieces)
         if budget.fits(dataclasses.replace(plan.config, train=smaller), here, plan.shares):
-            advice = f"--set train.micro_batches={smaller.micro_batches} would fit; {advice}"
+            advice = f"--set train.micro_batches={smaller.pieces} would fit; {advice}"
             break
     raise EnvironmentLimit(
         f"{plan.config.name} ({count(needs.parameters)} parameters) needs about {needs.memory / GIB:.0f} GiB to train "
@@ -173,9 +198,11 @@ def tell_of_repetition(plan: Plan) -> None:
     train, there = plan.config.train, plan.dataset["splits"]["train"]["bytes"]
     total = train.steps * train.batch_bytes
     if total > OFTEN * there:
-        say(f"[yellow]note:[/] {train.steps:,} steps read the {size(there)} of data {total / there:,.0f} times; beyond "
+        say(
+            f"[yellow]note:[/] {train.steps:,} steps read the {size(there)} of data {total / there:,.0f} times; beyond "
             f"about {OFTEN} times a model learns them by heart. Give more data, or --set "
-            f"train.steps={max(1, OFTEN * there // train.batch_bytes)}.")  # fmt: skip
+            f"train.steps={max(1, OFTEN * there // train.batch_bytes)}."
+        )
 
 
 def facts(plan: Plan) -> dict[str, Any]:
@@ -198,6 +225,7 @@ def facts(plan: Plan) -> dict[str, Any]:
         "memory_worst": needs.worst_memory,
         "memory_free": plan.machine.memory,
         "fits": budget.fits(plan.config, plan.machine, plan.shares),
+        "micro_batches": train.pieces,
         "steps": train.steps,
         "bytes": total,
         "epochs": total / plan.dataset["splits"]["train"]["bytes"],
@@ -233,13 +261,17 @@ def _describe(plan: Plan, data: dict[str, Any]) -> None:
     if plan.config.tokenizer:
         say(f"{1 / data['tokens_per_byte']:.2f} bytes per token on these data.")
     say(f"{count(data['flops_per_byte'])} FLOPs per byte forward, three times that to train.")
-    say(f"Memory: {data['memory_needed'] / GIB:.1f} GiB needed ({data['memory_worst'] / GIB:.1f} where every byte is a "
+    say(
+        f"Memory: {data['memory_needed'] / GIB:.1f} GiB needed ({data['memory_worst'] / GIB:.1f} where every byte is a "
         f"chunk), {data['memory_free'] / GIB:.1f} GiB free on "
-        f"{data['device']} ({plan.machine.name}).")  # fmt: skip
+        f"{data['device']} ({plan.machine.name})."
+    )
     times = f"{data['epochs']:.1f} times the data"
     if plan.ranks > 1:
-        say(f"{plan.ranks} ranks, {train.micro_batches // plan.ranks} micro-batches each; the model is "
-            f"{'divided among them' if plan.shares > 1 else 'copied on each'}.")  # fmt: skip
+        say(
+            f"{plan.ranks} ranks, {train.pieces // plan.ranks} micro-batches each; the model is "
+            f"{'divided among them' if plan.shares > 1 else 'copied on each'}."
+        )
     say(f"{train.steps:,} steps of {size(train.batch_bytes)}: {size(data['bytes'])}, {times}.")
     if "seconds" in data:
         say(f"About {size(data['bytes_per_s'])}/s here: {duration(data['seconds'])}.")

@@ -23,8 +23,9 @@ from hnet_cli.training.plan import Plan
 from hnet_cli.training.tensorboard import Board
 
 
-def follow(plan: Plan, *, resume: bool = False, strict: bool = False, seconds: float = math.inf,
-           world: World = ALONE) -> Result:  # fmt: skip
+def follow(
+    plan: Plan, *, resume: bool = False, strict: bool = False, seconds: float = math.inf, world: World = ALONE
+) -> Result:
     """Train what was planned, in about `seconds` at most, show it; end with a table, the report and what to do next."""
     result = attend(plan, resume=resume, strict=strict, seconds=seconds, world=world)
     if world.is_main:
@@ -32,24 +33,47 @@ def follow(plan: Plan, *, resume: bool = False, strict: bool = False, seconds: f
     return result
 
 
-def attend(plan: Plan, *, resume: bool = False, strict: bool = False, seconds: float = math.inf, world: World = ALONE,
-           label: str = "training", brief: bool = False) -> Result:  # fmt: skip
+def attend(
+    plan: Plan,
+    *,
+    resume: bool = False,
+    strict: bool = False,
+    seconds: float = math.inf,
+    world: World = ALONE,
+    label: str = "training",
+    brief: bool = False,
+) -> Result:
     """Train what was planned and show it; `brief`: validations in `log.txt` alone.
 
     What is said on the way is kept in the run's `log.txt`, the traceback of an error too. Of several ranks the main one
     speaks.
     """
     if not world.is_main:
-        return train(plan.config, plan.data, plan.run, resume=resume, strict=strict, device=plan.machine.device,
-                     seconds=seconds, world=world)  # fmt: skip
+        return train(
+            plan.config,
+            plan.data,
+            plan.run,
+            resume=resume,
+            strict=strict,
+            device=plan.machine.device,
+            seconds=seconds,
+            world=world,
+        )
     board = Board(plan.run) if plan.config.train.tensorboard else None
     with progress(label, total=plan.config.train.steps) as task:
         screen = _Screen(task, plan.run / "log.txt", board, brief)
         try:
             result = train(
-                plan.config, plan.data, plan.run, resume=resume, strict=strict, device=plan.machine.device,
-                seconds=seconds, listen=screen.hear, world=world,
-            )  # fmt: skip
+                plan.config,
+                plan.data,
+                plan.run,
+                resume=resume,
+                strict=strict,
+                device=plan.machine.device,
+                seconds=seconds,
+                listen=screen.hear,
+                world=world,
+            )
         except BusyError:
             raise  # the log is another process's
         except BaseException as error:
@@ -73,6 +97,8 @@ class _Screen:
     def __init__(self, task: Task, log: Path, board: Board | None, brief: bool = False) -> None:
         self.task, self.path, self.note, self.board, self.brief = task, log, "", board, brief
         self.report_due = 0.0  # on the monotonic clock
+        self.fitting = 0
+        """Steps that a run with limited time was last said to have in the log."""
         self.unwritten: list[str] = []
 
     def hear(self, kind: str, record: dict[str, Any]) -> None:
@@ -92,7 +118,9 @@ class _Screen:
             self.report()
         elif kind == "shortened":
             self.task.update(record["step"], total=record["steps"])
-            self.log(f"step {record['step']}  {record['steps']} steps fit into the time")
+            if abs(record["steps"] - self.fitting) > record["steps"] / 10:
+                self.fitting = record["steps"]
+                self.log(f"step {record['step']}  {record['steps']} steps fit into the time")
         elif kind == "checkpoint":
             self.log(f"step {record['step']}  saved")
         elif kind == "resume":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,8 +20,25 @@ from hnet_cli.model import HNetForCausalLM
 Listener = Callable[[str, dict[str, object]], None]
 
 
-def restore(run: Path, config: RunConfig, dataset: Dataset, model: HNetForCausalLM, optimizer: torch.optim.Optimizer,
-            listen: Listener, *, strict: bool = False, world: World = ALONE) -> TrainingState:  # fmt: skip
+def with_its_micro_batches(config: RunConfig, run: Path) -> RunConfig:
+    """`config` with as many micro-batches as the run in a folder was begun with, if its `config.yaml` tells."""
+    with contextlib.suppress(UsageError):
+        pieces = resolve(str(run / "config.yaml")).train.micro_batches
+        return replace(config, train=replace(config.train, micro_batches=pieces))
+    return config
+
+
+def restore(
+    run: Path,
+    config: RunConfig,
+    dataset: Dataset,
+    model: HNetForCausalLM,
+    optimizer: torch.optim.Optimizer,
+    listen: Listener,
+    *,
+    strict: bool = False,
+    world: World = ALONE,
+) -> TrainingState:
     """Fill model, optimizer and random state from the newest whole checkpoint of `run`; a fresh state if it has none.
 
     `listen` hears "warning" for each checkpoint passed over, and "resume" with the step and what is set otherwise than

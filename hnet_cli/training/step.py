@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,8 @@ from hnet_cli.distributed.world import ALONE, World
 from hnet_cli.model import HNetForCausalLM, RoutingOutput, ratio_loss
 from hnet_cli.model.blocks import recompute
 from hnet_cli.model.optimization import part_of
-from hnet_cli.training.health import clip_gradient, read, routing_counts, stage_metrics
+from hnet_cli.training import budget
+from hnet_cli.training.health import Numbers, clip_gradient, routing_counts, stage_metrics
 from hnet_cli.training.losses import confidence_alignment, entropy_alignment
 from hnet_cli.training.optim import build_optimizer, rate_multipliers, set_learning_rate
 from hnet_cli.training.validation import to_device
@@ -69,16 +71,25 @@ class GlobalRatio:
         return torch.stack([ratio_loss(r, n, fractions[s], means[s]) for s, (r, n) in enumerate(learned)]).sum()
 
 
-def losses(model: HNetForCausalLM, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor, weights: Tensor | None,
-           weight_sum: float, train: TrainConfig, step: int, share: float = 1.0,
-           lesson: Lesson | None = None,
-           global_ratio: GlobalRatio | None = None) -> tuple[Losses, list[RoutingOutput]]:  # fmt: skip
+def losses(
+    model: HNetForCausalLM,
+    inputs: Tensor,
+    targets: Tensor,
+    cu_seqlens: Tensor,
+    weights: Tensor | None,
+    weight_sum: float,
+    train: TrainConfig,
+    step: int,
+    share: float = 1.0,
+    lesson: Lesson | None = None,
+    global_ratio: GlobalRatio | None = None,
+) -> tuple[Losses, list[RoutingOutput]]:
     """Next-byte loss + alpha x ratio loss (paper equation 10) + the alignment loss + those of a teacher's `lesson`
     (appendix F), for packed bytes (T,) int64.
 
     `weight_sum` normalises the next-byte loss: the weights of the whole batch, so that micro-batches add up to it.
     The ratio loss is per micro-batch, as in the official code, unless there is a `global_ratio`, and averaged over
-    `train.micro_batches`; `share`: how much of a micro-batch this is, 1 unless it had to be split.
+    the micro-batches; `share`: how much of a micro-batch this is, 1 unless it had to be split.
     """
     out = model(inputs, cu_seqlens=cu_seqlens)
     nll = F.cross_entropy(out.logits.float(), targets, reduction="none")
@@ -100,13 +111,21 @@ def losses(model: HNetForCausalLM, inputs: Tensor, targets: Tensor, cu_seqlens: 
     taught = nll.new_zeros(3) if lesson is None else share * lesson.losses(out.routing[0])
     if lesson is not None:
         extra = extra + train.boundary_loss_weight * taught[0] + train.embedding_loss_weight * taught[1]
-    total = byte_loss + extra / train.micro_batches
+    total = byte_loss + extra / train.pieces
     return Losses(total, nll.detach().sum(), ratio.detach(), alignment.detach(), taught.detach()), out.routing
 
 
-def accumulate(model: HNetForCausalLM, batches: list[Batch], weight_sum: float, step: int, config: RunConfig,
-               autocast: Callable[[], AbstractContextManager[Any]], histograms: bool, world: World,
-               teacher: Teacher | None = None) -> tuple[list[Losses], list[Tensor], int]:  # fmt: skip
+def accumulate(
+    model: HNetForCausalLM,
+    batches: list[Batch],
+    weight_sum: float,
+    step: int,
+    config: RunConfig,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    histograms: bool,
+    world: World,
+    teacher: Teacher | None = None,
+) -> tuple[list[Losses], list[Tensor], int]:
     """Adds up the gradient of a step in the parameters. Returns losses and routing counts of each pass, and the splits.
 
     How many chunks a micro-batch has is known only once it is computed. One that does not fit into memory is halved
@@ -156,15 +175,39 @@ def out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(each in str(error) for each in words)
 
 
-def train_step(model: HNetForCausalLM, optimizer: torch.optim.Optimizer, batches: list[Batch], step: int,
-               config: RunConfig, autocast: Callable[[], AbstractContextManager[Any]],
-               histograms: bool = True, world: World = ALONE,
-               teacher: Teacher | None = None) -> dict[str, Any]:  # fmt: skip
-    """One optimizer step over a rank's micro-batches of a batch. Returns the numbers of one `metrics.jsonl` record,
-    which are those of all ranks.
+def train_step(
+    model: HNetForCausalLM,
+    optimizer: torch.optim.Optimizer,
+    batches: list[Batch],
+    step: int,
+    config: RunConfig,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    histograms: bool = True,
+    world: World = ALONE,
+    teacher: Teacher | None = None,
+) -> dict[str, Any]:
+    """One optimizer step, as `begin_step`, its numbers waited for."""
+    return begin_step(model, optimizer, batches, step, config, autocast, histograms, world, teacher)()
+
+
+def begin_step(
+    model: HNetForCausalLM,
+    optimizer: torch.optim.Optimizer,
+    batches: list[Batch],
+    step: int,
+    config: RunConfig,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    histograms: bool = True,
+    world: World = ALONE,
+    teacher: Teacher | None = None,
+    ahead: bool = False,
+) -> Callable[[], dict[str, Any]]:
+    """One optimizer step over a rank's micro-batches of a batch. Returns what gives the numbers of one `metrics.jsonl`
+    record, which are those of all ranks.
 
     If the loss or the gradient is not finite nothing changes and the record has `"skipped": 1`. All numbers come from
-    the device at once, before the weights change; `histograms` of boundary probabilities are left out where not wanted.
+    the device at once; `histograms` of boundary probabilities are left out where not wanted. `ahead`, of an optimizer
+    that `skips_on_device`: the device decides, and the host waits for it only where the numbers are asked for.
     `"splits"`: how often a micro-batch had to be cut in two because memory ran out. `"stage{s}_imbalance"`, on several
     ranks: chunks of the rank that has most, over their mean.
     """
@@ -175,52 +218,75 @@ def train_step(model: HNetForCausalLM, optimizer: torch.optim.Optimizer, batches
     weight_sum, total_bytes = world.sums(weight_sum, own_bytes)
     parts, counts, splits = accumulate(
         model, batches, weight_sum or 1.0, step, config, autocast, histograms, world, teacher
-    )  # fmt: skip
+    )
     norm, norms = clip_gradient(model, train.grad_clip, world)
 
     def summed(name: str) -> Tensor:
         return torch.stack([getattr(part, name) for part in parts]).sum(0)
 
-    means = [*(summed(name) / train.micro_batches for name in ("ratio", "alignment")),
-             *summed("taught") / train.micro_batches]  # fmt: skip
+    means = [
+        *(summed(name) / train.pieces for name in ("ratio", "alignment")),
+        *summed("taught") / train.pieces,
+    ]
     scalars = torch.stack([summed("total"), summed("nll_sum"), norm.new_full((), splits), *means])
+    scalars = world.gather(scalars).sum(0)
     of_ranks = world.gather(torch.stack(counts).sum(0))
-    numbers = read(
+    numbers = Numbers(
         {
-            "scalars": world.gather(scalars).sum(0),
+            "scalars": scalars,
             "norms": torch.stack([norm, *norms.values()]),
             "counts": of_ranks.sum(0),
             "chunks": of_ranks[..., 1:2],
         }
     )
-    loss, nll, all_splits, ratio, alignment, *lessons = numbers["scalars"]
-    norm_read, *norms_read = numbers["norms"]
-    record = {
-        "loss": loss,
-        "bpb": nll / total_bytes / math.log(2),
-        "ratio_loss": ratio,
-        "grad_norm": norm_read,
-        "lr": rate,
-    }
-    if train.alignment_loss_weight:
-        record["alignment_loss"] = alignment
-    if teacher is not None:
-        record |= dict(zip(("boundary_loss", "embedding_loss", "boundary_accuracy"), lessons, strict=True))
-    if math.isfinite(loss) and math.isfinite(norm_read):
+
+    def record() -> dict[str, Any]:
+        values = numbers.read()
+        loss, nll, all_splits, ratio, alignment, *lessons = values["scalars"]
+        norm_read, *norms_read = values["norms"]
+        record = {
+            "loss": loss,
+            "bpb": nll / total_bytes / math.log(2),
+            "ratio_loss": ratio,
+            "grad_norm": norm_read,
+            "lr": rate,
+        }
+        if train.alignment_loss_weight:
+            record["alignment_loss"] = alignment
+        if teacher is not None:
+            record |= dict(zip(("boundary_loss", "embedding_loss", "boundary_accuracy"), lessons, strict=True))
+        if not (math.isfinite(loss) and math.isfinite(norm_read)):
+            record["skipped"] = 1
+        if all_splits:
+            record["splits"] = int(all_splits)
+        record |= {f"grad_norm_{part}": value for part, value in zip(norms, norms_read, strict=True)}
+        multipliers = rate_multipliers(config)
+        if len(set(multipliers)) > 1:
+            record |= {f"lr_stage{s}": rate * multiplier for s, multiplier in enumerate(multipliers)}
+        if isinstance(train.ratio_loss_weight, list):
+            record["ratio_loss_weight"] = train.alpha(step)
+        if world.size > 1:
+            record |= imbalance(values["chunks"], world.size)
+        return record | stage_metrics(values["counts"], total_bytes, train.ratios(step))
+
+    if ahead:
+        numbers.send()
+        # as GradScaler tells a fused optimizer: where this is 1 it changes neither weights nor moments nor its count
+        finite = torch.isfinite(scalars[0]) & torch.isfinite(norm)
+        optimizer.found_inf = 1.0 - finite.float()  # type: ignore[attr-defined]
         optimizer.step()
-    else:
-        record["skipped"] = 1
-    if all_splits:
-        record["splits"] = int(all_splits)
-    record |= {f"grad_norm_{part}": value for part, value in zip(norms, norms_read, strict=True)}
-    multipliers = rate_multipliers(config)
-    if len(set(multipliers)) > 1:
-        record |= {f"lr_stage{s}": rate * multiplier for s, multiplier in enumerate(multipliers)}
-    if isinstance(train.ratio_loss_weight, list):
-        record["ratio_loss_weight"] = train.alpha(step)
-    if world.size > 1:
-        record |= imbalance(numbers["chunks"], world.size)
-    return record | stage_metrics(numbers["counts"], total_bytes, train.ratios(step))
+        del optimizer.found_inf  # type: ignore[attr-defined]
+        return record
+    known = record()
+    if "skipped" not in known:
+        optimizer.step()
+    return lambda: known
+
+
+def skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer leaves out a step of which only the device knows that it must be: fused AdamW does, Muon
+    does not."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
 def imbalance(chunks: list[float], ranks: int) -> dict[str, float]:
@@ -240,7 +306,9 @@ def precision_context(config: RunConfig, device: torch.device) -> Callable[[], A
 def multiplies_in_bf16(config: RunConfig, device: torch.device) -> bool:
     """Whether the configuration says so, or for `auto` whether the hardware does natively."""
     if config.precision == "auto":
-        return torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else has_amx()
+        if device.type == "cuda":
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+        return device.type == "cpu" and has_amx()
     return config.precision == "bf16"
 
 
@@ -263,20 +331,38 @@ def build_model(config: RunConfig) -> HNetForCausalLM:
     return model
 
 
-def seconds_per_byte(config: RunConfig, device: str, seconds: float = 3.0) -> float:
-    """Time to train one byte on this machine, measured on random bytes for about `seconds`."""
-    train = config.train
-    length = train.sequence_length
-    rows = max(1, min(train.rows // train.micro_batches, 4096 // length))
+AGREE = 0.1
+"""Two successive times that differ by less, as a share of the longer, are believed."""
+
+
+def seconds_per_byte(
+    config: RunConfig, device: str, seconds: float = 30.0, clock: Callable[[], float] = time.monotonic
+) -> float:
+    """Time to train one byte on this machine, of steps of one micro-batch of random bytes.
+
+    The first step, which may compile, counts for nothing. Steps are made until two successive times agree or `seconds`
+    (of `clock`) have passed since then, but at least one.
+    """
+    config = budget.settled(config, budget.machine(device))
+    train, length = config.train, config.train.sequence_length
+    rows = train.rows // train.pieces
     model = build_model(config).to(device)
     optimizer = build_optimizer(model, config)
     data = np.random.default_rng(0).integers(97, 123, rows * length + 1, dtype=np.uint8)
     cu_seqlens = np.arange(0, rows * length + 1, length, dtype=np.int32)
     batch = Batch(data[:-1], data[1:], None, cu_seqlens, np.zeros(rows, np.int64), np.zeros(rows, np.int64))
-    autocast, until = precision_context(config, torch.device(device)), time.monotonic() + seconds
-    times: list[float] = []
-    while len(times) < 2 or time.monotonic() < until:
-        started = time.monotonic()
+    autocast = precision_context(config, torch.device(device))
+
+    def step() -> float:
         train_step(model, optimizer, [batch], 0, config, autocast)
-        times.append(time.monotonic() - started)
-    return float(np.quantile(times[1:], 0.25)) / (rows * length)
+        if device != "cpu":
+            torch.cuda.synchronize(device)  # the weights change after the numbers have come
+        return clock()
+
+    at = [step()]
+    while len(at) < 2 or at[-1] < at[0] + seconds:
+        at.append(step())
+        last = [after - before for before, after in pairwise(at[-3:])]
+        if len(last) == 2 and max(last) - min(last) <= AGREE * max(last):
+            break
+    return min(last) / (rows * length)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +16,7 @@ from hnet_cli.data.loader import Batch, windows
 from hnet_cli.data.tokens import tokenised
 from hnet_cli.distributed.world import ALONE, World
 from hnet_cli.kernels.packing import send
+from hnet_cli.kernels.reference import exact
 from hnet_cli.model import HNetForCausalLM
 from hnet_cli.training.health import read, routing_counts, stage_metrics
 
@@ -22,8 +25,15 @@ PIECE = 32_768
 
 
 @torch.no_grad()
-def validation(model: HNetForCausalLM, dataset: Dataset, length: int, max_bytes: int, target_ratios: list[float],
-               piece: int | None = None, world: World = ALONE) -> dict[str, Any]:  # fmt: skip
+def validation(
+    model: HNetForCausalLM,
+    dataset: Dataset,
+    length: int,
+    max_bytes: int,
+    target_ratios: list[float],
+    piece: int | None = None,
+    world: World = ALONE,
+) -> dict[str, Any]:
     """Score the validation split, at most `max_bytes` of it, in windows of `length` bytes.
 
     `piece`: bytes per forward pass; that of training takes no more memory than training. Every byte counts exactly
@@ -40,7 +50,7 @@ def validation(model: HNetForCausalLM, dataset: Dataset, length: int, max_bytes:
         batch = batch if model.tokenizer is None else tokenised(batch, model.tokenizer)
         inputs, targets, cu_seqlens, _ = to_device(batch, device)
         out = model(inputs, cu_seqlens=cu_seqlens)
-        nats.append(F.cross_entropy(out.logits.float(), targets, reduction="sum").double())
+        nats.append(F.cross_entropy(out.logits.float(), targets, reduction="sum").to(exact(device)))
         counts.append(routing_counts(out.routing))
 
     for batch in windows(dataset, "val", length, batch_bytes=piece or PIECE, max_bytes=max_bytes):
@@ -67,3 +77,13 @@ def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tenso
     weights = None if batch.weights is None else send(torch.from_numpy(batch.weights), device)
     inputs, targets = (send(torch.from_numpy(each), device).long() for each in (batch.inputs, batch.targets))
     return inputs, targets, torch.from_numpy(batch.cu_seqlens), weights
+
+
+def pinned(batch: Batch) -> Batch:
+    """The same in pinned memory, out of which a GPU copies while the host goes on."""
+
+    def pin(array: np.ndarray) -> np.ndarray:
+        return torch.from_numpy(array).pin_memory().numpy()
+
+    weights = None if batch.weights is None else pin(batch.weights)
+    return replace(batch, inputs=pin(batch.inputs), targets=pin(batch.targets), weights=weights)

@@ -88,9 +88,9 @@ def test_a_prompt_of_another_modality_is_refused():
 
 
 def test_grammar_knows_how_far_the_end_is():
-    assert Grammar(WORDS).distance.tolist() == [0, 1, 2, 1, Grammar.NEVER]
+    assert Grammar(WORDS).distance == [0, 1, 2, 1, Grammar.NEVER]
     dead_end = Automaton(((1, *[0] * 255), (-1,) * 256))
-    legal = Grammar(dead_end).legal(np.array([0]), 10)
+    legal = Grammar(dead_end).legal(torch.tensor([0]), torch.tensor([10]), 10)
     assert not legal[0, 0]
     assert legal[0, 1:].all()
 
@@ -102,10 +102,10 @@ def test_what_is_legal_is_what_can_be_finished(seed, remaining):
     transitions = np.where(random.random((8, 256)) < 0.003, random.integers(0, 8, (8, 256)), -1)
     accepting = frozenset({0, 3})
     grammar = Grammar(Automaton(tuple(map(tuple, transitions.tolist())), accepting=accepting))
-    legal = grammar.legal(np.arange(8), np.full(8, remaining))
+    legal = grammar.legal(torch.arange(8), torch.full((8,), remaining), remaining).numpy()
     for state in range(8):
         limit = Grammar.NEVER if state in accepting else remaining
-        assert (legal[state] == (grammar.distance[transitions[state]] < limit)).all()
+        assert (legal[state] == (np.array(grammar.distance)[transitions[state]] < limit)).all()
 
 
 # -- chance ------------------------------------------------------------------------------------------------------------
@@ -168,9 +168,13 @@ def test_depth_is_the_routing_of_the_full_pass():
     assert {each.depth for each in sampled} == {0, 1, 2}
 
 
+def chosen(choice, logits, uniform):
+    return choice(torch.from_numpy(logits), torch.from_numpy(uniform)).numpy()
+
+
 def frequencies(choice, logits, draws=20_000):
     uniform = np.random.default_rng(0).random(draws)
-    return np.bincount(choice(np.tile(logits, (draws, 1)), uniform), minlength=len(logits)) / draws
+    return np.bincount(chosen(choice, np.tile(logits, (draws, 1)), uniform), minlength=len(logits)) / draws
 
 
 def test_choice_follows_the_probabilities():
@@ -192,7 +196,7 @@ def test_choice_follows_the_probabilities():
 def test_of_equally_likely_bytes_top_p_keeps_the_first(weights, top_p, uniform):
     weights[0] += 1
     logits = np.log(np.maximum(np.array([weights, weights[::-1]], dtype=float), 1e-300))
-    for row, drawn in enumerate(Choice(top_p=top_p)(logits, np.array([uniform, uniform]))):
+    for row, drawn in enumerate(chosen(Choice(top_p=top_p), logits, np.array([uniform, uniform]))):
         p = np.exp(logits[row]) / np.exp(logits[row]).sum()
         kept, total = [], 0.0
         for byte in sorted(range(len(p)), key=lambda b: (-p[b], b)):
@@ -210,14 +214,14 @@ def test_of_equally_likely_bytes_top_k_keeps_the_first():
     """In bfloat16 logits are often equal: one of them is still one."""
     logits = np.array([[0.0, 2.0, 2.0, 2.0, -np.inf]] * 40)
     uniform = np.linspace(0, 0.999, 40)
-    assert set(Choice(top_k=1)(logits, uniform)) == {1}
-    assert set(Choice(top_k=2)(logits, uniform)) == {1, 2}
+    assert set(chosen(Choice(top_k=1), logits, uniform)) == {1}
+    assert set(chosen(Choice(top_k=2), logits, uniform)) == {1, 2}
 
 
 def test_choice_never_takes_what_is_illegal():
     logits = np.array([[-np.inf, 0.0, -np.inf, -800.0, -np.inf]] * 3)
     for choice in (Choice(), Choice(100.0), Choice(top_k=4), Choice(top_p=0.999), Choice(0)):
-        assert set(choice(logits, np.array([0.0, 0.5, np.nextafter(1, 0)]))) <= {1, 3}
+        assert set(chosen(choice, logits, np.array([0.0, 0.5, np.nextafter(1, 0)]))) <= {1, 3}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Every operation against its definition: reference against plain recurrences, fast ones against the reference."""
 
+import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -277,7 +279,13 @@ def test_choice():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks what a machine without CUDA says")
 def test_what_is_missing_is_said_in_the_words_of_the_exception():
     rows = [r for r in kernels.report() if not r.available]
-    assert {r.backend for r in rows} == {"mamba-ssm", "torch varlen_attn", "flash-attn", "torch.compile"}
+    assert {r.backend for r in rows} == {
+        "mamba-ssm",
+        "torch varlen_attn",
+        "flash-attn",
+        "torch.compile",
+        "split weights",
+    }
     assert all("CUDA" in r.reason for r in rows)
     assert kernels.choose("cuda", torch.bfloat16).ssd_scan is reference.ssd_scan
     with pytest.raises(RuntimeError, match=r"no fast ssd_scan \(mamba-ssm: RuntimeError: torch sees no CUDA"):
@@ -294,6 +302,17 @@ def test_the_seam_needs_torch_only():
         "sys.exit(bool(foreign & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+
+
+@pytest.mark.parametrize("given", [None, "0"])
+def test_attention_does_not_wait_for_plans_of_cudnn(given):
+    """torch reads it once, when attention first runs; importing the model comes before. A value of the user's stays."""
+    name = "TORCH_CUDNN_SDPA_DEPRIORITIZED"
+    environment = {key: value for key, value in os.environ.items() if key != name} | ({name: given} if given else {})
+    code = f"import os; from hnet_cli.model import HNetForCausalLM; print(os.environ['{name}'])"
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == (given or "1"), done.stderr
 
 
 def test_groups_of_documents_below_a_limit():
@@ -335,6 +354,52 @@ def test_split_for_32_bit_offsets_changes_nothing(monkeypatch):
     assert relative(scan(*args, packing, 64), expected) < 1e-6
 
 
+STEP_IN_PLACE = """
+import contextlib, torch
+torch.cuda.device = lambda *_: contextlib.nullcontext()
+from hnet_cli.kernels import cuda as external, reference
+step = external.mamba_step(external.load_mamba()[2])
+generator = torch.Generator().manual_seed(0)
+normal = lambda *shape: torch.randn(*shape, generator=generator)
+heads, width, size, batch = 2, 16, 16, 5
+state, dt_bias, A, D = normal(batch, heads, width, size), normal(heads), -normal(heads).exp(), normal(heads)
+for rows, once in ((None, None), ([3, 0], None), ([2, 4, 1, 2], [2, 4, 1, -1]), ([1, 1, 1, 1], [1, -1, -1, -1])):
+    index, once = (None if each is None else torch.tensor(each) for each in (rows, once))
+    source = torch.arange(batch) if rows is None else index
+    given = [each[source] for each in (normal(batch, heads, width), normal(batch, heads))]
+    more = [each[source] for each in (normal(batch, size), normal(batch, size))]
+    ours, theirs = reference.SSMState(state.clone()), reference.SSMState(state.clone())
+    for _ in range(2):
+        y = step(ours, *given, A, *more, D, dt_bias, index, once)
+        expected = reference.ssd_step(theirs, *given, A, *more, D, dt_bias, index)
+        torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.value, theirs.value, rtol=1e-5, atol=1e-5)
+"""
+
+
+@pytest.mark.skipif(not all(map(importlib.util.find_spec, ("triton", "mamba_ssm"))), reason="no triton or mamba-ssm")
+def test_mamba_updates_the_states_of_some_rows_in_place():
+    """Like gathering and scattering them, and each once where a row is repeated; in Triton's interpreter."""
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", STEP_IN_PLACE]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_split_weights_give_float32():
+    """Here the two products run in float32; the parts they are made of are those of a GPU."""
+    result = compare("wide_linear", "", external.wide_linear, torch.device("cpu"), torch.bfloat16)
+    assert result.ok, result
+    assert result.where == "gradient of argument 0"  # given in bfloat16
+    x, weight, bias = (each.float() for each in arguments("wide_linear", [600]))
+    y = external.wide_linear(x.bfloat16(), weight, bias)
+    assert y.dtype == torch.float32
+    assert 0 < relative(y, reference.wide_linear(x.bfloat16(), weight, bias)) < 1e-5
+    for few in (x, x[: external.FEW - 1].bfloat16()):  # nothing to gain
+        assert torch.equal(external.wide_linear(few, weight, bias), reference.wide_linear(few, weight, bias))
+
+
 @given(st.lists(st.booleans(), min_size=1, max_size=20))
 def test_positions_found_without_asking_the_device(bits):
     mask = torch.tensor(bits)
@@ -351,6 +416,33 @@ def test_the_convolution_that_is_compiled(lengths):
     for dtype in (torch.float64, torch.bfloat16):
         found = compare("causal_conv", "", convolution, torch.device("cpu"), dtype, lengths=lengths)
         assert found.ok, found
+
+
+@pytest.mark.parametrize("name", ["swiglu", "add_rms_norm", "gated_rms_norm", "causal_conv"])
+def test_widths_are_constants_of_what_is_compiled(name, monkeypatch):
+    """And the number of positions is not: no program for each."""
+    shapes, compile_with = [], torch.compile
+
+    def cut(x, width):
+        return (x[..., :width] if x.shape[-1] == 96 else x[:width]).float()
+
+    def backend(graph, inputs):
+        given = (node.meta["example_value"] for node in graph.graph.nodes if node.op == "placeholder")
+        shapes.append([each.shape for each in given if isinstance(each, torch.Tensor) and each.ndim == 2])
+        return graph.forward
+
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **options: compile_with(function, backend=backend, **options)
+    )
+    external.compiled_elementwise.cache_clear()
+    function = external.compiled_elementwise()[name]
+    external.compiled_elementwise.cache_clear()
+    for width in (96, 64):
+        for lengths in ([33], [40], [50, 3]):
+            args = [cut(each, width) if torch.is_tensor(each) else each for each in arguments(name, lengths)]
+            function(*args)
+    assert len(shapes) == 2
+    assert all(isinstance(shape[1], int) for program in shapes for shape in program)
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("none left"), RuntimeError("no compiler")])

@@ -5,10 +5,11 @@ are on a GPU and have a shape and a dtype, but no values.
 
 Forward pass, losses, records and optimizer run as they are; an operation between tensors of different devices or of
 dtypes that do not fit fails here as it would there. Backward passes need a GPU: gradients are made up. Attention is
-torch's for packed documents, the rest the reference's. The last line is a JSON object with, for the training step of
-two micro-batches and for a byte of generation (plain, and as it is recorded), every place where the host would wait,
-and how often: what it reads of the device, copies that are not asynchronous or not out of pinned
-memory, and operations whose result has a size that only the device knows.
+torch's for packed documents, weights of routers and residuals are split, the rest is the reference's. The last line is
+a JSON object with, for the training step of two micro-batches, for a byte of generation (plain, and as it is recorded)
+and for its choice, every place where the host would wait, and how often: what it reads of the device, copies that are
+not asynchronous or not out of pinned memory, and operations whose result has a size that only the device knows. With
+`--no-float64` the device has none, as Apple's, and operations that give it all the same are listed too.
 """
 
 from __future__ import annotations
@@ -35,11 +36,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from hnet_cli import kernels as seam
 from hnet_cli.data.loader import Batch
 from hnet_cli.distributed.world import World
-from hnet_cli.kernels import Kernels
+from hnet_cli.kernels import Kernels, reference
 from hnet_cli.kernels import cuda as external
 from hnet_cli.model import HNetForCausalLM
 from hnet_cli.model.blocks import recompute
@@ -81,6 +83,13 @@ class Waits(TorchDispatchMode):
                 if index is not None and index.is_cuda != args[0].is_cuda:
                     self.note("index on another device")
         out = func(*args, **kwargs)
+        for each in tree_leaves(out):
+            if (
+                isinstance(each, Tensor)
+                and each.dtype == torch.float64
+                and each.device.type in reference.WITHOUT_FLOAT64
+            ):
+                self.note(f"{packet.__name__} gives float64")
         if packet in (aten._to_copy, aten.copy_):
             source = args[1] if packet is aten.copy_ else args[0]
             unasked = kwargs.get("non_blocking", args[2] if packet is aten.copy_ and len(args) > 2 else False)
@@ -102,12 +111,19 @@ class Pinned(TorchFunctionMode):
         return out
 
 
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """`external.product`: torch does not say what shape its product has."""
+    assert a.dtype == b.dtype == torch.bfloat16
+    return a.new_empty(len(a), b.shape[1], dtype=torch.float32)
+
+
 @contextlib.contextmanager
 def faked(offsets: Callable[[Tensor], list[int]], wait: Callable[[str], None]) -> Iterator[None]:
     """In here tensors have no values. What is read of one on the device is told to `wait`; integers are `offsets` of
     chunks, other numbers 1."""
     real = torch.from_numpy
-    current: Any = types.SimpleNamespace(synchronize=lambda: wait("waits for the stream"))
+    event = types.SimpleNamespace(synchronize=lambda: wait("waits for a copy"))
+    current: Any = types.SimpleNamespace(synchronize=lambda: wait("waits for the stream"), record_event=lambda: event)
 
     def read(tensor: Tensor) -> list[Any]:
         if tensor.is_cuda:
@@ -123,6 +139,7 @@ def faked(offsets: Callable[[Tensor], list[int]], wait: Callable[[str], None]) -
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(mock.patch.object(FakeTensor, "tolist", read))
         stack.enter_context(mock.patch.object(torch, "from_numpy", from_numpy))
+        stack.enter_context(mock.patch.object(external, "product", product))
         stack.enter_context(mock.patch.object(torch.cuda, "is_bf16_supported", return_value=True))
         stack.enter_context(
             mock.patch.object(torch.cuda.amp.common, "amp_definitely_not_available", return_value=False)
@@ -130,6 +147,11 @@ def faked(offsets: Callable[[Tensor], list[int]], wait: Callable[[str], None]) -
         stack.enter_context(mock.patch.object(torch.cuda, "device", return_value=contextlib.nullcontext()))
         stack.enter_context(mock.patch.object(torch.cuda, "current_stream", return_value=current))
         yield
+
+
+def empty_of(array: Any) -> Tensor:
+    """`torch.from_numpy` without the values."""
+    return torch.empty(array.shape, dtype={"b": torch.bool, "f": torch.float64, "i": torch.int64}[array.dtype.kind])
 
 
 def without_values(config: Any, device: torch.device) -> HNetForCausalLM:
@@ -199,7 +221,7 @@ def training(config: Any, rows: int) -> dict[str, int]:
     """Of a step of two micro-batches that is recorded with histograms."""
     from hnet_cli.training.budget import chunk_fractions
     from hnet_cli.training.optim import build_optimizer
-    from hnet_cli.training.step import precision_context, train_step
+    from hnet_cli.training.step import begin_step, precision_context, skips_on_device
 
     length, waits = config.train.sequence_length, Waits()
     offsets = Offsets(rows * length, chunk_fractions(config))
@@ -209,17 +231,21 @@ def training(config: Any, rows: int) -> dict[str, int]:
         given = (model, optimizer, [documents(rows, length)] * 2, 1, config, precision_context(config, GPU))
         model.requires_grad_(False)
         with waits:
-            train_step(*given, True, MadeUp(model))
+            begin_step(*given, True, MadeUp(model), ahead=skips_on_device(optimizer))()
     return dict(waits.found)
 
 
 def generation(config: Any, rows: int) -> dict[str, dict[str, int]]:
-    """Of one byte, every row at a boundary of every stage: plain, and as it is recorded."""
+    """Of one byte, every row at a boundary of every stage: plain, and as it is recorded; and of its choice."""
+    from hnet_cli import modality
+    from hnet_cli.inference.generate import Choice, Chooser, Grammar
     from hnet_cli.inference.graphs import GraphSteps
 
     waits, prompt = Waits(), 16
     offsets = Offsets(rows * prompt, [0.5] * config.model.num_stages)
-    with faked(offsets, waits.note), Pinned(), torch.inference_mode():
+    with contextlib.ExitStack() as stack:
+        for context in (faked(offsets, waits.note), Pinned(), torch.inference_mode()):
+            stack.enter_context(context)
         model = without_values(config, GPU).cast(torch.bfloat16)
         state = model.allocate_state(rows, 64)
         model.prefill([torch.zeros(prompt, dtype=torch.int64)] * rows, state)
@@ -230,19 +256,29 @@ def generation(config: Any, rows: int) -> dict[str, dict[str, int]]:
             step(tokens)
             waits.found.clear()
             with waits:
-                step(tokens)
+                logits = step(tokens)[0]
             found[name] = dict(waits.found)
+        stack.enter_context(mock.patch.object(torch, "from_numpy", empty_of))
+        grammar = Grammar(modality.get("text").automaton(), GPU)
+        chooser = Chooser(Choice(0.8, 40, 0.9), grammar, [0] * rows, range(rows), 0, 99, 255)
+        chooser(list(range(rows)), logits)
+        waits.found.clear()
+        with waits:
+            chooser(list(range(rows)), logits)
+        found["choice"] = dict(waits.found)
     return found
 
 
-def waits(name: str, rows: int, settings: list[str]) -> dict[str, Any]:
-    """Of a preset."""
+def waits(name: str, rows: int, settings: list[str], float64: bool) -> dict[str, Any]:
+    """Of a preset; `float64`: whether the device has it."""
     from hnet_cli.config.run import resolve
 
     have_guard()
-    kernels = Kernels(attention=external.varlen_attention(external.load_varlen()[1]))
+    attention = external.varlen_attention(external.load_varlen()[1])
+    kernels = Kernels(attention=attention, wide_linear=external.wide_linear if float64 else reference.wide_linear)
     config = resolve(name, [*settings, "precision=bf16", "train.micro_batches=2"])
-    with mock.patch.object(seam, "_choose", return_value=kernels):
+    lacking = mock.patch.object(reference, "WITHOUT_FLOAT64", frozenset() if float64 else {GPU.type})
+    with mock.patch.object(seam, "_choose", return_value=kernels), lacking:
         return {"stages": config.model.num_stages, "step": training(config, rows), **generation(config, rows)}
 
 
@@ -250,9 +286,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", default=["2stage-xl", "small"])
     parser.add_argument("--rows", type=int, default=2)
+    parser.add_argument("--no-float64", action="store_true")
     parser.add_argument("--set", nargs="*", default=[], dest="settings")
     given = parser.parse_args()
-    print(json.dumps({name: waits(name, given.rows, given.settings) for name in given.presets}))
+    print(json.dumps({name: waits(name, given.rows, given.settings, not given.no_float64) for name in given.presets}))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,17 @@
 """Routing, chunking, smoothing, the ratio loss: laws and hand-computed values."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelkit import tiny_config, tiny_model
 
-from hnet_cli.kernels import choose
+from hnet_cli.checkpoints.find import load
+from hnet_cli.kernels import REFERENCE, Kernels, choose
+from hnet_cli.kernels import cuda as external
+from hnet_cli.kernels.checking import relative
 from hnet_cli.kernels.packing import Packing
 from hnet_cli.model.chunking import (
     ChunkLayer,
@@ -68,6 +73,35 @@ def test_characters_stay_whole(texts, seed):
     assert torch.equal(whole.allowed, begins)
     with pytest.raises(ValueError, match="bytes"):
         router(hidden, packing)
+
+
+def test_split_weights_decide_as_float32_does():
+    """Of the router's products on a GPU: on what a trained encoder gives in bfloat16, from a few thousand bytes."""
+    model = load("starter:text")
+    text = (Path(__file__).parents[1] / "data/text/shakespeare.txt").read_bytes()[:4096]
+    packing = Packing.of_lengths([3000, 1096])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        hidden = model.backbone.encoder(model.embeddings(torch.tensor(list(text))), packing, model.kernels())
+    router, hidden = model.backbone.routing_module, hidden.detach().requires_grad_()
+    assert hidden.dtype == torch.bfloat16
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.randn(len(text), generator=generator)
+    for parameter in router.parameters():  # the starter's are rounded to bfloat16, those in training are not
+        parameter.data = parameter.float() * (1 + 2**-9 * torch.randn(parameter.shape, generator=generator))
+
+    def routed_by(kernels):
+        with torch.autocast("cpu", torch.bfloat16):
+            prob = router(hidden, packing, None, kernels).boundary_prob
+        return prob.detach(), torch.autograd.grad((prob * scale).sum(), [*router.parameters(), hidden])
+
+    exact, expected = routed_by(REFERENCE)
+    prob, gradients = routed_by(Kernels(wide_linear=external.wide_linear))
+    assert 0.1 < (exact > 0.5).float().mean() < 0.5
+    assert torch.equal(prob > 0.5, exact > 0.5)
+    assert 0 < (prob - exact).abs().max() < 1e-6
+    *of_weights, of_hidden = (relative(a, b) for a, b in zip(gradients, expected, strict=True))
+    assert max(of_weights) < 2e-5
+    assert of_hidden < 5e-3  # it is given in bfloat16
 
 
 def test_no_gradient_across_documents():

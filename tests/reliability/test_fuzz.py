@@ -18,7 +18,7 @@ from forms import trials
 from hostilekit import GENOME, HAN, PACKERS, PROSE, ROWS, SOURCE, flipped, table_of, tar_of
 
 from hnet_cli import modality
-from hnet_cli.data.prepare.named import sources_of
+from hnet_cli.data.prepare.contents import sources_of
 from hnet_cli.errors import HNetError
 from hnet_cli.evaluation.material import file_source
 from hnet_cli.modality import Document, Modality, Refused, Source
@@ -126,7 +126,7 @@ def _with_checksum(block: bytes) -> bytes:
     return block[:148] + b"%06o\0 " % total + block[156:]
 
 
-SMALL_BLOCKS = {"dna.BLOCK": 128, "dna.PIECE": 300, "_utf8.PIECE": 700}
+SMALL_BLOCKS = {"dna.PARSE_BYTES": 128, "dna.PIECE": 300, "_utf8.PIECE": 700}
 """Sizes in bytes with which files of a few kB are many blocks; every other file is read with them."""
 
 

@@ -72,7 +72,7 @@ def test_r27_how_a_file_is_read_changes_no_boundary(
     (tmp_path / "x.txt").write_bytes(data)
     (tmp_path / "x.txt.gz").write_bytes(gzip.compress(data))
     for name, block in (*(("x.txt", 1 << size) for size in (10, 16, 20)), ("x.txt.gz", 1 << 10), ("-", 1 << 10)):
-        for place in ("storage.streams.BLOCK", "inference.segment.READ_BYTES", "inference.windows.READ_BYTES"):
+        for place in ("storage.streams.READ_BYTES", "inference.segment.READ_BYTES", "inference.windows.READ_BYTES"):
             monkeypatch.setattr(f"hnet_cli.{place}", block)
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(data))))
         path, out = name if name == "-" else str(tmp_path / name), tmp_path / f"out {name} {block}"
@@ -105,7 +105,7 @@ def forward(model: HNetForCausalLM, config: RunConfig, rows: int) -> tuple[torch
 def test_r28_memory_is_what_the_plan_announces(tally: Any, config: RunConfig) -> None:
     """Bytes that autograd saves for the backward pass, every storage once."""
     done = tally("R28", "memory of a step in which every byte is a boundary, against the plan", config.name)
-    model, rows = boundaries_everywhere(config), config.train.rows // config.train.micro_batches
+    model, rows = boundaries_everywhere(config), config.train.rows // config.train.pieces
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     saved: list[torch.Tensor] = []
 

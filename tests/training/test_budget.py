@@ -6,7 +6,8 @@ import pytest
 import torch
 from runkit import tiny
 
-from hnet_cli.config.run import preset_names, resolve
+from hnet_cli.config.presets import preset_names
+from hnet_cli.config.run import resolve
 from hnet_cli.errors import EnvironmentLimit, UsageError
 from hnet_cli.training.budget import (
     BASE_MEMORY,
@@ -19,6 +20,7 @@ from hnet_cli.training.budget import (
     machine,
     needs,
     presets_that_fit,
+    settled,
 )
 from hnet_cli.training.step import build_model
 
@@ -59,10 +61,10 @@ def test_the_parameters_are_those_of_the_model():
 
 @pytest.mark.parametrize("preset", ["nano", "small", "2stage-xl"])
 def test_more_micro_batches_need_less(preset):
-    config = resolve(preset)
+    config, least = resolve(preset), 64 if preset == "2stage-xl" else 1
     each = []
     for pieces in (1, 2, 4):
-        train = dataclasses.replace(config.train, micro_batches=config.train.micro_batches * pieces)
+        train = dataclasses.replace(config.train, micro_batches=least * pieces)
         each.append(needs(dataclasses.replace(config, train=train)).activations - BASE_MEMORY)
     assert each[0] == pytest.approx(2 * each[1], abs=4) == pytest.approx(4 * each[2], abs=12)
 
@@ -162,3 +164,40 @@ def test_a_model_is_shared_where_a_copy_does_not_fit():
 
 def test_ranks_on_a_cpu_share_its_memory():
     assert machine("cpu", 4).memory == pytest.approx(machine("cpu").memory / 4, rel=0.5)
+
+
+@pytest.mark.parametrize("gib", [1, 4, 10, 22, 40, 78, 139])
+@pytest.mark.parametrize(("preset", "ranks"), [("small", 1), ("small", 4), ("base", 1), ("1stage-xl", 1)])
+def test_micro_batches_are_the_fewest_that_fit_a_gpu(preset, ranks, gib):
+    config, here = resolve(preset, ["train.micro_batches=auto", "train.shard=none"]), Machine("cuda:0", gib * GIB)
+    pieces, rows = settled(config, here, ranks).train.micro_batches, config.train.rows
+    fitting = []
+    for n in range(ranks, rows + 1, ranks):
+        if rows % n == 0:
+            chosen = dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batches=n))
+            if needs(chosen, lean=is_lean(chosen, "cuda:0")).worst_memory <= 0.9 * here.memory:
+                fitting.append(n)
+    assert pieces == (fitting[0] if fitting else rows)
+
+
+def test_one_micro_batch_is_enough_for_small_on_a_large_gpu():
+    """Smaller GPUs compute it in more, a CPU in pieces of 16 KiB as ever."""
+    config = resolve("small")
+    gpus = [settled(config, Machine("cuda:0", gib * GIB)).train.pieces for gib in (8, 16, 24, 80)]
+    assert gpus == sorted(gpus, reverse=True)
+    assert gpus[0] > gpus[-1] == 1
+    assert settled(config, Machine("cpu", 1000 * GIB)).train.pieces == 8
+    assert settled(config, Machine("cpu", 1 * GIB)).train.pieces > 8
+
+
+def test_a_number_of_micro_batches_stays_and_auto_is_the_least_memory_until_it_is_one():
+    config = resolve("small", ["train.micro_batches=4"])
+    assert settled(config, Machine("cuda:0", 1)) == config
+    assert settled(config, Machine("cuda:0", 1), 8).train.pieces == 8
+    most = resolve("small", [f"train.micro_batches={config.train.rows}"])
+    assert needs(resolve("small")) == needs(most)
+    with pytest.raises(UsageError, match=r"64 rows .* cannot be shared by 3 ranks"):
+        settled(resolve("small"), Machine("cpu", GIB), 3)
+    for wrong in ("many", "0", "-1", "1.5"):
+        with pytest.raises(UsageError, match=r"train\.micro_batches"):
+            resolve("small", [f"train.micro_batches={wrong}"])

@@ -194,8 +194,8 @@ def test_a_llama_is_read_exactly(tmp_path, tokenizer, changes, shards):
         ({"head_dim": 32}, "head_dim"),
         ({"rope_scaling": {"type": "yarn", "factor": 2}}, "'yarn'"),
         ({"hidden_size": None}, "lacks 'hidden_size'"),
-        ({"num_attention_heads": 0}, "none of a Transformer"),
-        ({"rope_parameters": [1]}, "none of a Transformer"),
+        ({"num_attention_heads": 0}, "does not describe a Transformer"),
+        ({"rope_parameters": [1]}, "does not describe a Transformer"),
         ({"num_key_value_heads": 3}, "cannot share 3"),
     ],
 )

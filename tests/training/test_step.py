@@ -16,7 +16,7 @@ from hnet_cli.modality import Document, Modality
 from hnet_cli.training.loop import train
 from hnet_cli.training.losses import confidence_alignment, entropy_alignment
 from hnet_cli.training.optim import build_optimizer
-from hnet_cli.training.step import build_model, losses, precision_context, train_step
+from hnet_cli.training.step import build_model, losses, precision_context, seconds_per_byte, train_step
 from hnet_cli.training.validation import to_device
 
 
@@ -44,6 +44,15 @@ def stepped(config, data):
 
 
 # -- the loss ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [[], ["train.ratio_loss_weight=0", "train.alignment_loss_weight=0"]])
+def test_any_number_of_micro_batches_is_the_same_byte_loss(data, settings):
+    """And the same loss, where no ratio loss is computed from each."""
+    records = [stepped(tiny(*settings, f"train.micro_batches={pieces}"), data)[1] for pieces in (1, 2, 4)]
+    assert [record["bpb"] for record in records] == pytest.approx([records[0]["bpb"]] * 3, rel=1e-6)
+    same = [record["loss"] for record in records] == pytest.approx([records[0]["loss"]] * 3, rel=1e-6)
+    assert same == bool(settings)
 
 
 def test_micro_batches_add_up_to_the_batch(data):
@@ -173,3 +182,38 @@ def test_three_in_a_row_end_the_run(data, tmp_path):
     assert [("skipped" in r) for r in records[-3:]] == [True] * 3
     assert f"saved in {newest(tmp_path / 'run')}; no earlier checkpoint is known to be good" in str(error.value)
     assert all(torch.isfinite(p).all() for p in newest_model(tmp_path / "run").parameters())
+
+
+# -- how long a step takes ---------------------------------------------------------------------------------------------
+
+
+class Ticks:
+    """A clock that tells how long each step took."""
+
+    def __init__(self, *seconds):
+        self.left, self.now = list(seconds), 100.0
+
+    def __call__(self):
+        self.now += self.left.pop(0)
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("seconds", "taken", "left"),
+    [
+        ([60, 20, 1.0, 1.05, 9], 1.0, 1),  # what is compiled, also for another shape, does not count
+        ([1, 1, 1, 1], 1.0, 1),
+        ([5, 2, 1, 4, 3, 5, 40, 2, 9], 5.0, 2),  # never two that agree: 30 seconds are over
+        ([5, 40, 9], 40.0, 1),
+    ],
+)
+def test_the_time_of_a_byte_is_that_of_a_step_when_two_agree(seconds, taken, left):
+    clock = Ticks(*seconds)
+    assert seconds_per_byte(tiny("train.micro_batches=2"), "cpu", 30.0, clock) == pytest.approx(taken / 128)
+    assert len(clock.left) == left
+
+
+def test_the_time_of_a_byte_is_of_the_micro_batch_that_will_be_trained():
+    clock = Ticks(1, 1, 1)
+    large = tiny("train.batch_bytes=65536", "train.micro_batches=auto")  # on a CPU in pieces of 16 KiB
+    assert seconds_per_byte(large, "cpu", 30.0, clock) == pytest.approx(1 / 16384)
