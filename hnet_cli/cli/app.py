@@ -24,7 +24,7 @@ from hnet_cli.cli.sample import sample
 from hnet_cli.cli.segment import segment
 from hnet_cli.cli.train import train
 from hnet_cli.errors import INTERRUPTED
-from hnet_cli.terminal import stdio
+from hnet_cli.terminal import process
 
 app = typer.Typer(
     name="hnet",
@@ -110,7 +110,7 @@ def run(arguments: list[str] | None = None) -> int:
             print("hnet: interrupted", file=sys.stderr)
         return code if isinstance(code, int) else 0
     except (BrokenPipeError, SystemExit):  # Typer and Rich make the second of the first: head, less have seen enough
-        stdio.abandon_stdout()
+        process.abandon_stdout()
         return 0
     except BaseException as error:
         from hnet_cli.terminal import failures
@@ -120,5 +120,5 @@ def run(arguments: list[str] | None = None) -> int:
 
 def main() -> None:
     """Entry point of the `hnet` command."""
-    stdio.make_fit()
+    process.prepare_streams()
     sys.exit(run())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import subprocess
@@ -24,8 +23,9 @@ from hnet_cli.comparison.results import results
 from hnet_cli.comparison.verdict import verdict
 from hnet_cli.config.run import to_yaml
 from hnet_cli.errors import HNetError, NumericalError, Stopped
+from hnet_cli.report import history
 from hnet_cli.terminal.console import literal, progress, say
-from hnet_cli.terminal.signals import Stop, catch_signals
+from hnet_cli.terminal.process import Stop, catch_signals
 from hnet_cli.training import plan as training
 from hnet_cli.training.progress import attend
 
@@ -141,7 +141,9 @@ def _side_by_side(plan: ComparisonPlan, left: Sequence[MemberRun], stop: Stop) -
                     if gpu in working and working[gpu][1].poll() is not None:
                         run, worker = working.pop(gpu)
                         if _last_checkpoint(run) is None and not stop.signal:
-                            _fail(failed, run, _last_line(run) or f"the worker ended with {worker.returncode}")
+                            _fail(
+                                failed, run, history.ending(run.folder) or f"the worker ended with {worker.returncode}"
+                            )
                     if gpu not in working and waiting and not stop.signal:
                         run = waiting.pop(0)
                         working[gpu] = run, _worker(plan, run, gpu)
@@ -173,11 +175,3 @@ def _worker(plan: ComparisonPlan, run: MemberRun, gpu: int) -> subprocess.Popen[
         env=os.environ | {"CUDA_VISIBLE_DEVICES": str(gpu)},
         start_new_session=True,
     )
-
-
-def _last_line(run: MemberRun) -> str:
-    """The last message of the run's own log; empty where there is none."""
-    with contextlib.suppress(OSError):
-        lines = (run.folder / "log.txt").read_text(encoding="utf-8", errors="replace").split("\n")
-        return next((line[21:] for line in reversed(lines) if line.strip()), "")  # after date and time
-    return ""

@@ -1,4 +1,4 @@
-"""Files of a run that grow by a line of JSON: `metrics.jsonl` and `samples.jsonl`."""
+"""Files of a run that grow by a line of JSON: `metrics.jsonl`, `samples.jsonl` and `events.jsonl`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from hnet_cli.storage.files import append_text, write_text
 
 
-class Journal:
+class RecordFile:
     """One record per line, each with a "step"; opened at a step, it is cut back to the records up to that step."""
 
     def __init__(self, path: Path, step: int, silent: bool = False) -> None:

@@ -18,7 +18,7 @@ MORSE = (EXAMPLE / "hnet_morse.py").read_text(encoding="utf-8")
 PRELUDE = """
 import json
 from hnet_cli import contract, modality
-from hnet_cli.cli import doctor
+from hnet_cli.cli import machine
 from hnet_cli.cli.app import run
 """
 BROKEN = "raise OSError('no such library')"
@@ -107,7 +107,7 @@ def test_doctor_shows_what_is_wrong_with_which(morse: Path, tmp_path: Path) -> N
     site = install(tmp_path / "site", "hnet_broken", BROKEN, "broken", "Broken")
     install(site, "hnet_lax", MORSE.replace("yield Refused", "pass #").replace("morse", "lax"), "lax", "Morse")
     install(site, "other_morse", MORSE, "morse", "Morse")
-    (rows,), _ = evaluated([morse, site], tmp_path, "doctor.installed_modalities()")
+    (rows,), _ = evaluated([morse, site], tmp_path, "machine.installed_modalities()")
     problems = {row["name"]: "; ".join(row["problems"]) for row in rows}
     assert "no such library" in problems["broken"]
     assert "neither a document nor a reason" in problems["lax"]

@@ -19,7 +19,8 @@ from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Batches
 from hnet_cli.errors import NumericalError
 from hnet_cli.model import HNetForCausalLM
-from hnet_cli.terminal.signals import Stop
+from hnet_cli.terminal.process import Stop
+from hnet_cli.training.events import EventLog
 from hnet_cli.training.loop import _Trainer
 
 STEPS = 6
@@ -33,7 +34,8 @@ class Run:
         self.folder, self.warnings, self.before = folder, list[dict[str, Any]](), dict[int, Act]()
         folder.mkdir(parents=True)
         config = tiny(*SMALLER, "train.checkpoint_every=1", "train.keep_checkpoints=9", *settings)
-        self.trainer = _Trainer(config, Dataset.open(data), folder, torch.device("cpu"), self.listen, Stop())
+        events = EventLog(folder, self.listen)
+        self.trainer = _Trainer(config, Dataset.open(data), folder, torch.device("cpu"), events, Stop())
         self.states = [self.state()]
         """Weights and moments after each step."""
         self.trainer.model.register_forward_pre_hook(lambda *_: self.interfere())
