@@ -1,9 +1,11 @@
 """Settings of the test run."""
 
 import os
+from functools import cache
 from pathlib import Path
 
 import pytest
+import typer.main
 from hypothesis import settings
 
 from hnet_cli.terminal import console
@@ -11,6 +13,7 @@ from hnet_cli.terminal import console
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny: threads would only wait for each other
 settings.register_profile("hnet", deadline=None)  # a loaded machine is no failure
 settings.load_profile("hnet")
+typer.main.get_command = cache(typer.main.get_command)  # else every command line in a test builds all commands anew
 
 RELIABILITY = Path(__file__).parent / "reliability"
 
