@@ -36,7 +36,6 @@ from hnet_cli.config.run import resolve
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Batches
 from hnet_cli.data.prepare import preparation
-from hnet_cli.inference.windows import route
 from hnet_cli.model.chunking import space_like
 from hnet_cli.training.budget import chunk_fractions
 
@@ -52,7 +51,9 @@ def counted(dataset: Dataset, kind: str, length: int, most: int) -> tuple[np.nda
     for step in range(max(1, min(most, batches.windows_per_epoch) // 16)):
         batch = batches.batch(step)
         ids = torch.from_numpy(batch.inputs).long()
-        mask = route(model, ids, torch.from_numpy(batch.cu_seqlens))[0].boundary_mask
+        with torch.no_grad():
+            routing = model(ids, cu_seqlens=torch.from_numpy(batch.cu_seqlens), until="routing").routing
+        mask = routing[0].boundary_mask
         chunks.append(mask.view(16, length).sum(1).numpy())
         space = space_like(ids)
         begins = torch.nn.functional.pad(space[1:] & ~space[:-1], (1, 0))

@@ -22,7 +22,7 @@ from hnet_cli.errors import EnvironmentLimit
 from hnet_cli.kernels import Packing
 from hnet_cli.model import GenerationState, HNetConfig
 from hnet_cli.model import HNetForCausalLM as Network
-from hnet_cli.model.config import TRANSFORMERS_KEYS
+from hnet_cli.model.config import BOS, TRANSFORMERS_KEYS
 
 try:
     from transformers import (
@@ -39,7 +39,7 @@ try:
 except ImportError as error:
     raise EnvironmentLimit("transformers 5 is not installed", "pip install 'hnet[transformers]'") from error
 
-BOS, EOS = 254, 255
+EOS = 255
 OWN_FIELDS = ("arch_layout", "d_model", "d_intermediate", "vocab_size", "ssm_cfg", "attn_cfg", "tie_embeddings", "hnet")
 LONGEST = 1 << 40
 """Bytes of a generated document: the caches grow as needed."""

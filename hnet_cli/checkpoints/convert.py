@@ -29,7 +29,7 @@ from hnet_cli.config.run import resolve
 from hnet_cli.errors import BusyError, DamagedError, InputError, StorageError, UsageError
 from hnet_cli.modality import names as modality_names
 from hnet_cli.model import HNetConfig, HNetForCausalLM
-from hnet_cli.model.skeleton import skeleton
+from hnet_cli.model.init import skeleton
 from hnet_cli.storage import shown
 from hnet_cli.terminal.console import progress
 

@@ -20,8 +20,7 @@ from hnet_cli.checkpoints.safetensors_file import write_safetensors
 from hnet_cli.data import tokens
 from hnet_cli.errors import DamagedError
 from hnet_cli.model import HNetConfig, HNetForCausalLM
-from hnet_cli.model.hnet import stays_float32
-from hnet_cli.model.skeleton import skeleton
+from hnet_cli.model.init import skeleton, stays_float32
 
 STARTERS = Path(__file__).parents[1] / "starters"
 MODEL_FILES = ("config.json", "model.safetensors")

@@ -17,9 +17,7 @@ import numpy as np
 
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.errors import InputError
-
-BOS = 254
-"""The input before a document's first byte; 0xFE never occurs in UTF-8."""
+from hnet_cli.model.config import BOS
 
 
 @dataclass(frozen=True, slots=True)

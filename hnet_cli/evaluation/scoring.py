@@ -22,7 +22,6 @@ from hnet_cli.errors import NumericalError
 from hnet_cli.evaluation.resampling import FEWEST
 from hnet_cli.inference.windows import BATCH_BYTES, BOS
 from hnet_cli.model import HNetForCausalLM, RoutingOutput
-from hnet_cli.model.carry import extend
 from hnet_cli.model.state import GenerationState
 
 
@@ -128,7 +127,7 @@ def _forward(
     if state is None:
         out = model(inputs, cu_seqlens=torch.from_numpy(offsets).to(device))
     else:
-        out = extend(model, inputs, state)
+        out = model.extend(inputs, state)
     return Pass(batch, *_judged(out.logits.float(), targets), offsets, out.routing)
 
 

@@ -93,8 +93,15 @@ class _Block:
         self.runs: list[list[int]] = []
         """Syntax of the text: UTF-16 units in a row of one kind, and which."""
 
-    def add(self, text: str, size: int, probability: tuple[float, ...], surprisal: str, drawn: bytes = b"",
-            syntax: bytes = b"") -> None:  # fmt: skip
+    def add(
+        self,
+        text: str,
+        size: int,
+        probability: tuple[float, ...],
+        surprisal: str,
+        drawn: bytes = b"",
+        syntax: bytes = b"",
+    ) -> None:
         """`text` is what is shown for the bytes `drawn`, whose `syntax` is told."""
         self.texts.append(text)
         self.sizes.append(size)
@@ -152,9 +159,12 @@ def _digits(bits: Sequence[float] | np.ndarray) -> str:
 
 
 def page(
-    parts: Iterable[tuple[str | None, int, Iterable[Piece]]], show: Callable[[bytes], str], stages: Sequence[int],
-    label: str = "", note: Callable[[], str] = lambda: "",
-) -> Iterator[str]:  # fmt: skip
+    parts: Iterable[tuple[str | None, int, Iterable[Piece]]],
+    show: Callable[[bytes], str],
+    stages: Sequence[int],
+    label: str = "",
+    note: Callable[[], str] = lambda: "",
+) -> Iterator[str]:
     """Pieces of the page. `parts` come in order: (heading of a document that begins here or None where it goes on,
     offset of the document in its source, its next chunks). `stages`: numbers of the stages that are shown, ascending.
     `label` names the model; `note` is asked at the end."""
@@ -193,9 +203,14 @@ def page(
 
 
 def _placed(
-    block: _Block, piece: Piece, digits: str, show: Callable[[bytes], str], counts: Sequence[_Counts], base: int,
+    block: _Block,
+    piece: Piece,
+    digits: str,
+    show: Callable[[bytes], str],
+    counts: Sequence[_Counts],
+    base: int,
     written: list[str],
-) -> _Block:  # fmt: skip
+) -> _Block:
     """The block to go on with, after a piece was put into `block`; what was finished is added to `written`."""
     size, full = piece.end - piece.start, block.size + piece.end - piece.start
     line = piece.drawn.rfind(b"\n") + 1 if full >= BLOCK else 0

@@ -22,11 +22,11 @@ from hnet_cli.errors import NumericalError, UsageError
 from hnet_cli.inference import render
 from hnet_cli.inference.waiting import Ready, paces
 from hnet_cli.inference.windows import BOS
+from hnet_cli.kernels.continuing import pick
 from hnet_cli.kernels.packing import send
 from hnet_cli.kernels.reference import exact
 from hnet_cli.modality import Automaton, Modality
 from hnet_cli.model import HNetForCausalLM
-from hnet_cli.model.state import pick
 
 EOS = 255
 """What official checkpoints write at the end of a document; models trained here never do."""
@@ -141,8 +141,16 @@ class Chooser:
     On a device without float64 the logits are read instead.
     """
 
-    def __init__(self, choice: Choice, grammar: Grammar, states: Sequence[int], rows: Sequence[int], seed: int,
-                 max_bytes: int, eos: int | None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        choice: Choice,
+        grammar: Grammar,
+        states: Sequence[int],
+        rows: Sequence[int],
+        seed: int,
+        max_bytes: int,
+        eos: int | None,
+    ) -> None:
         device = grammar.next.device
         self.choice, self.grammar, self.eos, self.device = choice, grammar, eos, device
         self.states, self.left = torch.tensor(states, device=device), torch.full((len(rows),), max_bytes, device=device)
@@ -352,9 +360,14 @@ def sample_bytes(model: HNetForCausalLM, prompts: Sequence[bytes], *, n: int = 1
 
 
 def sample_records(
-    model: HNetForCausalLM, prompts: Sequence[bytes], modality: Modality | None = None, *, n: int = 1,
-    show_chunks: bool = False, **options: Any,
-) -> Iterator[dict[str, Any]]:  # fmt: skip
+    model: HNetForCausalLM,
+    prompts: Sequence[bytes],
+    modality: Modality | None = None,
+    *,
+    n: int = 1,
+    show_chunks: bool = False,
+    **options: Any,
+) -> Iterator[dict[str, Any]]:
     """`hnet sample --json`: a record per row. "prompt" and "text" are strings where the bytes are UTF-8, else
     "prompt_bytes" and "bytes" hold them in base64. "bytes_per_chunk" has a number per stage, null without chunks;
     with `show_chunks` "boundaries" has a list per stage: the bytes of the continuation, from 0, that begin a chunk."""

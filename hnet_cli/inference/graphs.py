@@ -21,8 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hnet_cli.kernels.continuing import pick, put
+from hnet_cli.model.chunking import is_boundary
 from hnet_cli.model.hnet import HNet, HNetForCausalLM
-from hnet_cli.model.state import AttentionState, GenerationState, LevelState, Now, pick
+from hnet_cli.model.state import AttentionState, GenerationState, LevelState, Now
 
 Run = Callable[[], None]
 Capture = Callable[[Run], Run]
@@ -90,8 +92,7 @@ class _Level:
     net: HNet
     state: LevelState
     buffers: dict[str, Tensor] = field(default_factory=dict)
-    """`source` (B, outer width), what the outer level hands over; `encoded` (B, D); `prob` (B,). Made when first
-    written."""
+    """`encoded` (B, D) and `prob` (B,), as `HNet.step_in` gave them. Made when first written."""
     prob: Tensor = field(default_factory=lambda: torch.empty(0))
     """(B,): the same on the host."""
     capacity: int = 0
@@ -191,7 +192,7 @@ class GraphSteps:
             prob = [p if row in reached else math.nan for row, p in enumerate(prob)]
         own = [prob[row] for row in self.rows]
         probs.append(own)
-        chosen = [row for row, p in zip(self.rows, own, strict=True) if p > 0.5]
+        chosen = [row for row, p in zip(self.rows, own, strict=True) if is_boundary(p)]
         if chosen:
             everyone = len(chosen) == self.state.batch_size
             self._descend(number + 1, None if everyone else sorted(chosen), probs)
@@ -259,12 +260,9 @@ class GraphSteps:
         level = self.levels[number]
         now = self._now(level, rows)
         tokens = pick(self.tokens, rows)
-        encoded, source, prob = level.net.step_in(
-            self._given(number, rows), level.state, now, self.state.kernels, tokens
-        )
+        encoded, prob = level.net.step_in(self._given(number, rows), level.state, now, self.state.kernels, tokens)
         self._put(level.buffers, "encoded", encoded, rows)
         self._put(level.buffers, "prob", prob, rows)
-        self._put(self.levels[number + 1].buffers, "source", source, rows)
         if not len(level.prob):
             level.prob = torch.empty(self.state.batch_size, dtype=prob.dtype, pin_memory=self.device.type == "cuda")
         level.prob.copy_(level.buffers["prob"], non_blocking=True)
@@ -288,8 +286,8 @@ class GraphSteps:
     def _given(self, number: int, rows: Tensor | None) -> Tensor:
         if number == 0:
             return self.model.embeddings(pick(self.tokens, rows))
-        level = self.levels[number]
-        return level.net.enter(pick(level.buffers["source"], rows), self.state.kernels)
+        encoded = self.levels[number - 1].buffers["encoded"]
+        return self.levels[number].net.enter(pick(encoded, rows), self.state.kernels)
 
     def _leave(self, number: int, hidden: Tensor, now: Now) -> None:
         """Hands what a level gives to the outer one, and counts the position."""
@@ -297,7 +295,7 @@ class GraphSteps:
             self._put(self.output, "logits", F.linear(hidden, self.model.lm_head.weight), None)
         else:
             outer = self.levels[number - 1]
-            outer.net.receive(hidden, pick(outer.buffers["prob"], now.rows), outer.state, now.rows)
+            outer.net.dechunk_layer.step(hidden, pick(outer.buffers["prob"], now.rows), outer.state, now.rows)
         position = self.levels[number].state.position
         if now.rows is None:
             position.add_(1)
@@ -307,7 +305,4 @@ class GraphSteps:
     def _put(self, buffers: dict[str, Tensor], name: str, value: Tensor, rows: Tensor | None) -> None:
         if name not in buffers:
             buffers[name] = value.new_zeros(self.state.batch_size, *value.shape[1:])
-        if rows is None:
-            buffers[name].copy_(value)
-        else:
-            buffers[name][rows] = value
+        put(buffers[name], rows, value)

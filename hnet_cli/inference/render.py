@@ -54,9 +54,14 @@ def use_colour(stream: TextIO) -> bool:
 
 
 def render(
-    windows: Iterable[Window], format: str, stages: Sequence[int], modality: Modality | None, headings: bool = False,
-    label: str = "", note: Callable[[], str] = lambda: "",
-) -> Iterator[str]:  # fmt: skip
+    windows: Iterable[Window],
+    format: str,
+    stages: Sequence[int],
+    modality: Modality | None,
+    headings: bool = False,
+    label: str = "",
+    note: Callable[[], str] = lambda: "",
+) -> Iterator[str]:
     """Pieces of text; joined they are the whole output. `stages` ascending. For the page: `label` names the model,
     `note` is asked at the end for what is still to be said."""
     check(format, modality)

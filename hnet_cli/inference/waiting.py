@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hnet_cli.inference.graphs import Steps, steps
+from hnet_cli.kernels.continuing import pick
+from hnet_cli.model.chunking import is_boundary
 from hnet_cli.model.hnet import HNet, HNetForCausalLM
-from hnet_cli.model.state import GenerationState, LevelState, pick
+from hnet_cli.model.state import GenerationState, LevelState
 
 SHARE = 0.4
 """More would make the products inside larger, and those outside smaller."""
@@ -69,7 +71,7 @@ class InStep:
             self.rows = list(rows)
         logits, probs = self.stepper.step(tokens)
         return Ready(
-            self.rows, logits, [sum(p > 0.5 for p in own) for own in zip(*probs, strict=True)] or [0] * len(rows)
+            self.rows, logits, [sum(map(is_boundary, own)) for own in zip(*probs, strict=True)] or [0] * len(rows)
         )
 
 
@@ -80,7 +82,7 @@ class _Level:
     share: float
     """Of the rows under way, that must wait before the inner network runs."""
     buffers: dict[str, Tensor] = field(default_factory=dict)
-    """`encoded` and `source` (B, D), `prob` (B,), as `HNet.step_in` gave them for each row's last position."""
+    """`encoded` (B, D) and `prob` (B,), as `HNet.step_in` gave them for each row's last position."""
     waiting: list[int] = field(default_factory=list)
     """Rows before the inner network."""
 
@@ -146,12 +148,12 @@ class Waiting:
             return rows, net.step_main(hidden, state, now, self.kernels)
         ready: list[int] = []
         if now is not None:
-            encoded, source, prob = net.step_in(hidden, state, now, self.kernels, pick(self.tokens, index))
-            for name, value in (("encoded", encoded), ("source", source), ("prob", prob)):
+            encoded, prob = net.step_in(hidden, state, now, self.kernels, pick(self.tokens, index))
+            for name, value in (("encoded", encoded), ("prob", prob)):
                 level.keep(name, value, index)
             for row, p in zip(rows, prob.tolist(), strict=True):
-                (level.waiting if p > 0.5 else ready).append(row)
-                self.depth[row] += p > 0.5
+                (level.waiting if is_boundary(p) else ready).append(row)
+                self.depth[row] += is_boundary(p)
         must = must and not ready
         if must or len(level.waiting) >= max(1, int(level.share * self.under_way)):
             ready = sorted(ready + self._descend(number, must))
@@ -167,9 +169,9 @@ class Waiting:
         """Takes all that wait into the inner network, and what comes out of it up again: those rows."""
         level, inner = self.levels[number : number + 2]
         rows, level.waiting = sorted(level.waiting), []
-        entering = inner.net.enter(pick(level.buffers["source"], level.index(rows)), self.kernels)
+        entering = inner.net.enter(pick(level.buffers["encoded"], level.index(rows)), self.kernels)
         rows, chunk = self._advance(number + 1, rows, entering, must)
         if rows:
             index = level.index(rows)
-            level.net.receive(chunk, pick(level.buffers["prob"], index), level.state, index)
+            level.net.dechunk_layer.step(chunk, pick(level.buffers["prob"], index), level.state, index)
         return rows

@@ -21,15 +21,11 @@ import torch
 from torch import Tensor
 
 from hnet_cli.errors import NumericalError, UsageError
-from hnet_cli.kernels.packing import Packing
 from hnet_cli.modality import Document
-from hnet_cli.model import HNetConfig, HNetForCausalLM, RoutingOutput
-from hnet_cli.model.carry import extend, extend_routing
-from hnet_cli.model.hnet import HNet
+from hnet_cli.model import HNetConfig, HNetForCausalLM, RoutingOutput, config
 from hnet_cli.model.state import GenerationState
 
-BOS = b"\xfe"
-"""Precedes every document in the model's input."""
+BOS = bytes([config.BOS])
 BATCH_BYTES = {"cpu": 8192}
 """Bytes of a packed pass by device: enough to keep a processor busy, few enough for its caches. Else 262,144."""
 LONGEST_CHUNK = 1 << 20
@@ -181,24 +177,6 @@ def _period(config: HNetConfig) -> int:
 
 
 @torch.no_grad()
-def route(model: HNetForCausalLM, ids: Tensor, cu_seqlens: Tensor) -> list[RoutingOutput]:
-    """`model(ids, cu_seqlens=cu_seqlens).routing` without the main network and the decoders. ids (T,) int64."""
-    packing, kernels = Packing.of_cu_seqlens(cu_seqlens), model.kernels()
-    level, hidden = model.backbone, model.embeddings(ids)
-    routing: list[RoutingOutput] = []
-    while not level.is_innermost:
-        encoded = level.encoder(hidden, packing, kernels)
-        routing.append(level.routing_module(encoded, packing, None if routing else ids, kernels))
-        source = level.chunk_source(encoded, routing[-1], packing, kernels)
-        hidden, packing, _ = level.chunk_layer(source.to(encoded.dtype), routing[-1], packing)
-        assert isinstance(level.main_network, HNet)
-        level = level.main_network
-        if not level.is_innermost:
-            hidden = level.enter(hidden, kernels)
-    return routing
-
-
-@torch.no_grad()
 def bits_per_byte(model: HNetForCausalLM, ids: Tensor, cu_seqlens: Tensor) -> tuple[np.ndarray, list[RoutingOutput]]:
     """-log2 of the probability of each of ids (T,), NaN where a sequence begins, (T,) float32; and the routing."""
     out = model(ids, cu_seqlens=cu_seqlens)
@@ -223,12 +201,12 @@ class _Carry:
         """Logits (1, V) after the last byte that was read."""
 
     def __call__(self, ids: Tensor, begins: bool, surprisal: bool) -> tuple[np.ndarray | None, list[RoutingOutput]]:
-        """As `bits_per_byte` (or None) and `route` of the next bytes (T,) of the document, or of a new one."""
+        """As `bits_per_byte` (or None) and routing of the next bytes (T,) of the document, or of a new one."""
         if begins or self.state is None:
             self.state, self.last = self.model.allocate_state(1, sys.maxsize), None
         if not surprisal:
-            return None, extend_routing(self.model, ids, self.state)
-        out = extend(self.model, ids, self.state)
+            return None, self.model.extend(ids, self.state, until="routing").routing
+        out = self.model.extend(ids, self.state)
         logits = out.logits if self.last is None else torch.cat([self.last, out.logits])
         self.last = out.logits[-1:]
         bits = _bits(logits[:-1], ids[len(ids) + 1 - len(logits) :])
@@ -250,7 +228,8 @@ def _compute(
     elif surprisal:
         bits, routing = bits_per_byte(model, ids, cu_seqlens)
     else:
-        routing = route(model, ids, cu_seqlens)
+        with torch.no_grad():
+            routing = model(ids, cu_seqlens=cu_seqlens, until="routing").routing
 
     first = offsets[:-1] + [stretch.skipped for stretch in batch]  # of the positions that are kept, in the pack
     at = np.arange(len(ids))  # where the positions of the current level stand in the pack

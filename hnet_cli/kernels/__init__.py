@@ -17,7 +17,7 @@ import torch
 from hnet_cli.kernels import cpu as host
 from hnet_cli.kernels import cpu_step as host_step
 from hnet_cli.kernels import cuda as external
-from hnet_cli.kernels import reference
+from hnet_cli.kernels import operations, reference
 from hnet_cli.kernels.packing import Packing
 
 __all__ = ["Kernels", "Packing", "Row", "check", "choose", "report"]
@@ -34,22 +34,22 @@ Function = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Kernels:
-    """One function per operation, with the signatures and meaning of those in `kernels.reference`."""
+    """One function per operation, with the meaning of those in `kernels.reference`."""
 
-    ssd_scan: Function = reference.ssd_scan
-    ssd_state: Function = reference.ssd_state
-    ssd_step: Function = reference.ssd_step
-    causal_conv: Function = reference.causal_conv
-    causal_conv_step: Function = reference.causal_conv_step
-    attention: Function = reference.attention
-    attention_step: Function = reference.attention_step
-    ema_scan: Function = reference.ema_scan
-    add_rms_norm: Function = reference.add_rms_norm
-    gated_rms_norm: Function = reference.gated_rms_norm
-    swiglu: Function = reference.swiglu
-    wide_linear: Function = reference.wide_linear
-    step_weight: Function = reference.step_weight
-    step_linear: Function = reference.step_linear
+    ssd_scan: operations.SSDScan = reference.ssd_scan
+    ssd_state: operations.SSDState = reference.ssd_state
+    ssd_step: operations.SSDStep = reference.ssd_step
+    causal_conv: operations.CausalConv = reference.causal_conv
+    causal_conv_step: operations.CausalConvStep = reference.causal_conv_step
+    attention: operations.Attention = reference.attention
+    attention_step: operations.AttentionStep = reference.attention_step
+    ema_scan: operations.EMAScan = reference.ema_scan
+    add_rms_norm: operations.AddRMSNorm = reference.add_rms_norm
+    gated_rms_norm: operations.GatedRMSNorm = reference.gated_rms_norm
+    swiglu: operations.SwiGLU = reference.swiglu
+    wide_linear: operations.WideLinear = reference.wide_linear
+    step_weight: operations.StepWeight = reference.step_weight
+    step_linear: operations.StepLinear = reference.step_linear
     names: dict[str, str] = field(default_factory=dict)
     """Backend by operation."""
 

@@ -197,10 +197,7 @@ class _Borders:
     def of(packing: Packing, width: int) -> _Borders | None:
         if packing.batch_size == 1:
             return None
-        key = ("borders", width)
-        if key not in packing._cache:
-            packing._cache[key] = _Borders(packing, width)
-        return packing._cache[key]  # type: ignore[return-value]
+        return packing.cached(("borders", width), lambda: _Borders(packing, width))
 
 
 class _CausalConv(torch.autograd.Function):

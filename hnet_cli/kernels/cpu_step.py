@@ -105,13 +105,14 @@ class LaterState:
         g = self.state[:, :size] + self.keys.mT @ self.state[:, size:]
         return g.mT.contiguous().unflatten(1, (self.scale.shape[1], -1)) * self.scale[:, :, None, None]
 
-    def fill(self, value: Tensor) -> None:
-        """Takes the states (B, H, P, N) that documents end with."""
-        self.state[:, : value.shape[3]] = value.flatten(1, 2).mT
-        self.state[:, value.shape[3] :] = 0  # zero keys would keep what is not finite
-        self.count = [0] * len(self.count)
-        self.keys.zero_()
-        self.scale.fill_(1)
+    def fill(self, value: Tensor, rows: Tensor | None = None) -> None:
+        """As the reference."""
+        everyone = slice(None) if rows is None else rows
+        self.state[everyone, : value.shape[3]] = value.flatten(1, 2).mT.to(self.state.dtype)
+        self.state[everyone, value.shape[3] :] = 0  # zero keys would keep what is not finite
+        self.keys[everyone], self.scale[everyone] = 0, 1
+        for row in range(len(self.count)) if rows is None else rows.tolist():
+            self.count[row] = 0
 
     def select(self, rows: Tensor) -> None:
         """Keeps the given rows (R,) int64, in that order."""

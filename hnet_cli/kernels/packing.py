@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from hnet_cli.model.settings import Rotary
+Value = TypeVar("Value")
 
 
 @dataclass(eq=False)
@@ -27,7 +25,11 @@ class Packing:
     """(B+1,) int32 or int64: document b is the positions cu_seqlens[b] to cu_seqlens[b+1]."""
     lengths: list[int]
     """Of the B documents, each at least 1."""
-    _cache: dict[object, object] = field(default_factory=dict, repr=False)
+    start: list[int] | None = None
+    """Positions of each document that were read before and are not in the tensor; None: none of any."""
+    rows: list[int] | None = None
+    """Which row of a state each document is, ascending; None: all of them in order."""
+    _cache: dict[object, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of_lengths(cls, lengths: list[int], device: torch.device | str = "cpu") -> Packing:
@@ -98,6 +100,18 @@ class Packing:
         return torch.arange(self.total, device=self.device) - self.cu_seqlens[:-1].long()[self.document]
 
     @cached_property
+    def absolute(self) -> Tensor:
+        """(T,) int64: position counted from where the document truly begins, `start` included."""
+        if self.start is None:
+            return self.position
+        return send(torch.tensor(self.start), self.device)[self.document] + self.position
+
+    @cached_property
+    def row_index(self) -> Tensor | None:
+        """`rows` as (B,) int64 on the device."""
+        return None if self.rows is None else send(torch.tensor(self.rows), self.device)
+
+    @cached_property
     def first(self) -> Tensor:
         """(B,) int64: packed index of each document's first position."""
         return self.cu_seqlens[:-1].long()
@@ -107,32 +121,33 @@ class Packing:
         """(B,) int64: packed index of each document's last position."""
         return self.cu_seqlens[1:].long() - 1
 
+    @cached_property
+    def begins(self) -> Tensor:
+        """(b,) int64: `first` of the documents of which nothing was read before."""
+        if self.start is None:
+            return self.first
+        fresh = [b for b, start in enumerate(self.start) if not start]
+        return self.first[torch.tensor(fresh, dtype=torch.int64, device=self.device)]
+
     def tails(self, x: Tensor, count: int) -> Tensor:
         """The last `count` vectors of every document, oldest first, zeros before its start: (T, D) -> (B, count, D)."""
         back = torch.arange(count - 1, -1, -1, device=self.device)
         index = self.last[:, None] - back
         return x[index.clamp(min=0)] * (index >= self.first[:, None])[:, :, None].to(x.dtype)
 
-    def rotary(self, dim: int, dtype: torch.dtype, rotary: Rotary) -> tuple[Tensor, Tensor]:
-        """cos and sin of every position, (T, 1, 1, dim/2) each, for queries and keys at once: (T, 2, H, P)."""
-        key = ("rotary", dim, dtype, rotary)
+    def cached(self, key: object, make: Callable[[], Value]) -> Value:
+        """What `make` returns, made once for each `key`."""
         if key not in self._cache:
-            self._cache[key] = rotary_table(self.position, dim, dtype, rotary)
-        return self._cache[key]  # type: ignore[return-value]
+            self._cache[key] = make()
+        return cast(Value, self._cache[key])
 
     def blocks(self, size: int) -> Blocks:
-        """The packed axis in blocks of `size` positions; made once."""
-        key = ("blocks", size)
-        if key not in self._cache:
-            self._cache[key] = Blocks.of(self, size)
-        return self._cache[key]  # type: ignore[return-value]
+        """The packed axis in blocks of `size` positions."""
+        return self.cached(("blocks", size), lambda: Blocks.of(self, size))
 
     def buckets(self, waste: float = 0.25) -> list[Bucket]:
         """Documents grouped by similar length, for padded operations; at most `waste` of a row is padding."""
-        key = ("buckets", waste)
-        if key not in self._cache:
-            self._cache[key] = Bucket.group(self, waste)
-        return self._cache[key]  # type: ignore[return-value]
+        return self.cached(("buckets", waste), lambda: Bucket.group(self, waste))
 
 
 def send(tensor: Tensor, device: torch.device | str) -> Tensor:
@@ -153,18 +168,6 @@ def scattered_positions(mask: Tensor, count: int) -> Tensor:
     slot = torch.where(mask, mask.cumsum(0) - 1, count)
     found = slot.new_empty(count + 1)  # all others write to the last element
     return found.scatter_(0, slot, torch.arange(len(mask), device=mask.device))[:count]
-
-
-def rotary_table(position: Tensor, dim: int, dtype: torch.dtype, rotary: Rotary) -> tuple[Tensor, Tensor]:
-    """cos and sin (T, 1, 1, dim/2) of positions (T,); angles in float32 whatever `dtype`, as the release has them."""
-    inverse = rotary.base ** -(torch.arange(0, dim, 2, dtype=torch.float32, device=position.device) / dim)
-    if rotary.factor != 1:
-        low, high = rotary.low_freq_factor, rotary.high_freq_factor
-        turns = inverse * rotary.original_length / (2 * math.pi)
-        kept = ((turns - low) / (high - low)).clamp(0, 1)
-        inverse = inverse * (kept + (1 - kept) / rotary.factor)
-    angle = position.float()[:, None, None, None] * inverse
-    return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
 @dataclass(eq=False)

@@ -214,9 +214,9 @@ class SSMState:
     value: Tensor
     """(B, H, P, N), float32 or wider; zero at the beginning of a document."""
 
-    def fill(self, value: Tensor) -> None:
-        """Takes the states (B, H, P, N) that documents end with."""
-        self.value.copy_(value)
+    def fill(self, value: Tensor, rows: Tensor | None = None) -> None:
+        """Takes the states (R, H, P, N) that documents end with, of the given rows (R,) int64 or of all."""
+        self.value[slice(None) if rows is None else rows] = value.to(self.value.dtype)
 
     def select(self, rows: Tensor) -> None:
         """Keeps the given rows (R,) int64, in that order."""
@@ -281,15 +281,6 @@ def ema_scan(x: Tensor, p: Tensor, packing: Packing) -> Tensor:
 
 
 # -- attention ---------------------------------------------------------------------------------------------------------
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding, half-split, on the first 2 * cos.shape[-1] coordinates. x (..., H, P); cos, sin (..., 1, R)."""
-    half = cos.shape[-1]
-    if half == 0:
-        return x
-    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1)
 
 
 def attention(

@@ -14,10 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hnet_cli.kernels import Kernels
+from hnet_cli.kernels import Kernels, continuing
+from hnet_cli.kernels.operations import Scan
 from hnet_cli.kernels.packing import Packing
-from hnet_cli.kernels.reference import rotate, wide
+from hnet_cli.kernels.reference import wide
+from hnet_cli.model import rotary
 from hnet_cli.model.config import HNetConfig
+from hnet_cli.model.rotary import rotate
 from hnet_cli.model.settings import Rotary
 from hnet_cli.model.state import AttentionState, LayerState, MambaState, Now
 
@@ -69,18 +72,18 @@ class Mamba2(nn.Module):
         self.D.fill_(1.0)
 
     def forward(self, x: Tensor, packing: Packing, kernels: Kernels, state: MambaState | None = None) -> Tensor:
-        """x (T, D) -> (T, D). Fills `state`, if given, with what each document ends with."""
+        """x (T, D) -> (T, D). Documents go on from `state`, if given, which is brought to their ends."""
         gate, raw, dt = self.in_proj(x).split(self.split, dim=-1)
-        conv = kernels.causal_conv(raw, self.conv1d.weight[:, 0], self.conv1d.bias, packing)
-        value, B, C = conv.split((self.d_inner, self.d_state, self.d_state), dim=-1)
+        assert self.conv1d.bias is not None
+        conv = (raw, self.conv1d.weight[:, 0], self.conv1d.bias, packing)
+        mixed = kernels.causal_conv(*conv) if state is None else continuing.causal_conv(kernels, *conv, state.conv)
+        value, B, C = mixed.split((self.d_inner, self.d_state, self.d_state), dim=-1)
         value = value.unflatten(-1, (self.heads, self.headdim))
-        scan = (value, dt, -wide(self.A_log).exp(), B, C, self.D, self.dt_bias, packing, self.chunk_size)
+        scan = Scan(value, dt, -wide(self.A_log).exp(), B, C, self.D, self.dt_bias)
         if state is None:
-            y = kernels.ssd_scan(*scan)
+            y = kernels.ssd_scan(*scan, packing, self.chunk_size)
         else:
-            y, final = kernels.ssd_scan(*scan, return_states=True)
-            state.ssm.fill(final)
-            state.conv.copy_(packing.tails(raw, state.conv.shape[1]))
+            y = continuing.ssd_scan(kernels, scan, packing, self.chunk_size, state.ssm)
         return self.out_proj(kernels.gated_rms_norm(y.flatten(-2), gate, self.norm.weight, EPS))
 
     def allocate(self, batch_size: int, kernels: Kernels) -> MambaState:
@@ -98,6 +101,7 @@ class Mamba2(nn.Module):
     def step(self, x: Tensor, state: MambaState, now: Now, kernels: Kernels) -> Tensor:
         """x (R, D): one position for each of the R rows that take part. Updates the state."""
         gate, conv, dt = kernels.step_linear(x, state.in_proj, row_by_row=True).split_with_sizes(self.split, -1)
+        assert self.conv1d.bias is not None
         conv = kernels.causal_conv_step(conv, state.conv, state.taps, self.conv1d.bias, now.rows)
         value, B, C = conv.split_with_sizes((self.d_inner, self.d_state, self.d_state), -1)
         value = value.view(-1, self.heads, self.headdim)
@@ -118,13 +122,15 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(d_model, d_model, bias=False)
 
     def forward(self, x: Tensor, packing: Packing, kernels: Kernels, state: AttentionState | None = None) -> Tensor:
-        """x (T, D) -> (T, D). Fills `state`, if given, with what each document ends with."""
+        """x (T, D) -> (T, D). Documents go on from `state`, if given, which is brought to their ends."""
         qk, v = self.Wqkv(x).unflatten(-1, (3, self.heads, -1)).split((2, 1), dim=-3)
-        q, k = rotate(qk, *packing.rotary(self.rotary_dim, qk.dtype, self.rotary)).unbind(-3)
+        q, k = rotate(qk, *rotary.of_packing(packing, self.rotary_dim, qk.dtype, self.rotary)).unbind(-3)
         v = v.squeeze(-3)
-        if state is not None:
-            state.fill(k, v, packing)
-        return self.out_proj(kernels.attention(q, k, v, packing, self.window).flatten(-2))
+        if state is None:
+            y = kernels.attention(q, k, v, packing, self.window)
+        else:
+            y = state.extend(q, k, v, packing, kernels)
+        return self.out_proj(y.flatten(-2))
 
     def allocate(self, batch_size: int, kernels: Kernels) -> AttentionState:
         """The state of `batch_size` documents that have not begun."""
@@ -222,7 +228,7 @@ class Isotropic(nn.Module):
     def forward(
         self, hidden: Tensor, packing: Packing, kernels: Kernels, states: list[LayerState] | None = None
     ) -> Tensor:
-        """(T, D) -> (T, D). `states`: one per layer, filled with what each document ends with."""
+        """(T, D) -> (T, D). `states`: one per layer, from which documents go on."""
         residual, dtype = None, hidden.dtype
         again = self.recompute and states is None and torch.is_grad_enabled()
         for i, layer in enumerate(self.layers):

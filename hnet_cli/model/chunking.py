@@ -9,40 +9,49 @@ boundary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hnet_cli.kernels import REFERENCE, Kernels
+from hnet_cli.kernels import REFERENCE, Kernels, continuing
+from hnet_cli.kernels.continuing import pick, put
 from hnet_cli.kernels.packing import Packing, true_positions
 from hnet_cli.kernels.reference import wide
 from hnet_cli.model.blocks import WideLinear
 from hnet_cli.model.settings import Chunker
-from hnet_cli.model.state import LevelState, Now, pick
+from hnet_cli.model.state import LevelState, Now
+
+Probability = TypeVar("Probability", Tensor, float)
+
+
+def is_boundary(prob: Probability) -> Any:
+    """b of paper eq 5, p > 0.5: a bool for a float, a bool tensor for a tensor; False for not-a-number."""
+    return prob > 0.5
 
 
 @dataclass
 class RoutingOutput:
-    """What a stage decided, for the T_s positions of level s of all B documents."""
+    """The decisions of a stage, for the T_s positions of level s of all B documents."""
 
     boundary_prob: Tensor
     """(T_s,) float32 or wider: p of paper eq 4; the first position of a document has 1."""
     boundary_mask: Tensor
-    """(T_s,) bool: b = p > 0.5."""
+    """(T_s,) bool: b, see `is_boundary`."""
     cu_seqlens: Tensor
     """(B+1,): document offsets at level s, that is the level these positions belong to (not of the chunks)."""
     learned: bool = True
     """False for fixed rules, whose probabilities are the mask and carry no loss."""
     allowed: Tensor | None = None
     """(T_s,) bool: where a boundary may be, of the `characters` chunker; elsewhere p is 0. None: anywhere."""
-    embedding: Tensor | None = None
-    """(M, D): what a main network with adapters reads for each chunk, where this stage is the innermost."""
 
 
 class RoutingModule(nn.Module):
     """p_t = (1 - cos(W_q h_{t-1}, W_k h_t)) / 2 (paper eq 4, with the letters of the official code)."""
+
+    learned = True
 
     def __init__(self, d_model: int, chunker: Chunker | None = None) -> None:
         super().__init__()
@@ -53,7 +62,12 @@ class RoutingModule(nn.Module):
         nn.init.eye_(self.k_proj_layer.weight)
 
     def forward(
-        self, hidden: Tensor, packing: Packing, input_ids: Tensor | None = None, kernels: Kernels = REFERENCE
+        self,
+        hidden: Tensor,
+        packing: Packing,
+        input_ids: Tensor | None = None,
+        kernels: Kernels = REFERENCE,
+        state: LevelState | None = None,
     ) -> RoutingOutput:
         """hidden (T, D): the encoder's output. The comparison across a document border is overwritten: no gradient.
 
@@ -63,71 +77,86 @@ class RoutingModule(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
             prob = F.pad(((1 - (q * k).sum(-1)) / 2).clamp(0, 1), (1, 0))
+            if state is not None:
+                if packing.start is not None:
+                    keys = self.k_proj_layer(hidden[packing.first], kernels)
+                    prob[packing.first] = self._compare(pick(state.last, packing.row_index), keys)
+                put(state.last, packing.row_index, self.q_proj_layer(hidden[packing.last], kernels))
             allowed = None
             if self.characters:
                 if input_ids is None:
                     raise ValueError("the 'characters' chunker needs the input bytes")
                 allowed = ~continuation(input_ids)
                 prob = prob.masked_fill(~allowed, 0)
-                allowed = allowed.index_fill(0, packing.first, True)
-            prob = prob.index_fill(0, packing.first, 1.0)
-        return RoutingOutput(prob, prob > 0.5, packing.cu_seqlens, allowed=allowed)
+                allowed = allowed.index_fill(0, packing.begins, True)
+            prob = prob.index_fill(0, packing.begins, 1.0)
+        return RoutingOutput(prob, is_boundary(prob), packing.cu_seqlens, allowed=allowed)
 
-    def remember(self, hidden: Tensor, last_ids: Tensor | None, state: LevelState) -> None:
-        """Prepares for `step` after documents whose last encoder output is hidden (B, D)."""
-        state.query = F.linear(hidden.to(self.q_proj_layer.weight.dtype), self.q_proj_layer.weight)
-        state.projection = torch.cat([self.k_proj_layer.weight, self.q_proj_layer.weight]).detach()
+    def _compare(self, query: Tensor, key: Tensor) -> Tensor:
+        """(R, D) each -> p (R,)."""
+        return ((1 - F.cosine_similarity(wide(query), wide(key), dim=-1)) / 2).clamp(0, 1)
 
-    def step(self, hidden: Tensor, tokens: Tensor, state: LevelState, now: Now) -> Tensor:
-        """hidden (R, D) -> boundary probabilities (R,)."""
-        k, q = F.linear(hidden, state.projection).chunk(2, -1)
-        last = pick(state.query, now.rows)
+    def allocate(self, batch_size: int) -> tuple[Tensor, Tensor]:
+        """`last` and `projection` of a `LevelState`."""
+        projection = torch.cat([self.k_proj_layer.weight, self.q_proj_layer.weight]).detach()
+        return projection.new_zeros(batch_size, projection.shape[1]), projection
+
+    def step(self, hidden: Tensor, tokens: Tensor | None, state: LevelState, now: Now) -> Tensor:
+        """hidden (R, D), tokens (R,) -> boundary probabilities (R,)."""
+        key, query = F.linear(hidden, state.projection).chunk(2, -1)
+        prob = self._compare(pick(state.last, now.rows), key)
         if now.rows is None:
-            state.query = q
+            state.last = query
         else:
-            state.query[now.rows] = q
-        prob = ((1 - F.cosine_similarity(wide(last), wide(k), dim=-1)) / 2).clamp(0, 1)
-        return prob.masked_fill(continuation(tokens), 0) if self.characters else prob
+            state.last[now.rows] = query
+        return prob.masked_fill(continuation(tokens), 0) if self.characters and tokens is not None else prob
 
 
 class FixedRouting(nn.Module):
     """A rule without parameters: every k-th position of a document, or SpaceByte's rule on the bytes (level 0 only)."""
+
+    learned = False
 
     def __init__(self, chunker: Chunker) -> None:
         super().__init__()
         self.chunker = chunker
 
     def forward(
-        self, hidden: Tensor, packing: Packing, input_ids: Tensor | None = None, kernels: Kernels = REFERENCE
+        self,
+        hidden: Tensor,
+        packing: Packing,
+        input_ids: Tensor | None = None,
+        kernels: Kernels = REFERENCE,
+        state: LevelState | None = None,
     ) -> RoutingOutput:
         """hidden (T, D) gives the dtype only. Raises ValueError if the `space` chunker is not given the bytes (T,)."""
-        if self.chunker.kind == "fixed":
-            assert self.chunker.k is not None
-            mask = packing.position % self.chunker.k == 0
+        if self.chunker.k is not None:
+            mask = packing.absolute % self.chunker.k == 0
         else:
             if input_ids is None:
                 raise ValueError("the 'space' chunker needs the input bytes")
             space = space_like(input_ids)
             mask = space & ~F.pad(space[:-1], (1, 0))
-            mask = mask.index_fill(0, packing.first, True)
-        return RoutingOutput(
-            mask.to(torch.promote_types(hidden.dtype, torch.float32)), mask, packing.cu_seqlens, learned=False
-        )
+            if state is not None:
+                mask[packing.first] = space[packing.first] & ~pick(state.last, packing.row_index)
+                put(state.last, packing.row_index, space[packing.last])
+            mask = mask.index_fill(0, packing.begins, True)
+        prob = mask.to(torch.promote_types(hidden.dtype, torch.float32))
+        return RoutingOutput(prob, mask, packing.cu_seqlens, learned=False)
 
-    def remember(self, hidden: Tensor, last_ids: Tensor | None, state: LevelState) -> None:
-        """Prepares for `step` after documents whose last byte is last_ids (B,)."""
-        if self.chunker.kind == "space" and last_ids is not None:
-            state.space = space_like(last_ids)
+    def allocate(self, batch_size: int) -> tuple[Tensor, Tensor]:
+        """`last` and `projection` of a `LevelState`, on the default device."""
+        return torch.zeros(batch_size, dtype=torch.bool), torch.empty(0)
 
-    def step(self, hidden: Tensor, tokens: Tensor, state: LevelState, now: Now) -> Tensor:
+    def step(self, hidden: Tensor, tokens: Tensor | None, state: LevelState, now: Now) -> Tensor:
         """tokens (R,) -> the mask (R,) as numbers."""
         if self.chunker.k is not None:
             mask = now.position % self.chunker.k == 0
         else:
-            rows = slice(None) if now.rows is None else now.rows
+            assert tokens is not None
             space = space_like(tokens)
-            mask = space & ~state.space[rows]
-            state.space[rows] = space
+            mask = space & ~pick(state.last, now.rows)
+            put(state.last, now.rows, space)
         return mask.to(torch.promote_types(hidden.dtype, torch.float32))
 
 
@@ -147,36 +176,71 @@ def continuation(ids: Tensor) -> Tensor:
 class ChunkLayer(nn.Module):
     """Direct selection: keep the vectors at boundaries (paper, 2.2.1)."""
 
-    def forward(self, hidden: Tensor, routing: RoutingOutput, packing: Packing) -> tuple[Tensor, Packing, Tensor]:
+    def forward(
+        self, hidden: Tensor, routing: RoutingOutput, packing: Packing, state: LevelState | None = None
+    ) -> tuple[Tensor, Packing | None, Tensor]:
         """hidden (T, D) -> chunks (M, D), their packing, and the index (M,) of each chunk's first position.
 
-        Reads the chunk counts on the host: the one synchronisation of a stage.
+        With a `state` the chunks continue its inner level; there may be none, then the packing is None. Reads the chunk
+        counts on the host: the one synchronisation of a stage.
         """
-        counted = F.pad(routing.boundary_mask.cumsum(0), (1, 0))
-        inner = Packing.of_cu_seqlens(counted[packing.cu_seqlens.long()].to(packing.cu_seqlens.dtype))
-        index = true_positions(routing.boundary_mask, inner.total)
+        counted = F.pad(routing.boundary_mask.cumsum(0), (1, 0))[packing.cu_seqlens.long()]
+        inner: Packing | None
+        if state is None:
+            inner = Packing.of_cu_seqlens(counted.to(packing.cu_seqlens.dtype))
+        else:
+            assert state.inner is not None
+            lengths = [b - a for a, b in pairwise(counted.tolist())]
+            inner = state.inner.packing(lengths, packing.rows)
+        index = true_positions(routing.boundary_mask, inner.total if inner else 0)
         return hidden.index_select(0, index), inner, index
 
 
 class DeChunkLayer(nn.Module):
     """Smoothing and upsampling (paper eq 5 and 8): average over chunks, then each position gets its chunk's vector."""
 
-    def smooth(self, chunks: Tensor, routing: RoutingOutput, inner: Packing, index: Tensor, kernels: Kernels) -> Tensor:
+    def smooth(
+        self,
+        chunks: Tensor,
+        routing: RoutingOutput,
+        inner: Packing,
+        index: Tensor,
+        kernels: Kernels,
+        state: LevelState | None = None,
+    ) -> Tensor:
         """The average over chunks (M, D) -> (M, D), float32 or wider. `index` (M,): where each chunk begins."""
-        prob = routing.boundary_prob.index_select(0, index).clamp(1e-4, 1 - 1e-4)
-        return kernels.ema_scan(chunks, prob, inner)
+        prob = _weight(routing.boundary_prob.index_select(0, index))
+        if state is None:
+            return kernels.ema_scan(chunks, prob, inner)
+        return continuing.ema_scan(kernels, chunks, prob, inner, pick(state.smoothed, inner.row_index))
 
-    def forward(self, smoothed: Tensor, routing: RoutingOutput) -> Tensor:
-        """Every position gets the vector of the chunk it is in: (M, D) -> (T, D)."""
-        return smoothed.index_select(0, routing.boundary_mask.cumsum(0) - 1)
+    def step(self, chunk: Tensor, prob: Tensor, state: LevelState, rows: Tensor | None) -> None:
+        """`smooth` of one chunk for each of some rows (None: all), chunk (R, D), prob (R,): moves `state.smoothed`."""
+        smoothed = torch.lerp(pick(state.smoothed, rows), wide(chunk), _weight(prob)[:, None])
+        if rows is None:
+            state.smoothed = smoothed
+        else:
+            state.smoothed[rows] = smoothed
+
+    def forward(
+        self, smoothed: Tensor, routing: RoutingOutput, packing: Packing, state: LevelState | None = None
+    ) -> Tensor:
+        """Every position gets the vector of the chunk it is in: (M, D) -> (T, D).
+
+        With a `state` that may be a chunk which began before; `state.smoothed` is still what it was then.
+        """
+        chunk = routing.boundary_mask.cumsum(0) - 1
+        if state is None or packing.start is None:
+            return smoothed.index_select(0, chunk)
+        before = pick(state.smoothed, packing.row_index)
+        first = F.pad(chunk + 1, (1, 0))[packing.first][packing.document]  # the first chunk that begins in the document
+        index = torch.where(chunk < first, packing.document, len(before) + chunk)
+        return torch.cat([before, smoothed]).index_select(0, index)
 
 
-def average_over_positions(hidden: Tensor, routing: RoutingOutput, packing: Packing, kernels: Kernels) -> Tensor:
-    """The smoothing of eq 5 at every position of the level instead of every chunk: (T, D) -> (T, D), float32 or wider.
-
-    For `smoothing: bytes` and `input` of the configuration: p counts where there is no boundary too.
-    """
-    return kernels.ema_scan(hidden, routing.boundary_prob.clamp(1e-4, 1 - 1e-4), packing)
+def _weight(prob: Tensor) -> Tensor:
+    """The weight of a new value in the average."""
+    return prob.clamp(1e-4, 1 - 1e-4)
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -193,16 +257,14 @@ class _StraightThrough(torch.autograd.Function):
         return grad, torch.linalg.vecdot(grad, upsampled), grad
 
 
-def add_residual(upsampled: Tensor, routing: RoutingOutput, residual: Tensor) -> Tensor:
+def add_residual(upsampled: Tensor, residual: Tensor, prob: Tensor, mask: Tensor) -> Tensor:
     """(T, D) + (T, D), with the gradient of the confidence c = p at a boundary, 1 - p elsewhere (paper eq 6)."""
-    if not routing.learned:
-        return upsampled + residual
-    p = routing.boundary_prob
-    return _StraightThrough.apply(upsampled, torch.where(routing.boundary_mask, p, 1 - p), residual)
+    return _StraightThrough.apply(upsampled, torch.where(mask, prob, 1 - prob), residual)
 
 
-def ratio_loss(routing: RoutingOutput, target_ratio: float, fraction: Tensor | None = None,
-               mean: Tensor | None = None) -> Tensor:  # fmt: skip
+def ratio_loss(
+    routing: RoutingOutput, target_ratio: float, fraction: Tensor | None = None, mean: Tensor | None = None
+) -> Tensor:
     """N/(N-1) * ((N-1) F G + (1-F)(1-G)) (paper eq 10): F = fraction of boundaries, G = mean probability. Scalar.
 
     `target_ratio` N > 1: positions per chunk aimed at. At F = G = 1/N the value is 1. Padding never counts: there is

@@ -29,9 +29,10 @@ from hnet_cli.model.settings import (
     thaw,
 )
 
+BOS = 254
+"""The byte before every document in the input of a model; it never occurs in UTF-8."""
 MLP_MULTIPLE = 128
-SMOOTHING = ("chunks", "bytes", "input")
-SWITCHES = ("smoothing", "rotary", "adapter_width", "network_norms", "residual")
+SWITCHES = ("rotary", "adapter_width", "network_norms", "residual")
 """Fields of ours that change the network. In a file they stand under "hnet" where they differ from the default."""
 TRANSFORMERS_KEYS = ("model_type", "architectures", "dtype", "transformers_version")
 """What the library `transformers` needs in the file, or adds to it. It says nothing about the model."""
@@ -59,10 +60,6 @@ class HNetConfig:
     """One per stage; empty means learned everywhere."""
     target_ratios: tuple[float, ...] | None = None
     """N of the ratio loss per stage: positions per chunk aimed at."""
-    smoothing: str = "chunks"
-    """What is averaged with the boundary probabilities as weights: `chunks`, what comes back from the inner network
-    (paper equation 5); `bytes`, the same after upsampling, at every position; `input`, the encoder's output at every
-    position, before chunks are selected (after SOMBRERO, arXiv 2601.22805)."""
     rotary: tuple[Rotary, ...] = ()
     """One per level; empty where all are the official one."""
     adapter_width: int = 0
@@ -82,8 +79,6 @@ class HNetConfig:
         put(self, "d_model", integers(self.d_model, "d_model", 1))
         put(self, "d_intermediate", integers(self.d_intermediate, "d_intermediate", 0))
         put(self, "chunkers", tuple(self.chunkers) or (Chunker(),) * self.num_stages)
-        if self.smoothing not in SMOOTHING:
-            raise ValueError(f"smoothing must be one of {', '.join(SMOOTHING)}, not {self.smoothing!r}")
         levels = self.levels
         rotary = Rotary.of_levels(self.rotary)
         put(self, "rotary", rotary if any(each != Rotary() for each in rotary) else ())
@@ -147,6 +142,10 @@ class HNetConfig:
         """From the official JSON fields, plus ours under "hnet". Raises ValueError."""
         official = ("arch_layout", "d_model", "d_intermediate", "vocab_size", "ssm_cfg", "attn_cfg", "tie_embeddings")
         data = {key: value for key, value in data.items() if key not in TRANSFORMERS_KEYS}
+        ours = dict(data.get("hnet") or {})
+        for part in (data, ours):
+            if (smoothing := part.pop("smoothing", "chunks")) != "chunks":
+                raise ValueError(f"smoothing: {smoothing!r} is no longer supported, only 'chunks' (paper, equation 5)")
         check_keys(data, (*official, "hnet"), "the model configuration")
         missing = [k for k in ("arch_layout", "d_model", "d_intermediate", "attn_cfg") if k not in data]
         if missing:
@@ -161,7 +160,6 @@ class HNetConfig:
             if kind is AttnConfig and len(part) < len(known):
                 raise ValueError(f"attn_cfg lacks {', '.join(k for k in known if k not in part)}")
             values[name] = kind(**part)
-        ours = dict(data.get("hnet") or {})
         num_stages = len(parse_layout(data["arch_layout"])) - 1
         chunker = ours.pop("chunker", None)
         if chunker is not None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from hnet_cli import kernels as seam
 from hnet_cli.kernels import Kernels
+from hnet_cli.kernels.continuing import pick, put
 from hnet_cli.kernels.packing import Packing, true_positions
 from hnet_cli.kernels.reference import wide
+from hnet_cli.model import init
 from hnet_cli.model.blocks import Isotropic, SwiGLU, WideLinear
 from hnet_cli.model.chunking import (
     ChunkLayer,
@@ -23,20 +25,36 @@ from hnet_cli.model.chunking import (
     RoutingModule,
     RoutingOutput,
     add_residual,
-    average_over_positions,
+    is_boundary,
 )
 from hnet_cli.model.config import HNetConfig
-from hnet_cli.model.state import GenerationState, LevelState, Now, StepRouting, pick
+from hnet_cli.model.state import GenerationState, LevelState, Now, StepRouting
+
+Until = Literal["routing"] | None
+"""How far a forward pass goes: all the way, or without what no routing depends on, main network and decoders."""
 
 
 @dataclass
 class HNetOutput:
-    """What the model gives for a batch."""
+    """The result of a forward pass of the model."""
 
     logits: Tensor
-    """(B, L, V) for rows, (T, V) for packed input."""
+    """(B, L, V) for rows, (T, V) for packed input; (0, V) of a pass until the routing."""
     routing: list[RoutingOutput] = field(default_factory=list)
     """One per stage, outermost first."""
+    embedding: Tensor | None = None
+    """(M, D): what a main network with adapters reads for each innermost chunk."""
+
+
+class LevelOutput(NamedTuple):
+    """The result of a forward pass of a level."""
+
+    hidden: Tensor
+    """(T, outer width), or none of them in a pass until the routing."""
+    routing: list[RoutingOutput]
+    """Of this stage and the inner ones, outermost first."""
+    embedding: Tensor | None = None
+    """As of `HNetOutput`."""
 
 
 class HNet(nn.Module):
@@ -67,7 +85,6 @@ class HNet(nn.Module):
         self.decoder = Isotropic(config, level, "decoder")
         chunker = config.chunkers[level]
         self.routing_module = RoutingModule(d_model, chunker) if chunker.learned else FixedRouting(chunker)
-        self.smoothing = config.smoothing
         self.chunk_layer = ChunkLayer()
         self.dechunk_layer = DeChunkLayer()
         self.residual_proj: WideLinear | None = None
@@ -93,50 +110,60 @@ class HNet(nn.Module):
         kernels: Kernels,
         input_ids: Tensor | None = None,
         state: LevelState | None = None,
-        outer: RoutingOutput | None = None,
-    ) -> tuple[Tensor, list[RoutingOutput]]:
-        """hidden (T, outer width) -> the same, and the routing of this stage and the inner ones.
+        until: Until = None,
+    ) -> LevelOutput:
+        """hidden (T, outer width) -> the same, with the routing.
 
-        `input_ids` (T,) is given to the outermost level only, for chunkers that read bytes. A `state` is filled with
-        what each document ends with, for generation to go on from. `outer`: the routing that this level's positions
-        come from, which is told what adapters make of them.
+        `input_ids` (T,) is given to the outermost level only, for chunkers that read bytes. With a `state`, which made
+        `packing`, documents go on from it and it is brought to their ends.
         """
-        hidden = self.enter(hidden, kernels)
-        if outer is not None and self.adapter_in is not None:
-            outer.embedding = hidden
         stacks = state.layers if state is not None else {}
         if state is not None:
-            state.seen, state.position = list(packing.lengths), packing.cu_seqlens.diff().long()
+            state.advance(packing)
+        hidden = self.enter(hidden, kernels)
         if self.is_innermost:
-            return self._leave(self.main_network(hidden, packing, kernels, stacks.get("main_network")), kernels), []
+            out = self.main_network(hidden, packing, kernels, stacks.get("main_network"))
+            return LevelOutput(self._leave(out, kernels), [], None if self.adapter_in is None else hidden)
         encoded = self.encoder(hidden, packing, kernels, stacks.get("encoder"))
-        residual = self.project_residual(encoded, kernels)
-        routing = self.routing_module(encoded, packing, input_ids, kernels)
-        average = self.chunk_source(encoded, routing, packing, kernels)
-        chunks, inner, index = self.chunk_layer(average.to(encoded.dtype), routing, packing)
-        chunks, deeper = self.main_network(chunks, inner, kernels, None, state and state.inner, routing)
-        over_chunks = self.smoothing == "chunks"
-        smoothed = self.dechunk_layer.smooth(chunks, routing, inner, index, kernels) if over_chunks else wide(chunks)
-        upsampled = self.dechunk_layer(smoothed, routing)
-        if self.smoothing == "bytes":
-            upsampled = average = average_over_positions(upsampled, routing, packing, kernels)
+        residual = None if until else self.project_residual(encoded, kernels)
+        routing = self.routing_module(encoded, packing, input_ids, kernels, state)
+        chunks, inner, index = self.chunk_layer(encoded, routing, packing, state)
         if state is not None:
-            self.routing_module.remember(
-                encoded[packing.last], None if input_ids is None else input_ids[packing.last], state
-            )
-            state.smoothed = smoothed[inner.last]
-            state.average = wide(average[packing.last])
-        if self.residual_proj is None:
-            upsampled = upsampled * routing.boundary_mask[:, None]
-        joined = add_residual(upsampled, routing, residual).to(encoded.dtype)
+            routing.cu_seqlens = state.offsets(packing)
+        assert isinstance(self.main_network, HNet)
+        if inner is None or (until and self.main_network.is_innermost):
+            deeper = LevelOutput(chunks[:0], self.main_network.unreached(routing))
+        else:
+            inside = state.inner if state is not None else None
+            deeper = self.main_network(chunks, inner, kernels, None, inside, until)
+        stages = [routing, *deeper.routing]
+        if residual is None:
+            return LevelOutput(encoded[:0, : self.outer_width], stages)
+        smoothed = wide(deeper.hidden)
+        if inner is not None:
+            smoothed = self.dechunk_layer.smooth(deeper.hidden, routing, inner, index, kernels, state)
+        upsampled = self.dechunk_layer(smoothed, routing, packing, state)
+        if state is not None and inner is not None:
+            put(state.smoothed, inner.row_index, smoothed[inner.last])
+        joined = self.join(upsampled, residual, routing.boundary_prob, routing.boundary_mask, encoded.dtype)
         out = self.decoder(joined, packing, kernels, stacks.get("decoder"))
-        return out[:, : self.outer_width], [routing, *deeper]
+        return LevelOutput(out[:, : self.outer_width], stages, deeper.embedding)
 
-    def chunk_source(self, encoded: Tensor, routing: RoutingOutput, packing: Packing, kernels: Kernels) -> Tensor:
-        """What chunks are selected from, (T, D): the encoder's output, or float32 where that is smoothed first."""
-        if self.smoothing != "input":
-            return encoded
-        return average_over_positions(encoded, routing, packing, kernels)
+    def unreached(self, like: RoutingOutput) -> list[RoutingOutput]:
+        """The routing of this stage and the inner ones where none of their positions is reached."""
+        if not isinstance(self.main_network, HNet):
+            return []
+        prob, mask, offsets = like.boundary_prob[:0], like.boundary_mask[:0], torch.zeros_like(like.cu_seqlens)
+        routing = RoutingOutput(prob, mask, offsets, self.routing_module.learned)
+        return [routing, *self.main_network.unreached(like)]
+
+    def join(self, upsampled: Tensor, residual: Tensor, prob: Tensor, boundary: Tensor, dtype: torch.dtype) -> Tensor:
+        """What the decoder reads, in `dtype`: each position's chunk, upsampled (T, D), plus the residual (T, D)."""
+        if self.residual_proj is None:
+            upsampled = upsampled * boundary[:, None]
+        if self.routing_module.learned and torch.is_grad_enabled():
+            return add_residual(upsampled, residual, prob, boundary).to(dtype)
+        return (upsampled + residual).to(dtype)
 
     def project_residual(self, encoded: Tensor, kernels: Kernels) -> Tensor:
         """The residual around the inner network: float32 (or wider) whatever the model's dtype."""
@@ -148,24 +175,34 @@ class HNet(nn.Module):
         """The state of this level and those inside, of `batch_size` documents that have not begun."""
         stacks = ("main_network",) if self.is_innermost else ("encoder", "decoder")
         layers = {name: getattr(self, name).allocate(batch_size, kernels) for name in stacks}
-        position = torch.zeros(batch_size, dtype=torch.int64, device=next(self.parameters()).device)
-        state = LevelState(layers, [0] * batch_size, position)
+        weight = next(self.parameters())
+        state = LevelState(layers, [0] * batch_size, weight.new_zeros(batch_size, dtype=torch.int64))
         if isinstance(self.main_network, HNet):
             state.inner = self.main_network.allocate(batch_size, kernels)
+            state.last, state.projection = (t.to(weight.device) for t in self.routing_module.allocate(batch_size))
+            state.smoothed = wide(weight[:0]).new_zeros(batch_size, self.main_network.outer_width)
         return state
 
     def step(
-        self, hidden: Tensor, state: LevelState, now: Now, kernels: Kernels, routing: list[StepRouting], tokens: Tensor
+        self,
+        hidden: Tensor,
+        state: LevelState,
+        now: Now,
+        kernels: Kernels,
+        routing: list[StepRouting],
+        tokens: Tensor | None = None,
     ) -> Tensor:
-        """One position for the R rows of `now`: hidden (R, D) -> (R, outer width). Appends the routing of each stage.
+        """`forward` of one position for the R rows of `now`: hidden (R, D) -> (R, outer width). Appends the routing of
+        each stage. `tokens` (R,) as `input_ids`.
 
         The inner network runs only for the rows at a boundary, and not at all if there are none.
         """
         if self.is_innermost:
             return self.step_main(hidden, state, now, kernels)
-        encoded, source, prob = self.step_in(hidden, state, now, kernels, tokens)
-        routing.append(StepRouting.of(prob, prob > 0.5, now.rows, len(state.seen)))
-        chosen = [i for i, boundary in enumerate((prob > 0.5).tolist()) if boundary]
+        encoded, prob = self.step_in(hidden, state, now, kernels, tokens)
+        boundary = is_boundary(prob)
+        routing.append(StepRouting.of(prob, boundary, now.rows, len(state.seen)))
+        chosen = [i for i, begins in enumerate(boundary.tolist()) if begins]
         assert isinstance(self.main_network, HNet)
         if chosen:
             assert state.inner is not None
@@ -174,10 +211,9 @@ class HNet(nn.Module):
                 inner = state.inner.begin(now.host, now.rows)
             else:
                 inner = state.inner.begin(chosen if now.host is None else [now.host[i] for i in chosen])
-                source, tokens = source[some], tokens[some]
-            entered = self.main_network.enter(source, kernels)
-            chunk = self.main_network.step(entered, state.inner, inner, kernels, routing, tokens)
-            self.receive(chunk, prob if some is None else prob[some], state, inner.rows)
+            entered = self.main_network.enter(pick(encoded, some), kernels)
+            chunk = self.main_network.step(entered, state.inner, inner, kernels, routing)
+            self.dechunk_layer.step(chunk, pick(prob, some), state, inner.rows)
         else:
             self.main_network.skip(routing, len(state.seen), prob)
         return self.step_out(encoded, prob, state, now, kernels)
@@ -188,39 +224,20 @@ class HNet(nn.Module):
         return self._leave(self.main_network.step(hidden, state.layers["main_network"], now, kernels), kernels)
 
     def step_in(
-        self, hidden: Tensor, state: LevelState, now: Now, kernels: Kernels, tokens: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """`step` as far as the boundary: what the encoder gives and what the inner network would be given, (R, D) each,
-        and the probability of a boundary (R,)."""
+        self, hidden: Tensor, state: LevelState, now: Now, kernels: Kernels, tokens: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """`step` as far as the boundary: the encoder's output (R, D) and the probability of a boundary (R,)."""
         encoded = self.encoder.step(hidden, state.layers["encoder"], now, kernels)
-        prob = self.routing_module.step(encoded, tokens, state, now)
-        source = encoded
-        if self.smoothing == "input":
-            source = state.move(wide(encoded), _weight(prob), now.rows).to(encoded.dtype)
-        return encoded, source, prob
-
-    def receive(self, chunk: Tensor, prob: Tensor, state: LevelState, rows: Tensor | None) -> None:
-        """Takes up what the inner network gives for rows at a boundary (None: all): chunk (R, D), prob (R,)."""
-        new = wide(chunk)
-        if self.smoothing == "chunks":
-            new = torch.lerp(pick(state.smoothed, rows), new, _weight(prob))
-        if rows is None:
-            state.smoothed = new
-        else:
-            state.smoothed[rows] = new
+        return encoded, self.routing_module.step(encoded, tokens, state, now)
 
     def step_out(self, encoded: Tensor, prob: Tensor, state: LevelState, now: Now, kernels: Kernels) -> Tensor:
         """`step` from the dechunk layer on: encoded (R, D), prob (R,) -> (R, outer width)."""
-        smoothed = pick(state.smoothed, now.rows)
-        if self.smoothing == "bytes":
-            smoothed = state.move(smoothed, _weight(prob), now.rows)
-        if self.residual_proj is None:
-            smoothed = smoothed * (prob > 0.5)[:, None]
-        joined = (smoothed + self.project_residual(encoded, kernels)).to(encoded.dtype)
+        smoothed, residual = pick(state.smoothed, now.rows), self.project_residual(encoded, kernels)
+        joined = self.join(smoothed, residual, prob, is_boundary(prob), encoded.dtype)
         return self.decoder.step(joined, state.layers["decoder"], now, kernels)[:, : self.outer_width]
 
     def skip(self, routing: list[StepRouting], batch_size: int, like: Tensor) -> None:
-        """Reports the stages from here inwards as not reached."""
+        """Append the routing of this stage and the inner ones, which no row reached."""
         net: HNet | Isotropic = self
         while isinstance(net, HNet) and not net.is_innermost:
             routing.append(StepRouting.none(batch_size, like))
@@ -244,7 +261,7 @@ class HNetForCausalLM(nn.Module):
         self.lm_head = nn.Linear(config.d_model[0], config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.embeddings.weight
-        self.init_weights()
+        init.init_weights(self)
 
     def kernels(self) -> Kernels:
         """The operations this model runs on, for its device and the dtype its products run in now."""
@@ -255,18 +272,25 @@ class HNetForCausalLM(nn.Module):
         )
 
     def cast(self, dtype: torch.dtype) -> HNetForCausalLM:
-        """In place, as the release is loaded: all to `dtype` but what `stays_float32`."""
+        """In place, as the release is loaded: all to `dtype` but what `init.stays_float32`."""
         for name, parameter in self.named_parameters():
-            if not stays_float32(name):
+            if not init.stays_float32(name):
                 parameter.data = parameter.data.to(dtype)
         return self
 
-    def forward(self, input_ids: Tensor, *, cu_seqlens: Tensor | None = None, mask: Tensor | None = None) -> HNetOutput:
+    def forward(
+        self,
+        input_ids: Tensor,
+        *,
+        cu_seqlens: Tensor | None = None,
+        mask: Tensor | None = None,
+        until: Until = None,
+    ) -> HNetOutput:
         """Logits of the next byte at every position.
 
         Either `input_ids` (B, L) int64, every row a document; or the same with `mask` (B, L) bool, true on a prefix of
         each row; or packed `input_ids` (T,) with `cu_seqlens` (B+1,) int32 or int64. Logits (B, L, V), zero where
-        masked, or (T, V). Raises ValueError for shapes that do not fit.
+        masked, or (T, V); none with `until="routing"`. Raises ValueError for shapes that do not fit.
         """
         if input_ids.ndim == 1:
             if cu_seqlens is None or mask is not None:
@@ -274,15 +298,16 @@ class HNetForCausalLM(nn.Module):
             packing = Packing.of_cu_seqlens(cu_seqlens, input_ids.device)
             if packing.total != len(input_ids):
                 raise ValueError(f"cu_seqlens ends at {packing.total}, input_ids has {len(input_ids)} positions")
-            return self.forward_packed(input_ids, packing)
+            return self.forward_packed(input_ids, packing, until=until)
         if input_ids.ndim != 2 or cu_seqlens is not None:
             raise ValueError("input_ids must be (B, L), or (T,) with cu_seqlens")
         rows, length = input_ids.shape
         if mask is None:
             if rows == 0 or length == 0:
                 raise ValueError("input_ids is empty")
-            out = self.forward_packed(input_ids.flatten(), Packing.of_lengths([length] * rows, input_ids.device))
-            return HNetOutput(out.logits.unflatten(0, (rows, length)), out.routing)
+            packing = Packing.of_lengths([length] * rows, input_ids.device)
+            out = self.forward_packed(input_ids.flatten(), packing, until=until)
+            return out if until else dataclasses.replace(out, logits=out.logits.unflatten(0, (rows, length)))
         if mask.shape != input_ids.shape or mask.dtype != torch.bool:
             raise ValueError("mask must be bool and have the shape of input_ids")
         lengths = mask.sum(1)
@@ -290,14 +315,22 @@ class HNetForCausalLM(nn.Module):
             raise ValueError("mask must be true on a prefix of each row (right padding)")
         packing = Packing.of_cu_seqlens(F.pad(lengths.cumsum(0), (1, 0)))
         index = true_positions(mask.flatten(), packing.total)
-        out = self.forward_packed(input_ids.flatten().index_select(0, index), packing)
+        out = self.forward_packed(input_ids.flatten().index_select(0, index), packing, until=until)
+        if until:
+            return out
         logits = out.logits.new_zeros(rows * length, out.logits.shape[-1]).index_copy(0, index, out.logits)
-        return HNetOutput(logits.unflatten(0, (rows, length)), out.routing)
+        return dataclasses.replace(out, logits=logits.unflatten(0, (rows, length)))
 
-    def forward_packed(self, input_ids: Tensor, packing: Packing) -> HNetOutput:
-        """input_ids (T,) -> logits (T, V)."""
-        hidden, routing = self.backbone(self.embeddings(input_ids), packing, self.kernels(), input_ids)
-        return HNetOutput(self.lm_head(hidden), routing)
+    def forward_packed(
+        self,
+        input_ids: Tensor,
+        packing: Packing,
+        state: LevelState | None = None,
+        until: Until = None,
+    ) -> HNetOutput:
+        """input_ids (T,) -> logits (T, V). `state` and `until` as `HNet.forward`."""
+        out = self.backbone(self.embeddings(input_ids), packing, self.kernels(), input_ids, state, until)
+        return HNetOutput(self.lm_head(out.hidden), out.routing, out.embedding)
 
     # -- generation ----------------------------------------------------------------------------------------------------
 
@@ -328,15 +361,41 @@ class HNetForCausalLM(nn.Module):
                 return self.prefill(prompts, state)
         if len(prompts) != state.batch_size:
             raise ValueError(f"{len(prompts)} prompts for a state with {state.batch_size} rows")
-        rows = [torch.tensor(list(p)) if isinstance(p, bytes | bytearray) else torch.as_tensor(p) for p in prompts]
+        rows = [_as_ids(prompt) for prompt in prompts]
         for i, row in enumerate(rows):
             if row.ndim != 1 or not 0 < len(row) <= state.max_length:
                 raise ValueError(f"prompt {i} has shape {tuple(row.shape)}: 1 to {state.max_length} bytes are needed")
-        packing = Packing.of_lengths([len(row) for row in rows], device)
-        ids = torch.cat([row.to(device, torch.int64) for row in rows])
         state.level = self.backbone.allocate(state.batch_size, state.kernels)
-        hidden, _ = self.backbone(self.embeddings(ids), packing, state.kernels, ids, state.level)
-        return self.lm_head(hidden[packing.last])
+        packing, ids = state.level.packing([len(row) for row in rows]), torch.cat(rows).to(device)
+        assert packing is not None
+        out = self.backbone(self.embeddings(ids), packing, state.kernels, ids, state.level)
+        return self.lm_head(out.hidden[packing.last])
+
+    @torch.inference_mode()
+    def extend(
+        self,
+        ids: Tensor | bytes | bytearray | Sequence[Tensor | bytes | bytearray],
+        state: GenerationState,
+        until: Until = None,
+    ) -> HNetOutput:
+        """Reads the next bytes of every row, any number of each: packed logits (T, V), and the routing of these
+        positions with offsets of all rows, of which an inner stage may have none.
+
+        `ids`: 1-D int64 or bytes for each row; without a list for the only one. A row that has read nothing begins a
+        document. However a document is cut, the result is that of one pass over all of it, up to rounding; autocast
+        applies as there. A state continued `until="routing"` must go on so. Raises ValueError for a wrong number of
+        rows, for no bytes at all, or for too many.
+        """
+        rows = [_as_ids(row) for row in ([ids] if isinstance(ids, Tensor | bytes | bytearray) else ids)]
+        lengths = [len(row) if row.ndim == 1 else -1 for row in rows]
+        if len(rows) != state.batch_size or min(lengths) < 0:
+            shapes = [tuple(row.shape) for row in rows]
+            raise ValueError(f"extend needs the bytes of {state.batch_size} rows, got shapes {shapes}")
+        after = max(n + read for n, read in zip(lengths, state.lengths, strict=True))
+        packing = state.level.packing(lengths)
+        if packing is None or after > state.max_length:
+            raise ValueError(f"extend needs 1 to {state.max_length} bytes in all, got {lengths} after {state.lengths}")
+        return self.forward_packed(torch.cat(rows).to(packing.device), packing, state.level, until)
 
     @torch.inference_mode()
     def step(self, tokens: Tensor, state: GenerationState) -> tuple[Tensor, list[StepRouting]]:
@@ -360,35 +419,7 @@ class HNetForCausalLM(nn.Module):
         hidden = self.backbone.step(self.embeddings(tokens), level, now, state.kernels, routing, tokens)
         return F.linear(hidden, self.lm_head.weight), routing
 
-    @torch.no_grad()
-    def init_weights(self, initializer_range: float = 0.02) -> None:
-        """The official initialisation: N(0, range) for linear maps, less for those that write to the residual stream,
-        N(0, 1) for embeddings. The rest keeps what its constructor gave it."""
-        nn.init.normal_(self.embeddings.weight, std=1.0)
-        # after the embeddings: a tied pair is an output layer first, as in the release
-        nn.init.normal_(self.lm_head.weight, std=initializer_range)
-        _init_level(self.backbone, initializer_range, 0)
 
-
-def _weight(prob: Tensor) -> Tensor:
-    """Of a new value in the smoothing: (R,) -> (R, 1)."""
-    return prob.clamp(1e-4, 1 - 1e-4)[:, None]
-
-
-def stays_float32(name: str) -> bool:
-    """Whether a parameter is float32 whatever the dtype of the rest: the residual projections and Mamba's D."""
-    return "residual_proj" in name or name.endswith(".D")
-
-
-def _init_level(net: HNet, initializer_range: float, residuals: int) -> None:
-    stacks = [net.main_network] if net.is_innermost else [net.encoder, net.decoder]
-    residuals += sum(stack.height for stack in stacks if isinstance(stack, Isotropic))
-    for stack in stacks:
-        for name, parameter in stack.named_parameters():
-            if name.endswith(("out_proj.weight", "fc2.weight")):
-                # the stream is summed over all levels, the outer ones included: its variance must not grow with depth
-                nn.init.normal_(parameter, std=initializer_range / math.sqrt(residuals))
-            elif name.endswith(("in_proj.weight", "Wqkv.weight", "fc1.weight")):
-                nn.init.normal_(parameter, std=initializer_range)
-    if isinstance(net.main_network, HNet):
-        _init_level(net.main_network, initializer_range, residuals)
+def _as_ids(row: Tensor | bytes | bytearray) -> Tensor:
+    """Bytes as 1-D int64; a tensor as int64 of its shape."""
+    return torch.tensor(list(row)) if isinstance(row, bytes | bytearray) else torch.as_tensor(row, dtype=torch.int64)

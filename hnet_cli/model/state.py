@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from hnet_cli.kernels import Kernels
-from hnet_cli.kernels.packing import Packing, rotary_table
+from hnet_cli.kernels import Kernels, continuing, operations
+from hnet_cli.kernels.packing import Packing
+from hnet_cli.model import rotary
 from hnet_cli.model.config import HNetConfig
 from hnet_cli.model.settings import Rotary
 
@@ -20,7 +21,7 @@ class MambaState:
 
     conv: Tensor
     """(B, K-1, D): the last inputs of the convolution, oldest first; zeros before the document."""
-    ssm: Any
+    ssm: operations.State
     """As `Kernels.ssd_state` makes it."""
     in_proj: Tensor
     out_proj: Tensor
@@ -61,17 +62,36 @@ class AttentionState:
                 new[:, :capacity] = old
                 setattr(self, name, new)
 
-    def fill(self, keys: Tensor, values: Tensor, packing: Packing) -> None:
-        """Stores what a packed pass computed, (T, H, P) each: of every document as much as the window can still see."""
-        self.reserve(packing.max_length)
-        rows, position = packing.document, packing.position
+    def store(self, keys: Tensor, values: Tensor, packing: Packing) -> None:
+        """Keep what a packed pass computed, (T, H, P) each: of every document as much as the window can still see."""
+        start = packing.start or [0] * packing.batch_size
+        self.reserve(max(map(operator.add, start, packing.lengths)))
+        document, position = packing.document, packing.absolute
         if 0 <= self.window < packing.max_length - 1:
-            length = packing.cu_seqlens.diff().long()[rows]
-            kept = torch.nonzero(position >= length - (self.window + 1))[:, 0]
-            rows, position, keys, values = rows[kept], position[kept], keys[kept], values[kept]
+            length = packing.cu_seqlens.diff().long()[document]
+            late = torch.nonzero(packing.position >= length - (self.window + 1))[:, 0]
+            document, position, keys, values = document[late], position[late], keys[late], values[late]
+        rows = document if packing.row_index is None else packing.row_index[document]
         slot = self.slot(position)
         self.keys[rows, slot] = keys.to(self.keys.dtype)
         self.values[rows, slot] = values.to(self.values.dtype)
+
+    def extend(self, q: Tensor, k: Tensor, v: Tensor, packing: Packing, kernels: Kernels) -> Tensor:
+        """Causal attention of the packed positions to themselves and to what is stored, (T, H, P) each; stores them."""
+        if packing.start is None:
+            self.store(k, v, packing)
+            return kernels.attention(q, k, v, packing, self.window)
+        outs = []
+        parts = (t.split(packing.lengths) for t in (q, k, v))
+        for row, start, *new in zip(packing.rows or range(len(self.keys)), packing.start, *parts, strict=True):
+            low = 0 if self.window < 0 else max(0, start - self.window)
+            slots = self.slot(torch.arange(low, start, device=k.device))
+            queries, keys, values = new
+            keys = torch.cat([self.keys[row, slots].to(k.dtype), keys])
+            values = torch.cat([self.values[row, slots].to(v.dtype), values])
+            outs.append(continuing.attention(queries, keys, values, self.window))
+        self.store(k, v, packing)
+        return torch.cat(outs)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, now: Now, kernels: Kernels) -> Tensor:
         """Stores one key and value per row that takes part, (R, H, P) each, and attends to all that the window sees."""
@@ -105,29 +125,24 @@ class Now:
     """Positions of the longest row that takes part, this one included."""
     equal: bool
     """All rows that take part are at the same position."""
-    tables: dict[int, tuple[Tensor, Tensor]]
-    current: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    tables: rotary.Tables
+    current: rotary.Tables = field(default_factory=dict)
     once: Tensor | None = None
     """(R,) int64: `rows`, where these may repeat the first of them, with -1 for repetitions."""
 
-    def rotary(self, dim: int, dtype: torch.dtype, rotary: Rotary) -> tuple[Tensor, Tensor]:
-        """cos and sin (R, 1, 1, dim/2). The layers of a level have one `rotary`."""
+    def rotary(self, dim: int, dtype: torch.dtype, settings: Rotary) -> tuple[Tensor, Tensor]:
+        """cos and sin (R, 1, 1, dim/2). The layers of a level have the same settings."""
         if dim not in self.current:
             table = self.tables.get(dim)
             if table is None or table[0].shape[0] < self.longest:
                 size = max(64, 1 << (self.longest - 1).bit_length())
                 position = torch.arange(size, device=self.position.device)
-                table = self.tables[dim] = rotary_table(position, dim, dtype, rotary)
+                table = self.tables[dim] = rotary.table(position, dim, dtype, settings)
             self.current[dim] = table[0][self.position], table[1][self.position]
         return self.current[dim]
 
 
 LayerState = MambaState | AttentionState
-
-
-def pick(x: Tensor, rows: Tensor | None) -> Tensor:
-    """Some rows of x (B, ...), rows (R,) int64 -> (R, ...); None: all of them, x itself."""
-    return x if rows is None else x[rows]
 
 
 @dataclass(eq=False)
@@ -140,19 +155,45 @@ class LevelState:
     """Positions of this level each row has consumed, on the host."""
     position: Tensor
     """(B,) int64: the same on the device."""
-    query: Tensor = field(default_factory=lambda: torch.empty(0))
-    """(B, D): the projected last encoder output, which the next position is compared with."""
-    space: Tensor = field(default_factory=lambda: torch.empty(0))
-    """(B,) bool: whether the last byte was space-like, for that chunker."""
-    smoothed: Tensor = field(default_factory=lambda: torch.empty(0))
-    """(B, D) float32 or wider: the moving average over chunks so far, z of paper eq 5."""
-    average: Tensor = field(default_factory=lambda: torch.empty(0))
-    """(B, D) float32 or wider: the moving average over positions, where the configuration smooths those."""
+    last: Tensor = field(default_factory=lambda: torch.empty(0))
+    """What the router compares a row's next position with: (B, D), the projected last encoder output, or for the
+    `space` chunker (B,) bool, whether the last byte was space-like."""
     projection: Tensor = field(default_factory=lambda: torch.empty(0))
     """(2D, D): the routing projections, stacked so that a step needs one product."""
+    smoothed: Tensor = field(default_factory=lambda: torch.empty(0))
+    """(B, D) float32 or wider: the moving average over chunks so far, z of paper eq 5."""
     inner: LevelState | None = None
-    tables: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """Rotary cos and sin by dimension, long enough for the longest row."""
+    tables: rotary.Tables = field(default_factory=dict)
+    """Rotary cos and sin, long enough for the longest row."""
+
+    def packing(self, lengths: list[int], rows: list[int] | None = None) -> Packing | None:
+        """The next positions of some rows (None: of all), as many of each as `lengths` says; None if there are none."""
+        rows = list(range(len(self.seen))) if rows is None else rows
+        lengths, rows = ([a for a, n in zip(part, lengths, strict=True) if n] for part in (lengths, rows))
+        if not rows:
+            return None
+        packing, start = Packing.of_lengths(lengths, self.position.device), [self.seen[row] for row in rows]
+        packing.start = start if any(start) else None
+        packing.rows = None if len(rows) == len(self.seen) else rows
+        return packing
+
+    def offsets(self, packing: Packing) -> Tensor:
+        """`packing.cu_seqlens` with every row of the state as a document, (B+1,): of some there is nothing."""
+        if packing.row_index is None:
+            return packing.cu_seqlens
+        lengths = packing.cu_seqlens.new_zeros(len(self.seen) + 1)
+        lengths[packing.row_index + 1] = packing.cu_seqlens.diff()
+        return lengths.cumsum(0, dtype=lengths.dtype)
+
+    def advance(self, packing: Packing) -> None:
+        """Count the positions of `packing` as read."""
+        for row, length in zip(packing.rows or range(len(self.seen)), packing.lengths, strict=True):
+            self.seen[row] += length
+        lengths = packing.cu_seqlens.diff()
+        if packing.row_index is None:
+            self.position = self.position + lengths
+        else:
+            self.position[packing.row_index] += lengths
 
     def begin(self, host: list[int] | None, rows: Tensor | None = None) -> Now:
         """Counts one more position for the rows in `host` (None: all); `rows`: the same on the device, if at hand."""
@@ -175,21 +216,13 @@ class LevelState:
         longest = max(seen)
         return Now(host, rows, position - 1, longest, min(seen) == longest, self.tables)
 
-    def move(self, value: Tensor, weight: Tensor, rows: Tensor | None) -> Tensor:
-        """Moves `average` of the rows (None: all) towards value (R, D) by weight (R, 1); returns theirs (R, D)."""
-        if rows is None:
-            self.average = torch.lerp(self.average, value, weight)
-            return self.average
-        self.average[rows] = torch.lerp(self.average[rows], value, weight)
-        return self.average[rows]
-
     def select(self, rows: list[int], index: Tensor) -> None:
         """Keeps the given rows, in that order; `index` (R,) int64 has them on the device."""
         for stack in self.layers.values():
             for layer in stack:
                 layer.select(index)
         self.seen = [self.seen[row] for row in rows]
-        for name in ("position", "query", "space", "smoothed", "average"):
+        for name in ("position", "last", "smoothed"):
             value = getattr(self, name)
             if len(value):
                 setattr(self, name, value[index])

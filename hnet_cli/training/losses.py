@@ -101,7 +101,7 @@ def losses(
     else:
         alignment = share * confidence_alignment(nll, out.routing[0])
     extra = train.alpha(step) * ratio + train.alignment_loss_weight * alignment
-    lesson_losses = nll.new_zeros(3) if lesson is None else share * lesson.losses(out.routing[0])
+    lesson_losses = nll.new_zeros(3) if lesson is None else share * lesson.losses(out.routing[0], out.embedding)
     if lesson is not None:
         extra = extra + train.boundary_loss_weight * lesson_losses[0] + train.embedding_loss_weight * lesson_losses[1]
     total = total + extra / train.pieces

@@ -15,11 +15,10 @@ import torch
 
 from hnet_cli import modality
 from hnet_cli.data.dataset import Dataset
-from hnet_cli.data.loader import BOS
 from hnet_cli.errors import HNetError, NumericalError
 from hnet_cli.inference.generate import generate
-from hnet_cli.inference.windows import route
 from hnet_cli.model import HNetForCausalLM
+from hnet_cli.model.config import BOS
 from hnet_cli.report.stages import StageFigures
 
 PROBE_BYTES, RECORDED_BYTES, PROMPT_BYTES, GENERATED_BYTES = 4096, 512, 48, 200
@@ -72,7 +71,7 @@ class Probe:
         at = np.arange(len(self._input))
         depth = np.zeros(len(self._input), np.uint8)
         probability = np.full((model.config.num_stages, len(self._input)), np.nan, np.float32)
-        decided = model(ids, cu_seqlens=offsets).routing if whole else route(model, ids, offsets)
+        decided = model(ids, cu_seqlens=offsets, until=None if whole else "routing").routing
         for stage, routing in enumerate(decided):
             probability[stage, at] = routing.boundary_prob.float().cpu().numpy()
             at = at[routing.boundary_mask.cpu().numpy()]

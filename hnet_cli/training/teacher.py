@@ -46,7 +46,7 @@ class Lesson:
     scale: float
     """Mean squared length of an embedding."""
 
-    def losses(self, routing: RoutingOutput) -> Tensor:
+    def losses(self, routing: RoutingOutput, embedding: Tensor | None) -> Tensor:
         """(3,): binary cross-entropy of the boundary probabilities; squared distance of the main network's inputs from
         the embeddings, over `scale`, at common boundaries; share of right boundaries."""
         p, judged = routing.boundary_prob, self.judged.to(routing.boundary_prob.dtype)
@@ -54,10 +54,10 @@ class Lesson:
         entropy = -(right.log() * judged).sum() / judged.sum().clamp_min(1)
         accuracy = ((routing.boundary_mask == self.boundary) * judged).sum() / judged.sum().clamp_min(1)
         distance = p.new_zeros(())
-        if routing.embedding is not None:
+        if embedding is not None:
             both = routing.boundary_mask.index_select(0, self.starts)
             chunk = routing.boundary_mask.cumsum(0).index_select(0, self.starts) - 1
-            read = routing.embedding.index_select(0, chunk)
+            read = embedding.index_select(0, chunk)
             apart = (read.to(p.dtype) - self.embedding.to(p.dtype)).square().sum(-1)
             distance = (apart * both).sum() / both.sum().clamp_min(1) / self.scale
         return torch.stack([entropy, distance, accuracy.to(p.dtype)])

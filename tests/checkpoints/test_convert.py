@@ -111,7 +111,7 @@ def test_a_model_for_our_code_alone_is_not_called_official(tmp_path: Path, confi
     save_file(weights(), tmp_path / "a.safetensors")
     for change in (
         {"hnet": {"chunker": {"kind": "fixed", "k": 4}}},
-        {"hnet": {"smoothing": "bytes"}},
+        {"hnet": {"residual": "spacebyte"}},
         {"ssm_cfg": CONFIG["ssm_cfg"] | {"headdim": 32}},
     ):
         settings = CONFIG | change

@@ -11,9 +11,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hnet_cli.data.dataset import Dataset
-from hnet_cli.data.loader import BOS, Batch, Batches, shuffled, windows
+from hnet_cli.data.loader import Batch, Batches, shuffled, windows
 from hnet_cli.data.prepare.preparation import prepare
 from hnet_cli.errors import InputError
+from hnet_cli.model.config import BOS
 
 
 class Upper(Lines):

@@ -13,21 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelkit import tiny_config, tiny_model
 from pagekit import checked
+from segmentkit import MODEL, TEXT, written
 
 from hnet_cli import modality
 from hnet_cli.inference import chunks_page as chunkpage
 from hnet_cli.inference.chunks_page import DIGITS, Piece
-from hnet_cli.inference.segment import Summary, segment
+from hnet_cli.inference.segment import Summary
 from hnet_cli.inference.windows import windows
-from hnet_cli.modality import Document, Source
-
-MODEL = tiny_model(torch.float32)
-TEXT = "Chunks of “things”, 世界和平 & <script>alert(1)</script>.\n\tEsc \x1b[31m, bell \x07, C1 \x9b, bidi \u202e!\r\n"
+from hnet_cli.modality import Document
 
 
-def written(data, format="html", stage="all", plugin="text", model=MODEL, name="a.txt", **options):
-    source = Source.of_bytes(data if isinstance(data, bytes) else data.encode(), name)
-    return "".join(segment(model, [source], plugin and modality.get(plugin), format=format, stage=stage, **options))
+def page_of(data, **options):
+    return written(data, "html", **options)
 
 
 def blocks(page):
@@ -51,7 +48,7 @@ def parsed(source):
 
 @pytest.mark.parametrize("data", [TEXT * 200, "no line ends here " * 900, "世界 and peace\n" * 900, TEXT, "x"])
 def test_the_lists_are_the_chunks(data):
-    source = written(data)
+    source = page_of(data)
     wanted = [json.loads(line) for line in written(data, "jsonl").splitlines()]
     places = {stage: [(r["start"], r["probability"]) for r in wanted if r["stage"] == stage] for stage in (0, 1)}
     found, end, counted = {0: [], 1: []}, 0, [0, 0]
@@ -80,16 +77,16 @@ def test_the_lists_are_the_chunks(data):
 
 
 def test_blocks_end_with_lines_where_they_can():
-    found = [text for _, text, _ in blocks(parsed(written("A line of some words.\n" * 1000)))]
-    assert len(found) > 3
+    found = [text for _, text, _ in blocks(parsed(page_of("A line of some words.\n" * 650)))]
+    assert len(found) >= 3
     assert all(text.endswith("\n") for text in found)
     assert max(map(len, found)) < 2 * chunkpage.BLOCK
-    without = [text for _, text, _ in blocks(parsed(written("word " * 10_000)))]
+    without = [text for _, text, _ in blocks(parsed(page_of("word " * 4000)))]
     assert chunkpage.LONGEST_BLOCK <= max(map(len, without)) < 2 * chunkpage.LONGEST_BLOCK
 
 
 def test_the_text_is_there_without_the_script_and_nothing_in_it_acts():
-    page = parsed(written(TEXT * 3, name="<b>\x1b[2J.txt", headings=True, label="<i>model</i>"))
+    page = parsed(page_of(TEXT * 3, name="<b>\x1b[2J.txt", headings=True, label="<i>model</i>"))
     shown = "".join(text for _, text, _ in blocks(page))
     assert shown == modality.get("text").display((TEXT * 3).encode())
     assert "<b>\\x1b[2J.txt" in page.text
@@ -100,9 +97,9 @@ def test_surprisal_is_that_of_the_whole_model():
     data = b"Some words and some more of them."
     logits = MODEL(torch.tensor([[254, *data]])).logits[0].float()
     nats = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor([*data]), reduction="none").detach().numpy()
-    ((_, _, bits),) = blocks(parsed(written(data)))
+    ((_, _, bits),) = blocks(parsed(page_of(data)))
     assert bits == pytest.approx(np.minimum(nats / math.log(2), 15.75), abs=0.126)
-    assert f"<b>{nats.mean() / math.log(2):.3f}</b> bits per byte" in written(data)
+    assert f"<b>{nats.mean() / math.log(2):.3f}</b> bits per byte" in page_of(data)
 
 
 def test_asking_for_surprisal_changes_no_boundary():
@@ -119,16 +116,16 @@ def test_asking_for_surprisal_changes_no_boundary():
 
 def test_several_files_and_records_begin_anew():
     fasta = ">one\nACGTACGTTTGACA\n>two\nGGGTACCA\n"
-    page = parsed(written(fasta, plugin="dna"))
+    page = parsed(page_of(fasta, plugin="dna"))
     assert [lists["at"] for lists, _, _ in blocks(page)] == [[0], [0]]
     assert re.findall(r"a\.txt: \w+", page.text) == ["a.txt: one", "a.txt: two"]
 
 
 def test_one_stage_has_no_choice_of_stages():
     model = tiny_model(torch.float32, config=tiny_config(("m1", ("T1",), "m1")))
-    assert 'name="stage"' not in written(TEXT, model=model)
-    assert 'name="stage"' not in written(TEXT, stage=1)
-    assert 'value="all" checked' in written(TEXT)
+    assert 'name="stage"' not in page_of(TEXT, model=model)
+    assert 'name="stage"' not in page_of(TEXT, stage=1)
+    assert 'value="all" checked' in page_of(TEXT)
 
 
 @pytest.mark.parametrize("format", ["html", "jsonl"])
@@ -183,7 +180,7 @@ CODE = 'def größe(x):  # wie groß? 🙂🙂 ist das\n    """Doc: 世界"""\n 
 def coloured(data, stage):
     """(character, kind) along the page of a Python file."""
     shown = []
-    for lists, text, _ in blocks(parsed(written(data, stage=stage, plugin="code", name="a.py"))):
+    for lists, text, _ in blocks(parsed(page_of(data, stage=stage, plugin="code", name="a.py"))):
         units, runs, at = text.encode("utf-16-le"), lists["y"], 0
         assert 2 * sum(runs[::2]) == len(units)
         for length, kind in zip(runs[::2], runs[1::2], strict=True):
@@ -213,6 +210,6 @@ def test_what_is_escaped_has_no_syntax():
 
 
 def test_other_pages_have_no_syntax():
-    assert "data-y=" not in written(TEXT)
-    assert "data-y=" not in written(CODE, plugin="code", name="a.unknown")
+    assert "data-y=" not in page_of(TEXT)
+    assert "data-y=" not in page_of(CODE, plugin="code", name="a.unknown")
     assert modality.get("code").syntax(Document(b"int a;\r\n", "a.c", "a.c")) is None

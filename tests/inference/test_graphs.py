@@ -199,8 +199,13 @@ def test_the_memory_that_recordings_share_outlives_them(monkeypatch):
             pass
 
     alive, streams = weakref.WeakSet(), []
-    fakes = {"graph_pool_handle": object, "CUDAGraph": Graph, "current_stream": lambda: "own",
-             "set_stream": streams.append, "graph": lambda graph, **_: contextlib.nullcontext()}  # fmt: skip
+    fakes = {
+        "graph_pool_handle": object,
+        "CUDAGraph": Graph,
+        "current_stream": lambda: "own",
+        "set_stream": streams.append,
+        "graph": lambda graph, **_: contextlib.nullcontext(),
+    }
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
     capture = cuda_graphs()

@@ -45,7 +45,7 @@ from hnet_cli.kernels import Kernels, reference
 from hnet_cli.kernels import cuda as external
 from hnet_cli.model import HNetForCausalLM
 from hnet_cli.model.blocks import recompute
-from hnet_cli.model.skeleton import skeleton
+from hnet_cli.model.init import skeleton
 
 GPU = torch.device("cuda", 0)
 NO_GUARD = 69

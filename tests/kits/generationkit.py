@@ -14,8 +14,6 @@ CONFIGS = {
     "two stages, windows": tiny_config(window=3),
     "DNA layout": tiny_config(("M1T1", ("m2",), "m1"), window=5),
     "no stage": tiny_config(("T1m1M1",), window=4),
-    "smoothing of bytes": tiny_config(smoothing="bytes"),
-    "smoothing of the input": tiny_config(("M1T1", ("m2",), "m1"), window=5, smoothing="input"),
     "characters": tiny_config(chunker=[{"kind": "characters"}, {"kind": "learned"}]),
     "adapters": tiny_config(("m1", ("T1",), "m1"), adapter_width=24, rotary=[{}, {"base": 500.0}]),
     "space, fixed": tiny_config(chunker=[{"kind": "space"}, {"kind": "fixed", "k": 2}]),

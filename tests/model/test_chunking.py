@@ -20,7 +20,7 @@ from hnet_cli.model.chunking import (
     RoutingModule,
     RoutingOutput,
     add_residual,
-    average_over_positions,
+    is_boundary,
     ratio_loss,
     space_like,
 )
@@ -130,7 +130,7 @@ def test_dechunk_is_the_recurrence(lengths, seed):
     packing, _, hidden, routing = routed(lengths, seed)
     chunks, inner, index = ChunkLayer()(hidden, routing, packing)
     layer = DeChunkLayer()
-    out = layer(layer.smooth(chunks, routing, inner, index, choose("cpu", torch.float64)), routing)
+    out = layer(layer.smooth(chunks, routing, inner, index, choose("cpu", torch.float64)), routing, packing)
     expected = []
     for b, n in enumerate(lengths):
         smoothed = torch.zeros(8, dtype=torch.float64)
@@ -142,38 +142,11 @@ def test_dechunk_is_the_recurrence(lengths, seed):
     torch.testing.assert_close(out, torch.stack(expected), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("smoothing", ["bytes", "input"])
-def test_smoothing_at_every_position_is_that_of_chunks_for_certain_boundaries(smoothing):
-    """Where p is 0 or 1 there is nothing to average, whatever is averaged; where it is not, it matters what."""
-    ids = torch.randint(0, 256, (3, 40), generator=torch.Generator().manual_seed(1))
-    away = {}
-    for kind in ({"kind": "fixed", "k": 3}, {"kind": "learned"}):
-        one, other = (
-            tiny_model(config=tiny_config(("m1", ("T1",), "m1"), chunker=kind, smoothing=name))(ids).logits
-            for name in ("chunks", smoothing)
-        )
-        away[kind["kind"]] = (one - other).abs().max() / one.abs().max()
-    assert away["fixed"] < 0.01 < 0.1 < away["learned"]
-
-
-@settings(max_examples=20, deadline=None)
-@given(lengths_strategy, st.integers(0, 99))
-def test_the_average_over_positions_is_the_recurrence(lengths, seed):
-    packing, _, hidden, routing = routed(lengths, seed)
-    got = average_over_positions(hidden, routing, packing, choose("cpu", torch.float64))
-    for rows, prob, expected in zip(*(t.split(lengths) for t in (hidden, routing.boundary_prob, got)), strict=True):
-        average = torch.zeros(8, dtype=torch.float64)
-        for h, p, e in zip(rows, prob.clamp(1e-4, 1 - 1e-4), expected, strict=True):
-            average = p * h + (1 - p) * average
-            torch.testing.assert_close(e, average, rtol=1e-9, atol=1e-9)
-
-
 def test_straight_through():
     """Forward the confidence is exactly one; backward it is itself."""
     prob = torch.tensor([1.0, 0.3, 0.9], dtype=torch.float64, requires_grad=True)
-    routing = RoutingOutput(prob, prob > 0.5, torch.tensor([0, 3]))
     up, residual = (torch.randn(3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    out = add_residual(up, routing, residual)
+    out = add_residual(up, residual, prob, is_boundary(prob))
     assert torch.equal(out, up + residual)
     weight = torch.randn(3, 4, dtype=torch.float64)
     (out * weight).sum().backward()

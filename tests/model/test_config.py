@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hnet_cli.model.config import HNetConfig
-from hnet_cli.model.settings import Chunker, parse_layout
+from hnet_cli.model.settings import Chunker
 
 OFFICIAL = sorted((Path(__file__).parents[1] / "golden/parity/official_keys").glob("*.json"))
 SMALL = {
@@ -56,8 +56,10 @@ def test_switches_are_counted_and_kept():
     assert more == pytest.approx(0.25 * 2 * 2 * 3 * 128 * 40)
 
 
-def test_an_official_file_stays_official():
-    assert "hnet" not in HNetConfig.from_dict(SMALL).to_dict()
+@pytest.mark.parametrize("ours", [{}, {"smoothing": "chunks"}])
+def test_an_official_file_stays_official(ours):
+    """`smoothing` was a switch once: files may still name the one value that is left."""
+    assert "hnet" not in HNetConfig.from_dict(small(hnet=ours, **ours)).to_dict()
 
 
 @pytest.mark.parametrize(
@@ -95,6 +97,7 @@ def test_an_official_file_stays_official():
         ({"hnet": {"rotary": [{}, {}, {"theta": 1}]}}, "unknown key 'theta' in rotary"),
         ({"hnet": {"rotary": [{}, {}, {"base": 0}]}}, "rotary.base must be a number above 0"),
         ({"hnet": {"rotary": 500000}}, "a mapping per level"),
+        ({"hnet": {"smoothing": "input"}}, "'input' is no longer supported"),
         ({"hnet": {"adapter_width": -1}}, "adapter_width must be an integer"),
         (
             {
@@ -122,15 +125,6 @@ def test_not_json(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="not JSON"):
         HNetConfig.from_json(tmp_path / "config.json")
-
-
-def test_layout():
-    levels = parse_layout(["m2", ["T1m4", ["T2M1"], "m4T1"], "m2"])
-    assert [(x.encoder, x.main_network, x.decoder) for x in levels] == [
-        ("mm", "", "mm"),
-        ("Tmmmm", "", "mmmmT"),
-        ("", "TTM", ""),
-    ]
 
 
 def test_mlp_width_rounds_up():

@@ -1,14 +1,12 @@
 """The whole network: packing, padding, precision, causality, initialisation, groups, learning rates."""
 
-import json
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from modelkit import PARITY, tiny_config, tiny_model, worst
+from modelkit import tiny_config, tiny_model, worst
 
-from hnet_cli.model import HNetConfig, HNetForCausalLM, lr_multipliers, parameter_groups, ratio_loss
+from hnet_cli.model import HNetConfig, HNetForCausalLM, parameter_groups, ratio_loss
 
 MODEL = tiny_model(config=tiny_config(window=4))
 SPACEBYTE = tiny_model(config=tiny_config(window=4, network_norms=False, residual="spacebyte"))
@@ -153,72 +151,13 @@ def test_adapters_stand_around_the_innermost_network():
     model = tiny_model(config=config)
     assert sum(p.numel() for p in model.parameters()) == config.num_parameters
     assert {n.partition(".fc")[0] for n, _ in model.named_parameters() if "adapter" in n} == {
-        "backbone.main_network.main_network.adapter_in", "backbone.main_network.main_network.adapter_out"
-    }  # fmt: skip
+        "backbone.main_network.main_network.adapter_in",
+        "backbone.main_network.main_network.adapter_out",
+    }
     lengths = [5, 1, 30]
     ids = ids_of(sum(lengths))
     with torch.no_grad():
         packed = model(ids, cu_seqlens=torch.tensor([0, 5, 6, 36]))
         alone = [model(part[None]) for part in ids.split(lengths)]
     assert worst(packed.logits, torch.cat([a.logits[0] for a in alone])) < 1e-10
-    assert packed.routing[0].embedding is None
-    assert packed.routing[1].embedding.shape == (int(packed.routing[1].boundary_mask.sum()), 64)
-
-
-# -- initialisation and groups -----------------------------------------------------------------------------------------
-
-
-def test_initialisation_is_the_official_one():
-    official = json.loads((PARITY / "official_init.json").read_text())
-    torch.manual_seed(0)
-    parameters = dict(HNetForCausalLM(HNetConfig.from_dict(official["config"])).named_parameters())
-    assert list(parameters) == [row[0] for row in official["parameters"]]
-    for name, shape, mean, std, _least, _most, *kind in official["parameters"]:
-        p = parameters[name].detach()
-        assert list(p.shape) == shape
-        if kind == ["identity"]:
-            assert torch.equal(p, torch.eye(len(p)))
-        elif std == 0:
-            assert p.eq(mean).all(), name
-        elif p.numel() > 500:
-            assert p.std().item() == pytest.approx(std, rel=0.06), name
-            assert p.mean().item() == pytest.approx(mean, abs=6 * std / p.numel() ** 0.5 + abs(mean)), name
-        else:  # a few numbers per layer: the range they are drawn from
-            low, high = {"A_log": (0.0, 2.7726), "dt_bias": (-6.9078, -2.2520)}.get(
-                name.split(".")[-1], (-0.063, 0.063)
-            )
-            assert low - 1e-3 <= p.min() <= p.max() <= high + 1e-3, name
-
-
-def test_a_fresh_model_is_near_a_uniform_guess():
-    torch.manual_seed(0)
-    out = HNetForCausalLM(tiny_config())(ids_of(2, 64))
-    assert out.logits.std() < 0.5
-
-
-def test_learning_rate_multipliers():
-    """The table of the facts: 2-stage XL, from widths 1024, 1536, 2048 and N = 3, 3 (paper eq 11)."""
-    official = json.loads((PARITY / "official_keys/hnet_2stage_XL.json").read_text())
-    config = HNetConfig.from_dict(official["config"])
-    assert lr_multipliers(config, [3, 3]) == pytest.approx([3.033, 1.430, 0.715], abs=5e-4)
-    own = HNetConfig.from_dict(official["config"] | {"hnet": {"target_ratios": [3, 3]}})
-    assert lr_multipliers(own) == lr_multipliers(config, [3, 3])
-    with pytest.raises(ValueError, match="needs 2 target ratios"):
-        lr_multipliers(config)
-
-
-def test_groups_for_our_trainer():
-    model = MODEL
-    groups = parameter_groups(model, [2.0, 1.5, 1.0], 0.1, lr=0.01, norm_weight_decay=False)
-    where = {n: g for g in groups for n in g["names"]}
-    assert sorted(where) == sorted(n for n, _ in model.named_parameters())
-    assert sum(len(g["params"]) for g in groups) == len(where)
-    for name, group in where.items():
-        spared = name.endswith((".bias", "A_log", ".D", "dt_bias")) or "norm" in name
-        assert group["weight_decay"] == (0.0 if spared else 0.1), name
-        assert group["lr"] == pytest.approx(0.01 * group["lr_multiplier"])
-    assert where["backbone.main_network.pad_dimension"]["lr_multiplier"] == 1.5
-    assert where["backbone.main_network.main_network.main_network.layers.0.mixer.Wqkv.weight"]["lr_multiplier"] == 1.0
-    assert where["backbone.routing_module.q_proj_layer.weight"]["lr_multiplier"] == 2.0
-    with pytest.raises(ValueError, match="2 learning-rate multipliers for 3 levels"):
-        parameter_groups(model, [1.0, 2.0])
+    assert packed.embedding.shape == (int(packed.routing[1].boundary_mask.sum()), 64)

@@ -135,7 +135,7 @@ def _with_checksum(block: bytes) -> bytes:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     """Has the modalities read in blocks so small that files of a few kB are many of them, or as ever."""
-    places = [("dna.BLOCK", 1 << 18, 128), ("dna.PIECE", 1 << 20, 300), ("_utf8.PIECE", 1 << 20, 700)]
+    places = [("dna.PARSE_BYTES", 1 << 18, 128), ("dna.PIECE", 1 << 20, 300), ("_utf8.PIECE", 1 << 20, 700)]
 
     def choose(small: bool) -> None:
         for name, usual, few in places:

@@ -33,8 +33,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return dataset(tmp_path_factory.mktemp("fox"))
 
 
-
-
 def acknowledged(run: Path) -> int:
     """The last step that was said to be saved."""
     file = run / "acknowledged"

@@ -84,7 +84,7 @@ def test_r27_how_a_file_is_read_changes_no_boundary(
     (tmp_path / "x.txt").write_bytes(data)
     (tmp_path / "x.txt.gz").write_bytes(gzip.compress(data))
     for given, block in (*(("x.txt", 1 << size) for size in (10, 16, 20)), ("x.txt.gz", 1 << 10), ("-", 1 << 10)):
-        for name in ("storage.streams.BLOCK", "inference.segment.READ_BYTES", "inference.windows.READ_BYTES"):
+        for name in ("storage.streams.READ_BYTES", "inference.segment.READ_BYTES", "inference.windows.READ_BYTES"):
             monkeypatch.setattr(f"hnet_cli.{name}", block)
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(data))))
         path, out = given if given == "-" else str(tmp_path / given), tmp_path / f"out {given} {block}"

@@ -18,7 +18,7 @@ from hnet_cli.kernels.packing import Packing
 from hnet_cli.model import HNetForCausalLM
 from hnet_cli.model.chunking import FixedRouting
 from hnet_cli.model.config import Chunker
-from hnet_cli.model.skeleton import skeleton
+from hnet_cli.model.init import skeleton
 from hnet_cli.training import lineup
 
 PAPER, DNA = lineup.members("text"), lineup.members("dna")

@@ -13,7 +13,6 @@ from hnet_cli.data.loader import Batches
 from hnet_cli.distributed.world import World
 from hnet_cli.errors import UsageError
 from hnet_cli.kernels import reference
-from hnet_cli.model.carry import extend
 from hnet_cli.training import budget
 from hnet_cli.training.build import build_model, multiplies_in_bf16, precision_context
 from hnet_cli.training.optim import build_optimizer
@@ -50,7 +49,7 @@ def worked(data):
         bpb = validation(model, data, 64, 2000, [3.0, 2.0])["bpb"]
         state = model.allocate_state(1, 600)
         logits = [model.prefill([b"The quick brown fox"], state), model.step(torch.tensor([32]), state)[0]]
-        logits.append(extend(model, torch.tensor(list(b"jumps over the lazy dog" * 10)), state).logits)
+        logits.append(model.extend(b"jumps over the lazy dog" * 10, state).logits)
     return record, bpb, torch.cat(logits), wide.found
 
 

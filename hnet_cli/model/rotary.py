@@ -1,0 +1,40 @@
+"""Rotary position embedding (arXiv 2104.09864), with the stretching of Llama 3.1 where a configuration asks for it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from hnet_cli.kernels.packing import Packing
+from hnet_cli.model.settings import Rotary
+
+Tables = dict[int, tuple[Tensor, Tensor]]
+"""cos and sin by dimension, for positions 0, 1, ..."""
+
+
+def table(position: Tensor, dim: int, dtype: torch.dtype, rotary: Rotary) -> tuple[Tensor, Tensor]:
+    """cos and sin (T, 1, 1, dim/2) of positions (T,); angles in float32 whatever `dtype`, as in the release."""
+    inverse = rotary.base ** -(torch.arange(0, dim, 2, dtype=torch.float32, device=position.device) / dim)
+    if rotary.factor != 1:
+        low, high = rotary.low_freq_factor, rotary.high_freq_factor
+        turns = inverse * rotary.original_length / (2 * math.pi)
+        unchanged = ((turns - low) / (high - low)).clamp(0, 1)
+        inverse = inverse * (unchanged + (1 - unchanged) / rotary.factor)
+    angle = position.float()[:, None, None, None] * inverse
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def of_packing(packing: Packing, dim: int, dtype: torch.dtype, rotary: Rotary) -> tuple[Tensor, Tensor]:
+    """cos and sin of every packed position, (T, 1, 1, dim/2) each: for queries and keys at once, (T, 2, H, P)."""
+    return packing.cached(("rotary", dim, dtype, rotary), lambda: table(packing.absolute, dim, dtype, rotary))
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the first 2 * cos.shape[-1] coordinates, half-split. x (..., H, P); cos, sin (..., 1, R)."""
+    half = cos.shape[-1]
+    if half == 0:
+        return x
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1)
