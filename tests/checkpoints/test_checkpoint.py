@@ -170,8 +170,9 @@ def test_every_kind_of_model(run, tmp_path):
         shutil.copy(checkpoints / "step-00000003" / name, plain)
     assert find(plain) == plain
     assert load(plain).source == plain
-    for (name, a), b in zip(load(plain).state_dict().items(), load(checkpoints / "step-00000003").state_dict().values(),
-                            strict=True):  # fmt: skip
+    for (name, a), b in zip(
+        load(plain).state_dict().items(), load(checkpoints / "step-00000003").state_dict().values(), strict=True
+    ):
         assert torch.equal(a, b), name
 
 

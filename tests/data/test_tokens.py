@@ -45,8 +45,13 @@ TOKENS = [  # nothing but a stack, and its tokens
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.binary(max_size=40) | st.text(max_size=30).map(str.encode) | st.sampled_from([TEXT[:99], TEXT[7:8]]),
-                min_size=1, max_size=5))  # fmt: skip
+@given(
+    st.lists(
+        st.binary(max_size=40) | st.text(max_size=30).map(str.encode) | st.sampled_from([TEXT[:99], TEXT[7:8]]),
+        min_size=1,
+        max_size=5,
+    )
+)
 def test_any_bytes_come_back(parts):
     """Invalid UTF-8 and characters that are cut apart included; batched as alone."""
     sequences = [*parts, b"".join(parts)]
@@ -127,11 +132,19 @@ def test_a_tokenizer_as_llama_3_has_it():
             ],
         },
         added_tokens=[
-            {"id": 500 + i, "content": word, "single_word": False, "lstrip": False, "rstrip": False,
-             "normalized": False, "special": True} for i, word in enumerate(("<|begin_of_text|>", "<|endoftext|>"))
+            {
+                "id": 500 + i,
+                "content": word,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
+            for i, word in enumerate(("<|begin_of_text|>", "<|endoftext|>"))
         ],
         truncation={"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
-    )  # fmt: skip
+    )
     tokenizer = tokens.Tokenizer(text)
     assert (tokenizer.bos, tokenizer.size) == (500, 502)
     (ids,) = tokenizer.encode([TEXT])  # a mark in the user's text is text

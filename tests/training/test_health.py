@@ -62,12 +62,17 @@ def test_a_model_without_stages_is_read_on_a_gpu_too():
     [
         (FLAT, {"embeddings", "main", "head"}),
         ([], {"embeddings", "encoder0", "routing0", "residual0", "main", "decoder0", "head"}),
-        (TWO_STAGES, {"embeddings", "head", "main"} | {f"{part}{s}" for s in (0, 1)
-                                                       for part in ("encoder", "routing", "residual", "decoder")}),
-        (["model.d_model=[64, 96]"], {"embeddings", "encoder0", "routing0", "residual0", "padding1", "main", "decoder0",
-                                      "head"}),
+        (
+            TWO_STAGES,
+            {"embeddings", "head", "main"}
+            | {f"{part}{s}" for s in (0, 1) for part in ("encoder", "routing", "residual", "decoder")},
+        ),
+        (
+            ["model.d_model=[64, 96]"],
+            {"embeddings", "encoder0", "routing0", "residual0", "padding1", "main", "decoder0", "head"},
+        ),
     ],
-)  # fmt: skip
+)
 def test_every_parameter_has_its_part(settings, parts):
     model = build_model(tiny(*settings))
     assert {short_part(name) for name, _ in model.named_parameters()} == parts

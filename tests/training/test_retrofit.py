@@ -40,8 +40,13 @@ LLAMA = {
     "hidden_act": "silu",
     "tie_word_embeddings": False,
 }
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-          "original_max_position_embeddings": 64}  # fmt: skip
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 SMALL = [
     "model.d_model=[32, 64]",
     "model.arch_layout=[m1, [m1], m1]",
