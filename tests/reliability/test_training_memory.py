@@ -49,10 +49,10 @@ def test_r27_memory_of_segment_is_flat(
     """The command on a file and on one ten times as long; except in the long form its blocks are made small, so that
     the shorter file fills them too."""
     done = tally("R27", "peak memory of segment on a file and on a tenth of it, two stages")
-    size = trials(6_000, 100_000, 1_200_000)
+    size = trials(25_000, 100_000, 1_200_000)
     if FORM != "long":
-        for name in ("inference.segment.SCORED_BYTES", "modalities._utf8.PIECE"):
-            monkeypatch.setattr(f"hnet_cli.{name}", trials(1 << 12, 1 << 14, 0))
+        for name in ("inference.segment.SCORED_BYTES", "inference.segment.READ_BYTES", "modalities._utf8.PIECE"):
+            monkeypatch.setattr(f"hnet_cli.{name}", 1 << 14)
     peaks = []
     for factor in (1, 10):
         file = tmp_path / "x.txt"
