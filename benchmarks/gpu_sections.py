@@ -27,11 +27,12 @@ from unittest import mock
 import gpu_warm
 import numpy as np
 import torch
-import yaml
 
 from hnet_cli import kernels as seam
-from hnet_cli.config.run import RunConfig, TrainConfig, preset_text
+from hnet_cli.config.presets import preset_data
+from hnet_cli.config.run import RunConfig, TrainConfig
 from hnet_cli.data.loader import Batch
+from hnet_cli.errors import is_out_of_memory
 from hnet_cli.inference.graphs import GraphSteps, PlainSteps, cuda_graphs
 from hnet_cli.kernels import cuda as external
 from hnet_cli.kernels import tuned
@@ -41,7 +42,7 @@ from hnet_cli.model import HNetConfig, HNetForCausalLM
 from hnet_cli.model.chunking import RoutingModule
 from hnet_cli.training import budget
 from hnet_cli.training.optim import build_optimizer
-from hnet_cli.training.step import build_model, out_of_memory, precision_context, train_step
+from hnet_cli.training.step import build_model, precision_context, train_step
 
 MICRO_BATCHES = 4
 LENGTHS: tuple[list[list[int]], ...] = ([[1, 63, 64, 65, 700, 2500]], [[1]], [[64]], [[63], [65]])
@@ -81,7 +82,7 @@ def timed(o: argparse.Namespace, run: Callable[[], Any], repeats: int, seconds: 
 
 def preset(name: str, dry: bool) -> tuple[Any, dict[str, Any]]:
     """Model and training section, read without pydantic."""
-    data = yaml.safe_load(preset_text(name))
+    data = preset_data(name)
     model, train = data["model"], data["train"]
     model.pop("chunker", None)
     if dry:
@@ -372,7 +373,7 @@ class Training:
                 self.step()
                 self.step()
             except RuntimeError as error:
-                if rows == 1 or not out_of_memory(error):
+                if rows == 1 or not is_out_of_memory(error):
                     raise
             else:
                 if "splits" not in self.record:

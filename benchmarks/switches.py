@@ -22,10 +22,9 @@ import numpy as np
 
 from hnet_cli import storage
 from hnet_cli.checkpoints.find import load
-from hnet_cli.comparison.statistics import estimate, interval
 from hnet_cli.config.run import RunConfig, resolve
 from hnet_cli.data.dataset import Dataset
-from hnet_cli.evaluation.resampling import ratio
+from hnet_cli.evaluation.resampling import interval, over_seeds, ratio
 from hnet_cli.evaluation.scoring import score
 from hnet_cli.training.budget import chunk_fractions
 from hnet_cli.training.loop import train
@@ -119,7 +118,7 @@ def report(folder: Path) -> list[dict[str, object]]:
             }
             if name in CHOICES and pairs:
                 units = np.array([np.subtract(a["units"], [[u[0], 0] for u in b["units"]]) for a, b in pairs])
-                change, drawn = estimate(units, lambda sums: ratio(sums) / np.log(2))
+                change, drawn = over_seeds(units, lambda sums: ratio(sums) / np.log(2))
                 around = interval(drawn)
                 row |= {"against": base, "change": change, "change_ci95": around, "unit": own[0]["unit"]}
                 row["wins"] = around is not None and around[1] < 0

@@ -1,4 +1,4 @@
-"""Does a modality keep the contract of `hnet_cli.modality`? For `hnet doctor`, and for the tests of outside authors.
+"""Check that a modality keeps the contract of `hnet_cli.modality`: for `hnet doctor` and for plugin authors' tests.
 
     from hnet_cli.contract import check_modality
     assert check_modality(Morse()) == []
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hnet_cli.config.run import preset_names
+from hnet_cli.config.presets import preset_names
 from hnet_cli.modality import Document, Modality, Refused, Source
 
 _SAMPLES = (
@@ -23,9 +23,9 @@ _SAMPLES = (
 
 
 def check_modality(plugin: Any) -> list[str]:
-    """What a modality does against the contract of `hnet_cli.modality`, one line each; empty where it keeps it.
+    """Violations of the contract of `hnet_cli.modality`, one line each; empty for a modality that keeps it.
 
-    Tiny inputs of several kinds are tried; each must be kept or refused with a reason, never raise.
+    Tiny inputs of several kinds are tried; each must give documents or refusals with a reason, never raise.
     """
     if not isinstance(plugin, Modality):
         return ["is not a hnet_cli.modality.Modality"]
@@ -49,8 +49,8 @@ def _check_description(plugin: Modality) -> list[str]:
     for size_name, preset in plugin.presets.items():
         if preset not in preset_names() and not preset.endswith((".yaml", ".yml")):
             problems.append(f"presets[{size_name!r}] names no preset: {preset!r}")
-    table_ = plugin.input_table
-    if table_ is not None and (not isinstance(table_, bytes) or len(table_) != 256):
+    table = plugin.input_table
+    if table is not None and (not isinstance(table, bytes) or len(table) != 256):
         problems.append("input_table must be None or 256 bytes")
     weights = plugin.loss_weights
     if weights is not None and (len(weights) != 256 or not all(0 <= w < float("inf") for w in weights)):

@@ -10,6 +10,13 @@ INTERRUPTED = 130
 """Exit code after a second Ctrl-C."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """True if an allocator failed. PyTorch's CPU allocator and cuBLAS say so in words only."""
+    words = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory")
+    by_words = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    return by_words or isinstance(error, MemoryError)
+
+
 class HNetError(Exception):
     """Base of all errors a user can cause. `str(error)` is shown as it stands; `hint` says what to do about it."""
 

@@ -1,4 +1,4 @@
-"""What a modality is, and how the installed ones are found.
+"""The plugin contract: modalities, and how the installed ones are found.
 
 A modality turns a user's files into documents of bytes and says how to weigh, split, judge, draw and continue them. The
 core knows bytes only: it never names a modality. Plugins register under the entry-point group `hnet.modalities`
@@ -35,14 +35,14 @@ class Source:
     """
 
     name: str
-    """As shown to the user and written to segment output: `corpus.tar:books/a.txt`, `x.jsonl:17`, `-`."""
+    """The name shown to the user and written to segment output: `corpus.tar:books/a.txt`, `x.jsonl:17`, `-`."""
     open: Callable[[], BinaryIO]
     group: str = ""
     """Documents that must fall on one side of the split share it: the repository, the file."""
     whole: bool = False
     """True where the source is one document already (a row of JSONL or parquet)."""
     offset: int = 0
-    """Where its first byte stands in the file, if it is a stretch of a large one; see `Modality.divisible`."""
+    """Position of its first byte in the file, if it is a stretch of a large one; see `Modality.divisible`."""
 
     @staticmethod
     def of_bytes(data: bytes, name: str = "-", group: str = "") -> Source:
@@ -53,26 +53,26 @@ class Source:
 class Document(NamedTuple):
     """Bytes that belong together: a book, a source file, a stretch of a chromosome without gaps.
 
-    A tuple, for there may be millions of them, and a frozen dataclass takes three times as long to make.
+    A tuple: there may be millions, and a frozen dataclass takes three times as long to make.
     """
 
     data: bytes
-    """As stored. The model reads it through `Modality.input_table`."""
+    """The bytes as stored; the model reads them through `Modality.input_table`."""
     name: str
-    """Of the document within its source: the record of a FASTA file, else the source's own name."""
+    """Name within the source: the record of a FASTA file, else the source's own name."""
     source: str
     group: str = ""
     offset: int = 0
-    """Where data[0] stands: bytes from the start of the decompressed source (of its UTF-8 form where the plugin
-    converts the encoding, which `notes` then says), or bases from the start of the record."""
+    """Position of data[0]: bytes from the start of the decompressed source (of its UTF-8 form where the plugin
+    converts the encoding, as `notes` then says), or bases from the start of the record."""
     notes: tuple[str, ...] = ()
-    """What the user should know though nothing is refused, short and countable like `Refused.reason`: "converted from
-    GB18030", "traditional characters". `prepare` counts documents by note."""
+    """Remarks for the user, short and countable like `Refused.reason`: "converted from GB18030", "traditional
+    characters". `prepare` counts documents by note."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Something in a source that is not used, and why. Never silent: `prepare` counts these by reason."""
+    """A part of a source that is not used, and why. Never silent: `prepare` counts these by reason."""
 
     reason: str
     """Short and countable: "not UTF-8", "protein, not DNA", "run of N"."""
@@ -81,7 +81,7 @@ class Refused:
     bytes: int = 0
     damaged: bool = False
     """Whether it was meant to be read but could not be: not JSON, not UTF-8, truncated. `prepare` fails where that is
-    more than 1% of the input, unless told otherwise; what is left out by choice may be any share."""
+    more than 1% of the input, unless told otherwise; the share left out by choice is not limited."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,34 +96,34 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Gold:
-    """A stretch of bytes and where the units begin in it that people have marked."""
+    """A stretch of bytes and the starts of the units in it that people have marked."""
 
     data: bytes
-    """As stored, like `Document.data`."""
+    """The bytes as stored, like `Document.data`."""
     edges: Mapping[str, Sequence[int]]
-    """By kind of unit: positions, ascending. Position 0 counts for nothing: a document begins with a boundary."""
+    """Positions by kind of unit, ascending. Position 0 does not count: a document begins with a boundary."""
     name: str = "-"
 
 
 class Annotation:
-    """What is known about records by coordinates. Read by `Modality.annotation`, asked document by document."""
+    """Knowledge about records by coordinates, read by `Modality.annotation`, asked document by document."""
 
     def names(self) -> Collection[str]:
-        """The records that it is about, as `Document.name` has them; none: not known."""
+        """Names of the annotated records, as `Document.name` has them; none: not known."""
         return ()
 
     def edges(self, document: Document) -> Mapping[str, Sequence[int]]:
-        """As `Gold.edges`: positions in the document where what is annotated begins, by kind."""
+        """Positions in the document where annotated features begin, by kind, as in `Gold.edges`."""
         return {}
 
     def regions(self, document: Document) -> Mapping[str, Sequence[int]]:
-        """Positions in the document by the kind of place they are, ascending; kinds may overlap."""
+        """Positions in the document by kind of place, ascending; kinds may overlap."""
         return {}
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One place where two sequences differ, with what surrounds it; all as the model reads it."""
+    """One place where two sequences differ, with its surroundings; all bytes as the model reads them."""
 
     name: str
     before: bytes
@@ -135,20 +135,20 @@ class Variant:
     ends: bool = False
     """Whether `after` reaches the end of its record."""
     fields: Mapping[str, str] = field(default_factory=dict)
-    """What the file says about it."""
+    """Fields of the file about it."""
     baselines: Mapping[str, float] = field(default_factory=dict)
-    """Scores that need no model, to be no better than which would be a shame."""
+    """Model-free baseline scores."""
 
 
 Perturbation = Callable[[bytes, random.Random], bytes]
-"""A document and a source of chance -> the document, distorted."""
+"""(document, random generator) -> the distorted document."""
 
 
 @dataclass(frozen=True)
 class Automaton:
-    """A deterministic automaton over bytes: which byte may come next, so that what is sampled is always valid.
+    """A deterministic automaton over bytes that tells the legal next bytes, so that samples are always valid.
 
-    `transitions[state][byte]` is the next state, -1 where the byte is illegal; output may end only in an accepting one.
+    `transitions[state][byte]` is the next state, -1 where the byte is illegal; output ends only in an accepting state.
     """
 
     transitions: tuple[tuple[int, ...], ...]
@@ -171,7 +171,7 @@ class Automaton:
 
 
 SYNTAX = ("", "keyword", "name", "string", "number", "comment")
-"""Kinds of `Modality.syntax`; "name" is that of a function, class or type."""
+"""Kinds of `Modality.syntax`; "name" is the name of a function, class or type."""
 
 
 class Modality:
@@ -181,34 +181,34 @@ class Modality:
     summary: ClassVar[str]
     """One line for `hnet prepare --help` and `hnet doctor`."""
     presets: ClassVar[Mapping[str, str]] = {"nano": "nano", "small": "small", "base": "base"}
-    """The preset to take for each size when the user names none."""
+    """The default preset for each size."""
     line_up: ClassVar[tuple[str, ...]] = ()
-    """Members of the comparison that is made by default (`hnet_cli.training.lineup`); none: the paper's for English."""
+    """Members of the default comparison (`hnet_cli.training.lineup`); none: the paper's for English."""
     formats: ClassVar[tuple[str, ...]] = ()
     """Output formats of `hnet segment` beyond the common ones, drawn by `render`."""
     input_table: ClassVar[bytes | None] = None
-    """256 bytes: what the model reads for each stored byte (`bytes.translate`). None: as stored."""
+    """256 bytes: the byte that the model reads for each stored byte (`bytes.translate`). None: as stored."""
     loss_weights: ClassVar[tuple[float, ...] | None] = None
     """256 weights by stored byte for the loss of predicting it. None: all 1."""
     consults: ClassVar[frozenset[str]] = frozenset()
-    """Names of files and folders in an archive that decide about its other members (.gitignore). Where there are any,
+    """Names of files and folders in an archive that decide about its other members (.gitignore). If there are any,
     archives are walked twice."""
 
     def detect(self, name: str, head: bytes) -> float:
-        """How likely (0 to 1) a file called `name` whose decompressed bytes begin with `head` is of this modality."""
+        """Likelihood (0 to 1) that a file `name` whose decompressed bytes begin with `head` is of this modality."""
         return 0.0
 
     def select(self, root: Path, files: Iterable[Path]) -> Iterator[tuple[Path, str] | Refused]:
-        """Which files below a folder given by the user to read: (file, group), or a refusal. Default: all, each its own
+        """The files to read below a folder that the user gave: (file, group), or a refusal. Default: all, each its own
         group. `files` are absolute, sorted; code uses this for .gitignore, vendored folders and repository groups."""
         for file in files:
             yield file, file.relative_to(root).as_posix()
 
     def select_members(self, consulted: Mapping[str, bytes]) -> Callable[[str, int, bytes], tuple[str, str]]:
-        """The same for the members of an archive: (path, size, first 8 KiB) -> (why it is not read or "", its group).
+        """`select` for the members of an archive: (path, size, first 8 KiB) -> (reason not to read it or "", group).
 
-        `consulted`: content by path of the members that `consults` names; folders have none. Default: all are read,
-        each its own group.
+        `consulted`: content by path of the members that `consults` names; b"" for folders. Default: all are read, each
+        its own group.
         """
         return lambda path, size, head: ("", path)
 
@@ -218,11 +218,11 @@ class Modality:
         return False
 
     def documents(self, source: Source) -> Iterator[Document | Refused]:
-        """The documents of a source in order, and what is refused. Memory must not grow with the source."""
+        """The documents of a source in order, and refusals. Memory must not grow with the source."""
         raise NotImplementedError
 
     def cut(self, data: bytes, near: int) -> int:
-        """Where a document may be divided: the largest good position <= near (0 if none). Default: `near` itself."""
+        """The largest position <= near where a document may be divided (0 if none). Default: `near` itself."""
         return near
 
     def automaton(self) -> Automaton:
@@ -235,19 +235,19 @@ class Modality:
 
     def reference_edges(self, data: bytes) -> Mapping[str, Sequence[int]]:
         """Positions in `data`, ascending, where units known without training begin, by kind ("word", "character",
-        "token"). `segment` and `eval` report which fraction of the learned boundaries falls on them, beside chance.
-        Position 0 counts like any other; callers leave it out, since every document begins with a boundary."""
+        "token"). `segment` and `eval` report the fraction of the learned boundaries that falls on them, beside chance.
+        Position 0 may be among them; callers leave it out, since every document begins with a boundary."""
         return {}
 
-    # -- what `hnet eval` asks for -------------------------------------------------------------------------------------
+    # -- for `hnet eval` -----------------------------------------------------------------------------------------------
 
     def units(self, document: Document) -> Mapping[str, Sequence[int]]:
         """`reference_edges` of a document whose name may tell more, such as the programming language."""
         return self.reference_edges(document.data)
 
     def settle(self, data: bytes) -> Sequence[int] | None:
-        """For each position 0 to len(data), where a boundary there is read by people, at or after it: one inside a
-        character at the next character, one in white space at the next word. None: where it stands."""
+        """For each position 0 to len(data), the position, at or after it, where people read a boundary there: inside a
+        character at the next character, in white space at the next word. None: unchanged."""
         return None
 
     def gold(self, source: Source) -> Iterator[Gold | Refused]:
@@ -263,7 +263,7 @@ class Modality:
         return {}
 
     def mirror(self, data: bytes) -> bytes | None:
-        """The same content read the other way round: the reverse complement. None where there is no such thing."""
+        """The same content read in the other direction: the reverse complement. None where there is none."""
         return None
 
     def variants(self, calls: Source, reference: Source, flank: int) -> Iterator[Variant | Refused]:
@@ -272,8 +272,8 @@ class Modality:
         raise UsageError(f"modality {self.name} has no variants")
 
     def syntax(self, document: Document) -> bytes | None:
-        """What each byte of a document is in its language, for colours: one byte per byte, an index into `SYNTAX`.
-        None where there is no such thing."""
+        """The kind of each byte of a document in its language, for colours: (n,) indices into `SYNTAX` as bytes.
+        None where there is none."""
         return None
 
     def render(self, document: Document, chunks: Iterable[Chunk], format: str) -> Iterator[str]:
@@ -282,14 +282,14 @@ class Modality:
 
 
 def suffix(name: str) -> str:
-    """The extension that tells what `name` holds, in lower case, past any compression: ".fa" of "a/Genome.FA.gz"."""
+    """The extension of `name` without that of a compression, in lower case: ".fa" of "a/Genome.FA.gz"."""
     path = Path(name.lower())
     return Path(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix
 
 
 def escape(text: str, keep: str = "\n\t") -> str:
     """`text` with every control character (but those in `keep`) and bidirectional override shown as an escape."""
-    return _unsafe(keep).sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    return _unsafe(keep).sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 @cache
@@ -299,16 +299,14 @@ def _unsafe(keep: str) -> re.Pattern[str]:
 
 
 def _installed() -> dict[str, EntryPoint]:
-    found: dict[str, EntryPoint] = {}
+    points: dict[str, EntryPoint] = {}
     for point in entry_points(group=GROUP):
-        other = found.setdefault(point.name, point)
+        other = points.setdefault(point.name, point)
         if other.value != point.value:
-            names = sorted(str(p.dist.name if p.dist else "?") for p in (other, point))
-            raise UsageError(
-                f"two installed packages offer a modality called {point.name!r}: {names[0]} and {names[1]}",
-                "uninstall one of them",
-            )
-    return found
+            packages = " and ".join(sorted(p.dist.name if p.dist else "?" for p in (other, point)))
+            message = f"two installed packages offer a modality called {point.name!r}: {packages}"
+            raise UsageError(message, "uninstall one of them")
+    return points
 
 
 def names() -> list[str]:

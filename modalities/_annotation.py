@@ -1,4 +1,7 @@
-"""What is annotated on DNA: GFF3 and GTF, or GenBank (read with Biopython), as edges and as kinds of places."""
+"""Annotations of DNA: GFF3 and GTF, or GenBank (read with Biopython), as edges and as kinds of places.
+
+GFF is parsed by hand: five columns of a row are used, in one pass, where libraries build a database of all features.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ class Feature:
     end: int
     strand: int
     phase: int | None
-    """Of a CDS: bases before the first whole codon, in the direction of the strand."""
+    """Bases of a CDS before its first whole codon, in the direction of the strand."""
 
 
 class Features(Annotation):
@@ -53,18 +56,18 @@ class Features(Annotation):
                 yield feature
 
     def edges(self, document: Document) -> Mapping[str, Sequence[int]]:
-        """Where features of each kind begin and end: "gene edge", "exon edge", "CDS edge"."""
+        """Positions where features of each kind begin and end: "gene edge", "exon edge", "CDS edge"."""
         size = len(document.data)
-        found: dict[str, set[int]] = {}
+        edges: dict[str, set[int]] = {}
         for feature in self._within(document):
             ends = (feature.start - document.offset, feature.end - document.offset)
             if feature.kind != "intron":
-                found.setdefault(f"{feature.kind} edge", set()).update(end for end in ends if 0 < end < size)
-        return {kind: sorted(edges) for kind, edges in sorted(found.items())}
+                edges.setdefault(f"{feature.kind} edge", set()).update(end for end in ends if 0 < end < size)
+        return {kind: sorted(positions) for kind, positions in sorted(edges.items())}
 
     def regions(self, document: Document) -> Mapping[str, Sequence[int]]:
-        """ "gene", "exon", "CDS"; "intron" (in a gene that has exons, outside of all exons); "intergenic"; and "codon
-        position 1+" to "3+", "1-" to "3-": the place in the codon, by strand."""
+        """Positions by kind: "gene", "exon", "CDS", "intron" (in a gene that has exons, outside of all exons),
+        "intergenic", and "codon position 1+" to "3+", "1-" to "3-": the place in the codon, by strand."""
         size = len(document.data)
         marks = {kind: np.zeros(size, bool) for kind in (*KINDS, "intron")}
         codons = {(place, strand): np.zeros(size, bool) for strand in (1, -1) for place in range(3)}
@@ -74,12 +77,9 @@ class Features(Annotation):
             marks[feature.kind][low:high] = True
             if feature.kind == "CDS" and feature.phase is not None and feature.strand:
                 for place in range(3):
-                    if feature.strand > 0:
-                        first = start + feature.phase + place
-                        codons[place, 1][low + (first - low) % 3 : high : 3] = True
-                    else:
-                        last = end - 1 - feature.phase - place
-                        codons[place, -1][low + (last - low) % 3 : high : 3] = True
+                    shift = feature.phase + place
+                    base = start + shift if feature.strand > 0 else end - 1 - shift
+                    codons[place, feature.strand][low + (base - low) % 3 : high : 3] = True
         kinds = {kind: mark for kind, mark in marks.items() if mark.any()}
         kinds["intron"] = marks["intron"] & ~marks["exon"] & ~marks["CDS"]
         kinds["intergenic"] = ~(marks["gene"] | marks["CDS"] | marks["exon"])
@@ -102,10 +102,10 @@ def annotation(source: Source) -> Features:
 
 
 def _gff(name: str, lines: Iterable[str], declared: set[str]) -> dict[str, list[Feature]]:
-    """The features by record; the records that the file says it is about are added to `declared`."""
+    """The features by record; records that the file declares are added to `declared`."""
     records: dict[str, list[Feature]] = {}
     parts: dict[tuple[str, str, str], list[tuple[int, int]]] = {}
-    unphased: dict[tuple[str, str], list[int]] = {}  # CDS of one transcript that tell no phase: where they stand
+    unphased: dict[tuple[str, str], list[int]] = {}  # indices of the CDS of one transcript that tell no phase
     for number, line in enumerate(lines, 1):
         if line.startswith("##FASTA"):
             break
@@ -120,15 +120,16 @@ def _gff(name: str, lines: Iterable[str], declared: set[str]) -> dict[str, list[
             phase = int(columns[7]) if columns[7] in ("0", "1", "2") else None
             start, end = int(columns[3]) - 1, int(columns[4])
             feature = Feature(columns[2], start, end, STRANDS.get(columns[6], 0), phase)
-            own = records.setdefault(columns[0], [])
-            own.append(feature)
-            parent = PARENT.search(columns[8]) if len(columns) > 8 else None
-            if feature.kind != "gene" and parent:
-                for each in parent[1].split(","):
-                    parts.setdefault((columns[0], feature.kind, each), []).append((start, end))
+            features = records.setdefault(columns[0], [])
+            features.append(feature)
+            match = PARENT.search(columns[8]) if len(columns) > 8 else None
+            transcripts = match[1].split(",") if match else []
+            if feature.kind != "gene":
+                for transcript in transcripts:
+                    parts.setdefault((columns[0], feature.kind, transcript), []).append((start, end))
             if feature.kind == "CDS" and phase is None:
-                transcript = parent[1].split(",")[0] if parent else f"line {number}"
-                unphased.setdefault((columns[0], transcript), []).append(len(own) - 1)
+                first = transcripts[0] if transcripts else f"line {number}"
+                unphased.setdefault((columns[0], first), []).append(len(features) - 1)
     for (record, _), indices in unphased.items():
         _phase(records[record], indices)
     for (record, _, _), pairs in parts.items():
@@ -137,9 +138,9 @@ def _gff(name: str, lines: Iterable[str], declared: set[str]) -> dict[str, list[
 
 
 def _phase(features: list[Feature], indices: list[int]) -> None:
-    """Gives the CDS of one transcript their phases, if they are whole codons together and hence begin with one."""
-    own = [features[at] for at in indices]
-    if sum(each.end - each.start for each in own) % 3 or len({each.strand for each in own}) > 1:
+    """Give the CDS of one transcript their phases, if they are whole codons together and hence begin with one."""
+    parts = [features[at] for at in indices]
+    if sum(part.end - part.start for part in parts) % 3 or len({part.strand for part in parts}) > 1:
         return
     phase = 0
     for at in sorted(indices, key=lambda at: features[at].start * (features[at].strand or 1)):
@@ -148,7 +149,7 @@ def _phase(features: list[Feature], indices: list[int]) -> None:
 
 
 def introns(parts: Iterable[tuple[int, int]]) -> list[Feature]:
-    """What lies between the parts of one transcript, ascending; where they go on at the origin of a circle, nothing."""
+    """The gaps between the parts of one transcript, which ascend; none where it crosses the origin of a circle."""
     return [
         Feature("intron", end, start, 0, None)
         for (_, end), (start, _) in pairwise(parts)
@@ -162,18 +163,15 @@ def _genbank(name: str, text: io.TextIOWrapper) -> dict[str, list[Feature]]:
         for record in _parsed(text):
             features = records.setdefault(str(record.id), [])
             records[record.name] = features  # LOCUS, where the FASTA file has no version
-            for each in record.features:
-                if each.type not in KINDS or each.location is None:
+            for entry in record.features:
+                if entry.type not in KINDS or entry.location is None:
                     continue
-                read = int(each.qualifiers.get("codon_start", ["1"])[0]) - 1
-                parts = [(int(part.start), int(part.end)) for part in each.location.parts]  # as they are read
-                features += introns(parts[::-1] if each.location.strand == -1 else parts)
-                phase = read
-                for part in each.location.parts:  # in the direction of reading
-                    features.append(
-                        Feature(each.type, int(part.start), int(part.end), part.strand or 0,
-                                phase if each.type == "CDS" else None)
-                    )  # fmt: skip
+                parts = [(int(part.start), int(part.end)) for part in entry.location.parts]  # as they are read
+                features += introns(parts[::-1] if entry.location.strand == -1 else parts)
+                phase = int(entry.qualifiers.get("codon_start", ["1"])[0]) - 1
+                for part, (start, end) in zip(entry.location.parts, parts, strict=True):
+                    known = phase if entry.type == "CDS" else None
+                    features.append(Feature(entry.type, start, end, part.strand or 0, known))
                     phase = (phase - len(part)) % 3
     except (ValueError, AssertionError, KeyError, IndexError) as error:
         raise InputError(f"{name} is no whole GenBank file: {' '.join(str(error).split())}") from error
@@ -181,7 +179,7 @@ def _genbank(name: str, text: io.TextIOWrapper) -> dict[str, list[Feature]]:
 
 
 def _parsed(text: io.TextIOWrapper) -> Iterator[SeqRecord]:
-    """The records; what Biopython remarks about their form is nothing to this program."""
+    """The records, without Biopython's warnings about their form."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BiopythonParserWarning)
         yield from SeqIO.parse(text, "genbank")

@@ -18,12 +18,12 @@ MAGIC = {
     b"SQLite format 3\x00": "an SQLite database",
 }
 _MAGIC = tuple(MAGIC)
-# What text files do contain of these: tab, line feed, form feed, carriage return, escape (saved terminal output).
+# Text files do contain tab, line feed, form feed, carriage return and escape (saved terminal output).
 CONTROL = bytes(set(range(32)) - set(b"\t\n\f\r\x1b")) + b"\x7f"
 
 
 def words(text: str) -> frozenset[str]:
-    """The words of `text`, as a set to look up in."""
+    """The set of words in `text`."""
     return frozenset(text.split())
 
 
@@ -39,12 +39,12 @@ def read(stream: BinaryIO, size: int = -1) -> bytes:
 
 
 def is_place(text: str) -> bool:
-    """Whether `text` is a whole number as a place in a file is; of thousands of digits Python makes no number."""
+    """Whether `text` is a position, a whole number; Python refuses to convert thousands of digits."""
     return text.isdecimal() and len(text) < 19
 
 
 def drain(stream: BinaryIO, block: int = 1 << 20) -> int:
-    """Read to the end, keep nothing; the number of bytes there were."""
+    """Read to the end. Returns the number of bytes."""
     total = 0
     while part := stream.read(block):
         total += len(part)
@@ -52,7 +52,7 @@ def drain(stream: BinaryIO, block: int = 1 << 20) -> int:
 
 
 def binary_reason(head: bytes) -> str:
-    """Why `head` cannot begin a file of text, or ""."""
+    """The reason why `head` cannot begin a file of text, or ""."""
     if head.startswith(_MAGIC):
         return f"binary data: {next(what for magic, what in MAGIC.items() if head.startswith(magic))}"
     if head.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")):
@@ -63,7 +63,7 @@ def binary_reason(head: bytes) -> str:
 
 
 def blank_reason(data: bytes) -> str:
-    """Why a source that is `data` and no more holds nothing, or ""."""
+    """The reason why a source that is just `data` holds nothing, or ""."""
     if not data:
         return "empty"
     return "" if data.strip() else "only white space"

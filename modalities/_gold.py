@@ -1,4 +1,4 @@
-"""Gold files of languages: words of a treebank (CoNLL-U) or set apart by spaces (SIGHAN), morphemes (SIGMORPHON)."""
+"""Gold files of languages: words of a treebank (CoNLL-U) or separated by spaces (SIGHAN), morphemes (SIGMORPHON)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ._utf8 import cut_character
 
 TREEBANK_ROW = re.compile(r"\d{1,9}([-.]\d{1,9})?\t\S")
 
-LONGEST = 500  # letters of a word; to align it with its morphemes takes the square of that
+LONGEST = 500  # letters of a word; aligning it with its morphemes takes the square of that
 
 
 def gold(source: Source, *, spaced: bool) -> Iterator[Gold | Refused]:
-    """The sentences of a gold file, whose format is known by its first lines. `spaced`: whether this language is
-    written with spaces between words; else the spaces of a segmented file are marks and no part of the text.
+    """The sentences of a gold file, whose format is known by its first lines.
 
-    Raises InputError for a file that is not UTF-8 or holds no sentence.
+    `spaced`: whether this language is written with spaces between words; else the spaces of a segmented file are marks
+    and no part of the text. Raises InputError for a file that is not UTF-8 or holds no sentence.
     """
     empty, cut = True, list[Refused]()
     with source.open() as stream:
@@ -31,25 +31,27 @@ def gold(source: Source, *, spaced: bool) -> Iterator[Gold | Refused]:
             first.append(line)
             if line.strip() and not line.startswith("#"):
                 break
-        told = first[-1] if first else ""
-        if TREEBANK_ROW.match(told) or told.startswith("#"):
-            found = _treebank(chain(first, lines), source.name, spaced)
-        elif "\t" in told:
-            found = _morphemes(chain(first, lines), source.name)
+        telling = first[-1] if first else ""
+        if TREEBANK_ROW.match(telling) or telling.startswith("#"):
+            items = _treebank(chain(first, lines), source.name, spaced)
+        elif "\t" in telling:
+            items = _morphemes(chain(first, lines), source.name)
         else:
-            found = _segmented(chain(first, lines), source.name, spaced)
-        for item in found:
+            items = _segmented(chain(first, lines), source.name, spaced)
+        for item in items:
             empty = empty and isinstance(item, Refused)
             yield item
     yield from cut
     if empty:
-        raise InputError(f"{source.name} holds no marked sentence", "give CoNLL-U, words set apart by spaces, or "
-                         "SIGMORPHON's columns")  # fmt: skip
+        hint = "give CoNLL-U, words set apart by spaces, or SIGMORPHON's columns"
+        raise InputError(f"{source.name} holds no marked sentence", hint)
 
 
 def _lines(stream: BinaryIO, name: str, cut: list[Refused], other: str) -> Iterator[str]:
-    """Without the last one if it ends inside a character, as `head -c` leaves it: that is added to `cut`. `other`: the
-    encoding that a file in another one is most likely in."""
+    """Lines, without a last one that ends inside a character, as `head -c` leaves it: that is added to `cut`.
+
+    `other`: the likely encoding of a file that is not UTF-8.
+    """
     for number, line in enumerate(stream, 1):
         where = f"{name}, line {number}"
         try:
@@ -58,8 +60,8 @@ def _lines(stream: BinaryIO, name: str, cut: list[Refused], other: str) -> Itera
             if number > 1 and cut_character(line, "utf-8"):
                 cut.append(Refused("line cut off at the end", where, len(line)))
                 return
-            raise InputError(f"{where}: byte 0x{line[error.start]:02x} is not UTF-8",
-                             f"convert the file, perhaps with iconv -f {other} -t UTF-8") from error  # fmt: skip
+            hint = f"convert the file, perhaps with iconv -f {other} -t UTF-8"
+            raise InputError(f"{where}: byte 0x{line[error.start]:02x} is not UTF-8", hint) from error
         yield text.removeprefix("\ufeff").rstrip("\r\n")
 
 
@@ -74,8 +76,10 @@ def _marked(words: Iterable[str], spaces: Iterable[bool], name: str) -> Gold:
 
 
 def _treebank(lines: Iterator[str], name: str, spaced: bool) -> Iterator[Gold | Refused]:
-    """Surface words: of a range such as `8-9` (don't) the whole, not its parts; empty nodes such as `8.1` are none.
-    White space between words is that of the comment `# text`, else told by SpaceAfter where words are `spaced`."""
+    """Sentences of surface words: a range such as `8-9` (don't) is one word; empty nodes such as `8.1` are none.
+
+    White space between words is that of the comment `# text`, else of SpaceAfter where words are `spaced`.
+    """
     words: list[str] = []
     spaces: list[bool] = []
     inside, text = 0, ""  # the last word of a range; the sentence as it was written
@@ -99,11 +103,11 @@ def _written(words: list[str], text: str, name: str) -> Gold | None:
     """The sentence as it was written; None where its words are not those of the text."""
     edges, at = [], 0
     for word in words:
-        found = text.find(word, at)
-        if found < 0 or text[at:found].strip():
+        start = text.find(word, at)
+        if start < 0 or text[at:start].strip():
             return None
-        edges.append(found)
-        at = found + len(word)
+        edges.append(start)
+        at = start + len(word)
     offsets = [0, *accumulate(len(char.encode()) for char in text)]
     return None if text[at:].strip() else Gold(text.encode(), {"word": [offsets[edge] for edge in edges]}, name)
 
@@ -115,7 +119,7 @@ def _segmented(lines: Iterator[str], name: str, spaced: bool) -> Iterator[Gold]:
 
 
 def _morphemes(lines: Iterator[str], name: str) -> Iterator[Gold | Refused]:
-    """A word or tokenised sentence, and the same in canonical morphemes, `@@` before each that begins no word."""
+    """A word or sentence a row, and the same in canonical morphemes, with `@@` before each but the first of a word."""
     for number, line in enumerate(lines, 1):
         columns = line.split("\t")
         if not line.strip():
@@ -146,10 +150,10 @@ def _morphemes(lines: Iterator[str], name: str) -> Iterator[Gold | Refused]:
 
 
 def surface_starts(word: str, morphemes: list[str]) -> list[int]:
-    """Where in `word` the second and further of its canonical `morphemes` begin ("running" is run + ing: 4).
+    """Positions in `word` where its canonical `morphemes` after the first begin ("running" is run + ing: 4).
 
-    The joined morphemes are aligned with the word by the fewest edits; among equal alignments letters are kept as far
-    left as can be. A morpheme of which nothing is left on the surface gives no start.
+    The joined morphemes are aligned with the word by the fewest edits; among equal alignments letters stay as far left
+    as possible. A morpheme of which nothing is left on the surface gives no start.
     """
     canonical = "".join(morphemes)
     rows, columns = len(canonical) + 1, len(word) + 1

@@ -9,26 +9,52 @@ from pathlib import Path
 
 from pygments.lexer import Lexer
 from pygments.lexers import get_lexer_for_filename
-from pygments.token import Comment, Keyword, Literal, Name, Number, Operator, String, Token
+from pygments.token import Comment, Keyword, Literal, Name, Number, Operator, String
 from pygments.util import ClassNotFound
+
+LAYOUT = {tokenize.NEWLINE, tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER, tokenize.ENCODING}
+# Kinds of Pygments and their index into `modality.SYNTAX`; the first that fits counts.
+KINDS = [(Comment, 5), (Keyword, 1), (Operator.Word, 1), (Number, 4), (String, 3), (Literal, 3)]
+KINDS += [(kind, 2) for kind in (Name.Function, Name.Class, Name.Decorator, Name.Namespace, Name.Tag)]
 
 
 def token_starts(data: bytes, name: str) -> list[int] | None:
-    """Where the tokens of a source file begin, white space left out; None for a language that is not known by the name,
-    or a file that its lexer does not take."""
+    """Byte positions where the tokens of a source file begin, white space left out.
+
+    None for a language that is not known by the name, or a file that its lexer rejects.
+    """
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
         return None
-    file = Path(name.rpartition(":")[2]).name
-    starts = _python(text) if file.endswith((".py", ".pyi")) else _other(text, file)
+    starts = _python(text) if name.endswith((".py", ".pyi")) else _other(text, name)
     if starts is None or text.isascii():
         return starts
     offsets = [0, *accumulate(len(char.encode()) for char in text)]
     return [offsets[start] for start in starts]
 
 
-LAYOUT = {tokenize.NEWLINE, tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER, tokenize.ENCODING}
+def syntax(data: bytes, name: str) -> bytes | None:
+    """The kind of each byte of a source file, as `Modality.syntax` wants it; None where the language is not known."""
+    text = data.decode("utf-8", "surrogateescape")
+    if (lexer := _lexer(text, name)) is None:
+        return None
+    parts = []
+    for _, kind, value in lexer.get_tokens_unprocessed(text):
+        number = next((number for parent, number in KINDS if kind in parent), 0)
+        parts.append(bytes([number]) * len(value.encode("utf-8", "surrogateescape")))
+    kinds = b"".join(parts)
+    return kinds if len(kinds) == len(data) else None
+
+
+def _lexer(text: str, name: str) -> Lexer | None:
+    """The Pygments lexer for a file name, which neither strips nor adds anything."""
+    if "\r" in text:  # Pygments would make line feeds of these, and shift the rest
+        return None
+    try:
+        return get_lexer_for_filename(Path(name.rpartition(":")[2]).name, stripnl=False, ensurenl=False)
+    except ClassNotFound:
+        return None
 
 
 def _python(text: str) -> list[int] | None:
@@ -42,44 +68,14 @@ def _python(text: str) -> list[int] | None:
     return [lines[token.start[0] - 1] + token.start[1] for token in tokens]
 
 
-def lexer_of(file: str) -> Lexer | None:
-    """The Pygments lexer for a file name, which neither strips nor adds anything."""
-    try:
-        return get_lexer_for_filename(file, stripnl=False, ensurenl=False)
-    except ClassNotFound:
-        return None
-
-
-KINDS = [(Comment, 5), (Keyword, 1), (Operator.Word, 1), (Number, 4), (String, 3), (Literal, 3)]
-KINDS += [(kind, 2) for kind in (Name.Function, Name.Class, Name.Decorator, Name.Namespace, Name.Tag)]
-
-
-def syntax(data: bytes, name: str) -> bytes | None:
-    """What each byte of a source file is, as `Modality.syntax` wants it; None where the language is not known."""
-    lexer = lexer_of(Path(name.rpartition(":")[2]).name)
-    text = data.decode("utf-8", "surrogateescape")
-    if lexer is None or "\r" in text:
-        return None
-    kinds = []
-    for _, kind, value in lexer.get_tokens_unprocessed(text):
-        number = next((number for parent, number in KINDS if kind in parent), 0)
-        kinds.append(bytes([number]) * len(value.encode("utf-8", "surrogateescape")))
-    found = b"".join(kinds)
-    return found if len(found) == len(data) else None
-
-
-def _other(text: str, file: str) -> list[int] | None:
-    lexer = lexer_of(file)
-    if lexer is None or "\r" in text:  # Pygments would make line feeds of these, and shift the rest
+def _other(text: str, name: str) -> list[int] | None:
+    if (lexer := _lexer(text, name)) is None:
         return None
     starts, last = [], None
     for start, kind, value in lexer.get_tokens_unprocessed(text):
-        if not value.strip():
-            last = None
-            continue
-        # Pygments cuts strings and comments into pieces of one kind: they are one token, as in a compiler
-        joined = kind in Token.Literal.String or kind in Token.Comment
-        if not (joined and last is not None and last == start):
+        # Pygments cuts strings and comments into pieces of one kind: they are one token, as in a compiler.
+        joined = bool(value.strip()) and (kind in String or kind in Comment)
+        if value.strip() and not (joined and last == start):
             starts.append(start + len(value) - len(value.lstrip()))
         last = start + len(value) if joined else None
     return starts

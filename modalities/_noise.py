@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from random import Random
+from string import ascii_lowercase, ascii_uppercase
 
 from hnet_cli.modality import Perturbation
 
@@ -12,7 +13,7 @@ from ._bytes import words
 
 
 def _of_text(distort: Callable[[str, Random], str]) -> Perturbation:
-    """A distortion of text as one of bytes; bytes that are no UTF-8 pass unchanged."""
+    """A distortion of text, applied to bytes; bytes that are not UTF-8 pass unchanged."""
 
     def perturb(data: bytes, random: Random) -> bytes:
         text = data.decode("utf-8", "surrogateescape")
@@ -21,32 +22,17 @@ def _of_text(distort: Callable[[str, Random], str]) -> Perturbation:
     return perturb
 
 
-def _antspeak(text: str, random: Random) -> str:
-    return " ".join(text.upper())
-
-
-def _drop(text: str, random: Random) -> str:
-    return "".join(char for char in text if random.random() >= 0.1)
-
-
-def _random_case(text: str, random: Random) -> str:
-    return "".join(char.upper() if random.random() < 0.5 else char.lower() for char in text)
-
-
-def _repeat(text: str, random: Random) -> str:
-    return "".join(char * random.randint(2, 4) if random.random() < 0.2 else char for char in text)
-
-
-def _upper(text: str, random: Random) -> str:
-    return text.upper()
+def _per_character(change: Callable[[str, Random], str]) -> Perturbation:
+    """A distortion of each character of a text by itself."""
+    return _of_text(lambda text, random: "".join(change(char, random) for char in text))
 
 
 TEXT: Mapping[str, Perturbation] = {
-    "AntSpeak": _of_text(_antspeak),
-    "Drop": _of_text(_drop),
-    "RandomCase": _of_text(_random_case),
-    "Repeat": _of_text(_repeat),
-    "UpperCase": _of_text(_upper),
+    "AntSpeak": _of_text(lambda text, random: " ".join(text.upper())),
+    "Drop": _per_character(lambda char, random: "" if random.random() < 0.1 else char),
+    "RandomCase": _per_character(lambda char, random: char.upper() if random.random() < 0.5 else char.lower()),
+    "Repeat": _per_character(lambda char, random: char * random.randint(2, 4) if random.random() < 0.2 else char),
+    "UpperCase": _of_text(lambda text, random: text.upper()),
 }
 """AntSpeak: upper case, a space between any two characters. Drop: each character is left out with probability 0.1.
 RandomCase: upper or lower case with even chances. Repeat: with probability 0.2 a character stands two to four times.
@@ -65,38 +51,33 @@ LOOK = (
 
 
 def _confused(groups: str) -> Perturbation:
-    """Half of the characters that have a double are replaced by one."""
+    """Replace half of the characters that have a double by one."""
     doubles: dict[str, str] = {}
     for group in groups.split():
         for char in group:
             doubles.setdefault(char, group.replace(char, ""))
-
-    def distort(text: str, random: Random) -> str:
-        return "".join(
-            random.choice(doubles[char]) if char in doubles and random.random() < 0.5 else char for char in text
-        )
-
-    return _of_text(distort)
-
-
-def _wide(text: str, random: Random) -> str:
-    return "".join(
-        chr(ord(char) + 0xFEE0) if "!" <= char <= "~" else "\u3000" if char == " " else char for char in text
+    return _per_character(
+        lambda char, random: random.choice(doubles[char]) if char in doubles and random.random() < 0.5 else char
     )
 
 
-def _narrow(text: str, random: Random) -> str:
-    marks = {"。": ".", "、": ",", "《": "<", "》": ">", "“": '"', "”": '"', "「": '"', "」": '"', "\u3000": " "}
-    return "".join(
-        chr(ord(char) - 0xFEE0) if "！" <= char <= "～" else marks.get(char, char) for char in text
-    )  # fmt: skip
+SHIFT = ord("！") - ord("!")  # from ASCII to full-width forms
+MARKS = dict(zip("。、《》“”「」\u3000", '.,<>"""" ', strict=True))
+
+
+def _wide(char: str, random: Random) -> str:
+    return chr(ord(char) + SHIFT) if "!" <= char <= "~" else "\u3000" if char == " " else char
+
+
+def _narrow(char: str, random: Random) -> str:
+    return chr(ord(char) - SHIFT) if "！" <= char <= "～" else MARKS.get(char, char)
 
 
 CHINESE: Mapping[str, Perturbation] = {
     "Homophone": _confused(SOUND),
     "LookAlike": _confused(LOOK),
-    "FullWidth": _of_text(_wide),
-    "HalfWidth": _of_text(_narrow),
+    "FullWidth": _per_character(_wide),
+    "HalfWidth": _per_character(_narrow),
     "Drop": TEXT["Drop"],
     "Repeat": TEXT["Repeat"],
 }
@@ -119,21 +100,20 @@ RESERVED = words(
 
 
 def _rename(text: str, random: Random) -> str:
-    """Every identifier gets another name of the same length, the same at every place."""
+    """Give every identifier another name of the same length, the same at every place."""
     names: dict[str, str] = {}
     taken = set(WORD.findall(text))
+
+    def letter(char: str) -> str:
+        alphabet = ascii_lowercase if char.islower() else ascii_uppercase if char.isupper() else char
+        return random.choice(alphabet) if len(alphabet) > 1 else char
 
     def renamed(match: re.Match[str]) -> str:
         word = match[0]
         if word in RESERVED or len(word) < 2 or word.startswith("__"):
             return word
         while word not in names:
-            new = "".join(
-                random.choice("abcdefghijklmnopqrstuvwxyz") if char.islower()
-                else random.choice("ABCDEFGHIJKLMNOPQRSTUVWXYZ") if char.isupper()
-                else char
-                for char in word
-            )  # fmt: skip
+            new = "".join(map(letter, word))
             if new not in taken or not any(char.isalpha() for char in word):
                 names[word] = new
                 taken.add(new)
@@ -143,7 +123,7 @@ def _rename(text: str, random: Random) -> str:
 
 
 def _indent(text: str, random: Random) -> str:
-    """Indentation by tabs instead of four spaces and by two spaces instead of tabs."""
+    """Indent by tabs instead of four spaces and by two spaces instead of tabs."""
 
     def changed(match: re.Match[str]) -> str:
         white = match[0]
@@ -153,7 +133,7 @@ def _indent(text: str, random: Random) -> str:
 
 
 def _spaces(text: str, random: Random) -> str:
-    """Each single space between two other characters becomes two with probability 0.2."""
+    """Double each single space between two other characters with probability 0.2."""
     return re.sub(r"(?<=\S) (?=\S)", lambda match: "  " if random.random() < 0.2 else " ", text)
 
 
@@ -169,15 +149,10 @@ doubled. Drop as in text; this one breaks the program."""
 
 def _substitute(data: bytes, random: Random) -> bytes:
     bases = bytearray(data)
-    for at in range(len(bases)):
+    for at, base in enumerate(data):
         if random.random() < 0.1:
-            others = [base for base in b"ACGT" if base != bases[at] & 0xDF]
-            bases[at] = random.choice(others)
+            bases[at] = random.choice([other for other in b"ACGT" if other != base & 0xDF])
     return bytes(bases)
-
-
-def _lose(data: bytes, random: Random) -> bytes:
-    return bytes(base for base in data if random.random() >= 0.02)
 
 
 COMPLEMENT = bytes.maketrans(b"ACGTUacgtu", b"TGCAAtgcaa")
@@ -190,7 +165,7 @@ def reverse_complement(data: bytes) -> bytes:
 
 DNA: Mapping[str, Perturbation] = {
     "Substitution": _substitute,
-    "Deletion": _lose,
+    "Deletion": lambda data, random: bytes(base for base in data if random.random() >= 0.02),
     "ReverseComplement": lambda data, random: reverse_complement(data),
 }
 """Substitution: a tenth of the bases by another. Deletion: of a fiftieth of the bases. ReverseComplement."""

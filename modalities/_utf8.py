@@ -1,4 +1,4 @@
-"""What the modalities written in UTF-8 share: documents, where to cut them, and which bytes are legal."""
+"""Base of the modalities written in UTF-8: documents, cuts, and the automaton of legal bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ._bytes import binary_reason, blank_reason, drain, read
 
 PIECE = 1 << 20  # longest document in bytes; a longer source is divided
 BOM = codecs.BOM_UTF8
-TAILS = bytes(range(0x80, 0xC0))  # those that go on with a character
+TAILS = bytes(range(0x80, 0xC0))  # continuation bytes
 WHITE = np.array([code for code in range(0x3001) if chr(code).isspace()])  # code points; U+3000 is the last
 
 
@@ -22,15 +22,15 @@ class Utf8(Modality):
     """A source is one document; one longer than `PIECE` is several, divided at a blank line, else at the end of a line,
     else between characters, all of one group so that they stay on one side of the split.
 
-    Bytes that do not decode are never repaired: the piece they are in is refused, the rest is kept. A file that was cut
-    by bytes (`head -c`, `split -b`) misses a part of its first or last character alone: those few bytes are refused.
+    Bytes that do not decode are never repaired: their piece is refused, the rest is kept. A file that was cut by bytes
+    (`head -c`, `split -b`) lacks a part of its first or last character only: those few bytes are refused.
     """
 
     encodings: ClassVar[str] = "UTF-8"
-    """What `encoding` can return, in the words of a refusal."""
+    """The encodings that `encoding` can return, as a refusal names them."""
 
     def encoding(self, head: bytes) -> str:
-        """The codec of a source that begins with `head`; where it is not UTF-8 the documents are converted."""
+        """The codec of a source that begins with `head`; documents in another one than UTF-8 are converted."""
         return "utf-8"
 
     def notes(self, text: str, encoding: str) -> tuple[str, ...]:
@@ -38,7 +38,7 @@ class Utf8(Modality):
         return ()
 
     def divisible(self, head: bytes) -> bool:
-        """Text in UTF-8; where a legacy encoding is to be told, all of the file goes by its beginning."""
+        """True for UTF-8; a legacy encoding is recognised by the beginning of the file, for all of it."""
         return not binary_reason(head) and decoded(head) is not None
 
     def documents(self, source: Source) -> Iterator[Document | Refused]:
@@ -49,14 +49,13 @@ class Utf8(Modality):
                 yield Refused(reason, source.name, len(head) + drain(stream))
                 return
             at = offset = source.offset
-            if not at and head.startswith(BOM):
-                yield Refused("UTF-8 byte order mark", f"{source.name}: byte 0", len(BOM))
-                at = offset = len(BOM)
-                head = head[at:]
-            elif not at and (rest := rest_of_character(head)):
-                yield Refused("character cut off at the beginning", f"{source.name}: byte 0", rest)
-                at = offset = rest
-                head = head[at:]
+            if not at:
+                mark = len(BOM) if head.startswith(BOM) else 0
+                if lost := mark or rest_of_character(head):
+                    reason = "UTF-8 byte order mark" if mark else "character cut off at the beginning"
+                    yield Refused(reason, f"{source.name}: byte 0", lost)
+                at = offset = lost
+                head = head[lost:]
             encoding = self.encoding(head)
             for piece, last in [(head, True)] if source.whole else pieces(head, stream, encoding):
                 item = self._document(piece, source, encoding, at, offset)
@@ -71,7 +70,7 @@ class Utf8(Modality):
                 offset += len(item.data) if isinstance(item, Document) else len(piece)
 
     def _document(self, piece: bytes, source: Source, encoding: str, at: int, offset: int) -> Document | Refused:
-        """One piece, which begins at byte `at` of the source and is to have this `offset`."""
+        """One piece, which begins at byte `at` of the source, as a document with this `offset`."""
         if (nul := piece.find(b"\0")) >= 0:
             return Refused("binary data", f"{source.name}: byte {at + nul} is 0", len(piece))
         try:
@@ -95,8 +94,8 @@ class Utf8(Modality):
     def settle(self, data: bytes) -> Sequence[int]:
         """At the next character; past white space, so that a chunk may begin with the space before a word."""
         codes, starts = code_points(data)
-        kept = starts[~np.isin(codes, WHITE)]
-        return np.append(kept, len(data))[np.searchsorted(kept, np.arange(len(data) + 1))]  # type: ignore[return-value]
+        black = starts[~np.isin(codes, WHITE)]
+        return np.append(black, len(data))[np.searchsorted(black, np.arange(len(data) + 1))]  # type: ignore[return-value]
 
 
 def pieces(head: bytes, stream: BinaryIO, encoding: str) -> Iterator[tuple[bytes, bool]]:
@@ -113,8 +112,10 @@ def pieces(head: bytes, stream: BinaryIO, encoding: str) -> Iterator[tuple[bytes
 
 
 def divide(data: bytes, near: int, encoding: str = "utf-8") -> int:
-    """The best place to divide `data` in its half before `near`. A line feed is never part of a longer character in
-    UTF-8, GB18030 or Big5."""
+    """The best place to divide `data` in the half before `near`.
+
+    A line feed is never part of a longer character in UTF-8, GB18030 or Big5.
+    """
     for mark in (b"\n\n", b"\n\r\n", b"\n"):
         if (at := data.rfind(mark, near // 2, near)) >= 0:
             return at + len(mark)
@@ -146,15 +147,17 @@ def _decoded(head: bytes) -> str | None:
 
 
 def rest_of_character(head: bytes) -> int:
-    """How many bytes at the beginning of UTF-8 end a character that was cut off. Other encodings begin with such bytes
-    too, so there must be another character to prove that it is UTF-8."""
+    """Number of bytes at the beginning of UTF-8 that end a character that was cut off.
+
+    Other encodings begin with such bytes too, so there must be another character to prove that it is UTF-8.
+    """
     size = len(head[:3]) - len(head[:3].lstrip(TAILS))
     text = _decoded(head[size:]) if size else None
     return size if text and not text.isascii() else 0
 
 
 def cut_character(piece: bytes, encoding: str) -> int:
-    """How many bytes at the end of `piece` begin a character and do not end it; 0 where more than that is wrong."""
+    """Number of bytes at the end of `piece` that begin a character and do not end it; 0 where other bytes are wrong."""
     decoder = codecs.getincrementaldecoder(encoding)()
     try:
         decoder.decode(piece)
@@ -164,13 +167,15 @@ def cut_character(piece: bytes, encoding: str) -> int:
 
 
 def han_count(text: str) -> int:
-    """How many Chinese characters `text` holds."""
+    """Number of Chinese characters in `text`."""
     return sum("\u3400" <= char <= "\u9fff" or "\uf900" <= char <= "\ufaff" or char >= "\U00020000" for char in text)
 
 
 def code_points(data: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Of every character of `data`: its code point, and the byte where it begins. A byte that is no UTF-8 counts as one
-    character (a lone surrogate)."""
+    """Code point (uint32) and first byte (int64) of every character of `data`, two arrays (n,).
+
+    A byte that is not UTF-8 counts as one character (a lone surrogate).
+    """
     text = data.decode("utf-8", "surrogateescape")
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
     widths = 1 + (codes > 0x7F).astype(np.int64) + (codes > 0x7FF) + (codes > 0xFFFF)
@@ -181,30 +186,14 @@ def code_points(data: bytes) -> tuple[np.ndarray, np.ndarray]:
 def _utf8_automaton() -> Automaton:
     """RFC 3629, section 4: no overlong forms, no surrogates, nothing above U+10FFFF."""
     tail, tail2, tail3, after_e0, after_ed, after_f0, after_f4 = range(1, 8)
-    moves: list[list[tuple[int, int, int]]] = [  # for each state: (first byte, last byte, next state)
-        [
-            (0x00, 0x7F, 0),
-            (0xC2, 0xDF, tail),
-            (0xE0, 0xE0, after_e0),
-            (0xE1, 0xEC, tail2),
-            (0xED, 0xED, after_ed),
-            (0xEE, 0xEF, tail2),
-            (0xF0, 0xF0, after_f0),
-            (0xF1, 0xF3, tail3),
-            (0xF4, 0xF4, after_f4),
-        ],
-        [(0x80, 0xBF, 0)],
-        [(0x80, 0xBF, tail)],
-        [(0x80, 0xBF, tail2)],
-        [(0xA0, 0xBF, tail)],
-        [(0x80, 0x9F, tail)],
-        [(0x90, 0xBF, tail2)],
-        [(0x80, 0x8F, tail2)],
-    ]
+    leads = [(0x00, 0x7F, 0), (0xC2, 0xDF, tail), (0xE0, 0xE0, after_e0), (0xE1, 0xEC, tail2), (0xED, 0xED, after_ed)]
+    leads += [(0xEE, 0xEF, tail2), (0xF0, 0xF0, after_f0), (0xF1, 0xF3, tail3), (0xF4, 0xF4, after_f4)]
+    after_lead = [(0x80, 0xBF, 0), (0x80, 0xBF, tail), (0x80, 0xBF, tail2)]
+    after_lead += [(0xA0, 0xBF, tail), (0x80, 0x9F, tail), (0x90, 0xBF, tail2), (0x80, 0x8F, tail2)]
     rows = []
-    for ranges in moves:
+    for moves in (leads, *([move] for move in after_lead)):  # by state: (first byte, last byte, next state)
         row = [-1] * 256
-        for first, last, state in ranges:
+        for first, last, state in moves:
             row[first : last + 1] = [state] * (last + 1 - first)
         rows.append(tuple(row))
     return Automaton(tuple(rows))

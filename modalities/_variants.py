@@ -1,4 +1,7 @@
-"""Variants of a VCF file in the sequence of a FASTA file."""
+"""Variants of a VCF file in the sequence of a FASTA file.
+
+VCF is parsed by hand: six columns of a row are used, for which no library without a C extension is worth depending on.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,11 @@ PURINES = "AG"
 
 
 class Call(NamedTuple):
-    """A row of the file, one alternative of it."""
+    """One alternative of a row of the file."""
 
     line: int
     position: int
-    """Of the first base of `reference` in the record, from 0."""
+    """Position of the first base of `reference` in the record, from 0."""
     name: str
     reference: str
     alternative: str
@@ -67,8 +70,8 @@ def _calls(source: Source) -> Iterator[tuple[str, Call | Refused]]:
                     yield record, Refused("allele that is not written out in bases", where)
                     continue
                 fields = {k: _of_allele(v, index, after.count(",") + 1) for k, v in info.items()}
-                called = name if name != "." else f"{record}:{position}{before}>{alternative}"
-                yield record, Call(number, int(position) - 1, called, before.upper(), alternative.upper(), fields)
+                label = name if name != "." else f"{record}:{position}{before}>{alternative}"
+                yield record, Call(number, int(position) - 1, label, before.upper(), alternative.upper(), fields)
 
 
 def _of_allele(value: str, index: int, alternatives: int) -> str:
@@ -81,10 +84,7 @@ def _variant(file: str, record: str, call: Call, bases: str, flank: int) -> Vari
     if start < 0 or bases[start:end] != call.reference:
         return Refused("REF is not what the reference has there", f"{file}, line {call.line}: {record}")
     before, after = bases[max(0, start - flank) : start], bases[end : end + flank]
-    gaps = [match.end() for match in OTHER.finditer(before)]
-    before_known = before[gaps[-1] :] if gaps else before
-    gap = OTHER.search(after)
-    after_known = after[: gap.start()] if gap else after
+    before_known, after_known = OTHER.split(before)[-1], OTHER.split(after)[0]  # up to the nearest gaps
     return Variant(
         call.name,
         before_known.encode(),

@@ -77,7 +77,7 @@ class Chinese(Utf8):
         return edges
 
     def gold(self, source: Source) -> Iterator[Gold | Refused]:
-        """CoNLL-U, SIGHAN's words set apart by spaces, or SIGMORPHON's morphemes; see `_gold`."""
+        """CoNLL-U, SIGHAN's words separated by spaces, or SIGMORPHON's morphemes; see `_gold`."""
         return gold(source, spaced=False)
 
     def perturbations(self) -> Mapping[str, Perturbation]:
@@ -85,9 +85,9 @@ class Chinese(Utf8):
 
 
 def legacy_encoding(head: bytes) -> str:
-    """Which of the legacy encodings `head` is Chinese in, or "".
+    """The legacy encoding in which `head` is Chinese, or "".
 
-    Every candidate decodes; the right one gives frequent characters and next to no bytes that decode to nothing.
+    Every candidate decodes; the right one gives frequent characters and hardly any undecodable bytes.
     """
     best, best_score = "", 0.15
     for codec in LEGACY:
@@ -102,12 +102,12 @@ def legacy_encoding(head: bytes) -> str:
 
 
 def kana_count(text: str) -> int:
-    """How many characters of the Japanese syllabaries `text` holds."""
+    """Number of characters of the Japanese syllabaries in `text`."""
     return sum("\u3040" <= char <= "\u30ff" for char in text)
 
 
 def dominant_script(text: str) -> str:
-    """ "simplified", "traditional", "simplified and traditional", or "" where too few characters tell."""
+    """ "simplified", "traditional", "simplified and traditional", or "" where too few characters differ."""
     sample = text[:2048]
     simplified = sum(char in _SIMPLIFIED for char in sample)
     traditional = sum(char in _TRADITIONAL for char in sample)

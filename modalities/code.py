@@ -1,14 +1,14 @@
 """Source code in any language: one document per file, one side of the split per repository.
 
-Folders are read as a programmer means them: .gitignore is respected; vendored, generated, minified, binary and very
-large files are left out and counted. Units known without training: `token` starts, see `Code.reference_edges`.
+Folders are read as a programmer expects: .gitignore is respected; vendored, generated, minified, binary and very large
+files are left out and counted. Units known without training: `token` starts, see `Code.reference_edges`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from pathspec import GitIgnoreSpec
@@ -27,7 +27,7 @@ SUFFIXES = words(
     " .pyi .pyx .r .rb .rkt .rs .s .scala .scm .sh .sol .sql .sv .swift .tcl .tf .ts .tsx .v .vb .vhd .vhdl .vim"
     " .vue .wgsl .zig .zsh"
 )
-# Languages of data and markup: part of a repository, but of a file alone nobody can say that code was meant.
+# Languages of data and markup: part of a repository, but such a file alone need not mean code.
 MARKUP = words(".css .htm .html .json .less .scss .svelte .toml .xml .yaml .yml")
 NAMES = words("makefile dockerfile cmakelists.txt rakefile gemfile jenkinsfile build.bazel meson.build")
 
@@ -83,7 +83,7 @@ class Code(Utf8):
                 yield file, groups(path)
 
     def select_members(self, consulted: Mapping[str, bytes]) -> Callable[[str, int, bytes], tuple[str, str]]:
-        """As `select`, by what the archive holds itself."""
+        """`select` for the members of an archive, by its own .gitignore and markers."""
         ignored = Ignored(lambda path: consulted.get(path.as_posix(), b"").decode(errors="replace"))
         groups = Groups(lambda path: path.as_posix() in consulted)
 
@@ -103,20 +103,20 @@ class Code(Utf8):
     def reference_edges(self, data: bytes) -> Mapping[str, Sequence[int]]:
         """`token`: every start of a token of one lexer for all languages: a word (identifier, keyword), a number, a run
         of white space, an operator of the C family, any other single byte. Comments and strings are lexed like the
-        rest, for no lexer that does not know the language can find their ends."""
+        rest: only a lexer that knows the language can find their ends."""
         return {"token": [match.start() for match in TOKEN.finditer(data)]}
 
     def units(self, document: Document) -> Mapping[str, Sequence[int]]:
-        """`token`: by Python's own tokenizer or the Pygments lexer of the file's language; a string or a comment is one
-        token, and an edge is its start. Where the language is unknown, or the piece of a file makes no sense to its
-        lexer, as in `reference_edges` without white space."""
+        """`token`: starts by Python's own tokenizer or the Pygments lexer of the file's language; a string or a comment
+        is one token. Where the language is unknown, or its lexer rejects the piece of a file, those of
+        `reference_edges` without white space."""
         starts = token_starts(document.data, document.source)
         if starts is None:
             starts = [match.start() for match in TOKEN.finditer(document.data) if not match[0].isspace()]
         return {"token": starts}
 
     def syntax(self, document: Document) -> bytes | None:
-        """By the Pygments lexer of the language that the file's name tells."""
+        """Kinds by the Pygments lexer of the language that the file's name tells."""
         return syntax(document.data, document.source)
 
     def perturbations(self) -> Mapping[str, Perturbation]:
@@ -124,60 +124,55 @@ class Code(Utf8):
 
 
 class Ignored:
-    """Whether git would ignore a path below the root, by the .gitignore files there and below: the deepest file that
-    says something decides, and nothing below an ignored folder comes back. `text` reads one, "" where there is none."""
+    """Judges whether git would ignore a path below the root, by the .gitignore files there and below.
+
+    The deepest file with a matching line decides, and nothing below an ignored folder comes back. `text` reads a file,
+    "" where there is none.
+    """
 
     def __init__(self, text: Callable[[Path], str]) -> None:
         self.text = text
-        self.specs: dict[Path, GitIgnoreSpec | None] = {}
-        self.folders: dict[Path, bool] = {Path("."): False}
+        self.spec, self.ignores_folder = cache(self._spec), cache(self._folder)
 
     def __call__(self, path: Path) -> str:
-        return "named by .gitignore" if self._folder(path.parent) or self._named(path, str(path.name)) else ""
+        return "named by .gitignore" if self.ignores_folder(path.parent) or self._named(path, path.name) else ""
 
     def _folder(self, path: Path) -> bool:
-        if path not in self.folders:
-            self.folders[path] = self._folder(path.parent) or self._named(path, f"{path.name}/")
-        return self.folders[path]
+        return path != Path(".") and (self.ignores_folder(path.parent) or self._named(path, f"{path.name}/"))
 
     def _named(self, path: Path, tail: str) -> bool:
         for parent in path.parents:
-            if spec := self._spec(parent):
+            if spec := self.spec(parent):
                 below = path.parent.relative_to(parent)
                 if (verdict := spec.check_file((below / "x").as_posix()[:-1] + tail).include) is not None:
                     return verdict
         return False
 
     def _spec(self, folder: Path) -> GitIgnoreSpec | None:
-        if folder not in self.specs:
-            lines = self.text(folder / ".gitignore").splitlines()
-            self.specs[folder] = GitIgnoreSpec.from_lines(lines) if lines else None
-        return self.specs[folder]
+        lines = self.text(folder / ".gitignore").splitlines()
+        return GitIgnoreSpec.from_lines(lines) if lines else None
 
 
 class Groups:
-    """The repository a path below the root belongs to: the nearest folder above it with version control, else the
-    outermost with a project file, else the first folder of the path. Where the root is one repository, there is no
-    border to respect and each file is a group, so that the split has something to choose from."""
+    """Finds the repository of a path below the root: the nearest folder above it with version control, else the
+    outermost with a project file, else the first folder of the path.
+
+    Where the root is one repository, each file is a group, so that the split has something to choose from.
+    """
 
     def __init__(self, exists: Callable[[Path], bool]) -> None:
-        self.exists = exists
-        self.single = any(exists(Path(marker)) for marker in MARKERS)
-        self.marked: dict[tuple[Path, str], bool] = {}
+        self.exists = cache(exists)
+        self.single = any(self.exists(Path(marker)) for marker in MARKERS)
 
     def __call__(self, path: Path) -> str:
         folders = [folder for folder in path.parents if folder != Path(".")]  # nearest first
-        controlled = next((f for f in folders if any(self._has(f, m) for m in MARKERS[:2])), None)
-        if controlled is None and not self.single:
-            controlled = next((f for f in reversed(folders) if any(self._has(f, m) for m in MARKERS[2:])), None)
-            controlled = controlled or (folders[-1] if folders else None)
-        return (controlled or path).as_posix()
+        repositories = [f for f in folders if self._has(f, MARKERS[:2])]
+        if not repositories and not self.single:
+            repositories = [f for f in reversed(folders) if self._has(f, MARKERS[2:])] or folders[-1:]
+        return (repositories[0] if repositories else path).as_posix()
 
-    def _has(self, folder: Path, marker: str) -> bool:
-        key = (folder, marker)
-        if key not in self.marked:
-            self.marked[key] = self.exists(folder / marker)
-        return self.marked[key]
+    def _has(self, folder: Path, markers: Iterable[str]) -> bool:
+        return any(self.exists(folder / marker) for marker in markers)
 
 
 def _by_name(path: Path) -> str:
@@ -193,8 +188,10 @@ def _by_name(path: Path) -> str:
 
 
 def _by_content(path: Path, size: int, head: Callable[[], bytes | None]) -> str:
-    """What is decided after names, for the file must be opened: `head` gives its beginning. One that cannot be read,
-    None, is left to the reader to report."""
+    """The reason to leave a file out for its size or content, or "".
+
+    `head` gives its beginning, None if unreadable, which the reader reports.
+    """
     if size > PIECE:
         return "longer than 1 MiB"
     if (first := head()) is None:

@@ -1,14 +1,16 @@
 """DNA and RNA in FASTA, read as Biopython does: stretches of A, C, G, T (or U) with their coordinates kept.
 
-A record is one document, unless something in it is no base: runs of N, IUPAC ambiguity codes and gaps are refused with
-their number of bases and divide the record, so that no document pretends that what stands left and right of a gap are
-neighbours. `Document.offset` counts bases from the start of the record, from 0, white space aside. `Refused.bytes`
-counts bases too (outside of records: bytes).
+A record is one document, unless it holds letters that are no bases: runs of N, IUPAC ambiguity codes and gaps are
+refused with their number of bases and divide the record, so that no document joins what a gap separates.
+`Document.offset` counts bases from the start of the record, from 0, white space aside. `Refused.bytes` counts bases too
+(outside of records: bytes).
 
 Case is kept: a lower-case base is a soft-masked repeat. The model reads upper case (`input_table`), and predicting a
 masked base weighs 0.1 (`loss_weights`; Evo 2's trainer Savanna calls it `lowercase_loss_reweighting: 0.1`; the weight
 goes with the base that is predicted, not with the one that is read). A record without any upper-case base is not masked
 but just written so, and stored in upper case.
+
+FASTA is parsed by hand, block by block: Biopython's parser holds a whole record, up to gigabytes, and is slower.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from ._bytes import binary_reason, blank_reason, drain, read, words
 from ._noise import DNA, reverse_complement
 from ._variants import variants
 
-BLOCK = 1 << 18  # bytes of a file parsed at once; small enough for a processor's cache
+PARSE_BYTES = 1 << 18  # bytes of a file parsed at once; small enough for a processor's cache
 PIECE = 1 << 20  # longest document in bases
 SHORTEST = 32  # bases; a shorter stretch between two gaps teaches nothing
 MASKED_WEIGHT = 0.1
@@ -82,7 +84,7 @@ class Dna(Modality):
         by_name = 0.6 if suffix(name) in SUFFIXES else 0.0
         head = head[:65536].replace(b"\r", b"\n").lstrip()
         if any(pattern.match(head) for pattern, _ in OTHER_FORMATS):
-            return 0.7  # sequences or what is told about them, though not FASTA: this plugin can say so
+            return 0.7  # sequences or notes about them, though not FASTA: this plugin can say so
         if len(head) >= 100 and BARE.match(head):
             return 0.6
         lines = COMMENT.sub(b"", head).lstrip().split(b"\n")
@@ -97,7 +99,7 @@ class Dna(Modality):
 
     def documents(self, source: Source) -> Iterator[Document | Refused]:
         with source.open() as stream:
-            raw = read(stream, -1 if source.whole else BLOCK)
+            raw = read(stream, -1 if source.whole else PARSE_BYTES)
             head = _line_feeds(raw)
             if source.whole and LETTERS.match(head) and not not_dna(head):  # a row that holds a sequence and no header
                 head = b">" + "_".join(source.name.split()).encode() + b"\n" + head
@@ -127,14 +129,10 @@ class Dna(Modality):
         return Automaton.of_alphabet(b"ACGT")
 
     def reference_edges(self, data: bytes) -> Mapping[str, Sequence[int]]:
-        """`homopolymer`: every start of a run of three or more equal bases. What needs an annotation (codons, exons) is
-        not here."""
+        """`homopolymer`: every start of a run of three or more equal bases."""
         bases = np.frombuffer(data.translate(self.input_table), dtype=np.uint8)
-        if len(bases) < 3:
-            return {"homopolymer": []}
-        same = bases[1:] == bases[:-1]
-        starts = same[:-1] & same[1:] & ~np.concatenate(([False], same[:-2]))
-        return {"homopolymer": np.flatnonzero(starts).tolist()}
+        same = np.concatenate(([False], bases[1:] == bases[:-1], [False, False]))  # each base and the one before it
+        return {"homopolymer": np.flatnonzero(same[1:-1] & same[2:] & ~same[:-2]).tolist()}
 
     def annotation(self, source: Source) -> Annotation:
         """GFF3, GTF or GenBank; see `_annotation`."""
@@ -167,8 +165,7 @@ class Dna(Modality):
 
 
 def unique_name(title: str, seen: dict[str, int]) -> tuple[str, tuple[str, ...]]:
-    """The name of a record, and what there is to note about it. Names repeat in real files; a number tells the records
-    apart in coordinates."""
+    """The name of a record, and notes about it. Names repeat in real files; a number tells such records apart."""
     words = title.split(None, 1)
     name = words[0] if words else "unnamed"
     times = seen.get(name, 0) + 1
@@ -181,20 +178,20 @@ def unique_name(title: str, seen: dict[str, int]) -> tuple[str, tuple[str, ...]]
 
 @dataclass
 class Record:
-    """One record on its way to documents. `add` takes its sequence part by part."""
+    """One record while it is turned into documents; `add` takes its sequence part by part."""
 
     name: str
     source: str
     group: str
     notes: tuple[str, ...]
     position: int = 0
-    """Bases read."""
+    """Bases read so far."""
     stretch: bytearray = field(default_factory=bytearray)
-    """Bases not yet given out; they end at `position`."""
+    """Bases of the next document; they end at `position`."""
     stretch_cut: bool = False
     """Whether `stretch` continues a document."""
     masked: bool = False
-    """Whether an upper-case base was seen, so that lower case means something."""
+    """Whether there is an upper-case base, so that lower case means something."""
 
     def add(self, sequence: bytes, ends: bool) -> Iterator[Document | Refused]:
         odd = sequence.translate(None, b"ACGTacgt")
@@ -206,40 +203,36 @@ class Record:
             return
         if b"U" in odd or b"u" in odd:
             self._note("RNA, U read as T")
-        # Decided by the first part, which is the whole record or BLOCK bytes of it.
+        # Decided by the first part, which is the whole record or PARSE_BYTES bytes of it.
         if not self.masked:
             self.masked = bool(UPPER.search(sequence))
             if not self.masked and sequence:
                 sequence = sequence.upper()
                 self._note("all lower case, stored in upper case")
         for kind, start, end in runs(sequence) if odd else [(0, 0, len(sequence))]:
-            if not kind:
-                yield from self._extend(sequence[start:end])
-            else:
+            if kind:
                 yield from self._close(ends=False)
                 yield self._refused(REASONS[kind], end - start)
+                continue
+            self.stretch += sequence[start:end]
+            self.position += end - start
+            while len(self.stretch) > PIECE:
+                yield self._document(bytes(memoryview(self.stretch)[:PIECE]))
+                self.stretch, self.stretch_cut = self.stretch[PIECE:], True
         if ends and not self.position:
             yield self._refused("record without sequence", 0)
         elif ends:
             yield from self._close(ends=True)
 
-    def _extend(self, bases: bytes) -> Iterator[Document]:
-        self.stretch += bases
-        self.position += len(bases)
-        while len(self.stretch) > PIECE:
-            yield self._document(bytes(memoryview(self.stretch)[:PIECE]))
-            self.stretch, self.stretch_cut = self.stretch[PIECE:], True
-
     def _close(self, ends: bool) -> Iterator[Document | Refused]:
-        """End the stretch: at the end of the record, or before something that is no base."""
-        bases, short = bytes(self.stretch), len(self.stretch) < SHORTEST and not self.stretch_cut
-        if bases:
-            whole_record = ends and len(bases) == self.position
-            if short and not whole_record:
-                self.position -= len(bases)
-                yield self._refused(f"shorter than {SHORTEST} bases between gaps", len(bases))
-            else:
-                yield self._document(bases)
+        """End the stretch: at the end of the record, or before a letter that is no base."""
+        bases = bytes(self.stretch)
+        whole_record = ends and len(bases) == self.position
+        if bases and len(bases) < SHORTEST and not self.stretch_cut and not whole_record:
+            self.position -= len(bases)
+            yield self._refused(f"shorter than {SHORTEST} bases between gaps", len(bases))
+        elif bases:
+            yield self._document(bases)
         self.stretch, self.stretch_cut = bytearray(), False
 
     def _document(self, bases: bytes) -> Document:
@@ -257,8 +250,8 @@ class Record:
 
 
 class Parts:
-    """The records of a FASTA file as (title, sequence, whether the record ends), in parts of about BLOCK bytes: whole
-    records, and of a record longer than BLOCK one part after the other.
+    """The records of a FASTA file as (title, sequence, whether the record ends), in parts of about PARSE_BYTES bytes:
+    whole records, and of a longer record one part after the other.
 
     Titles and sequences are those of Biopython's parser, which holds a record in memory and looks at every line; white
     space within lines is left to `Record`.
@@ -271,7 +264,7 @@ class Parts:
     def __iter__(self) -> Iterator[tuple[str, bytes, bool]]:
         inside = False
         while True:
-            more = read(self.stream, BLOCK)
+            more = read(self.stream, PARSE_BYTES)
             block, ends = self._next_block(at_end=not more)
             self.rest += _line_feeds(more)
             if block or not more:
@@ -281,15 +274,15 @@ class Parts:
                 return
 
     def _next_block(self, at_end: bool) -> tuple[bytes, bool]:
-        """Take a block from `rest`; and whether its last record ends with it."""
+        """Take a block from `rest`. Returns it and whether its last record ends with it."""
         rest = self.rest
         if at_end:
             self.rest = b""
             return rest, True
-        if at := _last_header(rest):
+        if at := rest.rfind(b"\n>") + 1:  # the start of the last record
             self.rest = rest[at:]
             return rest[:at], True
-        if len(rest) < BLOCK:
+        if len(rest) < PARSE_BYTES:
             return b"", True
         at = rest.rfind(b"\n")  # kept for the next block, which may begin with a header
         at = at if at > 0 else len(rest)
@@ -302,7 +295,7 @@ class Parts:
             self.comments += comments
         at = 0
         if inside:
-            at = _first_header(block)
+            at = 0 if block.startswith(b">") else block.find(b"\n>") + 1 or len(block)
             yield "", block[:at].replace(b"\n", b""), ends or at < len(block)
         while at < len(block):
             end = block.find(b"\n>", at) + 1 or len(block)
@@ -317,7 +310,7 @@ PROTEIN = "protein, not DNA"
 
 
 def joined(lines: bytes) -> bytes:
-    """Lines of a sequence as one, stripped as Biopython does: of all that is white space in Latin-1."""
+    """Join the lines of a sequence, stripped as Biopython does: of all that is white space in Latin-1."""
     if any(mark in lines for mark in RARE_SPACE):
         lines = b"\n".join(line.decode("latin-1").rstrip().encode("latin-1") for line in lines.split(b"\n"))
     return lines.replace(b"\n", b"")
@@ -331,8 +324,11 @@ def runs(sequence: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def not_dna(sequence: bytes) -> str:
-    """Why these letters are no nucleotides, or "". The bounds leave room for stray letters, which are refused singly:
-    a third of a protein is amino acids whose letters mean nothing in DNA (E, F, I, L, P, Q)."""
+    """The reason why these letters are no nucleotides, or "".
+
+    The bounds leave room for stray letters, which are refused singly: a third of a protein is amino acids whose letters
+    mean nothing in DNA (E, F, I, L, P, Q).
+    """
     letters = sequence.upper().translate(None, b"ACGTUNRYSWKMBDHVX-. \t\n")
     symbols = letters.translate(None, b"EFIJLOPQZ*")
     if len(symbols) > 0.02 * len(sequence):
@@ -341,8 +337,10 @@ def not_dna(sequence: bytes) -> str:
 
 
 def not_fasta(head: bytes) -> str:
-    """Why a file that begins with `head` is not FASTA, or "". The other formats come first, for a line of theirs may
-    start with '>' too."""
+    """The reason why a file that begins with `head` is not FASTA, or "".
+
+    The other formats come first, for a line of theirs may start with '>' too.
+    """
     if reason := blank_reason(head) or binary_reason(head):
         return reason
     start = head.lstrip()
@@ -357,21 +355,5 @@ def not_fasta(head: bytes) -> str:
 
 
 def _line_feeds(block: bytes) -> bytes:
-    """Line ends as line feeds. A pair torn apart between two blocks becomes an empty line, which means nothing."""
+    """Convert line ends to line feeds. A pair torn apart between two blocks becomes an empty line: harmless."""
     return block.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in block else block
-
-
-def _first_header(block: bytes) -> int:
-    """Where the first record of `block` begins; its length if nowhere."""
-    at = block.find(b">")
-    while at > 0 and block[at - 1] != 0x0A:
-        at = block.find(b">", at + 1)
-    return at if at >= 0 else len(block)
-
-
-def _last_header(block: bytes) -> int:
-    """Where the last record of `block` begins; 0 if at its start or nowhere."""
-    at = block.rfind(b">")
-    while at > 0 and block[at - 1] != 0x0A:
-        at = block.rfind(b">", 0, at)
-    return max(at, 0)

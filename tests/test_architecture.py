@@ -37,6 +37,7 @@ WITHOUT_TORCH = {
         "cli.app",
         "cli.compare",
         "cli.doctor",
+        "cli.machine",
         "cli.eval",
         "cli.prepare",
         "config",

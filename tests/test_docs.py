@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from hnet_cli.cli.app import app
-from hnet_cli.config.run import preset_names, resolve
+from hnet_cli.config.presets import preset_names
+from hnet_cli.config.run import resolve
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -88,3 +90,13 @@ def test_settings_named_in_the_readme_exist() -> None:
 def test_module_runs_as_the_command() -> None:
     done = subprocess.run([sys.executable, "-m", "hnet_cli", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("hnet ")
+
+
+def test_the_reference_is_that_of_the_code() -> None:
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "docs" / "reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    reference = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reference)
+    for name, page in reference.PAGES.items():
+        assert (reference.FOLDER / name).read_text(encoding="utf-8") == page(), "run `python docs/reference.py`"

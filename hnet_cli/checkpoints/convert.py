@@ -24,7 +24,8 @@ from hnet_cli.checkpoints.find import find
 from hnet_cli.checkpoints.model_folder import MODEL_TYPE
 from hnet_cli.checkpoints.safetensors_file import SAFETENSORS_DTYPES, write_safetensors
 from hnet_cli.checkpoints.torch_file import Stored, read_torch_file
-from hnet_cli.config.run import preset_names, resolve
+from hnet_cli.config.presets import preset_names
+from hnet_cli.config.run import resolve
 from hnet_cli.errors import BusyError, DamagedError, InputError, StorageError, UsageError
 from hnet_cli.modality import names as modality_names
 from hnet_cli.model import HNetConfig, HNetForCausalLM

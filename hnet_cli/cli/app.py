@@ -17,13 +17,14 @@ from hnet_cli.cli.compare import compare
 from hnet_cli.cli.convert import convert
 from hnet_cli.cli.eval import evaluate
 from hnet_cli.cli.prepare import prepare
+from hnet_cli.cli.presets import presets
 from hnet_cli.cli.retrofit import retrofit
 from hnet_cli.cli.runs import runs
 from hnet_cli.cli.sample import sample
 from hnet_cli.cli.segment import segment
 from hnet_cli.cli.train import train
 from hnet_cli.errors import INTERRUPTED
-from hnet_cli.terminal import stdio
+from hnet_cli.terminal import process
 
 app = typer.Typer(
     name="hnet",
@@ -54,38 +55,6 @@ def _global(
         from hnet_cli.terminal.console import set_verbosity
 
         set_verbosity(1 if verbose else -1 if quiet else 0)
-
-
-def presets(
-    name: Annotated[str | None, typer.Argument(help="Show this preset's YAML.")] = None,
-    as_json: options.Json = False,
-) -> None:
-    """List the presets, or show one."""
-    from hnet_cli.config import run as config
-    from hnet_cli.terminal.console import count, show_data, table
-    from hnet_cli.training import budget, lineup
-
-    if name is not None:
-        text = config.preset_text(name)
-        if as_json:
-            options.print_json(config.to_data(config.resolve(name)))
-        else:
-            print(text, end="")
-        return
-    listed = {each: config.resolve(each) for each in config.preset_names()}
-    if as_json:
-        options.print_json({
-            each: {"description": c.description, "parameters": c.model.num_parameters, "memory": budget.needs(c).memory}
-            for each, c in listed.items()
-        })  # fmt: skip
-        return
-    for group, names in lineup.groups(list(listed)).items():
-        rows = table(group, "parameters", "memory", "")
-        rows.columns[3].justify = "left"
-        for each in sorted(names, key=lambda name: (listed[name].model.num_parameters, name)):
-            c, needed = listed[each], budget.needs(listed[each]).memory / budget.GIB
-            rows.add_row(each, count(c.model.num_parameters), f"{needed:.1f} GiB", c.description)
-        show_data(rows)
 
 
 def doctor(
@@ -141,7 +110,7 @@ def run(arguments: list[str] | None = None) -> int:
             print("hnet: interrupted", file=sys.stderr)
         return code if isinstance(code, int) else 0
     except (BrokenPipeError, SystemExit):  # Typer and Rich make the second of the first: head, less have seen enough
-        stdio.abandon_stdout()
+        process.abandon_stdout()
         return 0
     except BaseException as error:
         from hnet_cli.terminal import failures
@@ -151,5 +120,5 @@ def run(arguments: list[str] | None = None) -> int:
 
 def main() -> None:
     """Entry point of the `hnet` command."""
-    stdio.make_fit()
+    process.prepare_streams()
     sys.exit(run())

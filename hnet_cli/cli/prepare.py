@@ -140,8 +140,8 @@ def show_summary(summary: Summary) -> None:
         )
         if (held_out := summary.splits["val"]["bytes"]) < FEW:
             say(
-                f"{held_out:,} held-out bytes are too few to compare by: what xz writes around them counts too. More "
-                "data, or a larger --val."
+                f"{held_out:,} held-out bytes are too few to compare by: xz has hardly begun to learn. More data, or a "
+                "larger --val."
             )
         following = f"hnet train --data {literal(shlex.quote(str(summary.path)))}"
     speed = summary.bytes / max(summary.seconds, 1e-9)

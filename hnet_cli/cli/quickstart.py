@@ -40,10 +40,8 @@ def run(out: Path, minutes: float, device: str) -> None:
         say(f"   {size(summary.bytes)} of public-domain English; {size(summary.splits['val']['bytes'])} held out.")
         excerpt = _excerpt(file.read_bytes())
     config = dataclasses.replace(resolve("nano"), data=str(data))
-    say(
-        f"[bold]2. train[/]    hnet train --preset nano --data {literal(data)} --run {literal(folder)} "
-        f"--minutes {minutes:g}"
-    )
+    command = f"hnet train --preset nano --data {literal(data)} --run {literal(folder)}"
+    say(f"[bold]2. train[/]    {command} --minutes {minutes:g}")
     plan = Plan(config, data, Dataset.open(data).about, folder, budget.machine(device))
     started = time.monotonic()
     follow(plan, seconds=60 * minutes)
@@ -54,14 +52,9 @@ def run(out: Path, minutes: float, device: str) -> None:
         sys.stdout.write(piece)
         sys.stdout.flush()
     say(f"[bold]4. segment[/]  hnet segment FILE --model {literal(folder)}")
-    _show(f"what this model has learned in {spent}", model, text, excerpt)
+    _show(f"learned by this model in {spent}", model, text, excerpt)
     if "starter:text" in starters():
-        _show(
-            "the starter model that ships with hnet (starter:text)",
-            load("starter:text", device),
-            text,
-            excerpt,
-        )
+        _show("the starter model that ships with hnet (starter:text)", load("starter:text", device), text, excerpt)
     say("Your own files: hnet prepare FILE..., hnet train, hnet segment FILE. More: hnet --help")
 
 
@@ -71,9 +64,9 @@ def _excerpt(data: bytes) -> bytes:
     return data[middle : data.index(b" ", middle + 420)]
 
 
-def _show(title: str, model: LoadedModel, kind: modality.Modality, excerpt: bytes) -> None:
+def _show(title: str, model: LoadedModel, text: modality.Modality, excerpt: bytes) -> None:
     say(f"   [dim]{title}:[/]")
     format = "pretty" if render.use_colour(sys.stdout) else "plain"
-    sys.stdout.writelines(segment.segment(model, [Source.of_bytes(excerpt)], kind, format=format, stage=0))
+    sys.stdout.writelines(segment.segment(model, [Source.of_bytes(excerpt)], text, format=format, stage=0))
     sys.stdout.write("\n")
     sys.stdout.flush()

@@ -48,7 +48,7 @@ def sample(
     from hnet_cli.checkpoints.find import default_model, load
     from hnet_cli.inference import generate, render
     from hnet_cli.terminal.console import literal, say
-    from hnet_cli.terminal.stdio import utf8_stdout
+    from hnet_cli.terminal.process import utf8_stdout
 
     if model is None:
         model = default_model()

@@ -62,7 +62,7 @@ def segment(
     from hnet_cli.inference import render
     from hnet_cli.inference import segment as segmenting
     from hnet_cli.terminal.console import literal, progress, say, size
-    from hnet_cli.terminal.stdio import utf8_stdout
+    from hnet_cli.terminal.process import utf8_stdout
 
     if out is not None and out.exists() and out.is_dir():
         raise UsageError(f"--out {out} is a folder", "name a file")
@@ -131,7 +131,7 @@ def model_for(
 
 def readable_sources(files: list[str], modality: Modality | None, field: str | None) -> Iterator[Source]:
     """The sources that the files hold. One that cannot be read is reported and left out."""
-    from hnet_cli.data.prepare.named import sources_of
+    from hnet_cli.data.prepare.contents import sources_of
     from hnet_cli.modality import Modality, Refused
     from hnet_cli.terminal.console import literal, say
 

@@ -1,11 +1,11 @@
-"""Who takes part in a comparison, sized to equal FLOPs per byte."""
+"""Members of a comparison, sized to equal FLOPs per byte."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from hnet_cli.config.run import RunConfig, differences, resolve
 from hnet_cli.data.dataset import Dataset
@@ -15,7 +15,7 @@ from hnet_cli.training import lineup
 ALIASES = {"bpe": "transformer", "bpe-2x": "transformer-2x"}
 """Other names of members: the Transformers read tokens of byte-level BPE."""
 DECIDED = ("steps", "seed", "eval_every", "eval_bytes", "checkpoint_every", "keep_checkpoints", "samples", "log_every")
-"""Settings of training that are the comparison's and not a member's."""
+"""Settings of training that the comparison decides."""
 
 
 @dataclass(frozen=True)
@@ -27,38 +27,56 @@ class Member:
     flops_per_byte: float
     """Forward, on this data, where learned chunks are as long as aimed at."""
     share: float = 1.0
-    """Of the budget of FLOPs per byte that it is meant to have: 2 for a Transformer of twice the size."""
+    """Multiple of the budget of FLOPs per byte that it is sized to: 2 for a Transformer of twice the size."""
 
     @property
     def learned(self) -> bool:
-        """Whether it is an H-Net proper: one that learns where its chunks begin."""
+        """It is an H-Net proper: one that learns where its chunks begin."""
         return any(chunker.learned for chunker in self.config.model.chunkers)
+
+    @property
+    def layout(self) -> str:
+        """The layers as the paper writes them: m4+T22+m4."""
+
+        def flat(part: Any) -> list[str]:
+            return [part] if isinstance(part, str) else [letters for inner in part for letters in flat(inner)]
+
+        return "+".join(letters for letters in flat(self.config.model.arch_layout) if letters)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes it is trained on."""
+        return self.config.train.steps * self.config.train.batch_bytes
+
+    def with_train(self, **changes: Any) -> Member:
+        """The member with other settings of training, none of which changes its size."""
+        return replace(self, config=replace(self.config, train=replace(self.config.train, **changes)))
 
 
 def line_up(
-    names: Sequence[str] | None,
-    size: str,
+    names: Sequence[str],
+    scale: str,
     dataset: Dataset,
     flops: float | None,
-    settings: Sequence[str],
-    kept: Mapping[str, Path],
+    settings: list[str],
+    before: dict[str, Path],
 ) -> tuple[list[Member], float]:
-    """The members called `names` (by default the paper's for the modality), and the FLOPs per byte they are sized to:
-    by default those of the first one's preset.
+    """The members called `names`, and the FLOPs per byte they are sized to: by default those of the first one's preset.
 
-    A name that ends in .yaml is a preset of the user's own. `kept`: configurations by name that were decided before,
-    which hold. Raises UsageError, with the nearest name, or where a file no longer says what was decided.
+    A name that ends in .yaml is a preset of the user's own. `before`: configurations by name that were decided
+    before, which hold. Raises UsageError, with the nearest name, or where a file no longer says what was decided.
     """
     members: list[Member] = []
-    for given in names or lineup.members(dataset.modality):
-        name, file = _named(given)
+    for given in map(str.strip, names):
+        file = given if given.endswith((".yaml", ".yml")) else None
+        name = Path(file).stem if file else ALIASES.get(given, given)
         share = lineup.share_of_budget(name)
-        if name in kept:
-            config = resolve(str(kept[name]))
+        if name in before:
+            config = resolve(str(before[name]))
             if file and flops:
                 _refuse_edited(config, lineup.sized(resolve(file, settings), dataset, share * flops), file)
         else:
-            config = resolve(file, settings) if file else lineup.member(name, size, settings)
+            config = resolve(file, settings) if file else lineup.member(name, scale, settings)
             flops = flops or lineup.flops_per_byte(config, dataset) / share
             config = lineup.sized(config, dataset, share * flops)
         members.append(Member(name, config, lineup.flops_per_byte(config, dataset), share))
@@ -68,26 +86,13 @@ def line_up(
     return members, flops
 
 
-def _named(given: str) -> tuple[str, str]:
-    """The name of a member, and the file it is read from if it is no member of the paper's."""
-    given = given.strip()
-    if given.endswith((".yaml", ".yml")):
-        return Path(given).stem, given
-    return ALIASES.get(given, given), ""
-
-
-def _refuse_edited(kept: RunConfig, now: RunConfig, file: str) -> None:
-    decided = [f"train.{name}" for name in DECIDED]
-    changed = {key: was for key, was in differences(kept, now).items() if key not in decided}
+def _refuse_edited(before: RunConfig, now: RunConfig, file: str) -> None:
+    decided = {f"train.{name}" for name in DECIDED}
+    changed = [
+        f"{key} is {new}, not {old}" for key, (old, new) in differences(before, now).items() if key not in decided
+    ]
     if changed:
-        told = ", ".join(f"{key} is {new}, not {old}" for key, (old, new) in changed.items())
         raise UsageError(
-            f"{file} is not what this comparison began with: {told}",
+            f"{file} is not what this comparison began with: {', '.join(changed)}",
             "under another name it is a member of its own; --run FOLDER begins another comparison",
         )
-
-
-def with_train(member: Member, **changes: object) -> Member:
-    """The member with other settings of training, none of which changes its size."""
-    train = dataclasses.replace(member.config.train, **changes)  # type: ignore[arg-type]
-    return dataclasses.replace(member, config=dataclasses.replace(member.config, train=train))

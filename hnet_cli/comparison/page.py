@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 from hnet_cli.comparison.curves import Curve
 from hnet_cli.comparison.tables import around, definitions, grids
-from hnet_cli.pages.plot import Bar, Chart, Line, bars, chart
-from hnet_cli.pages.shell import CLOSING, opening, safe
+from hnet_cli.pages import html
+from hnet_cli.pages.plot import AXES, Bar, Chart, Line, bars, chart
 from hnet_cli.terminal.console import count, duration, size
 
 Json = dict[str, Any]
 STYLES = ("solid", "dashed", "dotted")
-CHOICE = """<div class="choices"><span class="choice" role="radiogroup" aria-label="Horizontal axis">
-<label><input type="radio" name="axis" value="bytes" checked>bytes seen</label>
-<label><input type="radio" name="axis" value="time">training time</label></span>
-<span class="soft">Point at a curve for its values. Time is that of training steps alone.</span></div>
-"""
 BEGIN = 0.1
 """Share of the budget from which on curves are drawn: the first steps would flatten all that comes after them."""
 PAPER = {  # arXiv 2507.07955, by modality: where it stands, and bits per byte of the members
@@ -39,33 +36,38 @@ PAPER = {  # arXiv 2507.07955, by modality: where it stands, and bits per byte o
 
 def page(told: Json) -> str:
     """The page of `compare.json`."""
-    name = f"{told['dataset']['name']}, {told['size']}"
-    verdict = "".join(f"<p>{safe(sentence)}</p>" for sentence in told["verdict"]["text"])
-    parts = [
-        opening(f"{name}: hnet compare", "report.js"), "<body>", _head(told, name),
-        f'<h2>What can be said</h2><div class="card">{verdict}</div>',
-    ]  # fmt: skip
-    if told["models"]:
-        parts.append(f'<h2>Learning curves</h2>{CHOICE}<br><div class="grid">{_curves(told)}</div>')
-        parts.append(f'<h2>At the end</h2><div class="grid">{_bars(told)}</div>')
-    for title, rows in grids(told).items():
-        parts.append(f'<h2>{safe(title)}</h2><div class="card wide">{_table(rows)}</div>')
-    parts += [_paper(told), _plan(told), _definitions(told), "</body>", CLOSING]
-    return "\n".join(part for part in parts if part)
+    machine = told["machine"]
+    place = [told["dataset"]["modality"], f"{machine['device']} ({machine['name']}, {machine['threads']} threads)"]
+    source, bits = PAPER.get(told["dataset"]["modality"], ("", {}))
+    return html.page(
+        "compare.html",
+        name=f"{told['dataset']['name']}, {told['size']}",
+        machine=" · ".join([*place, *(f"{key} {value}" for key, value in machine["versions"].items())]),
+        tile_rows=_tiles(told),
+        verdict=told["verdict"]["text"],
+        curves=_curves(told),
+        gaps={axis: _gaps(told, axis) for axis in AXES},
+        bars=_bars(told),
+        tables=grids(told),
+        paper_source=source,
+        paper=[
+            ["model", "bits per byte here", "bits per byte in the paper"],
+            *([m["name"], f"{m['bpb']:.3f}", f"{bits[m['name']]:.3f}"] for m in told["models"] if m["name"] in bits),
+        ],
+        settings=told["settings"],
+        plan=_plan(told),
+        definitions=definitions(told),
+    )
 
 
-def _head(told: Json, name: str) -> str:
-    budget, machine = told["budget"], told["machine"]
-    tiles = [
+def _tiles(told: Json) -> list[tuple[str, str, str]]:
+    budget = told["budget"]
+    return [
         ("trained on", size(budget["bytes"]), f"each; {told['dataset']['epochs']:.2g} times the data"),
         ("matched at", count(budget["flops_per_byte"]), "FLOPs per byte, forward"),
         ("seeds", str(budget["seeds"]), "trainings of every member"),
         ("held out", size(told["exam"]["bytes"]), f"in windows of {told['exam']['context']} bytes"),
     ]
-    shown = "".join(f"<li><span>{safe(a)}</span><b>{safe(b)}</b><span>{safe(c)}</span></li>" for a, b, c in tiles)
-    where = f"{told['dataset']['modality']} · {machine['device']} ({machine['name']}, {machine['threads']} threads) · "
-    where += " · ".join(f"{key} {value}" for key, value in machine["versions"].items())
-    return f'<h1>hnet compare: {safe(name)}</h1><p class="soft">{safe(where)}</p><ul class="tiles">{shown}</ul><br>'
 
 
 def _style(n: int) -> tuple[int, str]:
@@ -73,17 +75,13 @@ def _style(n: int) -> tuple[int, str]:
     return n % 6, STYLES[n // 6 % 3]
 
 
-def _curves(told: Json) -> str:
+def _curves(told: Json) -> Markup:
     lines = []
     for n, model in enumerate(told["models"]):
-        kept = _drawn(told, model)
-        colour, style = _style(n)
-        xs = {"bytes": [x for x, _, _ in kept], "time": [x for _, x, _ in kept]}
-        lines.append(Line(model["name"], xs, [y for *_, y in kept], colour, style))
-    drawn = chart(Chart("Validation, bits per byte", lines, "lower is better", told["dataset"]["baselines"]))
-    for axis in ("bytes", "time"):
-        drawn += f'<div class="by-{axis}">{_gaps(told, axis)}</div>'
-    return drawn
+        points = _drawn(told, model)
+        xs = {"bytes": [x for x, _, _ in points], "time": [x for _, x, _ in points]}
+        lines.append(Line(model["name"], xs, [y for *_, y in points], *_style(n)))
+    return chart(Chart("Validation, bits per byte", lines, "lower is better", told["dataset"]["baselines"]))
 
 
 def _drawn(told: Json, model: Json) -> list[tuple[float, float, float]]:
@@ -92,24 +90,23 @@ def _drawn(told: Json, model: Json) -> list[tuple[float, float, float]]:
     return [(x, s, y) for (x, y), (s, _) in pairs if x >= BEGIN * told["budget"]["bytes"]]
 
 
-def _gaps(told: Json, axis: str) -> str:
+def _gaps(told: Json, axis: str) -> Markup:
     """How far every member is from the reference at equal bytes, or equal time."""
     key = "curve" if axis == "bytes" else "curve_seconds"
     rival = next((m for m in told["models"] if m["name"] == told["reference"]), None)
     if rival is None:
-        return ""
+        return Markup()
     curve, lines = Curve.of(*zip(*rival[key], strict=True)), []
     for n, model in enumerate(told["models"]):
         places = [(x if axis == "bytes" else s, y) for x, s, y in _drawn(told, model)]
         points = [(x, y - there) for x, y in places if (there := curve.at(x)) is not None]
         if model is not rival and points:
-            colour, style = _style(n)
-            lines.append(Line(model["name"], {axis: [x for x, _ in points]}, [y for _, y in points], colour, style))
+            lines.append(Line(model["name"], {axis: [x for x, _ in points]}, [y for _, y in points], *_style(n)))
     note = f"below 0: better than {rival['name']} after as many {'bytes' if axis == 'bytes' else 'seconds'}"
     return chart(Chart(f"Bits per byte minus {rival['name']}", lines, note, {rival["name"]: 0.0}))
 
 
-def _bars(told: Json) -> str:
+def _bars(told: Json) -> list[Markup]:
     models, against = told["models"], told["reference"]
 
     def bar(n: int, value: float, form: str, ci95: Sequence[float] | None = None) -> Bar:
@@ -117,52 +114,50 @@ def _bars(told: Json) -> str:
 
     gaps = [(n, model["differences"].get(against)) for n, model in enumerate(models)]
     sturdy = [(n, model["robustness"]["score"]) for n, model in enumerate(models)]
-    return "".join([
-        bars("Bits per byte, held out", [bar(n, m["bpb"], ".3f", m["bpb_ci95"]) for n, m in enumerate(models)],
-             "lower is better; 95% intervals"),
-        bars(f"Bits per byte minus {against}", [bar(n, gap["bpb"], "+.3f", gap["bpb_ci95"]) for n, gap in gaps if gap],
-             "paired by document; left of 0 is better", origin=True),
-        bars("Robustness", [bar(n, score, ".1f") for n, score in sturdy if score is not None],
-             "100: distortions cost nothing"),
-        bars("Speed of training", [Bar(m["name"], m["bytes_per_s"], f"{size(m['bytes_per_s'])}/s", None, _style(n)[0])
-                                   for n, m in enumerate(models)], "bytes per second, measured here", "bytes"),
-        bars("Bytes per innermost chunk", [bar(n, m["bytes_per_chunk"], ".2f") for n, m in enumerate(models)],
-             "of a model of tokens: per token"),
-        bars("Parameters", [Bar(m["name"], m["parameters"], count(m["parameters"]), None, _style(n)[0])
-                            for n, m in enumerate(models)], "not equal: FLOPs are", "count"),
-    ])  # fmt: skip
+    return [
+        bars(
+            "Bits per byte, held out",
+            [bar(n, m["bpb"], ".3f", m["bpb_ci95"]) for n, m in enumerate(models)],
+            "lower is better; 95% intervals",
+        ),
+        bars(
+            f"Bits per byte minus {against}",
+            [bar(n, gap["bpb"], "+.3f", gap["bpb_ci95"]) for n, gap in gaps if gap],
+            "paired by document; left of 0 is better",
+            origin=True,
+        ),
+        bars(
+            "Robustness",
+            [bar(n, score, ".1f") for n, score in sturdy if score is not None],
+            "100: distortions cost nothing",
+        ),
+        bars(
+            "Speed of training",
+            [
+                Bar(m["name"], m["bytes_per_s"], f"{size(m['bytes_per_s'])}/s", None, _style(n)[0])
+                for n, m in enumerate(models)
+            ],
+            "bytes per second, measured here",
+            "bytes",
+        ),
+        bars(
+            "Bytes per innermost chunk",
+            [bar(n, m["bytes_per_chunk"], ".2f") for n, m in enumerate(models)],
+            "of a model of tokens: per token",
+        ),
+        bars(
+            "Parameters",
+            [Bar(m["name"], m["parameters"], count(m["parameters"]), None, _style(n)[0]) for n, m in enumerate(models)],
+            "not equal: FLOPs are",
+            "count",
+        ),
+    ]
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    heads = "".join(f"<th>{safe(cell)}</th>" for cell in rows[0])
-    body = "".join("<tr>" + "".join(f"<td>{safe(cell)}</td>" for cell in row) + "</tr>" for row in rows[1:])
-    return f"<table><tr>{heads}</tr>{body}</table>"
-
-
-def _paper(told: Json) -> str:
-    where, bits = PAPER.get(told["dataset"]["modality"], ("", {}))
-    rows = [["model", "bits per byte here", "bits per byte in the paper"]]
-    rows += [[m["name"], f"{m['bpb']:.3f}", f"{bits[m['name']]:.3f}"] for m in told["models"] if m["name"] in bits]
-    if len(rows) == 1:
-        return ""
-    return (
-        f'<h2>Beside the paper</h2><div class="card wide"><p class="soft">{where} (arXiv 2507.07955). Other data, and '
-        "models hundreds of times larger: the order of the models can be compared, the figures cannot.</p>"
-        f"{_table(rows)}</div>"
-    )
-
-
-def _plan(told: Json) -> str:
+def _plan(told: Json) -> list[list[str]]:
     rows = [["model", "layers", "parameters", "FLOPs/byte planned", "measured", "bytes", "steps", "training time"]]
     for model in told["models"]:
-        rows.append([
-            model["name"], model["layout"], f"{model['parameters']:,}", count(model["planned_flops_per_byte"]),
-            count(model["flops_per_byte"]), f"{model['bytes']:,}", f"{model['steps']:,}", duration(model["seconds"]),
-        ])  # fmt: skip
-    settings = f"<p class='soft'>Settings: {safe(', '.join(told['settings']))}</p>" if told["settings"] else ""
-    return f'<h2>The plan</h2><div class="card wide">{settings}{_table(rows)}</div>' if told["models"] else ""
-
-
-def _definitions(told: Json) -> str:
-    rows = "".join(f"<p><b>{safe(name)}</b>: {safe(text)}</p>" for name, text in definitions(told).items())
-    return f'<h2>What the figures mean</h2><div class="card">{rows}</div>'
+        planned, measured = count(model["planned_flops_per_byte"]), count(model["flops_per_byte"])
+        amounts = f"{model['bytes']:,}", f"{model['steps']:,}", duration(model["seconds"])
+        rows.append([model["name"], model["layout"], f"{model['parameters']:,}", planned, measured, *amounts])
+    return rows

@@ -1,4 +1,4 @@
-"""What `hnet compare` is about to do: who takes part, how large they are, what they see, how long that takes.
+"""The plan of `hnet compare`: who takes part, how large they are, what they see, how long that takes.
 
 The plan is kept in the folder as `plan.json` with the configuration of every member in `members/`, and holds when the
 command is given again: only the line-up and the number of seeds may change then.
@@ -6,21 +6,21 @@ command is given again: only the line-up and the number of seeds may change then
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from hnet_cli import modality, storage
-from hnet_cli.comparison.members import DECIDED, Member, line_up, with_train
+from hnet_cli.comparison.members import DECIDED, Member, line_up
 from hnet_cli.config.run import RunConfig, to_yaml
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.errors import DamagedError, InputError, UsageError
 from hnet_cli.model.config import Chunker
-from hnet_cli.terminal.console import count, duration, literal, progress, say, show, size, table
+from hnet_cli.terminal.console import literal, progress, say, size
 from hnet_cli.training import budget, lineup
 from hnet_cli.training.budget import Machine
 from hnet_cli.training.plan import dataset_at, newest_dataset
@@ -28,21 +28,19 @@ from hnet_cli.training.plan import dataset_at, newest_dataset
 FORMAT = 1
 NAME = "plan.json"
 KEYS = {"asked", "bytes", "data", "dataset", "flops_per_byte", "line_up", "max_bytes", "seeds", "settings", "size"}
-"""Of `plan.json`: what another call relies on."""
+"""Keys of `plan.json` that a later call relies on."""
 VALIDATIONS = 40
-"""Of every run: the points of its curve."""
+"""Validations of every training: the points of its curve."""
 VALIDATION_SHARE = 0.1
-"""Of the time of training, at most, that validations take."""
+"""Share of the training time that validations take, at most."""
 LEAST_STEPS = 10
-MATCHED = 0.05
-"""FLOPs per byte that differ by more are said."""
 MAX_BYTES = 1_000_000
-"""Of the held-out split, by default, that the members are measured on."""
+"""Default number of held-out bytes that the members are measured on."""
 ANEW = "begin in another folder: --run"
 
 
 @dataclass(frozen=True)
-class Request:
+class ComparisonRequest:
     """The options of `hnet compare`; None: not given."""
 
     data: Path | None = None
@@ -58,9 +56,21 @@ class Request:
     settings: Sequence[str] = ()
     gpus: Sequence[int] = ()
 
+    def __post_init__(self) -> None:
+        """Raise UsageError where options contradict each other."""
+        if self.bytes and self.minutes:
+            raise UsageError("--bytes and --minutes exclude each other", "the minutes say how many bytes there are")
+        for name, value in self.budgets.items():
+            if not math.isfinite(value or 0.0):
+                raise UsageError(f"--{name} must be a number, not {value}")
+
+    @property
+    def budgets(self) -> dict[str, float | None]:
+        return {"bytes": self.bytes, "minutes": self.minutes, "flops": self.flops}
+
 
 @dataclass(frozen=True)
-class Run:
+class MemberRun:
     """One training of one member."""
 
     member: Member
@@ -69,15 +79,15 @@ class Run:
 
     @property
     def name(self) -> str:
-        return f"{self.member.name}-s{self.seed}"
+        return self.folder.name
 
     @property
     def config(self) -> RunConfig:
-        return with_train(self.member, seed=self.seed).config
+        return self.member.with_train(seed=self.seed).config
 
 
 @dataclass(frozen=True)
-class Plan:
+class ComparisonPlan:
     """A comparison, decided."""
 
     folder: Path
@@ -86,7 +96,7 @@ class Plan:
     size: str
     settings: list[str]
     bytes: int
-    """That every member is trained on."""
+    """Bytes that every member is trained on."""
     flops: float
     """Forward FLOPs per byte that the members were sized to."""
     minutes: float | None
@@ -97,120 +107,120 @@ class Plan:
     gpus: Sequence[int] = ()
 
     @property
-    def kind(self) -> modality.Modality:
+    def modality(self) -> modality.Modality:
         return modality.get(self.dataset.modality)
 
     @property
     def context(self) -> int:
-        """Bytes of the windows that all are measured on."""
+        """Bytes of the windows that all members are measured on."""
         return min(member.config.train.sequence_length for member in self.members)
 
     @property
-    def runs(self) -> list[Run]:
+    def epochs(self) -> float:
+        return self.bytes / self.dataset.nbytes("train")
+
+    @cached_property
+    def runs(self) -> list[MemberRun]:
         """Seed by seed, so that a comparison that is stopped has whole line-ups."""
         return [
-            Run(member, seed, self.folder / "runs" / f"{member.name}-s{seed}")
+            MemberRun(member, seed, self.folder / "runs" / f"{member.name}-s{seed}")
             for seed in range(self.seeds)
             for member in self.members
         ]
 
 
-def choose(asked: Request) -> Plan:
+def choose(request: ComparisonRequest) -> ComparisonPlan:
     """Fill in what the user left open, from the folder's own plan or by default, and say what was chosen.
 
-    Raises UsageError where the folder holds another comparison, or the budget is too small; InputError, DamagedError.
+    Raises UsageError where the folder holds another comparison, or the budget is too small; InputError, DamagedError,
+    EnvironmentLimit.
     """
-    for name in ("minutes", "flops"):
-        if not math.isfinite(getattr(asked, name) or 0.0):
-            raise UsageError(f"--{name} must be a number, not {getattr(asked, name)}")
-    machine = budget.machine(asked.device)
-    for gpu in asked.gpus if asked.device != "cpu" else ():
+    machine = budget.machine(request.device)
+    for gpu in request.gpus if request.device != "cpu" else ():
         budget.machine(f"cuda:{gpu}")  # raises where it is not there
-    data = asked.data
-    if data is None and asked.run is not None:
-        data = Path(_stored(asked.run).get("data", "")) if _stored(asked.run) else None
+    stored = _stored(request.run) if request.run else {}
+    data = request.data or (Path(stored["data"]) if stored else None)
     if data is None:
         data = newest_dataset()
         say(f"Data: [bold]{literal(data)}[/]")
     dataset = dataset_at(data)
     if "val" not in dataset.splits or not dataset.nbytes("val"):
         raise InputError(f"{data} holds nothing out", "prepare it with --val or --val-input")
-    usual = asked.size or (_stored(asked.run).get("size") if asked.run else None)
-    size_name = usual or ("nano" if machine.device == "cpu" else "small")
-    folder = asked.run or Path("compare") / f"{data.resolve().name}-{size_name}"
-    if asked.run is None:
+    scale = request.size or stored.get("size") or ("nano" if machine.device == "cpu" else "small")
+    folder = request.run
+    if folder is None:
+        folder = Path("compare") / f"{data.resolve().name}-{scale}"
+        stored = _stored(folder)
         say(f"Folder: [bold]{literal(folder)}[/]")
-    stored = _stored(folder)
-    _refuse_another(folder, stored, asked, data, dataset)
-    names = [each for each in (asked.line_up or "").split(",") if each.strip()] or stored.get("line_up")
-    settings = list(asked.settings) or stored.get("settings", [])
-    _tell_of_settings_without_effect(asked)
-    kept = {file.stem: file for file in (folder / "members").glob("*.yaml")} if stored else {}
-    flops = asked.flops or stored.get("flops_per_byte")
-    members, flops = line_up(names, size_name, dataset, flops, settings, kept)
-    seeds = asked.seeds or stored.get("seeds", 1)
-    max_bytes = asked.max_bytes if asked.max_bytes is not None else stored.get("max_bytes", MAX_BYTES)
-    minutes = asked.minutes or stored.get("minutes")
-    plan = Plan(
-        folder,
-        data,
-        dataset,
-        size_name,
-        settings,
-        stored.get("bytes") or asked.bytes or 0,
-        flops,
-        minutes,
-        seeds,
-        max_bytes,
-        members,
-        machine,
-        asked.gpus,
+    if stored:
+        _refuse_another(folder, stored, request, data, dataset)
+    _warn_of_decided_settings(request)
+    given = [name for name in (request.line_up or "").split(",") if name.strip()]
+    names = given or stored.get("line_up") or lineup.members(dataset.modality)
+    settings = list(request.settings) or stored.get("settings", [])
+    before = {file.stem: file for file in (folder / "members").glob("*.yaml")} if stored else {}
+    flops = request.flops or stored.get("flops_per_byte")
+    members, flops = line_up(names, scale, dataset, flops, settings, before)
+    plan = ComparisonPlan(
+        folder=folder,
+        data=data,
+        dataset=dataset,
+        size=scale,
+        settings=settings,
+        bytes=stored.get("bytes") or request.bytes or 0,
+        flops=flops,
+        minutes=request.minutes or stored.get("minutes"),
+        seeds=request.seeds or stored.get("seeds", 1),
+        max_bytes=request.max_bytes if request.max_bytes is not None else stored.get("max_bytes", MAX_BYTES),
+        members=members,
+        machine=machine,
+        gpus=request.gpus,
     )
     if not plan.bytes:
-        plan = dataclasses.replace(plan, bytes=_affordable(plan) if minutes else _usual(plan))
-    return dataclasses.replace(plan, members=[_scheduled(member, plan) for member in members])
+        fewest = min(member.bytes for member in members)  # as the presets say
+        plan = replace(plan, bytes=_affordable(plan, plan.minutes) if plan.minutes else fewest)
+    return replace(plan, members=[_scheduled(member, plan) for member in members])
 
 
 def _stored(folder: Path) -> dict[str, Any]:
-    """`plan.json` of a folder; empty where there is none."""
+    """`plan.json` of a folder; empty where there is none. Raises DamagedError."""
     file = folder / NAME
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        stored = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         if any((folder / "runs").glob("*/config.yaml")):
             raise DamagedError(f"{folder} has trainings but no {NAME}", ANEW) from error
         return {}
     except (OSError, ValueError, RecursionError) as error:
         raise DamagedError(f"{file} cannot be read: {error}", ANEW) from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT or not found.keys() >= KEYS:
+    if not isinstance(stored, dict) or stored.get("format") != FORMAT or not stored.keys() >= KEYS:
         raise DamagedError(f"{file} is no plan of this version of hnet", ANEW)
-    return found
+    return stored
 
 
-def _tell_of_settings_without_effect(asked: Request) -> None:
-    """`train.steps` has one where nothing else says how many bytes there are."""
-    decided = {f"train.{name}" for name in DECIDED} - ({"train.steps"} if not (asked.bytes or asked.minutes) else set())
-    if vain := [key for each in asked.settings if (key := each.partition("=")[0].strip()) in decided]:
-        say(
-            f"[yellow]note:[/] --set {literal(', '.join(vain))} has no effect: the comparison decides that itself "
-            "(--bytes, --seeds)."
-        )
+def _warn_of_decided_settings(request: ComparisonRequest) -> None:
+    """`train.steps` has an effect only where nothing else says how many bytes there are."""
+    decided = {f"train.{name}" for name in DECIDED}
+    if not (request.bytes or request.minutes):
+        decided.remove("train.steps")
+    if vain := [key for setting in request.settings if (key := setting.partition("=")[0].strip()) in decided]:
+        names = literal(", ".join(vain))
+        say(f"[yellow]note:[/] --set {names} has no effect: the comparison decides that itself (--bytes, --seeds).")
 
 
-def _refuse_another(folder: Path, stored: dict[str, Any], asked: Request, data: Path, dataset: Dataset) -> None:
-    if not stored:
-        return
+def _refuse_another(
+    folder: Path, stored: dict[str, Any], request: ComparisonRequest, data: Path, dataset: Dataset
+) -> None:
     changed = []
     if stored["dataset"] != dataset.fingerprint:
         changed.append(f"the dataset {stored['data']}, not {data}")
-    budgets = {"bytes": asked.bytes, "minutes": asked.minutes, "flops": asked.flops}
-    for name, value in budgets.items():
-        if value is not None and value != stored["asked"][name]:
-            had = stored["asked"][name]
-            changed.append(f"{'no ' if had is None else ''}--{name}{'' if had is None else f' {had:g}'}, not {value:g}")
-    if asked.size and asked.size != stored["size"]:
-        changed.append(f"--size {stored['size']}, not {asked.size}")
-    if asked.settings and list(asked.settings) != stored["settings"]:
+    for name, value in request.budgets.items():
+        before = stored["asked"][name]
+        if value is not None and value != before:
+            changed.append((f"no --{name}" if before is None else f"--{name} {before:g}") + f", not {value:g}")
+    if request.size and request.size != stored["size"]:
+        changed.append(f"--size {stored['size']}, not {request.size}")
+    if request.settings and list(request.settings) != stored["settings"]:
         changed.append(f"the settings {', '.join(stored['settings']) or 'of the presets'}")
     if changed:
         raise UsageError(
@@ -219,36 +229,27 @@ def _refuse_another(folder: Path, stored: dict[str, Any], asked: Request, data: 
         )
 
 
-def _usual(plan: Plan) -> int:
-    """As many bytes as the line-up's presets say, the least of them."""
-    return min(member.config.train.steps * member.config.train.batch_bytes for member in plan.members)
-
-
-def _affordable(plan: Plan) -> int:
-    """Bytes that every member can be trained on in the minutes of the plan, on this machine, all together."""
+def _affordable(plan: ComparisonPlan, minutes: float) -> int:
+    """Bytes that every member can be trained on in these minutes on this machine, all together. Raises UsageError."""
     from hnet_cli.comparison.measures import Exam
 
-    assert plan.minutes is not None
     times = seconds_per_byte(plan)
-    exam = Exam.of(plan.data, plan.kind, plan.max_bytes, plan.context)
-    each_byte = plan.seeds * sum(times.values()) / max(1, min(len(plan.gpus), len(plan.runs)))
-    seconds = 60 * 0.95 * plan.minutes  # the rest: starting, saving
-    found = int((seconds / each_byte - exam.bytes * exam.passes / 3) / (1 + VALIDATION_SHARE))
-    least = LEAST_STEPS * max(member.config.train.batch_bytes for member in plan.members)
-    if found < least:
+    exam = Exam.of(plan)
+    per_byte = plan.seeds * sum(times.values()) / max(1, min(len(plan.gpus), len(plan.runs)))
+    seconds = 60 * 0.95 * minutes  # the rest: starting, saving
+    affordable = int((seconds / per_byte - exam.bytes * exam.passes / 3) / (1 + VALIDATION_SHARE))
+    if affordable < LEAST_STEPS * max(member.config.train.batch_bytes for member in plan.members):
         raise UsageError(
-            f"{plan.minutes:g} minutes are too few for {len(plan.runs)} trainings: {size(max(0, found))} each",
+            f"{minutes:g} minutes are too few for {len(plan.runs)} trainings: {size(max(0, affordable))} each",
             "give more minutes, fewer members (--line-up) or seeds, or a smaller --max-bytes",
         )
     slowest = max(times, key=lambda name: times[name])
-    say(
-        f"{plan.minutes:g} minutes for all together: {size(found)} for each, the same bytes "
-        f"({literal(slowest)} is the slowest, {size(1 / times[slowest])}/s)."
-    )
-    return found
+    speed = f"{literal(slowest)} is the slowest, {size(1 / times[slowest])}/s"
+    say(f"{minutes:g} minutes for all together: {size(affordable)} for each, the same bytes ({speed}).")
+    return affordable
 
 
-def seconds_per_byte(plan: Plan) -> dict[str, float]:
+def seconds_per_byte(plan: ComparisonPlan) -> dict[str, float]:
     """Seconds to train a byte here, measured for every member as if its chunks were as long as aimed at."""
     from hnet_cli.training.step import seconds_per_byte as measure
 
@@ -262,20 +263,20 @@ def seconds_per_byte(plan: Plan) -> dict[str, float]:
 
 
 def _timed(config: RunConfig, share: float) -> RunConfig:
-    """What to time instead: fixed chunks, for an untrained routing module puts a boundary at every other byte; and rows
-    of as many positions as there are tokens in one, `share` per byte."""
+    """A configuration to time instead: fixed chunks, since an untrained routing module puts a boundary at every other
+    byte; and rows of as many positions as there are tokens in one, `share` per byte."""
     model, train, ratios = config.model, config.train, config.train.ratios()
     length = max(2, round(train.sequence_length * share))
-    train = dataclasses.replace(train, sequence_length=length, batch_bytes=length * train.rows)
     chunkers = tuple(
         Chunker("fixed", max(1, round(ratio))) if chunker.learned else chunker
         for chunker, ratio in zip(model.chunkers, ratios, strict=True)
     )
-    return dataclasses.replace(config, model=dataclasses.replace(model, chunkers=chunkers), train=train)
+    train = replace(train, sequence_length=length, batch_bytes=length * train.rows)
+    return replace(config, model=replace(model, chunkers=chunkers), train=train)
 
 
-def _scheduled(member: Member, plan: Plan) -> Member:
-    """The member with the steps, validations and checkpoints of the plan."""
+def _scheduled(member: Member, plan: ComparisonPlan) -> Member:
+    """The member with the steps, validations and checkpoints of the plan. Raises UsageError for too few bytes."""
     train = member.config.train
     steps = round(plan.bytes / train.batch_bytes)
     if steps < LEAST_STEPS:
@@ -284,120 +285,35 @@ def _scheduled(member: Member, plan: Plan) -> Member:
             "give more, or a smaller train.batch_bytes with --set",
         )
     every = max(1, round(steps / VALIDATIONS))
-    bounded = int(3 * VALIDATION_SHARE * steps * train.batch_bytes / -(-steps // every))
-    changed = with_train(
-        member,
+    affordable = int(3 * VALIDATION_SHARE * steps * train.batch_bytes / -(-steps // every))
+    member = member.with_train(
         steps=steps,
         eval_every=every,
+        eval_bytes=max(train.sequence_length, min(affordable, plan.dataset.nbytes("val"))),
         checkpoint_every=max(every, steps // 8),
         keep_checkpoints=1,
-        eval_bytes=max(train.sequence_length, min(bounded, plan.dataset.nbytes("val"))),
         samples=False,
         log_every=max(1, min(train.log_every, every)),
     )
-    config = dataclasses.replace(changed.config, name=member.name, data=str(plan.data))
-    return dataclasses.replace(changed, config=config)
+    return replace(member, config=replace(member.config, name=member.name, data=str(plan.data)))
 
 
-def write(plan: Plan, asked: Request) -> None:
-    """`plan.json` and the members' configurations. Raises StorageError, BusyError."""
+def write(plan: ComparisonPlan, request: ComparisonRequest) -> None:
+    """Write `plan.json` and the members' configurations. Raises StorageError, BusyError, DamagedError."""
     stored = _stored(plan.folder)
     for member in plan.members:
         file = plan.folder / "members" / f"{member.name}.yaml"
         if not stored or not file.exists():
             storage.make_folder(file.parent)
             storage.write_text(file, to_yaml(member.config))
-    storage.write_json(
-        plan.folder / NAME,
-        {
-            "format": FORMAT,
-            "data": str(plan.data),
-            "dataset": plan.dataset.fingerprint,
-            "modality": plan.dataset.modality,
-            "size": plan.size,
-            "settings": plan.settings,
-            "asked": stored.get("asked") or {"bytes": asked.bytes, "minutes": asked.minutes, "flops": asked.flops},
-            "bytes": plan.bytes,
-            "flops_per_byte": plan.flops,
-            "minutes": plan.minutes,
-            "seeds": plan.seeds,
-            "max_bytes": plan.max_bytes,
-            "line_up": [member.name for member in plan.members],
-        },
-    )
-
-
-def describe(plan: Plan, times: dict[str, float]) -> dict[str, Any]:
-    """Print the plan; and the same as data."""
-    rows = table("member", "layers", "parameters", "FLOPs/byte", "of target", "time")
-    told: list[dict[str, Any]] = []
-    for member in plan.members:
-        train, flops = member.config.train, member.flops_per_byte
-        aimed = member.share * plan.flops
-        total = train.steps * train.batch_bytes
-        spent = times[member.name] * (total * (1 + VALIDATION_SHARE)) if member.name in times else None
-        told.append(
-            {
-                "name": member.name,
-                "layout": layout(member.config),
-                "parameters": member.config.model.num_parameters,
-                "flops_per_byte": flops,
-                "of_target": flops / aimed,
-                "bytes": total,
-                "steps": train.steps,
-                "estimated_seconds": spent,
-            }
-        )
-        rows.add_row(
-            literal(member.name),
-            literal(layout(member.config)),
-            count(member.config.model.num_parameters),
-            count(flops),
-            f"{flops / aimed:.0%}",
-            duration(spent) if spent is not None else "-",
-        )
-    rows.columns[1].justify = "left"
-    rows.columns[0].no_wrap = True
-    show(rows)
-    for each in told:
-        if abs(each["of_target"] - 1) > MATCHED:
-            say(
-                f"[yellow]note:[/] {literal(each['name'])} has {each['of_target']:.0%} of the FLOPs per byte: no "
-                "number of layers comes closer (--flops asks for another budget)."
-            )
-    for name in ("batch_bytes", "sequence_length"):
-        values = {member.name: getattr(member.config.train, name) for member in plan.members}
-        if len(set(values.values())) > 1:
-            listed = ", ".join(f"{value:,} for {member}" for member, value in values.items())
-            say(
-                f"[yellow]note:[/] train.{name} is not the same for all ({literal(listed)}), so they do not see the "
-                "same bytes in the same order."
-            )
-    epochs = plan.bytes / plan.dataset.nbytes("train")
-    say(
-        f"{size(plan.bytes)} for every member, {epochs:.2g} times the data"
-        f"{f', {plan.seeds} times each from another seed' if plan.seeds > 1 else ''}."
-    )
-    if epochs > 1.5:
-        say("[yellow]note:[/] seeing the data again and again, a member can learn it by heart: that counts too.")
-    if known := [each["estimated_seconds"] for each in told if each["estimated_seconds"] is not None]:
-        say(f"About {duration(plan.seeds * sum(known))} of training in all.")
-    return {
+    record = {name: getattr(plan, name) for name in ("bytes", "max_bytes", "minutes", "seeds", "settings", "size")}
+    record |= {
+        "format": FORMAT,
         "data": str(plan.data),
-        "folder": str(plan.folder),
-        "device": plan.machine.device,
-        "bytes": plan.bytes,
+        "dataset": plan.dataset.fingerprint,
+        "modality": plan.dataset.modality,
+        "asked": stored.get("asked") or request.budgets,
         "flops_per_byte": plan.flops,
-        "seeds": plan.seeds,
-        "epochs": epochs,
-        "models": told,
+        "line_up": [member.name for member in plan.members],
     }
-
-
-def layout(config: RunConfig) -> str:
-    """The layers as the paper writes them: m4+T22+m4."""
-
-    def flat(part: Any) -> list[str]:
-        return [part] if isinstance(part, str) else [letters for each in part for letters in flat(each)]
-
-    return "+".join(letters for letters in flat(config.model.arch_layout) if letters)
+    storage.write_json(plan.folder / NAME, record)

@@ -1,4 +1,4 @@
-"""The figures of a comparison, from its runs and measurements: `compare.json`."""
+"""The figures of a comparison, from its runs and measurements: `compare.json`, defined in docs/compare.md."""
 
 from __future__ import annotations
 
@@ -7,41 +7,39 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from functools import cached_property
+from itertools import permutations
 from typing import Any
 
 import numpy as np
 
 import hnet_cli
 from hnet_cli.comparison.curves import Curve, crossover, efficiency
+from hnet_cli.comparison.measures import Exam
 from hnet_cli.comparison.members import Member
-from hnet_cli.comparison.plan import Plan, Run, layout
-from hnet_cli.comparison.statistics import estimate, interval, judged
-from hnet_cli.evaluation.resampling import ratio
+from hnet_cli.comparison.plan import ComparisonPlan, MemberRun
+from hnet_cli.evaluation.resampling import interval, over_seeds, ratio
 from hnet_cli.report import history
 
 FORMAT = 1
 REFERENCES = ("transformer", "dna-transformer")
-"""Whom all are compared with, where one takes part; else the first that learns no boundaries, of those with the same
-FLOPs."""
-Measured = Mapping[str, Mapping[str, Any]]
+"""Members that all others are compared with, where one takes part; else the first that learns no boundaries, of those
+with the same FLOPs."""
+Json = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A member with all of its runs that were trained and measured."""
+    """A member with all of its runs that were trained and measured, S seeds."""
 
     member: Member
-    runs: Sequence[Run]
-    measured: Sequence[Mapping[str, Any]]
+    runs: Sequence[MemberRun]
+    measured: Sequence[Json]
     """One per run."""
-    units: np.ndarray
-    """(S, U, 2): bits and bytes of every unit of the held-out documents, per seed."""
     bytes: Curve
+    """Validations over bytes of training, mean over seeds."""
     seconds: Curve
-    """Validations over bytes and over seconds of training, means over seeds."""
-    stable: float
-    """Bytes after which the learning rate decays."""
+    """Validations over seconds of training, mean over seeds."""
     spent: list[float]
     """Seconds of training, per seed."""
     unsteady: float
@@ -51,63 +49,71 @@ class Scored:
     def name(self) -> str:
         return self.member.name
 
+    @property
+    def units(self) -> np.ndarray:
+        """(S, U, 2): bits and bytes of every unit of the held-out documents."""
+        return np.array([measurement["units"] for measurement in self.measured])
 
-def scored(plan: Plan, measured: Measured) -> list[Scored]:
+    @property
+    def stable_bytes(self) -> float:
+        """Bytes after which the learning rate decays."""
+        train = self.member.config.train
+        return (1 - (train.decay if train.schedule == "wsd" else 0.0)) * self.member.bytes
+
+    @cached_property
+    def curves(self) -> dict[str, Curve]:
+        """`bytes` and `seconds`, and both up to the decay of the learning rate (`stable_`)."""
+        stable = self.bytes.until(self.stable_bytes)
+        whole = {"bytes": self.bytes, "seconds": self.seconds}
+        return whole | {"stable_bytes": stable, "stable_seconds": self.seconds.first(len(stable.xs))}
+
+
+def scored(plan: ComparisonPlan, measured: Mapping[str, Json]) -> list[Scored]:
     """The members of which at least one run is measured."""
-    found = []
+    entries = []
     for member in plan.members:
-        runs = [run for run in plan.runs if run.member is member and run.name in measured]
-        if runs:
-            found.append(_scored(member, runs, [measured[run.name] for run in runs]))
-    return found
+        if runs := [run for run in plan.runs if run.member is member and run.name in measured]:
+            entries.append(_scored(member, runs, [measured[run.name] for run in runs]))
+    return entries
 
 
-def _scored(member: Member, runs: Sequence[Run], measured: Sequence[Mapping[str, Any]]) -> Scored:
-    train = member.config.train
-    each, speeds = [], list[float]()
+def _scored(member: Member, runs: Sequence[MemberRun], measured: Sequence[Json]) -> Scored:
+    places, curves, spent, speeds = [], [], list[float](), list[float]()
     for run in runs:
         records = history.read_metrics(run.folder)
         clock = history.clock(records)
         xs, ys = history.series(records, "val_bpb")
-        each.append((xs, [clock(x) for x in xs], ys, clock(train.steps * train.batch_bytes)))
+        places.append(xs)
+        curves.append(np.array([[clock(x) for x in xs], ys]))
+        spent.append(clock(member.bytes))
         speeds += history.series(records, "bytes_per_s")[1]
-    points = min(len(xs) for xs, *_ in each)
-    xs = each[0][0][:points]
-    times = np.mean([seconds[:points] for _, seconds, _, _ in each], axis=0).tolist()
-    values = np.mean([ys[:points] for _, _, ys, _ in each], axis=0).tolist()
+    points = min(map(len, places))
+    seconds, values = np.mean([curve[:, :points] for curve in curves], axis=0).tolist()
+    over_bytes, over_seconds = Curve.of(places[0][:points], values), Curve.of(seconds, values)
     slow, fast = np.percentile(speeds or [1.0], [25, 75])
-    decay = train.decay if train.schedule == "wsd" else 0.0
-    return Scored(
-        member, runs, measured, np.array([m["units"] for m in measured]), Curve.of(xs, values),
-        Curve.of(times, values), (1 - decay) * train.steps * train.batch_bytes, [spent for *_, spent in each],
-        float(fast / max(slow, 1e-9)),
-    )  # fmt: skip
+    return Scored(member, runs, measured, over_bytes, over_seconds, spent, float(fast / max(slow, 1e-9)))
 
 
 def reference(members: Sequence[Member]) -> str | None:
     """The member that the others are compared with."""
-    names = [member.name for member in members if member.share == 1] or [member.name for member in members]
-    if known := [name for name in REFERENCES if name in names]:
-        return known[0]
-    plain = [member.name for member in members if not member.learned and member.name in names]
-    return next(iter(plain or names), None)
+    members = [member for member in members if member.share == 1] or members
+    names = [member.name for member in members]
+    known = [name for name in REFERENCES if name in names]
+    return next(iter([*known, *(member.name for member in members if not member.learned), *names]), None)
 
 
-def results(plan: Plan, measured: Measured, failed: Mapping[str, str], chosen: str, size: int) -> dict[str, Any]:
-    """All there is to say, as JSON: see docs/compare.md. `chosen`, `size`: the held-out documents, and their bytes."""
-    found = scored(plan, measured)
-    against = reference([each.member for each in found])
-    rival = next((each for each in found if each.name == against), None)
-    alike = [each for each in found if each.member.share == 1] or found
-    best = min(alike, key=lambda each: _bpb(each)[0]) if found else None
-    double = next((each for each in found if each.member.share > 1), None)
-    models = [_model(plan, each) for each in found]
-    for each, told in zip(found, models, strict=True):
-        others = {"reference": rival, "best": best, "double": double}
-        told["differences"] = {
-            other.name: {"role": [role for role, who in others.items() if who is other]} | difference(each, other)
-            for other in {id(who): who for who in others.values() if who is not None and who is not each}.values()
-        }
+def results(
+    plan: ComparisonPlan, exam: Exam, measured: Mapping[str, Json], failed: Mapping[str, str]
+) -> dict[str, Any]:
+    """The content of `compare.json` without the verdict. `measured` and `failed` are by name of the run."""
+    entries = scored(plan, measured)
+    against = reference([entry.member for entry in entries])
+    rival = next((entry for entry in entries if entry.name == against), None)
+    alike = [entry for entry in entries if entry.member.share == 1] or entries
+    best = min(alike, key=lambda entry: over_seeds(entry.units)[0], default=None)
+    double = next((entry for entry in entries if entry.member.share > 1), None)
+    roles = {"reference": rival, "best": best, "double": double}
+    models = [_model(entry) | {"differences": _differences(entry, roles)} for entry in entries]
     return {
         "format": FORMAT,
         "dataset": _dataset(plan),
@@ -117,184 +123,166 @@ def results(plan: Plan, measured: Measured, failed: Mapping[str, str], chosen: s
         "reference": against,
         "best": best.name if best else None,
         "models": models,
-        "crossovers": {each.name: _crossovers(each, rival) for each in found if rival and each is not rival},
-        "efficiency": _efficiencies(found),
+        "crossovers": {
+            entry.name: {key: crossover(entry.curves[key], rival.curves[key]) for key in ("bytes", "seconds")}
+            for entry in entries
+            if rival and entry is not rival
+        },
+        "efficiency": _efficiencies(entries),
         "failed": dict(failed),
         "missing": [run.name for run in plan.runs if run.name not in measured and run.name not in failed],
         "exam": {
-            "documents": chosen,
-            "bytes": size,
+            "documents": exam.chosen,
+            "bytes": exam.bytes,
             "context": plan.context,
-            "unit": found[0].measured[0]["unit"] if found else None,
+            "unit": entries[0].measured[0]["unit"] if entries else None,
         },
         "machine": _machine(plan),
     }
 
 
-def _bpb(each: Scored) -> tuple[float, np.ndarray | None]:
-    return estimate(each.units)
-
-
-def _model(plan: Plan, each: Scored) -> dict[str, Any]:
-    model, train = each.member.config.model, each.member.config.train
-    value, drawn = _bpb(each)
-    stages = _stages(each)
-    share = _positions_per_byte(each)
-    fractions = [1 / stage["bytes_per_chunk"] for stage in stages]
-    flops = share * model.flops_per_byte([one / share for one in fractions], train.sequence_length * share)
+def _model(scored: Scored) -> dict[str, Any]:
+    member, units, tokens = scored.member, scored.units, scored.measured[0]["tokens"]
+    model, train = member.config.model, member.config.train
+    value, drawn = over_seeds(units)
+    stages = _stages(scored)
+    share = 1.0 if tokens is None else tokens / float(units[0, :, 1].sum())  # positions per byte
+    fractions = [1 / stage["bytes_per_chunk"] / share for stage in stages]
+    seconds = float(np.mean(scored.spent))
     return {
-        "name": each.name,
-        "description": each.member.config.description,
-        "layout": layout(each.member.config),
+        "name": scored.name,
+        "description": member.config.description,
+        "layout": member.layout,
         "parameters": model.num_parameters,
-        "flops_per_byte": flops,
-        "planned_flops_per_byte": each.member.flops_per_byte,
-        "share_of_flops": each.member.share,
-        "learned": each.member.learned,
-        "bytes": train.steps * train.batch_bytes,
+        "flops_per_byte": share * model.flops_per_byte(fractions, train.sequence_length * share),
+        "planned_flops_per_byte": member.flops_per_byte,
+        "share_of_flops": member.share,
+        "learned": member.learned,
+        "bytes": member.bytes,
         "steps": train.steps,
         "bpb": value,
         "bpb_ci95": interval(drawn),
         "seeds": [
-            {"seed": run.seed, "run": str(run.folder), "bpb": float(ratio(units.sum(0))), "seconds": spent}
-            for run, units, spent in zip(each.runs, each.units, each.spent, strict=True)
+            {"seed": run.seed, "run": str(run.folder), "bpb": float(ratio(sums)), "seconds": spent}
+            for run, sums, spent in zip(scored.runs, units.sum(1), scored.spent, strict=True)
         ],
         "bytes_per_chunk": stages[-1]["bytes_per_chunk"] if stages else 1 / share,
         "stages": stages,
-        "seconds": float(np.mean(each.spent)),
-        "bytes_per_s": train.steps * train.batch_bytes / max(1e-9, float(np.mean(each.spent))),
-        "unsteady": each.unsteady,
-        "curve": [[x, y] for x, y in zip(each.bytes.xs, each.bytes.ys, strict=True)],
-        "curve_seconds": [[x, y] for x, y in zip(each.seconds.xs, each.seconds.ys, strict=True)],
-        "stable_bytes": each.stable,
-        "robustness": _robustness(each),
+        "seconds": seconds,
+        "bytes_per_s": member.bytes / max(1e-9, seconds),
+        "unsteady": scored.unsteady,
+        "curve": scored.bytes.points,
+        "curve_seconds": scored.seconds.points,
+        "stable_bytes": scored.stable_bytes,
+        "robustness": _robustness(scored),
     }
 
 
-def _positions_per_byte(each: Scored) -> float:
-    """1, or tokens per byte of a model of tokens."""
-    tokens = each.measured[0]["tokens"]
-    return 1.0 if tokens is None else tokens / float(each.units[0, :, 1].sum())
-
-
-def _stages(each: Scored) -> list[dict[str, Any]]:
+def _stages(scored: Scored) -> list[dict[str, Any]]:
     """Bytes per chunk of every stage beside the target; means over seeds."""
-    found, product = [], 1.0
-    for stage, target in enumerate(each.member.config.train.ratios()):
-        product *= target
-        lengths = [m["positions"] / max(1.0, m["boundaries"][stage]) for m in each.measured]
-        learned = each.member.config.model.chunkers[stage].learned
-        found.append({"bytes_per_chunk": float(np.mean(lengths)), "target": product if learned else None})
-    return found
+    stages, target = [], 1.0
+    for stage, aimed in enumerate(scored.member.config.train.ratios()):
+        target *= aimed
+        lengths = [run["positions"] / max(1.0, run["boundaries"][stage]) for run in scored.measured]
+        learned = scored.member.config.model.chunkers[stage].learned
+        stages.append({"bytes_per_chunk": float(np.mean(lengths)), "target": target if learned else None})
+    return stages
 
 
-def _robustness(each: Scored) -> dict[str, Any]:
+def _robustness(scored: Scored) -> dict[str, Any]:
     """Per distortion: bits per byte of the distorted documents, bits per byte that stood there before, and the score.
 
     The score is 100 x clean bits / bits of the distorted documents: 100 where a distortion costs nothing, 50 where it
     doubles the bits. `score` and `bpb` on top are means over the distortions.
     """
-    noise = [m["noise"] for m in each.measured]
-    clean = np.array([rows[""] for rows in noise])
-    found: dict[str, Any] = {}
-    for name in noise[0]:
-        if not name:
-            continue
-        rows = np.concatenate([np.array([rows[name] for rows in noise]), clean], 2)
-        value, drawn = estimate(rows, _score)
-        found[name] = {
-            "bpb": estimate(rows)[0],
-            "bits_per_clean_byte": estimate(rows[..., [0, 3]])[0],
-            "score": value,
+    rows = {name: np.array([run["noise"][name] for run in scored.measured]) for name in scored.measured[0]["noise"]}
+    clean = rows.pop("")
+    distortions: dict[str, Any] = {}
+    for name, noisy in rows.items():
+        score, drawn = over_seeds(np.concatenate([noisy, clean], 2), lambda sums: 100 * ratio(sums[..., [2, 0]]))
+        distortions[name] = {
+            "bpb": over_seeds(noisy)[0],
+            "bits_per_clean_byte": over_seeds(np.stack([noisy[..., 0], clean[..., 1]], 2))[0],
+            "score": score,
             "score_ci95": interval(drawn),
         }
-    mean = {key: float(np.mean([told[key] for told in found.values()])) if found else None for key in ("score", "bpb")}
-    return mean | {"clean_bpb": estimate(clean)[0], "distortions": found}
+    means = dict[str, float | None](score=None, bpb=None)
+    if distortions:
+        means = {key: float(np.mean([figures[key] for figures in distortions.values()])) for key in means}
+    return means | {"clean_bpb": over_seeds(clean)[0], "distortions": distortions}
 
 
-def _score(sums: np.ndarray) -> np.ndarray:
-    return 100 * ratio(sums[..., [2, 0]])
+def judged(ci95: Sequence[float] | None) -> str:
+    """The meaning of an interval of (bits of one - bits of the other): "wins", "loses" or "cannot be told apart"."""
+    if ci95 is None or ci95[0] <= 0 <= ci95[1]:
+        return "cannot be told apart"
+    return "wins" if ci95[1] < 0 else "loses"
 
 
-# -- one against another -----------------------------------------------------------------------------------------------
+def _differences(entry: Scored, roles: Mapping[str, Scored | None]) -> dict[str, Any]:
+    """By name of the other member: its roles, and `difference`."""
+    others = [other for other in roles.values() if other is not None and other is not entry]
+    return {
+        other.name: {"role": [role for role, who in roles.items() if who is other]} | difference(entry, other)
+        for other in others
+    }
 
 
-def difference(own: Scored, other: Scored) -> dict[str, Any]:
-    """Bits per byte of `own` minus those of `other`: after equal bytes, and after equal seconds of training."""
-    rows = _paired(own, other)
-    value, drawn = estimate(rows)
+def difference(entry: Scored, other: Scored) -> dict[str, Any]:
+    """Bits per byte of `entry` minus those of `other`: after equal bytes, and after equal seconds of training."""
+    rows = _paired(entry, other)
+    value, drawn = over_seeds(rows)
     ci95 = interval(drawn)
     return {
         "bpb": value,
         "bpb_ci95": ci95,
         "judged": judged(ci95),
         "share_of_draws_better": None if drawn is None else float((drawn < 0).mean()),
-        "equal_time": _at_equal_time(own, other, float(rows[0, :, 1].sum()), value, ci95),
+        "equal_time": _at_equal_time(entry, other, float(rows[0, :, 1].sum()), value, ci95),
     }
 
 
-def _paired(own: Scored, other: Scored) -> np.ndarray:
+def _paired(entry: Scored, other: Scored) -> np.ndarray:
     """(S, U, 2): difference of the bits, and the bytes, of every unit; of the seeds that both have."""
     seeds = [run.seed for run in other.runs]
-    both = [(n, seeds.index(run.seed)) for n, run in enumerate(own.runs) if run.seed in seeds] or [(0, 0)]
-    ours, theirs = own.units[[n for n, _ in both]], other.units[[n for _, n in both]]
+    both = [(n, seeds.index(run.seed)) for n, run in enumerate(entry.runs) if run.seed in seeds] or [(0, 0)]
+    ours, theirs = entry.units[[n for n, _ in both]], other.units[[n for _, n in both]]
     return np.stack([ours[..., 0] - theirs[..., 0], theirs[..., 1]], 2)
 
 
 def _at_equal_time(
-    own: Scored, other: Scored, size: float, value: float, ci95: list[float] | None
+    entry: Scored, other: Scored, size: float, value: float, ci95: list[float] | None
 ) -> dict[str, Any] | None:
-    """Where the faster of the two stood when the decay of its learning rate began, and the other at that moment; None
-    where their curves have no moment in common.
+    """The difference at the moment that the faster of the two began to decay its learning rate; None where their curves
+    have no moment in common.
 
-    Only in the stable phase are two moments of two runs comparable. The interval is that of the final difference,
-    widened by the root of how many times fewer bytes a validation reads.
+    Only in the stable phase are two moments of two runs comparable. The interval is that of the final difference over
+    `size` bytes, widened by the root of how many times fewer bytes a validation reads.
     """
-    ends = [curve.xs[-1] for each in (own, other) if (curve := _stable_seconds(each))]
-    if len(ends) < 2:
+    ours, theirs = entry.curves["stable_seconds"], other.curves["stable_seconds"]
+    if not ours or not theirs:
         return None
-    moment = min(ends)
-    here, there = _stable_seconds(own).at(moment), _stable_seconds(other).at(moment)
+    moment = min(ours.xs[-1], theirs.xs[-1])
+    here, there = ours.at(moment), theirs.at(moment)
     if here is None or there is None:
         return None
     gap = here - there
-    read = min(own.member.config.train.eval_bytes, other.member.config.train.eval_bytes)
+    read = min(entry.member.config.train.eval_bytes, other.member.config.train.eval_bytes)
     wider = math.sqrt(max(1.0, size / read))
     around = None if ci95 is None else [gap + wider * (end - value) for end in ci95]
     return {"seconds": moment, "bpb": gap, "bpb_ci95": around, "judged": judged(around)}
 
 
-def _stable_seconds(each: Scored) -> Curve:
-    """The curve over seconds up to the decay of the learning rate."""
-    kept = sum(x <= each.stable for x in each.bytes.xs)
-    return Curve(each.seconds.xs[:kept], each.seconds.ys[:kept])
-
-
-def _crossovers(own: Scored, other: Scored) -> dict[str, Any]:
-    """From where on a member is better than the reference, in bytes and in seconds of training."""
-    return {"bytes": crossover(own.bytes, other.bytes), "seconds": crossover(own.seconds, other.seconds)}
-
-
-def _efficiencies(found: Sequence[Scored]) -> dict[str, dict[str, Any]]:
-    """[own][other]: how many times fewer bytes, and seconds, `own` needed to get to where `other` ended; of the whole
-    trainings, and of the stable phases as in the paper's curves."""
-    table: dict[str, dict[str, Any]] = {each.name: {} for each in found}
-    for one, two in combinations(found, 2):
-        for own, other in ((one, two), (two, one)):
-            stable = own.bytes.until(own.stable), other.bytes.until(other.stable)
-            table[own.name][other.name] = {
-                "bytes": efficiency(own.bytes, other.bytes),
-                "seconds": efficiency(own.seconds, other.seconds),
-                "stable_bytes": efficiency(*stable),
-                "stable_seconds": efficiency(_stable_seconds(own), _stable_seconds(other)),
-            }
+def _efficiencies(entries: Sequence[Scored]) -> dict[str, dict[str, Any]]:
+    """`efficiency` in bytes and in seconds by [name][other name]: of the whole trainings, and of the stable phases as
+    in the paper's curves."""
+    table: dict[str, dict[str, Any]] = {entry.name: {} for entry in entries}
+    for entry, other in permutations(entries, 2):
+        table[entry.name][other.name] = {key: efficiency(entry.curves[key], other.curves[key]) for key in entry.curves}
     return table
 
 
-# -- where it was done -------------------------------------------------------------------------------------------------
-
-
-def _dataset(plan: Plan) -> dict[str, Any]:
+def _dataset(plan: ComparisonPlan) -> dict[str, Any]:
     return {
         "name": plan.data.resolve().name,
         "path": str(plan.data),
@@ -302,24 +290,20 @@ def _dataset(plan: Plan) -> dict[str, Any]:
         "fingerprint": plan.dataset.fingerprint,
         "train_bytes": plan.dataset.nbytes("train"),
         "val_bytes": plan.dataset.nbytes("val"),
-        "epochs": plan.bytes / plan.dataset.nbytes("train"),
+        "epochs": plan.epochs,
         "baselines": history.baselines_of(plan.dataset.about),
     }
 
 
-def _machine(plan: Plan) -> dict[str, Any]:
+def _machine(plan: ComparisonPlan) -> dict[str, Any]:
     import torch
 
+    versions = {"hnet": hnet_cli.__version__, "torch": torch.__version__, "numpy": np.__version__}
     return {
         "device": plan.machine.device,
         "name": plan.machine.name,
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "system": platform.platform(),
-        "versions": {
-            "hnet": hnet_cli.__version__,
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions | {"python": platform.python_version()},
     }

@@ -1,11 +1,13 @@
-"""A comparison as tables: titles with rows of cells, the first of heads, for the terminal and for the page."""
+"""A comparison as tables: the plan; and rows of cells by title, the first of heads, for the terminal and the page."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hnet_cli.terminal.console import count, duration, literal, show_data, size, table
+from hnet_cli.comparison.plan import VALIDATION_SHARE, ComparisonPlan
+from hnet_cli.comparison.verdict import MATCHED, REPEATED
+from hnet_cli.terminal.console import count, duration, literal, say, show, show_data, size, table
 
 Json = dict[str, Any]
 Rows = list[list[str]]
@@ -32,52 +34,116 @@ DEFINITIONS = {
 }
 
 
-def definitions(told: Json) -> dict[str, str]:
-    """What every figure means, in words."""
-    exam = told["exam"]
-    known = {
-        "context": exam["context"],
-        "unit": exam["unit"] or "document",
-        "reference": told["reference"] or "another",
-    }
+def definitions(figures: Json) -> dict[str, str]:
+    """The meaning of every figure, in words."""
+    unit, against = figures["exam"]["unit"] or "document", figures["reference"] or "another"
+    known = {"context": figures["exam"]["context"], "unit": unit, "reference": against}
     return {name: text.format(**known) for name, text in DEFINITIONS.items()}
 
 
-def grids(told: Json) -> dict[str, Rows]:
-    """Tables by title; those without rows are left out."""
-    found = {
-        "Held-out documents": _scores(told),
-        "Distorted documents: bits per byte": _distorted(told),
-        "Along the way": _way(told),
-        "Seeds": _seeds(told),
+def describe(plan: ComparisonPlan, times: Mapping[str, float]) -> Json:
+    """Print the plan and return it as data. `times`: seconds per byte by member, where they are measured."""
+    rows = table("member", "layers", "parameters", "FLOPs/byte", "of target", "time")
+    models: list[Json] = []
+    for member in plan.members:
+        spent = times[member.name] * (member.bytes * (1 + VALIDATION_SHARE)) if member.name in times else None
+        model: Json = {
+            "name": member.name,
+            "layout": member.layout,
+            "parameters": member.config.model.num_parameters,
+            "flops_per_byte": member.flops_per_byte,
+            "of_target": member.flops_per_byte / (member.share * plan.flops),
+            "bytes": member.bytes,
+            "steps": member.config.train.steps,
+            "estimated_seconds": spent,
+        }
+        models.append(model)
+        flops, of_target = count(member.flops_per_byte), f"{model['of_target']:.0%}"
+        names = literal(member.name), literal(member.layout)
+        rows.add_row(*names, count(model["parameters"]), flops, of_target, "-" if spent is None else duration(spent))
+    rows.columns[1].justify = "left"
+    rows.columns[0].no_wrap = True
+    show(rows)
+    for note in _notes(plan, models):
+        say(f"[yellow]note:[/] {literal(note)}")
+    seeds = f", {plan.seeds} times each from another seed" if plan.seeds > 1 else ""
+    say(f"{size(plan.bytes)} for every member, {plan.epochs:.2g} times the data{seeds}.")
+    if times:
+        say(f"About {duration(plan.seeds * sum(model['estimated_seconds'] for model in models))} of training in all.")
+    return {
+        "data": str(plan.data),
+        "folder": str(plan.folder),
+        "device": plan.machine.device,
+        "bytes": plan.bytes,
+        "flops_per_byte": plan.flops,
+        "seeds": plan.seeds,
+        "epochs": plan.epochs,
+        "models": models,
     }
-    return {title: rows for title, rows in found.items() if len(rows) > 1}
 
 
-def show(told: Json) -> None:
-    """The tables and the verdict on standard output."""
-    for title, rows in grids(told).items():
+def _notes(plan: ComparisonPlan, models: Sequence[Json]) -> list[str]:
+    """Ways in which the members are not trained alike, or on too little data."""
+    notes = [
+        f"{model['name']} has {model['of_target']:.0%} of the FLOPs per byte: no number of layers comes closer "
+        "(--flops asks for another budget)."
+        for model in models
+        if abs(model["of_target"] - 1) > MATCHED
+    ]
+    for name in ("batch_bytes", "sequence_length"):
+        values = {member.name: getattr(member.config.train, name) for member in plan.members}
+        if len(set(values.values())) > 1:
+            listed = ", ".join(f"{value:,} for {member}" for member, value in values.items())
+            notes.append(
+                f"train.{name} is not the same for all ({listed}), so they do not see the same bytes in the same order."
+            )
+    if plan.epochs > REPEATED:
+        notes.append("seeing the data again and again, a member can learn it by heart: that counts too.")
+    return notes
+
+
+def show_results(figures: Json) -> None:
+    """Print the tables and the verdict on standard output."""
+    for title, rows in grids(figures).items():
         made = table(*map(literal, rows[0]), title=f"[bold]{title}[/]")
         for row in rows[1:]:
             made.add_row(*map(literal, row))
         show_data(made)
         print()
-    for sentence in told["verdict"]["text"]:
+    for sentence in figures["verdict"]["text"]:
         show_data(literal(sentence))
 
 
-def _scores(told: Json) -> Rows:
-    against = told["reference"]
-    rows = [["model", "parameters", "FLOPs/byte", "bits per byte", f"minus {against}", "", "bytes/chunk",
-             "robustness"]]  # fmt: skip
-    for model in told["models"]:
+def grids(figures: Json) -> dict[str, Rows]:
+    """Tables by title; those without rows are left out."""
+    titled = {
+        "Held-out documents": _scores(figures),
+        "Distorted documents: bits per byte": _distorted(figures),
+        "Along the way": _way(figures),
+        "Seeds": _seeds(figures),
+    }
+    return {title: rows for title, rows in titled.items() if len(rows) > 1}
+
+
+def _scores(figures: Json) -> Rows:
+    against = figures["reference"]
+    rows = [["model", "parameters", "FLOPs/byte", "bits per byte", f"minus {against}", "", "bytes/chunk", "robustness"]]
+    for model in figures["models"]:
         gap = model["differences"].get(against)
-        rows.append([
-            model["name"], count(model["parameters"]), count(model["flops_per_byte"]),
-            f"{model['bpb']:.4f}{around(model['bpb_ci95'], '.3f')}",
-            f"{gap['bpb']:+.4f}{around(gap['bpb_ci95'], '+.3f')}" if gap else "", gap["judged"] if gap else "",
-            chunks(model), number(model["robustness"]["score"], ".1f"),
-        ])  # fmt: skip
+        stages = [
+            f"{stage['bytes_per_chunk']:.2f}" + (f" ({stage['target']:.1f})" if stage["target"] else "")
+            for stage in model["stages"]
+        ]
+        rows.append(
+            [
+                *(model["name"], count(model["parameters"]), count(model["flops_per_byte"])),
+                f"{model['bpb']:.4f}{around(model['bpb_ci95'], '.3f')}",
+                f"{gap['bpb']:+.4f}{around(gap['bpb_ci95'], '+.3f')}" if gap else "",
+                gap["judged"] if gap else "",
+                ", ".join(stages) or f"{model['bytes_per_chunk']:.2f}",
+                _number(model["robustness"]["score"], ".1f"),
+            ]
+        )
     return rows
 
 
@@ -86,65 +152,53 @@ def around(ci95: Sequence[float] | None, form: str) -> str:
     return f" [{ci95[0]:{form}}, {ci95[1]:{form}}]" if ci95 else ""
 
 
-def number(value: float | None, form: str) -> str:
-    """A number, or - where there is none."""
-    return "-" if value is None else f"{value:{form}}"
+def _number(value: float | None, form: str, unit: str = "") -> str:
+    return "-" if value is None else f"{value:{form}}{unit}"
 
 
-def chunks(model: Json) -> str:
-    """Bytes per chunk of every stage, with the target."""
-    parts = [
-        f"{stage['bytes_per_chunk']:.2f}" + (f" ({stage['target']:.1f})" if stage["target"] else "")
-        for stage in model["stages"]
-    ]
-    return ", ".join(parts) or f"{model['bytes_per_chunk']:.2f}"
-
-
-def _distorted(told: Json) -> Rows:
-    names = list(dict.fromkeys(name for model in told["models"] for name in model["robustness"]["distortions"]))
-    rows = [["model", "clean", *names, "robustness"]] if names else [[]]
-    for model in told["models"] if names else ():
-        own = model["robustness"]
-        each = [number((own["distortions"].get(name) or {}).get("bpb"), ".3f") for name in names]
-        rows.append([model["name"], f"{own['clean_bpb']:.3f}", *each, number(own["score"], ".1f")])
+def _distorted(figures: Json) -> Rows:
+    names = list(dict.fromkeys(name for model in figures["models"] for name in model["robustness"]["distortions"]))
+    rows = [["model", "clean", *names, "robustness"]]
+    for model in figures["models"] if names else ():
+        robustness = model["robustness"]
+        bits = [_number(robustness["distortions"].get(name, {}).get("bpb"), ".3f") for name in names]
+        rows.append([model["name"], f"{robustness['clean_bpb']:.3f}", *bits, _number(robustness["score"], ".1f")])
     return rows
 
 
-def _way(told: Json) -> Rows:
-    against = told["reference"]
-    rows = [["model", "speed", "time", f"below {against} from", "in time from", "data efficiency", "stable",
-             "time efficiency", "stable"]]  # fmt: skip
-    for model in told["models"]:
-        crossed = told["crossovers"].get(model["name"], {})
-        factor = told["efficiency"].get(model["name"], {}).get(against, {})
-        keys = ("bytes", "stable_bytes", "seconds", "stable_seconds")
-        rows.append([
-            model["name"], f"{size(model['bytes_per_s'])}/s", duration(model["seconds"]),
-            *(crossing(crossed[unit], unit) if unit in crossed else "" for unit in ("bytes", "seconds")),
-            *(times(factor[key]) if key in factor else "" for key in keys),
-        ])  # fmt: skip
+def _way(figures: Json) -> Rows:
+    against = figures["reference"]
+    crossed = f"below {against} from", "in time from"
+    rows = [["model", "speed", "time", *crossed, "data efficiency", "stable", "time efficiency", "stable"]]
+    for model in figures["models"]:
+        crossovers = figures["crossovers"].get(model["name"], {})
+        factors = figures["efficiency"].get(model["name"], {}).get(against, {})
+        rows.append(
+            [
+                *(model["name"], f"{size(model['bytes_per_s'])}/s", duration(model["seconds"])),
+                *(_crossing(crossovers.get(key), form) for key, form in (("bytes", size), ("seconds", duration))),
+                *(
+                    _number(factors[key], ".2f", "x") if key in factors else ""
+                    for key in ("bytes", "stable_bytes", "seconds", "stable_seconds")
+                ),
+            ]
+        )
     return rows
 
 
-def crossing(found: Json, unit: str) -> str:
-    """Where one curve passes another, in words."""
-    state: str = found["state"]
-    if state != "crosses":
-        return "never in this budget" if state == "never" else state
-    return size(found["at"]) if unit == "bytes" else duration(found["at"])
+def _crossing(crossover: Json | None, form: Callable[[float], str]) -> str:
+    """The place where one curve passes another, in words."""
+    if crossover is None:
+        return ""
+    if crossover["state"] == "crosses":
+        return form(crossover["at"])
+    return "never in this budget" if crossover["state"] == "never" else str(crossover["state"])
 
 
-def times(factor: float | None) -> str:
-    """A factor of efficiency."""
-    return "-" if factor is None else f"{factor:.2f}x"
-
-
-def _seeds(told: Json) -> Rows:
-    most = max((len(model["seeds"]) for model in told["models"]), default=0)
-    if most < 2:
-        return [[]]
+def _seeds(figures: Json) -> Rows:
+    most = max((len(model["seeds"]) for model in figures["models"]), default=0)
     rows = [["model", *(f"seed {n}" for n in range(most)), "mean"]]
-    for model in told["models"]:
-        each = {seed["seed"]: f"{seed['bpb']:.4f}" for seed in model["seeds"]}
-        rows.append([model["name"], *(each.get(n, "-") for n in range(most)), f"{model['bpb']:.4f}"])
+    for model in figures["models"] if most > 1 else ():
+        bits = {seed["seed"]: f"{seed['bpb']:.4f}" for seed in model["seeds"]}
+        rows.append([model["name"], *(bits.get(n, "-") for n in range(most)), f"{model['bpb']:.4f}"])
     return rows

@@ -1,4 +1,4 @@
-"""Presets and run configurations: typed, strict, resolved in one order. No torch in here.
+"""Run configurations: typed, strict, resolved in one order. No torch in here, and pydantic only to check.
 
 A configuration is YAML with the sections of `RunConfig`. It is resolved as: defaults < `extends` < preset or file <
 modality defaults chosen by name < `--set key=value`. An unknown key is an error that names the file, the line and the
@@ -8,27 +8,32 @@ nearest known key.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from importlib.resources import files
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import yaml
 
-from hnet_cli.config.train import TrainConfig
-from hnet_cli.config.yaml import Dumper, parse
+from hnet_cli.config.presets import merge, nearest, preset
+from hnet_cli.config.train import STRICT, SettingError, TrainConfig
+from hnet_cli.config.yaml import Dumper, parse, read_text
 from hnet_cli.errors import UsageError
 from hnet_cli.model.config import SWITCHES, HNetConfig
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter, ValidationError
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """A fully resolved configuration: what `config.yaml` of a run holds."""
+    """A fully resolved configuration: what `config.yaml` of a run holds. Raises SettingError."""
+
+    __pydantic_config__: ClassVar = STRICT
 
     description: str = ""
     """One line for `hnet presets`."""
@@ -37,63 +42,67 @@ class RunConfig:
     model: HNetConfig
     """The official JSON fields, plus `chunker`: learned, characters, space, or fixed:k."""
     train: TrainConfig = field(default_factory=TrainConfig)
+    """How it is trained."""
     kernels: Literal["auto", "reference", "fast"] = "auto"
     """Which implementations run: see `hnet doctor`."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of matrix products; the residual stream, the router and the smoothing are fp32 always."""
+    """Precision of matrix products; the residual stream, the router and the smoothing are fp32 always."""
     tokenizer: str = ""
     """What the model reads: empty for bytes; `bpe:4096` for tokens of a byte-level BPE of so many ids, learned from the
     data; or the path of a tokenizer.json. `model.vocab_size` follows from it."""
     name: str = "run"
-    """Of the preset this came from."""
+    """Name of the preset this came from."""
     data: str = ""
     """The dataset folder of a run; empty in a preset."""
 
     def __post_init__(self) -> None:
-        if self.tokenizer and self.model.num_stages:
-            raise ValueError("tokenizer: a model of tokens has no chunking stages; arch_layout must be one stack")
-        ratios, stages = self.train.target_ratios, self.model.num_stages
-        if len(ratios) != stages:
-            raise ValueError(f"train.target_ratios has {len(ratios)} entries, but the model has {stages} stages")
-        multipliers = self.train.lr_multipliers
-        if multipliers != "auto" and len(multipliers) != stages + 1:
-            raise ValueError(f"train.lr_multipliers needs {stages + 1} entries, one per level, not {len(multipliers)}")
-        parts = self.model.count_parameters()
-        for part in self.train.frozen:
-            if part not in parts:
-                raise ValueError(f"train.frozen: the model has no part {part!r}; it has {', '.join(parts)}")
-        if not any(number for part, number in parts.items() if part not in self.train.frozen):
-            raise ValueError("train.frozen leaves nothing to train")
-        if self.train.taught and not stages:
-            raise ValueError("train.boundary_loss_weight: a model without stages has no boundaries")
-        if self.train.embedding_loss_weight and not self.model.adapter_width:
-            raise ValueError("train.embedding_loss_weight needs adapters: model.adapter_width")
+        train, stages, parts = self.train, self.model.num_stages, self.model.count_parameters()
 
+        def refuse_if(wrong: object, key: str, reason: str, *others: str) -> None:
+            if wrong:
+                raise SettingError(f"{key}{reason}", key, *others)
 
-def preset_names() -> list[str]:
-    """Names of the presets that ship with the tool."""
-    return sorted(p.name[:-5] for p in files("hnet_cli.presets").iterdir() if p.name.endswith(".yaml"))
-
-
-def preset_text(name: str) -> str:
-    """The YAML of a shipped preset. Raises UsageError with the nearest name."""
-    if name not in preset_names():
-        near = difflib.get_close_matches(name, preset_names(), n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UsageError(
-            f"no preset is called {name!r}", f"{hint}`hnet presets` lists them; a file is given by its path"
+        tokens = ": a model of tokens has no chunking stages; arch_layout must be one stack"
+        refuse_if(self.tokenizer and stages, "tokenizer", tokens, "model.arch_layout")
+        entries = f" has {len(train.target_ratios)} entries, but the model has {stages} stages"
+        refuse_if(len(train.target_ratios) != stages, "train.target_ratios", entries, "model.arch_layout")
+        if train.lr_multipliers != "auto":
+            entries = f" needs {stages + 1} entries, one per level, not {len(train.lr_multipliers)}"
+            wrong = len(train.lr_multipliers) != stages + 1
+            refuse_if(wrong, "train.lr_multipliers", entries, "model.arch_layout")
+        unknown = next((part for part in train.frozen if part not in parts), None)
+        has = f": the model has no part {unknown!r}; it has {', '.join(parts)}"
+        refuse_if(unknown is not None, "train.frozen", has)
+        trained = sum(number for part, number in parts.items() if part not in train.frozen)
+        refuse_if(not trained, "train.frozen", " leaves nothing to train")
+        refuse_if(
+            train.taught and not stages, "train.boundary_loss_weight", ": a model without stages has no boundaries"
         )
-    return (files("hnet_cli.presets") / f"{name}.yaml").read_text(encoding="utf-8")
+        lacking = train.embedding_loss_weight and not self.model.adapter_width
+        refuse_if(lacking, "train.embedding_loss_weight", " needs adapters: model.adapter_width", "model.adapter_width")
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        old = merged.get(key)
-        if isinstance(old, Mapping) and (value is None or isinstance(value, Mapping)):
-            value = _merge(old, value or {})  # a section of which every line is commented out is None
-        merged[key] = value
-    return merged
+@cache
+def _adapter() -> TypeAdapter[RunConfig]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(RunConfig)
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def resolve(choice: str, settings: Sequence[str] = ()) -> RunConfig:
+    """The configuration called or stored at `choice`, with `settings` ("train.lr=3e-4") on top.
+
+    Raises UsageError, naming file, line and nearest key, for anything unknown or inconsistent.
+    """
+    data, marks, name = _read(choice)
+    data = merge({"name": name} | data, _overrides(settings))
+    for path in (pair.partition("=")[0] for pair in settings):
+        parts = path.split(".")
+        marks = {".".join(parts[:n]): f"--set {path}" for n in range(1, len(parts))} | marks | {path: f"--set {path}"}
+    return _build(data, {"": choice} | marks)
 
 
 def _is_file(choice: str) -> bool:
@@ -107,19 +116,12 @@ def _read(choice: str, seen: tuple[str, ...] = ()) -> tuple[dict[str, Any], dict
 
     A file that `extends` names by path is looked for from the folder of the file that names it.
     """
-    path = Path(choice)
+    path, name = Path(choice), choice
     if _is_file(choice):
-        where, name = str(path), path.stem
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise UsageError(f"{path} is not UTF-8 text", "a configuration is YAML") from error
-        except OSError as error:
-            raise UsageError(f"cannot read the configuration {path}: {error.strerror}") from error
+        data, lines = parse(read_text(path, "configuration"), choice)
+        marks, name = {key: f"{choice}:{line}" for key, line in lines.items()}, path.stem
     else:
-        where, name, text = f"presets/{choice}.yaml", choice, preset_text(choice)
-    data, lines = parse(text, where)
-    marks = {key: f"{where}:{line}" for key, line in lines.items()}
+        data, marks = dict(preset(choice).data), dict(preset(choice).marks)
     parent = data.pop("extends", None)
     if parent is None:
         return data, marks, name
@@ -130,36 +132,19 @@ def _read(choice: str, seen: tuple[str, ...] = ()) -> tuple[dict[str, Any], dict
     if parent in (*seen, choice):
         raise UsageError(f"{marks['extends']}: extends goes in a circle: {' -> '.join((*seen, choice, parent))}")
     base, base_marks, _ = _read(parent, (*seen, choice))
-    return _merge(base, data), base_marks | marks, name
+    return merge(base, data), base_marks | marks, name
 
 
-def _chunker(value: Any) -> Any:
-    """`learned`, `characters`, `space`, `fixed:6` or {fixed: 6} as the model's mapping; a list has one per stage."""
-    if isinstance(value, list):
-        return [_chunker(each) for each in value]
-    if isinstance(value, Mapping) and set(value) == {"fixed"}:
-        return {"kind": "fixed", "k": value["fixed"]}
-    if isinstance(value, str):
-        kind, _, k = value.replace(" ", "").partition(":")
-        return {"kind": kind} | ({"k": int(k) if k.isdigit() else k} if k else {})
-    return value
-
-
-def _nearest(key: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(key, list(known), n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-
-
-def _settings(pairs: Sequence[str]) -> dict[str, Any]:
+def _overrides(settings: Sequence[str]) -> dict[str, Any]:
     """`["train.lr=3e-4"]` as nested mappings; values are YAML."""
     data: dict[str, Any] = {}
-    for pair in pairs:
-        path, equals, text = pair.partition("=")
+    for setting in settings:
+        path, equals, text = setting.partition("=")
         if not equals or not all(path.split(".")):
-            raise UsageError(f"--set {pair!r} is not of the form section.key=value", "for example --set train.lr=3e-4")
-        value: Any = text
-        if text.strip():
-            value = parse(f"value: {text}", f"--set {path}")[0]["value"]
+            raise UsageError(
+                f"--set {setting!r} is not of the form section.key=value", "for example --set train.lr=3e-4"
+            )
+        value = parse(f"value: {text}", f"--set {path}")[0]["value"] if text.strip() else text
         *sections, key = path.split(".")
         place = data
         for section in sections:
@@ -170,23 +155,12 @@ def _settings(pairs: Sequence[str]) -> dict[str, Any]:
     return data
 
 
-def resolve(choice: str, settings: Sequence[str] = ()) -> RunConfig:
-    """The configuration called or stored at `choice`, with `settings` ("train.lr=3e-4") on top.
-
-    Raises UsageError, naming file, line and nearest key, for anything unknown or inconsistent.
-    """
-    data, marks, name = _read(choice)
-    data.setdefault("name", name)
-    overrides = _settings(settings)
-    data = _merge(data, overrides)
-    for path in (pair.partition("=")[0] for pair in settings):
-        parts = path.split(".")
-        marks = {".".join(parts[:n]): f"--set {path}" for n in range(1, len(parts))} | marks | {path: f"--set {path}"}
-    return _build(data, marks, choice)
-
-
 LEAST_VOCABULARY = 257
-"""Of a byte-level BPE: every byte, and the mark before a sequence."""
+"""Least ids of a byte-level BPE: every byte, and the mark before a sequence."""
+MOST_VOCABULARY = 1 << 24
+"""Most ids of a tokenizer."""
+MOST_TOKENIZER_BYTES = 1 << 28
+"""Size limit of a tokenizer.json."""
 
 
 def _vocabulary(tokenizer: str, where: str) -> int | None:
@@ -194,91 +168,101 @@ def _vocabulary(tokenizer: str, where: str) -> int | None:
     own copy. Raises UsageError."""
     if tokenizer.partition(":")[0] == "bpe":
         size = tokenizer.partition(":")[2]
-        if not size.isdecimal() or int(size) < LEAST_VOCABULARY:
-            raise UsageError(f"{where}: tokenizer: {tokenizer!r} should be bpe:N with N of {LEAST_VOCABULARY} or more")
+        if not re.fullmatch("[0-9]{3,8}", size) or not LEAST_VOCABULARY <= int(size) <= MOST_VOCABULARY:
+            reason = f"{tokenizer!r} should be bpe:N with N from {LEAST_VOCABULARY} to {MOST_VOCABULARY}"
+            raise UsageError(f"{where}: tokenizer: {reason}")
         return int(size)
+    if "\0" not in tokenizer and not Path(tokenizer).exists():
+        return None
     try:
-        data = json.loads(Path(tokenizer).read_text(encoding="utf-8"))
+        data = json.loads(read_text(Path(tokenizer), "tokenizer", MOST_TOKENIZER_BYTES))
         added = data.get("added_tokens") or []
         ids = {*data["model"]["vocab"].values(), *(token["id"] for token in added)}
         return max(ids) + (1 if any(token["special"] for token in added) else 2)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UsageError(f"{where}: tokenizer: {tokenizer} is no tokenizer.json") from error
+    except (UsageError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise UsageError(f"{where}: tokenizer: {tokenizer!r} is no tokenizer.json") from error
 
 
-def _build(data: dict[str, Any], marks: Mapping[str, str], choice: str) -> RunConfig:
-    from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+def _build(data: dict[str, Any], marks: Mapping[str, str]) -> RunConfig:
+    """The typed configuration. `marks`: where each dotted key stands, for messages."""
 
-    def where(path: str) -> str:
-        while path and path not in marks:
-            path = path.rpartition(".")[0]
-        return marks.get(path, choice)
+    def where(*keys: str) -> str:
+        """Where the mistake stands: the first of the keys that `--set` has, else the first that a file has."""
+        places = [marks[key] for key in keys if key in marks]
+        if not places:
+            return where(*(key.rpartition(".")[0] for key in keys))
+        return next((place for place in places if place.startswith("--set")), places[0])
 
-    def where_said(message: str) -> str:
-        """Where the first key stands that a message names."""
-        for word in re.findall(r"(?:train\.)?[a-z_]+", message):
-            for section in ("", "model.", "model.ssm_cfg.", "model.attn_cfg."):
-                if section + word in marks:
-                    return marks[section + word]
-        return where("model")
-
-    known = {f.name for f in fields(RunConfig)}
-    for key in data:
-        if key not in known:
-            raise UsageError(f"{where(key)}: unknown section {key!r}", _nearest(key, sorted(known)))
-    model = data.get("model")
-    if not isinstance(model, dict):
+    if not isinstance(data.get("model"), dict):
         raise UsageError(f"{where('model')}: there is no model: section", "start from a preset with `extends: nano`")
-    model = dict(model)
-    if data.get("tokenizer") and (size := _vocabulary(str(data["tokenizer"]), where("tokenizer"))):
+    model = dict(data["model"])
+    tokenizer = data.get("tokenizer")
+    if isinstance(tokenizer, str) and tokenizer and (size := _vocabulary(tokenizer, where("tokenizer"))):
         model["vocab_size"] = size
-    chunker = model.pop("chunker", "learned")
-    if "hnet" in model:
-        raise UsageError(f"{where('model.hnet')}: unknown key 'hnet' in model:", "it belongs to a model's config.json")
-    switches = {name: model.pop(name) for name in SWITCHES if name in model}
-    train = data["train"] = {} if data.get("train") is None else data["train"]
-    if not isinstance(train, dict):
-        raise UsageError(f"{where('train')}: train: must hold keys and values")
-    known = {f.name for f in fields(TrainConfig)}
-    for key in train:
-        if key not in known:
-            raise UsageError(
-                f"{where(f'train.{key}')}: unknown key {key!r} in train:", _nearest(str(key), sorted(known))
-            )
-    strict = with_config(ConfigDict(extra="forbid", allow_inf_nan=False))
     try:
-        checked = TypeAdapter(strict(_Sections)).validate_python({k: v for k, v in data.items() if k != "model"})
-        model["hnet"] = switches | ({} if chunker == "learned" else {"chunker": _chunker(chunker)})
-        return RunConfig(model=HNetConfig.from_dict(model), **vars(checked))
-    except ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join(map(str, first["loc"][:2]))
-        reason = str(first.get("ctx", {}).get("error", first["msg"]))
-        if path in ("train.target_ratios", "train.ratio_loss_weight") and not reason.startswith("train."):
-            each = "each of the list" if path == "train.target_ratios" else "it"
-            reason = f"{each} must be a number, or a schedule of [share of the run, value] points"
-        if reason.startswith("train."):
-            raise UsageError(f"{where_said(reason)}: {reason}") from error
-        raise UsageError(f"{where(path)}: {path}: {reason[:1].lower() + reason[1:]}") from error
+        architecture = _architecture(model)
     except (ValueError, TypeError) as error:
-        raise UsageError(f"{where_said(str(error))}: {error}") from error
+        words = [part for word in re.findall(r"[a-z_.]+", str(error)) for part in (word, word.partition(".")[0])]
+        keys = [section + word for word in words for section in ("model.", "model.ssm_cfg.", "model.attn_cfg.")]
+        raise UsageError(f"{where(*keys, 'model')}: {error}") from error
+    from pydantic import ValidationError
+
+    data = {key: value for key, value in data.items() if value is not None}  # a section without a line says nothing
+    try:
+        return _adapter().validate_python(data | {"model": architecture})
+    except ValidationError as error:
+        raise _refusal(error, where) from error
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Sections:
-    """`RunConfig` without the model, which checks itself: what pydantic converts by declared type."""
+def _architecture(model: dict[str, Any]) -> HNetConfig:
+    """The model of a `model:` section, whose keys are the official fields, `chunker` and the switches."""
+    if "hnet" in model:
+        raise ValueError("unknown key 'hnet' in model: it belongs to a model's config.json")
+    chunker = model.pop("chunker", "learned")
+    ours = {name: model.pop(name) for name in SWITCHES if name in model}
+    if chunker != "learned":
+        ours["chunker"] = _chunker(chunker)
+    return HNetConfig.from_dict(model | {"hnet": ours})
 
-    description: str = ""
-    source: str = ""
-    train: TrainConfig = field(default_factory=TrainConfig)
-    kernels: Literal["auto", "reference", "fast"] = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    tokenizer: str = ""
-    name: str = "run"
-    data: str = ""
 
+def _chunker(value: Any) -> Any:
+    """`learned`, `characters`, `space`, `fixed:6` or {fixed: 6} as the model's mapping; a list has one per stage."""
+    if isinstance(value, list):
+        return [_chunker(each) for each in value]
+    if isinstance(value, Mapping) and set(value) == {"fixed"}:
+        return {"kind": "fixed", "k": value["fixed"]}
+    if isinstance(value, str):
+        kind, _, k = value.replace(" ", "").partition(":")
+        return {"kind": kind} | ({"k": int(k) if re.fullmatch("[0-9]{1,9}", k) else k} if k else {})
+    return value
+
+
+def _refusal(error: ValidationError, where: Callable[..., str]) -> UsageError:
+    """The first key that pydantic refuses: where it stands, and why."""
+    problems = error.errors(include_url=False)
+    key = problems[0]["loc"][: 2 if problems[0]["loc"][:1] == ("train",) else 1]
+    path = ".".join(map(str, key))
+    if problems[0]["type"] == "unexpected_keyword_argument":
+        *section, name = map(str, key)
+        known = sorted(f.name for f in fields(TrainConfig if section else RunConfig))
+        kind = "key {name!r} in train:" if section else "section {name!r}"
+        return UsageError(f"{where(path)}: unknown {kind.format(name=name)}", nearest(name, known))
+    cause = problems[0].get("ctx", {}).get("error")
+    if isinstance(cause, SettingError):
+        return UsageError(f"{where(*cause.keys)}: {cause}")
+    problems = [problem for problem in problems if problem["loc"][: len(key)] == key]
+    depth = max(len(problem["loc"]) for problem in problems)  # of a union, what came nearest
+    reasons = (_reason(problem) for problem in problems if len(problem["loc"]) == depth)
+    return UsageError(f"{where(path)}: {path} {' or '.join(dict.fromkeys(reasons))}")
+
+
+def _reason(problem: Mapping[str, Any]) -> str:
+    ours = {"dataclass_type": "must hold keys and values", "missing": "has too few entries"}
+    said = str(problem.get("ctx", {}).get("error", problem["msg"]))
+    return ours.get(problem["type"], said.removeprefix("Input "))
+
+
+# -- comparing and writing ---------------------------------------------------------------------------------------------
 
 FIXED = (
     *("model.", "tokenizer", "train.seed", "train.batch_bytes", "train.sequence_length"),

@@ -4,23 +4,44 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from hnet_cli.config.schedules import Points, value_at, values
+from hnet_cli.config.bounds import Bounds, Points, Schedule, value_at
 from hnet_cli.errors import UsageError
+
+STRICT: dict[str, Any] = {"extra": "forbid", "allow_inf_nan": False}
+"""pydantic's configuration of the sections: unknown keys and numbers that are not finite are errors."""
+
+Count = Annotated[int, Bounds(least=1)]
+Share = Annotated[float, Bounds(least=0, most=1)]
+Weight = Annotated[float, Bounds(least=0)]
+Positive = Annotated[float, Bounds(above=0)]
+
+
+class SettingError(ValueError):
+    """Settings that do not fit together. `keys` are their dotted keys, the most likely mistake first."""
+
+    def __init__(self, message: str, *keys: str) -> None:
+        super().__init__(message)
+        self.keys = keys
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The `train:` section of a preset. Lengths and sizes are in bytes of the corpus."""
+    """The `train:` section of a preset. Lengths and sizes are in bytes of the corpus.
 
-    steps: int = 1000
+    Bounds hold for what is read from a configuration; how settings fit together is checked always, by SettingError.
+    """
+
+    __pydantic_config__: ClassVar = STRICT
+
+    steps: Count = 1000
     """Optimizer steps of the whole run; the schedule is laid out over them."""
-    batch_bytes: int = 2048
+    batch_bytes: Count = 2048
     """Bytes predicted per optimizer step, over all micro-batches and ranks."""
-    sequence_length: int = 256
+    sequence_length: Annotated[int, Bounds(least=2)] = 256
     """Bytes per row; documents are packed into rows and never see each other."""
-    micro_batches: Literal["auto"] | int = 1
+    micro_batches: Literal["auto"] | Count = 1
     """Pieces a batch is computed in: ranks share them, and one after the other they need less memory. Never fewer than
     ranks. `auto`: the fewest that fit into the memory of the device, chosen when a run begins: `budget.settled`."""
     shard: Literal["auto", "none", "full"] = "auto"
@@ -29,33 +50,37 @@ class TrainConfig:
     activation_checkpointing: Literal["none", "main", "all"] = "none"
     """Layers that keep only their input for the backward pass and are computed twice: those of the innermost stack, or
     of all. Saves memory, costs time, changes no number."""
-    seed: int = 0
-    """Of the initial weights and of the order of the data."""
+    seed: Annotated[int, Bounds(least=-(2**63), most=2**64 - 1)] = 0
+    """Seed of the initial weights and of the order of the data."""
 
-    lr: float = 6.25e-4
+    lr: Positive = 6.25e-4
     """Peak learning rate of the innermost level before multipliers."""
-    lr_multipliers: Literal["auto"] | list[float] = "auto"
+    lr_multipliers: Literal["auto"] | list[Weight] = "auto"
     """Per level, outermost first; `auto` is paper equation 11."""
-    lr_bytes_per_token: float = 4.6
+    lr_bytes_per_token: Positive = 4.6
     """N^GPT of equation 11: bytes per token of the tokenizer the base learning rate was tuned for."""
     schedule: Literal["wsd", "constant"] = "wsd"
     """Warm-up, stable, decay (paper section 3)."""
-    warmup: float = 0.1
+    warmup: Share = 0.1
     """Share of the steps with a linear warm-up."""
-    decay: float = 0.2
+    decay: Share = 0.2
     """Share of the steps at the end with decay."""
     decay_shape: Literal["inverse-sqrt", "linear"] = "inverse-sqrt"
-    min_lr_ratio: float = 0.0
+    """How the learning rate falls in the decay."""
+    min_lr_ratio: Share = 0.0
     """The learning rate at the last step as a share of the peak."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
     """`muon`: Muon for the matrices of the main network's layers, AdamW for the rest."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.1
+    betas: tuple[Annotated[float, Bounds(least=0, below=1)], Annotated[float, Bounds(least=0, below=1)]] = (0.9, 0.95)
+    """Decay rates of AdamW's two moments."""
+    eps: Positive = 1e-8
+    """Added to the denominator of AdamW's update."""
+    weight_decay: Weight = 0.1
+    """Decoupled weight decay, times the learning rate."""
     norm_weight_decay: bool = False
     """True decays norm weights and the SSM's A, D and dt as the official grouping does."""
-    grad_clip: float = 1.0
+    grad_clip: Weight = 1.0
     """Largest gradient norm; 0 for no clipping."""
     init: Literal["official", "torch"] = "official"
     """Matrices from N(0, 0.02) as the release, or by PyTorch's defaults (better for very small models)."""
@@ -64,80 +89,49 @@ class TrainConfig:
     frozen: list[str] = field(default_factory=list)
     """Parts that keep the weights they begin with, such as level1.main_network; `hnet train --dry-run` names them."""
 
-    target_ratios: list[float | Points] = field(default_factory=list)
-    """N per stage: positions per chunk that the ratio loss aims at. Each a number, or `Points` over the run."""
-    ratio_loss_weight: float | Points = 0.03
-    """alpha of the ratio loss (paper equation 10). A number, or `Points` over the run."""
+    target_ratios: list[Annotated[float | Points, Schedule(above=1)]] = field(default_factory=list)
+    """N per stage: positions per chunk that the ratio loss aims at. Each a number, or a schedule over the run."""
+    ratio_loss_weight: Annotated[float | Points, Schedule(least=0)] = 0.03
+    """alpha of the ratio loss (paper equation 10). A number, or a schedule over the run."""
     ratio_loss_statistics: Literal["micro-batch", "global"] = "micro-batch"
     """Whether its F and G are of each micro-batch, as in the release, or of the batch: see `GlobalRatio`."""
-    alignment_loss_weight: float = 0.0
+    alignment_loss_weight: Weight = 0.0
     """Weight of a loss that draws boundaries of the outermost stage to where bytes are hard to predict."""
     alignment: Literal["confidence", "entropy"] = "confidence"
     """Which: SOMBRERO's confidence-alignment loss (arXiv 2601.22805), where the next byte is unlikely; or the T/N
     places where the prediction is most open (see `hnet_cli/training/losses.py`)."""
-    boundary_loss_weight: float = 0.0
-    """Of the cross-entropy of the outermost boundary probabilities with the first bytes of a teacher's tokens (paper,
-    appendix F). The teacher is that of `start`, a folder of `hnet retrofit`."""
-    embedding_loss_weight: float = 0.0
-    """Of the distance between what the main network reads at a token's first byte and the teacher's embedding of the
-    token before (paper, appendix F)."""
+    boundary_loss_weight: Weight = 0.0
+    """Weight of the cross-entropy of the outermost boundary probabilities with the first bytes of a teacher's tokens
+    (paper, appendix F). The teacher is that of `start`, a folder of `hnet retrofit`."""
+    embedding_loss_weight: Weight = 0.0
+    """Weight of the distance between what the main network reads at a token's first byte and the teacher's embedding of
+    the token before (paper, appendix F)."""
 
-    log_every: int = 10
+    log_every: Count = 10
     """Steps between two records of metrics.jsonl."""
-    eval_every: int = 250
+    eval_every: Annotated[int, Bounds(least=0)] = 250
     """Steps between two validations; 0 for only the last one."""
-    eval_bytes: int = 262_144
+    eval_bytes: Count = 262_144
     """At most this many validation bytes each time; the last validation too."""
     samples: bool = True
     """Whether every validation leaves its chunks of a few bytes and a continuation of them in samples.jsonl."""
     tensorboard: bool = False
     """Whether the records are also written as TensorBoard events."""
-    checkpoint_every: int = 500
+    checkpoint_every: Count = 500
     """Steps between two checkpoints; the last step always has one."""
-    keep_checkpoints: int = 2
-    """How many of the newest checkpoints stay, besides the best."""
+    keep_checkpoints: Count = 2
+    """Newest checkpoints that stay, besides the best."""
 
     def __post_init__(self) -> None:
-        least = {
-            "steps": 1,
-            "batch_bytes": 1,
-            "sequence_length": 2,
-            "log_every": 1,
-            "eval_every": 0,
-            "eval_bytes": 1,
-            "checkpoint_every": 1,
-            "keep_checkpoints": 1,
-        }
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise ValueError(f"train.{name} must be at least {low}, not {getattr(self, name)}")
-        for name in ("lr", "eps", "lr_bytes_per_token"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"train.{name} must be above 0, not {getattr(self, name)}")
-        for name in (
-            "ratio_loss_weight",
-            "alignment_loss_weight",
-            "boundary_loss_weight",
-            "embedding_loss_weight",
-            "weight_decay",
-            "grad_clip",
-        ):
-            if not all(value >= 0 for value in values(name, getattr(self, name))):
-                raise ValueError(f"train.{name} must not be negative, not {getattr(self, name)}")
-        if not all(value > 1 for ratio in self.target_ratios for value in values("target_ratios", ratio)):
-            raise ValueError(f"train.target_ratios must be above 1, not {self.target_ratios}")
-        for name in ("warmup", "decay", "min_lr_ratio"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"train.{name} is a share between 0 and 1, not {getattr(self, name)}")
         if self.warmup + self.decay > 1:
-            raise ValueError("train.warmup and train.decay together exceed the whole run")
-        each = 1 if self.micro_batches == "auto" else self.micro_batches
-        if each < 1:
-            raise ValueError(f"train.micro_batches must be auto or at least 1, not {each}")
-        if self.batch_bytes % (self.sequence_length * each):
-            raise ValueError(
+            reason = "train.warmup and train.decay together exceed the whole run"
+            raise SettingError(reason, "train.warmup", "train.decay")
+        pieces = 1 if self.micro_batches == "auto" else self.micro_batches
+        if self.batch_bytes % (self.sequence_length * pieces):
+            raise SettingError(
                 f"train.batch_bytes ({self.batch_bytes}) must be a multiple of train.sequence_length x "
-                f"train.micro_batches ({self.sequence_length} x {each})"
+                f"train.micro_batches ({self.sequence_length} x {pieces})",
+                *("train.batch_bytes", "train.sequence_length", "train.micro_batches"),
             )
 
     def ratios(self, step: int | None = None) -> list[float]:

@@ -3,24 +3,42 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from hnet_cli.errors import UsageError
+from hnet_cli.errors import InputError, UsageError
+from hnet_cli.storage.streams import open_raw
+
+MOST_BYTES = 1 << 16
+"""Size limit of a configuration: the parser takes a second for so much."""
+MOST_DEPTH = 20
+"""Depth limit of nested lists and mappings."""
 
 
 class Loader(yaml.SafeLoader):
     """YAML as people mean it: 3e-4 is a number, 010 is ten, `no` and 1:30 are words, a key is a word and stands once.
 
-    Anchors are refused: `extends` does that job, and a few lines of them can stand for gigabytes.
+    Anchors are refused: `extends` does that job, and a few lines of them can stand for gigabytes. So are tags: a value
+    is what it looks like.
     """
+
+    depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()
         if getattr(event, "anchor", None) is not None:
             raise yaml.MarkedYAMLError(None, None, "anchors (& and *) are not read; use extends:", event.start_mark)
-        return super().compose_node(parent, index)
+        if (tag := getattr(event, "tag", None)) is not None:
+            tag = tag.replace("tag:yaml.org,2002:", "!!")
+            raise yaml.MarkedYAMLError(None, None, f"tags such as {tag} are not read", event.start_mark)
+        if self.depth > MOST_DEPTH:
+            raise yaml.MarkedYAMLError(None, None, "nested too deeply for a configuration", event.start_mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -37,7 +55,6 @@ class Dumper(yaml.SafeDumper):
     """Writes what `Loader` reads back: words that it would take for something else are in quotes."""
 
 
-Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
 Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag == "tag:yaml.org,2002:null"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -49,14 +66,26 @@ for _tag, _pattern, _first in (
 ):
     for _side in (Loader, Dumper):
         _side.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
+Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
 
 
-MOST_CHARACTERS, MOST_BRACKETS = 1 << 17, 2000
-"""Of a configuration: the parser takes seconds, and much of the stack, for what is meant to hurt."""
+def read_text(path: Path, kind: str, limit: int = MOST_BYTES) -> str:
+    """The text of a regular UTF-8 file of at most `limit` bytes. Raises UsageError that calls it `kind`."""
+    try:
+        with open_raw(path) as file:
+            content = file.read(limit + 1)
+    except InputError as error:
+        raise UsageError(f"cannot read the {kind}: {error}", error.hint) from error
+    if len(content) > limit:
+        raise UsageError(f"{path} is larger than {limit:,} bytes, too large for a {kind}")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text, which a {kind} is") from error
 
 
 def parse(text: str, where: str) -> tuple[dict[str, Any], dict[str, int]]:
-    """The mapping in `text`, and the line of each dotted key."""
+    """The mapping in `text`, and the line of each dotted key. Raises UsageError with `where` and the line."""
     lines: dict[str, int] = {}
 
     def walk(node: yaml.Node, prefix: str) -> None:
@@ -66,14 +95,11 @@ def parse(text: str, where: str) -> tuple[dict[str, Any], dict[str, int]]:
                 lines[path] = key.start_mark.line + 1
                 walk(value, path + ".")
 
-    if len(text) > MOST_CHARACTERS or text.count("[") + text.count("{") > MOST_BRACKETS:
-        raise UsageError(f"{where} is too large or nested too deeply for a configuration")
     try:
-        node = yaml.compose(text, Loader)
-        data = yaml.load(text, Loader)
-    except RecursionError as error:
-        raise UsageError(f"{where} is nested too deeply") from error
-    except (yaml.YAMLError, ValueError) as error:
+        loader = Loader(text)
+        node = loader.get_single_node()
+        data = {} if node is None else loader.construct_document(node)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: 1__, or more digits than Python converts
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not readable as YAML"
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""

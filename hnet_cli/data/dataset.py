@@ -1,8 +1,8 @@
 """The dataset on disk and its reader.
 
 `data/NAME/` holds the stored bytes of all documents, one after the other, cut into shards of 256 MiB, and tables
-about them (little endian): `blocks.bin` a CRC-32 per MiB, `documents.bin` six integers per document, `split-*.bin`
-which stretches of which documents belong to a split, `names.txt` a line per document. `dataset.json` says the rest and
+about them (little endian): `blocks.bin` a CRC-32 per MiB, `documents.bin` six integers per document, `split-*.bin` the
+stretches of documents that belong to a split, `names.txt` a line per document. `dataset.json` holds the rest and
 commits to every byte of the others by SHA-256, so that its own digest identifies the dataset.
 """
 
@@ -23,14 +23,14 @@ from hnet_cli.errors import BusyError, DamagedError, InputError, StorageError
 from hnet_cli.storage import MANIFEST, read_manifest, verify_file, write_json
 from hnet_cli.storage.streams import shown
 
-FORMAT = 1
-SHARD = 256 << 20
-"""Bytes per shard, but for the last."""
-BLOCK = 1 << 20
-"""Bytes per checksum; divides SHARD."""
+DATASET_FORMAT = 1
+SHARD_BYTES = 256 << 20
+"""Bytes of each shard but the last."""
+CHECKSUM_BYTES = 1 << 20
+"""Bytes per checksum; divides SHARD_BYTES."""
 COLUMNS = ("start", "length", "source", "offset", "name", "group")
-"""Of `documents.bin`, int64: position in the joined shards, bytes, index into `sources`, coordinate of the first byte
-within its source or record, position of its line in `names.txt`, hash of its group."""
+"""Columns of `documents.bin`, int64: position in the joined shards, bytes, index into `sources`, coordinate of the
+first byte within its source or record, position of its line in `names.txt`, hash of its group."""
 
 
 def shard_name(index: int) -> str:
@@ -45,7 +45,7 @@ class Shards:
         self.folder, self.size = folder, size
         self._checksums = checksums
         self._checked = np.zeros(len(checksums), bool)
-        self._maps = [self._map(folder / shard_name(index)) for index in range(-(-size // SHARD))]
+        self._maps = [self._map(folder / shard_name(index)) for index in range(-(-size // SHARD_BYTES))]
         self._arrays = [np.frombuffer(view, np.uint8) for view in self._maps]
 
     @staticmethod
@@ -60,13 +60,13 @@ class Shards:
 
     def check(self, starts: np.ndarray, ends: np.ndarray) -> None:
         """Verify the blocks that the non-empty ranges [start, end) touch. Raises DamagedError naming file and place."""
-        first, last = starts // BLOCK, (ends - 1) // BLOCK
+        first, last = starts // CHECKSUM_BYTES, (ends - 1) // CHECKSUM_BYTES
         counts = last - first + 1
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         blocks = np.repeat(first, counts) + within
         for block in np.unique(blocks[~self._checked[blocks]]).tolist():
-            shard, start = divmod(block * BLOCK, SHARD)
-            data = self._maps[shard][start : start + BLOCK]
+            shard, start = divmod(block * CHECKSUM_BYTES, SHARD_BYTES)
+            data = self._maps[shard][start : start + CHECKSUM_BYTES]
             if zlib.crc32(data) != self._checksums[block]:
                 raise DamagedError(
                     f"{shown(self.folder / shard_name(shard))} is damaged between bytes {start:,} and "
@@ -78,20 +78,20 @@ class Shards:
     def gather(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """The bytes of many non-empty ranges, joined; verified."""
         self.check(starts, starts + lengths)
-        shards, places = starts // SHARD, np.cumsum(lengths) - lengths
+        shards, places = starts // SHARD_BYTES, np.cumsum(lengths) - lengths
         joined = np.empty(int(lengths.sum()), np.uint8)
-        crossing = (starts + lengths - 1) // SHARD != shards
+        crossing = (starts + lengths - 1) // SHARD_BYTES != shards
         for start, place, length in zip(starts[crossing], places[crossing], lengths[crossing], strict=True):
             joined[place : place + length] = np.frombuffer(self._read(int(start), int(start + length)), np.uint8)
         for shard in np.unique(shards[~crossing]).tolist():
-            mine = np.flatnonzero((shards == shard) & ~crossing)
-            counts = lengths[mine]
+            inside = np.flatnonzero((shards == shard) & ~crossing)
+            counts = lengths[inside]
             positions = np.arange(counts.sum())
             before = np.cumsum(counts) - counts
-            data = self._arrays[shard][positions + np.repeat(starts[mine] - shard * SHARD - before, counts)]
-            if len(mine) == len(starts):
+            data = self._arrays[shard][positions + np.repeat(starts[inside] - shard * SHARD_BYTES - before, counts)]
+            if len(inside) == len(starts):
                 return data
-            joined[positions + np.repeat(places[mine] - before, counts)] = data
+            joined[positions + np.repeat(places[inside] - before, counts)] = data
         return joined
 
     def read(self, start: int, end: int) -> bytes:
@@ -102,7 +102,7 @@ class Shards:
         return self._read(start, end)
 
     def _read(self, start: int, end: int) -> bytes:
-        shard, at = divmod(start, SHARD)
+        shard, at = divmod(start, SHARD_BYTES)
         data = bytes(self._maps[shard][at : at + end - start])
         return data if len(data) == end - start else data + self._read(start + len(data), end)
 
@@ -138,8 +138,10 @@ class Dataset:
             entries = dict(about["files"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DamagedError(f"{shown(file)} is damaged: not the description of a dataset") from error
-        if version != FORMAT:
-            raise DamagedError(f"{shown(path)} has dataset format {version!r}; this version of hnet reads {FORMAT}")
+        if version != DATASET_FORMAT:
+            raise DamagedError(
+                f"{shown(path)} has dataset format {version!r}; this version of hnet reads {DATASET_FORMAT}"
+            )
         try:
             promised = read_manifest(path)["files"]
             verify_file(path, "dataset.json", promised["dataset.json"])
@@ -155,18 +157,18 @@ class Dataset:
             raise DamagedError(f"{shown(file)} is damaged: {error}") from error
 
     def verify(self) -> None:
-        """Check the SHA-256 of shards that were not checked since they last changed. Raises DamagedError naming one.
+        """Check the SHA-256 of shards that changed since they were last checked. Raises DamagedError naming one.
 
-        What was checked is remembered in the folder by size and time of change, if that can be written to.
+        Digests and times of change of checked shards are kept in the folder, if that can be written to.
         """
         file = self.path / ".verified.json"
         shards = {name: entry for name, entry in self.about["files"].items() if name.startswith("shard-")}
         now = {name: [entry["sha256"], (self.path / name).stat().st_mtime_ns] for name, entry in shards.items()}
         try:
-            known = json.loads(file.read_bytes())
-        except (OSError, ValueError, RecursionError):
+            known = dict(json.loads(file.read_bytes()))
+        except (OSError, ValueError, TypeError, RecursionError):
             known = {}
-        unchecked = [name for name in now if not isinstance(known, dict) or known.get(name) != now[name]]
+        unchecked = [name for name in now if known.get(name) != now[name]]
         for name in unchecked:
             verify_file(self.path, name, shards[name])
         if unchecked:
@@ -178,7 +180,7 @@ class Dataset:
         return int(self._split(split)["bytes"])
 
     def ranges(self, split: str) -> np.ndarray:
-        """(n, 3) int64, a row per stretch of a split in the order of the corpus: document, first byte in it, bytes."""
+        """(n, 3) int64: document, first byte in it, bytes of each stretch of a split, in the order of the corpus."""
         self._split(split)
         return self._array(f"split-{split}.bin", np.int64, 3)
 
@@ -189,13 +191,13 @@ class Dataset:
             yield self.shards.read(at, at + int(length))
 
     def name(self, document: int) -> str:
-        """Name of a document as `prepare` met it: its source, then a tab and its record where it has one."""
+        """Name of a document: its source, then a tab and its record where it has one."""
         with open(self.path / "names.txt", "rb") as file:
             file.seek(int(self.table[document, 4]))
             return file.readline().decode().rstrip("\n")
 
     def translate(self, stored: np.ndarray) -> np.ndarray:
-        """What the model reads for stored bytes (uint8)."""
+        """The bytes that the model reads for stored bytes (uint8, any shape)."""
         return stored if self.input_table is None else self.input_table[stored]
 
     def _split(self, split: str) -> dict[str, Any]:

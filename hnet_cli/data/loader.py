@@ -35,17 +35,17 @@ class Batch:
     documents: np.ndarray
     """(B,) int64: index of each sequence's document in the dataset."""
     offsets: np.ndarray
-    """(B,) int64: where the sequence starts in its document."""
+    """(B,) int64: position of each sequence's first byte in its document."""
     lengths: np.ndarray | None = None
-    """(T,) int64: bytes of each target where these are tokens, all int64 then; None: 1 each."""
+    """(T,) int64: bytes of each target if targets are tokens, int64 like the inputs; None: 1 each."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes that are predicted."""
+        """Number of bytes that are predicted."""
         return len(self.targets) if self.lengths is None else int(self.lengths.sum())
 
     def halves(self) -> tuple[Batch, Batch]:
-        """The same in two of about as many targets each; B must be at least 2."""
+        """Two batches of about as many targets each; B must be at least 2."""
         ends = self.cu_seqlens[1:-1]
         first = int(np.abs(ends - len(self.targets) / 2).argmin()) + 1  # sequences of the first half
         return self._part(0, first), self._part(first, len(self.documents))
@@ -55,8 +55,8 @@ class Batch:
         weights = None if self.weights is None else self.weights[begin:end]
         offsets = self.cu_seqlens[first : last + 1] - begin
         lengths = None if self.lengths is None else self.lengths[begin:end]
-        return Batch(self.inputs[begin:end], self.targets[begin:end], weights, offsets,
-                     self.documents[first:last], self.offsets[first:last], lengths)  # fmt: skip
+        inputs, targets = self.inputs[begin:end], self.targets[begin:end]
+        return Batch(inputs, targets, weights, offsets, self.documents[first:last], self.offsets[first:last], lengths)
 
 
 class Batches:
@@ -78,7 +78,7 @@ class Batches:
         self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def epoch(self, step: int) -> float:
-        """Epochs done when batch `step` begins."""
+        """Epochs completed when batch `step` begins."""
         return step * self.rows / self.windows_per_epoch
 
     def batch(self, step: int, rows_slice: tuple[int, int] | None = None) -> Batch:
@@ -105,7 +105,7 @@ class Batches:
         return chosen[:, 0], chosen[:, 1], chosen[:, 1] + start - document_begin, stop - start
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The order of the documents in an epoch and where each ends in its stream; the last two epochs are kept."""
+        """The order of the documents in an epoch and their ends in its stream; the last two epochs are cached."""
         if epoch not in self._epochs:
             order = shuffled(np.arange(len(self._ranges)), len(self._ranges), f"{self.seed} documents {epoch}")
             while len(self._epochs) > 1:
@@ -119,8 +119,8 @@ def windows(
 ) -> Iterator[Batch]:
     """Every byte of a split (of its first `max_bytes`) once, in order, for evaluation.
 
-    Each document is cut into windows of `length` bytes, the last shorter, each a packed sequence; a batch holds as many
-    as fit into `batch_bytes`, at least one.
+    Documents are cut into windows of `length` bytes, the last shorter, each a packed sequence; a batch holds as many as
+    fit into `batch_bytes`, at least one.
     """
     left = dataset.nbytes(split) if max_bytes is None else max_bytes
     waiting: list[tuple[int, int, int, int]] = []
@@ -142,9 +142,9 @@ def windows(
 
 
 def _gather(dataset: Dataset, document: np.ndarray, limit: np.ndarray, start: np.ndarray, length: np.ndarray) -> Batch:
-    """The batch of the sequences [start, start + length) of documents; where start == limit there is no byte before.
+    """The batch of the sequences [start, start + length) of documents; a sequence with start == limit begins with BOS.
 
-    (A document may be divided by the split: then the part begins at `limit` > 0, and with BOS.)
+    `limit` > 0 where the split divides a document. All arguments are (B,) int64.
     """
     absolute = dataset.table[document, 0] + start
     cu_seqlens = np.concatenate([[0], np.cumsum(length)])
@@ -161,7 +161,7 @@ def _gather(dataset: Dataset, document: np.ndarray, limit: np.ndarray, start: np
 
 
 def shuffled(positions: np.ndarray, count: int, key: str) -> np.ndarray:
-    """Where a keyed permutation of range(count) sends each of `positions` (int64).
+    """Images of `positions` (int64, any shape) under a keyed permutation of range(count).
 
     A Feistel network over pairs (a, b) standing for a * rows + b, hardly more than `count`, walked until inside. No
     table is kept, so corpora of any size shuffle in no memory; unlike numpy's generators it changes with no version.

@@ -25,11 +25,10 @@ from hnet_cli.errors import DamagedError, EnvironmentLimit, HNetError, InputErro
 
 FILE = "tokenizer.json"
 SAMPLE_PER_ID, MOST_SAMPLE, PIECE = 1 << 11, 1 << 26, 1 << 16
-"""Bytes of the training split that a vocabulary is learned from, for each of its ids and at most, and of one stretch of
-them."""
+"""Bytes that a vocabulary is learned from per id, in all at most, and in one stretch of the training split."""
 LONGEST_WORD = 64
-"""Characters: what has no space for longer, as DNA has none at all, is cut there to learn from."""
-_STRAY = re.compile("[\udc80-\udcff]+")  # what `surrogateescape` makes of bytes that are no UTF-8
+"""Characters at which text without spaces, such as DNA, is cut to learn from."""
+_STRAY = re.compile("[\udc80-\udcff]+")  # bytes that are not UTF-8, decoded with `surrogateescape`
 _LONG_WORD = re.compile(rf"\S{{{LONGEST_WORD + 1},}}")
 
 
@@ -57,12 +56,12 @@ class Tokenizer:
         """`text`: the content of a tokenizer.json. Raises InputError, naming `where`, for what is no byte-level BPE or
         changes the text, EnvironmentLimit without the library."""
         self.text = text
-        """As it is stored beside a model."""
+        """Content of the file as it is stored beside a model."""
         try:
             data = json.loads(text)
             vocabulary = _checked(data)
             added = {token["id"]: token["special"] for token in data.get("added_tokens") or ()}
-            # special tokens are marks of ours, never something to find in the user's text
+            # special tokens are the model's marks, never something to find in the user's text
             plain = data | {"added_tokens": [], "truncation": None, "padding": None, "post_processor": None}
             self._library = _library().Tokenizer.from_str(json.dumps(plain))
         except EnvironmentLimit:
@@ -91,9 +90,9 @@ class Tokenizer:
         parts: list[tuple[int, str, bool]] = []
         for i, data in enumerate(sequences):
             text, start = data.decode("utf-8", errors="surrogateescape"), 0
-            for found in _STRAY.finditer(text):
-                parts += [(i, text[start : found.start()], False), (i, found[0], True)]
-                start = found.end()
+            for match in _STRAY.finditer(text):
+                parts += [(i, text[start : match.start()], False), (i, match[0], True)]
+                start = match.end()
             parts.append((i, text[start:], False))
         encoded = iter(
             self._library.encode_batch_fast([text for _, text, stray in parts if not stray], add_special_tokens=False)
@@ -105,7 +104,7 @@ class Tokenizer:
             else:
                 tokens = np.array(next(encoded).ids, np.int64)
             tokens_of[i].append(tokens)
-        return [np.concatenate(each) for each in tokens_of]
+        return [np.concatenate(arrays) for arrays in tokens_of]
 
     def decode(self, tokens: Iterable[int]) -> bytes:
         """The bytes of tokens; a mark has none."""
@@ -137,12 +136,14 @@ def _checked(data: Any) -> dict[str, int]:
     return vocabulary
 
 
-# -- where a tokenizer comes from --------------------------------------------------------------------------------------
+# -- origins of a tokenizer --------------------------------------------------------------------------------------------
 
 
 def of_run(run: Path, setting: str, dataset: Dataset) -> Tokenizer:
-    """The tokenizer of a run: that of its newest checkpoint with one as it was written, else that of the run, else the
-    one that the setting means. Raises UsageError or InputError."""
+    """The tokenizer of a run: of its newest checkpoint with an undamaged one, else of the run folder, else as set.
+
+    Raises UsageError or InputError.
+    """
     for folder in sorted((run / "checkpoints").glob("step-*"), reverse=True):
         with contextlib.suppress(HNetError, KeyError):
             storage.verify_file(folder, FILE, storage.read_manifest(folder)["files"][FILE])
@@ -156,9 +157,9 @@ def of_model(folder: Path, vocabulary: int) -> Tokenizer:
     """The tokenizer of a model folder whose model has `vocabulary` ids. Raises DamagedError."""
     file = folder / FILE
     try:
-        found = Tokenizer(file.read_text(encoding="utf-8"), file)
-        check_size(found, vocabulary)
-        return found
+        tokenizer = Tokenizer(file.read_text(encoding="utf-8"), file)
+        check_size(tokenizer, vocabulary)
+        return tokenizer
     except FileNotFoundError as error:
         raise DamagedError(f"{folder} has no {FILE}", "the folder is not a complete model") from error
     except (OSError, UnicodeDecodeError, InputError, UsageError) as error:
@@ -185,13 +186,12 @@ def _learned(path: Path, fingerprint: str, size: int) -> Tokenizer:
 
 
 def learned(dataset: Dataset, size: int) -> Tokenizer:
-    """The byte-level BPE of `size` ids, the mark included, learned from a dataset's training split; the same data give
-    the same."""
+    """The byte-level BPE of `size` ids, with the mark, learned from a dataset's training split. Deterministic."""
     return _learned(dataset.path, dataset.fingerprint, size)
 
 
 def _sample(dataset: Dataset, most: int) -> Iterator[bytes]:
-    """The training split as a model reads it, or stretches of it in a shuffled order up to `most` bytes."""
+    """The training split as a model reads it, in stretches; shuffled, and `most` bytes, if it is larger than that."""
     ranges = dataset.ranges("train")
     counts = -(-ranges[:, 2] // PIECE)
     ends, total = np.cumsum(counts), int(counts.sum())
@@ -210,7 +210,7 @@ def _sample(dataset: Dataset, most: int) -> Iterator[bytes]:
 
 
 def learn(sequences: Iterable[bytes], size: int) -> str:
-    """The tokenizer.json of a byte-level BPE with at most `size` - 1 tokens, GPT-2's way of telling words apart."""
+    """The tokenizer.json of a byte-level BPE with at most `size` - 1 tokens; words are separated as GPT-2 does."""
     library = _library()
 
     def texts() -> Iterator[str]:
@@ -234,7 +234,7 @@ def learn(sequences: Iterable[bytes], size: int) -> str:
 
 
 def check_size(tokenizer: Tokenizer, vocabulary: int) -> None:
-    """Raises UsageError where a model of `vocabulary` ids cannot read the tokenizer's."""
+    """Raise UsageError where a model of `vocabulary` ids has too few for the tokenizer."""
     if tokenizer.size > vocabulary:
         raise UsageError(f"the tokenizer has {tokenizer.size:,} ids, but model.vocab_size is {vocabulary:,}")
 
@@ -243,8 +243,10 @@ def check_size(tokenizer: Tokenizer, vocabulary: int) -> None:
 
 
 def tokenised(batch: Batch, tokenizer: Tokenizer) -> Batch:
-    """The same sequences as tokens, each after the tokenizer's mark; `offsets` stay those of bytes. A token's weight is
-    the mean of its bytes'."""
+    """The same sequences as tokens, each after the tokenizer's mark. A token's weight is the mean of its bytes'.
+
+    `offsets` stay those of bytes; `inputs`, `targets` and `lengths` are (T,) int64.
+    """
     data, edges = batch.targets.tobytes(), batch.cu_seqlens.tolist()
     sequences = tokenizer.encode([data[a:b] for a, b in pairwise(edges)])
     targets = np.concatenate(sequences)

@@ -1,8 +1,7 @@
-"""Bits per byte of a model and of what needs no model, on the same bytes."""
+"""Bits per byte of a model, and of baselines without a neural network on the same bytes."""
 
 from __future__ import annotations
 
-import lzma
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -10,28 +9,25 @@ from typing import Any
 import numpy as np
 import zstandard
 
-from hnet_cli.data.baselines import order_k
-from hnet_cli.evaluation.resampling import draws, ratio, with_interval
+from hnet_cli.data.baselines import order_k, xz_bits
+from hnet_cli.evaluation.resampling import draws, mean_with_interval, ratio, with_interval
 from hnet_cli.evaluation.scoring import COLUMNS, Scores
 from hnet_cli.model import HNetConfig
 
 ORDERS = range(1, 7)
-"""Of the adaptive models that are tried, the best is reported."""
-ADAPTIVE_LIMIT = 4 << 20
-"""Bytes that these and the order-k model of the training split are asked about, at most: the first."""
+"""Orders of the adaptive model that are tried; the best is reported."""
+ORDER_K_LIMIT = 4 << 20
+"""Bytes that the order-k models are measured on, at most: the first."""
 
 
 def figures(scores: Scores) -> dict[str, Any]:
     """bpb over all bytes, bpb_per_document (the mean over documents), nats_per_byte, perplexity, each with _ci95."""
-    units = scores.units(scores.nats / math.log(2), scores.bytes)
-    bits = scores.per_document(np.stack([scores.nats / math.log(2), scores.bytes], 1))
-    each = np.stack([bits[:, 0] / bits[:, 1], np.ones(len(bits))], 1)
     nats = scores.units(scores.nats, scores.bytes)
     return {
-        **with_interval("bpb", units),
+        **with_interval("bpb", scores.units(scores.bits, scores.bytes)),
         "bytes": int(scores.bytes.sum()),
         "documents": scores.documents,
-        **with_interval("bpb_per_document", each),
+        **mean_with_interval("bpb_per_document", scores.per_document(scores.bits) / scores.per_document(scores.bytes)),
         **with_interval("nats_per_byte", nats),
         **with_interval("perplexity", nats, lambda sums: np.exp(ratio(sums))),
     }
@@ -44,45 +40,40 @@ def difference(first: Scores, second: Scores) -> dict[str, Any]:
         first, second = first.by_document(), second.by_document()
     units = first.units((second.nats - first.nats) / math.log(2), first.bytes)
     drawn = draws(units, ratio)
-    share = None if drawn is None else float((drawn < 0).mean())
-    relative = first.units(second.nats - first.nats, first.nats)
     return {
         **with_interval("bpb", units),
-        **with_interval("relative", relative),
-        "share_of_draws_second_better": share,
+        **with_interval("relative", first.units(second.nats - first.nats, first.nats)),
+        "share_of_draws_second_better": None if drawn is None else float((drawn < 0).mean()),
         "unit": first.unit,
     }
 
 
 def stages(scores: Scores, config: HNetConfig) -> list[dict[str, Any]]:
-    """Per stage: bytes_per_chunk against `target`, boundary_fraction (of the level's positions) and mean_boundary_prob;
+    """Per stage: bytes_per_chunk against `target`, boundary_fraction (of the level's positions), mean_boundary_prob.
+
     `enrichment`: mean surprisal of the byte after a boundary (predicted once the chunk's first byte is read) over the
-    mean of all, as in SOMBRERO; `enrichment_first`: the same of the byte that begins the chunk."""
+    mean of all, as in SOMBRERO; `enrichment_first`: the same of the byte that begins the chunk.
+    """
+
+    def relative(sums: np.ndarray) -> np.ndarray:
+        return ratio(sums[..., :2]) / ratio(sums[..., 2:])
+
+    ratios, all_bytes = config.target_ratios, (scores.nats, scores.bytes)
     result = []
-    columns = {name: scores.stages[:, :, index] for index, name in enumerate(COLUMNS)}
     for stage in range(config.num_stages):
-        own = {name: values[:, stage] for name, values in columns.items()}
-        outer = columns["positions"][:, 0]  # as `bytes`, without the forced boundaries
-
-        def enriched(sums: np.ndarray) -> np.ndarray:
-            return ratio(sums[..., :2]) / ratio(sums[..., 2:])
-
-        ratios = config.target_ratios
+        column = dict(zip(COLUMNS, scores.stages[:, stage].T, strict=True))
+        read = scores.stages[:, 0, 0]  # bytes without the forced boundaries
         result.append(
             {
-                **with_interval("bytes_per_chunk", scores.units(outer, own["boundaries"])),
                 "target": math.prod(ratios[: stage + 1]) if ratios else None,
-                **with_interval("boundary_fraction", scores.units(own["boundaries"], own["positions"])),
-                **with_interval("mean_boundary_prob", scores.units(own["probability"], own["positions"])),
+                **with_interval("bytes_per_chunk", scores.units(read, column["boundaries"])),
+                **with_interval("boundary_fraction", scores.units(column["boundaries"], column["positions"])),
+                **with_interval("mean_boundary_prob", scores.units(column["probability"], column["positions"])),
                 **with_interval(
-                    "enrichment",
-                    scores.units(own["nats_after"], own["boundaries"], scores.nats, scores.bytes),
-                    enriched,
+                    "enrichment", scores.units(column["nats_after"], column["boundaries"], *all_bytes), relative
                 ),
                 **with_interval(
-                    "enrichment_first",
-                    scores.units(own["nats_first"], own["firsts"], scores.nats, scores.bytes),
-                    enriched,
+                    "enrichment_first", scores.units(column["nats_first"], column["firsts"], *all_bytes), relative
                 ),
             }
         )
@@ -98,76 +89,59 @@ def baselines(documents: Sequence[bytes], train: bytes | None = None) -> dict[st
     """
     joined = b"".join(documents)
     sizes = np.array([len(document) for document in documents])
-    long_window = zstandard.ZstdCompressor(
-        compression_params=zstandard.ZstdCompressionParameters.from_level(
-            19, window_log=min(27, max(10, len(joined).bit_length())), enable_ldm=True
-        )
+    long_window = zstandard.ZstdCompressionParameters.from_level(
+        19, window_log=min(27, max(10, len(joined).bit_length())), enable_ldm=True
     )
-    short = zstandard.ZstdCompressor(level=19, write_content_size=False)
-    result: dict[str, Any] = {
-        "xz": 8 * len(_xz(joined)) / len(joined),
-        "zstd": 8 * len(long_window.compress(joined)) / len(joined),
-    }
-    for name, compress in (("xz_each_document", _xz), ("zstd_each_document", short.compress)):
-        bits = np.array([8 * len(compress(document)) for document in documents])
+    zstd = zstandard.ZstdCompressor(compression_params=long_window).compress
+    zstd_short = zstandard.ZstdCompressor(level=19, write_content_size=False).compress
+    result: dict[str, Any] = {"xz": xz_bits(joined) / len(joined), "zstd": 8 * len(zstd(joined)) / len(joined)}
+    for name, bits_of in (
+        ("xz_each_document", xz_bits),
+        ("zstd_each_document", lambda data: 8 * len(zstd_short(data))),
+    ):
+        bits = np.array([bits_of(document) for document in documents])
         result |= with_interval(name, np.stack([bits, sizes], 1))
-    asked = joined[:ADAPTIVE_LIMIT]
-    tried = {k: adaptive(asked, k) for k in ORDERS}
+    measured = joined[:ORDER_K_LIMIT]
+    tried = {k: adaptive_order_k(measured, k) for k in ORDERS}
     best = min(tried, key=lambda k: tried[k])
-    result |= {"order_k_adaptive": tried[best], "k_adaptive": best}
+    result |= {"order_k_adaptive": tried[best], "k_adaptive": best, "order_k_bytes": len(measured)}
     if train:
-        k, bits_per_byte = order_k(train, asked)
+        k, bits_per_byte = order_k(train, measured)
         result |= {"order_k": bits_per_byte, "k": k, "order_k_train_bytes": len(train)}
-    return result | {"order_k_bytes": len(asked)}
+    return result
 
 
-def _xz(data: bytes) -> bytes:
-    """The raw .xz container is 60 bytes of frame, which would weigh on short documents: none is counted."""
-    dictionary = min(1 << 26, max(4096, 1 << len(data).bit_length()))  # more than the data changes nothing
-    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": dictionary}]
-    return lzma.compress(data, format=lzma.FORMAT_RAW, filters=filters)
-
-
-def adaptive(data: bytes, order: int) -> float:
-    """Bits per byte of a model that has seen, at each byte, just the bytes before it: interpolated Witten-Bell as in
-    `corpus.baseline.order_k`, from the uniform distribution up to `order`."""
+def adaptive_order_k(data: bytes, order: int) -> float:
+    """Bits per byte of a model that has seen, at each byte, only the bytes before it: interpolated Witten-Bell as in
+    `baselines.order_k`, from the uniform distribution up to `order`."""
     codes = np.frombuffer(data, np.uint8).astype(np.uint64)
     probability = np.full(len(codes), 1 / 256)
-    for k in range(order + 1):
-        if len(codes) <= k:
-            break
+    for k in range(min(order + 1, len(codes))):
         gram = np.zeros(len(codes) - k, np.uint64)
         for back in range(k, -1, -1):
             gram = (gram << np.uint64(8)) | codes[k - back : len(codes) - back]
-        seen, times, kinds = _before(gram)
-        mixed = (times + kinds * probability[k:]) / np.maximum(seen + kinds, 1)
-        probability[k:] = np.where(seen > 0, mixed, probability[k:])
+        context, times, kinds = _counts_before(gram)
+        mixed = (times + kinds * probability[k:]) / np.maximum(context + kinds, 1)
+        probability[k:] = np.where(context > 0, mixed, probability[k:])
     return float(-np.log2(probability).mean())
 
 
-def _before(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For every position, counted over the positions before it: how often its context occurred, how often its n-gram
-    did, and how many different bytes followed the context. (n,) int64 each. The last byte is lowest in `gram`."""
-    order = np.argsort(gram, kind="stable")
-    times = _rank(gram[order])
-    counts = np.empty(len(gram), np.int64)
-    counts[order] = times
-    context = gram >> np.uint64(8)
-    order = np.argsort(context, kind="stable")
-    ranked = context[order]
-    seen = np.empty(len(gram), np.int64)
-    seen[order] = _rank(ranked)
-    new = (counts[order] == 0).astype(np.int64)  # the first time this byte follows this context
+def _counts_before(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For every position, counts over the positions before it, (n,) int64 each: occurrences of its context, of its
+    n-gram, and of different bytes after the context. The last byte is lowest in `gram`."""
+    order, context_rank = _ranked(gram >> np.uint64(8))
+    gram_order, gram_rank = _ranked(gram)
+    context, times, kinds = (np.empty(len(gram), np.int64) for _ in range(3))
+    context[order], times[gram_order] = context_rank, gram_rank
+    new = times[order] == 0  # first occurrence of this byte after this context
     running = np.cumsum(new) - new
-    first = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
-    base = np.repeat(running[first], np.diff(np.r_[first, len(ranked)]))
-    kinds = np.empty(len(gram), np.int64)
-    kinds[order] = running - base
-    return seen, counts, kinds
+    kinds[order] = running - running[np.arange(len(gram)) - context_rank]
+    return context, times, kinds
 
 
-def _rank(ordered: np.ndarray) -> np.ndarray:
-    """How many equal values stand before each in a sorted array."""
-    first = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    lengths = np.diff(np.r_[first, len(ordered)])
-    return np.arange(len(ordered)) - np.repeat(first, lengths)
+def _ranked(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A stable sorting order, and for each sorted value the number of equal ones before it; (n,) int64."""
+    order = np.argsort(values, kind="stable")
+    ordered, at = values[order], np.arange(len(values))
+    first = np.r_[True, ordered[1:] != ordered[:-1]]
+    return order, at - np.maximum.accumulate(np.where(first, at, 0))

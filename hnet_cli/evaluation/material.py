@@ -1,22 +1,25 @@
-"""What is evaluated: the documents of a dataset's held-out split, or of files, up to a number of bytes."""
+"""Documents to evaluate on: the held-out split of a dataset, or files, up to a number of bytes."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from hnet_cli import modality as modalities
 from hnet_cli.config.run import resolve
 from hnet_cli.data.baselines import TRAIN_LIMIT, sample
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import shuffled
-from hnet_cli.data.prepare import named
+from hnet_cli.data.prepare.contents import sources_of
 from hnet_cli.errors import HNetError, InputError, UsageError
 from hnet_cli.modality import Document, Modality, Refused, Source
 from hnet_cli.storage.streams import open_input, shown
+
+LEAST_SHARE = 64
+"""Bytes of a document below which distorting it says nothing."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +30,9 @@ class Material:
     chosen: str
     """In words, for the definition printed with the figures."""
     train: bytes | None = None
-    """A sample of the training split, as the model reads it, for baselines that need one."""
+    """A sample of the training split, translated as the model reads it, for baselines that need one."""
     refused: dict[str, int] = field(default_factory=dict)
-    """Items that were not used, by reason."""
+    """Number of items left out, by reason."""
 
     @property
     def bytes(self) -> int:
@@ -41,12 +44,12 @@ def is_dataset(path: Path) -> bool:
 
 
 def own_dataset(model: str) -> Path | None:
-    """The dataset that a run was trained on, if MODEL is a run (or a checkpoint of one) and the dataset is there."""
+    """The dataset a run was trained on, where MODEL is a run or a checkpoint of one and the dataset exists."""
     folder = Path(model)
-    for place in (folder, folder.parent.parent):
-        if (place / "config.yaml").is_file():
+    for run in (folder, folder.parent.parent):
+        if (run / "config.yaml").is_file():
             try:
-                data = resolve(str(place / "config.yaml")).data
+                data = resolve(str(run / "config.yaml")).data
             except HNetError:
                 return None
             return Path(data) if data and is_dataset(Path(data)) else None
@@ -57,37 +60,36 @@ def gather(data: Sequence[str], modality: Modality | None, limit: int | None, fi
     """The held-out split of one dataset, or the documents of files. Raises UsageError, InputError, DamagedError."""
     if len(data) == 1 and is_dataset(Path(data[0])):
         return _held_out(Dataset.open(Path(data[0])), modality, limit)
-    for each in data:
-        if is_dataset(Path(each)):
-            raise UsageError(f"{each} is a dataset, and there is other data beside it", "evaluate one after the other")
-    return _files(data, modality or modalities.Modality(), limit, field)
+    for name in data:
+        if is_dataset(Path(name)):
+            raise UsageError(f"{name} is a dataset, and there is other data beside it", "evaluate one after the other")
+    return _files(data, modality or Modality(), limit, field)
 
 
 def _held_out(dataset: Dataset, modality: Modality | None, limit: int | None) -> Material:
     if modality is not None and modality.name != dataset.modality:
         raise InputError(
-            f"{dataset.path} holds {dataset.modality}, the model is one of {modality.name}",
-            f"to evaluate it so nevertheless, give the files themselves and --modality {modality.name}",
+            f"{dataset.path} holds {dataset.modality}, the model reads {modality.name}",
+            f"to evaluate it all the same, give the files themselves and --modality {modality.name}",
         )
-    ranges = dataset.ranges("val")
-    everything = limit is None or dataset.nbytes("val") <= limit
-    # A split may be a few long documents after many short ones: a seeded order, not the first ones.
+    ranges, total = dataset.ranges("val"), dataset.nbytes("val")
     order = np.arange(len(ranges))
-    if not everything:
+    part = "all"
+    if limit is not None and total > limit:
+        # The split may be a few long documents after many short ones, so not its beginning but a seeded order.
         order = np.argsort(shuffled(order, len(ranges), "eval"), kind="stable")
+        part = f"{limit:,} bytes of documents chosen by a fixed seed, of {total:,}"
     documents: list[Document] = []
-    left = limit if limit is not None else dataset.nbytes("val")
+    left = total if limit is None else limit
     for row in order:
         document, start, length = ranges[row].tolist()
         at = int(dataset.table[document, 0]) + start
         source, _, record = dataset.name(document).partition("\t")
-        kept = dataset.shards.read(at, at + min(length, left))
-        offset = int(dataset.table[document, 3]) + start
-        documents.append(Document(kept, record or source, source, "", offset))
-        left -= len(kept)
+        data = dataset.shards.read(at, at + min(length, left))
+        documents.append(Document(data, record or source, source, "", int(dataset.table[document, 3]) + start))
+        left -= len(data)
         if left <= 0:
             break
-    part = "all" if everything else f"{limit:,} bytes of documents chosen by a fixed seed, of {dataset.nbytes('val'):,}"
     return Material(documents, f"held-out split of {dataset.path}: {part}", _train_sample(dataset))
 
 
@@ -102,32 +104,39 @@ def _train_sample(dataset: Dataset) -> bytes | None:
 
 def _files(data: Sequence[str], modality: Modality, limit: int | None, field: str | None) -> Material:
     documents: list[Document] = []
-    refused: dict[str, int] = {}
+    refused: Counter[str] = Counter()
     left = limit
-    for item in read(data, modality, field, refused):
-        kept = (
-            item.data if left is None else item.data[: modality.cut(item.data, left) if len(item.data) > left else left]
-        )
-        if kept:
-            documents.append(Document(kept, item.name, item.source, item.group, item.offset))
-        left = None if left is None else left - len(item.data)
-        if left is not None and left <= 0:
+    for document in _documents(data, modality, field, refused):
+        whole = left is None or len(document.data) <= left
+        part = document if whole else beginning(document, modality.cut(document.data, left or 0))
+        documents += [part] * bool(part.data)
+        if left is not None and (left := left - len(document.data)) <= 0:
             break
+    names = ", ".join(map(str, data))
     if not documents:
-        why = f": {next(iter(refused))}" if refused else ": empty"
-        raise InputError(f"nothing to evaluate in {', '.join(map(str, data))}{why}")
-    part = "all" if left is None or left > 0 else f"the first {sum(len(each.data) for each in documents):,} bytes"
-    return Material(documents, f"{', '.join(map(str, data))}: {part}", None, refused)
+        raise InputError(f"nothing to evaluate in {names}: {next(iter(refused), 'empty')}")
+    material = Material(documents, f"{names}: all", None, dict(refused))
+    if left is None or left > 0:
+        return material
+    return replace(material, chosen=f"{names}: the first {material.bytes:,} bytes")
 
 
-def read(data: Sequence[str], modality: Modality, field: str | None, refused: dict[str, int]) -> Iterator[Document]:
-    """The documents of files; what is refused is counted by reason in `refused`."""
-    for source in named.sources_of(data, modality, field):
-        for item in [source] if isinstance(source, Refused) else documents_of(source, modality):
+def _documents(data: Sequence[str], modality: Modality, field: str | None, refused: Counter[str]) -> Iterator[Document]:
+    """The documents of files; those left out are counted by reason in `refused`."""
+    for source in sources_of(data, modality, field):
+        for item in [source] if isinstance(source, Refused) else _documents_of(source, modality):
             if isinstance(item, Document):
                 yield item
             else:
-                refused[item.reason] = refused.get(item.reason, 0) + 1
+                refused[item.reason] += 1
+
+
+def _documents_of(source: Source, modality: Modality) -> Iterator[Document | Refused]:
+    if type(modality) is not Modality:
+        yield from modality.documents(source)
+        return
+    with source.open() as stream:  # no particular modality: the source is one document
+        yield Document(stream.read(), source.name, source.name)
 
 
 def file_source(path: Path) -> Source:
@@ -135,10 +144,21 @@ def file_source(path: Path) -> Source:
     return Source(shown(path), lambda: open_input(path))
 
 
-def documents_of(source: Source, modality: Modality) -> Iterator[Document | Refused]:
-    """The documents of a source; of no particular modality, the source as it is."""
-    if type(modality) is Modality:
-        with source.open() as stream:
-            yield Document(stream.read(), source.name, source.name)
-    else:
-        yield from modality.documents(source)
+def beginning(document: Document, length: int) -> Document:
+    """The first `length` bytes of a document."""
+    return document._replace(data=document.data[:length])
+
+
+def equal_shares(documents: Sequence[Document], limit: int) -> list[Document]:
+    """The beginnings of the documents, equally long as far as they go, at most `limit` bytes in all. Where that is less
+    than `LEAST_SHARE` bytes of each, of every second document, of every fourth, ..."""
+    lengths = np.sort([len(document.data) for document in documents])
+    reached = np.concatenate([[0], np.cumsum(lengths)[:-1]]) + lengths * np.arange(len(lengths), 0, -1)
+    fits = int(np.searchsorted(reached, limit, side="right"))
+    if fits == len(lengths):
+        return list(documents)
+    longest = int((limit - lengths[:fits].sum()) // (len(lengths) - fits))
+    if longest < LEAST_SHARE and len(documents) > 1:
+        return equal_shares(documents[::2], limit)
+    shares = [beginning(document, longest) for document in documents]
+    return [document for document in shares if document.data]

@@ -1,8 +1,7 @@
-"""How much dearer distorted documents are to a model than the documents themselves."""
+"""Cost of distorted documents relative to the clean ones."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Any
@@ -10,64 +9,60 @@ from typing import Any
 import numpy as np
 
 from hnet_cli.evaluation.resampling import ratio, with_interval
-from hnet_cli.evaluation.scoring import Scores, score
+from hnet_cli.evaluation.scoring import Scores
 from hnet_cli.modality import Perturbation
-from hnet_cli.model import HNetForCausalLM
+from hnet_cli.terminal.console import progress
+
+
+def distorted(documents: Sequence[bytes], name: str, perturb: Perturbation) -> list[bytes]:
+    """The documents distorted; the random numbers depend only on the name and the index of a document."""
+    return [perturb(data, Random(f"0 {name} {number}")) for number, data in enumerate(documents)]
 
 
 def robustness(
-    model: HNetForCausalLM,
-    documents: Sequence[bytes],
-    perturbations: Mapping[str, Perturbation],
-    context: int | None,
-    stride: int | None,
-    table: bytes | None = None,
-    seed: int = 0,
-    progress: Callable[[int, str], None] = lambda done, what: None,
+    score: Callable[[Sequence[bytes]], Scores], documents: Sequence[bytes], perturbations: Mapping[str, Perturbation]
 ) -> dict[str, Any]:
-    """Per perturbation of the documents (as stored): `bpb` of the distorted bytes; `bits_per_clean_byte`, their bits
-    over the number of bytes before (a distortion that doubles the bytes would else look cheap); `ratio`, this over the
-    clean bpb. A document's chance depends on (seed, name, number) only. Intervals are paired over documents, or where
-    these are too few over windows, the distorted ones taken with the clean ones at the same part of their document.
-    `progress` is told how many are done, of the clean documents and the perturbations."""
+    """Figures of "clean" and of every perturbation of the documents, which are as stored; `score` reads such.
 
-    def scored(data: Sequence[bytes]) -> Scores:
-        return score(model, [each.translate(table) for each in data], context, stride)
+    `bpb`: bits per distorted byte. `bits_per_clean_byte`: the same bits over the bytes before the distortion (one that
+    doubles the bytes would otherwise look cheap). `ratio`: that over the clean bpb. Intervals are paired over documents
+    or, where these are too few, over windows: a distorted one with the clean one at the same part of its document.
+    """
 
-    documents = [each for each in documents if each]
-    progress(0, "clean")
-    before = scored(documents)
-    first = before.units(before.nats / math.log(2), before.bytes)
-    result: dict[str, Any] = {"clean": with_interval("bpb", first) | {"bytes": int(first[:, 1].sum())}}
-    for done, (name, perturb) in enumerate(perturbations.items(), 1):
-        progress(done, name)
-        distorted = [perturb(data, Random(f"{seed} {name} {number}")) for number, data in enumerate(documents)]
-        rows = _paired(before, scored(distorted), np.flatnonzero([len(each) > 0 for each in distorted]))
+    def relative(sums: np.ndarray) -> np.ndarray:
+        return ratio(sums[..., [0, 2]])
 
-        def dearer(sums: np.ndarray) -> np.ndarray:
-            return ratio(sums[..., [0, 2]])
-
-        result[name] = {
-            **with_interval("bpb", rows[:, :2]),
-            **with_interval("bits_per_clean_byte", rows[:, [0, 3]]),
-            **with_interval("ratio", rows, dearer),
-        }
+    documents = [data for data in documents if data]
+    with progress("noise", 1 + len(perturbations)) as bar:
+        bar.update(0, note="clean")
+        clean = score(documents)
+        units = clean.units(clean.bits, clean.bytes)
+        result: dict[str, Any] = {"clean": with_interval("bpb", units) | {"bytes": int(units[:, 1].sum())}}
+        for done, (name, perturb) in enumerate(perturbations.items(), 1):
+            bar.update(done, note=name)
+            noisy = distorted(documents, name, perturb)
+            rows = _paired(clean, score(noisy), np.flatnonzero([len(data) > 0 for data in noisy]))
+            result[name] = {
+                **with_interval("bpb", rows[:, :2]),
+                **with_interval("bits_per_clean_byte", rows[:, [0, 3]]),
+                **with_interval("ratio", rows, relative),
+            }
     return result
 
 
-def _paired(clean: Scores, noisy: Scores, kept: np.ndarray) -> np.ndarray:
-    """(U, 4) float64: bits and bytes of the distorted documents, then of the clean ones. `kept`: the clean document of
-    each distorted one, for a distortion may leave nothing."""
+def _paired(clean: Scores, noisy: Scores, origin: np.ndarray) -> np.ndarray:
+    """(U, 4) float64: bits and bytes of the distorted documents, then of the clean ones. `origin`: index of the clean
+    document of each distorted one, since a distortion may leave nothing."""
     parts = np.ones(clean.documents, np.int64)  # of each document
     windows = np.bincount(clean.owner, minlength=clean.documents)
     if clean.unit == "window":
-        parts[kept] = np.minimum(windows[kept], np.bincount(noisy.owner, minlength=len(kept)))
+        parts[origin] = np.minimum(windows[origin], np.bincount(noisy.owner, minlength=len(origin)))
     first = np.cumsum(parts) - parts
     rows = np.zeros((int(parts.sum()), 4))
-    for scores, owner, column in ((noisy, kept[noisy.owner], 0), (clean, clean.owner, 2)):
+    for scores, owner, column in ((noisy, origin[noisy.owner], 0), (clean, clean.owner, 2)):
         counts = np.bincount(owner, minlength=clean.documents)
         index = np.arange(len(owner)) - (np.cumsum(counts) - counts)[owner]  # of the window in its document
         unit = first[owner] + index * parts[owner] // counts[owner]
-        np.add.at(rows, (unit, column), scores.nats / math.log(2))
+        np.add.at(rows, (unit, column), scores.bits)
         np.add.at(rows, (unit, column + 1), scores.bytes)
     return rows

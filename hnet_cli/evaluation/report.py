@@ -1,12 +1,11 @@
-"""All of `hnet eval`: which parts are asked for, their figures as one JSON object, and the tables for people."""
+"""`hnet eval`: the parts that are asked for, their figures as one JSON-able object."""
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,56 +13,127 @@ import numpy as np
 import torch
 
 from hnet_cli import modality as modalities
+from hnet_cli.checkpoints.find import default_model, find, load
 from hnet_cli.checkpoints.model_folder import LoadedModel
-from hnet_cli.data.prepare.named import sources_of
+from hnet_cli.data.prepare.contents import sources_of
 from hnet_cli.errors import UsageError
 from hnet_cli.evaluation import compression, gold, noise, tasks
-from hnet_cli.evaluation.material import Material, file_source, gather
-from hnet_cli.evaluation.resampling import of_share, with_interval
+from hnet_cli.evaluation.material import Material, equal_shares, file_source, gather, own_dataset
+from hnet_cli.evaluation.resampling import mean_with_interval, share_interval, with_interval
 from hnet_cli.evaluation.scoring import Scores, score
 from hnet_cli.evaluation.variants import score_variants
 from hnet_cli.inference import generate as sampling
 from hnet_cli.inference.windows import window_of
-from hnet_cli.modality import Annotation, Document, Gold, Modality, Refused
+from hnet_cli.modality import Gold, Modality, Refused
 from hnet_cli.model import HNetConfig
-from hnet_cli.terminal.console import progress, say
+from hnet_cli.terminal.console import literal, progress, say
+from hnet_cli.training.budget import machine
 
 UNITS_BYTES = 200_000
-"""Of the documents, bytes whose units (`Modality.units`) are compared with the boundaries."""
+"""Bytes of the documents whose units (`Modality.units`) are compared with the boundaries."""
 NOISE_BYTES = 100_000
-"""Of the documents, bytes that are distorted, each of the ways; every document gives its share."""
-LEAST = 64
-"""Bytes of a document from which on there is something to distort."""
+"""Bytes of the documents that are distorted, in each of the ways; every document gives its share."""
 PRECISIONS = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 SAMPLES, SAMPLE_BYTES = 32, 256
-QUICK = 10**12
-"""Samples are cheap up to this many bytes times parameters: a minute of a slow CPU."""
+CHEAP = 10**12
+"""Bytes times parameters up to which samples are drawn unasked: a minute of a slow CPU."""
 
 
 @dataclass(frozen=True)
-class Request:
-    """What the user asks for; the options of `hnet eval`."""
+class EvaluationRequest:
+    """The options of `hnet eval`. Raises UsageError where two contradict each other."""
 
     data: Sequence[str] = ()
+    """Files, or one dataset, whose held-out split is read. Default: the dataset the model was trained on."""
     modality: str | None = None
+    """Default: the model's."""
     field: str | None = None
-    max_bytes: int | None = None
+    max_bytes: int = 2_000_000
+    """0: all."""
     context: int | None = None
-    """Bytes back; None: see `default_context`; 0: the whole document."""
+    """Bytes back; 0: the whole document. Default: `default_context`."""
     stride: int | None = None
+    """Bytes between windows. Default: the context."""
     gold: Sequence[Path] = ()
     annotation: Path | None = None
     fasta: Path | None = None
     vcf: Path | None = None
     scores: Path | None = None
+    """TSV that the variants' scores are written to."""
     label: str | None = None
     tasks: Sequence[Path] = ()
     limit: int | None = None
+    """Items of each task."""
     noise: bool = False
     samples: bool | None = None
-    """None: where they take no longer than the rest, see `_worth_sampling`."""
-    seen: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Filled on the way: the material, shared by two models."""
+    """Default: where they take no longer than the rest, see `worth_sampling`."""
+
+    def __post_init__(self) -> None:
+        if self.stride and self.context == 0:
+            raise UsageError("--stride is of windows, and with --context 0 there are none", "leave one of them out")
+        if self.vcf and not self.fasta:
+            raise UsageError("--vcf needs the sequence it is about", "give --fasta too")
+        for option, value, others, needed in (
+            ("--scores", self.scores, "--vcf", self.vcf),
+            ("--label", self.label, "--vcf", self.vcf),
+            ("--fasta", self.fasta, "--vcf or --annotation", self.vcf or self.annotation),
+            ("--limit", self.limit, "--task", self.tasks),
+        ):
+            if value is not None and not needed:
+                raise UsageError(f"{option} goes with {others}", "give both, or neither")
+
+    @property
+    def needs_data(self) -> bool:
+        """No other input is named that could be evaluated on."""
+        return not (self.data or self.gold or self.tasks or self.vcf or (self.annotation and self.fasta))
+
+
+def evaluate(models: Sequence[str], request: EvaluationRequest, device: str | None = None) -> dict[str, Any]:
+    """The figures of one model as `hnet eval --json` prints them; of two, {"models": [..], "difference": ..}.
+
+    `models`: MODEL, as everywhere in hnet; none: the default model. Raises UsageError, InputError, DamagedError,
+    NumericalError, EnvironmentLimit.
+    """
+    if len(models) > 2:
+        raise UsageError(f"{len(models)} models are given, two can be compared", "give one or two")
+    if not models:
+        models = [default_model(request.modality)]
+        say(f"Model: [bold]{literal(models[0])}[/]")
+    if request.needs_data:
+        request = replace(request, data=[str(_trained_on(models))])
+    loaded = [load(name, machine(device).device) for name in models]
+    kinds = {model.modality for model in loaded} - {None}
+    if len(kinds) > 1 and not request.modality:
+        differ = f"{models[0]} is a model of {loaded[0].modality}, {models[1]} of {loaded[1].modality}"
+        raise UsageError(f"{differ}: they read files differently", "say --modality to have both read them so")
+    context = request.context
+    if context is None:
+        context = default_context(*(model.config for model in loaded))
+    if request.stride and request.stride > context:
+        too_long = f"--stride {request.stride} is longer than the context of {context}: bytes would be left out"
+        raise UsageError(too_long, "give a smaller --stride or a larger --context")
+    evaluations = [_Evaluation(name, model, request, context) for name, model in zip(models, loaded, strict=True)]
+    material, baselines = None, dict[str, Any]()
+    if request.data:
+        material = gather(request.data, evaluations[0].modality, request.max_bytes or None, request.field)
+        with progress("baselines"):
+            baselines = compression.baselines(evaluations[0].read(material), material.train)
+    results = [evaluation.figures(material, baselines) for evaluation in evaluations]
+    if len(results) == 1:
+        return results[0][0]
+    (first, before), (second, after) = results
+    compared = compression.difference(before, after) if before is not None and after is not None else None
+    return {"models": [first, second]} | ({"difference": compared} if compared else {})
+
+
+def _trained_on(models: Sequence[str]) -> Path:
+    """The first dataset that one of the models was trained on. Raises UsageError, or InputError for no such model."""
+    data = next(filter(None, map(own_dataset, models)), None)
+    if data is None:
+        find(models[0])  # raises where there is no such model
+        raise UsageError(f"there is nothing to evaluate {models[0]} on", "give files, or a dataset with --data")
+    say(f"Data: [bold]{literal(data)}[/]")
+    return data
 
 
 def default_context(*configs: HNetConfig) -> int:
@@ -72,241 +142,192 @@ def default_context(*configs: HNetConfig) -> int:
 
 
 def precision(model: LoadedModel) -> tuple[str, Any]:
-    """That of the weights; with CUDA bf16 by autocast, as in training."""
+    """The name of the precision and a context manager: that of the weights; with CUDA bf16 by autocast, as in
+    training."""
     weight, device = model.embeddings.weight, model.embeddings.weight.device.type
     if device != "cuda":
         return PRECISIONS[weight.dtype], nullcontext()
     return "bf16", torch.autocast(device, torch.bfloat16)
 
 
-def evaluate(name: str, model: LoadedModel, request: Request, context: int) -> tuple[dict[str, Any], Scores | None]:
-    """The figures of one model, and its scores on the documents if there are any."""
-    kind = _modality(model, request)
-    annotation = _needed(kind).annotation(file_source(request.annotation)) if request.annotation else None
-    items = {path: tasks.read(path) for path in request.tasks}
-    dtype, autocast = precision(model)
-    whole = context == 0
-    result: dict[str, Any] = {
-        "model": name,
-        "modality": kind.name if kind else None,
-        "definition": {
-            "context": None if whole else context,
-            "stride": None if whole else min(request.stride or context, context),
-            "precision": dtype,
-        },
-    }
-    scores = None
-    with autocast:
-        if request.data:
-            scores = _documents(result, model, kind, request, context or None)
-        if request.gold:
-            result["gold"] = _gold(model, _needed(kind), request)
-        if annotation is not None:
-            result["annotation"] = _annotation(model, _needed(kind), annotation, request)
-        if items:
-            result["tasks"] = {path.name: _task(model, kind, path.name, each, request) for path, each in items.items()}
-        if request.vcf:
-            assert request.fasta is not None
-            with progress("variants") as bar:
+class _Evaluation:
+    """One model under a request. `context`: bytes, 0 for the whole document."""
+
+    def __init__(self, name: str, model: LoadedModel, request: EvaluationRequest, context: int) -> None:
+        """Read the annotation and the tasks. Raises UsageError, InputError."""
+        self.name, self.model, self.request, self.context = name, model, request, context
+        kind = request.modality or model.modality
+        self.modality = modalities.get(kind) if kind else None
+        self.annotation = self._known.annotation(file_source(request.annotation)) if request.annotation else None
+        self.items = {path.name: tasks.read_items(path)[: request.limit] for path in request.tasks}
+
+    @property
+    def _known(self) -> Modality:
+        if self.modality is None:
+            raise UsageError("it is not known what this model reads", "say --modality")
+        return self.modality
+
+    @property
+    def table(self) -> bytes | None:
+        return self.modality.input_table if self.modality else None
+
+    def read(self, material: Material) -> list[bytes]:
+        """The documents as the model reads them."""
+        return [document.data.translate(self.table) for document in material.documents]
+
+    def score(self, documents: Sequence[bytes], update: Callable[[int], None] = lambda done: None) -> Scores:
+        """The scores of documents as the model reads them."""
+        return score(self.model, documents, self.context or None, self.request.stride, update)
+
+    def figures(self, material: Material | None, baselines: Mapping[str, Any]) -> tuple[dict[str, Any], Scores | None]:
+        """The result object, and the scores on the documents where there are any."""
+        request, context = self.request, self.context
+        name, autocast = precision(self.model)
+        stride = min(request.stride or context, context)
+        result: dict[str, Any] = {
+            "model": self.name,
+            "modality": self.modality.name if self.modality else None,
+            "definition": {"context": context or None, "stride": stride or None, "precision": name},
+        }
+        scores = None
+        with autocast:
+            if material is not None:
+                scores = self._add_documents(result, material, baselines)
+            if request.gold:
+                result["gold"] = self._gold()
+            if self.annotation is not None:
+                result["annotation"] = self._annotation(material)
+            if self.items:
+                result["tasks"] = {name: self._task(name, items) for name, items in self.items.items()}
+            if request.vcf and request.fasta:
                 result["variants"] = score_variants(
-                    model,
-                    _needed(kind),
-                    request.vcf,
-                    request.fasta,
-                    context or 2048,
-                    request.scores,
-                    bar.update,
-                    request.label,
+                    self.model, self._known, request.vcf, request.fasta, context or 2048, request.scores, request.label
                 )
-    return result, scores
+        return result, scores
 
-
-def _modality(model: LoadedModel, request: Request) -> Modality | None:
-    name = request.modality or model.modality
-    return modalities.get(name) if name else None
-
-
-def _needed(kind: Modality | None) -> Modality:
-    if kind is None:
-        raise UsageError("it is not known what this model reads", "say --modality")
-    return kind
-
-
-def _table(kind: Modality | None) -> bytes | None:
-    return kind.input_table if kind else None
-
-
-def _documents(
-    result: dict[str, Any], model: LoadedModel, kind: Modality | None, request: Request, context: int | None
-) -> Scores:
-    material: Material = request.seen.get("material") or gather(request.data, kind, request.max_bytes, request.field)
-    request.seen["material"] = material
-    read = [document.data.translate(_table(kind)) for document in material.documents]
-    with progress("scoring", material.bytes) as bar:
+    def _add_documents(self, result: dict[str, Any], material: Material, baselines: Mapping[str, Any]) -> Scores:
         started = time.perf_counter()
-        scores = score(model, read, context, request.stride, bar.update)
+        with progress("scoring", material.bytes) as bar:
+            scores = self.score(self.read(material), bar.update)
         seconds = time.perf_counter() - started
-    result["definition"] |= {"bytes_counted": material.chosen, "uncertainty": f"bootstrap over {scores.unit}s"}
-    result |= compression.figures(scores)
-    if "baselines" not in request.seen:
-        with progress("baselines"):
-            request.seen["baselines"] = compression.baselines(read, material.train)
-    result["baselines"] = request.seen["baselines"] | _uniform(kind)
-    result["stages"] = compression.stages(scores, model.config)
-    if kind is not None:
-        _beyond_bytes(result, model, kind, request, material, context, scores)
-    if material.refused:
-        result["left_out"] = material.refused
-    result["speed"] = {"bytes_per_s": float(scores.bytes.sum()) / seconds, "seconds": seconds}
-    return scores
+        result["definition"] |= {"bytes_counted": material.chosen, "uncertainty": f"bootstrap over {scores.unit}s"}
+        result |= compression.figures(scores)
+        result["baselines"] = {**baselines, **_uniform(self.modality)}
+        result["stages"] = compression.stages(scores, self.model.config)
+        if self.modality is not None:
+            self._add_by_modality(result, self.modality, material, scores)
+        if material.refused:
+            result["left_out"] = material.refused
+        result["speed"] = {"bytes_per_s": result["bytes"] / seconds, "seconds": seconds}
+        return scores
 
-
-def _beyond_bytes(
-    result: dict[str, Any],
-    model: LoadedModel,
-    kind: Modality,
-    request: Request,
-    material: Material,
-    context: int | None,
-    scores: Scores,
-) -> None:
-    """What needs to know the modality: units, strands, samples, noise."""
-    if model.config.num_stages:
-        known = gold.against(model, kind, gold.of_units(kind, material.documents, UNITS_BYTES))
-        for stage, own in enumerate(result["stages"]):
-            own["edges"] = {name: rows[stage] for name, rows in known["kinds"].items()}
-        result["definition"]["edges_bytes"] = known["bytes"]
-    mirrored = [kind.mirror(document.data.translate(kind.input_table)) for document in material.documents]
-    if all(each is not None for each in mirrored):
-        with progress("other strand", material.bytes) as bar:
-            other = score(model, [each or b"" for each in mirrored], context, request.stride, bar.update)
-        result["strands"] = _strands(scores, other)
-    if request.samples is not False and model.tokenizer is None:
-        drawn = request.samples or _worth_sampling(model, result["bytes"])
-        result["validity"] = validity(model, kind) if drawn else None
-    if request.noise:
-        with progress("noise", 1 + len(kind.perturbations())) as task:
+    def _add_by_modality(self, result: dict[str, Any], modality: Modality, material: Material, scores: Scores) -> None:
+        """Add edges of known units, the other strand, samples and noise."""
+        if self.model.config.num_stages:
+            units = gold.known_units(modality, material.documents, UNITS_BYTES)
+            found = gold.against_gold(self.model, modality, units)
+            for number, stage in enumerate(result["stages"]):
+                stage["edges"] = {kind: rows[number] for kind, rows in found["kinds"].items()}
+            result["definition"]["edges_bytes"] = found["bytes"]
+        mirrored = [modality.mirror(data) for data in self.read(material)]
+        other_strand = [data for data in mirrored if data is not None]
+        if len(other_strand) == len(mirrored):
+            with progress("other strand", material.bytes) as bar:
+                result["strands"] = _strands(scores, self.score(other_strand, bar.update))
+        if self.request.samples is not False and self.model.tokenizer is None:
+            drawn = self.request.samples or worth_sampling(self.model, result["bytes"])
+            result["validity"] = validity(self.model, modality) if drawn else None
+        if self.request.noise:
+            documents = [document.data for document in equal_shares(material.documents, NOISE_BYTES)]
             result["noise"] = noise.robustness(
-                model,
-                [document.data for document in share(material.documents, NOISE_BYTES)],
-                kind.perturbations(),
-                context,
-                request.stride,
-                kind.input_table,
-                progress=lambda done, what: task.update(done, note=what),
+                lambda stored: self.score([data.translate(self.table) for data in stored]),
+                documents,
+                modality.perturbations(),
             )
+
+    def _gold(self) -> dict[str, Any]:
+        """Figures of the innermost kind of unit at the outermost stage on top, everything below."""
+        refused: list[Refused] = []
+
+        def stretches() -> Iterator[Gold]:
+            left = self.request.max_bytes or 1 << 62
+            for source in sources_of(self.request.gold, self._known):
+                for item in [source] if isinstance(source, Refused) else self._known.gold(source):
+                    if isinstance(item, Refused):
+                        refused.append(item)
+                    elif left > 0:
+                        left -= len(item.data)
+                        yield item
+
+        with progress("gold"):
+            found = gold.against_gold(self.model, self._known, stretches())
+        first: dict[str, Any] = next(iter(found["kinds"].values()))[0] if found["kinds"] else {}
+        if refused:
+            lines = f"{len(refused):,} line{'s' * (len(refused) != 1)}"
+            say(f"[yellow]left out of the gold file:[/] {lines}, first {refused[0].where}: {refused[0].reason}")
+        return {**first, **found, "left_out": len(refused)}
+
+    def _annotation(self, material: Material | None) -> dict[str, Any]:
+        assert self.annotation is not None
+        if self.request.fasta:
+            material = gather([str(self.request.fasta)], self.modality, self.request.max_bytes or None)
+        if material is None:
+            raise UsageError("--annotation needs the sequence it is about", "give the FASTA file too")
+        with progress("annotation"):
+            return gold.by_region(self.model, self._known, material.documents, self.annotation)
+
+    def _task(self, name: str, items: Sequence[tasks.Item]) -> dict[str, Any]:
+        with progress(name, len(items)) as bar:
+            clean = tasks.score_items(self.model, items, self.table, bar.update)
+        result = tasks.figures(clean)
+        perturbations = self.modality.perturbations() if self.modality else {}
+        if self.request.noise and perturbations:
+            result["robustness"] = tasks.robustness(self.model, items, perturbations, clean, self.table, name)
+        return result
 
 
 def _strands(one: Scores, other: Scores) -> dict[str, Any]:
-    """bpb of the other strand, and of the mean of both log-likelihoods."""
-    columns = [each.units(each.nats / np.log(2), each.bytes) for each in (one, other)]
-    result: dict[str, Any] = {}
-    for name, units in (("forward", columns[0]), ("reverse", columns[1])):
-        result |= with_interval(name, units)
+    """bpb of both strands, and of the mean of their log-likelihoods."""
+    forward, reverse = (scores.units(scores.bits, scores.bytes) for scores in (one, other))
+    result = with_interval("forward", forward) | with_interval("reverse", reverse)
     if one.unit == "window":  # the first of one strand lies where the last of the other does
-        columns[1] = columns[1][np.lexsort((-np.arange(len(other.owner)), other.owner))]
-    return result | with_interval("mean", columns[0] + columns[1])
+        reverse = reverse[np.lexsort((-np.arange(len(other.owner)), other.owner))]
+    return result | with_interval("mean", forward + reverse)
 
 
-def _uniform(kind: Modality | None) -> dict[str, float]:
+def _uniform(modality: Modality | None) -> dict[str, float]:
     """log2 of the number of letters, where the modality is an alphabet."""
-    if kind is None or len(kind.automaton().transitions) != 1:
+    if modality is None or len(modality.automaton().transitions) != 1:
         return {}
-    return {"uniform": float(np.log2(sum(state >= 0 for state in kind.automaton().transitions[0])))}
+    return {"uniform": float(np.log2(sum(state >= 0 for state in modality.automaton().transitions[0])))}
 
 
-def share(documents: Sequence[Document], limit: int) -> list[Document]:
-    """The first bytes of each document, the same number of each as far as they go, at most `limit` in all. Of so many
-    that this would be less than `LEAST` of each, it is every second document, every fourth, ..."""
-    lengths = np.sort([len(document.data) for document in documents])
-    reached = np.concatenate([[0], np.cumsum(lengths)[:-1]]) + lengths * np.arange(len(lengths), 0, -1)
-    fits = int(np.searchsorted(reached, limit, side="right"))
-    if fits == len(lengths):
-        return list(documents)
-    cap = int((limit - lengths[:fits].sum()) // (len(lengths) - fits))
-    if cap < LEAST and len(documents) > 1:
-        return share(documents[::2], limit)
-    return [
-        Document(each.data[:cap], each.name, each.source, each.group, each.offset)
-        for each in documents
-        if each.data[:cap]
-    ]
-
-
-def _worth_sampling(model: LoadedModel, scored: int) -> bool:
-    """Each of the `SAMPLE_BYTES` steps reads all weights of a large model, which may take minutes on a CPU."""
+def worth_sampling(model: LoadedModel, scored: int) -> bool:
+    """Samples take no longer than what was scored, `scored` bytes, or are cheap: each of their steps reads all weights,
+    which takes minutes for a large model on a CPU."""
     drawn = SAMPLES * SAMPLE_BYTES
-    return drawn <= scored or drawn * sum(each.numel() for each in model.parameters()) <= QUICK
+    return drawn <= scored or drawn * sum(weight.numel() for weight in model.parameters()) <= CHEAP
 
 
-def validity(model: LoadedModel, kind: Modality) -> dict[str, Any]:
-    """Samples drawn with no rule and no prompt at temperature 1, seed 0: the share that are legal for the modality (a
-    unit that is cut off at the end aside), and how far they are legal."""
-    automaton = kind.automaton()
+def validity(model: LoadedModel, modality: Modality) -> dict[str, Any]:
+    """Samples without a rule or prompt at temperature 1, seed 0: the share that are legal for the modality (apart from
+    a unit cut off at the end), and the share of their length that is."""
+    automaton = modality.automaton()
     texts = [bytearray() for _ in range(SAMPLES)]
     with progress("samples"):
-        for each in sampling.generate(model, [b""] * SAMPLES, max_bytes=SAMPLE_BYTES, temperature=1.0, seed=0):
-            texts[each.row].append(each.byte)
+        for drawn in sampling.generate(model, [b""] * SAMPLES, max_bytes=SAMPLE_BYTES, temperature=1.0, seed=0):
+            texts[drawn.row].append(drawn.byte)
     legal = []
     for text in texts:
         state, length = automaton.start, 0
         while length < len(text) and (state := automaton.transitions[state][text[length]]) >= 0:
             length += 1
-        legal.append([length == len(text), length / len(text), 1])
-    rows = np.array(legal, float)
+        legal.append([length == len(text), length / len(text)])
+    wholly, prefix = np.array(legal, float).T
     return {
         "samples": SAMPLES,
         "bytes_each": SAMPLE_BYTES,
-        "valid": float(rows[:, 0].mean()),
-        "valid_ci95": of_share(rows[:, 0].sum(), SAMPLES),
-        **with_interval("valid_prefix", rows[:, [1, 2]]),
+        "valid": float(wholly.mean()),
+        "valid_ci95": share_interval(wholly.sum(), SAMPLES),
+        **mean_with_interval("valid_prefix", prefix),
     }
-
-
-def _gold(model: LoadedModel, kind: Modality, request: Request) -> dict[str, Any]:
-    """Figures of the innermost kind of unit at the outermost stage on top, everything below."""
-    refused: list[Refused] = []
-
-    def stretches() -> Iterator[Gold]:
-        left = request.max_bytes if request.max_bytes is not None else 1 << 62
-        for source in sources_of(request.gold, kind):
-            for item in [source] if isinstance(source, Refused) else kind.gold(source):
-                if isinstance(item, Refused):
-                    refused.append(item)
-                elif left > 0:
-                    left -= len(item.data)
-                    yield item
-
-    with progress("gold"):
-        found = gold.against(model, kind, stretches())
-    first: dict[str, Any] = next(iter(found["kinds"].values()))[0] if found["kinds"] else {}
-    if refused:
-        lines = f"{len(refused):,} line{'s' * (len(refused) != 1)}"
-        say(f"[yellow]left out of the gold file:[/] {lines}, first {refused[0].where}: {refused[0].reason}")
-    return {**first, **found, "left_out": len(refused)}
-
-
-def _annotation(model: LoadedModel, kind: Modality, known: Annotation, request: Request) -> dict[str, Any]:
-    named = [str(request.fasta)] if request.fasta else list(request.data)
-    if not named:
-        raise UsageError("--annotation needs the sequence it is about", "give the FASTA file too")
-    material = request.seen.get("material") if not request.fasta else None
-    material = material or gather(named, kind, request.max_bytes, request.field)
-    with progress("annotation"):
-        return gold.by_region(model, kind, material.documents, known)
-
-
-def _task(
-    model: LoadedModel, kind: Modality | None, name: str, items: list[tasks.Item], request: Request
-) -> dict[str, Any]:
-    items = items[: request.limit] if request.limit else items
-    table = _table(kind)
-    with progress(name, len(items)) as bar:
-        clean = tasks.run(model, items, table, bar.update)
-    result = tasks.figures(clean)
-    if request.noise and kind is not None and kind.perturbations():
-        kinds = dict(kind.perturbations())
-        with progress(f"{name}, distorted", len(tasks.PLACES) * len(kinds) * len(items)) as noisy:
-            note: Callable[[int, str], None] = lambda done, what: noisy.update(done, note=what)  # noqa: E731
-            result["robustness"] = tasks.robustness(model, items, kinds, clean, table, note)
-    return result

@@ -1,14 +1,15 @@
-"""What every byte costs: the log-probabilities a model gives, in windows of a stated context, batched without padding.
+"""Log-probabilities of every byte under a model, in windows of a stated context, batched without padding.
 
-A document of n bytes is read in windows. The first scores its first C bytes (`context`), the first of all predicted
-from the mark BOS. Every further window scores the next S bytes (`stride`) and begins C bytes before their end, so that
-a byte is predicted from at most C bytes before it and, the beginning of its document aside, from at least C - S + 1.
-Every byte counts once. With S = C the windows do not overlap. With no C every byte sees its whole document: a long one
-is read in blocks with the model's state carried from each to the next, which gives what one pass gives.
+A document of n bytes is read in windows. The first scores its first C bytes (`context`); BOS precedes the first of all.
+Every further window scores the next S bytes (`stride`) and begins C bytes before their end, so that a byte is predicted
+from at most C bytes before it and, except at the beginning of its document, from at least C - S + 1. Every byte counts
+once. With S = C windows do not overlap. Without C every byte sees its whole document: a long one is read in blocks with
+the model's state carried from one to the next, which equals one pass.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,46 +27,44 @@ from hnet_cli.model.state import GenerationState
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """A packed sequence: the model reads `inputs` and predicts `targets`, of which those before `skip` do not count."""
+    """A packed sequence: the model reads `inputs` and predicts `targets`; those before `skip` do not count."""
 
     inputs: bytes
     targets: bytes
     skip: int
     owner: int
-    """What it belongs to: index of the document, or of the item of a task."""
+    """Index of the document, or of the pair of `loglikelihoods`."""
     begins: bool
-    """Whether inputs[0] is the mark before a document, a boundary in its own right."""
+    """inputs[0] is BOS, and with that a true boundary."""
     carried: bool = False
-    """Whether this is a block of a document whose blocks come in order, each known to the model when it reads the next;
-    else it knows nothing before inputs[0]."""
+    """A block whose predecessors the model has read; otherwise nothing before inputs[0] is known."""
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One packed forward pass over some stretches, T positions in all."""
+    """One packed forward pass over B stretches, T positions in all."""
 
     stretches: Sequence[Stretch]
     nats: np.ndarray
-    """(T,) float64: -ln of the probability of each target."""
+    """(T,) float64: -ln P of each target."""
     likeliest: np.ndarray
-    """(T,) bool: whether the target is the most likely byte."""
+    """(T,) bool: the target is the most likely byte."""
     offsets: np.ndarray
-    """(B+1,) int64."""
+    """(B+1,) int64: where stretches begin."""
     routing: list[RoutingOutput]
 
     @property
     def counted(self) -> np.ndarray:
-        """(T,) bool."""
-        skips = np.array([stretch.skip for stretch in self.stretches])
-        lengths = np.diff(self.offsets)
-        return np.arange(self.offsets[-1]) - np.repeat(self.offsets[:-1], lengths) >= np.repeat(skips, lengths)
+        """(T,) bool: targets that count."""
+        first = self.offsets[:-1] + [stretch.skip for stretch in self.stretches]
+        return np.arange(self.offsets[-1]) >= np.repeat(first, np.diff(self.offsets))
 
 
 def stretches(
     data: bytes, owner: int, context: int | None, stride: int | None = None, block: int | None = None
 ) -> Iterator[Stretch]:
-    """The windows of one document; see the module's docstring. `context` None: all of it, in blocks of so many bytes
-    where it is longer than `block`; `stride` None: `context`."""
+    """The windows of one document, as the module's docstring defines them. `context` None: all of it, in blocks of
+    `block` bytes where it is longer; `stride` None: `context`."""
     if context is None and block and len(data) > block:
         for at in range(0, len(data), block):
             targets = data[at : at + block]
@@ -90,7 +89,7 @@ def passes(model: HNetForCausalLM, items: Iterable[Stretch], batch_bytes: int | 
     Raises NumericalError where a probability is not finite.
     """
     device = model.embeddings.weight.device
-    batch_bytes = batch_bytes or BATCH_BYTES.get(device.type, 1 << 18)
+    batch_bytes = batch_bytes or _batch_bytes(model)
     batch: list[Stretch] = []
     size = 0
     state: GenerationState | None = None
@@ -108,10 +107,14 @@ def passes(model: HNetForCausalLM, items: Iterable[Stretch], batch_bytes: int | 
         yield _forward(model, batch, device)
 
 
+def _batch_bytes(model: HNetForCausalLM) -> int:
+    return BATCH_BYTES.get(model.embeddings.weight.device.type, 1 << 18)
+
+
 def _forward(
     model: HNetForCausalLM, batch: list[Stretch], device: torch.device, state: GenerationState | None = None
 ) -> Pass:
-    """One pass over the stretches; with a `state`, over the one that continues what the state has read."""
+    """One pass over the stretches; with a `state`, over the one stretch that continues it."""
     if model.tokenizer is not None:
         return _forward_tokens(model, batch, device)
 
@@ -129,7 +132,7 @@ def _forward(
 
 
 def _judged(logits: torch.Tensor, targets: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """`nats` and `likeliest` of `Pass`."""
+    """`nats` and `likeliest` of `Pass`. Raises NumericalError."""
     nats = F.cross_entropy(logits, targets, reduction="none").double().cpu().numpy()
     if not np.isfinite(nats).all():
         raise NumericalError("the model gives probabilities that are not finite", "its weights are damaged or overflow")
@@ -137,15 +140,15 @@ def _judged(logits: torch.Tensor, targets: torch.Tensor) -> tuple[np.ndarray, np
 
 
 def _forward_tokens(model: HNetForCausalLM, batch: list[Stretch], device: torch.device) -> Pass:
-    """Of a model of tokens: the first byte of a token bears all its nats. What does not count is tokenised apart from
-    what does, so that no token is in both; a sequence begins with the tokenizer's mark wherever it begins."""
+    """One pass of a model of tokens; the first byte of a token carries all its nats. Bytes that do not count are
+    tokenised apart from those that do, so that no token is in both; every sequence begins with the tokenizer's BOS."""
     before = [
         (b"" if stretch.begins or not stretch.skip else stretch.inputs[:1]) + stretch.targets[: stretch.skip]
         for stretch in batch
     ]
     encoded = model.tokenizer.encode([*before, *(stretch.targets[stretch.skip :] for stretch in batch)])
     pairs = list(zip(encoded[: len(batch)], encoded[len(batch) :], strict=True))
-    targets = torch.from_numpy(np.concatenate([each for pair in pairs for each in pair])).to(device)
+    targets = torch.from_numpy(np.concatenate([tokens for pair in pairs for tokens in pair])).to(device)
     ends = np.cumsum([0] + [len(context) + len(scored) for context, scored in pairs])
     starts = torch.from_numpy(ends[:-1]).to(device)
     inputs = targets.roll(1).index_fill(0, starts, model.tokenizer.bos)
@@ -161,9 +164,9 @@ def _forward_tokens(model: HNetForCausalLM, batch: list[Stretch], device: torch.
 
 
 COLUMNS = ("positions", "boundaries", "probability", "nats_after", "nats_first", "firsts")
-"""Of a level: positions that count (the forced boundary of a window that continues a document does not), boundaries
-among them, the sum of p, the nats of the bytes predicted from the boundaries, those of the bytes that begin the chunks,
-and how many of these were scored in the same window."""
+"""Sums per level: positions that count (the forced boundary of a window inside a document does not), boundaries among
+them, boundary probabilities, nats of the bytes predicted from the boundaries, nats of the bytes that begin the chunks,
+and the number of those scored in the same window."""
 
 
 @dataclass(frozen=True)
@@ -180,12 +183,18 @@ class Scores:
     """(R, S, 6) float64, in the order of `COLUMNS`."""
 
     @property
+    def bits(self) -> np.ndarray:
+        """(R,) float64."""
+        bits: np.ndarray = self.nats / math.log(2)
+        return bits
+
+    @property
     def documents(self) -> int:
         return int(self.owner[-1]) + 1 if len(self.owner) else 0
 
     @property
     def unit(self) -> str:
-        """What is drawn again to see how sure a figure is: documents, or windows where there are too few of these."""
+        """The unit of the bootstrap: the document, or the window where there are too few documents."""
         return "document" if self.documents >= FEWEST else "window"
 
     def per_document(self, values: np.ndarray) -> np.ndarray:
@@ -195,8 +204,8 @@ class Scores:
         return summed
 
     def by_document(self) -> Scores:
-        """The same sums, as if every document had been one window."""
-        sums = (self.per_document(each) for each in (self.bytes, self.nats, self.stages))
+        """The same sums with one window per document."""
+        sums = (self.per_document(column) for column in (self.bytes, self.nats, self.stages))
         return Scores(np.arange(self.documents), *sums)
 
     def units(self, *columns: np.ndarray) -> np.ndarray:
@@ -213,65 +222,63 @@ def score(
     progress: Callable[[int], None] = lambda done: None,
     block: int | None = None,
 ) -> Scores:
-    """Score documents (as the model reads them). `progress` is told the bytes done. `block`: bytes of a longer document
-    that are read at once where the state is carried, by default those of a pass; a model of tokens reads all at once.
+    """Score documents, translated as the model reads them; empty ones are left out. `progress` gets the bytes done.
+
+    `block`: bytes per block of a document whose state is carried, by default those of a pass. A model of tokens reads
+    a document at once. Raises NumericalError.
     """
-    block = block or BATCH_BYTES.get(model.embeddings.weight.device.type, 1 << 18)
-    block = None if model.tokenizer is not None else block
+    block = None if model.tokenizer is not None else block or _batch_bytes(model)
     items = (
-        each
-        for n, document in enumerate(filter(None, documents))
-        for each in stretches(document, n, context, stride, block)
+        stretch
+        for number, document in enumerate(filter(None, documents))
+        for stretch in stretches(document, number, context, stride, block)
     )
-    rows: list[tuple[np.ndarray, np.ndarray]] = []
-    done = 0
-    for each in passes(model, items):
-        owners = np.array([stretch.owner for stretch in each.stretches])
-        rows.append((owners, _sums(each)))
-        done += int(rows[-1][1][:, 0].sum())
+    levels, done = model.config.num_stages, 0
+    owners = [np.empty(0, np.int64)]
+    sums = [np.empty((0, 2 + len(COLUMNS) * levels))]
+    for part in passes(model, items):
+        owners.append(np.array([stretch.owner for stretch in part.stretches]))
+        sums.append(_sums(part))
+        done += int(sums[-1][:, 0].sum())
         progress(done)
-    levels = model.config.num_stages
-    owner = np.concatenate([part for part, _ in rows]) if rows else np.empty(0, np.int64)
-    table = np.concatenate([part for _, part in rows]) if rows else np.empty((0, 2 + 6 * levels))
-    return Scores(
-        owner, table[:, 0].astype(np.int64), table[:, 1], table[:, 2:].reshape(len(table), levels, len(COLUMNS))
-    )
+    table = np.concatenate(sums)
+    by_stage = table[:, 2:].reshape(len(table), levels, len(COLUMNS))
+    return Scores(np.concatenate(owners), table[:, 0].astype(np.int64), table[:, 1], by_stage)
 
 
-def _sums(each: Pass) -> np.ndarray:
-    """(B, 2 + 6 S): bytes, nats and the columns of every stage, per stretch."""
-    counted = each.counted
-    stretch = np.repeat(np.arange(len(each.stretches)), np.diff(each.offsets))
-    size = len(each.stretches)
+def _sums(part: Pass) -> np.ndarray:
+    """(B, 2 + 6 S): bytes, nats and `COLUMNS` of every stage, per stretch."""
+    counted, size = part.counted, len(part.stretches)
+    stretch = np.repeat(np.arange(size), np.diff(part.offsets))
 
     def total(at: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
         return np.bincount(stretch[at], weights, minlength=size)
 
     here = np.flatnonzero(counted)
-    columns = [total(here), total(here, each.nats[here])]
+    columns = [total(here), total(here, part.nats[here])]
     forced = np.zeros(len(counted), bool)
-    cut = [not (item.begins or item.carried) for item in each.stretches]
-    forced[each.offsets[:-1][cut]] = True
+    cut = [not (item.begins or item.carried) for item in part.stretches]
+    forced[part.offsets[:-1][cut]] = True
     at = np.arange(len(counted))
-    for routing in each.routing:
+    for routing in part.routing:
         prob, mask = routing.boundary_prob.double().cpu().numpy(), routing.boundary_mask.cpu().numpy()
-        kept = counted[at] & ~forced[at]
-        boundary = at[kept & mask]
-        began = boundary[(boundary > 0) & ~np.isin(boundary, each.offsets)]
+        counting = counted[at] & ~forced[at]
+        boundary = at[counting & mask]
+        began = boundary[(boundary > 0) & ~np.isin(boundary, part.offsets)]
         began = began[counted[began - 1]]
         columns += [
-            *(total(at[kept]), total(boundary), total(at[kept], prob[kept])),
-            *(total(boundary, each.nats[boundary]), total(began, each.nats[began - 1]), total(began)),
+            *(total(at[counting]), total(boundary), total(at[counting], prob[counting])),
+            *(total(boundary, part.nats[boundary]), total(began, part.nats[began - 1]), total(began)),
         ]
         at = at[mask]
     return np.stack(columns, 1)
 
 
 def loglikelihoods(model: HNetForCausalLM, pairs: Iterable[tuple[bytes, bytes]]) -> tuple[np.ndarray, np.ndarray]:
-    """ln P(continuation | before) of every pair, and whether greedy decoding would give it: (n,) float64, (n,) bool.
+    """ln P(continuation | before) of every pair, (n,) float64, and whether greedy decoding yields it, (n,) bool.
 
-    `before` is what the model has read, beginning with BOS where that is the beginning of a document; never empty. An
-    empty continuation has ln P = 0.
+    `before` begins with BOS at the beginning of a document and is never empty. An empty continuation has ln P = 0.
+    Raises NumericalError.
     """
     logs: list[float] = []
     greedy: list[bool] = []
@@ -284,8 +291,8 @@ def loglikelihoods(model: HNetForCausalLM, pairs: Iterable[tuple[bytes, bytes]])
                 whole = before + continuation
                 yield Stretch(whole[:-1], whole[1:], len(before) - 1, len(logs) - 1, before[:1] == BOS)
 
-    for each in passes(model, items()):
-        for stretch, low, high in zip(each.stretches, each.offsets[:-1], each.offsets[1:], strict=True):
-            logs[stretch.owner] = -float(each.nats[low + stretch.skip : high].sum())
-            greedy[stretch.owner] = bool(each.likeliest[low + stretch.skip : high].all())
+    for part in passes(model, items()):
+        for stretch, low, high in zip(part.stretches, part.offsets[:-1], part.offsets[1:], strict=True):
+            logs[stretch.owner] = -float(part.nats[low + stretch.skip : high].sum())
+            greedy[stretch.owner] = bool(part.likeliest[low + stretch.skip : high].all())
     return np.array(logs), np.array(greedy)

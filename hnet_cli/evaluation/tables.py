@@ -1,4 +1,4 @@
-"""The figures of `hnet eval` for people."""
+"""The figures of `hnet eval` as tables and lines for a terminal."""
 
 from __future__ import annotations
 
@@ -10,29 +10,46 @@ from rich.table import Table
 from hnet_cli.evaluation.tasks import PLACES
 from hnet_cli.terminal.console import literal, size, table
 
-UNITS = {"dna": "base"}
+Json = Mapping[str, Any]
+BOUNDARY_COLUMNS = {
+    **{"precision": "precision", "recall": "recall", "f1": "F1", "95%": "95%"},
+    **{"unit_f1": "units right", "precision_exact": "as they stand", "chance": "chance"},
+}
+"""Figures of boundaries by their key, and the heads of their columns."""
+READ = (
+    'A boundary inside a character is read at the next character, in white space at the next word ("as they stand": '
+    'not so); "units right": F1 of whole units. Below the stages, rules that have learned nothing: a boundary at every '
+    "place, in white space, at a fixed stride and at random, the last two as many as the model has."
+)
 
 
-def tables(result: Mapping[str, Any]) -> Iterator[Table | str]:
-    """Tables and lines, in order: the definition first, so that no figure stands without what it means."""
-    byte = UNITS.get(result.get("modality") or "", "byte")
+def tables(result: Json) -> Iterator[Table | str]:
+    """Tables and lines of `evaluate`'s result, in order; the definition stands before the figures."""
+    for model in result.get("models", [result]):
+        yield from _model(model)
+    if "difference" in result:
+        yield from _difference(result)
+
+
+def _model(result: Json) -> Iterator[Table | str]:
+    byte = _unit(result)
     yield f"[bold]{literal(result['model'])}[/]"
     if "bpb" in result:
-        yield from _compression(result, byte)
-        yield _stages(result, byte)
+        yield _definition(result, byte)
+        yield _compression(result, byte)
+        yield _stages(result["stages"], byte)
         yield from _edges(result, byte)
-    if "validity" in result and result["validity"] is None:
-        yield ("[dim]No samples were drawn: for a model of this size they take longer than what was scored. --samples "
-               "draws them.[/]")  # fmt: skip
-    elif "validity" in result:
-        valid = result["validity"]
-        yield (f"Samples drawn without rules ({valid['samples']} of {valid['bytes_each']} bytes): "
-               f"{_share(valid, 'valid')} wholly legal, legal for {_share(valid, 'valid_prefix')} of their "
-               "length.")  # fmt: skip
+    if "validity" in result:
+        yield _validity(result["validity"])
     if "noise" in result:
         yield _noise(result["noise"], byte)
     if "gold" in result:
-        yield from _gold(result["gold"], byte)
+        gold = result["gold"]
+        yield (
+            f"[dim]Gold: {gold['bytes']:,} bytes in {gold['stretches']:,} stretches; the first position of each is not "
+            f"counted. {READ}[/]"
+        )
+        yield from _boundaries(gold["kinds"], byte)
     if "annotation" in result:
         yield from _annotation(result["annotation"], byte)
     for name, task in result.get("tasks", {}).items():
@@ -40,33 +57,44 @@ def tables(result: Mapping[str, Any]) -> Iterator[Table | str]:
     if "variants" in result:
         yield from _variants(result["variants"])
     if "speed" in result:
-        speed = result["speed"]
-        yield (f"[dim]{size(speed['bytes_per_s'])}/s in {result['definition']['precision']} (scoring, not "
-               "generation).[/]")  # fmt: skip
+        speed = size(result["speed"]["bytes_per_s"])
+        yield f"[dim]{speed}/s in {result['definition']['precision']} (scoring, not generation).[/]"
 
 
-def comparison(result: Mapping[str, Any]) -> Iterator[Table | str]:
+def _unit(result: Json) -> str:
+    return "base" if result.get("modality") == "dna" else "byte"
+
+
+def _cells(figures: Json, name: str, form: str = ".4f") -> tuple[str, str]:
+    """A figure and its interval, for two columns."""
+    return f"{figures[name]:{form}}", _interval(figures, name, form)
+
+
+def _interval(figures: Json, name: str, form: str = ".4f") -> str:
+    interval = figures.get(f"{name}_ci95")
+    return f"{interval[0]:{form}} to {interval[1]:{form}}" if interval else ""
+
+
+def _difference(result: Json) -> Iterator[Table | str]:
     """The difference of two models."""
-    models = result["models"]
-    first, second = (literal(model["model"]) for model in models)
+    first, second = (literal(model["model"]) for model in result["models"])
     difference = result["difference"]
     yield f"[bold]{second} minus {first}[/]"
     yield f"[dim]The same {difference['unit']}s, drawn together.[/]"
-    byte = UNITS.get(models[0].get("modality") or "", "byte")
-    rows = table(f"bits per {byte}", "", "95%")
-    for name, model in zip((first, second), models, strict=True):
-        rows.add_row(name, f"{model['bpb']:.4f}", _interval(model, "bpb"))
-    rows.add_row("difference", f"{difference['bpb']:+.4f}", _interval(difference, "bpb", "+.4f"))
-    rows.add_row("relative", f"{difference['relative']:+.2%}", _interval(difference, "relative", "+.2%"))
+    rows = table(f"bits per {_unit(result['models'][0])}", "", "95%")
+    for name, model in zip((first, second), result["models"], strict=True):
+        rows.add_row(name, *_cells(model, "bpb"))
+    rows.add_row("difference", *_cells(difference, "bpb", "+.4f"))
+    rows.add_row("relative", *_cells(difference, "relative", "+.2%"))
     share = difference["share_of_draws_second_better"]
     if share is not None:
         rows.add_row(f"draws in which {second} is better", f"{share:.1%}", "")
     yield rows
 
 
-def _compression(result: Mapping[str, Any], byte: str) -> Iterator[Table | str]:
-    about = result["definition"]
-    context, stride = about["context"], about["stride"]
+def _definition(result: Json, byte: str) -> str:
+    definition = result["definition"]
+    context, stride = definition["context"], definition["stride"]
     if context is None:
         window = f"every {byte} is predicted from all of its document before it"
     else:
@@ -75,193 +103,169 @@ def _compression(result: Mapping[str, Any], byte: str) -> Iterator[Table | str]:
             least = f"at least {context - stride + 1:,} where there are as many (stride {stride:,})"
         window = f"a {byte} is predicted from at most {context:,} {byte}s before it in its document, {least}"
     documents = "1 document" if result["documents"] == 1 else f"{result['documents']:,} documents"
-    sure = f"95%, {about['uncertainty']}" if result["bpb_ci95"] else "none, for fewer than 8 documents or windows"
-    yield (
-        f"[dim]{result['bytes']:,} {byte}s, each counted once, of {documents}; {literal(about['bytes_counted'])}. "
+    enough = f"95%, {definition['uncertainty']}"
+    return (
+        f"[dim]{result['bytes']:,} {byte}s, each counted once, of {documents}; {literal(definition['bytes_counted'])}. "
         f"Context: {window}. The first {byte} of a document is predicted too, from the mark before it. "
-        f"Intervals: {sure}.[/]"
+        f"Intervals: {enough if result['bpb_ci95'] else 'none, for fewer than 8 documents or windows'}.[/]"
     )
+
+
+def _compression(result: Json, byte: str) -> Table:
     rows = table(f"bits per {byte}", "", "95%")
     rows.add_row("[bold]model[/]", f"[bold]{result['bpb']:.4f}[/]", _interval(result, "bpb"))
     several = result["documents"] > 1
     if several:
-        rows.add_row("model, mean over documents", f"{result['bpb_per_document']:.4f}",
-                     _interval(result, "bpb_per_document"))  # fmt: skip
+        rows.add_row("model, mean over documents", *_cells(result, "bpb_per_document"))
     if "strands" in result:
-        strands = result["strands"]
-        rows.add_row("model, other strand", f"{strands['reverse']:.4f}", _interval(strands, "reverse"))
-        rows.add_row("model, mean of both strands", f"{strands['mean']:.4f}", _interval(strands, "mean"))
-    rows.add_row(f"nats per {byte}", f"{result['nats_per_byte']:.4f}", _interval(result, "nats_per_byte"))
-    rows.add_row(f"perplexity per {byte}", f"{result['perplexity']:.4f}", _interval(result, "perplexity"))
+        rows.add_row("model, other strand", *_cells(result["strands"], "reverse"))
+        rows.add_row("model, mean of both strands", *_cells(result["strands"], "mean"))
+    rows.add_row(f"nats per {byte}", *_cells(result, "nats_per_byte"))
+    rows.add_row(f"perplexity per {byte}", *_cells(result, "perplexity"))
     known = result["baselines"]
-    counted = size(known.get("order_k_train_bytes", 0))
+    joined = ", all as one stream" * several
+    trained = f"model of {size(known.get('order_k_train_bytes', 0))} of training data"
     names = {
         "uniform": "uniform over the letters",
-        "xz": "xz -9e" + ", all as one stream" * several,
+        "xz": f"xz -9e{joined}",
         "xz_each_document": "xz -9e, each document",
-        "zstd": "zstd -19 --long" + ", all as one stream" * several,
+        "zstd": f"zstd -19 --long{joined}",
         "zstd_each_document": "zstd -19, each document",
         "order_k_adaptive": f"order-{known.get('k_adaptive')} {byte} model, learning as it reads",
-        "order_k": f"order-{known.get('k')} {byte} model of {counted} of training data",
+        "order_k": f"order-{known.get('k')} {byte} {trained}",
     }
     for name, shown in names.items():
         if name in known and (several or not name.endswith("each_document")):
-            rows.add_row(shown, f"{known[name]:.4f}", _interval(known, name))
-    yield rows
+            rows.add_row(shown, *_cells(known, name))
+    return rows
 
 
-def _stages(result: Mapping[str, Any], byte: str) -> Table:
+def _stages(stages: Sequence[Json], byte: str) -> Table:
     rows = table("stage", f"{byte}s/chunk", "95%", "target", "boundaries", "mean p", "surprisal after one", "at one")
-    for number, stage in enumerate(result["stages"]):
-        target = f"{stage['target']:.2f}" if stage["target"] else "-"
+    for number, stage in enumerate(stages):
         rows.add_row(
-            *(str(number), f"{stage['bytes_per_chunk']:.3f}", _interval(stage, "bytes_per_chunk", ".3f"), target),
-            *(f"{stage['boundary_fraction']:.1%}", f"{stage['mean_boundary_prob']:.3f}"),
-            *(f"{stage['enrichment']:.2f} x", f"{stage['enrichment_first']:.2f} x"),
+            str(number),
+            *_cells(stage, "bytes_per_chunk", ".3f"),
+            f"{stage['target']:.2f}" if stage["target"] else "-",
+            f"{stage['boundary_fraction']:.1%}",
+            f"{stage['mean_boundary_prob']:.3f}",
+            *(f"{stage[name]:.2f} x" for name in ("enrichment", "enrichment_first")),
         )
     return rows
 
 
-def _edges(result: Mapping[str, Any], byte: str) -> Iterator[Table | str]:
+def _edges(result: Json, byte: str) -> Iterator[Table | str]:
     """Boundaries against units that are known without gold, by kind."""
     stages = [stage["edges"] for stage in result["stages"] if "edges" in stage]
     kinds = {kind: [edges[kind] for edges in stages] for kind in (stages[0] if stages else {})}
     if kinds:
-        yield (f"[dim]Boundaries against units known without gold, on {result['definition']['edges_bytes']:,} {byte}s. "
-               f"{READ}[/]")  # fmt: skip
-        yield from _scores(kinds, byte)
+        measured = f"{result['definition']['edges_bytes']:,} {byte}s"
+        yield f"[dim]Boundaries against units known without gold, on {measured}. {READ}[/]"
+        yield from _boundaries(kinds, byte)
 
 
-READ = (
-    'A boundary inside a character is read at the next character, in white space at the next word ("as they stand": '
-    'not so); "units right": F1 of whole units. Below the stages, rules that have learned nothing: a boundary at every '
-    "place, in white space, at a fixed stride and at random, the last two as many as the model has."
-)
-
-
-def _scores(kinds: Mapping[str, Any], byte: str) -> Iterator[Table]:
+def _boundaries(kinds: Mapping[str, Sequence[Json]], byte: str) -> Iterator[Table]:
     """A table per kind of edge: each stage, then the trivial rules."""
     for kind, stages in kinds.items():
-        columns = ("precision", "recall", "F1", "95%", "units right", "as they stand", "chance")
-        rows = table(f"{literal(kind)}, stage", *columns)
-        for number, score in enumerate(stages):
-            _add_scores(rows, str(number), score)
-        for name, score in _rules(stages, byte):
-            _add_scores(rows, name, score)
+        rows = table(f"{literal(kind)}, stage", *BOUNDARY_COLUMNS.values())
+        numbered = [(str(number), stage) for number, stage in enumerate(stages)]
+        for name, figures in [*numbered, *_rules(stages, byte)]:
+            cells = {key: f"{value:.3f}" for key, value in figures.items() if isinstance(value, float)}
+            cells |= {"f1": f"[bold]{cells['f1']}[/]", "95%": _interval(figures, "f1", ".3f")}
+            rows.add_row(name, *(cells.get(key, "") for key in BOUNDARY_COLUMNS))
         yield rows
 
 
-def _rules(stages: Sequence[Mapping[str, Any]], byte: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """What needs no model, once; what is as frequent as a stage's boundaries, for every stage."""
+def _rules(stages: Sequence[Json], byte: str) -> Iterator[tuple[str, Json]]:
+    """Rules without a model, once; those as frequent as a stage's boundaries, for every stage."""
     always = stages[0]["trivial"]
     yield f"every {'base' if byte == 'base' else 'character'}", always["every_character"]
     if always["whitespace"]["recall"]:
         yield "whitespace", always["whitespace"]
     for name in ("fixed_stride", "random"):
-        for number, score in enumerate(stages):
-            yield name.replace("_", " ") + (f", as stage {number}" if len(stages) > 1 else ""), score["trivial"][name]
+        for number, stage in enumerate(stages):
+            yield name.replace("_", " ") + (f", as stage {number}" if len(stages) > 1 else ""), stage["trivial"][name]
 
 
-def _add_scores(rows: Table, name: str, score: Mapping[str, Any]) -> None:
-    exact = f"{score['precision_exact']:.3f}" if "precision_exact" in score else ""
-    rows.add_row(
-        *(name, f"{score['precision']:.3f}", f"{score['recall']:.3f}", f"[bold]{score['f1']:.3f}[/]"),
-        *(_interval(score, "f1", ".3f"), f"{score['unit_f1']:.3f}", exact, f"{score['chance']:.3f}"),
+def _validity(valid: Json | None) -> str:
+    if valid is None:
+        return "[dim]No samples were drawn: for a model of this size they take longer than scoring. --samples does.[/]"
+    wholly, prefix = (
+        f"{valid[name]:.0%}"
+        + (f" ({interval[0]:.0%} to {interval[1]:.0%})" if (interval := valid[f"{name}_ci95"]) else "")
+        for name in ("valid", "valid_prefix")
     )
+    drawn = f"{valid['samples']} of {valid['bytes_each']} bytes"
+    return f"Samples drawn without rules ({drawn}): {wholly} wholly legal, legal for {prefix} of their length."
 
 
-def _gold(gold: Mapping[str, Any], byte: str) -> Iterator[Table | str]:
-    yield (f"[dim]Gold: {gold['bytes']:,} bytes in {gold['stretches']:,} stretches; the first position of each counts "
-           f"for nothing. {READ}[/]")  # fmt: skip
-    yield from _scores(gold["kinds"], byte)
-
-
-def _annotation(found: Mapping[str, Any], byte: str) -> Iterator[Table | str]:
+def _annotation(found: Json, byte: str) -> Iterator[Table | str]:
     levels = len(next(iter(found["regions"].values()))["stages"]) if found["regions"] else 0
-    columns = [name for s in range(levels) for name in (f"stage {s}", "over all", "95%")]
+    columns = [name for stage in range(levels) for name in (f"stage {stage}", "over all", "95%")]
     beside = f" ({found['left_out']:,} more are of records that are not annotated)" if found["left_out"] else ""
-    yield (f"[dim]Boundaries on {found['bases']:,} bases{beside} by the kind of place, and over those of all bases, "
-           "then against edges of features. Intervals: 95%, bootstrap over stretches of 10,000 bases, if there are 8. "
-           '"Units right": F1 of what lies between two edges.[/]')  # fmt: skip
+    yield (
+        f"[dim]Boundaries on {found['bases']:,} bases{beside} by the kind of place, and over those of all bases, then "
+        "against edges of features. Intervals: 95%, bootstrap over stretches of 10,000 bases, if there are 8. "
+        '"Units right": F1 of what lies between two edges.[/]'
+    )
     rows = table("boundaries per base", "bases", *columns)
     for kind, region in found["regions"].items():
-        cells = []
-        for stage in region["stages"]:
-            cells += [f"{stage['rate']:.4f}", f"{stage['enrichment']:.3f}", _interval(stage, "enrichment", ".3f")]
+        cells = [cell for s in region["stages"] for cell in (f"{s['rate']:.4f}", *_cells(s, "enrichment", ".3f"))]
         rows.add_row(literal(kind), f"{region['positions']:,}", *cells)
     yield rows
-    yield from _scores(found["edges"], byte)
+    yield from _boundaries(found["edges"], byte)
 
 
-def _noise(noise: Mapping[str, Any], byte: str) -> Table:
+def _noise(noise: Json, byte: str) -> Table:
     rows = table("distorted", f"bits per {byte}", f"per clean {byte}", "over clean", "95%")
-    for name, each in noise.items():
-        if name == "clean":
-            rows.add_row("clean", f"{each['bpb']:.4f}", f"{each['bpb']:.4f}", "1", "")
-        else:
-            rows.add_row(literal(name), f"{each['bpb']:.4f}", f"{each['bits_per_clean_byte']:.4f}",
-                         f"{each['ratio']:.3f}", _interval(each, "ratio", ".3f"))  # fmt: skip
+    for name, figures in noise.items():
+        bits = [f"{figures.get(key, figures['bpb']):.4f}" for key in ("bpb", "bits_per_clean_byte")]
+        rows.add_row(literal(name), *bits, *(("1", "") if name == "clean" else _cells(figures, "ratio", ".3f")))
     return rows
 
 
-def _task(name: str, task: Mapping[str, Any]) -> Iterator[Table | str]:
+def _task(name: str, task: Json) -> Iterator[Table | str]:
     rows = table(literal(name), "", "95%")
     rows.add_row("items", f"{task['items']:,}", "")
     for figure in ("acc", "acc_norm", "perplexity"):
         if figure in task:
-            rows.add_row(figure, f"{task[figure]:.4f}", _interval(task, figure))
+            rows.add_row(figure, *_cells(task, figure))
     rows.add_row("chance", f"{task['chance']:.4f}", "")
-    rows.add_row("bits per byte of the right ending", f"{task['answer_bpb']:.4f}", _interval(task, "answer_bpb"))
+    rows.add_row("bits per byte of the right ending", *_cells(task, "answer_bpb"))
     yield rows
     if "robustness" in task:
-        yield from _robustness(task)
+        yield from _robustness(task["robustness"], "acc_norm" if "acc_norm" in task else "acc")
 
 
-def _robustness(task: Mapping[str, Any]) -> Iterator[Table | str]:
-    noisy = task["robustness"]
-    figure = "acc_norm" if "acc_norm" in task else "acc"
+def _robustness(noisy: Json, figure: str) -> Iterator[Table | str]:
     rows = table("distorted", figure, "95%", *(f"in {place}" for place in PLACES), "bits per byte, right ending", "95%")
-    for kind, each in noisy["perturbations"].items():
-        rows.add_row(literal(kind), f"{each['acc']:.4f}", _interval(each, "acc"),
-                     *(f"{each[place]:.4f}" for place in PLACES),
-                     f"{each['answer_bpb']:.4f}", _interval(each, "answer_bpb"))  # fmt: skip
+    for kind, figures in noisy["perturbations"].items():
+        places = [f"{figures[place]:.4f}" for place in PLACES]
+        rows.add_row(literal(kind), *_cells(figures, "acc"), *places, *_cells(figures, "answer_bpb"))
     yield rows
-    score, sure = noisy["robustness_score"], _interval(noisy, "robustness_score", ".1f")
-    if score is None:
+    if noisy["robustness_score"] is None:
         yield "Robustness score: none, for the model is not above chance on what is not distorted."
     else:
-        yield f"Robustness score: {score:.1f}" + (f" ({sure})" if sure else "")
+        score, interval = _cells(noisy, "robustness_score", ".1f")
+        yield f"Robustness score: {score}" + (f" ({interval})" if interval else "")
 
 
-def _variants(found: Mapping[str, Any]) -> Iterator[Table | str]:
+def _variants(found: Json) -> Iterator[Table | str]:
     rows = table("variants", "", "95%")
     rows.add_row("scored", f"{found['variants']:,}", "")
     for reason, number in found["left_out"].items():
         rows.add_row(f"left out: {literal(reason)}", f"{number:,}", "")
-    rows.add_row("ln P(alternative) - ln P(reference)", f"{found['llr']:.4f}", _interval(found, "llr"))
+    rows.add_row("ln P(alternative) - ln P(reference)", *_cells(found, "llr"))
     for kind, number in found["kinds"].items():
-        rows.add_row(f"  {kind} ({number:,})", f"{found[f'llr_{kind}']:.4f}", _interval(found, f"llr_{kind}"))
+        rows.add_row(f"  {kind} ({number:,})", *_cells(found, f"llr_{kind}"))
     if "strand_correlation" in found:
-        rows.add_row("the two strands' scores, Spearman", f"{found['strand_correlation']:.3f}",
-                     _interval(found, "strand_correlation", ".3f"))  # fmt: skip
+        rows.add_row("the two strands' scores, Spearman", *_cells(found, "strand_correlation", ".3f"))
     if "label" in found:
         label = found["label"]
-        rows.add_row(f"{label['measure']} with {literal(label['field'])}", f"{label['model']:.3f}",
-                     _interval(label, "model", ".3f"))  # fmt: skip
-        rivals = {name: value for name, value in label["baselines"].items() if not name.endswith("_ci95")}
-        for name, value in rivals.items():
-            rows.add_row(f"  {literal(name)}, without a model", f"{value:.3f}",
-                         _interval(label["baselines"], name, ".3f"))  # fmt: skip
+        rows.add_row(f"{label['measure']} with {literal(label['field'])}", *_cells(label, "model", ".3f"))
+        for name in label["baselines"]:
+            if not name.endswith("_ci95"):
+                rows.add_row(f"  {literal(name)}, without a model", *_cells(label["baselines"], name, ".3f"))
     yield rows
     for reason, where in found["left_out_first"].items():
         yield f"[dim]{literal(f'{reason}: first {where}')}[/]"
-
-
-def _share(figures: Mapping[str, Any], name: str) -> str:
-    interval = figures.get(f"{name}_ci95")
-    return f"{figures[name]:.0%}" + (f" ({interval[0]:.0%} to {interval[1]:.0%})" if interval else "")
-
-
-def _interval(figures: Mapping[str, Any], name: str, form: str = ".4f") -> str:
-    interval = figures.get(f"{name}_ci95")
-    return f"{interval[0]:{form}} to {interval[1]:{form}}" if interval else ""

@@ -1,7 +1,7 @@
 """Multiple choice and last words from local files, scored by likelihood as lm-evaluation-harness does.
 
 An item is a text and some endings, one of them right. `acc`: the likeliest ending is the right one; `acc_norm`: the
-likeliest per character (the harness's length normalisation). With one ending (LAMBADA), `acc`: greedy decoding gives
+likeliest per character (the harness's length normalisation). With one ending (LAMBADA), `acc`: greedy decoding yields
 it; and `perplexity` of the ending. The model reads BOS, the text, a space and the ending; nothing is cut off.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -20,15 +20,18 @@ from typing import Any
 import numpy as np
 
 from hnet_cli.errors import InputError
-from hnet_cli.evaluation.resampling import interval, ratio, with_interval
+from hnet_cli.evaluation.resampling import draws, interval, mean_with_interval, ratio, with_interval
 from hnet_cli.evaluation.scoring import loglikelihoods
 from hnet_cli.inference.windows import BOS
 from hnet_cli.modality import Perturbation
 from hnet_cli.model import HNetForCausalLM
 from hnet_cli.storage.streams import open_input
+from hnet_cli.terminal.console import progress
 
 PLACES = ("prompt", "completion", "both")
-"""Where a perturbation is applied; BLT takes each as a task of its own and averages."""
+"""Parts of an item that a perturbation is applied to; BLT takes each as a task of its own and averages."""
+AT_ONCE = 64
+"""Items scored together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ class Item:
     """Index of the right ending."""
 
 
-def read(path: Path) -> list[Item]:
+def read_items(path: Path) -> list[Item]:
     """The items of a file: HellaSwag in six lines each, or JSON lines of HellaSwag, PIQA, ARC, LAMBADA, or `query`,
     `choices`, `gold`. Raises InputError naming the line that cannot be read."""
     with open_input(path) as file:
@@ -49,7 +52,7 @@ def read(path: Path) -> list[Item]:
             lines = file.read().decode("utf-8").replace("\r\n", "\n").split("\n")
         except UnicodeDecodeError as error:
             raise InputError(f"{path}: byte {error.start} is not UTF-8") from error
-    items = _rows(path, lines) if lines and lines[0].lstrip().startswith("{") else _six_lines(path, lines)
+    items = _rows(path, lines) if lines[0].lstrip().startswith("{") else _six_lines(path, lines)
     if not items:
         raise InputError(f"{path} holds no items", "give JSON lines, or HellaSwag in six lines an item")
     return items
@@ -57,22 +60,20 @@ def read(path: Path) -> list[Item]:
 
 def _six_lines(path: Path, lines: list[str]) -> list[Item]:
     items = []
-    lines = lines if not lines or lines[-1] else lines[:-1]
+    lines = lines if lines[-1] else lines[:-1]
     for at in range(0, len(lines), 6):
-        own = lines[at : at + 6]
-        if len(own) < 6 or own[1] not in ("0", "1", "2", "3"):
+        block = lines[at : at + 6]
+        if len(block) < 6 or block[1] not in ("0", "1", "2", "3"):
             raise InputError(f"{path}, line {at + 2}: not the number 0 to 3 of the right one among four endings")
-        items.append(Item(own[0], tuple(own[2:]), int(own[1])))
+        items.append(Item(block[0], tuple(block[2:]), int(block[1])))
     return items
 
 
 def _rows(path: Path, lines: list[str]) -> list[Item]:
     items = []
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
         try:
-            items.append(_item(json.loads(line)))
+            items += [_item(json.loads(line))] if line.strip() else []
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
             raise InputError(
                 f"{path}, line {number}: no item of a known shape ({type(error).__name__}: {error})",
@@ -83,44 +84,41 @@ def _rows(path: Path, lines: list[str]) -> list[Item]:
 
 
 def _item(row: dict[str, Any]) -> Item:
+    """An item from a row of one of the known data sets, with the harness's prompts. Raises ValueError and others."""
     if "endings" in row:
         split = "ctx_a" in row and "ctx_b" in row
         context = f"{row['ctx_a']} {row['ctx_b'].capitalize()}" if split else row["ctx"]
         context = f"{row['activity_label']}: {context}" if "activity_label" in row else context
-        return _checked(_wikihow(context), [_wikihow(each) for each in row["endings"]], int(row["label"]))
-    if "sol1" in row:
-        return _checked(f"Question: {row['goal']}\nAnswer:", [row["sol1"], row["sol2"]], int(row["label"]))
-    if "answerKey" in row:
-        choices = row["choices"]
-        return _checked(
-            f"Question: {row['question']}\nAnswer:", choices["text"], choices["label"].index(row["answerKey"])
-        )
-    if "query" in row:
-        return _checked(row["query"], row["choices"], int(row["gold"]))
-    if "continuation" in row:
-        return _checked(row["context"], [row["continuation"].strip()], 0)
-    before, _, last = row["text"].strip().rpartition(" ")
-    return _checked(before, [last], 0)
-
-
-def _checked(text: str, endings: Sequence[str], answer: int) -> Item:
+        text, endings, answer = _wikihow(context), [_wikihow(ending) for ending in row["endings"]], int(row["label"])
+    elif "sol1" in row:
+        text, endings, answer = f"Question: {row['goal']}\nAnswer:", [row["sol1"], row["sol2"]], int(row["label"])
+    elif "answerKey" in row:
+        text, endings = f"Question: {row['question']}\nAnswer:", row["choices"]["text"]
+        answer = row["choices"]["label"].index(row["answerKey"])
+    elif "query" in row:
+        text, endings, answer = row["query"], row["choices"], int(row["gold"])
+    elif "continuation" in row:
+        text, endings, answer = row["context"], [row["continuation"].strip()], 0
+    else:
+        text, _, last = row["text"].strip().rpartition(" ")
+        endings, answer = [last], 0
     if not isinstance(text, str) or not endings or not all(isinstance(each, str) and each for each in endings):
         raise ValueError("the text or an ending is empty or no text")
-    for each in (text, *endings):
-        each.encode()  # JSON can write half of a surrogate pair
+    for part in (text, *endings):
+        part.encode()  # JSON can write half of a surrogate pair
     return Item(text, tuple(endings), range(len(endings))[answer])
 
 
 def _wikihow(text: str) -> str:
-    """What the harness does to HellaSwag: the brackets of WikiHow are left out."""
+    """HellaSwag's preprocessing in the harness: WikiHow's brackets are left out."""
     text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
     return text.replace("  ", " ")
 
 
-def perturbed(items: Iterable[Item], name: str, perturb: Perturbation, place: str, seed: int = 0) -> Iterator[Item]:
-    """The items with text, endings or both distorted; an item's chance depends on (seed, name, place, number) only."""
+def perturbed(items: Iterable[Item], name: str, perturb: Perturbation, place: str) -> Iterator[Item]:
+    """The items with text, endings or both distorted; the random numbers depend only on name, place and index."""
     for number, item in enumerate(items):
-        random = Random(f"{seed} {name} {place} {number}")
+        random = Random(f"0 {name} {place} {number}")
 
         def distorted(text: str, random: Random = random) -> str:
             return perturb(text.encode(), random).decode("utf-8", "replace") or text
@@ -132,98 +130,92 @@ def perturbed(items: Iterable[Item], name: str, perturb: Perturbation, place: st
 
 @dataclass(frozen=True)
 class Outcome:
-    """Per item, (n,) each."""
+    """Scores of n items, (n,) float64 each."""
 
     right: np.ndarray
     right_norm: np.ndarray
     log: np.ndarray
     """ln P of the right ending."""
     bytes: np.ndarray
-    """Of the right ending, the space before it too."""
+    """Bytes of the right ending and the space before it."""
     chance: np.ndarray
 
+    @property
+    def answer_bits(self) -> np.ndarray:
+        """(n, 2): bits and bytes of the right endings."""
+        return np.stack([-self.log / math.log(2), self.bytes], 1)
 
-def run(
+
+def score_items(
     model: HNetForCausalLM,
     items: Sequence[Item],
     table: bytes | None = None,
-    progress: Callable[[int], None] = lambda done: None,
+    update: Callable[[int], None] = lambda done: None,
 ) -> Outcome:
-    """Score the items, some at a time. `table` as `Modality.input_table`."""
-    right, right_norm, logs, sizes, chance = [], [], [], [], []
+    """Score the items; `table` as `Modality.input_table`; `update` gets the number done. Raises NumericalError."""
+    rows: list[tuple[float, ...]] = []
     waiting = iter(items)
-    while some := list(islice(waiting, 64)):
+    while batch := list(islice(waiting, AT_ONCE)):
         pairs = [
             (BOS + item.text.encode().translate(table), (" " + ending).encode().translate(table))
-            for item in some
+            for item in batch
             for ending in item.endings
         ]
-        log, greedy = loglikelihoods(model, pairs)
+        logs, greedy = loglikelihoods(model, pairs)
         at = 0
-        for item in some:
-            own = log[at : at + len(item.endings)]
-            lengths = np.array([len(ending) for ending in item.endings])
-            single = len(item.endings) == 1
-            right.append(bool(greedy[at]) if single else int(own.argmax()) == item.answer)
-            right_norm.append(bool(greedy[at]) if single else int((own / lengths).argmax()) == item.answer)
-            logs.append(float(own[item.answer]))
-            sizes.append(len(pairs[at + item.answer][1]))
-            chance.append(0.0 if single else 1 / len(item.endings))
+        for item in batch:
+            log, answer = logs[at : at + len(item.endings)], at + item.answer
+            right, right_norm, chance = float(greedy[at]), float(greedy[at]), 0.0
+            if len(item.endings) > 1:
+                right = float(log.argmax() == item.answer)
+                right_norm = float((log / [len(ending) for ending in item.endings]).argmax() == item.answer)
+                chance = 1 / len(item.endings)
+            rows.append((right, right_norm, logs[answer], len(pairs[answer][1]), chance))
             at += len(item.endings)
-        progress(len(right))
-    return Outcome(*(np.array(column, float) for column in (right, right_norm, logs, sizes, chance)))
+        update(len(rows))
+    return Outcome(*np.array(rows, np.float64).T)
 
 
 def figures(outcome: Outcome) -> dict[str, Any]:
     """items, acc, acc_norm (with _ci95 over items), chance; of single endings perplexity instead of acc_norm;
     answer_bpb: bits per byte of the right endings, which tells models apart that are all at chance."""
-    ones = np.ones(len(outcome.right))
     chance = float(outcome.chance.mean())
-    result: dict[str, Any] = {"items": len(ones), **with_interval("acc", np.stack([outcome.right, ones], 1))}
+    result: dict[str, Any] = {"items": len(outcome.right), **mean_with_interval("acc", outcome.right)}
     if chance:
-        result |= with_interval("acc_norm", np.stack([outcome.right_norm, ones], 1))
+        result |= mean_with_interval("acc_norm", outcome.right_norm)
     else:
-        logs = np.stack([-outcome.log, ones], 1)
+        logs = np.stack([-outcome.log, np.ones(len(outcome.log))], 1)
         result |= with_interval("perplexity", logs, lambda sums: np.exp(ratio(sums)))
-    return result | with_interval("answer_bpb", _answer(outcome)) | {"chance": chance}
-
-
-def _answer(outcome: Outcome) -> np.ndarray:
-    return np.stack([-outcome.log / math.log(2), outcome.bytes], 1)
+    return result | with_interval("answer_bpb", outcome.answer_bits) | {"chance": chance}
 
 
 def robustness(
     model: HNetForCausalLM,
     items: Sequence[Item],
-    perturbations: dict[str, Perturbation],
+    perturbations: Mapping[str, Perturbation],
     clean: Outcome,
     table: bytes | None = None,
-    progress: Callable[[int, str], None] = lambda done, what: None,
+    label: str = "task",
 ) -> dict[str, Any]:
     """acc_norm (acc of single endings) and answer_bpb, per byte after the perturbation, of each perturbation at each
     place and averaged over `PLACES`; and the paper's robustness score 100 (perturbed - chance) / max(clean - chance, 0)
-    of the average over perturbations. `progress` is told the items done, of all perturbations and places."""
+    of the average over perturbations, None for a model at chance."""
     result: dict[str, Any] = {}
     means, done = [], 0
-    for name, perturb in perturbations.items():
-        outcomes = []
-        for place in PLACES:
-
-            def note(n: int, before: int = done, what: str = f"{name}, {place}") -> None:
-                progress(before + n, what)
-
-            outcomes.append(run(model, list(perturbed(items, name, perturb, place)), table, note))
-            done += len(items)
-        mean = np.mean([outcome.right_norm for outcome in outcomes], 0)
-        means.append(mean)
-        ones = np.ones(len(mean))
-        result[name] = {
-            **with_interval("acc", np.stack([mean, ones], 1)),
-            **with_interval("answer_bpb", np.sum([_answer(outcome) for outcome in outcomes], 0)),
-        }
-        for place, outcome in zip(PLACES, outcomes, strict=True):
-            result[name] |= with_interval(place, np.stack([outcome.right_norm, ones], 1))
-            result[name] |= with_interval(f"{place}_answer_bpb", _answer(outcome))
+    with progress(f"{label}, distorted", len(PLACES) * len(perturbations) * len(items)) as bar:
+        for name, perturb in perturbations.items():
+            outcomes = {}
+            for place in PLACES:
+                bar.update(done, note=f"{name}, {place}")
+                distorted = list(perturbed(items, name, perturb, place))
+                outcomes[place] = score_items(model, distorted, table)
+                done += len(items)
+            means.append(np.mean([outcome.right_norm for outcome in outcomes.values()], 0))
+            answers = np.sum([outcome.answer_bits for outcome in outcomes.values()], 0)
+            result[name] = mean_with_interval("acc", means[-1]) | with_interval("answer_bpb", answers)
+            for place, outcome in outcomes.items():
+                result[name] |= mean_with_interval(place, outcome.right_norm)
+                result[name] |= with_interval(f"{place}_answer_bpb", outcome.answer_bits)
     rows = np.stack([np.mean(means, 0), clean.right_norm, clean.chance, np.ones(len(clean.chance))], 1)
 
     def score(sums: np.ndarray) -> np.ndarray:
@@ -234,5 +226,5 @@ def robustness(
     return {
         "perturbations": result,
         "robustness_score": value if math.isfinite(value) else None,
-        "robustness_score_ci95": interval(rows, score),
+        "robustness_score_ci95": interval(draws(rows, score)),
     }

@@ -1,10 +1,10 @@
-"""What a model says about variants: how much less likely the alternative is than the reference, on both strands.
+"""Likelihood ratios of variants: how much less likely the alternative is than the reference, on both strands.
 
 The score of a variant is ln P(alternative + what follows | what precedes) - ln P(reference + what follows | what
 precedes). Both read exactly the same flanks, of their full length for indels too: nothing is padded and no base of a
 flank is read with one allele only. The mirrored sequence (`Modality.mirror`), where the modality has such a thing, is
-scored likewise, and the mean reported.
-Negative: the model finds the alternative worse. An insertion has more bytes to pay for; compare like with like.
+scored likewise, and the mean reported. Negative: the model finds the alternative worse. An insertion has more bytes to
+pay for; compare like with like. Ranks and areas are hand-written: ten lines against a dependency on scipy.
 """
 
 from __future__ import annotations
@@ -20,25 +20,26 @@ import numpy as np
 from hnet_cli import storage
 from hnet_cli.errors import InputError
 from hnet_cli.evaluation.material import file_source
-from hnet_cli.evaluation.resampling import FEWEST, with_interval
+from hnet_cli.evaluation.resampling import FEWEST, mean_with_interval
 from hnet_cli.evaluation.scoring import loglikelihoods
 from hnet_cli.inference.windows import BOS
 from hnet_cli.modality import Modality, Refused, Variant
 from hnet_cli.model import HNetForCausalLM
+from hnet_cli.terminal.console import progress
 
 AT_ONCE = 64
+"""Variants scored together."""
 TIMES = 200
 """Draws for the interval of a correlation."""
 
 
 def score_variants(
     model: HNetForCausalLM,
-    kind: Modality,
+    modality: Modality,
     calls: Path,
     reference: Path,
     context: int,
     out: Path | None = None,
-    progress: Callable[[int], None] = lambda done: None,
     label: str | None = None,
 ) -> dict[str, Any]:
     """Score every variant of a file of calls; half of `context` is read on either side. `out`: a TSV, a line each.
@@ -47,97 +48,95 @@ def score_variants(
     """
     refused: Counter[str] = Counter()
     first: dict[str, str] = {}
-    kept: list[Variant] = []
-    scores: list[tuple[float, float]] = []
 
     def variants() -> Iterator[Variant]:
-        for item in kind.variants(file_source(calls), file_source(reference), max(1, context // 2)):
+        for item in modality.variants(file_source(calls), file_source(reference), max(1, context // 2)):
             if isinstance(item, Refused):
                 refused[item.reason] += 1
                 first.setdefault(item.reason, item.where)
             else:
                 yield item
 
-    waiting, strands = variants(), kind.mirror(b"") is not None
-    while some := list(islice(waiting, AT_ONCE)):
-        forward = _ratios(model, some)
-        backward = _ratios(model, [_mirrored(kind, each) for each in some]) if strands else forward
-        scores += zip(forward.tolist(), backward.tolist(), strict=True)
-        kept += some
-        progress(len(kept))
-    if not kept:
+    scored: list[Variant] = []
+    parts: list[np.ndarray] = []
+    waiting, strands = variants(), modality.mirror(b"") is not None
+    with progress("variants") as bar:
+        while batch := list(islice(waiting, AT_ONCE)):
+            forward = _ratios(model, batch)
+            backward = _ratios(model, [_mirrored(modality, variant) for variant in batch]) if strands else forward
+            parts.append(np.stack([forward, backward], 1))
+            scored += batch
+            bar.update(len(scored))
+    if not scored:
         reason = refused.most_common(1)[0][0] if refused else "it is empty"
         raise InputError(f"no variant of {calls} can be scored: {reason}{f' ({first[reason]})' if refused else ''}")
-    table = np.array(scores)
-    mean = table.mean(1)
+    table = np.concatenate(parts)
+    mean, kinds = table.mean(1), np.array([_kind(variant) for variant in scored])
     if out is not None:
-        _write(out, kept, table, mean)
-    kinds = Counter(_kind(each) for each in kept)
+        _write(out, scored, table)
     result: dict[str, Any] = {
-        "variants": len(kept),
+        "variants": len(scored),
         "left_out": dict(refused),
         "left_out_first": first,
-        "kinds": dict(kinds),
-        **with_interval("llr", np.stack([mean, np.ones(len(mean))], 1)),
-        **_by_kind(kinds, np.array([_kind(each) for each in kept]), mean),
+        "kinds": dict(Counter(kinds.tolist())),
+        **mean_with_interval("llr", mean),
     }
+    for kind in result["kinds"]:
+        result |= mean_with_interval(f"llr_{kind}", mean[kinds == kind])
     if strands:
-        result |= _with_interval("strand_correlation", _spearman, table[:, 0], table[:, 1])
-    label = label or ("AF" if all("AF" in each.fields for each in kept) else None)
-    return result | ({"label": _labelled(kept, mean, label)} if label else {})
+        result |= _rank_interval("strand_correlation", _spearman, table[:, 0], table[:, 1])
+    label = label or ("AF" if all("AF" in variant.fields for variant in scored) else None)
+    return result | ({"label": _labelled(scored, mean, label)} if label else {})
 
 
-def _by_kind(kinds: Iterable[str], own: np.ndarray, mean: np.ndarray) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for name in kinds:
-        of_kind = mean[own == name]
-        result |= with_interval(f"llr_{name}", np.stack([of_kind, np.ones(len(of_kind))], 1))
-    return result
-
-
-def _with_interval(
+def _rank_interval(
     name: str, measure: Callable[[np.ndarray, np.ndarray], float], a: np.ndarray, b: np.ndarray
 ) -> dict[str, Any]:
-    """{name: of all variants, name_ci95: over `TIMES` draws of variants, the same draws for everything}. (n,) each."""
-    if len(a) < FEWEST:
-        return {name: measure(a, b), f"{name}_ci95": None}
-    random = np.random.default_rng(0)
-    drawn = [measure(a[at], b[at]) for at in random.integers(0, len(a), (TIMES, len(a)))]
-    low, high = np.nanpercentile(drawn, [2.5, 97.5])
-    return {name: measure(a, b), f"{name}_ci95": [float(low), float(high)]}
+    """{name: the measure of a and b, (n,) each; name_ci95: over `TIMES` draws of variants, the same for everything}."""
+    result: dict[str, Any] = {name: measure(a, b), f"{name}_ci95": None}
+    if len(a) >= FEWEST:
+        drawn = np.random.default_rng(0).integers(0, len(a), (TIMES, len(a)))
+        low, high = np.nanpercentile([measure(a[at], b[at]) for at in drawn], [2.5, 97.5])
+        result[f"{name}_ci95"] = [float(low), float(high)]
+    return result
 
 
 def _ratios(model: HNetForCausalLM, variants: Iterable[Variant]) -> np.ndarray:
     """(n,) in nats."""
     pairs = []
-    for each in variants:
-        before = (BOS if each.begins else b"") + each.before
-        if not before:  # nothing known precedes: the base before it is unknown, which BOS says best
-            before = BOS
-        pairs += [(before, each.alternative + each.after), (before, each.reference + each.after)]
+    for variant in variants:
+        before = (BOS if variant.begins else b"") + variant.before
+        before = before or BOS  # an unknown base precedes: BOS comes nearest
+        pairs += [(before, allele + variant.after) for allele in (variant.alternative, variant.reference)]
     log, _ = loglikelihoods(model, pairs)
     return log[::2] - log[1::2]
 
 
-def _mirrored(kind: Modality, each: Variant) -> Variant:
+def _mirrored(modality: Modality, variant: Variant) -> Variant:
     before, reference, alternative, after = (
-        kind.mirror(part) or b"" for part in (each.after, each.reference, each.alternative, each.before)
+        modality.mirror(part) or b"" for part in (variant.after, variant.reference, variant.alternative, variant.before)
     )
-    return Variant(each.name, before, reference, alternative, after, each.ends, each.begins)
+    return Variant(variant.name, before, reference, alternative, after, variant.ends, variant.begins)
 
 
-def _kind(each: Variant) -> str:
-    change = len(each.alternative) - len(each.reference)
+def _kind(variant: Variant) -> str:
+    change = len(variant.alternative) - len(variant.reference)
     if change:
         return "insertion" if change > 0 else "deletion"
-    return "substitution" if len(each.reference) == 1 else "block"
+    return "substitution" if len(variant.reference) == 1 else "block"
 
 
-def _labelled(kept: list[Variant], mean: np.ndarray, label: str) -> dict[str, Any]:
-    """How well the scores agree with a field: Spearman's rho, or, where it has two values, the area under the ROC curve
-    for the value that is greater; of the model (with an interval over variants) and of what needs none."""
+def _baselines(variants: list[Variant]) -> dict[str, np.ndarray]:
+    """Scores that need no model, (n,) each, by name."""
+    names = sorted({name for variant in variants for name in variant.baselines})
+    return {name: np.array([variant.baselines.get(name, 0.0) for variant in variants]) for name in names}
+
+
+def _labelled(variants: list[Variant], scores: np.ndarray, label: str) -> dict[str, Any]:
+    """Agreement of the scores (n,), and of baselines, with a field: Spearman's rho, or, for a field of two values, the
+    area under the ROC curve for the greater one; with intervals over variants. Raises InputError."""
     try:
-        given = [each.fields[label] for each in kept]
+        given = [variant.fields[label] for variant in variants]
     except KeyError as error:
         raise InputError(f"a variant has no field {label}", "name another with --label") from error
     classes = sorted(set(given))
@@ -151,15 +150,13 @@ def _labelled(kept: list[Variant], mean: np.ndarray, label: str) -> dict[str, An
         raise InputError(f"{label} is not finite for every variant", "leave those out of the file")
     binary = len(set(numbers.tolist())) == 2
     measure = _auc if binary else _spearman
-    names = sorted({name for each in kept for name in each.baselines})
     rivals: dict[str, Any] = {}
-    for name in names:
-        values = np.array([each.baselines.get(name, 0.0) for each in kept])
-        rivals |= _with_interval(name, measure, values, numbers)
+    for name, values in _baselines(variants).items():
+        rivals |= _rank_interval(name, measure, values, numbers)
     return {
         "field": label,
         "measure": "auroc" if binary else "spearman",
-        **_with_interval("model", measure, mean, numbers),
+        **_rank_interval("model", measure, scores, numbers),
         "baselines": rivals,
     }
 
@@ -172,8 +169,7 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:
-    a, b = _ranks(a), _ranks(b)
-    a, b = a - a.mean(), b - b.mean()
+    a, b = (ranks - ranks.mean() for ranks in (_ranks(a), _ranks(b)))
     norm = float(np.sqrt((a * a).sum() * (b * b).sum()))
     return float((a * b).sum()) / norm if norm else 0.0
 
@@ -186,10 +182,11 @@ def _auc(scores: np.ndarray, values: np.ndarray) -> float:
     return float((_ranks(scores)[high].sum() - positive * (positive + 1) / 2) / (positive * negative))
 
 
-def _write(out: Path, kept: list[Variant], table: np.ndarray, mean: np.ndarray) -> None:
-    names = sorted({name for each in kept for name in each.baselines})
-    lines = ["\t".join(["variant", "kind", "llr", "llr_forward", "llr_reverse", *names]) + "\n"]
-    for each, (forward, backward), score in zip(kept, table.tolist(), mean.tolist(), strict=True):
-        numbers = [score, forward, backward, *(each.baselines.get(name, 0.0) for name in names)]
-        lines.append("\t".join([each.name, _kind(each), *(f"{number:.6g}" for number in numbers)]) + "\n")
-    storage.write_text(out, "".join(lines))
+def _write(out: Path, variants: list[Variant], table: np.ndarray) -> None:
+    """A TSV of `table` (n, 2), the scores of both strands, with their mean and the baselines. Raises StorageError."""
+    baselines = _baselines(variants)
+    lines = ["\t".join(["variant", "kind", "llr", "llr_forward", "llr_reverse", *baselines])]
+    columns = np.column_stack([table.mean(1), table, *baselines.values()])
+    for variant, row in zip(variants, columns.tolist(), strict=True):
+        lines.append("\t".join([variant.name, _kind(variant), *(f"{number:.6g}" for number in row)]))
+    storage.write_text(out, "\n".join(lines) + "\n")

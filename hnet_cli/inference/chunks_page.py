@@ -13,10 +13,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 
-from hnet_cli.pages.shell import CLOSING, opening, safe
+from hnet_cli.pages.html import macro
 
 BLOCK, LONGEST_BLOCK = 4096, 16384
 """Bytes after which a block ends with the next line, and without one."""
@@ -25,6 +26,7 @@ DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 COUNTED, COUNTED_BYTES = 50_000, 48
 """Different chunks that are counted, and the longest of them."""
 TOP, BARS = 40, 32
+TEMPLATE = "segment.html"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +128,7 @@ class _Block:
         lists["h"] = _listed(self.drawn)
         if self.into or self.left:
             lists["cut"] = f"{self.into},{self.left}"
-        told = "".join(f' data-{key}="{value}"' for key, value in lists.items())
-        return f'<div class="chunks"{told}>{safe("".join(self.texts))}</div>\n'
+        return macro(TEMPLATE, "block")(lists, "".join(self.texts))
 
 
 def _listed(numbers: Iterable[int]) -> str:
@@ -167,7 +168,8 @@ def page(
     """Pieces of the page. `parts` come in order: (heading of a document that begins here or None where it goes on,
     offset of the document in its source, its next chunks). `stages`: numbers of the stages that are shown, ascending.
     `label` names the model; `note` is asked at the end."""
-    yield opening("hnet segment", "segment.js") + _head(stages, label)
+    choices = [(str(n), f"stage {stage}", False) for n, stage in enumerate(stages)]
+    yield macro(TEMPLATE, "head")([*choices, ("all", "nested", True)] if len(stages) > 1 else [], label)
     counts = [_Counts() for _ in stages]
     bits, known, base = 0.0, 0, 0
     block: _Block | None = None
@@ -179,7 +181,7 @@ def page(
             for stage in counts:
                 stage.close()
             block, base = None, offset
-            written.append(f'<h2 class="source">{safe(heading)}</h2>\n' if heading else "")
+            written.append(macro(TEMPLATE, "heading")(heading) if heading else "")
         for piece in pieces:
             if block is None:
                 block = _Block(piece.start, [stage.chunks for stage in counts])
@@ -192,8 +194,12 @@ def page(
         yield "".join(written)
     for stage in counts:
         stage.close()
-    yield (block.html(base) if block else "") + "</main>\n"
-    yield _aside(counts, stages, show, bits / known if known else None, note()) + CLOSING
+    yield block.html(base) if block else ""
+    told = [_told(stage, number, show) for number, stage in zip(stages, counts, strict=True)]
+    if len(stages) == 1:
+        told[0]["title"] = "Chunks"
+    told[0]["bits"] = bits / known if known else None
+    yield macro(TEMPLATE, "closing")(told, note())
 
 
 def _placed(
@@ -226,58 +232,29 @@ def _placed(
     return after
 
 
-def _head(stages: Sequence[int], label: str) -> str:
-    def choice(name: str, title: str, options: Iterable[tuple[str, str, bool]]) -> str:
-        radios = "".join(
-            f'<label><input type="radio" name="{name}" value="{value}"{" checked" * checked}>{text}</label>'
-            for value, text, checked in options
-        )
-        return f'<span class="choice" role="radiogroup" aria-label="{title}">{radios}</span>'
-
-    nested = len(stages) > 1
-    of = [(str(n), f"stage {stage}", False) for n, stage in enumerate(stages)] + [("all", "nested", True)]
-    strength = [("p", "certainty", True), ("s", "surprisal", False), ("", "even", False)]
-    model = f'<p class="soft">Model: {safe(label)}</p>' if label else ""
-    return (
-        f'<body class="reader"><header><h1>Learned chunks</h1>{model}<noscript><p>The chunks are drawn by a script, '
-        'which is off: below is the text.</p></noscript><div class="choices">'
-        + (f"<span>chunks of {choice('stage', 'Stage', of)}</span>" if nested else "")
-        + f"<span>strength by {choice('strength', 'Strength', strength)}</span>"
-        "<label>boundaries from p = <output>0.50</output> "
-        '<input type="range" name="least" min="50" max="100" value="50"></label>'
-        "</div></header>\n<main>\n"
-    )
-
-
-def _aside(
-    counts: Sequence[_Counts], stages: Sequence[int], show: Callable[[bytes], str], bits: float | None, note: str
-) -> str:
-    parts = ["<aside>"]
-    if note:
-        parts.append(f'<div class="card"><b>{safe(note)}</b></div>')
-    for stage, own in zip(stages, counts, strict=True):
-        total = sum(length * count for length, count in own.lengths.items())
-        of = f"Stage {stage}" if len(stages) > 1 else "Chunks"
-        told = f"<b>{own.chunks:,}</b> chunks, <b>{total / max(1, own.chunks):.2f}</b> bytes each"
-        if bits is not None and stage == stages[0]:
-            told += f", <b>{bits:.3f}</b> bits per byte"
-        parts.append(f'<div class="card"><h3>{of}</h3><p>{told}</p>{_bars(own.lengths)}')
-        rows = "".join(
-            f'<li><code class="c{n % 4}">{safe(_visible(show(text)))}</code> {count:,}</li>'
-            for n, (text, count) in enumerate(own.texts.most_common(TOP))
-        )
-        parts.append(f'<details open><summary>The most frequent</summary><ol class="top">{rows}</ol></details></div>')
-    return "".join(parts) + "</aside>\n</body>\n"
+def _told(counts: _Counts, stage: int, show: Callable[[bytes], str]) -> dict[str, Any]:
+    """The figures of a stage as the template shows them."""
+    total = sum(length * count for length, count in counts.lengths.items())
+    bars, longest = _bars(counts.lengths)
+    return {
+        "title": f"Stage {stage}",
+        "chunks": counts.chunks,
+        "mean": total / max(1, counts.chunks),
+        "bits": None,
+        "bars": bars,
+        "longest": longest,
+        "frequent": [(_visible(show(text)), count) for text, count in counts.texts.most_common(TOP)],
+    }
 
 
 def _visible(text: str) -> str:
     return text.replace("\n", "↵").replace("\t", "→").replace(" ", "␣")
 
 
-def _bars(lengths: Counter[int]) -> str:
-    """How many chunks have each length, the longest together in the last bar."""
+def _bars(lengths: Counter[int]) -> tuple[list[tuple[str, str]], str]:
+    """Height in percent and title of a bar per length of chunks, the longest together in the last; its length."""
     if not lengths:
-        return ""
+        return [], ""
     total, most, seen = sum(lengths.values()), 1, 0
     for length in sorted(lengths):
         seen += lengths[length]
@@ -285,14 +262,10 @@ def _bars(lengths: Counter[int]) -> str:
         if seen >= 0.995 * total:
             break
     most = min(most, BARS)
-    heights = [lengths[n] for n in range(1, most)] + [sum(c for n, c in lengths.items() if n >= most)]
-    beyond = "" if max(lengths) == most else " or more"
-    bars = "".join(
-        f'<i style="height:{100 * height / max(heights):.1f}%" title="{n} byte{"s" * (n > 1)}'
-        f'{beyond if n == most else ""}: {height:,} ({100 * height / total:.1f}%)"></i>'
-        for n, height in enumerate(heights, start=1)
-    )
-    return (
-        f'<div class="bars" role="img" aria-label="Lengths of the chunks">{bars}</div>'
-        f'<div class="ends"><span>1 byte</span><span>{most}{beyond}</span></div>'
-    )
+    counts = [lengths[n] for n in range(1, most)] + [sum(c for n, c in lengths.items() if n >= most)]
+    longest = f"{most}" + ("" if max(lengths) == most else " or more")
+    names = [*(f"{n} byte{'s' * (n > 1)}" for n in range(1, most)), f"{longest} byte{'s' * (longest != '1')}"]
+    return [
+        (f"{100 * count / max(counts):.1f}", f"{name}: {count:,} ({100 * count / total:.1f}%)")
+        for count, name in zip(counts, names, strict=True)
+    ], longest

@@ -49,9 +49,13 @@ class HNetConfig:
     d_intermediate: tuple[int, ...]
     """MLP width per level, rounded up to a multiple of 128; 0 for 8/3 of d_model."""
     attn_cfg: AttnConfig
+    """Attention, one entry per level."""
     ssm_cfg: SSMConfig = field(default_factory=SSMConfig)
+    """Mamba-2, the same at all levels."""
     vocab_size: int = 256
+    """Ids the model reads and predicts: 256 for bytes."""
     tie_embeddings: bool = False
+    """Whether the output layer is the embedding table."""
     chunkers: tuple[Chunker, ...] = ()
     """One per stage; empty means learned everywhere."""
     target_ratios: tuple[float, ...] | None = None

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-_STACK = re.compile(r"(?:[mMtT][0-9]+)+")
+_STACK = re.compile(r"(?:[mMtT][0-9]{1,4})+")
+MOST = 2**31 - 1
+"""Upper limit of integers: kernels index with 32 bits."""
+LEAST = {"d_intermediate": 0, "vocab_size": 2, "adapter_width": 0, "rotary_emb_dim": 0, "window_size": -1}
+"""Lower limit of integers where it is not 1."""
+MOST_LAYERS = 4096
+"""Upper limit of the layers of a stack."""
 
 
 def check_keys(given: Iterable[str], known: Sequence[str], where: str) -> None:
@@ -25,6 +32,8 @@ def integer(value: Any, name: str, least: int) -> int:
     """The value. Raises ValueError, with `name`, for what is no integer of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    if value > MOST:
+        raise ValueError(f"{name} must be at most {MOST}, got {value!r:.40}")
     return value
 
 
@@ -41,7 +50,10 @@ def expand_stack(text: Any) -> str:
         raise ValueError(
             f"bad arch_layout: {text!r} should be letters m, M, t, T each followed by a count, such as 'T1m4'"
         )
-    return "".join(letter * int(count) for letter, count in re.findall(r"([mMtT])([0-9]+)", text))
+    counts = [(letter, int(count)) for letter, count in re.findall(r"([mMtT])([0-9]+)", text)]
+    if sum(count for _, count in counts) > MOST_LAYERS:
+        raise ValueError(f"bad arch_layout: {text!r:.40} has more than {MOST_LAYERS} layers in a stack")
+    return "".join(letter * count for letter, count in counts)
 
 
 def compact_stack(letters: str) -> str:
@@ -109,7 +121,7 @@ class SSMConfig:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            integer(getattr(self, f.name), f"ssm_cfg.{f.name}", 1)
+            integer(getattr(self, f.name), f"ssm_cfg.{f.name}", LEAST.get(f.name, 1))
 
 
 @dataclass(frozen=True)
@@ -117,14 +129,16 @@ class AttnConfig:
     """Attention settings, one entry per level."""
 
     num_heads: tuple[int, ...]
+    """Attention heads; a divisor of d_model."""
     rotary_emb_dim: tuple[int, ...]
     """Leading coordinates of each head that are rotated; 0 for none."""
     window_size: tuple[int, ...]
     """w: position i sees i-w..i, that is w+1 keys; -1 for all."""
 
     def __post_init__(self) -> None:
-        for name, least in (("num_heads", 1), ("rotary_emb_dim", 0), ("window_size", -1)):
-            object.__setattr__(self, name, integers(getattr(self, name), f"attn_cfg.{name}", least))
+        for f in fields(self):
+            value = integers(getattr(self, f.name), f"attn_cfg.{f.name}", LEAST.get(f.name, 1))
+            object.__setattr__(self, f.name, value)
 
 
 @dataclass(frozen=True)
@@ -136,15 +150,16 @@ class Rotary:
     factor: float = 1.0
     """Pairs that turn slowly turn this many times slower still."""
     low_freq_factor: float = 1.0
-    """Slowly: fewer full turns than this in `original_length` positions;"""
+    """Pairs with fewer full turns than this in `original_length` positions turn slowly."""
     high_freq_factor: float = 4.0
-    """those with more than this stay as they are, and between the two it is gradual."""
+    """Pairs with more full turns than this stay as they are; between the two it is gradual."""
     original_length: int = 8192
+    """Positions that the model was trained on before its context was stretched."""
 
     def __post_init__(self) -> None:
         for f in fields(self):
             value = getattr(self, f.name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise ValueError(f"rotary.{f.name} must be a number above 0, got {value!r}")
         if self.factor != 1 and not self.low_freq_factor < self.high_freq_factor:
             raise ValueError("rotary.low_freq_factor must be below rotary.high_freq_factor")
@@ -169,8 +184,9 @@ class Chunker:
     character), `space` (SpaceByte's rule), `fixed` (every k-th)."""
 
     kind: str = "learned"
+    """`learned`, `characters`, `space` or `fixed`."""
     k: int | None = None
-    """Of `fixed`, positions per chunk; else None."""
+    """Positions per chunk of `fixed`; else None."""
 
     def __post_init__(self) -> None:
         kinds = ("learned", "characters", "space", "fixed")

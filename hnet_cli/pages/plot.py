@@ -1,23 +1,33 @@
 """Charts as HTML and SVG of our own: curves that stretch with the page, words that do not, values under the pointer.
 
-A chart is drawn once for every axis it has; the page's choice hides the others. Colours are those of `pages/page.css`.
+A chart is drawn once for every axis it has; the page's choice hides the others. Colours are those of `page.css`. What
+the script needs lies beside each plot as JSON; it reads the curves themselves back from their paths.
 """
 
 from __future__ import annotations
 
-import json
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import cycle, pairwise
+from typing import Any, NamedTuple
 
-from hnet_cli.pages.shell import safe
+from markupsafe import Markup
+
+from hnet_cli.modality import escape
+from hnet_cli.pages.html import macro
 from hnet_cli.terminal.console import count, size
 
-POINTS = 600
-"""A curve is drawn with at most about this many points, extremes kept."""
-COLUMNS = 120
+MOST_POINTS = 600
+"""Points that a curve is drawn with at most, about; its extremes are kept."""
+MOST_COLUMNS = 120
+"""Columns of a heat map at most."""
 SHADES = 16
+AXES = ("bytes", "time")
+"""Bytes of training data seen, and seconds of training."""
+VIRIDIS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
+"""Five points of the colour map (van der Walt and Smith): even to the eye and to the colour-blind."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +44,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Mark:
-    """Something that happened at a place of each axis."""
+    """An event at a place of each axis."""
 
     at: Mapping[str, float]
     label: str
@@ -49,60 +59,68 @@ class Chart:
     lines: Sequence[Line]
     note: str = ""
     levels: Mapping[str, float] = field(default_factory=dict)
-    """Horizontal lines by label: what a curve is to be compared with."""
+    """Horizontal lines by label: references for the curves."""
     unit: str = ""
     """"bytes" where the values are bytes."""
     log: bool = False
-    """Values <= 0 are left out then."""
+    """Logarithmic values; those <= 0 are left out."""
     marks: Sequence[Mark] = ()
 
 
-AXES = ("bytes", "time")
-"""Bytes of training data seen, and seconds of training."""
+class Shape(NamedTuple):
+    """A path of a plot, in thousandths of its box; of the class "curve" where the pointer reads its values."""
+
+    css: str
+    path: str
+    colour: str = ""
 
 
-def _short(text: str) -> str:
-    number, unit = text.split(" ")
-    return f"{float(number):g} {'B' if unit == 'bytes' else unit}"
+class Label(NamedTuple):
+    """A word at an axis, `place` in percent."""
+
+    css: str
+    place: str
+    text: str
 
 
-def chart(given: Chart) -> str:
+class Plot(NamedTuple):
+    """One box of curves."""
+
+    spoken: str
+    shapes: list[Shape]
+    labels: list[Label]
+    data: dict[str, Any]
+    """For the script: "range" (left, right, bottom, top), "labels" of the curves, "unit", "log" or "heat"."""
+    axis: str = ""
+    marks: Sequence[tuple[str, str, str]] = ()
+    """Kind, place in percent, text."""
+
+
+def chart(given: Chart) -> Markup:
     """A chart as a `<figure>`; empty if nothing can be drawn."""
-    lines = [line for line in map(_positive, given.lines) if line.ys] if given.log else [x for x in given.lines if x.ys]
+    lines = [line for line in (map(_logarithmic, given.lines) if given.log else given.lines) if line.ys]
     if not lines:
-        return ""
+        return Markup()
     low, high = _bounds(lines, given)
-    drawn = [line for line in lines if line.style != "faint"]
-    legend = "".join(_legend(line.label, line.colour, line.style) for line in drawn)
-    legend += "".join(_legend(f"{label} {_value(y)}", 5, style) for (label, y), style in _levels(given))
-    plots = "".join(_plot(axis, given, lines, low, high) for axis in AXES if all(axis in line.xs for line in lines))
-    note = f"<small>{safe(given.note)}</small>" if given.note else ""
-    return (
-        f'<figure><figcaption><b>{safe(given.title)}</b>{note}</figcaption><ul class="legend">{legend}</ul>'
-        f"{plots}</figure>"
-    )
+    legend = [(line.label, line.style, line.colour % 6) for line in lines if line.style != "faint"]
+    legend += [(f"{label} {_value(y)}", style, 5) for label, y, style in _levels(given)]
+    plots = [_plot(axis, given, lines, low, high) for axis in AXES if all(axis in line.xs for line in lines)]
+    return macro("charts.html", "chart")(given.title, given.note, legend, plots)
 
 
-def _positive(line: Line) -> Line:
-    kept = [n for n, y in enumerate(line.ys) if y > 0]
-    xs = {axis: [values[n] for n in kept] for axis, values in line.xs.items()}
-    return Line(line.label, xs, [math.log10(line.ys[n]) for n in kept], line.colour, line.style)
+def _logarithmic(line: Line) -> Line:
+    positive = [n for n, y in enumerate(line.ys) if y > 0]
+    xs = {axis: [values[n] for n in positive] for axis, values in line.xs.items()}
+    return Line(line.label, xs, [math.log10(line.ys[n]) for n in positive], line.colour, line.style)
 
 
-def _levels(given: Chart) -> Iterator[tuple[tuple[str, float], str]]:
-    yield from zip(given.levels.items(), ("dashed", "dotted", "dashed", "dotted"), strict=False)
-
-
-def _legend(label: str, colour: int, style: str) -> str:
-    path = "M11 4h0" if style == "dots" else "M0 4H22"
-    return (
-        f'<li><svg class="s{colour % 6}" viewBox="0 0 22 8" aria-hidden="true"><path class="{style}" d="{path}"/></svg>'
-        f'<span class="name">{safe(label)}</span></li>'
-    )
+def _levels(given: Chart) -> Iterator[tuple[str, float, str]]:
+    for (label, y), style in zip(given.levels.items(), cycle(("dashed", "dotted")), strict=False):
+        yield label, y, style
 
 
 def _bounds(lines: Sequence[Line], given: Chart) -> tuple[float, float]:
-    """What the vertical axis shows. The first steps start at 8 bits and would flatten all that comes after them."""
+    """The range of the vertical axis. The first steps start at 8 bits and would flatten all that comes after them."""
     ys = sorted(y for line in lines for y in line.ys)
     levels = [math.log10(y) if given.log else y for y in given.levels.values() if y > 0 or not given.log]
     low, high = min([ys[0], *levels]), max([ys[int(0.97 * (len(ys) - 1))], *levels])
@@ -110,65 +128,51 @@ def _bounds(lines: Sequence[Line], given: Chart) -> tuple[float, float]:
     return (max(low - pad, 0.0) if low >= 0 and not given.log else low - pad), high + pad
 
 
-def _plot(axis: str, given: Chart, lines: Sequence[Line], low: float, high: float) -> str:
-    every = [x for line in lines for x in line.xs[axis]]
-    left, right = min(0.0, min(every)), max(every) or 1.0
+def _scale(start: float, end: float, full: float = 1000) -> Callable[[float], float]:
+    """The map of [start, end] to [0, full]."""
+    return lambda value: full * (value - start) / ((end - start) or 1)
 
-    def across(x: float) -> float:
-        return 1000 * (x - left) / ((right - left) or 1)
 
-    def down(y: float) -> float:
-        return 1000 * (high - y) / (high - low)
-
-    parts = []
+def _plot(axis: str, given: Chart, lines: Sequence[Line], low: float, high: float) -> Plot:
+    xs = [x for line in lines for x in line.xs[axis]]
+    left, right = min(0.0, min(xs)), max(xs) or 1.0
+    across, down = _scale(left, right), _scale(high, low)
     ticks = _log_ticks(low, high) if given.log else _ticks(low, high)
-    rules = "".join(f"M0 {down(y):.1f}H1000" for y in ticks)
-    parts.append(f'<path class="rule" d="{rules}"/>')
-    for (_, y), style in _levels(given):
-        parts.append(f'<path class="{style} s5" d="M0 {down(math.log10(y) if given.log else y):.2f}H1000"/>')
+    shapes = [Shape("rule", "".join(f"M0 {down(y):.1f}H1000" for y in ticks))]
+    for _, y, style in _levels(given):
+        shapes.append(Shape(f"{style} s5", f"M0 {down(math.log10(y) if given.log else y):.2f}H1000"))
     for line in lines:
-        kept = _thinned(line.ys)
-        points = " ".join(f"{across(line.xs[axis][n]):.2f},{down(line.ys[n]):.2f}" for n in kept)
-        told = f'class="{line.style} s{line.colour % 6}" data-label="{safe(line.label)}"'
-        if line.style == "dots" or len(kept) == 1:
-            dots = "".join(f"M{across(line.xs[axis][n]):.2f} {down(line.ys[n]):.2f}h0" for n in kept)
-            parts.append(f'<path {told.replace(line.style, "dots", 1)} d="{dots}" data-points="{points}"/>')
-        else:
-            parts.append(f'<polyline {told} points="{points}"/>')
-    marks = "".join(
-        f'<i class="mark {safe(mark.kind)}" style="left:{min(across(mark.at[axis]), 1000) / 10:.2f}%"'
-        f' title="{safe(mark.label)}"></i>'
-        for mark in given.marks
-        if axis in mark.at
-    )
-    labels = "".join(
-        f'<span class="y" style="top:{down(y) / 10:.2f}%">{_value(10**y if given.log else y, given.unit)}</span>'
-        for y in ticks
-    )
-    return (
-        f'<div class="plot by-{axis}" data-range="{left:.6g} {right:.6g} {low:.8g} {high:.8g}" data-unit="{given.unit}"'
-        f'{" data-log=1" * given.log}><svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" '
-        f'aria-label="{safe(_spoken(given, lines))}">{"".join(parts)}</svg>{marks}{labels}'
-        f"{_x_labels(axis, left, right, across)}</div>"
-    )
-
-
-def _spoken(given: Chart, lines: Sequence[Line]) -> str:
+        points = [f"{across(line.xs[axis][n]):.2f},{down(line.ys[n]):.2f}" for n in _thinned(line.ys)]
+        dots = line.style == "dots" or len(points) == 1
+        css = f"{'dots' if dots else line.style} s{line.colour % 6}{' curve' * bool(line.label)}"
+        shapes.append(Shape(css, "".join(f"M{point}h0" for point in points) if dots else f"M{' '.join(points)}"))
+    labels = [Label("y", f"{down(y) / 10:.2f}", _value(10**y if given.log else y, given.unit)) for y in ticks]
     ends = (f"{line.label} {_value(10 ** line.ys[-1] if given.log else line.ys[-1])}" for line in lines if line.label)
-    return f"{given.title}. At the end: {', '.join(dict.fromkeys(ends))}"
+    return Plot(
+        f"{given.title}. At the end: {', '.join(dict.fromkeys(ends))}",
+        shapes,
+        labels + _x_labels(axis, left, right),
+        {
+            "range": [left, right, low, high],
+            "unit": given.unit,
+            "log": given.log,
+            "labels": [escape(line.label) for line in lines if line.label],
+        },
+        axis,
+        [(m.kind, f"{min(across(m.at[axis]), 1000) / 10:.2f}", m.label) for m in given.marks if axis in m.at],
+    )
 
 
-def _x_labels(axis: str, left: float, right: float, across: Callable[[float], float]) -> str:
+def _x_labels(axis: str, left: float, right: float) -> list[Label]:
     unit, name = 1, ""
     if axis == "time":
         unit, name = (3600, " h") if right >= 7200 else (60, " min") if right >= 120 else (1, " s")
-    parts = []
+    labels, across = [], _scale(left, right, 100)
     for x in _ticks(left / unit, right / unit):
         place = across(x * unit)
-        edge = " last" if place > 930 else " first" if place < 20 else ""
-        label = f"{x:g}{name}" if name else _short(size(x))
-        parts.append(f'<span class="x{edge}" style="left:{place / 10:.2f}%">{label}</span>')
-    return "".join(parts)
+        css = "x last" if place > 93 else "x first" if place < 2 else "x"
+        labels.append(Label(css, f"{place:.2f}", f"{x:g}{name}" if name else _value(x, "bytes")))
+    return labels
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -178,8 +182,7 @@ def _ticks(low: float, high: float) -> list[float]:
     rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))
     step = next((s * power for s in (1, 2, 5) if s * power >= rough), 10 * power)
-    first = math.ceil(low / step - 1e-9)
-    return [n * step for n in range(first, math.floor(high / step + 1e-9) + 1)]
+    return [n * step for n in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
@@ -194,22 +197,23 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 def _value(value: float, unit: str = "") -> str:
     if unit == "bytes":
-        return _short(size(value))
+        number, name = size(value).split(" ")
+        return f"{float(number):g} {'B' if name == 'bytes' else name}"
     if unit == "count":
         return count(value)
     return f"{value:.3g}" if abs(value) < 1e-3 or abs(value) >= 1e5 else f"{float(f'{value:.4g}'):g}"
 
 
-def _thinned(ys: Sequence[float], limit: int = POINTS) -> list[int]:
-    """Which points to draw: all, or of each stretch the smallest and the largest, and the last."""
-    width = math.ceil(2 * len(ys) / limit)
+def _thinned(ys: Sequence[float]) -> list[int]:
+    """Indices of the points to draw: all, or of each stretch the smallest and the largest, and the last."""
+    width = math.ceil(2 * len(ys) / MOST_POINTS)
     if width <= 2:
         return list(range(len(ys)))
-    kept = {0, len(ys) - 1}
-    for at in range(0, len(ys), width):
-        stretch = range(at, min(at + width, len(ys)))
-        kept |= {min(stretch, key=ys.__getitem__), max(stretch, key=ys.__getitem__)}
-    return sorted(kept)
+    chosen = {0, len(ys) - 1}
+    for start in range(0, len(ys), width):
+        stretch = range(start, min(start + width, len(ys)))
+        chosen |= {min(stretch, key=ys.__getitem__), max(stretch, key=ys.__getitem__)}
+    return sorted(chosen)
 
 
 def smoothed(ys: Sequence[float]) -> list[float]:
@@ -218,11 +222,8 @@ def smoothed(ys: Sequence[float]) -> list[float]:
     sums = [0.0]
     for y in ys:
         sums.append(sums[-1] + y)
-    result = []
-    for n in range(len(ys)):
-        here = min(reach, n, len(ys) - 1 - n)
-        result.append((sums[n + here + 1] - sums[n - here]) / (2 * here + 1))
-    return result
+    radii = [min(reach, n, len(ys) - 1 - n) for n in range(len(ys))]
+    return [(sums[n + radius + 1] - sums[n - radius]) / (2 * radius + 1) for n, radius in enumerate(radii)]
 
 
 @dataclass(frozen=True)
@@ -231,112 +232,73 @@ class Bar:
 
     label: str
     value: float
-    told: str
+    text: str
     """The value in words."""
     ci95: Sequence[float] | None = None
     colour: int = 0
 
 
-def bars(title: str, rows: Sequence[Bar], note: str = "", unit: str = "", origin: bool = False) -> str:
+def bars(title: str, rows: Sequence[Bar], note: str = "", unit: str = "", origin: bool = False) -> Markup:
     """Horizontal bars with intervals as a `<figure>`; empty for none. They begin at 0; without `origin`, values
     that are all far from it are dots."""
     if not rows:
-        return ""
+        return Markup()
     ends = [end for row in rows for end in (row.value, *(row.ci95 or ()))]
     low, high = min(ends), max(ends)
     far = not origin and low > 0 and low > 0.5 * high  # a difference of a few per cent would not be seen from 0
     pad = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
     left, right = (low - pad if far else min(0.0, low - pad * (low < 0))), (high + pad if high > 0 else 0.0)
+    across = _scale(left, right, 100)
 
-    def across(x: float) -> float:
-        return 100 * (x - left) / (right - left)
+    def span(start: float, end: float) -> str:
+        start, end = sorted((across(start), across(end)))
+        return f"left:{start:.2f}%;width:{end - start:.2f}%"
 
-    parts = []
-    for row in rows:
-        start, end = sorted((across(left if far else 0.0), across(row.value)))
-        mark = (
-            f'<i class="dot" style="left:{across(row.value):.2f}%"></i>'
-            if far
-            else f'<i class="bar" style="left:{start:.2f}%;width:{end - start:.2f}%"></i>'
-        )
-        if row.ci95:
-            a, b = map(across, row.ci95)
-            mark += f'<i class="whisker" style="left:{a:.2f}%;width:{b - a:.2f}%"></i>'
-        parts.append(
-            f'<li class="s{row.colour % 6}"><span class="name">{safe(row.label)}</span>'
-            f'<span class="track">{mark}</span><span class="told">{safe(row.told)}</span></li>'
-        )
-    ticks = "".join(f'<span style="left:{across(x):.2f}%">{_value(x, unit)}</span>' for x in _ticks(left, right))
-    zero = f'<i class="zero" style="left:{across(0):.2f}%"></i>' if left < 0 < right else ""
-    return (
-        f'<figure><figcaption><b>{safe(title)}</b><small>{safe(note)}</small></figcaption><ul class="rows">'
-        f'{"".join(parts)}</ul><div class="axis"><span class="track">{ticks}{zero}</span></div></figure>'
-    )
+    ticks = [Label("", f"{across(x):.2f}", _value(x, unit)) for x in _ticks(left, right)]
+    zero = f"{across(0):.2f}" if left < 0 < right else None
+    return macro("charts.html", "bars")(title, note, rows, far, span, ticks, zero)
 
 
-def heat_map(title: str, xs: Sequence[float], columns: Sequence[Sequence[float]], note: str = "") -> str:
+def heat_map(title: str, xs: Sequence[float], columns: Sequence[Sequence[float]], note: str = "") -> Markup:
     """Histograms over [0, 1], one column each from its place on the axis of bytes to the next, as a `<figure>`.
 
-    The first reaches back by the width of a column, for that is how long nothing was recorded before it.
-    A column's shares of its sum are drawn on a logarithmic scale from 0.1% to 100%, for most of p is near 0.
+    The first reaches back by the width of a column, for nothing was recorded in that stretch before it. A column's
+    shares of its sum are drawn on a logarithmic scale from 0.1% to 100%, for most of p is near 0.
     """
-    every = max(1, math.ceil(len(xs) / COLUMNS))
+    every = max(1, math.ceil(len(xs) / MOST_COLUMNS))
     chosen = list(zip(xs, columns, strict=True))[::every]
-    picked = [(x, [count / sum(column) for count in column]) for x, column in chosen if sum(column) > 0]
-    if not picked:
-        return ""
-    right = max(xs[-1], picked[-1][0]) * (1 + 1 / len(picked))
-    first = max(0.0, 2 * picked[0][0] - picked[1][0]) if len(picked) > 1 else 0.0
-    places = [1000 * x / right for x in (first, *(x for x, _ in picked[1:]), right)]
-    shades: list[list[str]] = [[] for _ in range(SHADES)]
-    for (left, end), (_, shares) in zip(pairwise(places), picked, strict=True):
-        tall = 1000 / len(shares)
-        for n, share in enumerate(shares):
+    shares = [(x, [number / sum(column) for number in column]) for x, column in chosen if sum(column) > 0]
+    if not shares:
+        return Markup()
+    right = max(xs[-1], shares[-1][0]) * (1 + 1 / len(shares))
+    first = max(0.0, 2 * shares[0][0] - shares[1][0]) if len(shares) > 1 else 0.0
+    places = [1000 * x / right for x in (first, *(x for x, _ in shares[1:]), right)]
+    cells: dict[int, list[str]] = defaultdict(list)
+    for (left, end), (_, column) in zip(pairwise(places), shares, strict=True):
+        height = 1000 / len(column)
+        for n, share in enumerate(column, start=1):
             if share >= 1e-3:
                 shade = min(SHADES - 1, int((math.log10(share) + 3) / 3 * SHADES))
-                shades[shade].append(
-                    f"M{left:.1f} {1000 - (n + 1) * tall:.0f}h{end - left + 0.4:.1f}v{tall:.0f}H{left:.1f}z"
+                cells[shade].append(
+                    f"M{left:.1f} {1000 - n * height:.0f}h{end - left + 0.4:.1f}v{height:.0f}H{left:.1f}z"
                 )
-    paths = "".join(
-        f'<path d="{"".join(cells)}" style="color:{_viridis(n / (SHADES - 1))}"/>'
-        for n, cells in enumerate(shades)
-        if cells
-    )
-    values = [
-        [round(place, 1), *(round(share, 4) for share in shares)]
-        for place, (_, shares) in zip(places, picked, strict=False)
+    shapes = [Shape("heat", "".join(cells[shade]), _viridis(shade / (SHADES - 1))) for shade in sorted(cells)]
+    labels = [Label("y", f"{100 - 100 * p:.0f}", f"{p:g}") for p in (0, 0.25, 0.5, 0.75, 1)]
+    heat = [
+        [round(place, 1), *(round(share, 4) for share in column)]
+        for place, (_, column) in zip(places, shares, strict=False)
     ]
-    told = safe(json.dumps(values, separators=(",", ":")))
-    labels = "".join(f'<span class="y" style="top:{100 - 100 * p:.0f}%">{p:g}</span>' for p in (0, 0.25, 0.5, 0.75, 1))
-    scale = "".join(f'<i style="background:{_viridis(n / 7)}"></i>' for n in range(8))
-    return (
-        f"<figure><figcaption><b>{safe(title)}</b><small>{safe(note)}</small></figcaption>"
-        f'<ul class="legend"><li>0.1% <span class="scale">{scale}</span> 100% of the positions</li></ul>'
-        f'<div class="plot" data-range="0 {right:.6g} 0 1" data-heat="{told}">'
-        f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" aria-label="{safe(title)}">'
-        f'<g class="heat">{paths}</g><path class="dashed s5" d="M0 500H1000"/></svg>{labels}'
-        f"{_x_labels('bytes', 0, right, lambda x: 1000 * x / right)}</div></figure>"
+    plot = Plot(
+        title,
+        [*shapes, Shape("dashed s5", "M0 500H1000")],
+        labels + _x_labels("bytes", 0, right),
+        {"range": [0, right, 0, 1], "heat": heat},
     )
-
-
-VIRIDIS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
+    return macro("charts.html", "heat_map")(title, note, [_viridis(n / 7) for n in range(8)], plot)
 
 
 def _viridis(share: float) -> str:
-    """The colour map of that name (van der Walt and Smith): even to the eye and to the colour-blind."""
     at = min(max(share, 0.0), 1.0) * (len(VIRIDIS) - 1)
     n = min(int(at), len(VIRIDIS) - 2)
     mixed = (round(a + (at - n) * (b - a)) for a, b in zip(VIRIDIS[n], VIRIDIS[n + 1], strict=True))
     return f"rgb({','.join(map(str, mixed))})"
-
-
-def spark(values: Sequence[float], width: int = 40) -> str:
-    """A curve as one line of text, for the terminal."""
-    if not values:
-        return ""
-    count = min(width, len(values))
-    picked = [values[i * (len(values) - 1) // max(1, count - 1)] for i in range(count)]
-    ranked = sorted(picked)
-    low, high = ranked[0], ranked[len(ranked) - 1 - len(ranked) // 10]  # the first losses would flatten all the others
-    scale = 7 / (high - low) if high > low else 0
-    return "".join("▁▂▃▄▅▆▇█"[int((min(value, high) - low) * scale)] for value in picked)

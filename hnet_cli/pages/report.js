@@ -1,4 +1,4 @@
-// Values under the pointer are read back from the curves themselves: a polyline's points are thousandths of its box.
+// Values under the pointer are read back from the curves themselves, whose points are thousandths of their box.
 addEventListener("DOMContentLoaded", () => {
   const tip = document.createElement("div");
   tip.className = "tip";
@@ -24,17 +24,18 @@ addEventListener("DOMContentLoaded", () => {
   };
 
   for (const plot of document.querySelectorAll(".plot")) {
-    const [x0, x1, y0, y1] = plot.dataset.range.split(" ").map(Number);
+    const data = JSON.parse(plot.querySelector("script").textContent);
+    const [x0, x1, y0, y1] = data.range;
     const value = (y) => {
       const v = y0 + (1 - y / 1000) * (y1 - y0);
-      return plot.dataset.log ? 10 ** v : v;
+      return data.log ? 10 ** v : v;
     };
-    const format = plot.dataset.unit === "bytes" ? bytes : number;
-    const lines = [...plot.querySelectorAll("polyline, path.dots")].filter((line) => line.dataset.label).map((line) => ({
-      label: line.dataset.label,
-      points: (line.getAttribute("points") || line.dataset.points).split(" ").filter(Boolean).map((p) => p.split(",").map(Number)),
+    const format = data.unit === "bytes" ? bytes : number;
+    const lines = [...plot.querySelectorAll("path.curve")].map((path, n) => ({
+      label: data.labels[n],
+      points: [...path.getAttribute("d").matchAll(/([-\d.]+),([-\d.]+)/g)].map(([, x, y]) => [+x, +y]),
     }));
-    const heat = plot.dataset.heat ? JSON.parse(plot.dataset.heat) : null;
+    const heat = data.heat;
     const hair = document.createElement("div");
     hair.className = "hair";
     hair.hidden = true;
@@ -47,7 +48,7 @@ addEventListener("DOMContentLoaded", () => {
       const nearest = lines.map(({ label, points }) => {
         let best = null;
         for (const p of points) if (!best || Math.abs(p[0] - at) < Math.abs(best[0] - at)) best = p;
-        if (best && (!found || Math.abs(best[0] - at) < Math.abs(found - at))) found = best[0];
+        if (best && (found === null || Math.abs(best[0] - at) < Math.abs(found - at))) found = best[0];
         return { label, best };
       });
       if (heat) {
@@ -77,6 +78,7 @@ addEventListener("DOMContentLoaded", () => {
     const frames = [...film.querySelectorAll(".frame")];
     const slider = film.querySelector("input[type=range]");
     const play = film.querySelector("button");
+    if (!slider) continue;
     const turn = () => frames.forEach((frame, n) => { frame.hidden = n !== +slider.value; });
     slider.addEventListener("input", turn);
     let timer = 0;

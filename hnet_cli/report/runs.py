@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +16,6 @@ from hnet_cli.report import history
 from hnet_cli.report.history import Glance, interpolated, series
 from hnet_cli.terminal.console import duration, fits, literal, say, size, table
 
-Rows = list[list[str]]
 ORDERS: dict[str, Callable[[Glance], Any]] = {
     "when": lambda run: -run.when,
     "name": lambda run: run.name,
@@ -27,19 +26,18 @@ ORDERS: dict[str, Callable[[Glance], Any]] = {
 SPARE = ("last", "speed", "seen", "preset", "when", "data")
 """Columns that a narrow terminal goes without, the first ones first; a name cut short is of no use to anybody."""
 SHARES = (0.25, 0.5, 1.0)
-"""Of the bytes that all of the runs have seen: where their validations are compared."""
-PLACES = 3
+"""Shares of the bytes that all of the runs have seen at which their validations are compared."""
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What `hnet runs` has to say, for people and for programs."""
+class RunsShown:
+    """The output of `hnet runs`, for people and for programs."""
 
     tables: list[Table]
     data: dict[str, Any]
 
 
-def show(paths: Sequence[Path], sort: str = "when", out: Path | None = None) -> Shown:
+def show(paths: Sequence[Path], sort: str = "when", out: Path | None = None) -> RunsShown:
     """The runs in folders, or the runs given; two or more of these are compared. `out` gets the page of them.
 
     Raises UsageError for an unknown order, InputError where there is no run.
@@ -48,14 +46,15 @@ def show(paths: Sequence[Path], sort: str = "when", out: Path | None = None) -> 
         raise UsageError(f"runs cannot be sorted by {sort!r}", f"choose from {', '.join(ORDERS)}")
     paths = [_by_name(path) for path in paths]
     named = bool(paths) and all(map(history.is_run, paths))
-    found = list(dict.fromkeys(_found(paths or [Path("runs")])))
-    listed = [history.glance(path) for path in found]
+    runs = [history.glance(path) for path in dict.fromkeys(_found(paths or [Path("runs")]))]
     if not named:
-        listed.sort(key=ORDERS[sort])
-    shown = _compared(listed) if named and len(listed) > 1 else _listed(listed)
+        runs.sort(key=ORDERS[sort])
+    comparison = _Comparison(runs) if len(runs) > 1 and (named or out) else None
     if out is not None:
-        _write(out, listed)
-    return shown
+        _write(out, runs, comparison)
+    if named and comparison:
+        return comparison.shown()
+    return RunsShown([_list(runs)], {"runs": [run.to_dict() for run in runs]})
 
 
 def _by_name(path: Path) -> Path:
@@ -76,39 +75,38 @@ def _found(paths: Sequence[Path]) -> Iterator[Path]:
         yield from below
 
 
-def _listed(runs: Sequence[Glance]) -> Shown:
-    columns = {
-        "run": [run.name for run in runs],
-        "preset": [run.preset or "-" for run in runs],
-        "data": [_data(run) for run in runs],
-        "step": [f"{run.step:,}" + (f"/{run.steps:,}" if run.steps else "") for run in runs],
-        "state": [run.state for run in runs],
-        "seen": [size(run.bytes) for run in runs],
-        "bits per byte": [_bits(run.bpb_best) for run in runs],
-        "last": [_bits(run.bpb_last) for run in runs],
-        "bytes/chunk": [_chunks(run) for run in runs],
-        "speed": [f"{size(run.bytes_per_s)}/s" if run.bytes_per_s else "-" for run in runs],
-        "when": [f"{datetime.fromtimestamp(run.when):%Y-%m-%d %H:%M}" if run.when else "-" for run in runs],
-    }
-    made = _table(columns)
-    for column in SPARE:
-        if not fits(made):
-            del columns[column]
-            made = _table(columns)
+def _list(runs: Sequence[Glance]) -> Table:
+    """The table of runs, as many columns as fit; why runs are damaged or failed is said."""
+    rows = [
+        {
+            "run": run.name,
+            "preset": run.preset or "-",
+            "data": _data(run),
+            "step": f"{run.step:,}" + (f"/{run.steps:,}" if run.steps else ""),
+            "state": run.state,
+            "seen": size(run.bytes),
+            "bits per byte": _bits(run.bpb_best),
+            "last": _bits(run.bpb_last),
+            "bytes/chunk": _chunks(run),
+            "speed": f"{size(run.bytes_per_s)}/s" if run.bytes_per_s else "-",
+            "when": f"{datetime.fromtimestamp(run.when):%Y-%m-%d %H:%M}" if run.when else "-",
+        }
+        for run in runs
+    ]
     for run in runs:
-        if run.state == "damaged":
+        if run.about and run.state != "running":
             say(f"[yellow]{literal(run.name)}:[/] {literal(run.about)}")
-    return Shown([made], {"runs": [run.to_dict() for run in runs]})
-
-
-def _table(columns: dict[str, list[str]]) -> Table:
-    made = table(*columns)
-    made.columns[0].no_wrap = True
-    for column in made.columns:
-        column.justify = "left" if column.header in ("run", "preset", "data", "state") else "right"
-    for row in zip(*columns.values(), strict=True):
-        made.add_row(*map(literal, row))
-    return made
+    columns, spare = list(rows[0]), iter(SPARE)
+    while True:
+        made = table(*columns)
+        made.columns[0].no_wrap = True
+        for column in made.columns:
+            column.justify = "left" if column.header in ("run", "preset", "data", "state") else "right"
+        for row in rows:
+            made.add_row(*(literal(row[name]) for name in columns))
+        if fits(made) or not (name := next(spare, "")):
+            return made
+        columns.remove(name)
 
 
 def _data(run: Glance) -> str:
@@ -117,45 +115,76 @@ def _data(run: Glance) -> str:
 
 
 def _bits(value: float | None) -> str:
-    return f"{value:.{PLACES}f}" if value is not None else "-"
+    return f"{value:.3f}" if value is not None else "-"
 
 
 def _chunks(run: Glance) -> str:
-    parts = (f"{reached:.2f}" + (f" of {target:.1f}" if target else "") for reached, target in run.stages)
-    return ", ".join(parts) or "-"
+    pairs = ((stage.bytes_per_chunk, stage.target_bytes_per_chunk) for stage in run.stages)
+    return ", ".join(f"{reached:.2f}" + (f" of {target:.1f}" if target else "") for reached, target in pairs) or "-"
 
 
-# -- side by side ------------------------------------------------------------------------------------------------------
+class _Comparison:
+    """Runs side by side."""
 
+    def __init__(self, runs: Sequence[Glance]) -> None:
+        names = [run.name for run in runs]
+        self.runs = {str(run.path) if names.count(run.name) > 1 else run.name: run for run in runs}
+        self.records = [history.read_metrics(run.path) for run in runs]
+        self.differences = self._differences()
+        self.at_equal_bytes = self._at_equal_bytes()
 
-def _names(runs: Sequence[Glance]) -> list[str]:
-    """Short names; the whole path where two runs have the same."""
-    short = [run.name for run in runs]
-    return [str(run.path) if short.count(run.name) > 1 else run.name for run in runs]
-
-
-def _compared(runs: Sequence[Glance]) -> Shown:
-    grids = {
-        "Settings that differ": _differences(runs),
-        "Figures": _figures(runs),
-        "Bits per byte at equal bytes": _at(runs),
-    }
-    data = {
-        "runs": [run.to_dict() for run in runs],
-        "differences": {row[0]: row[1:] for row in grids["Settings that differ"][1:]},
-        "bpb_at_equal_bytes": [{"bytes": count, "bpb": bits} for count, bits in _at_equal_bytes(runs)],
-    }
-    tables = []
-    for title, rows in grids.items():
-        if len(rows) > 1:
-            made = table(*map(literal, rows[0]), title=f"[bold]{title}[/]")
+    def shown(self) -> RunsShown:
+        """The tables in order, those of one row left out."""
+        tables = []
+        for title, rows in self.tables().items():
+            tables.append(table(*map(literal, rows[0]), title=f"[bold]{title}[/]"))
             for row in rows[1:]:
-                made.add_row(*map(literal, row))
-            tables.append(made)
-    return Shown(tables, data)
+                tables[-1].add_row(*map(literal, row))
+        data = {
+            "runs": [run.to_dict() for run in self.runs.values()],
+            "differences": self.differences,
+            "bpb_at_equal_bytes": [{"bytes": count, "bpb": bits} for count, bits in self.at_equal_bytes],
+        }
+        return RunsShown(tables, data)
+
+    def tables(self) -> dict[str, list[list[str]]]:
+        """Rows of cells by title, the first of heads; a table of heads alone is left out."""
+        runs, heads = list(self.runs.values()), ["", *self.runs]
+        spent = [history.clock(records)(run.bytes) for records, run in zip(self.records, runs, strict=True)]
+        figures = {
+            "state": [run.state for run in runs],
+            "step": [f"{run.step:,}" for run in runs],
+            "seen": [size(run.bytes) for run in runs],
+            "training time": [duration(seconds) for seconds in spent],
+            "bits per byte, best": [_bits(run.bpb_best) for run in runs],
+            "bits per byte, last": [_bits(run.bpb_last) for run in runs],
+            "bytes per chunk": [_chunks(run) for run in runs],
+        }
+        at_equal_bytes = {size(count): [_bits(value) for value in bits] for count, bits in self.at_equal_bytes}
+        tables = {
+            "Settings that differ": self.differences,
+            "Figures": figures,
+            "Bits per byte at equal bytes": at_equal_bytes,
+        }
+        return {title: [heads, *([key, *row] for key, row in rows.items())] for title, rows in tables.items() if rows}
+
+    def _differences(self) -> dict[str, list[str]]:
+        configs = [_flat(history.read_config(run.path) or {}) for run in self.runs.values()]
+        keys = dict.fromkeys(key for config in configs for key in config if key not in ("description", "source"))
+        values = {key: [config.get(key, "-") for config in configs] for key in keys}
+        return {key: row for key, row in values.items() if len(set(row)) > 1}
+
+    def _at_equal_bytes(self) -> list[tuple[float, list[float | None]]]:
+        """Validation BPB of each run at `SHARES` of the bytes all of them have seen, interpolated."""
+        curves = [series(records, "val_bpb") for records in self.records]
+        if not all(xs for xs, _ in curves):
+            return []
+        places = [share * min(xs[-1] for xs, _ in curves) for share in SHARES]
+        rows = [(place, [interpolated(xs, ys, place) for xs, ys in curves]) for place in places]
+        return [(place, bits) for place, bits in rows if any(value is not None for value in bits)]
 
 
-def _flat(config: dict[str, Any], above: str = "") -> dict[str, str]:
+def _flat(config: Mapping[str, Any], above: str = "") -> dict[str, str]:
     flat: dict[str, str] = {}
     for key, value in config.items():
         name = f"{above}{key}"
@@ -163,49 +192,12 @@ def _flat(config: dict[str, Any], above: str = "") -> dict[str, str]:
     return flat
 
 
-def _differences(runs: Sequence[Glance]) -> Rows:
-    configs = [_flat(history.read_config(run.path) or {}) for run in runs]
-    keys = dict.fromkeys(key for config in configs for key in config if key not in ("description", "source"))
-    values = {key: [config.get(key, "-") for config in configs] for key in keys}
-    return [["", *_names(runs)], *([key, *row] for key, row in values.items() if len(set(row)) > 1)]
+def _write(out: Path, runs: Sequence[Glance], comparison: _Comparison | None) -> None:
+    from hnet_cli.report import run_page
 
-
-def _figures(runs: Sequence[Glance]) -> Rows:
-    spent = [history.clock(history.read_metrics(run.path))(run.bytes) for run in runs]
-    return [
-        ["", *_names(runs)],
-        ["state", *(run.state for run in runs)],
-        ["step", *(f"{run.step:,}" for run in runs)],
-        ["seen", *(size(run.bytes) for run in runs)],
-        ["training time", *(duration(seconds) for seconds in spent)],
-        ["bits per byte, best", *(_bits(run.bpb_best) for run in runs)],
-        ["bits per byte, last", *(_bits(run.bpb_last) for run in runs)],
-        ["bytes per chunk", *(_chunks(run) for run in runs)],
-    ]
-
-
-def _at_equal_bytes(runs: Sequence[Glance]) -> list[tuple[float, list[float | None]]]:
-    """Validation BPB of each run at shares of the bytes all of them have seen, between two validations interpolated."""
-    curves = [series(history.read_metrics(run.path), "val_bpb") for run in runs]
-    if not all(xs for xs, _ in curves):
-        return []
-    common = min(xs[-1] for xs, _ in curves)
-    found = [(share * common, [interpolated(xs, ys, share * common) for xs, ys in curves]) for share in SHARES]
-    return [(count, bits) for count, bits in found if any(value is not None for value in bits)]
-
-
-def _at(runs: Sequence[Glance]) -> Rows:
-    return [["", *_names(runs)], *([size(count), *map(_bits, bits)] for count, bits in _at_equal_bytes(runs))]
-
-
-def _write(out: Path, runs: Sequence[Glance]) -> None:
-    from hnet_cli.report import run_page as report
-
-    if len(runs) == 1:
-        report.write(runs[0].path, out)
+    if comparison is None:
+        run_page.write(runs[0].path, out)
     else:
-        grids = [("Figures", _figures(runs)), ("Bits per byte at equal bytes", _at(runs)),
-                 ("Settings that differ", _differences(runs))]  # fmt: skip
-        page = report.comparison([run.path for run in runs], _names(runs), [g for g in grids if len(g[1]) > 1])
-        storage.write_text(out, page)
+        paths = {name: run.path for name, run in comparison.runs.items()}
+        storage.write_text(out, run_page.comparison(paths, comparison.tables()))
     say(f"Wrote {literal(out)}.")

@@ -1,9 +1,10 @@
-"""Durable files: all that `prepare`, `train` and `convert` create, write, rename or delete goes through here.
+"""Durable files: everything that `prepare`, `train` and `convert` create, write, rename or delete goes through here.
 
 A folder is written under a temporary name, every file fsynced, then renamed once; its `manifest.json` (size and SHA-256
-of each file) tells damage later. So rename survives kills and full disks, fsync power cuts, the manifest bit rot.
-Whatever changes the disk is a call of `os`, looked up when it is made: there tests put faults.
+of each file) reveals damage later. So rename survives kills and full disks, fsync power cuts, the manifest bit rot.
+Every change of the disk is a call of a function of `os`, looked up when it is made: there tests inject faults.
 """
+# ruff: noqa: F401  # the names that other rooms use; `streams` and `jsonl` hold the rest
 
 from hnet_cli.storage.files import (
     GrowingFile,
@@ -12,7 +13,6 @@ from hnet_cli.storage.files import (
     cut_file,
     file_sha256,
     free_bytes,
-    fsync_folder,
     make_folder,
     os_errors,
     remove_file,
@@ -34,35 +34,3 @@ from hnet_cli.storage.folders import (
 )
 from hnet_cli.storage.lock import FolderLock, lock_holder, refuse_if_held
 from hnet_cli.storage.streams import decompressed, open_input, shown
-
-__all__ = [
-    "MANIFEST",
-    "FolderLock",
-    "GrowingFile",
-    "NewFile",
-    "append_text",
-    "cut_file",
-    "decompressed",
-    "discard",
-    "file_sha256",
-    "free_bytes",
-    "fsync_folder",
-    "lock_holder",
-    "make_folder",
-    "open_input",
-    "os_errors",
-    "read_manifest",
-    "refuse_if_held",
-    "remove_file",
-    "remove_folder",
-    "rename_folder",
-    "resumable_folder",
-    "shown",
-    "staged_file",
-    "staged_folder",
-    "verify_file",
-    "verify_folder",
-    "write_bytes",
-    "write_json",
-    "write_text",
-]

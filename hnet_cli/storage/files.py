@@ -1,4 +1,4 @@
-"""Single files: created, replaced, appended to; and what the system says where that fails."""
+"""Single files: create, replace, append; and the translation of system errors."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from hnet_cli.errors import BusyError, HNetError, StorageError
 from hnet_cli.storage.streams import shown
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_NOT_CREATABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
-                  errno.ELOOP}  # fmt: skip
+_NOT_CREATABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP}
+_NOT_CREATABLE |= {errno.ENAMETOOLONG}
 
 
 @contextlib.contextmanager
@@ -36,27 +36,25 @@ def os_errors(path: str | os.PathLike[str], needed: int | None = None) -> Iterat
         raise
     except Exception as error:
         code = error.errno if isinstance(error, OSError) else None
-        if code is None and (told := re.search(r"os error (\d+)", str(error))):
-            code = int(told[1])
+        if code is None and (number := re.search(r"os error (\d+)", str(error))):
+            code = int(number[1])
         if code is None:
             raise
         raise _translated(code, Path(path), needed) from error
 
 
 def _translated(code: int, path: Path, needed: int | None) -> BusyError | StorageError:
-    why, name = os.strerror(code), shown(path)
-    wants = f" needs {needed:,} bytes," if needed is not None else ""
+    reason, name = os.strerror(code), shown(path)
+    need = f"{name} needs {needed:,} bytes," if needed is not None else name
     if code == errno.EFBIG:
-        return StorageError(
-            f"file size limit reached: {name}{wants} `ulimit -f` allows less", "raise it, then run the command again"
-        )
+        hint = "raise it, then run the command again"
+        return StorageError(f"file size limit reached: {need} `ulimit -f` allows less", hint)
     if code in _FULL:
-        return StorageError(
-            f"disk full: {name}{wants} {free_bytes(path):,} bytes free", "free some space, then run the command again"
-        )
+        hint = "free some space, then run the command again"
+        return StorageError(f"disk full: {need} {free_bytes(path):,} bytes free", hint)
     if code in _NOT_CREATABLE:
-        return BusyError(f"cannot create {name}: {why}", "choose another place, or make this one writable")
-    return StorageError(f"cannot write {name}: {why}")
+        return BusyError(f"cannot create {name}: {reason}", "choose another place, or make this one writable")
+    return StorageError(f"cannot write {name}: {reason}")
 
 
 def sibling(path: Path, ending: str) -> Path:
@@ -75,7 +73,7 @@ def free_bytes(path: Path) -> int:
 
 
 class NewFile(io.BufferedIOBase):
-    """A file being created and hashed on the way. FileExistsError where there is one. Nothing is buffered."""
+    """A file being created, unbuffered and hashed on the way. Raises FileExistsError where there is one."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -86,15 +84,13 @@ class NewFile(io.BufferedIOBase):
         return True
 
     def write(self, data: Any, /) -> int:
-        """Write all bytes of a buffer; gives their number."""
+        """Write all bytes of a buffer; returns their number."""
         view = memoryview(data)
-        if not view.nbytes:
-            return 0
-        view = view.cast("B")
-        _write(self._descriptor, view)
-        self._digest.update(view)
-        self.size += len(view)
-        return len(view)
+        if view.nbytes:
+            _write(self._descriptor, view.cast("B"))
+            self._digest.update(view)
+            self.size += view.nbytes
+        return view.nbytes
 
     def sync(self) -> None:
         """Make what was written survive a power cut; its name needs `fsync_folder`."""
@@ -107,12 +103,12 @@ class NewFile(io.BufferedIOBase):
 
     @property
     def entry(self) -> dict[str, Any]:
-        """What a manifest says about the file."""
+        """The manifest's entry for the file."""
         return {"size": self.size, "sha256": self._digest.hexdigest()}
 
 
 class GrowingFile:
-    """A file that is hashed while it grows, and may be cut back. What is beyond `size` is gone when it is closed."""
+    """A file that is hashed while it grows, and may be cut back. `close` removes all beyond `size`."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.size, self._digest = path, 0, hashlib.sha256()
@@ -120,15 +116,11 @@ class GrowingFile:
 
     def write(self, data: Any) -> None:
         """Append a buffer."""
-        self.preview(data)
-        self.adopt(data)
-
-    def preview(self, data: Any) -> None:
-        """Put the bytes on disk that will be appended later, perhaps with others after them."""
         view, at = memoryview(data).cast("B"), self.size
         while view:
             written = os.pwrite(self._descriptor, view, at)
             view, at = view[written:], at + written
+        self.adopt(data)
 
     def adopt(self, data: Any) -> None:
         """Append bytes that are on disk already."""
@@ -140,13 +132,14 @@ class GrowingFile:
         return os.pread(self._descriptor, count, start)
 
     def mark(self) -> tuple[int, Any]:
+        """A point to `rollback` to."""
         return self.size, self._digest.copy()
 
     def rollback(self, mark: tuple[int, Any]) -> None:
         self.size, self._digest = mark[0], mark[1].copy()
 
     def close(self) -> dict[str, Any]:
-        """Gives what a manifest says of the file."""
+        """Close, and return the manifest's entry for the file."""
         os.ftruncate(self._descriptor, self.size)
         os.close(self._descriptor)
         return {"size": self.size, "sha256": self._digest.hexdigest()}
@@ -179,7 +172,7 @@ def staged_file(target: Path, needed: int | None = None) -> Iterator[NewFile]:
 
 
 def sweep_files(folder: Path) -> None:
-    """Remove what `staged_file` left in `folder` when its process died; for whoever has the folder to himself."""
+    """Remove what `staged_file` left in `folder` when its process died. The caller must hold the folder's lock."""
     for path in folder.glob(".*.tmp-*"):
         if re.fullmatch(r"\..+\.tmp-[0-9a-f]{8}", path.name):
             with contextlib.suppress(OSError):
@@ -203,14 +196,14 @@ def write_json(path: Path, obj: Any) -> None:
 
 
 def json_bytes(obj: Any) -> bytes:
-    """JSON as `write_json` writes it."""
+    """The bytes that `write_json` writes."""
     return (json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def append_text(path: Path, text: str, *, sync: bool = False) -> None:
-    """Add UTF-8 text to the end of a file, or none of it: on a full disk what was written of it is taken back.
+    """Append UTF-8 text, all or none: on a full disk the part that was written is cut off again.
 
-    `sync`: it shall survive a power cut. Links are not followed: a run folder may come from anybody.
+    `sync`: make it survive a power cut. Links are not followed: a run folder may come from anybody.
     """
     data = text.encode("utf-8", "backslashreplace")
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -230,7 +223,7 @@ def append_text(path: Path, text: str, *, sync: bool = False) -> None:
 
 
 def cut_file(path: Path, size: int) -> None:
-    """Cut a file back to `size` bytes; one that is not there is fine."""
+    """Cut a file, if there is one, back to `size` bytes."""
     with os_errors(path), contextlib.suppress(FileNotFoundError):
         descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
@@ -267,7 +260,7 @@ def fsync_folder(folder: Path) -> None:
 
 
 def fsync(path: Path, flags: int = os.O_RDONLY) -> None:
-    """Make what is in a file or folder survive a power cut."""
+    """Make the content of a file or folder survive a power cut."""
     descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Folders that appear whole under their name or not at all, and whose manifest tells damage."""
+"""Folders that appear whole under their name or not at all, with a manifest that reveals damage."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ from hnet_cli.storage.lock import FolderLock
 from hnet_cli.storage.streams import shown
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+MANIFEST_FORMAT = 1
 _KEYS = {"format", "kind", "version", "files"}
-"""Of a manifest; `version` stands in those of early checkpoints."""
+"""Keys of a manifest; `version` stands in those of early checkpoints."""
 _KINDS = {None, "checkpoint", "dataset", "dataset part", "model", "teacher"}
 MANIFEST_LIMIT = 16 << 20
-"""Bytes of a manifest that is read; a dataset of 100 TB has one of this size."""
+"""Bytes of the largest manifest that is read; a dataset of 100 TB has one of this size."""
 
 
 @contextlib.contextmanager
 def staged_folder(target: Path, *, overwrite: bool = False, manifest: dict[str, Any] | None = None) -> Iterator[Path]:
     """A temporary folder beside `target` that becomes `target`, whole, when the block ends without an exception.
 
-    `manifest` holds further keys for `manifest.json`, read when the block ends. Entries it already has under `"files"`
-    are taken as they are: digests computed while writing. Raises BusyError where `target` exists and is not to be
+    `manifest`: further keys for `manifest.json`, read when the block ends. Entries it has under `"files"`, digests
+    computed while writing, are not computed again. Raises BusyError where `target` exists and is not to be
     overwritten, or cannot be created; StorageError where the disk is full or fails.
     """
     target = Path(target)
@@ -59,7 +59,7 @@ def staged_folder(target: Path, *, overwrite: bool = False, manifest: dict[str, 
             _seal(temporary, manifest or {})
             temporary = _publish(temporary, target, overwrite)
     finally:
-        # After an exception this is the unfinished folder, after an overwrite the old one; else it is gone already.
+        # This is the unfinished folder after an exception, the old one after an overwrite; else it is gone already.
         try:
             discard(temporary)
         finally:
@@ -74,10 +74,10 @@ def resumable_folder(
     manifest: dict[str, Any] | None = None,
     worth_keeping: Callable[[], bool] = lambda: True,
 ) -> Iterator[Path]:
-    """A work folder `.NAME.partial` beside `target`; its subfolder `done` becomes `target` when the block ends.
+    """A work folder `.NAME.partial` beside `target`, whose subfolder `done` becomes `target` when the block ends.
 
-    It outlives a kill, and an exception if `worth_keeping()` says so; the next call finds all as it was left. One
-    process at a time holds it. Otherwise as `staged_folder`.
+    It outlives a kill, and an exception if `worth_keeping()` says so; the next call finds it as it was left. One
+    process at a time holds it. Otherwise like `staged_folder`.
     """
     target = Path(target)
     work = sibling(target, "partial")
@@ -103,10 +103,10 @@ def resumable_folder(
 
 
 def _publish(folder: Path, target: Path, overwrite: bool) -> Path:
-    """Rename a sealed folder to `target`; the path of what is to be deleted: the one replaced, or nothing."""
+    """Rename a sealed folder to `target`. Returns the path to delete: the replaced folder, or nothing."""
     if _refuse_existing(target, overwrite):
         _exchange(folder, target)
-        # What was replaced now bears the temporary name; it is deleted under a name that says so.
+        # The replaced folder now has the temporary name; it is deleted under a name that says so.
         old = folder.with_name(sibling(target, f"del-{secrets.token_hex(4)}").name)
         os.rename(folder, old)
         folder = old
@@ -147,9 +147,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
         text = file.read_bytes()
         manifest = json.loads(text)
         entries = manifest["files"].items()
-        if manifest["format"] != FORMAT:
+        if (version := manifest["format"]) != MANIFEST_FORMAT:
             raise DamagedError(
-                f"{shown(file)} has format {manifest['format']!r}; this version of hnet reads {FORMAT}", "update hnet"
+                f"{shown(file)} has format {version!r}; this version of hnet reads {MANIFEST_FORMAT}", "update hnet"
             )
         sound = all(isinstance(e["size"], int) and isinstance(e["sha256"], str) and _inside(n) for n, e in entries)
         # There is no digest of the manifest, but nothing in it, spaces included, may be other than it must.
@@ -167,7 +167,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def verify_file(folder: Path, name: str, entry: dict[str, Any], *, digest: bool = True) -> None:
-    """Check one file against its manifest entry: the size, and unless `digest` is False the SHA-256."""
+    """Check the size of one file against its manifest entry and, if `digest`, its SHA-256. Raises DamagedError."""
     file = Path(folder) / name
     try:
         status = file.stat()
@@ -184,7 +184,7 @@ def verify_file(folder: Path, name: str, entry: dict[str, Any], *, digest: bool 
 
 
 def _refuse_existing(target: Path, overwrite: bool) -> bool:
-    """Whether there is a folder to replace. BusyError unless that was asked for and the folder is one of ours."""
+    """Whether there is a folder to replace. Raises BusyError unless that is wanted and the folder is one of ours."""
     if not os.path.lexists(target):
         return False
     if not overwrite:
@@ -213,18 +213,17 @@ def _seal(folder: Path, extra: dict[str, Any]) -> None:
         if Path(parent) != folder:
             fsync_folder(Path(parent))
     files.pop(MANIFEST, None)
-    write_json(folder / MANIFEST, {"format": FORMAT, **extra, "files": dict(sorted(files.items()))})
+    write_json(folder / MANIFEST, {"format": MANIFEST_FORMAT, **extra, "files": dict(sorted(files.items()))})
     fsync_folder(folder)
 
 
 def _locked_folder(target: Path) -> tuple[Path, int]:
-    """A fresh temporary folder beside `target` and a lock on it, which tells others that its writer lives."""
+    """A fresh temporary folder beside `target` and the descriptor that holds its lock: its writer is alive."""
     while True:
         folder = sibling(target, f"tmp-{os.getpid()}-{secrets.token_hex(4)}")
         os.mkdir(folder)
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        # Some network file systems cannot lock folders; there nobody sweeps either.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # some network file systems cannot lock folders; there nobody sweeps either
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if folder.exists():  # a sweeper may have been faster than the lock
             return folder, lock
@@ -232,25 +231,25 @@ def _locked_folder(target: Path) -> tuple[Path, int]:
 
 
 def _sweep(target: Path) -> None:
-    """Delete what dead writers beside `target` left (kill, power cut). BusyError if a live one writes `target`."""
+    """Delete what dead writers beside `target` left (kill, power cut). Raises BusyError if a live one writes it."""
     for entry in list(os.scandir(target.parent)):
-        left = re.fullmatch(r"\.(.+)\.(tmp|del|old)-(\d+-)?[0-9a-f]{8}", entry.name)
-        if not (left and entry.is_dir(follow_symlinks=False)):
+        match = re.fullmatch(r"\.(.+)\.(tmp|del|old)-(\d+-)?[0-9a-f]{8}", entry.name)
+        if not (match and entry.is_dir(follow_symlinks=False)):
             continue
+        name, kind, process = match.groups()
         with contextlib.suppress(OSError):
             lock = os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if left[2] == "old" and not os.path.lexists(target.parent / left[1]):
-                    os.rename(entry.path, target.parent / left[1])  # died between the renames of an exchange
+                if kind == "old" and not os.path.lexists(target.parent / name):
+                    os.rename(entry.path, target.parent / name)  # died between the renames of an exchange
                 else:
                     discard(Path(entry.path))
             except BlockingIOError:
-                if left[1] == target.name and left[2] == "tmp" and left[3]:
-                    raise BusyError(
-                        f"{shown(target)} is being written by process {left[3][:-1]} on {socket.gethostname()}",
-                        "wait for it, or stop it first",
-                    ) from None
+                if name == target.name and kind == "tmp" and process:
+                    writer = f"process {process[:-1]} on {socket.gethostname()}"
+                    hint = "wait for it, or stop it first"
+                    raise BusyError(f"{shown(target)} is being written by {writer}", hint) from None
             finally:
                 os.close(lock)
 
@@ -274,5 +273,5 @@ def rename_folder(old: Path, new: Path) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Delete best-effort what nobody needs, if it is there: what remains is swept by the next writer."""
+    """Delete a folder, if it is there, as far as possible: the next writer sweeps the rest."""
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Files of a run that grow by a line of JSON: `metrics.jsonl` and `samples.jsonl`."""
+"""Files of a run that grow by a line of JSON: `metrics.jsonl`, `samples.jsonl` and `events.jsonl`."""
 
 from __future__ import annotations
 
@@ -8,30 +8,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hnet_cli import storage
+from hnet_cli.storage.files import append_text, write_text
 
 
-class Journal:
-    """One record per line, each with a "step"; opened at a step, it is cut back to what was written until then."""
+class RecordFile:
+    """One record per line, each with a "step"; opened at a step, it is cut back to the records up to that step."""
 
     def __init__(self, path: Path, step: int, silent: bool = False) -> None:
-        """`silent`: another process keeps it; nothing is read or written. Raises StorageError."""
+        """`silent`: another process keeps the file; nothing is read or written. Raises StorageError."""
         self.path, self.silent, self._waiting = path, silent, ""
-        self.kept = [record for record in _records(path) if record["step"] <= step] if not silent else []
-        """What stood there before."""
-        if not silent and (self.kept or path.exists()):
-            storage.write_text(path, "".join(json.dumps(record) + "\n" for record in self.kept))
+        self.kept = [] if silent else [record for record in _records(path) if record["step"] <= step]
+        """Records that remain of an earlier run."""
+        if not silent and path.exists():
+            write_text(path, "".join(json.dumps(record) + "\n" for record in self.kept))
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a record. Numbers that are not finite, which JSON lacks, are left out.
 
-        Raises StorageError or BusyError; what could not be written is kept for the next time.
+        Raises StorageError or BusyError; a record that could not be written is written with the next one.
         """
-        if self.silent:
-            return
-        finite = {key: value for key, value in record.items() if not isinstance(value, float) or math.isfinite(value)}
-        self._waiting += json.dumps(finite) + "\n"
-        self._append(sync=False)
+        if not self.silent:
+            finite = {key: n for key, n in record.items() if not isinstance(n, float) or math.isfinite(n)}
+            self._waiting += json.dumps(finite) + "\n"
+            self._append(sync=False)
 
     def sync(self) -> None:
         """Make all records survive a power cut."""
@@ -39,7 +38,7 @@ class Journal:
             self._append(sync=True)
 
     def _append(self, sync: bool) -> None:
-        storage.append_text(self.path, self._waiting, sync=sync)
+        append_text(self.path, self._waiting, sync=sync)
         self._waiting = ""
 
 

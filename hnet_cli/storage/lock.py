@@ -17,8 +17,8 @@ from hnet_cli.storage.streams import shown
 class FolderLock:
     """`with FolderLock(folder):` holds the folder for one process; the system frees it however that process ends.
 
-    What a process that died left of files it was replacing is removed. A folder made by this, in which nothing was
-    written, is gone again at the end.
+    Temporary files of a process that died there are removed. A folder that this created, and in which nothing was
+    written, is removed at the end.
 
     Raises BusyError naming host and process id of the holder, or where the folder cannot be written.
     """
@@ -27,7 +27,7 @@ class FolderLock:
         self.path = Path(path)
         self._descriptor = -1
         self._made: list[Path] = []
-        """The folder and those above it that were not there."""
+        """The folder and its parents, as far as they did not exist."""
 
     def __enter__(self) -> FolderLock:
         file = self.path / ".lock"
@@ -40,16 +40,15 @@ class FolderLock:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, f"{socket.gethostname()} {os.getpid()}\n".encode())
-            if held := _is_at(descriptor, file):  # else its last holder took it away
+            if ours := _is_at(descriptor, file):  # else its last holder took it away
                 sweep_files(self.path)
         except BaseException as error:
-            holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").split()
+            holder = _holder(descriptor)
             os.close(descriptor)
             if not isinstance(error.__cause__, BlockingIOError):
                 raise
-            host, pid = holder if len(holder) == 2 else ("unknown", "unknown")
-            raise _in_use(self.path, f"process {pid} on host {host}") from None
-        if not held:
+            raise _in_use(self.path, holder) from None
+        if not ours:
             os.close(descriptor)
             return self.__enter__()
         self._descriptor = descriptor
@@ -78,10 +77,7 @@ def _is_at(descriptor: int, file: Path) -> bool:
 
 
 def refuse_if_held(path: Path) -> None:
-    """Raises the BusyError of FolderLock where a process holds the folder: an early word, for what takes long to load.
-
-    Nothing is written, and nothing is reserved.
-    """
+    """Raise the BusyError of FolderLock early where a process holds the folder. Writes and reserves nothing."""
     if (holder := lock_holder(path)) and not holder.startswith("perhaps"):
         raise _in_use(path, holder)
 
@@ -91,25 +87,32 @@ def _in_use(path: Path, holder: str) -> BusyError:
 
 
 def lock_holder(path: Path) -> str | None:
-    """Who holds a folder's lock, "process 123 on host h"; None where nobody does. Nothing is written."""
+    """The holder of a folder's lock, "process 123 on host h"; None if it is free. Writes nothing."""
     try:
         descriptor = os.open(Path(path) / ".lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
-    host = pid = "unknown"
+    holder = "process unknown on host unknown"
     try:
-        holder = os.read(descriptor, 200).decode("utf-8", "replace").split()
-        host, pid = holder if len(holder) == 2 else (host, pid)
+        holder = _holder(descriptor)
+        _, pid, _, _, host = holder.split()
         if host == socket.gethostname() and not _alive(pid):
             return None
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return f"process {pid} on host {host}"
-    except OSError:  # a file system without locks: the file tells as much as can be known
-        return f"perhaps process {pid} on host {host}"
+        return holder
+    except OSError:  # a file system without locks: the file says as much as can be known
+        return f"perhaps {holder}"
     finally:
         os.close(descriptor)
     return None
+
+
+def _holder(descriptor: int) -> str:
+    """The process that an open lock file names."""
+    words = os.pread(descriptor, 200, 0).decode("utf-8", "replace").split()
+    host, pid = words if len(words) == 2 else ("unknown", "unknown")
+    return f"process {pid} on host {host}"
 
 
 def _alive(pid: str) -> bool:
@@ -117,6 +120,6 @@ def _alive(pid: str) -> bool:
         os.kill(int(pid), 0)
     except (ProcessLookupError, ValueError, OverflowError):
         return False
-    except OSError:  # somebody else's
+    except OSError:  # another user's
         return True
     return True

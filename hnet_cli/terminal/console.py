@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from shutil import get_terminal_size
 from typing import Any
 
 from rich.cells import cell_len
@@ -18,6 +19,8 @@ from rich.table import Table
 from hnet_cli.modality import escape
 
 console = Console(stderr=True, highlight=False)
+WIDE = 400
+"""Columns where standard output is no terminal."""
 _verbosity = 0
 
 
@@ -28,12 +31,12 @@ def set_verbosity(level: int) -> None:
 
 
 def is_verbose() -> bool:
-    """Whether the user asked to be told more."""
+    """True where the user asked for more messages and tracebacks."""
     return _verbosity > 0
 
 
 def literal(text: object) -> str:
-    """What comes from data or is a file name, for use in markup: shown as it stands, control characters as escapes."""
+    """Data or a file name for use in markup: shown as it stands, control characters as escapes."""
     return escape_markup(escape(str(text)))
 
 
@@ -60,26 +63,31 @@ def show(renderable: Any) -> None:
 
 def show_data(renderable: Any) -> None:
     """Print a table or a line on standard output; on a terminal as wide as it is, else unwrapped."""
-    terminal = sys.stdout.isatty()
-    data = Console(width=None if terminal else 400, highlight=False)
-    with data.capture() as text:
-        data.print(renderable, soft_wrap=not terminal and isinstance(renderable, str))
+    with (data := _standard_output()).capture() as text:
+        data.print(renderable, soft_wrap=not sys.stdout.isatty() and isinstance(renderable, str))
     print("\n".join(line.rstrip() for line in text.get().splitlines()))
 
 
 def fits(renderable: Any) -> bool:
-    """Whether `show_data` prints this unbroken."""
-    wide = Console(width=400)
-    return not sys.stdout.isatty() or wide.measure(renderable).maximum <= Console().width
+    """True if `show_data` prints this unbroken."""
+    wide = Console(width=WIDE, height=WIDE)  # with a height, lest Rich takes a dumb terminal's width to be 80
+    return wide.measure(renderable).maximum <= _standard_output().width
+
+
+def _standard_output() -> Console:
+    width, height = get_terminal_size() if sys.stdout.isatty() else (WIDE, WIDE)
+    return Console(width=width, height=height, highlight=False)
 
 
 def size(count: float) -> str:
     """Bytes for people: 1.5 MB."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.{1 if count < 100 else 0}f} {unit}"
+    if count < 999.5:
+        return f"{count:.0f} bytes"
+    for unit in ("kB", "MB", "GB"):
         count /= 1000
-    raise AssertionError
+        if count < 1000 or unit == "GB":
+            break
+    return f"{count:.{1 if count < 100 else 0}f} {unit}"
 
 
 def count(number: float) -> str:
@@ -103,6 +111,18 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes % 60:02d} min" if hours < 72 else f"{hours / 24:.0f} days"
 
 
+def spark(values: Sequence[float], width: int = 40) -> str:
+    """A curve as one line of text."""
+    if not values:
+        return ""
+    points = min(width, len(values))
+    picked = [values[n * (len(values) - 1) // max(1, points - 1)] for n in range(points)]
+    ranked = sorted(picked)
+    low, high = ranked[0], ranked[len(ranked) - 1 - len(ranked) // 10]  # the first losses would flatten all the others
+    scale = 7 / (high - low) if high > low else 0
+    return "".join("▁▂▃▄▅▆▇█"[int((min(value, high) - low) * scale)] for value in picked)
+
+
 def _bar_width() -> int:
     return 28 if console.width >= 120 else 10
 
@@ -119,7 +139,8 @@ class Task:
     def __init__(self, label: str, total: float | None, bar: Progress | None) -> None:
         self.label, self.total, self.bar, self.done, self.note = label, total, bar, 0.0, ""
         self.started = self.printed = time.monotonic()
-        self.first: float | None = None  # done before this task began: a resumed run does not start at nothing
+        self.first: float | None = None
+        """Units done before this task began: a resumed run does not start at nothing."""
         self.id = bar.add_task(literal(label), total=total, note="") if bar else None
 
     def update(self, done: float, total: float | None = None, note: str | None = None) -> None:
@@ -129,7 +150,7 @@ class Task:
         self.total = total if total is not None else self.total
         self.note = note if note is not None else self.note
         if self.bar is not None and self.id is not None:
-            # Of a narrow terminal the times get what they need, the note what is left.
+            # On a narrow terminal the times come first, the note gets what is left.
             room = max(0, console.width - len(self.label) - _bar_width() - 30)
             self.bar.update(self.id, completed=done, total=self.total, note=literal(self.note[:room]))
         elif time.monotonic() - self.printed >= self.EVERY:
@@ -142,11 +163,8 @@ class Task:
         here, spent = self.done - (self.first or 0), time.monotonic() - self.started
         rest = self.total - self.done
         left = f", {duration(spent / here * rest)} left" if here > 0 and rest > 0 else ""
-        print(
-            escape(f"{self.label}: {100 * self.done / self.total:.0f}%{left}  {self.note}".rstrip()),
-            file=sys.stderr,
-            flush=True,
-        )
+        line = f"{self.label}: {100 * self.done / self.total:.0f}%{left}  {self.note}"
+        print(escape(line.rstrip()), file=sys.stderr, flush=True)
 
 
 @contextmanager

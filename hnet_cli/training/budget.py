@@ -13,7 +13,8 @@ import resource
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hnet_cli.config.run import RunConfig, preset_names, resolve
+from hnet_cli.config.presets import shipped
+from hnet_cli.config.run import RunConfig, resolve
 from hnet_cli.errors import EnvironmentLimit, UsageError
 
 GIB = 1024**3
@@ -131,11 +132,15 @@ def positions_per_byte(config: RunConfig) -> float:
     return 1 / BYTES_PER_TOKEN if config.tokenizer else 1.0
 
 
-def chunk_fractions(config: RunConfig) -> list[float]:
-    """Positions of each inner level per byte, if the target ratios are met."""
-    fractions, share = [], 1.0
+def chunk_fractions(config: RunConfig, share: float = 1.0, space_rule: float | None = None) -> list[float]:
+    """Positions of each inner level per byte, if the target ratios are met.
+
+    `share`: positions of level 0 per byte; `space_rule`: chunks per position of SpaceByte's rule, where measured.
+    """
+    fractions = []
     for chunker, ratio in zip(config.model.chunkers, config.train.ratios(), strict=True):
-        share /= chunker.k or ratio
+        measured = space_rule if chunker.kind == "space" else None
+        share *= measured or 1 / (chunker.k or ratio)
         fractions.append(share)
     return fractions
 
@@ -262,7 +267,8 @@ def settled(config: RunConfig, here: Machine, ranks: int = 1) -> RunConfig:
 
 
 def presets_that_fit(here: Machine) -> list[tuple[str, Needs]]:
-    """The shipped presets that fit, the largest first."""
-    fitting = {name: config for name in preset_names() if fits(config := resolve(name), here)}
+    """The shipped presets outside the line-up that fit, the largest first."""
+    named = [name for name, preset in shipped().items() if preset.group != "line-up"]
+    fitting = {name: config for name in named if fits(config := resolve(name), here)}
     found = [(name, needs(config, lean=is_lean(config, here.device))) for name, config in fitting.items()]
     return sorted(found, key=lambda item: (-item[1].parameters, item[0]))

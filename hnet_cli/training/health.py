@@ -1,10 +1,11 @@
-"""Whether training is healthy: what the routers decide, and how the gradient is shared out over the network.
+"""Figures of a training step: the routers' decisions, and the gradient norm of every part of the network.
 
-What is computed stays on the device until `Numbers` brings all of a step over at once.
+Values stay on the device until `Numbers` copies all of a step to the host at once.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 from hnet_cli.distributed.world import ALONE, World, own
 from hnet_cli.kernels.reference import exact
 from hnet_cli.model import RoutingOutput
+from hnet_cli.report.stages import StageFigures
 
 BINS = 20
-"""Of the histogram of boundary probabilities: equal parts of [0, 1]."""
+"""Equal parts of [0, 1] in the histogram of boundary probabilities."""
 PARTS = {
     "routing_module": "routing",
     "residual_proj": "residual",
@@ -29,7 +31,7 @@ PARTS = {
 
 
 class Numbers:
-    """The elements of tensors of any shape, brought to the host in one transfer; what is empty may be on another device
+    """The elements of tensors of any shape, copied to the host in one transfer; empty tensors may be on another device
     than the rest."""
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:
@@ -39,7 +41,7 @@ class Numbers:
         self.arrived: torch.Event | None = None
 
     def send(self) -> None:
-        """Begin the transfer from a GPU, which nothing waits for until the numbers are read."""
+        """Begin an asynchronous copy from a GPU."""
         if self.flat.is_cuda:
             pinned = torch.empty(self.flat.shape, dtype=self.flat.dtype, pin_memory=True)
             stream = torch.cuda.current_stream(self.flat.device)
@@ -47,7 +49,7 @@ class Numbers:
             self.arrived = stream.record_event()
 
     def read(self) -> dict[str, list[float]]:
-        """By name, flat."""
+        """The elements of each tensor, by name; waits for the copy."""
         if self.arrived is not None:
             self.arrived.synchronize()  # not the stream, in which the next step may be queued
         flat, result, at = self.flat.tolist(), {}, 0
@@ -64,10 +66,9 @@ def read(values: Mapping[str, Tensor]) -> dict[str, list[float]]:
 
 @torch.no_grad()
 def routing_counts(routing: list[RoutingOutput], histogram: bool = True) -> Tensor:
-    """What one pass's routers decided, (S, 3 [+ BINS]) in `exact`: positions, boundaries, sum of p, positions per
-    bin.
+    """Counts of one pass at S stages, (S, 3 [+ BINS]) in `exact`: positions, boundaries, sum of p, positions per bin.
 
-    Counts of several passes add up. A bin holds its lower edge; the last one also p = 1.
+    Counts of several passes add up. A bin includes its lower edge; the last one also p = 1.
     """
     rows = []
     for stage in routing:
@@ -83,29 +84,29 @@ def routing_counts(routing: list[RoutingOutput], histogram: bool = True) -> Tens
 
 
 def stage_metrics(counts: list[float], total_bytes: float, targets: list[float]) -> dict[str, Any]:
-    """Per stage, from summed `routing_counts` read row after row: boundary fraction F against 1/N, mean probability G,
-    bytes per chunk against the product of the N; where there are histograms, these and the share of p near 0.5."""
+    """The stages' entries of a record (`StageFigures`), from summed `routing_counts` read row after row, over
+    `total_bytes` with target ratios N. Histogram and undecided share are left out where `counts` has no histograms."""
     record: dict[str, Any] = {}
-    wanted = 1.0
+    width = len(counts) // max(1, len(targets))
     for s, target in enumerate(targets):
-        width = len(counts) // len(targets)
-        positions, chunks, total, *histogram = counts[s * width : (s + 1) * width]
-        wanted *= target
-        record[f"stage{s}_boundary_fraction"] = chunks / positions
-        record[f"stage{s}_target_fraction"] = 1 / target
-        record[f"stage{s}_mean_boundary_prob"] = total / positions
-        record[f"stage{s}_bytes_per_chunk"] = total_bytes / chunks
-        record[f"stage{s}_target_bytes_per_chunk"] = wanted
-        if histogram:
-            record[f"stage{s}_prob_histogram"] = [int(count) for count in histogram]
-            record[f"stage{s}_undecided"] = sum(histogram[BINS // 2 - 1 : BINS // 2 + 1]) / positions
+        positions, chunks, probability, *histogram = counts[s * width : (s + 1) * width]
+        middle = histogram[BINS // 2 - 1 : BINS // 2 + 1]
+        record |= StageFigures(
+            boundary_fraction=chunks / positions,
+            target_fraction=1 / target,
+            mean_boundary_prob=probability / positions,
+            bytes_per_chunk=total_bytes / chunks,
+            target_bytes_per_chunk=math.prod(targets[: s + 1], start=1.0),
+            prob_histogram=[int(count) for count in histogram] or None,
+            undecided=sum(middle) / positions if histogram else None,
+        ).flat(s)
     return record
 
 
 def short_part(name: str) -> str:
-    """What metrics call the part of the network a parameter belongs to: "embeddings", "encoder0", "routing0",
-    "residual0", "decoder0", the same with 1 for the next level, "padding1" (`pad_dimension`), "adapter1" (both of
-    them), "main" for the innermost stack, "head"."""
+    """The part of the network that a parameter belongs to, as metrics name it: "embeddings", "encoder0", "routing0",
+    "residual0", "decoder0", the same with 1 for the next level, "padding1" (`pad_dimension`), "adapter1" (both
+    adapters), "main" for the innermost stack, "head"."""
     top, *path = name.split(".")
     if top != "backbone":
         return PARTS.get(top, top)
@@ -117,8 +118,8 @@ def short_part(name: str) -> str:
 def clip_gradient(model: nn.Module, largest: float, world: World = ALONE) -> tuple[Tensor, dict[str, Tensor]]:
     """Scale the gradient to a norm of at most `largest` (0: leave it). Returns the norm before, and that of each part.
 
-    The squares of the parts add up to the square of the whole. Nothing is read on the host. Ranks that divide the
-    parameters find the very norm that one rank finds: they divide rows, and rows are added up in float64 (`exact`).
+    The squares of the parts add up to the square of the whole. Nothing is read on the host. Ranks that share the
+    parameters get exactly the norm of a single rank: each holds whole rows, and rows are summed in `exact`.
     """
     gradients: list[Tensor] = []
     parts: dict[str, list[Tensor]] = {}
@@ -139,5 +140,5 @@ def clip_gradient(model: nn.Module, largest: float, world: World = ALONE) -> tup
 
 @torch.no_grad()
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether every element of every tensor is finite, asked of the device at once."""
-    return all(read({"each": torch.stack([torch.isfinite(tensor).all() for tensor in tensors])})["each"])
+    """True if every element of every tensor is finite; one transfer from the device."""
+    return all(read({"finite": torch.stack([torch.isfinite(tensor).all() for tensor in tensors])})["finite"])

@@ -1,13 +1,12 @@
-"""The line-up of the paper's comparison (sections 3 and 4): its members as presets, sized to equal FLOPs per byte.
+"""The line-up of the paper's comparison (sections 3 and 4), sized to equal FLOPs per byte on given data.
 
-A member is the preset `NAME-SIZE`, such as `llamabyte-nano`. Sizes are `nano` and `small`, ours, and `l` and `xl`, the
-paper's. No torch in here: what a member costs on given data is measured with the rules themselves.
+A member is the preset `NAME-SIZE`, such as `llamabyte-nano`: `presets/lineup.yaml`. No torch in here: what a member
+costs on given data is measured with the rules themselves.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 from collections.abc import Sequence
 from functools import lru_cache
@@ -15,68 +14,40 @@ from pathlib import Path
 
 import numpy as np
 
-from hnet_cli.config.run import RunConfig, preset_names, resolve
+from hnet_cli.config.presets import SIZES, line_up, nearest, shipped
+from hnet_cli.config.run import RunConfig, resolve
 from hnet_cli.data import tokens
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Batches
 from hnet_cli.errors import UsageError
 from hnet_cli.modality import get
 from hnet_cli.model.settings import compact_stack
+from hnet_cli.training import budget
 
-PAPER = (
-    "transformer",
-    "llamabyte",
-    "llamabyte-global",
-    "mambabyte",
-    "spacebyte",
-    "spacebyte++",
-    "pool",
-    "space",
-    "1stage",
-    "2stage",
-)
-"""The rows of Table 2, in its order."""
-BEYOND = ("transformer-2x", "3stage")
-"""A Transformer of twice the FLOPs, which the paper's two stages match; and a stage more than it tried."""
-DNA = ("dna-transformer", "dna-mamba", "dna-1stage-transformer", "dna-1stage-mamba")
-"""Table 5: isotropic models of bases against M3T1 encoders around the same two kinds of main network."""
-SIZES = ("nano", "small", "l", "xl")
-MEASURED = 1 << 18
+MEASURED_BYTES = 1 << 18
 """Bytes of the training split on which a rule or a tokenizer is measured, about."""
 MOST_LAYERS = 1024
 
 
 def members(modality: str) -> tuple[str, ...]:
-    """The default line-up for a dataset of this modality: what the modality says, else `PAPER`."""
-    return get(modality).line_up or PAPER
+    """The default line-up for a dataset of this modality: the modality's own, else the rows of the paper's Table 2."""
+    return get(modality).line_up or tuple(line_up()["paper"])
 
 
 def member(name: str, size: str, settings: Sequence[str] = ()) -> RunConfig:
     """The preset `NAME-SIZE`, with settings ("train.lr=3e-4") on top. Raises UsageError with the nearest name."""
-    known = [*PAPER, *BEYOND, *DNA]
+    known = line_up()["members"]
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UsageError(f"no model of the line-up is called {name!r}", f"{hint}there are {', '.join(known)}")
-    preset = f"{name}-{size}"
-    if preset not in preset_names():
-        sizes = [each for each in SIZES if f"{name}-{each}" in preset_names()]
+        raise UsageError(f"no model of the line-up is called {name!r}", nearest(name, known))
+    sizes = [size for size in SIZES if f"{name}-{size}" in shipped()]
+    if size not in sizes:
         raise UsageError(f"{name} has no size {size!r}", f"there are {', '.join(sizes)}")
-    return resolve(preset, settings)
-
-
-def groups(presets: Sequence[str]) -> dict[str, list[str]]:
-    """Names of presets by what they are for: those to begin with, and the members of the line-up by size."""
-    of = {f"{name}-{size}": f"line-up, {size}" for size in SIZES for name in (*PAPER, *BEYOND, *DNA)}
-    found: dict[str, list[str]] = {group: [] for group in ("preset", *(f"line-up, {size}" for size in SIZES))}
-    for preset in presets:
-        found[of.get(preset, "preset")].append(preset)
-    return {group: names for group, names in found.items() if names}
+    return resolve(f"{name}-{size}", settings)
 
 
 def share_of_budget(name: str) -> float:
     """FLOPs per byte that a member is meant to have, as a multiple of the others'."""
-    return 2.0 if name == "transformer-2x" else 1.0
+    return float(line_up()["members"].get(name, {}).get("flops", 1))
 
 
 def tokens_per_byte(config: RunConfig, dataset: Dataset) -> float:
@@ -89,14 +60,10 @@ def tokens_per_byte(config: RunConfig, dataset: Dataset) -> float:
 def fractions(config: RunConfig, dataset: Dataset) -> list[float]:
     """Positions of each inner level per byte on this data, before training: the rule itself where it is SpaceByte's,
     1/k for every k-th position, and the target 1/N where it is learned. One per stage; see `tokens_per_byte` too."""
-    share, found = tokens_per_byte(config, dataset), []
-    for chunker, ratio in zip(config.model.chunkers, config.train.ratios(), strict=True):
-        if chunker.kind == "space":
-            share *= _space_fraction(dataset.path, dataset.fingerprint, config.train.sequence_length)
-        else:
-            share /= chunker.k or ratio
-        found.append(share)
-    return found
+    rule = None
+    if any(chunker.kind == "space" for chunker in config.model.chunkers):
+        rule = _space_fraction(dataset.path, dataset.fingerprint, config.train.sequence_length)
+    return budget.chunk_fractions(config, tokens_per_byte(config, dataset), rule)
 
 
 def flops_per_byte(config: RunConfig, dataset: Dataset) -> float:
@@ -165,4 +132,4 @@ def _space_fraction(path: Path, fingerprint: str, length: int) -> float:
 
 
 def _batches(dataset: Dataset, length: int) -> Batches:
-    return Batches(dataset, sequence_length=length, rows=max(1, min(MEASURED, dataset.nbytes("train")) // length))
+    return Batches(dataset, sequence_length=length, rows=max(1, min(MEASURED_BYTES, dataset.nbytes("train")) // length))

@@ -31,9 +31,10 @@ from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Batch, Batches
 from hnet_cli.distributed.world import ALONE, World, own
 from hnet_cli.errors import BusyError, NumericalError, Stopped, StorageError
-from hnet_cli.storage.jsonl import Journal
-from hnet_cli.terminal.signals import Stop, catch_signals
+from hnet_cli.storage.jsonl import RecordFile
+from hnet_cli.terminal.process import Stop, catch_signals
 from hnet_cli.training import budget
+from hnet_cli.training.events import EventLog, Listener
 from hnet_cli.training.health import all_finite
 from hnet_cli.training.optim import build_optimizer
 from hnet_cli.training.pace import Pace
@@ -76,10 +77,6 @@ class _Begun:
     numbers: Callable[[], dict[str, Any]]
 
 
-Listener = Callable[[str, dict[str, Any]], None]
-"""Called with ("step" | "log" | "eval" | "checkpoint" | "resume" | "warning" | "shortened", record)."""
-
-
 def train(
     config: RunConfig,
     data: Path,
@@ -106,6 +103,7 @@ def train(
     With a `world` of several ranks each calls this: all see the same folders, rank 0 writes, and what one rank raises
     (or a signal that it gets) all raise. EnvironmentLimit where one is gone.
     """
+    events = EventLog(run, listen, silent=not world.is_main)
     with contextlib.ExitStack() as held:
         pace = None if seconds == math.inf else Pace(seconds, config.train.steps, clock())
         with world.together():
@@ -115,6 +113,7 @@ def train(
             config = budget.settled(config, budget.machine(device, world.local_size), world.size)
             if world.is_main:
                 held.enter_context(storage.FolderLock(run))
+            held.enter_context(events.until_the_end())
             stop = held.enter_context(catch_signals())
             if world.is_main and not resume and ((run / "config.yaml").exists() or has_any(run)):
                 raise BusyError(
@@ -124,7 +123,7 @@ def train(
                 dataset.verify()
         pieces = int(world.largest(config.train.pieces))  # ranks may have seen different amounts of memory
         config = replace(config, train=replace(config.train, micro_batches=pieces))
-        trainer = _Trainer(config, dataset, run, torch.device(device), listen, stop, world, clock)
+        trainer = _Trainer(config, dataset, run, torch.device(device), events, stop, world, clock)
         return trainer.go(resume, strict, pace)
 
 
@@ -135,14 +134,15 @@ class _Trainer:
         dataset: Dataset,
         run: Path,
         device: torch.device,
-        listen: Listener,
+        events: EventLog,
         stop: Stop,
         world: World = ALONE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         train = config.train
         self.config, self.dataset, self.run, self.device = config, dataset, run, device
-        self.listen, self.stop, self.world, self.clock = listen, stop, world, clock
+        self.events, self.listen, self.stop, self.world = events, events.hear, stop, world
+        self.clock = clock
         self.failed_saves = 0
         """In a row."""
         self.saved: Path | None = None
@@ -238,9 +238,10 @@ class _Trainer:
             if self.model.tokenizer is not None:
                 storage.write_text(self.run / tokens.FILE, self.model.tokenizer.text)
         self.metrics, self.samples = (
-            Journal(self.run / name, self.state.step, silent=not self.world.is_main)
+            RecordFile(self.run / name, self.state.step, silent=not self.world.is_main)
             for name in ("metrics.jsonl", "samples.jsonl")
         )
+        self.events.open(self.state.step)
         self.last: dict[str, Any] = next((record for record in reversed(self.metrics.kept) if "val_bpb" in record), {})
 
     def _is_asked_to_stop(self) -> bool:
@@ -302,7 +303,8 @@ class _Trainer:
         if told:
             record["event"] = ", ".join(dict.fromkeys(name for name, _ in told))
         for name, message in told:
-            self.listen("warning", {"step": begun.step, "event": name, "message": f"step {begun.step}: {message}"})
+            warning = {"step": begun.step, "event": name, "message": f"step {begun.step}: {message}"}
+            self.listen("warning", warning | {key: record[key] for key in ("documents",) if key in record})
         self.listen("step", record)
         self.timed += 1
         if begun.step == train.steps or begun.step % train.log_every == 0 or told:
@@ -356,7 +358,7 @@ class _Trainer:
             message = f"{self.run}: {free:,} bytes free, but a checkpoint needs {size:,} and up to three are kept"
             self.listen("warning", {"message": message})
 
-    def _record(self, journal: Journal, record: dict[str, Any]) -> None:
+    def _record(self, journal: RecordFile, record: dict[str, Any]) -> None:
         """What cannot be written now is written with what comes next, or before the next checkpoint."""
         try:
             journal.write(record)
@@ -426,6 +428,7 @@ class _Trainer:
         try:
             self.metrics.sync()
             self.samples.sync()
+            self.events.sync()
             self.saved = save_checkpoint(
                 self.run,
                 self.model,

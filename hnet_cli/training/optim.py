@@ -12,7 +12,7 @@ from hnet_cli.errors import EnvironmentLimit
 from hnet_cli.model import HNetForCausalLM, lr_multipliers, parameter_groups
 
 
-class Together(torch.optim.Optimizer):
+class CombinedOptimizer(torch.optim.Optimizer):
     """Several optimizers, each with parameters of its own, as one: their groups in a row, one state."""
 
     def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
@@ -58,7 +58,7 @@ def build_optimizer(model: HNetForCausalLM, config: RunConfig) -> torch.optim.Op
         raise EnvironmentLimit(
             f"torch {torch.__version__} has no Muon", "torch 2.9 has; or leave train.optimizer=adamw"
         )
-    return Together(adamw, torch.optim.Muon(matrices, lr=train.lr, adjust_lr_fn="match_rms_adamw"))
+    return CombinedOptimizer(adamw, torch.optim.Muon(matrices, lr=train.lr, adjust_lr_fn="match_rms_adamw"))
 
 
 def _divided(groups: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -12,7 +12,6 @@ from typing import Any
 
 from hnet_cli import modality, storage
 from hnet_cli.config.run import RunConfig, differences, resolve
-from hnet_cli.config.schedules import values
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Batches
 from hnet_cli.distributed.world import ALONE, World
@@ -108,12 +107,12 @@ def choose(
 
 
 def _tell_of_micro_batches(config: RunConfig) -> None:
-    """What was chosen for `auto`, and whether that decides more than memory and speed."""
-    train = config.train
-    learned = any(chunker.learned for chunker in config.model.chunkers)
-    matters = learned and any(weight > 0 for weight in values("ratio_loss_weight", train.ratio_loss_weight))
-    told = "; the ratio loss is computed from each, so another number makes another step" * matters
-    say(f"Micro-batches: [bold]{train.pieces}[/] of {size(train.batch_bytes // train.pieces)}{told}")
+    """Print the number chosen for `auto`, and whether it decides more than memory and speed."""
+    train, weight = config.train, config.train.ratio_loss_weight
+    weights = [value for _, value in weight] if isinstance(weight, list) else [weight]
+    matters = any(chunker.learned for chunker in config.model.chunkers) and max(weights) > 0
+    note = "; the ratio loss is computed from each, so another number makes another step" if matters else ""
+    say(f"Micro-batches: [bold]{train.pieces}[/] of {size(train.batch_bytes // train.pieces)}{note}")
 
 
 def _stored(run: Path, given: RunConfig | None, settings: list[str]) -> RunConfig:
@@ -174,7 +173,7 @@ def refuse_what_cannot_fit(plan: Plan) -> None:
         return
     here = plan.machine
     needs = _needs(plan)
-    fitting = lineup.groups([name for name, _ in budget.presets_that_fit(here)]).get("preset", [])
+    fitting = [name for name, _ in budget.presets_that_fit(here)]
     advice = f"presets that fit: {', '.join(fitting)}" if fitting else "no preset fits; free some memory"
     if budget.fits(plan.config, here, plan.ranks):
         advice = f"--set train.shard=full would fit; {advice}"

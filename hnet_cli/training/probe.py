@@ -1,7 +1,7 @@
-"""What a model makes of the same bytes at every evaluation: the lines of a run's `samples.jsonl`.
+"""Chunks and a continuation of the same bytes at every evaluation: the lines of a run's `samples.jsonl`.
 
-The probe is the beginning of the validation split. How its chunks change from one evaluation to the next shows whether
-a router has settled; a continuation of it shows what the model has learned.
+The probe is the beginning of the validation split. Changes of its chunks between evaluations show whether a router has
+settled; a continuation of it shows what the model has learned.
 """
 
 from __future__ import annotations
@@ -19,26 +19,27 @@ from hnet_cli.errors import HNetError, NumericalError
 from hnet_cli.inference.generate import generate
 from hnet_cli.model import HNetForCausalLM
 from hnet_cli.model.config import BOS
+from hnet_cli.report.stages import StageFigures
 
-PROBE, SHOWN, PROMPT, GENERATED = 4096, 512, 48, 200
+PROBE_BYTES, RECORDED_BYTES, PROMPT_BYTES, GENERATED_BYTES = 4096, 512, 48, 200
 """Bytes that are routed, of these in the record, given as a prompt, and generated."""
 
 
 @dataclass(frozen=True)
 class Decisions:
-    """What the routers made of the probe's n bytes, at S stages."""
+    """Decisions of the routers on the probe's n bytes, at S stages."""
 
     depth: str
-    """A digit per byte: at how many stages a chunk begins there; S where a document begins."""
+    """A digit per byte: the number of stages of which a chunk begins there; S where a document begins."""
     probability: np.ndarray
     """(S, n) float32: p of each byte that is a position of the stage, else NaN; 1 where a document begins."""
 
 
 class Probe:
-    """The first bytes of a dataset's validation split, at most `PROBE`, in their documents."""
+    """The first bytes of a dataset's validation split, at most `PROBE_BYTES`, in their documents."""
 
     def __init__(self, dataset: Dataset) -> None:
-        pieces, left = [], PROBE
+        pieces, left = [], PROBE_BYTES
         for document, begin, length in dataset.ranges("val").tolist():
             at = int(dataset.table[document, 0]) + begin
             pieces.append(dataset.shards.read(at, at + min(length, left)))
@@ -48,7 +49,7 @@ class Probe:
         self.data = b"".join(pieces)
         ends = np.cumsum([len(piece) for piece in pieces])
         self.first = np.concatenate([[0], ends[:-1]])
-        """(B,) int64: where the documents begin."""
+        """(B,) int64: offsets of the documents."""
         table = dataset.input_table
         self.input_table = None if table is None else table.tobytes()
         self._cu_seqlens = np.concatenate([[0], ends + np.arange(1, len(pieces) + 1)])
@@ -57,14 +58,14 @@ class Probe:
             self.automaton: modality.Automaton | None = modality.get(dataset.modality).automaton()
         except HNetError:  # its plugin is not installed here
             self.automaton = None
-        prompt = self.data[:PROMPT]
+        prompt = self.data[:PROMPT_BYTES]
         legal = self.automaton is None or self.automaton.run(prompt.translate(self.input_table)) >= 0
         self.prompt = prompt if legal else b""
 
     @torch.no_grad()
     def decide(self, model: HNetForCausalLM, whole: bool = False) -> Decisions:
         """Route the probe, every document whole and from its beginning, in one pass of the encoders; or of the `whole`
-        model, all that can be done with one that is divided among ranks."""
+        model, the only way for one that is sharded among ranks."""
         device = model.embeddings.weight.device
         ids, offsets = torch.from_numpy(self._input).to(device).long(), torch.from_numpy(self._cu_seqlens).to(device)
         at = np.arange(len(self._input))
@@ -81,7 +82,7 @@ class Probe:
         return Decisions("".join(map(str, depth.tolist())), probability)
 
     def flips(self, before: str, now: str, stages: int) -> dict[str, float]:
-        """`stage{s}_flips`: of the bytes about which stage s decided both times, the share decided otherwise now.
+        """The entries of `StageFigures.flips`: of the bytes that stage s decided both times, the share that changed.
 
         `before` and `now` are the `Decisions.depth` of two evaluations. The first byte of a document is no decision.
         A stage without common decisions is left out.
@@ -94,7 +95,7 @@ class Probe:
         for s in range(stages):
             both = (old >= s) & (new >= s)
             if both.any():
-                shares[f"stage{s}_flips"] = float(np.mean((old > s)[both] != (new > s)[both]))
+                shares |= StageFigures(flips=float(np.mean((old > s)[both] != (new > s)[both]))).flat(s)
         return shares
 
     def record(self, model: HNetForCausalLM, decisions: Decisions, seed: int | None) -> dict[str, Any]:
@@ -104,22 +105,32 @@ class Probe:
         "sample": {"prompt", "base64", "depth"}, left out where the logits are not finite. Leaves torch's random state
         alone.
         """
-        shown = [[None if np.isnan(p) else round(float(p), 4) for p in row[:SHOWN]] for row in decisions.probability]
+        shown = [
+            [None if np.isnan(p) else round(float(p), 4) for p in row[:RECORDED_BYTES]] for row in decisions.probability
+        ]
         probe = {
-            "base64": b64encode(self.data[:SHOWN]).decode(),
-            "depth": [int(depth) for depth in decisions.depth[:SHOWN]],
+            "base64": b64encode(self.data[:RECORDED_BYTES]).decode(),
+            "depth": [int(depth) for depth in decisions.depth[:RECORDED_BYTES]],
             "probability": shown,
         }
         if seed is None or model.tokenizer is not None:  # tokens continue a prompt in tokens, not in bytes
             return {"probe": probe}
         try:
-            drawn = list(generate(model, [self.prompt], max_bytes=GENERATED, seed=seed, automaton=self.automaton,
-                                  input_table=self.input_table))  # fmt: skip
+            steps = list(
+                generate(
+                    model,
+                    [self.prompt],
+                    max_bytes=GENERATED_BYTES,
+                    seed=seed,
+                    automaton=self.automaton,
+                    input_table=self.input_table,
+                )
+            )
         except NumericalError:
             return {"probe": probe}
         sample = {
             "prompt": b64encode(self.prompt).decode(),
-            "base64": b64encode(bytes(each.byte for each in drawn)).decode(),
-            "depth": [each.depth for each in drawn],
+            "base64": b64encode(bytes(step.byte for step in steps)).decode(),
+            "depth": [step.depth for step in steps],
         }
         return {"probe": probe, "sample": sample}

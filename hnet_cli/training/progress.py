@@ -1,4 +1,4 @@
-"""`hnet train` on screen: what the loop reports, as a bar with ETA on a terminal and plain lines elsewhere."""
+"""The screen of a training: a bar with ETA on a terminal, plain lines elsewhere; `log.txt` and the report."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import shlex
 import time
 import traceback
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hnet_cli import storage
 from hnet_cli.distributed.world import ALONE, OtherRank, World
 from hnet_cli.errors import BusyError, HNetError
-from hnet_cli.pages.plot import spark
-from hnet_cli.report import history
-from hnet_cli.report import run_page as report
-from hnet_cli.terminal.console import Task, duration, literal, progress, say, show, size, table
+from hnet_cli.report import history, run_page
+from hnet_cli.report.stages import VALIDATION, stage_key, stages_of
+from hnet_cli.terminal.console import Task, duration, literal, progress, say, show, size, spark, table
 from hnet_cli.training.loop import Result, train
 from hnet_cli.training.plan import Plan
 from hnet_cli.training.tensorboard import Board
@@ -26,7 +26,7 @@ from hnet_cli.training.tensorboard import Board
 def follow(
     plan: Plan, *, resume: bool = False, strict: bool = False, seconds: float = math.inf, world: World = ALONE
 ) -> Result:
-    """Train what was planned, in about `seconds` at most, show it; end with a table, the report and what to do next."""
+    """Train a plan, in about `seconds` at most, and show it; end with a table, the report and what to do next."""
     result = attend(plan, resume=resume, strict=strict, seconds=seconds, world=world)
     if world.is_main:
         finish(plan, result)
@@ -43,65 +43,55 @@ def attend(
     label: str = "training",
     brief: bool = False,
 ) -> Result:
-    """Train what was planned and show it; `brief`: validations in `log.txt` alone.
+    """Train a plan and show it; `brief`: validations in `log.txt` alone.
 
-    What is said on the way is kept in the run's `log.txt`, the traceback of an error too. Of several ranks the main one
-    speaks.
+    Messages are kept in the run's `log.txt`, the traceback of an error too. Of several ranks the main one speaks.
     """
+    run = partial(
+        train,
+        plan.config,
+        plan.data,
+        plan.run,
+        resume=resume,
+        strict=strict,
+        device=plan.machine.device,
+        seconds=seconds,
+        world=world,
+    )
     if not world.is_main:
-        return train(
-            plan.config,
-            plan.data,
-            plan.run,
-            resume=resume,
-            strict=strict,
-            device=plan.machine.device,
-            seconds=seconds,
-            world=world,
-        )
-    board = Board(plan.run) if plan.config.train.tensorboard else None
-    with progress(label, total=plan.config.train.steps) as task:
+        return run()
+    with contextlib.ExitStack() as held:
+        board = held.enter_context(contextlib.closing(Board(plan.run))) if plan.config.train.tensorboard else None
+        task = held.enter_context(progress(label, total=plan.config.train.steps))
         screen = _Screen(task, plan.run / "log.txt", board, brief)
         try:
-            result = train(
-                plan.config,
-                plan.data,
-                plan.run,
-                resume=resume,
-                strict=strict,
-                device=plan.machine.device,
-                seconds=seconds,
-                listen=screen.hear,
-                world=world,
-            )
+            return run(listen=screen.hear)
         except BusyError:
             raise  # the log is another process's
         except BaseException as error:
-            told = "another rank failed" if isinstance(error, OtherRank) else str(error)
-            screen.log(told if isinstance(error, HNetError) else traceback.format_exc())
+            message = "another rank failed" if isinstance(error, OtherRank) else str(error)
+            screen.log(message if isinstance(error, HNetError) else traceback.format_exc())
             raise
-        finally:
-            if board:
-                board.close()
-    return result
-
-
-MOST_UNWRITTEN = 1000
-"""Lines of the log that are kept for a disk that takes them again."""
 
 
 class _Screen:
+    """The listener of a training: bar, messages, `log.txt`, report and TensorBoard."""
+
+    MOST_UNWRITTEN = 1000
+    """Lines of the log that are kept for a disk that takes them again."""
     REPORTING = 0.01
-    """The share of the time that may go into keeping the report up to date."""
+    """Share of the time that may go into keeping the report up to date."""
 
     def __init__(self, task: Task, log: Path, board: Board | None, brief: bool = False) -> None:
         self.task, self.path, self.note, self.board, self.brief = task, log, "", board, brief
-        self.report_due = 0.0  # on the monotonic clock
+        self.report_due = 0.0
+        """On the monotonic clock."""
         self.fitting = 0
         """Steps that a run with limited time was last said to have in the log."""
         self.unwritten: list[str] = []
 
     def hear(self, kind: str, record: dict[str, Any]) -> None:
+        """Show and log what `train` reports."""
         if self.board:
             self.board.hear(kind, record)
         if kind == "step":
@@ -111,10 +101,10 @@ class _Screen:
             self.task.update(record["step"], note=self.note)
             self.log(f"step {record['step']}  {self.note}")
         elif kind == "eval":
-            bits = f"{record['val_bpb']:.3f}"
+            bits, chunks = f"{record['val_bpb']:.3f}", _chunks(record, VALIDATION)
             if not self.brief:
-                say(f"step {record['step']:>6}  validation [bold]{bits}[/] bits per byte  {_chunks(record, 'val_')}")
-            self.log(f"step {record['step']}  validation {bits} bits per byte  {_chunks(record, 'val_')}")
+                say(f"step {record['step']:>6}  validation [bold]{bits}[/] bits per byte  {chunks}")
+            self.log(f"step {record['step']}  validation {bits} bits per byte  {chunks}")
             self.report()
         elif kind == "shortened":
             self.task.update(record["step"], total=record["steps"])
@@ -138,24 +128,20 @@ class _Screen:
         began = time.monotonic()
         if began >= self.report_due:
             with contextlib.suppress(HNetError):
-                report.write(self.path.parent)
+                run_page.write(self.path.parent)
             self.report_due = time.monotonic() + (time.monotonic() - began) / self.REPORTING
 
     def log(self, text: str) -> None:
         """A line for `log.txt`. One that cannot be written now does not end a run: it is written with the next."""
-        self.unwritten = [*self.unwritten, f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}\n"][-MOST_UNWRITTEN:]
+        self.unwritten = [*self.unwritten, f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}\n"][-self.MOST_UNWRITTEN :]
         with contextlib.suppress(HNetError):
             storage.append_text(self.path, "".join(self.unwritten))
             self.unwritten = []
 
 
 def _chunks(record: dict[str, Any], prefix: str = "") -> str:
-    parts, s = [], 0
-    while (key := f"{prefix}stage{s}_bytes_per_chunk") in record:
-        wanted = record[f"{prefix}stage{s}_target_bytes_per_chunk"]
-        parts.append(f"{record[key]:.2f} bytes/chunk (target {wanted:.1f})")
-        s += 1
-    return ", ".join(parts)
+    stages = ((stage.bytes_per_chunk, stage.target_bytes_per_chunk) for stage in stages_of(record, prefix))
+    return ", ".join(f"{reached:.2f} bytes/chunk (target {target:.1f})" for reached, target in stages if reached)
 
 
 def _line(record: dict[str, Any]) -> str:
@@ -165,11 +151,11 @@ def _line(record: dict[str, Any]) -> str:
 
 def finish(plan: Plan, result: Result) -> None:
     """The end of a run: validation against the baselines, chunks against target, the report."""
-    page = report.write(plan.run)
+    page = run_page.write(plan.run)
     records = history.read_metrics(plan.run)
-    losses = [r["bpb"] for r in records if "bpb" in r]
+    _, losses = history.series(records, "bpb")
     say(f"bits per byte    {spark(losses)}  {losses[-1] if losses else 0:.3f} in training")
-    ratios = [r["stage0_bytes_per_chunk"] for r in records if "stage0_bytes_per_chunk" in r]
+    _, ratios = history.series(records, stage_key(0, "bytes_per_chunk"))
     if ratios:
         say(f"bytes per chunk  {spark(ratios)}  {ratios[-1]:.2f}")
     rows = table("held out", "bits per byte")

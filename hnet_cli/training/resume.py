@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +15,7 @@ from hnet_cli.data.dataset import Dataset
 from hnet_cli.distributed.world import ALONE, World
 from hnet_cli.errors import DamagedError, InputError, UsageError
 from hnet_cli.model import HNetForCausalLM
-
-Listener = Callable[[str, dict[str, object]], None]
+from hnet_cli.training.events import Listener
 
 
 def with_its_micro_batches(config: RunConfig, run: Path) -> RunConfig:

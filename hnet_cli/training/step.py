@@ -18,9 +18,11 @@ from torch import Tensor
 from hnet_cli.config.run import RunConfig, TrainConfig
 from hnet_cli.data.loader import Batch
 from hnet_cli.distributed.world import ALONE, World
+from hnet_cli.errors import is_out_of_memory
 from hnet_cli.model import HNetForCausalLM, RoutingOutput, ratio_loss
 from hnet_cli.model.blocks import recompute
 from hnet_cli.model.optimization import part_of
+from hnet_cli.report.stages import stage_key
 from hnet_cli.training import budget
 from hnet_cli.training.health import Numbers, clip_gradient, routing_counts, stage_metrics
 from hnet_cli.training.losses import confidence_alignment, entropy_alignment
@@ -156,7 +158,7 @@ def accumulate(
             for batch, share in pieces:
                 done.append(differentiate(batch, share, len(done) == len(pieces) - 1, ratio))
         except RuntimeError as error:
-            if not (out_of_memory(error) and splittable and len(pieces[len(done)][0].documents) > 1):
+            if not (is_out_of_memory(error) and splittable and len(pieces[len(done)][0].documents) > 1):
                 raise
         else:
             world.finish()
@@ -167,12 +169,6 @@ def accumulate(
         pieces[len(done) : len(done) + 1] = [(half, share * len(half.targets) / len(batch.targets)) for half in halves]
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether an allocator failed: a GPU's has an exception of its own, the CPU's only its words."""
-    words = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(each in str(error) for each in words)
 
 
 def train_step(
@@ -294,7 +290,7 @@ def imbalance(chunks: list[float], ranks: int) -> dict[str, float]:
     most is at work in the level inside, while the others wait for it."""
     stages = len(chunks) // ranks
     of_stage = [chunks[s::stages] for s in range(stages)]
-    return {f"stage{s}_imbalance": max(each) * ranks / sum(each) for s, each in enumerate(of_stage)}
+    return {stage_key(s, "imbalance"): max(each) * ranks / sum(each) for s, each in enumerate(of_stage)}
 
 
 def precision_context(config: RunConfig, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hnet_cli.errors import EnvironmentLimit
+from hnet_cli.report.stages import VALIDATION
 from hnet_cli.terminal.console import say
 
 if TYPE_CHECKING:
@@ -13,10 +14,11 @@ if TYPE_CHECKING:
 
 
 class Board:
-    """Writes what a run tells its listener. Nothing is created before the first record, when the folder is the run's.
+    """A listener of `train` that writes scalars, histograms and warnings. Nothing is created before the first record,
+    when the folder is the run's.
 
-    Raises EnvironmentLimit where the package is missing. That events cannot be written must not end a run: it is said
-    once, and no more are written.
+    Raises EnvironmentLimit where the package is missing. Events that cannot be written end no run: it is said once, and
+    no more are written.
     """
 
     def __init__(self, run: Path) -> None:
@@ -31,12 +33,12 @@ class Board:
         self._writer: SummaryWriter | None = None
 
     def hear(self, kind: str, record: dict[str, Any]) -> None:
-        """As a listener of `train`."""
+        """Write a "log", "eval" or "warning" that has a step."""
         if kind not in ("log", "eval", "warning") or "step" not in record or self._make is None:
             return
         try:
             if self._writer is None:
-                # What a run that was stopped wrote beyond the checkpoint it goes on from is void.
+                # Events beyond the checkpoint that a stopped run goes on from are void.
                 self._writer = self._make(str(self.folder), purge_step=record["step"])
             self._write(self._writer, kind, record)
         except OSError as error:
@@ -49,9 +51,9 @@ class Board:
             writer.add_text(record.get("event", "warning"), record["message"], step)
             return
         for key, value in record.items():
-            group = "validation" if key.startswith("val_") else "training"
-            tag = f"{group}/{key.removeprefix('val_')}"
-            if isinstance(value, list) and key.endswith("_prob_histogram"):
+            group = "validation" if key.startswith(VALIDATION) else "training"
+            tag = f"{group}/{key.removeprefix(VALIDATION)}"
+            if isinstance(value, list) and key.endswith("prob_histogram"):
                 _histogram(writer, tag, value, step)
             elif isinstance(value, int | float) and key != "step":
                 writer.add_scalar(tag, value, step)
@@ -59,18 +61,23 @@ class Board:
             writer.flush()
 
     def close(self) -> None:
-        """Write what is left."""
+        """Flush and close the file."""
         if self._writer is not None:
             self._writer.close()
 
 
 def _histogram(writer: SummaryWriter, tag: str, counts: list[int], step: int) -> None:
-    """Counts over equal parts of [0, 1]; where in its part each value lies is not known, so the middle is taken."""
-    total, width = sum(counts), 1 / len(counts)
-    middles = [(n + 0.5) * width for n in range(len(counts))]
-    sums = [sum(count * middle**power for count, middle in zip(counts, middles, strict=True)) for power in (1, 2)]
-    limits = [(n + 1) * width for n in range(len(counts))]
+    """Counts over equal parts of [0, 1]; the places of values in their part are unknown, so its middle is taken."""
+    parts = len(counts)
+    middles = [(n + 0.5) / parts for n in range(parts)]
     writer.add_histogram_raw(
-        tag, min=0.0, max=1.0, num=total, sum=sums[0], sum_squares=sums[1], bucket_limits=limits, bucket_counts=counts,
+        tag,
+        min=0.0,
+        max=1.0,
+        num=sum(counts),
+        sum=sum(count * middle for count, middle in zip(counts, middles, strict=True)),
+        sum_squares=sum(count * middle**2 for count, middle in zip(counts, middles, strict=True)),
+        bucket_limits=[(n + 1) / parts for n in range(parts)],
+        bucket_counts=counts,
         global_step=step,
-    )  # fmt: skip
+    )

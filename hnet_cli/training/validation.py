@@ -1,4 +1,4 @@
-"""How good a model is: bits per byte over held-out documents with exact byte counts."""
+"""Validation: bits per byte over held-out documents with exact byte counts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hnet_cli.model import HNetForCausalLM
 from hnet_cli.training.health import read, routing_counts, stage_metrics
 
 PIECE = 32_768
-"""Bytes per forward pass where nothing smaller is asked for."""
+"""Bytes per forward pass where the caller asks for no smaller size."""
 
 
 @torch.no_grad()
@@ -38,9 +38,8 @@ def validation(
 
     `piece`: bytes per forward pass; that of training takes no more memory than training. Every byte counts exactly
     once, the first of a document too (it is predicted from the document mark); a window that does not begin a document
-    begins with the byte before it and knows nothing older. Returns `bpb` (bits per byte, unweighted),
-    `bytes`, and what `stage_metrics` says of each stage. The ranks of a `world` take the passes in turn; the result is
-    that of one rank.
+    begins with the byte before it and knows nothing older. Returns `bpb` (bits per byte, unweighted), `bytes`, and the
+    figures of `stage_metrics`. The ranks of a `world` take the passes in turn; the result is that of one rank.
     """
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
@@ -57,14 +56,15 @@ def validation(
         if passes % world.size == world.rank:
             score(batch)
         passes, total = passes + 1, total + batch.nbytes
-    if len(nats) * world.size < passes:  # every rank gives as many; this one is not counted
+    if len(nats) * world.size < passes:  # every rank gathers as many; this one is not counted
         score(batch)
     model.train(was_training)
 
-    def of_all(own: list[Tensor]) -> Tensor:
-        return world.gather(torch.stack(own)).transpose(0, 1).flatten(0, 1)[:passes].sum(0)
+    def total_of(values: list[Tensor]) -> Tensor:
+        """The sum over the passes of all ranks, in their order."""
+        return world.gather(torch.stack(values)).transpose(0, 1).flatten(0, 1)[:passes].sum(0)
 
-    numbers = read({"nats": of_all(nats), "counts": of_all(counts)})
+    numbers = read({"nats": total_of(nats), "counts": total_of(counts)})
     bpb = numbers["nats"][0] / total / math.log(2)
     return {"bpb": bpb, "bytes": total} | stage_metrics(numbers["counts"], total, target_ratios)
 
@@ -72,10 +72,10 @@ def validation(
 def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """inputs (T,) int64, targets (T,) int64, cu_seqlens (B+1,) int32, weights (T,) float32 or None.
 
-    The offsets stay on the host, where the model reads them; the rest is copied while the device goes on.
+    The offsets stay on the host, where the model reads them; the rest is copied asynchronously.
     """
     weights = None if batch.weights is None else send(torch.from_numpy(batch.weights), device)
-    inputs, targets = (send(torch.from_numpy(each), device).long() for each in (batch.inputs, batch.targets))
+    inputs, targets = (send(torch.from_numpy(array), device).long() for array in (batch.inputs, batch.targets))
     return inputs, targets, torch.from_numpy(batch.cu_seqlens), weights
 
 

@@ -1,8 +1,8 @@
 """Warnings about a run that goes wrong: each has a name, comes once per episode and says what to do.
 
-What a rule has to remember lies in a dictionary of numbers that is saved with the run, so that a run that was stopped
-and resumed warns like one that never was. The failures are those that others met with H-Nets (collapse to all or no
-boundaries, a ratio stuck above its target, routers that do not decide), and the plain spike of the loss.
+The state of the rules is a dictionary of numbers that is saved with the run, so that a resumed run warns like one that
+never stopped. The failures are those reported for H-Nets (collapse to all or no boundaries, a ratio stuck above its
+target, undecided routers), and spikes of the loss.
 """
 
 from __future__ import annotations
@@ -10,56 +10,61 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from hnet_cli.report.stages import stages_of
+
 PATIENCE = 50
-"""Steps that a collapse must last, and that the running mean of the loss is given at first."""
+"""Steps that a collapse must last, and that the running mean of the loss needs at first."""
 WINDOW = 250
-"""Steps over which slow trouble is averaged; it is told when two windows in a row have it and it does not get less."""
+"""Steps over which slow trouble is averaged; two windows in a row must show it, the second hardly less."""
 DECAY = 0.98
-"""Of the running mean and variance of the loss, per step."""
-SIGMAS = 6.0
+"""Decay of the running mean and variance of the loss per step."""
+SPIKE_SIGMAS = 6.0
+"""Standard deviations above the running mean from which on a loss is a spike."""
 LEAST_SIGMA = 0.03
-"""As a share of the mean: a loss that hardly varies must not make every wobble a spike."""
+"""Lower bound of the standard deviation as a share of the mean: a loss that hardly varies has no spikes either."""
 MOST_UNDECIDED = 0.6
 """Share of probabilities between 0.45 and 0.55; settled routers have 0.1 to 0.35."""
 
 
 class Watch:
-    """The rules, fed with every step that was taken."""
+    """The rules; they observe every step that was not skipped."""
 
     def __init__(self, learned: list[bool], warmup: int, memory: dict[str, float]) -> None:
-        """`learned`: per stage, whether its chunker is. `warmup`: steps before slow trouble counts."""
+        """`learned`: per stage, true for a learned chunker. `warmup`: steps before slow trouble counts. `memory`: the
+        state of the rules, changed in place."""
         self.learned, self.warmup, self.memory = learned, warmup, memory
 
     def observe(self, record: dict[str, Any], total_bytes: int, documents: int, alpha: float) -> list[tuple[str, str]]:
-        """The warnings that begin with this step: their names and what to say.
+        """The warnings that begin with this step: their names and messages.
 
         `record` as in `metrics.jsonl`, of a batch of `total_bytes` in `documents` sequences; `alpha`: the weight of the
-        ratio loss. Where a document begins there is a boundary anyway, so those positions do not count.
+        ratio loss. The first position of a document is always a boundary, so those positions do not count.
         """
         step, positions = record["step"], total_bytes
-        found = [("spike", self._spike(record["loss"]))]
-        for s, learned in enumerate(self.learned):
-            chunks = round(total_bytes / record[f"stage{s}_bytes_per_chunk"])
+        messages = [("spike", self._spike(record["loss"]))]
+        for s, (learned, stage) in enumerate(zip(self.learned, stages_of(record), strict=True)):
+            chunks = round(total_bytes / (stage.bytes_per_chunk or 1))
             free, boundaries = positions - documents, chunks - documents
-            positions, target = chunks, 1 / record[f"stage{s}_target_fraction"]
+            positions = chunks
             if learned and free > 0:
-                found.append(("collapse", self._collapse(s, boundaries / free, target)))
+                share, target = boundaries / free, 1 / (stage.target_fraction or 1)
+                messages.append(("collapse", self._collapse(s, share, target)))
                 if alpha:
-                    found.append(("undershoot", self._undershoot(s, step, boundaries / free, target)))
-                found.append(("undecided", self._undecided(s, step, record.get(f"stage{s}_undecided"))))
-        return [(name, message) for name, message in found if message]
+                    messages.append(("undershoot", self._undershoot(s, step, share, target)))
+                messages.append(("undecided", self._undecided(s, step, stage.undecided)))
+        return [(name, message) for name, message in messages if message]
 
     def _spike(self, loss: float) -> str:
         memory = self.memory
         count, mean, variance = (memory.get(f"loss_{key}", 0.0) for key in ("count", "mean", "variance"))
         sigma = max(math.sqrt(variance), LEAST_SIGMA * abs(mean))
-        limit = mean + SIGMAS * sigma if count >= PATIENCE else math.inf
+        limit = mean + SPIKE_SIGMAS * sigma if count >= PATIENCE else math.inf
         begins = loss > limit and not memory.get("spike")
-        memory["spike"] = float(loss > limit or (bool(memory.get("spike")) and loss > mean + SIGMAS / 2 * sigma))
+        memory["spike"] = float(loss > limit or (bool(memory.get("spike")) and loss > mean + SPIKE_SIGMAS / 2 * sigma))
         # A spike counts for half its limit: one must not hide the next, a level that stays must become the mean.
-        keep, seen = min(DECAY, count / (count + 1)), loss if loss <= limit else mean + SIGMAS / 2 * sigma
-        memory["loss_mean"] = mean + (1 - keep) * (seen - mean)
-        memory["loss_variance"] = keep * (variance + (1 - keep) * (seen - mean) ** 2)
+        decay, counted = min(DECAY, count / (count + 1)), loss if loss <= limit else mean + SPIKE_SIGMAS / 2 * sigma
+        memory["loss_mean"] = mean + (1 - decay) * (counted - mean)
+        memory["loss_variance"] = decay * (variance + (1 - decay) * (counted - mean) ** 2)
         memory["loss_count"] = min(count + 1, PATIENCE)
         if not begins:
             return ""
@@ -97,7 +102,7 @@ class Watch:
         )
 
     def _windows(self, key: str, step: int, value: float | None) -> tuple[float, float] | None:
-        """At the end of a window of steps after the warm-up: the mean of the window before, and of this one."""
+        """At the end of a window of steps after the warm-up: the means of the window before and of this one."""
         if step <= self.warmup:
             return None
         memory, total, count = self.memory, f"{key}_sum", f"{key}_count"
@@ -112,7 +117,7 @@ class Watch:
         return before, mean
 
     def _lasts(self, key: str, means: tuple[float, float] | None, limit: float) -> bool:
-        """Whether an episode begins: two windows above the limit, the second hardly below the first."""
+        """True where an episode begins: two windows above the limit, the second hardly below the first."""
         if means is None:
             return False
         before, now = means

@@ -24,7 +24,7 @@ from hnet_cli.storage import FolderLock
     [
         ("train --foo", 2, "see hnet train --help"),
         ("train --preset nanno", 2, "did you mean 'nano'?"),
-        ("train --preset nowhere.yaml", 2, "nowhere.yaml: No such file"),
+        ("train --preset nowhere.yaml", 2, "nowhere.yaml does not exist"),
         ("train --preset bad.yaml", 2, "bad.yaml:2: unknown key 'stepz'"),
         ("train --set lr", 2, "section.key=value"),
         ("train --set train.stepz=1", 2, "'steps'"),
@@ -124,7 +124,7 @@ def test_resume_alone_goes_on_with_the_newest_run_that_is_not_finished(own, caps
 def test_minutes_end_a_run(own, capsys):
     line = "train --preset tiny.yaml --data data/file --run a --set train.steps=100000 --set train.eval_every=0"
     assert hnet(f"{line} --set train.checkpoint_every=100000 --minutes 0.02 --json") == 0
-    assert 10 < json.loads(capsys.readouterr().out)["steps"] < 100_000
+    assert 1 < json.loads(capsys.readouterr().out)["steps"] < 100_000
 
 
 def test_stopped_by_a_signal(own, capsys):

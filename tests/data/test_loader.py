@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from corpuskit import Lines, tree
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hnet_cli.data.dataset import Dataset
@@ -69,8 +69,9 @@ def pieces(dataset: Dataset, split: str, batch: Batch) -> list[tuple[int, int, i
     return found
 
 
-@settings(max_examples=12, deadline=None)
-@given(length=st.integers(1, 700), rows=st.integers(1, 9), seed=st.integers(0, 3))
+@settings(max_examples=8, deadline=None)
+@example(length=1, rows=64, seed=0)
+@given(length=st.integers(20, 700), rows=st.integers(1, 9), seed=st.integers(0, 3))
 def test_an_epoch_has_every_byte_once_but_a_tail(dataset: Dataset, length: int, rows: int, seed: int) -> None:
     batches = Batches(dataset, "val", sequence_length=length, rows=rows, seed=seed)
     total = dataset.nbytes("val")
@@ -94,8 +95,7 @@ def test_an_epoch_has_every_byte_once_but_a_tail(dataset: Dataset, length: int, 
 @given(step=st.integers(0, 10**6), cut=st.integers(0, 6), seed=st.integers(0, 9))
 def test_batches_are_pure_and_ranks_take_slices(dataset: Dataset, step: int, cut: int, seed: int) -> None:
     whole = Batches(dataset, sequence_length=100, rows=6, seed=seed)
-    for _ in range(2):
-        whole.batch(np.random.default_rng(step).integers(1000))  # what was asked before must not matter
+    whole.batch(step + 500)  # earlier calls must not matter
     batch = whole.batch(step)
     fresh = Batches(Dataset.open(dataset.path), sequence_length=100, rows=6, seed=seed)
     assert np.array_equal(fresh.batch(step).inputs, batch.inputs)
@@ -131,8 +131,9 @@ def test_input_table_weights_and_divided_documents(weighted: Dataset) -> None:
         assert b"ONE" in batch.targets.tobytes()
 
 
-@settings(max_examples=25, deadline=None)
-@given(length=st.integers(1, 300), batch_bytes=st.integers(1, 2000), limit=st.one_of(st.none(), st.integers(1, 9000)))
+@settings(max_examples=15, deadline=None)
+@example(length=1, batch_bytes=100, limit=300)
+@given(length=st.integers(20, 300), batch_bytes=st.integers(1, 2000), limit=st.one_of(st.none(), st.integers(1, 9000)))
 def test_windows_give_every_byte_once_in_order(
     dataset: Dataset, length: int, batch_bytes: int, limit: int | None
 ) -> None:

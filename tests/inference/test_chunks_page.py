@@ -1,6 +1,7 @@
 """The page of chunks: the lists in it are the chunks, the text in it is the text, and it stands alone."""
 
 import base64
+import html
 import json
 import math
 import re
@@ -41,10 +42,7 @@ def parsed(source):
     page = checked(source)
     page.divs = []
     for match in re.finditer(r'<div class="chunks"([^>]*)>([^<]*)</div>', source):
-        text = match[2]
-        for escaped, char in (("&lt;", "<"), ("&gt;", ">"), ("&quot;", '"'), ("&#x27;", "'"), ("&amp;", "&")):
-            text = text.replace(escaped, char)
-        page.divs.append({**dict(re.findall(r'(data-\w+)="([^"]*)"', match[1])), "text": text})
+        page.divs.append({**dict(re.findall(r'(data-\w+)="([^"]*)"', match[1])), "text": html.unescape(match[2])})
     return page
 
 

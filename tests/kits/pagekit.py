@@ -1,17 +1,20 @@
-"""Pages as a browser would take them: parsed, and asked what they would fetch."""
+"""Pages as a browser would take them: parsed, and asked what they would fetch and run."""
 
+import base64
+import hashlib
+import json
 from html.parser import HTMLParser
 
 VOID = {"meta", "input", "br", "hr", "link", "img"}
 
 
 class Page(HTMLParser):
-    """Fails for what is not well-formed. `text` is what is shown, `scripts` what would run, `tags` counts both."""
+    """Fails for what is not well-formed. `text` is what is shown, `scripts` what would run, `data` the JSON for it."""
 
     def __init__(self, source: str) -> None:
         super().__init__(convert_charrefs=True)
         self.open: list[str] = []
-        self.text, self.scripts, self.attributes, self.tags = "", [], [], []
+        self.text, self.scripts, self.data, self.attributes, self.tags = "", [], [], [], []
         self.feed(source)
         self.close()
         assert not self.open, f"never closed: {self.open}"
@@ -32,7 +35,8 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         if self.open[-1:] == ["script"]:
-            self.scripts.append(data)
+            is_data = self.attributes[-1] == ("script", "type", "application/json")
+            self.data.append(json.loads(data)) if is_data else self.scripts.append(data)
         elif self.open[-1:] != ["style"]:
             self.text += data
 
@@ -40,16 +44,23 @@ class Page(HTMLParser):
         """All values of an attribute."""
         return [value for _, key, value in self.attributes if key == name]
 
+    @property
+    def labels(self):
+        """Names of the curves that the script reads values from."""
+        return {label for plot in self.data for label in plot.get("labels", [])}
 
-def checked(source: str, scripts: int = 1) -> Page:
+
+def checked(source: str) -> Page:
     """The page, if it stands alone: well-formed, nothing to fetch, no script but ours, no control characters."""
     page = Page(source)
-    assert len(page.scripts) == scripts
+    (script,) = page.scripts
+    (policy,) = [v for tag, name, v in page.attributes if (tag, name) == ("meta", "content") and "script-src" in v]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy == f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     outside = {"src", "href", "srcset", "action", "data", "poster", "background"}
     assert not [name for _, name, _ in page.attributes if name in outside or name.startswith("on")]
     assert "url(" not in source
     assert "@import" not in source
-    assert "default-src 'none'" in source
     unsafe = {*map(chr, [*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)])}
     assert not unsafe & set(source)
     return page

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hnet_cli.data.prepare.named import sources_of
+from hnet_cli.data.prepare.contents import sources_of
 from hnet_cli.modalities import code
 from hnet_cli.modality import Document, Refused, Source
 

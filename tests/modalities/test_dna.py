@@ -160,7 +160,7 @@ def test_blocks_do_not_matter(records: list[str], width: int, end: str, data: st
     )
     block = data.draw(st.integers(8, 64))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dna, "BLOCK", block)
+        patch.setattr(dna, "PARSE_BYTES", block)
         patch.setattr(dna, "PIECE", 48)
         documents, refused = outcome(stream(text.encode()))
     assert sum(len(d.data) for d in documents) + refused.total() == sum(map(len, records))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hnet_cli.pages.plot import Chart, Line, Mark, chart, heat_map, smoothed, spark
+from hnet_cli.pages.plot import Chart, Line, Mark, chart, heat_map, smoothed
 
 finite = st.floats(-1e6, 1e6).map(lambda y: round(y, 6))
 curve = st.lists(st.tuples(st.integers(0, 10**12), finite), min_size=1, max_size=9).map(sorted)
@@ -21,15 +21,19 @@ def line(points, label="a", style="solid"):
 
 
 def parsed(figure):
-    return ElementTree.fromstring(figure.replace("data-log=1", ""))
+    return ElementTree.fromstring(figure)
+
+
+def data(figure, plot=0):
+    """What the script is given with a plot."""
+    return json.loads(parsed(figure).findall("div")[plot].find("script").text)
 
 
 def points(figure):
     """Label and (x, y) per point of every curve of the first plot, in thousandths of the box."""
-    plot = parsed(figure).find("div")
-    for element in plot.iter():
-        if told := element.get("points") or element.get("data-points"):
-            yield element.get("data-label"), [tuple(map(float, pair.split(","))) for pair in told.split()]
+    paths = [p for p in parsed(figure).find("div").iter("path") if "curve" in p.get("class").split()]
+    for label, path in zip(data(figure)["labels"], paths, strict=True):
+        yield label, [(float(x), float(y)) for x, y in re.findall(r"([-\d.]+),([-\d.]+)", path.get("d"))]
 
 
 @settings(max_examples=50, deadline=None)
@@ -40,7 +44,7 @@ def test_values_can_be_read_back_from_the_curves(curves, log):
     drawn = dict(points(figure)) if figure else {}
     assert {label for label, ys in kept.items() if ys} == drawn.keys()
     if figure:
-        *_, low, high = map(float, re.search('data-range="([^"]+)"', figure)[1].split())
+        *_, low, high = data(figure)["range"]
         for label, found in drawn.items():
             assert all(0 <= x <= 1000 for x, _ in found)
             values = [low + (1 - y / 1000) * (high - low) for _, y in found]
@@ -63,7 +67,7 @@ def test_figures_are_well_formed_and_have_labels(points):
 def test_levels_and_most_of_the_curve_are_in_view():
     ys = [8.0, *(2 + 1 / n for n in range(1, 100))]
     figure = chart(Chart("bits", [line(list(enumerate(ys)))], levels={"xz": 3.5, "order-4": 1.5}))
-    low, high = map(float, re.search('data-range="[^"]+ ([^ "]+) ([^ "]+)"', figure).groups())
+    *_, low, high = data(figure)["range"]
     assert low < 1.5
     assert 3.5 < high < 8
 
@@ -99,7 +103,7 @@ def test_a_heat_map_holds_every_share_it_draws(columns):
     if not figure:
         assert not any(map(sum, columns[:1]))
         return
-    told = json.loads(parsed(figure).find("div").get("data-heat"))
+    told = data(figure)["heat"]
     assert len(told) <= 120
     assert all(sum(shares) == pytest.approx(1, abs=0.002) for _, *shares in told)
     assert [x for x, *_ in told] == sorted(x for x, *_ in told)
@@ -109,11 +113,9 @@ def test_a_heat_map_holds_every_share_it_draws(columns):
 def test_a_heat_map_begins_where_its_records_do():
     """The first column reaches back by a column, not to the beginning of a run that recorded nothing then."""
     one, late = ([1] * 20,) * 2, ([1] * 20,) * 3
-    places = [
-        x for x, *_ in json.loads(parsed(heat_map("p", [500.0, 600.0, 700.0], late)).find("div").get("data-heat"))
-    ]
+    places = [x for x, *_ in data(heat_map("p", [500.0, 600.0, 700.0], late))["heat"]]
     assert places == pytest.approx([x / (700 * 4 / 3) * 1000 for x in (400, 600, 700)], abs=0.1)
-    places = [x for x, *_ in json.loads(parsed(heat_map("p", [100.0, 200.0], one)).find("div").get("data-heat"))]
+    places = [x for x, *_ in data(heat_map("p", [100.0, 200.0], one))["heat"]]
     assert places[0] == 0
 
 
@@ -124,15 +126,3 @@ def test_smoothing_keeps_length_range_and_straight_lines(ys):
         assert min(ys) - 1e-6 <= min(smoothed(ys))
         assert max(smoothed(ys)) <= max(ys) + 1e-6
     assert smoothed(range(len(ys))) == pytest.approx(list(range(len(ys))))
-
-
-@given(st.lists(st.floats(-1e9, 1e9), max_size=99), st.integers(1, 50))
-def test_a_curve_in_a_line_of_text(values, width):
-    drawn = spark(values, width)
-    assert len(drawn) == min(width, len(values))
-    assert set(drawn) <= set("▁▂▃▄▅▆▇█")
-
-
-def test_a_rising_line_rises():
-    assert spark(range(8)) == "▁▂▃▄▅▆▇█"
-    assert spark([3, 3, 3]) == "▁▁▁"

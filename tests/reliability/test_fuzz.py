@@ -18,7 +18,7 @@ from forms import trials
 from hostilekit import GENOME, HAN, PACKERS, PROSE, ROWS, SOURCE, flipped, table_of, tar_of
 
 from hnet_cli import modality
-from hnet_cli.data.prepare.named import sources_of
+from hnet_cli.data.prepare.contents import sources_of
 from hnet_cli.errors import HNetError
 from hnet_cli.evaluation.material import file_source
 from hnet_cli.modality import Document, Modality, Refused, Source

@@ -20,7 +20,8 @@ from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Batches
 from hnet_cli.errors import NumericalError
 from hnet_cli.model import HNetForCausalLM
-from hnet_cli.terminal.signals import Stop
+from hnet_cli.terminal.process import Stop
+from hnet_cli.training.events import EventLog
 from hnet_cli.training.loop import _Trainer
 
 STEPS = 6
@@ -38,7 +39,8 @@ class Run:
         self.folder, self.said = folder, list[dict[str, Any]]()
         folder.mkdir(parents=True)
         config = tiny("train.checkpoint_every=1", "train.keep_checkpoints=9", *settings)
-        self.trainer = _Trainer(config, Dataset.open(data), folder, torch.device("cpu"), self.listen, Stop())
+        events = EventLog(folder, self.listen)
+        self.trainer = _Trainer(config, Dataset.open(data), folder, torch.device("cpu"), events, Stop())
         self.model = self.trainer.model
         self.before: dict[int, Any] = {}
         self.states = [self.state()]

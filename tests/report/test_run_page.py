@@ -1,6 +1,7 @@
 """The page of a run: of any age and state, self-contained, and nothing in the data can act in it."""
 
 import base64
+import html
 import json
 import re
 
@@ -10,7 +11,6 @@ from hypothesis import strategies as st
 from pagekit import checked
 from runkit import dataset, tiny
 
-from hnet_cli.report import history
 from hnet_cli.report import run_page as report
 from hnet_cli.report.history import Sketch
 from hnet_cli.training.loop import train
@@ -24,12 +24,11 @@ OLD = [
 CONFIG = "name: nano\ndata: nowhere\ntrain:\n  steps: 8\n"
 
 
-def written(run, records, config=CONFIG, samples=(), log=""):
+def written(run, records, config=CONFIG, samples=()):
     run.mkdir(exist_ok=True)
     (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records) + '{"step": 9, "by')
     (run / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
     (run / "config.yaml").write_text(config)
-    (run / "log.txt").write_text(log)
     return run
 
 
@@ -68,48 +67,73 @@ def test_what_is_drawn(tmp_path):
     for title in ("Bits per byte", "Bytes per chunk", "Boundary probability p", "How settled", "Gradient norm",
                   "Learning rate", "Throughput", "Losses of the boundaries", "Evaluations"):  # fmt: skip
         assert title in page.text, title
-    assert {"validation", "training", "main"} <= set(page.values("data-label"))
+    assert {"validation", "training", "main"} <= page.labels
     assert "1.500" in page.text
 
 
 def test_a_real_run_and_its_events(tmp_path):
     run = tmp_path / "run"
     train(tiny("train.steps=8", "train.eval_every=4", "train.samples=true"), dataset(tmp_path / "data"), run)
-    (run / "log.txt").write_text("2026-01-01 00:00:00  step 3  x\n2026-01-01 00:00:01  warning: disk <nearly> full\n"
-                                 "2026-01-01 00:00:02  going on from step 4\n")  # fmt: skip
     page = checked(report.write(run).read_text())
+    assert "What happened" not in page.text
+    events = [{"step": 3, "kind": "warning", "text": "disk <nearly> full"}, {"step": 4, "kind": "resume", "text": ""}]
+    (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events) + '{"step": 5, "ki')
+    page = checked(report.page(run))
     marks = {title for tag, name, title in page.attributes if tag == "i" and name == "title"}
-    assert marks == {"step 3, warning: disk <nearly> full", "step 4, resume: went on from a checkpoint"}
+    assert marks == {"step 3, warning: disk <nearly> full", "step 4, resume"}
     assert page.text.count("A held-out text in chunks") == 2
     assert "finished" in page.text
 
 
-def test_events_are_told_with_what_the_log_says(tmp_path):
-    records = [*OLD[:3], OLD[3] | {"skipped": 1}, OLD[4] | {"event": "spike", "documents": [4, 7]}]
-    when = "2026-01-01 00:00:00  "
-    lines = ["step 2  x", "warning: disk full", "warning: step 5: the loss jumped", "warning: step 5: the loss jumped",
-             "warning: step 3: too few boundaries", "going on from step 3; train.lr 1 -> 2"]  # fmt: skip
-    run = written(tmp_path / "run", records, log="".join(f"{when}{line}\n" for line in lines))
-    happened = [(event.kind, event.step, event.bytes, event.text) for event in history.events(run, records)]
-    assert happened == [
-        ("warning", 2, 2000, "disk full"),
-        ("resume", 3, 3000, "went on from a checkpoint; train.lr 1 -> 2"),
-        ("warning", 3, 3000, "too few boundaries"),
-        ("skipped", 4, 4000, ""),
-        ("spike", 5, 5000, "the loss jumped; documents 4, 7"),
-    ]
-    assert checked(report.page(run)).text.count("the loss jumped") == 1
+def test_a_run_that_recorded_no_events_says_so(tmp_path):
+    run = written(tmp_path / "run", [*OLD, OLD[-1] | {"skipped": 1, "event": "spike"}])
+    (run / "log.txt").write_text("2026-01-01 00:00:00  warning: step 3: too few boundaries\n")
+    page = checked(report.page(run))
+    assert "before events were kept" in page.text
+    assert "too few boundaries" not in page.text  # a log is for people
+    (run / "events.jsonl").write_text("")
+    assert "events were kept" not in checked(report.page(run)).text
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "step",
+        "bytes",
+        "val_bpb",
+        "bpb",
+        "lr",
+        "grad_norm_x",
+        "stage0_bytes_per_chunk",
+        "event",
+        "val_stage0_bytes_per_chunk",
+        "stage0_prob_histogram",
+        "lr_stage0",
+        f"grad_norm_{EVIL}",
+    ],
+)
+def test_no_value_of_a_foreign_record_acts(tmp_path, key):
+    """Each key of a record once with a script in its place, among good ones."""
+    good = OLD[-1] | {"val_bpb": 1.5, "stage0_prob_histogram": [1] * 20}
+    for value in (EVIL, {EVIL: EVIL}, [EVIL], 10**400, -1e308, True):
+        foreign = good | {key: value, "step": value if key == "step" else 9}
+        run = written(
+            tmp_path / "run", [*OLD, foreign], samples=[{"step": value, "bytes": value, "probe": {"base64": value}}]
+        )
+        (run / "events.jsonl").write_text(
+            json.dumps({"step": value, "kind": value, "text": value, "documents": [value]})
+        )
+        checked(report.page(run))
+        checked(report.comparison({EVIL: run, "b": run}, {EVIL: [["", EVIL], [EVIL, "1"]]}))
 
 
 def test_nothing_in_the_data_acts(tmp_path):
-    log = f"2026-01-01 00:00:01  warning: {EVIL}\n"
     config = json.dumps({"name": EVIL, "data": EVIL, "train": {"steps": 9}})
     sample = {"prompt": b64(EVIL), "base64": b64(EVIL), "depth": [1] * len(EVIL.encode())}
-    samples = [shot(1, EVIL, [1, 0] * 40, sample=sample)]
-    run = written(tmp_path / "<b>x", [OLD[0] | {"event": EVIL, "documents": EVIL}], config, samples, log)
+    run = written(tmp_path / "<b>x", OLD[:1], config, [shot(1, EVIL, [1, 0] * 40, sample=sample)])
+    (run / "events.jsonl").write_text(json.dumps({"step": 1, "kind": EVIL, "text": EVIL, "documents": [EVIL]}) + "\n")
     page = checked(report.page(run))
-    assert page.text.count("alert(1)") >= 4
-    checked(report.comparison([run, run], [EVIL, "b"], [(EVIL, [["", EVIL], [EVIL, "1"]])]))
+    assert page.text.count("alert(1)") >= 6
 
 
 def test_chunks_over_training(tmp_path):
@@ -118,10 +142,10 @@ def test_chunks_over_training(tmp_path):
     samples = [shot(s, text, [int(i % s == 0) for i in range(n)], [[None if i % 2 else 0.5 for i in range(n)]])
                for s in range(1, 100)]  # fmt: skip
     page = checked(report.page(written(tmp_path / "run", OLD, samples=samples)))
-    assert page.text.count("A held-out text") == report.FRAMES
-    assert page.text.count(text) == report.FRAMES  # never a broken character
-    assert ("input", "max", str(report.FRAMES - 1)) in page.attributes
-    assert page.values("hidden").count("") == report.FRAMES - 1
+    assert page.text.count("A held-out text") == report.MOST_FRAMES
+    assert page.text.count(text) == report.MOST_FRAMES  # never a broken character
+    assert ("input", "max", str(report.MOST_FRAMES - 1)) in page.attributes
+    assert page.values("hidden").count("") == report.MOST_FRAMES - 1
     assert "Step 99" in page.text
 
 
@@ -139,17 +163,8 @@ def test_samples_that_cannot_be_read_are_passed_over(tmp_path, line):
 def test_chunks_drawn_are_the_text(text, data):
     size = len(text.encode("utf-8", "surrogatepass"))
     depth = data.draw(st.lists(st.integers(0, 3), min_size=size, max_size=size))
-    html = report.drawn(Sketch(text.encode("utf-8", "surrogatepass"), depth))
-    assert html.count("<span") == html.count("</span>")
+    drawn = report.drawn(Sketch(text.encode("utf-8", "surrogatepass"), depth))
+    assert drawn.count("<span") == drawn.count("</span>")
     if text.isprintable():
-        plain = re.sub("<[^>]*>", "", html)
-        assert plain == text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace(
-            '"', "&quot;"
-        ).replace("'", "&#x27;")
-
-
-def test_time_is_that_of_training_steps():
-    records = [{"bytes": 1000, "bytes_per_s": 100}, {"bytes": 1000, "val_bpb": 1}, {"bytes": 3000, "bytes_per_s": 400}]
-    seconds = history.clock(records)
-    assert [seconds(b) for b in (0, 500, 1000, 2000, 3000, 9000)] == [0, 5, 10, 12.5, 15, 15]
-    assert history.clock([])(5) == 0
+        plain = re.sub("<[^>]*>", "", drawn)
+        assert html.unescape(plain) == text

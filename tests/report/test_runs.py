@@ -67,7 +67,7 @@ def test_a_real_run_in_every_state(tmp_path, capsys):
     assert done.bpb_best <= done.bpb_last
     records = history.read_metrics(run)
     assert done.bpb_last == records[-1]["val_bpb"]
-    assert done.stages == [(records[-1]["val_stage0_bytes_per_chunk"], 4.0)]
+    assert done.to_dict()["stages"] == [{"bytes_per_chunk": records[-1]["val_stage0_bytes_per_chunk"], "target": 4.0}]
 
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 9, "bytes": 99')  # being written
@@ -86,6 +86,14 @@ def test_a_real_run_in_every_state(tmp_path, capsys):
     )
     show([tmp_path / "runs"])
     assert "is missing" in capsys.readouterr().err
+
+
+def test_a_run_that_failed_is_listed_with_the_reason(tmp_path, capsys):
+    run = fake(tmp_path / "a", [3.0])
+    (run / "events.jsonl").write_text(json.dumps({"step": 10, "kind": "failed", "text": "[red]no disk\x1b[2J"}) + "\n")
+    (listed,) = show([tmp_path]).data["runs"]
+    assert (listed["state"], listed["about"]) == ("stopped", "[red]no disk\x1b[2J")
+    assert "a: [red]no disk\\x1b[2J" in capsys.readouterr().err
 
 
 def test_a_lock_left_behind_is_no_running_run(tmp_path):
@@ -124,7 +132,7 @@ def test_a_comparison(tmp_path):
     assert shown.data["differences"] == {"train.lr": ["0.001", "0.002"], "train.seed": ["-", "7"]}
     assert shown.data["bpb_at_equal_bytes"] == [{"bytes": 1000, "bpb": [4, 5]}, {"bytes": 2000, "bpb": [3, 3]}]
     page = checked((tmp_path / "page.html").read_text())
-    assert {"a ", "b "} <= set(page.values("data-label"))
+    assert {"a", "b"} <= page.labels
     assert "train.lr" in page.text
 
 

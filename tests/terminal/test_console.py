@@ -3,6 +3,8 @@
 import io
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from hnet_cli.terminal import console
@@ -93,3 +95,15 @@ def test_progress_of_unknown_length_says_nothing_false(capsys, monkeypatch):
         task.update(5)
         task.update(5, total=10)
     assert [line.split(",")[0] for line in capsys.readouterr().err.splitlines()] == ["reading: 50%"]
+
+
+@given(st.lists(st.floats(-1e9, 1e9), max_size=99), st.integers(1, 50))
+def test_a_curve_in_a_line_of_text(values, width):
+    drawn = console.spark(values, width)
+    assert len(drawn) == min(width, len(values))
+    assert set(drawn) <= set("▁▂▃▄▅▆▇█")
+
+
+def test_a_rising_line_rises():
+    assert console.spark(range(8)) == "▁▂▃▄▅▆▇█"
+    assert console.spark([3, 3, 3]) == "▁▁▁"

@@ -6,7 +6,8 @@ import pytest
 import torch
 from runkit import tiny
 
-from hnet_cli.config.run import preset_names, resolve
+from hnet_cli.config.presets import preset_names
+from hnet_cli.config.run import resolve
 from hnet_cli.errors import EnvironmentLimit, UsageError
 from hnet_cli.training.budget import (
     BASE_MEMORY,

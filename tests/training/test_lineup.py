@@ -9,7 +9,8 @@ import torch
 from modelkit import tiny_config
 from runkit import dataset, tiny
 
-from hnet_cli.config.run import preset_names, resolve
+from hnet_cli.config.presets import line_up
+from hnet_cli.config.run import resolve
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Batches
 from hnet_cli.errors import UsageError
@@ -20,7 +21,7 @@ from hnet_cli.model.config import Chunker
 from hnet_cli.model.init import skeleton
 from hnet_cli.training import lineup
 
-MEMBERS = (*lineup.PAPER, *lineup.BEYOND, *lineup.DNA)
+PAPER, DNA = lineup.members("text"), lineup.members("dna")
 
 # Paper: GFLOPs per byte (Table 2), positions per byte of each inner level (Table 1; 0.357 from figure 7), parameters.
 # The Transformer's 760M and 1.3B are the printed ones; with its two tables of 50257 x D it has 834M and 1420M.
@@ -72,7 +73,7 @@ def test_sliding_windows_cost_what_they_compute():
 
 def test_the_papers_dna_models():
     """Table 5: 29M and 33M."""
-    sizes = [resolve(f"{name}-l").model.num_parameters / 1e6 for name in lineup.DNA]
+    sizes = [resolve(f"{name}-l").model.num_parameters / 1e6 for name in DNA]
     assert [round(size) for size in sizes] == [29, 33, 64, 66]
 
 
@@ -100,7 +101,7 @@ def test_members_of_a_size_differ_in_the_model_alone(size):
         inner = np.cumprod([1 / (c.k or n) for c, n in zip(config.model.chunkers, config.train.ratios(), strict=True)])
         return share * config.model.flops_per_byte(inner.tolist(), config.train.sequence_length * share)
 
-    for name in (*lineup.PAPER, *lineup.BEYOND):
+    for name in (*PAPER, "transformer-2x", "3stage"):
         config = lineup.member(name, size)
         ours = {"lr_multipliers": first.train.lr_multipliers, "target_ratios": first.train.target_ratios}
         assert replace(config.train, **ours) == first.train
@@ -110,10 +111,8 @@ def test_members_of_a_size_differ_in_the_model_alone(size):
     assert first.train.alignment_loss_weight == 0
 
 
-def test_every_member_has_its_sizes_and_builds():
-    have = {f"{name}-{size}" for name in MEMBERS for size in lineup.SIZES} & set(preset_names())
-    assert {f"{name}-{size}" for name in MEMBERS for size in ("nano", "small", "l")} - {"3stage-l"} <= have
-    for name in MEMBERS:
+def test_every_member_builds():
+    for name in line_up()["members"]:
         config = lineup.member(name, "nano").model
         assert sum(p.numel() for p in skeleton(HNetForCausalLM, config).parameters()) == config.num_parameters
 
@@ -123,8 +122,11 @@ def test_unknown_members():
         with pytest.raises(UsageError) as error:
             lineup.member(name, size)
         assert said in str(error.value.hint)
-    assert lineup.members("text") == lineup.PAPER
-    assert lineup.members("dna") == lineup.DNA
+
+
+def test_the_default_line_ups():
+    assert (PAPER[0], PAPER[-1], len(PAPER)) == ("transformer", "2stage", 10)
+    assert set(PAPER) | set(DNA) | {"transformer-2x", "3stage"} == set(line_up()["members"])
 
 
 @pytest.fixture(scope="module")

@@ -141,7 +141,7 @@ def test_every_validation_leaves_a_sample(whole, data):
 
 def test_the_run_folder_is_as_documented(whole):
     names = {path.name for path in whole.iterdir()} - {".lock"}
-    assert names == {"config.yaml", "metrics.jsonl", "samples.jsonl", "checkpoints", "latest", "best"}
+    assert names == {"config.yaml", "metrics.jsonl", "samples.jsonl", "events.jsonl", "checkpoints", "latest", "best"}
     checkpoint = whole / "checkpoints" / (whole / "latest").read_text().strip()
     assert json.loads((checkpoint / "state.json").read_text())["step"] == 12
 

@@ -12,7 +12,7 @@ from hnet_cli import modality
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.inference.windows import windows
 from hnet_cli.modality import Document
-from hnet_cli.training.probe import PROBE, Probe
+from hnet_cli.training.probe import PROBE_BYTES, Probe
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def documents(probe):
 
 
 def test_decisions_are_those_of_segment(probe, model):
-    assert len(probe.data) == PROBE
+    assert len(probe.data) == PROBE_BYTES
     assert len(probe.first) > 50
     decisions = probe.decide(model)
     depth = np.array([int(digit) for digit in decisions.depth])

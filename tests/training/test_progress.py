@@ -17,7 +17,7 @@ def test_what_cannot_be_written_to_the_log_is_written_with_the_next_line(tmp_pat
 
 def test_a_disk_that_stays_full_does_not_fill_the_memory(tmp_path):
     screen = progress._Screen(Task("training", 10, None), tmp_path / "run/log.txt", None)
-    for n in range(3 * progress.MOST_UNWRITTEN):
+    for n in range(3 * progress._Screen.MOST_UNWRITTEN):
         screen.log(str(n))
-    assert len(screen.unwritten) == progress.MOST_UNWRITTEN
-    assert screen.unwritten[-1].endswith(f"  {3 * progress.MOST_UNWRITTEN - 1}\n")
+    assert len(screen.unwritten) == progress._Screen.MOST_UNWRITTEN
+    assert screen.unwritten[-1].endswith(f"  {3 * progress._Screen.MOST_UNWRITTEN - 1}\n")

@@ -14,7 +14,8 @@ from runkit import FLAT, dataset, metrics, newest_model, tiny, weights
 from hnet_cli.checkpoints.find import newest
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.errors import NumericalError, Stopped
-from hnet_cli.terminal.signals import Stop
+from hnet_cli.terminal.process import Stop
+from hnet_cli.training.events import EventLog
 from hnet_cli.training.loop import _Trainer, train
 from hnet_cli.training.optim import build_optimizer
 from hnet_cli.training.step import build_model, skips_on_device
@@ -36,7 +37,7 @@ def ahead(config, data, run, listen=lambda kind, record: None):
     """A run whose host does not wait for the device."""
     run.mkdir(exist_ok=True)
     stop = Stop()
-    trainer = _Trainer(config, Dataset.open(data), run, torch.device("cpu"), listen, stop)
+    trainer = _Trainer(config, Dataset.open(data), run, torch.device("cpu"), EventLog(run, listen), stop)
     assert not trainer.ahead
     assert skips_on_device(trainer.optimizer)
     trainer.ahead = True

@@ -1,4 +1,4 @@
-"""Which modality the inputs are, from the first bytes of some of them."""
+"""Detection of the modality of the inputs, from the first bytes of some of them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from hnet_cli.modality import Modality, Refused
 from hnet_cli.storage.streams import decompressed
 
 FLOOR = 0.1
-"""Confidence below which nobody claims the input."""
+"""Confidence below which no modality claims the input."""
 STRAY = 0.7
 """Confidence at which a file of another kind than the rest is named."""
-HEAD = 1 << 16
+SAMPLE_BYTES = 1 << 16
 FILES, PER_FILE = 24, 4
-"""How many files are sampled, and how many members or rows of each."""
+"""Number of files that are sampled, and of members or rows of each."""
 
 
 def detect(inputs: Sequence[str | Path], field: str | None = None) -> tuple[str, float, str]:
@@ -33,20 +33,7 @@ def detect(inputs: Sequence[str | Path], field: str | None = None) -> tuple[str,
 
     Raises InputError where no installed modality knows the input, and for input that cannot be opened.
     """
-    heads: list[tuple[str, bytes, float]] = []
-    damaged: list[Refused] = []
-    failure = None
-    files = [each for _, each in expand(inputs, Modality()) if isinstance(each, InputFile)]
-    for file in files[:: max(1, -(-len(files) // FILES))]:
-        try:
-            found = [(name, head) for name, head in _heads(file, field, damaged) if head]
-            heads += [(name, head, max(file.size, len(head)) / len(found)) for name, head in found]
-        except InputError as error:
-            failure = failure or error
-    if not heads:
-        if damaged and not failure:
-            failure = InputError(f"{damaged[0].where}: {damaged[0].reason}", "name other input, or another --field")
-        raise failure or InputError(f"no data in {', '.join(map(str, inputs))}", "name files that are not empty")
+    heads = _samples(inputs, field)
     judges = []
     for name in modalities.names():
         with contextlib.suppress(HNetError):  # a broken plugin must not hurt the others
@@ -54,48 +41,69 @@ def detect(inputs: Sequence[str | Path], field: str | None = None) -> tuple[str,
     # Each sample votes for the modality that claims it most: beside its FASTA a genome has tables that are mere text.
     # The larger the file, the more it counts, by the root: neither one stray file decides, nor one long README.
     votes: dict[str, float] = defaultdict(float)
-    agreeing: dict[str, list[tuple[str, float]]] = {}
-    for called, head, size in heads:
-        confidence, name = max(((judge.detect(called, head), judge.name) for judge in judges), default=(0.0, ""))
+    claims: dict[str, list[tuple[str, float]]] = {}
+    for label, head, size in heads:
+        confidence, name = max(((judge.detect(label, head), judge.name) for judge in judges), default=(0.0, ""))
         if confidence >= FLOOR:
             votes[name] += confidence * size**0.5
-            agreeing.setdefault(name, []).append((called, confidence))
+            claims.setdefault(name, []).append((label, confidence))
     if not votes:
-        raise InputError(
-            f"{heads[0][0]} is of no known modality", f"choose one of --modality {', '.join(modalities.names())}"
-        )
+        hint = f"choose one of --modality {', '.join(modalities.names())}"
+        raise InputError(f"{heads[0][0]} is of no known modality", hint)
     likely = max(votes, key=votes.__getitem__)
-    first, confidence = agreeing[likely][0][0], fmean(sure for _, sure in agreeing[likely])
+    first, confidence = claims[likely][0][0], fmean(certainty for _, certainty in claims[likely])
     if len(heads) == 1:
         return likely, confidence, f"by the look of {first}"
-    # What some other modality is surer of than anybody is of mere text is worth a word: it is read like the rest.
+    # A file that another modality is surer of than any is of mere text is worth a word: it is read like the rest.
+    strays = {
+        name: next((label for label, certainty in claimed if certainty >= STRAY), None)
+        for name, claimed in claims.items()
+        if name != likely
+    }
     others = "".join(
-        f"; {strays[0][0]} looks like {name} and would be read as {likely}"
-        for name, claimed in agreeing.items()
-        if name != likely and (strays := [each for each in claimed if each[1] >= STRAY])
+        f"; {label} looks like {name} and would be read as {likely}" for name, label in strays.items() if label
     )
-    return likely, confidence, f"by the look of {len(agreeing[likely])} of {len(heads)} samples, {first} first{others}"
+    return likely, confidence, f"by the look of {len(claims[likely])} of {len(heads)} samples, {first} first{others}"
+
+
+def _samples(inputs: Sequence[str | Path], field: str | None) -> list[tuple[str, bytes, float]]:
+    """(name, first bytes, weight in bytes) of some inputs, at least one. Raises InputError where there is none."""
+    samples: list[tuple[str, bytes, float]] = []
+    damaged: list[Refused] = []
+    failure = None
+    files = [item for _, item in expand(inputs, Modality()) if isinstance(item, InputFile)]
+    for file in files[:: max(1, -(-len(files) // FILES))]:
+        try:
+            heads = [(name, head) for name, head in _heads(file, field, damaged) if head]
+            samples += [(name, head, max(file.size, len(head)) / len(heads)) for name, head in heads]
+        except InputError as error:
+            failure = failure or error
+    if not samples:
+        if damaged and not failure:
+            failure = InputError(f"{damaged[0].where}: {damaged[0].reason}", "name other input, or another --field")
+        raise failure or InputError(f"no data in {', '.join(map(str, inputs))}", "name files that are not empty")
+    return samples
 
 
 def _heads(file: InputFile, field: str | None, damaged: list[Refused]) -> Iterator[tuple[str, bytes]]:
-    """Names and first decompressed bytes of what a file holds; what cannot be read is added to `damaged`."""
+    """Names and first decompressed bytes of a file's contents; unreadable ones are added to `damaged`."""
     if file.is_stdin:
-        yield "-", _peeked()
+        yield "-", _peek()
         return
     for source in islice(sources(FileReader(file), field, Counter()), PER_FILE):
         if isinstance(source, Refused):
             damaged += [source] if source.damaged else []
         else:
             with source.open() as stream:
-                yield source.name, stream.read(HEAD)
+                yield source.name, stream.read(SAMPLE_BYTES)
 
 
-def _peeked() -> bytes:
+def _peek() -> bytes:
     """The first bytes of standard input, decompressed as far as they go, left there to be read again."""
-    ahead = cast(io.BufferedReader, sys.stdin.buffer).peek(HEAD)
+    ahead = cast(io.BufferedReader, sys.stdin.buffer).peek(SAMPLE_BYTES)
     plain = decompressed(io.BytesIO(ahead), "-")
     head = b""
-    with contextlib.suppress(InputError):  # what is there ends in the middle
-        while len(head) < HEAD and (more := plain.raw.read(256)):
+    with contextlib.suppress(InputError):  # the bytes at hand end in the middle
+        while len(head) < SAMPLE_BYTES and (more := plain.raw.read(256)):
             head += more
     return head

@@ -17,11 +17,10 @@ import numpy as np
 
 from hnet_cli import modality as modalities
 from hnet_cli.data.baselines import TRAIN_LIMIT, VAL_LIMIT, baselines, sample
-from hnet_cli.data.dataset import FORMAT
-from hnet_cli.data.prepare.account import TOLERATED, Account
-from hnet_cli.data.prepare.journal import Journal
-from hnet_cli.data.prepare.planning import UNIT_BYTES, Plan, Request, digest, make_plan
-from hnet_cli.data.prepare.reading import How, read_all
+from hnet_cli.data.dataset import DATASET_FORMAT
+from hnet_cli.data.prepare.journal import TOLERATED, Account, UnitJournal
+from hnet_cli.data.prepare.planning import UNIT_BYTES, PrepareRequest, ReadingPlan, digest, make_plan
+from hnet_cli.data.prepare.reading import UnitReader, read_all
 from hnet_cli.data.prepare.split import make_split
 from hnet_cli.data.prepare.store import Writer, read_shards, table_rows
 from hnet_cli.errors import DamagedError, InputError, StorageError, UsageError
@@ -30,12 +29,13 @@ from hnet_cli.storage import free_bytes, read_manifest, resumable_folder, verify
 from hnet_cli.storage.streams import shown
 
 Progress = Callable[[int, int | None], None]
+"""Called with the bytes read and their total, None if unknown."""
 PART = "part.json"
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What `prepare` did."""
+    """The outcome of `prepare`."""
 
     path: Path
     modality: str
@@ -44,13 +44,43 @@ class Summary:
     refused: dict[str, tuple[int, int, str]]
     """By reason: (count, bytes, first example)."""
     notes: dict[str, int]
-    """How many documents (or rows, files) a remark is about."""
+    """Number of documents (or rows, files) by remark."""
     seconds: float = 0.0
     rule: str = ""
-    """What was held out: "whole groups", "the end of the corpus", "the inputs given for validation"; "" for a part."""
+    """What is held out: "whole groups", "the end of the corpus", "the inputs given for validation"; "" for a part."""
     splits: dict[str, dict[str, int]] = field(default_factory=dict)
     """By name: {"documents": stretches of documents, "bytes": n}."""
     baselines: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class _Build:
+    """A dataset, or part of one, while it is written."""
+
+    target: Path
+    work: Path
+    writer: Writer
+    files: dict[str, Any]
+    """Entries of the manifest, collected."""
+
+    def summary(self, modality: Modality, account: Account, **more: Any) -> Summary:
+        counts = self.writer.documents, self.writer.bytes
+        return Summary(self.target, modality.name, *counts, account.refused, dict(account.notes), **more)
+
+
+@contextlib.contextmanager
+def _build(target: Path, overwrite: bool, kind: str) -> Iterator[_Build]:
+    """A build in its work folder, which becomes `target` at the end. An interrupted one continues."""
+    files: dict[str, Any] = {}
+    builds: list[_Build] = []
+
+    def worth_keeping() -> bool:
+        return any(build.writer.bytes >= UNIT_BYTES for build in builds)
+
+    manifest = {"kind": kind, "files": files}
+    with resumable_folder(target, overwrite=overwrite, manifest=manifest, worth_keeping=worth_keeping) as work:
+        builds.append(_Build(target, work, Writer(work / "done"), files))
+        yield builds[0]
 
 
 def prepare(
@@ -65,58 +95,58 @@ def prepare(
     part: tuple[int, int] | None = None,
     tolerated: float = TOLERATED,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = lambda done, total: None,
     measure: bool = True,
 ) -> Summary:
     """Read `inputs`, write the dataset `out`; the same inputs and options give the same bytes whatever `workers`.
 
-    Interrupted, even by a kill, it goes on where it was when called again. `part` (i, n): only the i-th of n shares,
+    Interrupted, even by a kill, it continues where it was when called again. `part` (i, n): only the i-th of n shares,
     into the folder `part_folder(out, ...)`, for `join`. `val`: fraction of the bytes to hold out, unless `val_inputs`
-    says what. `field`: of JSONL and parquet rows. `tolerated`: share of the input that may be damaged.
-    `progress(bytes read, total or None)`. `measure=False` leaves the baselines out. Raises InputError for input that
-    cannot be used, BusyError and StorageError as `resumable_folder` does.
+    are held out. `field`: of JSONL and parquet rows. `tolerated`: share of the input that may be damaged.
+    `measure=False` leaves the baselines out. Raises InputError for input that cannot be used, BusyError and
+    StorageError as `resumable_folder` does.
     """
     began = time.monotonic()
-    request = Request.of(modality, inputs, val_inputs, val, field)
+    shown_inputs, shown_val = (tuple(map(shown, names)) for names in (inputs, val_inputs))
+    request = PrepareRequest(modality.name, shown_inputs, shown_val, val, field)
     target = part_folder(out, *part) if part else Path(out)
-    with _dataset_folder(target, overwrite, "dataset part" if part else "dataset") as (work, writer, files):
+    with _build(target, overwrite, "dataset part" if part else "dataset") as build:
         whole = make_plan([*inputs, *val_inputs], len(inputs), modality)
         plan = whole.share(*part) if part else whole
-        _refuse_too_large(target, plan, writer.folder)
+        _refuse_too_large(target, plan, build.writer.folder)
         total = None if plan.streamed else plan.size
-        tell = progress or (lambda done, total: None)
-        read = read_all(
-            plan.units, plan.keys(request, modality), How(modality, field), work, writer, workers,
-            lambda done: tell(done, total),
-        )  # fmt: skip
+        keys, reader = plan.keys(request, modality), UnitReader(modality, field)
+        account = read_all(
+            plan.units, keys, reader, build.work, build.writer, workers, lambda done: progress(done, total)
+        )
         if not part:
-            whole.account.merge(read)
-            summary = _finish(target, request, modality, writer, files, whole.account, tolerated, measure)
+            whole.account.merge(account)
+            summary = _finish(build, request, modality, whole.account, tolerated, measure)
         else:
-            writer.close()
+            build.writer.close()
             about = {
-                "format": FORMAT,
+                "format": DATASET_FORMAT,
                 "part": part,
                 "plan": whole.digest(request),
                 "request": vars(request),
                 "planned": whole.account.to_json(),
-                "account": read.to_json(),
+                "account": account.to_json(),
             }
-            write_json(writer.folder / PART, about)
-            files.update(writer.files)
-            summary = _summary(target, modality, writer, read)
+            write_json(build.writer.folder / PART, about)
+            build.files.update(build.writer.files)
+            summary = build.summary(modality, account)
     return replace(summary, seconds=time.monotonic() - began)
 
 
 def part_folder(out: Path, part: int, parts: int) -> Path:
-    """Where part `part` of `parts` of the dataset `out` is written."""
+    """The folder of part `part` of `parts` of the dataset `out`. Raises UsageError."""
     if not 1 <= part <= parts:
         raise UsageError(f"--part {part}/{parts}: there are parts 1 to {max(parts, 1)}")
     return Path(out).with_name(f"{Path(out).name}.part-{part}-of-{parts}")
 
 
 def whole_folder(part: Path) -> Path:
-    """The dataset that a part, by the name of its folder, is of."""
+    """The dataset that a part belongs to, by the name of its folder."""
     return part.with_name(re.sub(r"\.part-\d+-of-\d+$", "", part.name))
 
 
@@ -126,58 +156,56 @@ def join(
     *,
     tolerated: float = TOLERATED,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = lambda done, total: None,
     measure: bool = True,
 ) -> Summary:
-    """Make the dataset `out` of all its parts: the same bytes as if it had been prepared in one go.
+    """Join all parts into the dataset `out`: the same bytes as if it had been prepared in one go.
 
     Raises DamagedError naming the part that is missing, there twice, damaged, or of other inputs or options.
     """
     began = time.monotonic()
-    found = _ordered([(Path(part), _about_part(Path(part))) for part in parts])
-    request = Request.from_json(found[0][1]["request"])
+    ordered = _ordered([(Path(part), _about_part(Path(part))) for part in parts])
+    request = PrepareRequest.from_json(ordered[0][1]["request"])
     modality = modalities.get(request.modality)
-    account = Account.from_json(found[0][1]["planned"])
-    keys = [digest(read_manifest(folder)) for folder, _ in found]
-    total = sum(about["account"]["bytes_read"] for _, about in found)
-    with _dataset_folder(Path(out), overwrite, "dataset") as (work, writer, files):
-        journal = Journal(work / "journal.jsonl")
-        done = journal.replay(keys, writer, account)
-        writer.remove_others()
-        for (folder, about), key in list(zip(found, keys, strict=True))[done:]:
+    account = Account.from_json(ordered[0][1]["planned"])
+    keys = [digest(read_manifest(folder)) for folder, _ in ordered]
+    total = sum(about["account"]["bytes_read"] for _, about in ordered)
+    with _build(Path(out), overwrite, "dataset") as build:
+        journal = UnitJournal(build.work)
+        done = journal.replay(keys, build.writer, account)
+        for (folder, about), key in list(zip(ordered, keys, strict=True))[done:]:
             verify_folder(folder)
-            writer.absorb(folder, len(account.sources))
+            build.writer.absorb(folder, len(account.sources))
             share = Account.from_json(about["account"])
-            journal.add(key, writer, share)
+            journal.add(key, build.writer, share)
             account.merge(share)
-            if progress:
-                progress(account.bytes_read, total)
-        summary = _finish(Path(out), request, modality, writer, files, account, tolerated, measure)
+            progress(account.bytes_read, total)
+        summary = _finish(build, request, modality, account, tolerated, measure)
     return replace(summary, seconds=time.monotonic() - began)
 
 
 def _about_part(folder: Path) -> dict[str, Any]:
-    """`part.json` of a part, whose manifest is read first."""
+    """Content of `part.json` of a part, whose manifest is read first."""
     if not folder.is_dir():
         raise InputError(f"no folder {shown(folder)}", "name the part folders that `hnet prepare --part` wrote")
     if read_manifest(folder).get("kind") != "dataset part":
         raise DamagedError(f"{shown(folder)} is not a part of a dataset", "name the folders of `hnet prepare --part`")
     try:
         about = json.loads((folder / PART).read_bytes())
-        if about["format"] != FORMAT:
-            raise DamagedError(f"{shown(folder)} has format {about['format']!r}; this version of hnet reads {FORMAT}")
+        if (version := about["format"]) != DATASET_FORMAT:
+            raise DamagedError(f"{shown(folder)} has format {version!r}; this version of hnet reads {DATASET_FORMAT}")
         part, parts = about["part"]
         return about | {"part": (int(part), int(parts))}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedError(f"{shown(folder / PART)} is missing or damaged", "prepare this part again") from error
 
 
-def _ordered(found: list[tuple[Path, dict[str, Any]]]) -> list[tuple[Path, dict[str, Any]]]:
+def _ordered(given: list[tuple[Path, dict[str, Any]]]) -> list[tuple[Path, dict[str, Any]]]:
     """The parts in order. Raises DamagedError unless they are all of one dataset, each once."""
-    first, about = found[0]
+    first, about = given[0]
     parts = about["part"][1]
     by_number: dict[int, tuple[Path, dict[str, Any]]] = {}
-    for folder, other in found:
+    for folder, other in given:
         number, others = other["part"]
         if (other["plan"], others) != (about["plan"], parts):
             raise DamagedError(
@@ -196,48 +224,26 @@ def _ordered(found: list[tuple[Path, dict[str, Any]]]) -> list[tuple[Path, dict[
 # --- finishing --------------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _dataset_folder(target: Path, overwrite: bool, kind: str) -> Iterator[tuple[Path, Writer, dict[str, Any]]]:
-    """The work folder, the writer in it, and the dictionary that collects manifest entries; `target` at the end."""
-    files: dict[str, Any] = {}
-    manifest = {"kind": kind, "files": files}
-    writer: Writer | None = None
-
-    def worth_keeping() -> bool:
-        return writer is not None and writer.bytes >= UNIT_BYTES
-
-    with resumable_folder(target, overwrite=overwrite, manifest=manifest, worth_keeping=worth_keeping) as work:
-        writer = Writer(work / "done")
-        yield work, writer, files
-
-
 def _finish(
-    target: Path,
-    request: Request,
-    modality: Modality,
-    writer: Writer,
-    files: dict[str, Any],
-    account: Account,
-    tolerated: float,
-    measure: bool,
+    build: _Build, request: PrepareRequest, modality: Modality, account: Account, tolerated: float, measure: bool
 ) -> Summary:
-    """Split, baselines and description of a dataset whose documents are written."""
+    """Write the split, the baselines and the description of a dataset whose documents are written."""
     _refuse_useless(request, account)
+    writer, training = build.writer, len(request.inputs)
     account.refuse_damage(writer.bytes, tolerated)
-    folder, training = writer.folder, len(request.inputs)
     writer.close()
     first_val = sum(count for argument, count in account.documents.items() if argument < training)
     rule, splits, tables = make_split(
-        folder, writer.bytes, request.val, first_val if request.val_inputs else None, modality.cut
+        writer.folder, writer.bytes, request.val, first_val if request.val_inputs else None, modality.cut
     )
-    bits = _measure(folder, splits, modality) if measure else {}
-    files.update(tables, **writer.files)
+    bits = _measure(writer.folder, splits, modality) if measure else {}
+    build.files.update(tables, **writer.files)
     refused = {
-        reason: dict(zip(("count", "bytes", "first"), entry, strict=True)) | {"damaged": reason in account.damage}
-        for reason, entry in account.refused.items()
+        reason: {"count": count, "bytes": size, "first": first, "damaged": reason in account.damage}
+        for reason, (count, size, first) in account.refused.items()
     }
     about = {
-        "format": FORMAT,
+        "format": DATASET_FORMAT,
         "modality": modality.name,
         "input_table": None if modality.input_table is None else list(modality.input_table),
         "loss_weights": None if modality.loss_weights is None else list(modality.loss_weights),
@@ -249,19 +255,15 @@ def _finish(
         "refused": refused,
         "notes": dict(account.notes),
         "baselines": bits,
-        "files": dict(sorted(files.items())),
+        "files": dict(sorted(build.files.items())),
         "sources": account.sources,
     }
-    write_json(folder / "dataset.json", about)
-    return replace(_summary(target, modality, writer, account), rule=rule, splits=splits, baselines=bits)
+    write_json(writer.folder / "dataset.json", about)
+    return build.summary(modality, account, rule=rule, splits=splits, baselines=bits)
 
 
-def _summary(target: Path, modality: Modality, writer: Writer, account: Account) -> Summary:
-    return Summary(target, modality.name, writer.documents, writer.bytes, account.refused, dict(account.notes))
-
-
-def _refuse_too_large(out: Path, plan: Plan, folder: Path) -> None:
-    """Fail before hours of work where the disk cannot hold the inputs as they are; `folder`: what was done before."""
+def _refuse_too_large(out: Path, plan: ReadingPlan, folder: Path) -> None:
+    """Fail before hours of work where the disk cannot hold the inputs as they are; `folder` holds work done before."""
     there = sum(entry.stat().st_size for entry in os.scandir(folder))
     needed, free = plan.size - there, free_bytes(Path(out))
     if needed > free:
@@ -270,8 +272,8 @@ def _refuse_too_large(out: Path, plan: Plan, folder: Path) -> None:
         )
 
 
-def _refuse_useless(request: Request, account: Account) -> None:
-    """Everything the user named must have given something."""
+def _refuse_useless(request: PrepareRequest, account: Account) -> None:
+    """Raise InputError for an input of the user's that gave no document."""
     for argument, name in enumerate([*request.inputs, *request.val_inputs]):
         if not account.documents[argument]:
             why = account.first_refusal.get(argument, "it is empty, or holds nothing of the kind")
@@ -289,7 +291,7 @@ def _measure(folder: Path, splits: dict[str, Any], modality: Modality) -> dict[s
 
 
 def _stretches(folder: Path, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Where the stretches of a split begin and end in the shards, in parts."""
+    """Starts and ends, in the shards, of the stretches of a split, in parts."""
     parts = table_rows(folder, f"split-{split}.bin", 3)
     waiting, seen = next(parts), 0
     for table in table_rows(folder):

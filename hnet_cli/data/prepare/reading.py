@@ -13,10 +13,10 @@ from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from hnet_cli.data.prepare.account import Account
 from hnet_cli.data.prepare.contents import NoField, sources
 from hnet_cli.data.prepare.inputs import Changed, FileReader, InputFile
-from hnet_cli.data.prepare.journal import Journal
+from hnet_cli.data.prepare.journal import Account, UnitJournal
+from hnet_cli.data.prepare.planning import Unit
 from hnet_cli.data.prepare.store import Writer
 from hnet_cli.errors import DamagedError, EnvironmentLimit, InputError
 from hnet_cli.modality import Modality, Refused
@@ -24,146 +24,144 @@ from hnet_cli.storage import discard, make_folder, rename_folder, verify_file, w
 from hnet_cli.storage.streams import open_raw
 
 PIECE = "piece.json"
-Unit = list[InputFile]
+Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class How:
-    """How units are read."""
+class UnitReader:
+    """Reads units of files; sent to workers."""
 
     modality: Modality
     field: str | None
-    """Of rows."""
+    """Field of rows."""
+
+    def read_unit(self, unit: Unit, writer: Writer, advance: Advance, sources_before: int) -> Account:
+        """Write the documents of a unit; its sources are numbered from `sources_before`."""
+        account = Account()
+        for file in unit:
+            mark = None if file.named else writer.mark()
+            try:
+                part = self._read_file(file, writer, advance, sources_before + len(account.sources))
+            except (InputError, NoField) as error:
+                # Of a file in a folder that is damaged, nothing is kept: what stands before the damage is not known to
+                # be sound, since checksums come last. A file that changes under its stretches cannot be half left out.
+                if mark is None or (file.part and isinstance(error, Changed)):
+                    raise
+                writer.rollback(mark)
+                part = Account(bytes_read=file.size)
+                reason = "damaged file" if isinstance(error, InputError) else "file without the field"
+                part.refuse(file.argument, Refused(reason, str(error), file.size, damaged=True))
+            account.merge(part)
+        return account
+
+    def _read_file(self, file: InputFile, writer: Writer, advance: Advance, index: int) -> Account:
+        account = Account()
+
+        def count(size: int) -> None:
+            account.bytes_read += size
+            advance(size)
+
+        if not file.named and file.path is not None:
+            try:
+                open_raw(file.path).close()
+            except InputError as error:  # it could be opened a moment ago
+                gone = Refused("vanished or unreadable", f"{file.name}: {error}", file.size, damaged=True)
+                account.refuse(file.argument, gone)
+                return account
+        reader, documents = FileReader(file, count, hashed=True), 0
+        for source in sources(reader, self.field, account.notes, self.modality):
+            for item in [source] if isinstance(source, Refused) else self.modality.documents(source):
+                if isinstance(item, Refused):
+                    account.refuse(file.argument, item)
+                elif not item.data:
+                    account.refuse(file.argument, Refused("empty", item.name))
+                else:
+                    name = item.source if item.name == item.source else f"{item.source}\t{item.name}"
+                    writer.add(item.data, index, item.offset, name, item.group or source.group)  # type: ignore[union-attr]
+                    documents += 1
+                    if item.notes:
+                        account.notes.update(item.notes)
+        if documents:
+            account.documents[file.argument] = documents
+        elif not account.refused and not file.part:
+            account.refuse(file.argument, Refused("empty", file.name))
+        account.sources.append(reader.finish())
+        return account
+
+    def read_piece(self, unit: Unit, work: Path, key: str) -> Path:
+        """In a worker: documents of a unit into a folder of their own, which is complete once it has its name."""
+        piece = _piece(work, key)
+        if piece.exists() and _is_whole(piece):
+            return piece
+        temporary = piece.with_suffix(f".{os.getpid()}")
+        for folder in (piece, temporary):
+            discard(folder)
+        make_folder(temporary)
+        writer = Writer(temporary)
+        account = self.read_unit(unit, writer, lambda size: None, 0)
+        writer.close()
+        write_json(temporary / PIECE, {"files": writer.files, "account": account.to_json()})
+        rename_folder(temporary, piece)
+        return piece
 
 
 def read_all(
-    units: list[Unit], keys: list[str], how: How, work: Path, writer: Writer, workers: int, tell: Callable[[int], None]
+    units: list[Unit], keys: list[str], reader: UnitReader, work: Path, writer: Writer, workers: int, report: Advance
 ) -> Account:
-    """All units into `writer`, in order, whatever `workers`; those that an interrupted run finished are not read again.
+    """Read all units into `writer`, in order, whatever `workers`; those that an interrupted run finished are kept.
 
-    `tell(bytes read so far)`.
+    `keys` identify the units; `report(bytes read so far)`.
     """
     account = Account()
-    journal = Journal(work / "journal.jsonl")
+    journal = UnitJournal(work)
     done = journal.replay(keys, writer, account)
-    writer.remove_others()
-    _remove_pieces(work, keys[done:])
-    tell(account.bytes_read)
+    units, keys = units[done:], keys[done:]
+    _remove_pieces(work, keys)
+    report(account.bytes_read)
+    ahead = workers > 1 and len(units) > 1
+    pieces = _ahead(units, keys, reader, work, workers) if ahead else iter([None] * len(units))
+    for unit, key, piece in zip(units, keys, pieces, strict=True):
+        if piece is None:
+            read = account.bytes_read
 
-    def finished(key: str, part: Account) -> None:
+            def advance(size: int) -> None:
+                nonlocal read
+                read += size
+                report(read)
+
+            part = reader.read_unit(unit, writer, advance, len(account.sources))
+        else:
+            writer.absorb(piece, len(account.sources))
+            part = Account.from_json(json.loads((piece / PIECE).read_bytes())["account"])
         journal.add(key, writer, part)
         account.merge(part)
-        tell(account.bytes_read)
-
-    def here(unit: Unit) -> Account:
-        read = account.bytes_read
-
-        def advance(size: int) -> None:
-            nonlocal read
-            read += size
-            tell(read)
-
-        return read_unit(unit, how, writer, advance, len(account.sources))
-
-    units, keys = units[done:], keys[done:]
-    if workers <= 1 or len(units) <= 1:
-        for unit, key in zip(units, keys, strict=True):
-            finished(key, here(unit))
-        return account
-    for unit, key, piece in _ahead(units, keys, how, work, workers):
-        if piece is None:
-            finished(key, here(unit))
-        else:
-            folder = piece.result()
-            writer.absorb(folder, len(account.sources))
-            finished(key, Account.from_json(json.loads((folder / PIECE).read_bytes())["account"]))
-            discard(folder)
+        report(account.bytes_read)
+        if piece is not None:
+            discard(piece)
     return account
-
-
-def read_unit(unit: Unit, how: How, writer: Writer, advance: Callable[[int], None], sources_before: int) -> Account:
-    """Documents of a unit into `writer`; its sources are numbered from `sources_before`."""
-    account = Account()
-    for file in unit:
-        mark = None if file.named else writer.mark()
-        try:
-            part = _read_file(file, how, writer, advance, sources_before + len(account.sources))
-        except (InputError, NoField) as error:
-            # Of a file in a folder that is damaged, nothing is kept: what stands before the damage is not known to be
-            # sound, since checksums come last. What changes under stretches of it cannot be left out by halves.
-            if mark is None or (file.part and isinstance(error, Changed)):
-                raise
-            writer.rollback(mark)
-            part = Account(bytes_read=file.size)
-            reason = "damaged file" if isinstance(error, InputError) else "file without the field"
-            part.refuse(file.argument, Refused(reason, str(error), file.size, damaged=True))
-        account.merge(part)
-    return account
-
-
-def _read_file(file: InputFile, how: How, writer: Writer, advance: Callable[[int], None], index: int) -> Account:
-    account = Account()
-
-    def count(size: int) -> None:
-        account.bytes_read += size
-        advance(size)
-
-    if not file.named and (gone := _unreadable(file)):
-        account.refuse(file.argument, gone)
-        return account
-    reader, documents = FileReader(file, count), 0
-    for source in sources(reader, how.field, account.notes, how.modality):
-        if isinstance(source, Refused):
-            account.refuse(file.argument, source)
-            continue
-        for found in how.modality.documents(source):
-            if isinstance(found, Refused):
-                account.refuse(file.argument, found)
-            elif not found.data:
-                account.refuse(file.argument, Refused("empty", found.name))
-            else:
-                name = found.source if found.name == found.source else f"{found.source}\t{found.name}"
-                writer.add(found.data, index, found.offset, name, found.group or source.group)
-                documents += 1
-                if found.notes:
-                    account.notes.update(found.notes)
-    if documents:
-        account.documents[file.argument] = documents
-    if not documents and not account.refused and not file.part:
-        account.refuse(file.argument, Refused("empty", file.name))
-    account.sources.append(reader.finish())
-    return account
-
-
-def _unreadable(file: InputFile) -> Refused | None:
-    """Why a file found in a folder a moment ago cannot be opened now."""
-    if file.path is None:
-        return None
-    try:
-        open_raw(file.path).close()
-    except InputError as error:
-        return Refused("vanished or unreadable", f"{file.name}: {error}", file.size, damaged=True)
-    return None
 
 
 # --- several processes ------------------------------------------------------------------------------------------------
 
 
-def _ahead(
-    units: list[Unit], keys: list[str], how: How, work: Path, workers: int
-) -> Iterator[tuple[Unit, str, Future[Path] | None]]:
-    """Each unit in order, with the folder a worker reads it into; None for standard input, which is this process's."""
+def _ahead(units: list[Unit], keys: list[str], reader: UnitReader, work: Path, workers: int) -> Iterator[Path | None]:
+    """For each unit in order the folder a worker read it into; None for standard input, which is this process's."""
     # Spawned, not forked: the caller may have threads (progress bars, torch).
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin_worker)
-    ahead: deque[tuple[Unit, str, Future[Path] | None]] = deque()
+    queue: deque[Future[Path] | None] = deque()
+
+    def next_piece() -> Path | None:
+        future = queue.popleft()
+        return future.result() if future else None
+
     try:
         for unit, key in zip(units, keys, strict=True):
             here = any(file.is_stdin for file in unit)
-            ahead.append((unit, key, None if here else pool.submit(_work, unit, how, work, key)))
-            if len(ahead) > 2 * workers:
-                yield ahead.popleft()
-        while ahead:
-            yield ahead.popleft()
+            queue.append(None if here else pool.submit(reader.read_piece, unit, work, key))
+            if len(queue) > 2 * workers:
+                yield next_piece()
+        while queue:
+            yield next_piece()
     except BrokenExecutor as error:
         raise EnvironmentLimit("a worker process died, perhaps for lack of memory", "use --workers 1") from error
     finally:
@@ -171,7 +169,7 @@ def _ahead(
 
 
 def _begin_worker() -> None:
-    """Ctrl-C is the main process's affair; a worker whose main process is killed must not write on."""
+    """Leave Ctrl-C to the main process, and end when that is killed: nothing may be written any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
@@ -181,23 +179,6 @@ def _die_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def _work(unit: Unit, how: How, work: Path, key: str) -> Path:
-    """In a worker: documents of a unit into a folder of their own, which is complete once it has its name."""
-    piece = _piece(work, key)
-    if piece.exists() and _is_whole(piece):
-        return piece
-    temporary = piece.with_suffix(f".{os.getpid()}")
-    for folder in (piece, temporary):
-        discard(folder)
-    make_folder(temporary)
-    writer = Writer(temporary)
-    account = read_unit(unit, how, writer, lambda size: None, 0)
-    writer.close()
-    write_json(temporary / PIECE, {"files": writer.files, "account": account.to_json()})
-    rename_folder(temporary, piece)
-    return piece
 
 
 def _piece(work: Path, key: str) -> Path:
@@ -216,7 +197,7 @@ def _is_whole(piece: Path) -> bool:
 
 def _remove_pieces(work: Path, keys: list[str]) -> None:
     """Delete the pieces of an interrupted run but those of units still to be read."""
-    wanted = {_piece(work, key).name for key in keys}
+    wanted = {_piece(work, key) for key in keys}
     for folder in work.glob("piece-*"):
-        if folder.name not in wanted:
+        if folder not in wanted:
             discard(folder)

@@ -1,4 +1,4 @@
-"""Files behind URLs, through fsspec: streamed, never saved; a broken connection is taken up again where it broke."""
+"""Files behind URLs, through fsspec: streamed, never saved; after a broken connection, reading resumes in place."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ATTEMPTS = 5
 """Failures in a row, without a byte between them, before a connection is given up."""
 PAUSE = 0.25
 """Seconds before the second attempt; doubled for each one after it."""
-BLOCK = 4 << 20
+REQUEST_BYTES = 4 << 20
 """Bytes asked for at once."""
 T = TypeVar("T")
 
@@ -32,16 +32,19 @@ def is_url(given: str | Path) -> bool:
 
 
 def expand(url: str) -> Iterator[tuple[str, str, int, str]]:
-    """(URL, name without secrets, size or 0, stamp) of a URL, or of all that its pattern matches. Raises InputError for
-    what is not there, EnvironmentLimit for a missing package, StorageError for a connection that fails."""
+    """(URL, name without secrets, size or 0, stamp) of a URL, or of all that its pattern matches.
+
+    Raises InputError for a URL that leads nowhere, EnvironmentLimit for a missing package, StorageError for a
+    connection that fails.
+    """
     system, path = _system(url)
     pattern = any(mark in path for mark in "*[")
-    paths = _patiently(lambda: sorted(system.glob(path)), url) if pattern else [path]
+    paths = _retry(lambda: sorted(system.glob(path)), url) if pattern else [path]
     if not paths:
         raise InputError(f"{shown_url(url)} matches nothing", "check the pattern")
-    for each in paths:
-        full = system.unstrip_protocol(each) if pattern else url
-        about = _patiently(partial(system.info, each), full)
+    for path in paths:
+        full = system.unstrip_protocol(path) if pattern else url
+        about = _retry(partial(system.info, path), full)
         if about["type"] == "directory":
             raise InputError(f"{shown_url(url)} is a folder", "name files in it: URL/*.jsonl.zst")
         stamp = " ".join(str(about[key]) for key in ("ETag", "LastModified", "mtime", "created") if key in about)
@@ -49,21 +52,20 @@ def expand(url: str) -> Iterator[tuple[str, str, int, str]]:
 
 
 def open_url(url: str, name: str, size: int) -> BinaryIO:
-    """The bytes of a URL, from its start. `size`: what there must be, 0 if unknown."""
-    return cast(BinaryIO, _Stream(url, name, size))
+    """The bytes of a URL, from its start. `size`: their number, 0 if unknown."""
+    return cast(BinaryIO, _RemoteStream(url, name, size))
 
 
 def open_seekable(url: str, name: str) -> Any:
     """A file object that can seek, for formats read from their end. Raises InputError where the server cannot."""
     system, path = _system(url)
-    file = _patiently(lambda: system.open(path, "rb", block_size=BLOCK), url)
+    file = _retry(lambda: system.open(path, "rb", block_size=REQUEST_BYTES), url)
     try:
         file.seek(1)
         file.seek(0)
     except ValueError as error:
-        raise InputError(
-            f"{name}: the server gives no parts of files, which this format needs", "download it first"
-        ) from error
+        reason = f"{name}: the server gives no parts of files, which this format needs"
+        raise InputError(reason, "download it first") from error
     return file
 
 
@@ -83,13 +85,14 @@ def _system(url: str) -> tuple[Any, str]:
     try:
         system, path = url_to_fs(url)
     except Exception as error:
-        raise _told(error, url) from error
+        raise _translated(error, url) from error
     return system, path
 
 
-def _told(error: Exception, url: str) -> Exception:
-    """What the user is told about a library's exception."""
+def _translated(error: Exception, url: str) -> Exception:
+    """The error for the user in place of a library's exception."""
     name, error = shown_url(url), _cause(error)
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
     if isinstance(error, HNetError | MemoryError):
         return error
     if isinstance(error, ImportError):
@@ -99,23 +102,20 @@ def _told(error: Exception, url: str) -> Exception:
     if isinstance(error, PermissionError) or getattr(error, "status", 0) in (401, 403):
         return InputError(f"{name} is not readable: permission denied", "check the address and your credentials")
     if isinstance(error, ValueError):  # an unknown protocol, a malformed address
-        return InputError(f"{name} cannot be read: {_line(error)}")
-    return StorageError(f"cannot read {name}: {_line(error)}", "check the connection, then run the command again")
+        return InputError(f"{name} cannot be read: {reason}")
+    return StorageError(f"cannot read {name}: {reason}", "check the connection, then run the command again")
 
 
 def _cause(error: Exception) -> Exception:
-    """fsspec says of every failure over HTTP that there is no such file; why is in the cause."""
+    """The true reason: fsspec reports every failure over HTTP as a missing file, with the reason as its cause."""
     cause = error.__cause__
-    gone = isinstance(cause, Exception) and getattr(cause, "status", 0) != 404
-    return cause if isinstance(error, FileNotFoundError) and gone and cause is not None else error  # type: ignore[return-value]
+    if isinstance(error, FileNotFoundError) and isinstance(cause, Exception) and getattr(cause, "status", 0) != 404:
+        return cause
+    return error
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def _patiently(work: Callable[[], T], url: str) -> T:
-    """What `work` gives, tried again where that may help."""
+def _retry(work: Callable[[], T], url: str) -> T:
+    """The result of `work`, which is tried again where that may help."""
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(PAUSE * 2 ** (attempt - 1))
@@ -123,33 +123,34 @@ def _patiently(work: Callable[[], T], url: str) -> T:
             return work()
         except Exception as error:
             failure = error
-            if not _passing(_cause(error)):
+            if not _is_transient(_cause(error)):
                 break
-    raise _told(failure, url) from failure
+    raise _translated(failure, url) from failure
 
 
-def _passing(error: Exception) -> bool:
-    """Whether trying again may help: it is about the connection, not about what was asked for."""
+def _is_transient(error: Exception) -> bool:
+    """Whether trying again may help: the connection failed, not the request."""
     status = getattr(error, "status", 0)
     if isinstance(error, FileNotFoundError | PermissionError | ImportError | MemoryError) or 400 <= status < 500:
         return status in (408, 429)
     return isinstance(error, OSError | EOFError | asyncio.TimeoutError) or "aiohttp" in type(error).__module__
 
 
-class _Stream(io.RawIOBase):
-    """A URL from front to back. When the connection breaks, or ends before `size` bytes came, it goes on from there."""
+class _RemoteStream(io.RawIOBase):
+    """A URL from front to back. When the connection breaks, or ends before `size` bytes came, it resumes there."""
 
     def __init__(self, url: str, name: str, size: int) -> None:
         self._url, self._name, self._size = url, name, size
         self._file: Any = None
         self._position = 0
         self._ranges = True
+        """Whether the server is believed to give parts of files."""
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        data = _patiently(lambda: self._read(min(len(buffer), BLOCK)), self._url)
+        data = _retry(lambda: self._read(min(len(buffer), REQUEST_BYTES)), self._url)
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)
@@ -161,34 +162,29 @@ class _Stream(io.RawIOBase):
             data: bytes = self._file.read(size)
             if not data and self._position < self._size:
                 raise EOFError(f"it ends after {self._position:,} of {self._size:,} bytes")
-        except ValueError as error:
+            return data
+        except Exception as error:
             self._drop()
-            if not self._ranges:
-                raise
-            self._ranges = False  # a server that gives whole files only, and did not say so
-            raise EOFError(str(error)) from error
-        except Exception:
-            self._drop()
+            if isinstance(error, ValueError) and self._ranges:
+                self._ranges = False  # a server that gives whole files only, and did not say so
+                raise EOFError(str(error)) from error
             raise
-        return data
 
     def _open(self) -> Any:
         system, path = _system(self._url)
-        file = system.open(path, "rb", block_size=BLOCK if self._ranges else 0)
-        if self._position:
-            if self._ranges:
-                file.seek(self._position)
-            else:
-                left = self._position
-                while left and (skipped := file.read(min(left, BLOCK))):
-                    left -= len(skipped)
+        file = system.open(path, "rb", block_size=REQUEST_BYTES if self._ranges else 0)
+        if self._ranges and self._position:
+            file.seek(self._position)
+        left = 0 if self._ranges else self._position
+        while left and (skipped := file.read(min(left, REQUEST_BYTES))):
+            left -= len(skipped)
         return file
 
     def _drop(self) -> None:
         if self._file is not None:
-            file, self._file = self._file, None
             with contextlib.suppress(Exception):  # it is broken already
-                file.close()
+                self._file.close()
+            self._file = None
 
     def close(self) -> None:
         self._drop()

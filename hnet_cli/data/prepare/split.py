@@ -1,4 +1,4 @@
-"""What is held out: whole groups where there are enough of them, else the end of the corpus, or what the user names."""
+"""The split: whole groups are held out if there are enough, else the end of the corpus, or what the user names."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from hnet_cli.errors import InputError
 from hnet_cli.storage import GrowingFile
 
 LEAST_BYTES = 2048
-"""Below this there is nothing to learn from or to measure on."""
+"""Bytes below which there is nothing to learn from or to measure on."""
 LEAST_GROUPS = 20
+_PREFIX_BITS = 16
+"""First bits of the hash of a group by which bytes are counted at first."""
 _ROWS_AT_ONCE = 1 << 16
 _AROUND = 1 << 16
-"""Bytes on either side of the wished-for division that `Modality.cut` gets to see."""
+"""Bytes on either side of the desired division that `Modality.cut` gets to see."""
 
 
 def make_split(
     folder: Path, size: int, val: float, first_val: int | None, cut: Callable[[bytes, int], int]
 ) -> tuple[str, dict[str, Any], dict[str, dict[str, Any]]]:
-    """Write `split-train.bin` and `split-val.bin`; gives the rule used, the counts, and the manifest entries.
+    """Write `split-train.bin` and `split-val.bin`. Returns the rule used, the counts, and the manifest entries.
 
     `size`: bytes of all documents. `first_val`: documents from this one on are held out by the user's wish. Raises
     InputError for too little data. The table is read in parts, several times: memory does not grow with the number of
@@ -33,39 +35,30 @@ def make_split(
         raise InputError(
             f"too little data: {size:,} bytes in all, at least {LEAST_BYTES:,} are needed", "give more input"
         )
-    wanted = val * size
+    groups, document, at = None, first_val or 0, 0  # held out: some groups, or all from byte `at` of `document` on
     if first_val is not None:
         rule = "the inputs given for validation"
-        held_out: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda number, groups: number >= first_val  # noqa: E731
-    elif (chosen := _by_groups(folder, wanted)) is not None:
+    elif groups := _by_groups(folder, val * size):
         rule = "whole groups"
-        last, spared = chosen
-        held_out = lambda number, groups: (groups <= last) & ~np.isin(groups, spared)  # noqa: E731
     else:
         rule = "the end of the corpus"
-        document, at = _division(folder, size, wanted, cut)
-        held_out = lambda number, groups: number >= document  # noqa: E731
+        document, at = _division(folder, size, val * size, cut)
     files = {name: GrowingFile(folder / f"split-{name}.bin") for name in ("train", "val")}
     counts = {name: {"documents": 0, "bytes": 0} for name in files}
-
-    def write(name: str, ranges: np.ndarray) -> None:
-        ranges = ranges[ranges[:, 2] > 0]
-        files[name].write(np.ascontiguousarray(ranges, "<i8"))
-        counts[name]["documents"] += len(ranges)
-        counts[name]["bytes"] += int(ranges[:, 2].sum())
-
     seen = 0
     for table in table_rows(folder):
-        number = np.arange(seen, seen + len(table))
-        whole = np.stack([number, np.zeros(len(table), np.int64), table[:, 1]], axis=1)
-        out = held_out(number, table[:, 5])
-        if rule == "the end of the corpus" and seen <= document < seen + len(table):
-            divided = whole[document - seen]
-            write("train", np.concatenate([whole[~out], [[document, 0, at]]]))
-            write("val", np.concatenate([[[document, at, divided[2] - at]], whole[out][1:]]))
-        else:
-            write("train", whole[~out])
-            write("val", whole[out])
+        numbers = np.arange(seen, seen + len(table))
+        ranges = np.stack([numbers, np.zeros(len(table), np.int64), table[:, 1]], axis=1)
+        out = (table[:, 5] <= groups[0]) & ~np.isin(table[:, 5], groups[1]) if groups else numbers >= document
+        parts = {"train": ranges[~out], "val": ranges[out]}
+        if at and seen <= document < seen + len(table):
+            parts["train"] = np.concatenate([parts["train"], [[document, 0, at]]])
+            parts["val"][0, 1:] += at, -at
+        for name, part in parts.items():
+            part = part[part[:, 2] > 0]
+            files[name].write(np.ascontiguousarray(part, "<i8"))
+            counts[name]["documents"] += len(part)
+            counts[name]["bytes"] += int(part[:, 2].sum())
         seen += len(table)
     entries = {f"split-{name}.bin": file.close() for name, file in files.items()}
     if not counts["train"]["documents"] or not counts["val"]["documents"]:
@@ -77,35 +70,34 @@ def make_split(
 
 
 def _by_groups(folder: Path, wanted: float) -> tuple[int, np.ndarray] | None:
-    """The groups to hold out, in the order of their hashes until there is enough: the last of them, and those before it
-    that are too large. None where the groups are too few or too large to come near what is wanted.
+    """The groups to hold out, in the order of their hashes until there are about `wanted` bytes: the last of them, and
+    those before it that are too large. None where groups are too few or too large to come near that.
 
     The bytes are counted by the first bits of the hashes; groups are told apart only where it matters.
     """
-    bits = 16
-    sizes, rows = np.zeros(1 << bits, np.int64), np.zeros(1 << bits, np.int64)
+    sizes, rows = np.zeros(1 << _PREFIX_BITS, np.int64), np.zeros(1 << _PREFIX_BITS, np.int64)
     some: set[int] = set()
     for table in table_rows(folder):
-        prefix = _prefix(table[:, 5], bits)
-        sizes += np.bincount(prefix, weights=table[:, 1], minlength=1 << bits).astype(np.int64)
-        rows += np.bincount(prefix, minlength=1 << bits)
+        prefix = _prefix(table[:, 5])
+        sizes += np.bincount(prefix, weights=table[:, 1], minlength=1 << _PREFIX_BITS).astype(np.int64)
+        rows += np.bincount(prefix, minlength=1 << _PREFIX_BITS)
         if len(some) < LEAST_GROUPS:
             some.update(np.unique(table[:, 5])[:LEAST_GROUPS].tolist())
     if len(some) < LEAST_GROUPS:
         return None
     taken, last, spared = 0, -(1 << 63), list[int]()
     begin = 0
-    while begin < 1 << bits and taken < 0.9 * wanted:
+    while begin < 1 << _PREFIX_BITS and taken < 0.9 * wanted:
         sums = np.cumsum(sizes[begin:])
         if whole := int(np.searchsorted(sums, 0.9 * wanted - taken)):  # all groups of so many prefixes
             taken, begin = taken + int(sums[whole - 1]), begin + whole
-            last = (begin - (1 << (bits - 1)) << (64 - bits)) - 1
+            last = (begin - (1 << (_PREFIX_BITS - 1)) << (64 - _PREFIX_BITS)) - 1
             continue
         # As many prefixes as fit in memory, but not many more bytes than may be taken.
         enough = int(np.searchsorted(sums, 2 * (wanted - taken))) + 1
         some_rows = int(np.searchsorted(np.cumsum(rows[begin:]), _ROWS_AT_ONCE, side="right"))
         end = begin + max(1, min(some_rows, enough))
-        for group, size in zip(*_group_sizes(folder, begin, end, bits), strict=True):
+        for group, size in zip(*_group_sizes(folder, begin, end), strict=True):
             if taken >= 0.9 * wanted:
                 break
             if taken + size <= 1.5 * wanted:
@@ -116,25 +108,25 @@ def _by_groups(folder: Path, wanted: float) -> tuple[int, np.ndarray] | None:
     return (last, np.array(spared, np.int64)) if taken >= 0.5 * wanted else None
 
 
-def _prefix(groups: np.ndarray, bits: int) -> np.ndarray:
+def _prefix(groups: np.ndarray) -> np.ndarray:
     """The first bits of hashes, in the order of the hashes."""
-    return (groups >> (64 - bits)) + (1 << (bits - 1))
+    return (groups >> (64 - _PREFIX_BITS)) + (1 << (_PREFIX_BITS - 1))
 
 
-def _group_sizes(folder: Path, begin: int, end: int, bits: int) -> tuple[list[int], list[int]]:
+def _group_sizes(folder: Path, begin: int, end: int) -> tuple[list[int], list[int]]:
     """Groups whose prefix is in [begin, end), ascending, and the bytes of each."""
     groups, sizes = np.zeros(0, np.int64), np.zeros(0, np.int64)
     for table in table_rows(folder):
-        prefix = _prefix(table[:, 5], bits)
-        mine = table[(prefix >= begin) & (prefix < end)]
-        if len(mine):
-            groups, where = np.unique(np.concatenate([groups, mine[:, 5]]), return_inverse=True)
-            sizes = np.bincount(where, weights=np.concatenate([sizes, mine[:, 1]])).astype(np.int64)
+        prefix = _prefix(table[:, 5])
+        inside = table[(prefix >= begin) & (prefix < end)]
+        if len(inside):
+            groups, where = np.unique(np.concatenate([groups, inside[:, 5]]), return_inverse=True)
+            sizes = np.bincount(where, weights=np.concatenate([sizes, inside[:, 1]])).astype(np.int64)
     return groups.tolist(), sizes.tolist()
 
 
 def _division(folder: Path, size: int, wanted: float, cut: Callable[[bytes, int], int]) -> tuple[int, int]:
-    """The document in which the held-out end of the corpus begins, and the byte within it."""
+    """The document in which the held-out end of the corpus begins, and the byte within it where that is divided."""
     target = min(max(size - round(wanted), 1), size - 1)
     document, start, length = -1, 0, 0
     for table in table_rows(folder):

@@ -1,7 +1,7 @@
 """Writing a dataset's files: documents appended to shards and tables, hashed on the way.
 
-A writer can be rolled back to a mark (a file turns out to be damaged half-way), and its files be taken up again by
-another writer as far as they are what the first one said they were (after a kill).
+A writer can be rolled back to a mark (a file turns out to be damaged half-way). After a kill another writer continues
+with its files, as far as their checksums are those noted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hnet_cli.data.dataset import BLOCK, COLUMNS, SHARD, shard_name
+from hnet_cli.data.dataset import CHECKSUM_BYTES, COLUMNS, SHARD_BYTES, shard_name
 from hnet_cli.modality import escape
 from hnet_cli.storage import GrowingFile, remove_file
 
@@ -26,19 +26,20 @@ ROW = 8 * len(COLUMNS)
 
 
 @dataclass
-class State:
-    """How far a writer is, and checksums (CRC-32) of what it wrote since the state before."""
+class WriterState:
+    """A writer's position, and checksums (CRC-32) of the bytes written since the state before."""
 
     bytes: int
     documents: int
     names: int
     """Bytes of `names.txt`."""
     blocks: list[int]
-    """Of the blocks filled since the state before."""
+    """Checksums of the blocks filled since the state before."""
     rest: int
-    """Of what is in the block that is not full."""
+    """Checksum of the bytes in the block that is not full."""
     table: int
     lines: int
+    """Checksums of the rows of `documents.bin` and the lines of `names.txt` since the state before."""
 
 
 class _Mark(NamedTuple):
@@ -46,7 +47,7 @@ class _Mark(NamedTuple):
     documents: int
     names_end: int
     blocks: int
-    rest: int
+    block_crc: int
     crcs: tuple[int, int]
     table: tuple[int, Any]
     names: tuple[int, Any]
@@ -61,12 +62,13 @@ class Writer:
         self.bytes = 0
         self.documents = 0
         self.files: dict[str, dict[str, Any]] = {}
+        """Entries of the manifest for finished files."""
         self._shard: GrowingFile | None = None
-        self._block = bytearray()
         self._checksums = array("I")
-        self._told = 0  # checksums that were in the last state
+        self._block_crc = 0  # of the block that is not full
+        self._reported = 0  # checksums that were in the last state
         self._waiting: list[tuple[bytes, int, int, str, str]] = []
-        """Arguments of `add`: one by one, documents of a hundred bytes would take longer to write than to read."""
+        """Arguments of `add`, written together: short documents would take longer to write than to read."""
         self._appended = 0  # bytes, without those that wait
         self._table = GrowingFile(folder / "documents.bin")
         self._names_end = 0
@@ -74,11 +76,11 @@ class Writer:
         self._crcs = 0, 0  # of rows and lines since the last state
 
     def add(self, data: bytes, source: int, offset: int, name: str, group: str) -> None:
-        """One document: `source` is an index, `offset` its first byte's coordinate, `name` as shown to the user."""
+        """Add a document: `source` is an index, `offset` its first byte's coordinate, `name` as shown to the user."""
         self._waiting.append((data, source, offset, name, group))
         self.bytes += len(data)
         self.documents += 1
-        if len(self._waiting) >= 8192 or self.bytes - self._appended >= BLOCK:
+        if len(self._waiting) >= 8192 or self.bytes - self._appended >= CHECKSUM_BYTES:
             self._flush()
 
     def absorb(self, folder: Path, sources: int) -> None:
@@ -89,20 +91,20 @@ class Writer:
             self._write_tables((rows + shift).astype("<i8").tobytes(), b"")
             self.documents += len(rows)
         with open(folder / "names.txt", "rb") as names:
-            while lines := names.read(BLOCK):
+            while lines := names.read(CHECKSUM_BYTES):
                 self._write_tables(b"", lines)
                 self._names_end += len(lines)
         for index in range(len(list(folder.glob("shard-*")))):
             with open(folder / shard_name(index), "rb") as shard:
-                while data := shard.read(BLOCK):
+                while data := shard.read(CHECKSUM_BYTES):
                     self._append(data)
         self.bytes = self._appended
 
     def close(self) -> None:
         """Finish the files, listed in `files` with size and SHA-256."""
         self._flush()
-        if self._block:
-            self._write_block()
+        if self._appended % CHECKSUM_BYTES:
+            self._checksums.append(self._block_crc)
         self._end_shard()
         checksums = GrowingFile(self.folder / "blocks.bin")
         checksums.write(np.array(self._checksums, "<u4"))
@@ -114,104 +116,93 @@ class Writer:
     def mark(self) -> _Mark:
         """A point to `rollback` to; any later state makes it void."""
         self._flush()
-        return _Mark(
-            self.bytes, self.documents, self._names_end, len(self._checksums), len(self._block), self._crcs,
-            self._table.mark(), self._names.mark(), self._shard.mark() if self._shard else None,
-        )  # fmt: skip
+        shard = self._shard.mark() if self._shard else None
+        counts = self.bytes, self.documents, self._names_end, len(self._checksums)
+        return _Mark(*counts, self._block_crc, self._crcs, self._table.mark(), self._names.mark(), shard)
 
     def rollback(self, mark: _Mark) -> None:
-        """Forget what was added since `mark`."""
+        """Forget all documents added since `mark`."""
+        changed = self._appended > mark.bytes
         self._waiting, self._appended = [], mark.bytes
         self.bytes, self.documents, self._names_end, self._crcs = mark.bytes, mark.documents, mark.names_end, mark.crcs
         self._table.rollback(mark.table)
         self._names.rollback(mark.names)
-        if len(self._checksums) > mark.blocks:
+        del self._checksums[mark.blocks :]
+        self._block_crc = mark.block_crc
+        if changed or mark.shard is None:
             if self._shard is not None:
                 self._shard.close()
-            index, at = divmod(mark.blocks * BLOCK, SHARD)
-            self._shard = GrowingFile(self.folder / shard_name(index))
-            self._block = bytearray(self._shard.read(at, mark.rest))
+                self._shard = None
             if mark.shard is not None:
-                self._shard.rollback(mark.shard)
-            del self._checksums[mark.blocks :]
+                self._open_shard().rollback(mark.shard)
             self.remove_others()
-        del self._block[mark.rest :]
 
-    def state(self) -> State:
-        """What `restore` needs to know to come back to this point; all of it is on disk then."""
+    def state(self) -> WriterState:
+        """The state that `restore` can return to; all of it is on disk then."""
         self._flush()
-        if self._block:
-            self._open_shard().preview(self._block)
-        blocks, self._told = self._checksums[self._told :].tolist(), len(self._checksums)
-        (table, lines), self._crcs = self._crcs, (0, 0)
-        return State(self.bytes, self.documents, self._names_end, blocks, zlib.crc32(self._block), table, lines)
+        blocks, self._reported = self._checksums[self._reported :].tolist(), len(self._checksums)
+        crcs, self._crcs = self._crcs, (0, 0)
+        return WriterState(self.bytes, self.documents, self._names_end, blocks, self._block_crc, *crcs)
 
-    def restore(self, state: State) -> bool:
-        """Go on to `state`, if the files in the folder hold what it says; else nothing changes."""
-        mark, told, block = self.mark(), self._told, self._block
+    def restore(self, state: WriterState) -> bool:
+        """Advance to `state`, if the files in the folder have its checksums; else change nothing."""
+        mark, reported = self.mark(), self._reported
         try:
-            good = self._restore(state)
+            sound = self._restore(state)
         except (ValueError, TypeError, OSError):
-            good = False
-        if not good:
+            sound = False
+        if not sound:
             self.rollback(mark)
-            self._told, self._block = told, block
-        return good
+            self._reported = reported
+        return sound
 
-    def _restore(self, state: State) -> bool:
+    def _restore(self, state: WriterState) -> bool:
         for data in _stretches(self._table, self.documents * ROW, state.documents * ROW):
             self._write_tables(data, b"", adopt=True)
         for data in _stretches(self._names, self._names_end, state.names):
             self._write_tables(b"", data, adopt=True)
         if self._crcs != (state.table, state.lines):
             return False
-        for crc in state.blocks:
-            self._block = bytearray(self._open_shard().read(len(self._checksums) * BLOCK % SHARD, BLOCK))
-            if len(self._block) < BLOCK or zlib.crc32(self._block) != crc:
+        while self._appended < state.bytes:
+            at = self._appended % SHARD_BYTES
+            count = min(CHECKSUM_BYTES, SHARD_BYTES - at, state.bytes - self._appended)
+            if not (data := self._open_shard().read(at, count)):
                 return False
-            self._write_block(adopt=True)
-        rest = state.bytes - len(self._checksums) * BLOCK
-        if not 0 <= rest < BLOCK:
-            return False
-        self._block = bytearray(self._open_shard().read(len(self._checksums) * BLOCK % SHARD, rest) if rest else b"")
+            self._append(data, adopt=True)
         self.bytes, self.documents, self._names_end = state.bytes, state.documents, state.names
-        self._appended = state.bytes
-        self._told, self._crcs = len(self._checksums), (0, 0)
-        return len(self._block) == rest and zlib.crc32(self._block) == state.rest
+        blocks, self._reported, self._crcs = self._checksums[self._reported :].tolist(), len(self._checksums), (0, 0)
+        return (self._appended, blocks, self._block_crc) == (state.bytes, state.blocks, state.rest)
 
     def remove_others(self) -> None:
         """Delete all files in the folder that are not part of what was written so far."""
-        shards = {shard_name(i) for i in range(-(-len(self._checksums) * BLOCK // SHARD))}
+        shards = {shard_name(index) for index in range(self._appended // SHARD_BYTES)}
         current = {self._shard.path.name} if self._shard is not None else set()
-        self.files = {name: entry for name, entry in self.files.items() if name in shards - current}
+        self.files = {name: entry for name, entry in self.files.items() if name in shards}
         for entry in list(os.scandir(self.folder)):
             if entry.name not in shards | current | {"documents.bin", "names.txt"}:
                 remove_file(Path(entry.path))
 
     # --- shards and tables --------------------------------------------------------------------------------------------
 
-    def _append(self, data: bytes) -> None:
-        self._appended += len(data)
+    def _append(self, data: bytes, adopt: bool = False) -> None:
         view = memoryview(data)
         while len(view):
-            part = view[: BLOCK - len(self._block)]
-            self._block += part
+            part = view[: CHECKSUM_BYTES - self._appended % CHECKSUM_BYTES]
             view = view[len(part) :]
-            if len(self._block) == BLOCK:
-                self._write_block()
+            shard = self._open_shard()
+            (shard.adopt if adopt else shard.write)(part)
+            self._block_crc = zlib.crc32(part, self._block_crc)
+            self._appended += len(part)
+            if self._appended % CHECKSUM_BYTES == 0:
+                self._checksums.append(self._block_crc)
+                self._block_crc = 0
+            if shard.size == SHARD_BYTES:
+                self._end_shard()
 
     def _open_shard(self) -> GrowingFile:
         if self._shard is None:
-            self._shard = GrowingFile(self.folder / shard_name(len(self._checksums) * BLOCK // SHARD))
+            self._shard = GrowingFile(self.folder / shard_name(self._appended // SHARD_BYTES))
         return self._shard
-
-    def _write_block(self, adopt: bool = False) -> None:
-        shard = self._open_shard()
-        (shard.adopt if adopt else shard.write)(self._block)
-        self._checksums.append(zlib.crc32(self._block))
-        self._block = bytearray()
-        if shard.size == SHARD:
-            self._end_shard()
 
     def _end_shard(self) -> None:
         if self._shard is not None:
@@ -251,7 +242,7 @@ def _lines(names: Sequence[str]) -> bytes:
 
 
 def _stretches(file: GrowingFile, start: int, end: int) -> Iterator[bytes]:
-    while start < end and (data := file.read(start, min(BLOCK, end - start))):
+    while start < end and (data := file.read(start, min(CHECKSUM_BYTES, end - start))):
         yield data
         start += len(data)
 
@@ -264,15 +255,15 @@ def table_rows(folder: Path, name: str = "documents.bin", columns: int = len(COL
 
 
 def read_shards(folder: Path, start: int, end: int) -> bytes:
-    """Bytes [start, end) of the shards just written, read plainly: of a memory map every block looked at would count
-    as memory in use, and all of it against a limit of address space."""
+    """Bytes [start, end) of the shards just written, read plainly: every block of a memory map that is touched would
+    count as memory in use, and all of it against a limit of address space."""
     data = b""
     while start < end:
-        index, at = divmod(start, SHARD)
+        index, at = divmod(start, SHARD_BYTES)
         with open(folder / shard_name(index), "rb") as shard:
             shard.seek(at)
-            data += shard.read(min(end - start, SHARD - at))
-        start = min(end, (index + 1) * SHARD)
+            data += shard.read(min(end - start, SHARD_BYTES - at))
+        start = min(end, (index + 1) * SHARD_BYTES)
     return data
 
 

@@ -1,72 +1,24 @@
-"""Hostile input and damage: named in one line, nothing half-written."""
+"""Archives, rows and containers: the same documents, and hostile ones named in one line."""
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import json
+import lzma
 import os
-import resource
-import signal
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-from corpuskit import Lines, make, stored, text, tree
+import zstandard
+from corpuskit import Lines, make, stored, text
 
-from hnet_cli.data.dataset import Dataset, Shards
 from hnet_cli.data.prepare.preparation import prepare
-from hnet_cli.data.prepare.store import Writer, read_shards
-from hnet_cli.errors import BusyError, DamagedError, InputError, StorageError
+from hnet_cli.errors import InputError, UsageError
 from hnet_cli.modality import Document, Refused, Source
-
-
-class Grown(Lines):
-    """Writes to its file while reading it."""
-
-    def documents(self, source: Source) -> Iterator[Document | Refused]:
-        yield from super().documents(source)
-        with open(source.name, "ab") as file:
-            file.write(b"more\n")
-
-
-# --- hostile input ----------------------------------------------------------------------------------------------------
-
-
-def test_folders_full_of_traps(tmp_path: Path) -> None:
-    source = tree(tmp_path / "in", 3)
-    (source / "loop").symlink_to(source)
-    (source / "dangling").symlink_to(tmp_path / "nowhere")
-    os.mkfifo(source / "fifo")
-    (source / ".hidden").write_bytes(text(9))
-    (source / "empty folder").mkdir()
-    (source / "archive.zip").write_bytes(b"PK\x03\x04" + bytes(100))
-    for name in (b"caf\xe9", b"new\nline", b"\x1b[31mred"):
-        Path(os.fsdecode(os.fsencode(source) + b"/" + name)).write_bytes(text(4))
-    summary, dataset = make(tmp_path / "out", source)
-    assert {reason: count for reason, (count, _, _) in summary.refused.items()} == {
-        "link to a folder read already": 1,
-        "link to nothing": 1,
-        "device, pipe or socket": 1,
-        "hidden file or folder": 1,
-        "zip archive: unpack it first": 1,
-    }
-    assert summary.bytes == sum(len(text(n)) for n in range(3)) + 3 * len(text(4))
-    for entry in dataset.about["sources"]:
-        assert entry["name"].isprintable()
-    for document in range(summary.documents):
-        assert dataset.name(document).isascii()
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_unreadable_files(tmp_path: Path) -> None:
-    source = tree(tmp_path / "in", 3)
-    (source / "001.txt").chmod(0)
-    summary, _ = make(tmp_path / "out", source)
-    assert list(summary.refused) == ["unreadable: permission denied"]
-    with pytest.raises(InputError, match="permission denied"):
-        make(tmp_path / "out2", source / "001.txt")
 
 
 def test_archives_full_of_traps(tmp_path: Path) -> None:
@@ -119,98 +71,65 @@ def test_a_named_input_that_gives_nothing(name: str, content: bytes, why: str, t
     assert not (tmp_path / "out").exists()
 
 
-def test_missing_empty_and_busy_places(tmp_path: Path) -> None:
-    (tmp_path / "x").write_bytes(text(1))
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(InputError, match="none does not exist"):
-        make(tmp_path / "out", tmp_path / "none")
-    with pytest.raises(InputError, match=r"nothing to use in .*folder"):
-        make(tmp_path / "out", tmp_path / "folder")
-    with pytest.raises(BusyError, match="cannot create"):
-        make(tmp_path / "x" / "out", tmp_path / "x")
-    make(tmp_path / "out", tmp_path / "x")
-    with pytest.raises(BusyError, match="exists already"):
-        make(tmp_path / "out", tmp_path / "x")
-    make(tmp_path / "out", tmp_path / "x", overwrite=True)
-    assert sorted(os.listdir(tmp_path)) == ["folder", "out", "x"]
+def test_all_containers_give_the_same_documents(tmp_path: Path) -> None:
+    data = text(5, 30000)
+    plain = tmp_path / "x"
+    plain.write_bytes(data)
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        archive.add(plain, "folder/x")
+    (tmp_path / "x.jsonl").write_text(json.dumps({"id": 1, "content": data.decode()}) + "\n\n")
+    packers = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zstandard.compress}
+    for name, pack in packers.items():
+        for inner in ("x", "x.tar", "x.jsonl"):
+            (tmp_path / f"{inner}.{name}").write_bytes(pack((tmp_path / inner).read_bytes()))
+    inputs = sorted(tmp_path.iterdir())
+    assert len(inputs) == 15
+    for number, file in enumerate(inputs):
+        _, dataset = make(tmp_path / f"out{number}", file)
+        assert stored(dataset) == data, file
 
 
-def test_a_file_that_changes_while_read(tmp_path: Path) -> None:
-    (tmp_path / "x").write_bytes(text(1))
-    with pytest.raises(InputError, match="x changed while it was read"):
-        prepare([tmp_path / "x"], Grown(), tmp_path / "out", measure=False)
-    assert os.listdir(tmp_path) == ["x"]
+def test_large_members_of_archives_can_be_opened_twice(tmp_path: Path) -> None:
+    class Twice(Lines):
+        def documents(self, source: Source) -> Iterator[Document | Refused]:
+            with source.open() as stream:
+                first = stream.read(10)
+            with source.open() as stream:
+                data = stream.read()
+            assert data.startswith(first)
+            yield Document(data, source.name, source.name, source.group)
+
+    data = text(3) * 4000  # more than is kept in memory
+    with tarfile.open(tmp_path / "x.tar.gz", "w:gz", compresslevel=1) as archive:
+        for name in ("a", "b"):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    summary = prepare([tmp_path / "x.tar.gz"], Twice(), tmp_path / "out", measure=False)
+    assert (summary.documents, summary.bytes) == (2, 2 * len(data))
 
 
-def test_full_disk(tmp_path: Path) -> None:
-    (tmp_path / "x").write_bytes(text(1, 1 << 20))
-    pid = os.fork()
-    if pid == 0:
-        try:
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 17, 1 << 17))
-            make(tmp_path / "out", tmp_path / "x")
-        except StorageError:
-            os._exit(74)
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 74
-    assert os.listdir(tmp_path) == ["x"]
-
-
-# --- damage -----------------------------------------------------------------------------------------------------------
-
-
-def test_flips_anywhere_are_found_and_named(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    make(out, tree(tmp_path / "in", 40), val=0.1)
-    whole = b"".join(b"".join(Dataset.open(out).documents(split)) for split in ("train", "val"))
-    rng = np.random.default_rng(0)
-    for file in sorted(out.iterdir()):
-        good = file.read_bytes()
-        for _ in range(20):
-            bad = bytearray(good)
-            bad[rng.integers(len(bad))] ^= 1 << rng.integers(8)
-            file.write_bytes(bad)
-            try:
-                dataset = Dataset.open(out)
-                found = b"".join(b"".join(dataset.documents(split)) for split in dataset.splits)
-            except DamagedError as error:
-                named = str(error)
-            else:
-                named = "nothing"
-                assert found == whole
-            # The manifest may differ in white space, or in entries of files for which dataset.json has the digest.
-            assert file.name in named or file.name in ("dataset.json", "manifest.json")
-            assert (named != "nothing") or file.name == "manifest.json"
-        file.write_bytes(good[:-2])
-        with pytest.raises(DamagedError):
-            Dataset.open(out)
-        file.unlink()
-        with pytest.raises(DamagedError, match=file.name):
-            Dataset.open(out)
-        file.write_bytes(good)
-    with pytest.raises(InputError, match="no dataset"):
-        Dataset.open(tmp_path / "none")
-
-
-def test_shards_join_without_a_seam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Documents that cross shards, with small shards."""
-    for module in ("dataset", "prepare.store"):
-        monkeypatch.setattr(f"hnet_cli.data.{module}.SHARD", 4096)
-        monkeypatch.setattr(f"hnet_cli.data.{module}.BLOCK", 1024)
-    rng = np.random.default_rng(1)
-    documents = [rng.bytes(int(size)) for size in rng.integers(1, 9000, 40)]
-    writer = Writer(tmp_path)
-    for data in documents:
-        writer.add(data, 0, 0, "x", "x")
-    writer.close()
-    joined = b"".join(documents)
-    shards = Shards(tmp_path, len(joined), np.fromfile(tmp_path / "blocks.bin", "<u4"))
-    starts = rng.integers(0, len(joined) - 6000, 200)
-    lengths = rng.integers(1, 6000, 200)
-    expected = b"".join(joined[a : a + n] for a, n in zip(starts.tolist(), lengths.tolist(), strict=True))
-    assert shards.gather(starts, lengths).tobytes() == expected
-    assert shards.read(0, len(joined)) == joined
-    assert read_shards(tmp_path, 5000, 17_000) == joined[5000:17_000]
-    assert len(list(tmp_path.glob("shard-*"))) == -(-len(joined) // 4096)
+def test_bad_rows_are_refused_by_reason_and_number(tmp_path: Path) -> None:
+    rows = [
+        json.dumps({"text": text(1).decode()}),
+        "{",
+        "[1]",
+        '{"text": 3}',
+        "{}",
+        '{"text": "\\ud800"}',
+        "[" * 100000,
+    ]
+    (tmp_path / "x.jsonl").write_text("\n".join(rows))
+    with pytest.raises(InputError, match=r"is damaged, more than 1%: row is not JSON: 2, first .*x\.jsonl:2;"):
+        make(tmp_path / "out", tmp_path / "x.jsonl")
+    summary, _ = make(tmp_path / "out", tmp_path / "x.jsonl", tolerated=1.0)
+    reasons = {reason: (count, where.split(":")[-1]) for reason, (count, _, where) in summary.refused.items()}
+    assert reasons == {
+        "row is not JSON": (2, "2"),
+        "row is not a JSON object": (1, "3"),
+        "row has no text in field 'text'": (2, "4"),
+        "row with half a surrogate pair": (1, "6"),
+    }
+    (tmp_path / "y.jsonl").write_text('{"prose": "x"}\n')
+    with pytest.raises(UsageError, match="none of the fields"):
+        make(tmp_path / "out2", tmp_path / "y.jsonl")

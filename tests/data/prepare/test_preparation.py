@@ -1,33 +1,23 @@
-"""prepare and the reader: nothing lost, nothing half-written, the same bytes every time, hostile input named."""
+"""prepare: exact book-keeping, and parts on many machines that join to the bytes of one go."""
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import io
 import json
-import lzma
-import os
-import subprocess
-import sys
-import tarfile
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
-import zstandard
 from corpuskit import Lines, make, stored, text, tree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hnet_cli import modality
+from hnet_cli.cli.app import run
 from hnet_cli.data.dataset import Dataset
-from hnet_cli.data.prepare.detection import detect
-from hnet_cli.data.prepare.preparation import prepare
-from hnet_cli.errors import InputError, UsageError
-from hnet_cli.modality import Document, Refused, Source
-
-# --- what is kept -----------------------------------------------------------------------------------------------------
+from hnet_cli.data.prepare import planning
+from hnet_cli.data.prepare.preparation import join, part_folder, prepare, whole_folder
+from hnet_cli.errors import DamagedError, InputError, UsageError
 
 
 @settings(max_examples=40, deadline=None)
@@ -51,213 +41,79 @@ def test_book_keeping_is_exact(files: list[list[bytes]], tmp_path_factory: pytes
     assert sum(dataset.nbytes(split) for split in dataset.splits) == summary.bytes
 
 
-def test_coordinates_names_and_sources(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(text(1))
-    (tmp_path / "b").write_bytes(text(2))
-    _, dataset = make(tmp_path / "out", tmp_path / "a", tmp_path / "b")
-    files = [(tmp_path / name).read_bytes() for name in "ab"]
-    for document, (start, length, source, offset, _, _) in enumerate(dataset.table.tolist()):
-        assert dataset.shards.read(start, start + length) == files[source][offset : offset + length]
-        assert dataset.name(document).endswith(f"{'ab'[source]}@{offset}")
-    assert [entry["size"] for entry in dataset.about["sources"]] == [len(file) for file in files]
+def same(one: Path, other: Path) -> bool:
+    return {f.name: f.read_bytes() for f in one.iterdir()} == {f.name: f.read_bytes() for f in other.iterdir()}
 
 
-def test_all_containers_give_the_same_documents(tmp_path: Path) -> None:
-    data = text(5, 30000)
-    plain = tmp_path / "x"
-    plain.write_bytes(data)
-    with tarfile.open(tmp_path / "x.tar", "w") as archive:
-        archive.add(plain, "folder/x")
-    (tmp_path / "x.jsonl").write_text(json.dumps({"id": 1, "content": data.decode()}) + "\n\n")
-    packers = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zstandard.compress}
-    for name, pack in packers.items():
-        for inner in ("x", "x.tar", "x.jsonl"):
-            (tmp_path / f"{inner}.{name}").write_bytes(pack((tmp_path / inner).read_bytes()))
-    inputs = sorted(tmp_path.iterdir())
-    assert len(inputs) == 15
-    for number, file in enumerate(inputs):
-        _, dataset = make(tmp_path / f"out{number}", file)
-        assert stored(dataset) == data, file
-
-
-def test_standard_input(tmp_path: Path) -> None:
-    program = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from corpuskit import Lines; from hnet_cli.data.prepare.preparation import prepare\n"
-        "print(prepare(['-'], Lines(), sys.argv[2], measure=False).bytes)"
-    )
-    for number, data in enumerate([text(1), gzip.compress(text(1))]):
-        kits, out = Path(__file__).parents[2] / "kits", tmp_path / f"out{number}"
-        command = [sys.executable, "-c", program, str(kits), str(out)]
-        done = subprocess.run(command, input=data, capture_output=True, check=True)
-        assert int(done.stdout) == len(text(1))
-    assert Dataset.open(tmp_path / "out0").about["sources"][0]["size"] == len(text(1))
-
-
-def test_large_members_of_archives_can_be_opened_twice(tmp_path: Path) -> None:
-    class Twice(Lines):
-        def documents(self, source: Source) -> Iterator[Document | Refused]:
-            with source.open() as stream:
-                first = stream.read(10)
-            with source.open() as stream:
-                data = stream.read()
-            assert data.startswith(first)
-            yield Document(data, source.name, source.name, source.group)
-
-    data = text(3) * 4000  # more than is kept in memory
-    with tarfile.open(tmp_path / "x.tar.gz", "w:gz", compresslevel=1) as archive:
-        for name in ("a", "b"):
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    summary = prepare([tmp_path / "x.tar.gz"], Twice(), tmp_path / "out", measure=False)
-    assert (summary.documents, summary.bytes) == (2, 2 * len(data))
-
-
-def test_bad_rows_are_refused_by_reason_and_number(tmp_path: Path) -> None:
-    rows = [
-        json.dumps({"text": text(1).decode()}),
-        "{",
-        "[1]",
-        '{"text": 3}',
-        "{}",
-        '{"text": "\\ud800"}',
-        "[" * 100000,
+def in_parts(out: Path, parts: int, *inputs: Path, **options: Any) -> list[Path]:
+    plugin = options.pop("modality", Lines())
+    return [
+        prepare(list(inputs), plugin, out, part=(part, parts), measure=False, **options).path
+        for part in range(1, parts + 1)
     ]
-    (tmp_path / "x.jsonl").write_text("\n".join(rows))
-    with pytest.raises(InputError, match=r"is damaged, more than 1%: row is not JSON: 2, first .*x\.jsonl:2;"):
-        make(tmp_path / "out", tmp_path / "x.jsonl")
-    summary, _ = make(tmp_path / "out", tmp_path / "x.jsonl", tolerated=1.0)
-    reasons = {reason: (count, where.split(":")[-1]) for reason, (count, _, where) in summary.refused.items()}
-    assert reasons == {
-        "row is not JSON": (2, "2"),
-        "row is not a JSON object": (1, "3"),
-        "row has no text in field 'text'": (2, "4"),
-        "row with half a surrogate pair": (1, "6"),
-    }
-    (tmp_path / "y.jsonl").write_text('{"prose": "x"}\n')
-    with pytest.raises(UsageError, match="none of the fields"):
-        make(tmp_path / "out2", tmp_path / "y.jsonl")
 
 
-# --- the same bytes ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("parts", [1, 2, 5, 40])
+def test_parts_joined_are_the_whole(parts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Byte for byte, in any order given, also with more parts than units, with refusals and with --val-input."""
+    monkeypatch.setattr(planning, "UNIT_FILES", 3)
+    source = tree(tmp_path / "in", 20)
+    (source / "loop").symlink_to(source)
+    (source / "bad.txt").write_bytes(b"# refused\n" * 40)
+    (source / "x.jsonl").write_text(json.dumps({"text": "from a row\n" * 30}) + "\n{\n")
+    options: dict[str, Any] = {"val_inputs": [source / "004.txt"], "modality": modality.get("text"), "tolerated": 0.2}
+    whole = tmp_path / "whole"
+    prepare([source], options["modality"], whole, measure=False, tolerated=0.2, val_inputs=options["val_inputs"])
+    del options["tolerated"]
+    folders = in_parts(tmp_path / "x", parts, source, **options)
+    assert folders[-1] == part_folder(tmp_path / "x", parts, parts)
+    assert whole_folder(folders[0]) == tmp_path / "x"
+    summary = join(folders[::-1], tmp_path / "x", measure=False, tolerated=0.2)
+    assert same(whole, tmp_path / "x")
+    assert summary.documents == Dataset.open(whole).about["documents"]
 
 
-def test_same_bytes_whatever_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hnet_cli.data.prepare.planning.UNIT_FILES", 4)
-    source = tree(tmp_path / "in")
-    (source / "z.gz").write_bytes(gzip.compress(text(77) + b"# refused\n"))
-    seen: list[int] = []
-    for out, workers in (("one", 1), ("two", 2), ("again", 1)):
-        make(tmp_path / out, source, workers=workers, measure=True, progress=lambda done, total: seen.append(done))
-    for file in (tmp_path / "one").iterdir():
-        for other in ("two", "again"):
-            assert (tmp_path / other / file.name).read_bytes() == file.read_bytes(), file.name
-    assert max(seen) == sum(file.stat().st_size for file in source.iterdir())
+def test_wrong_parts_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "UNIT_FILES", 3)
+    source = tree(tmp_path / "in", 12)
+    one, two, three = in_parts(tmp_path / "x", 3, source, modality=modality.get("text"))
+    other = in_parts(tmp_path / "y", 3, source, val=0.2, modality=modality.get("text"))
+    for folders, why in (
+        ([one, three], "part 2 of 3 is missing"),
+        ([one, two, two, three], "part 2 of 3 is there twice"),
+        ([one, other[1], three], "part-2-of-3 and .*part-1-of-3 are not parts of one dataset"),
+        ([one, two, tmp_path / "whole"], "whole is not a part"),
+    ):
+        if folders[-1].name == "whole":
+            prepare([source], modality.get("text"), tmp_path / "whole", measure=False)
+        with pytest.raises(DamagedError, match=why):
+            join(folders, tmp_path / "joined", measure=False)
+    with pytest.raises(InputError, match="no folder"):
+        join([one, tmp_path / "none"], tmp_path / "joined")
+    for name in ("part.json", "manifest.json", "shard-00000.bin", "documents.bin"):
+        copy = tmp_path / "copy"
+        shutil.copytree(two, copy)
+        data = bytearray((copy / name).read_bytes())
+        data[len(data) // 2] ^= 4
+        (copy / name).write_bytes(data)
+        with pytest.raises(DamagedError, match=name):
+            join([one, copy, three], tmp_path / "joined", measure=False)
+        shutil.rmtree(copy)
+    assert not (tmp_path / "joined").exists()
+    assert not list(tmp_path.glob(".*"))
 
 
-def test_errors_in_workers_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hnet_cli.data.prepare.planning.UNIT_FILES", 4)
-    source = tree(tmp_path / "in")
-    (source / "015.txt.gz").write_bytes(gzip.compress(text(1))[:-20])
-    with pytest.raises(InputError, match=r"damaged file: 1, first .*015\.txt\.gz is truncated"):
-        make(tmp_path / "out", source, workers=2)
-    assert os.listdir(tmp_path) == ["in"]
-
-
-# --- the split --------------------------------------------------------------------------------------------------------
-
-
-def test_whole_groups_are_held_out(tmp_path: Path) -> None:
-    summary, dataset = make(tmp_path / "out", tree(tmp_path / "in", 60), val=0.1)
-    assert summary.rule == "whole groups"
-    assert 0.05 < dataset.nbytes("val") / summary.bytes < 0.15
-    groups = [set(dataset.table[dataset.ranges(split)[:, 0], 5].tolist()) for split in ("train", "val")]
-    assert not groups[0] & groups[1]
-
-
-def test_the_end_is_held_out_where_groups_are_few(tmp_path: Path) -> None:
-    class Whole(Lines):
-        def documents(self, source: Source) -> Iterator[Document | Refused]:
-            with source.open() as stream:
-                yield Document(stream.read(), source.name, source.name, source.group)
-
-        def cut(self, data: bytes, near: int) -> int:
-            return data.rfind(b"\n", 0, near) + 1
-
-    data = text(1, 90000)
-    (tmp_path / "x").write_bytes(data)
-    summary = prepare([tmp_path / "x"], Whole(), tmp_path / "out", val=0.1, measure=False)
-    dataset = Dataset.open(tmp_path / "out")
-    train, val = (b"".join(dataset.documents(split)) for split in ("train", "val"))
-    assert summary.rule == "the end of the corpus"
-    assert train + val == data
-    assert train.endswith(b"\n")
-    assert abs(len(val) / len(data) - 0.1) < 0.01
-
-
-def test_validation_inputs(tmp_path: Path) -> None:
-    source = tree(tmp_path / "in", 10)
-    summary, dataset = make(tmp_path / "out", source, val_inputs=[source / "003.txt"])
-    assert b"".join(dataset.documents("val")) == text(3)
-    assert b"".join(dataset.documents("train")) == b"".join(text(n) for n in range(10) if n != 3)
-    assert summary.notes == {"files held out by --val-input, so not trained on": 1}
-
-
-@pytest.mark.parametrize("data", [b"x", b"a\n" * 500, b"x" * 2047])
-def test_too_little_data_is_explained(data: bytes, tmp_path: Path) -> None:
-    (tmp_path / "x").write_bytes(data)
-    with pytest.raises(InputError, match=f"too little data.*{len(data):,}"):
-        make(tmp_path / "out", tmp_path / "x")
-    assert os.listdir(tmp_path) == ["x"]
-
-
-# --- detection --------------------------------------------------------------------------------------------------------
-
-
-def test_a_stray_file_does_not_decide_for_a_folder(tmp_path: Path) -> None:
-    """The larger files do, and the stray one is named, whatever is more certain of itself."""
-    genome = b">chr1\n" + b"ACGTTGCAACGGTTAC\n" * 40
-    (tmp_path / "a.fa").write_bytes(genome)
-    (tmp_path / "b.txt").write_text("It was the best of times, it was the worst of times.\n" * 500)
-    (tmp_path / "c.pdf").write_bytes(b"%PDF-1.7\n")
-    name, _, why = detect([tmp_path])
-    assert name == "text"
-    assert f"{tmp_path}/a.fa looks like dna and would be read as text" in why
-    (tmp_path / "a.fa").write_bytes(genome * 400)
-    assert detect([tmp_path])[0] == "dna"
-    # nor does a long README for the sources beside it
-    (tmp_path / "p").mkdir()
-    (tmp_path / "p" / "README.md").write_text("What this program is about and how to use it.\n" * 500)
-    for n in range(6):
-        (tmp_path / "p" / f"{n}.py").write_text("import os\n\n\ndef main() -> None:\n    print(os.getcwd())\n" * 20)
-    assert detect([tmp_path / "p"])[0] == "code"
-
-
-def test_detection(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    genome = b">chr1\n" + b"\n".join(rng.choice([b"A", b"C", b"G", b"T"], 60).tobytes() for _ in range(200)) + b"\n"
-    (tmp_path / "g").mkdir()
-    (tmp_path / "g" / "genome.fa.gz").write_bytes(gzip.compress(genome))
-    (tmp_path / "g" / "notes.tsv").write_bytes(text(1))
-    (tmp_path / "prose.txt").write_text("It was the best of times, it was the worst of times.\n" * 50)
-    (tmp_path / "rows.jsonl").write_text(json.dumps({"text": "一个人在北京的街道上慢慢地走着。" * 50}) + "\n")
-    (tmp_path / "program.py").write_text("import os\n\n\ndef main() -> None:\n    print(os.getcwd())\n" * 20)
-    (tmp_path / "noise").write_bytes(rng.bytes(5000))
-    (tmp_path / "empty").write_bytes(b"")
-    found = {name: detect([tmp_path / name])[0] for name in ("g", "prose.txt", "rows.jsonl", "program.py")}
-    assert found == {"g": "dna", "prose.txt": "text", "rows.jsonl": "chinese", "program.py": "code"}
-    annotation = b"##gff-version 3\n" + b"chr1\tx\tgene\t5\t20\t.\t+\t.\tID=h\n" * 3000
-    (tmp_path / "g" / "genome.gff").write_bytes(annotation)
-    assert detect([tmp_path / "g"])[0] == "dna"
-    with pytest.raises(InputError, match="no known modality"):
-        detect([tmp_path / "noise"])
-    with pytest.raises(InputError, match="no data"):
-        detect([tmp_path / "empty"])
-    program = (
-        "from hnet_cli.data.prepare.detection import detect\n"
-        "import sys; print(detect(['-'])[0], len(sys.stdin.buffer.read()))"
-    )
-    for data in (genome, gzip.compress(genome)):
-        done = subprocess.run([sys.executable, "-c", program], input=data, capture_output=True, check=True)
-        assert done.stdout.split() == [b"dna", b"%d" % len(data)]
+def test_parts_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    tree(tmp_path / "in", 6)
+    for part in ("1/2", "2/2"):
+        assert run(["prepare", "in", "--modality", "text", "--part", part]) == 0
+    assert "hnet prepare --join" in capfd.readouterr().err
+    assert run(["prepare", "--join", "data/in.part-1-of-2"]) == 4
+    assert "part 2 of 2 is missing" in capfd.readouterr().err
+    assert run(["prepare", "--join", "data/in.part-2-of-2", "data/in.part-1-of-2"]) == 0
+    assert Dataset.open(tmp_path / "data" / "in").about["modality"] == "text"
+    for wrong in (["in", "--part", "3/2"], ["in", "--part", "x"], ["in", "--join", "--part", "1/2"]):
+        assert run(["prepare", *wrong]) == 2
+    with pytest.raises(UsageError, match="standard input cannot be prepared in parts"):
+        prepare(["-"], Lines(), tmp_path / "y", part=(1, 2))

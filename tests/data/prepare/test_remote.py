@@ -115,7 +115,7 @@ def test_a_broken_connection_is_taken_up_where_it_broke(
 ) -> None:
     folder, url = served
     monkeypatch.setattr(Server, "ranges", ranges)
-    monkeypatch.setattr(remote, "BLOCK", 50_000)
+    monkeypatch.setattr(remote, "REQUEST_BYTES", 50_000)
     data = text(7, 300_000)
     (folder / "x.txt").write_bytes(data)
     Server.breaks = [20_000, 120_000, 1]

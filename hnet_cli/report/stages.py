@@ -1,0 +1,77 @@
+"""Figures of the stages in a record of `metrics.jsonl`, where they lie flat: `stage0_bytes_per_chunk`, and with `val_`
+before it that of a validation. Nobody else takes such keys apart or puts them together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from itertools import count
+from typing import Any
+
+VALIDATION = "val_"
+"""Prefix of the keys of a validation."""
+
+
+def number(value: Any) -> float | None:
+    """A number of a record, which may come from anywhere; None for anything else, not finite or absurdly large."""
+    return float(value) if isinstance(value, int | float) and abs(value) < 1e30 else None
+
+
+def stage_key(stage: int, name: str, prefix: str = "") -> str:
+    """The key of a figure; `name` is a field of `StageFigures`."""
+    return f"{prefix}stage{stage}_{name}"
+
+
+@dataclass(frozen=True)
+class StageFigures:
+    """Figures of one stage over a batch or a validation split; None where a record does not have them."""
+
+    bytes_per_chunk: float | None = None
+    target_bytes_per_chunk: float | None = None
+    """The product of the target ratios N of this stage and those before it."""
+    boundary_fraction: float | None = None
+    """F of the ratio loss (paper equation 10): boundaries / positions."""
+    target_fraction: float | None = None
+    """1 / N."""
+    mean_boundary_prob: float | None = None
+    """G of the ratio loss: the mean of p."""
+    undecided: float | None = None
+    """Share of the positions with 0.45 <= p < 0.55."""
+    flips: float | None = None
+    """Share of the probe's positions decided otherwise than at the evaluation before."""
+    imbalance: float | None = None
+    """Chunks of the rank that has most, over the mean of the ranks."""
+    prob_histogram: list[int] | None = None
+    """Positions per equal part of [0, 1] that p lies in."""
+
+    def flat(self, stage: int, prefix: str = "") -> dict[str, Any]:
+        """The entries of a record."""
+        return {stage_key(stage, name, prefix): value for name, value in vars(self).items() if value is not None}
+
+
+NAMES = tuple(field.name for field in fields(StageFigures))
+
+
+def stages_of(record: Mapping[str, Any], prefix: str = "") -> list[StageFigures]:
+    """The stages of a record, outermost first. Values of another type than the field's count as missing."""
+    stages: list[StageFigures] = []
+    for stage in count():
+        values = {name: record.get(stage_key(stage, name, prefix)) for name in NAMES}
+        counts = values.pop("prob_histogram")
+        figures = StageFigures(
+            **{name: number(value) for name, value in values.items()}, prob_histogram=_counts(counts)
+        )
+        if figures == StageFigures():
+            return stages
+        stages.append(figures)
+    raise AssertionError
+
+
+def number_of_stages(records: Iterable[Mapping[str, Any]]) -> int:
+    """The most stages that any of the records has, in training or validation."""
+    return max((len(stages_of(record, prefix)) for record in records for prefix in ("", VALIDATION)), default=0)
+
+
+def _counts(value: Any) -> list[int] | None:
+    good = isinstance(value, list) and value and all(isinstance(n, int | float) and 0 <= n < 1e18 for n in value)
+    return [int(n) for n in value] if good else None

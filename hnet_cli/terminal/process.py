@@ -1,0 +1,82 @@
+"""The process: standard streams made fit for long work, and signals that ask a run to stop."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, TextIO
+
+
+class _Messages(io.FileIO):
+    """Standard error that loses what cannot be written (a log on a full disk, a reader that is gone): a training of
+    days does not end for a line about its progress."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def prepare_streams() -> None:
+    """Open streams that are closed (`>&-`, as some daemons have it) before another file takes their numbers, and
+    replace standard error by one that never fails."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    messages = io.BufferedWriter(_Messages(sys.stderr.fileno(), "wb", closefd=False))
+    sys.stderr = io.TextIOWrapper(messages, sys.stderr.encoding, "backslashreplace", line_buffering=True)
+
+
+def abandon_stdout() -> None:
+    """Detach from a closed pipe, about which Python would complain once more while it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def utf8_stdout() -> TextIO:
+    """Standard output in UTF-8 whatever the locale; what UTF-8 cannot hold is written as an escape."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+    return sys.stdout
+
+
+@dataclass
+class Stop:
+    """Set by a signal, read between steps."""
+
+    signal: str = ""
+    count: int = 0
+    """Times that Ctrl-C was pressed."""
+
+
+@contextmanager
+def catch_signals() -> Iterator[Stop]:
+    """SIGINT, SIGTERM, SIGHUP and SIGUSR1 ask for a stop after the step; a second Ctrl-C interrupts at once.
+
+    Ignored signals (nohup, a shell's background job) stay ignored.
+    """
+    stop = Stop()
+
+    def on_signal(received: int, _: FrameType | None) -> None:
+        stop.signal = signal.Signals(received).name
+        stop.count += received == signal.SIGINT
+        if stop.count > 1:
+            raise KeyboardInterrupt
+
+    numbers = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")]
+    try:
+        before = {n: signal.signal(n, on_signal) for n in numbers if n and signal.getsignal(n) != signal.SIG_IGN}
+    except ValueError:  # not in the main thread: somebody else handles signals
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        for n, handler in before.items():
+            signal.signal(n, handler)

@@ -1,0 +1,38 @@
+"""`hnet eval` on the command line: mistakes, and options that would do nothing."""
+
+import pytest
+
+from hnet_cli.cli import app as cli
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        ("starter:text", 2, "nothing to evaluate"),
+        ("nowhere", 3, "there is no model at nowhere"),
+        ("nowhere x.txt", 3, "no model at nowhere"),
+        ("starter:text starter:text starter:text", 2, "3 models"),
+        ("starter:text starter:dna x.txt", 2, "starter:dna of dna"),
+        ("starter:text missing.txt", 3, "does not exist"),
+        ("starter:text x.txt --context 8 --stride 9", 2, "left out"),
+        ("starter:text x.txt --stride 9999", 2, "left out"),
+        ("starter:text x.txt --context 0 --stride 4", 2, "--stride"),
+        ("starter:text --vcf x.vcf", 2, "--fasta"),
+        ("starter:text --gold missing.conllu", 3, "does not exist"),
+        ("starter:dna --gold x.txt", 2, "no gold files"),
+        ("starter:text --annotation x.txt x.txt", 2, "no annotation"),
+        ("starter:text --task x.txt", 3, "x.txt"),
+        ("starter:text x.txt --scores x", 2, "--scores goes with --vcf"),
+        ("starter:text x.txt --label AF", 2, "--label goes with --vcf"),
+        ("starter:text x.txt --fasta x", 2, "--fasta goes with --vcf or --annotation"),
+        ("starter:text x.txt --limit 3", 2, "--limit goes with --task"),
+    ],
+)
+def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch, arguments, code, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.txt").write_text("Just some words.\nAnd a line.\n")
+    ended = cli.run(["eval", *arguments.split()])
+    out, err = capsys.readouterr()
+    assert (ended, out) == (code, ""), err
+    assert says in err
+    assert len(err.strip().splitlines()) <= 2

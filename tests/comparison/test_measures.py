@@ -1,0 +1,20 @@
+"""Measurements on the held-out documents."""
+
+import json
+
+from hnet_cli.comparison.measures import Exam, measured
+from hnet_cli.comparison.plan import choose
+from hnet_cli.comparison.session import _last_checkpoint
+
+
+def test_a_measurement_is_kept_until_what_it_depends_on_changes(whole, request_of, tmp_path):
+    folder, _ = whole
+    plan = choose(request_of(folder))
+    model, notes, file = _last_checkpoint(plan.runs[0]), [], tmp_path / "m" / "learned.json"
+    first = measured(file, model, Exam.of(plan), "cpu", notes.append)
+    assert notes == ["held-out documents", "undistorted", *plan.modality.perturbations()]
+    assert first["units"] == json.loads((folder / "measured" / "learned-s0.json").read_text())["units"]
+    assert measured(file, model, Exam.of(plan), "cpu", notes.append) == json.loads(file.read_text())
+    assert len(notes) == 2 + len(plan.modality.perturbations())
+    fewer = Exam.of(choose(request_of(folder, max_bytes=600)))
+    assert measured(file, model, fewer, "cpu", notes.append)["units"] != first["units"]

@@ -1,0 +1,56 @@
+"""The plan of a comparison: what holds in its folder, what is refused."""
+
+import pytest
+
+from hnet_cli.comparison.plan import ComparisonRequest, choose, write
+from hnet_cli.config.run import resolve
+from hnet_cli.errors import DamagedError, UsageError
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"bytes": 8192}, "--bytes 5120, not 8192"),
+        ({"flops": 5e6}, r"no --flops, not 5e\+06"),
+        ({"size": "small"}, "--size"),
+        ({"settings": ["train.lr=1e-3"]}, "settings"),
+        ({"minutes": 3}, "exclude each other"),
+        ({"flops": float("inf")}, "must be a number"),
+    ],
+)
+def test_another_comparison_in_the_same_folder_is_refused(request_of, tmp_path, change, words):
+    request = request_of(tmp_path, "learned,plain")
+    write(choose(request), request)
+    with pytest.raises(UsageError, match=words):
+        choose(request_of(tmp_path, "learned,plain", **change))
+
+
+def test_what_a_comparison_began_with_holds(arena, tmp_path, capsys):
+    """An edited preset under the same name, settings that the comparison decides, a plan that is gone."""
+    preset, folder = tmp_path / "mine.yaml", tmp_path / "c"
+    preset.write_text((arena / "learned.yaml").read_text())
+    request = ComparisonRequest(
+        arena / "dataset", str(preset), bytes=5120, run=folder, device="cpu", settings=["train.seed=3"]
+    )
+    write(choose(request), request)
+    assert "train.seed has no effect" in capsys.readouterr().err
+    before = (folder / "members" / "mine.yaml").read_text()
+    assert choose(request).runs[0].config.train.seed == 0  # the same again is no edit
+    lr = resolve(str(preset)).train.lr
+    preset.write_text(preset.read_text().replace(f"lr: {lr}", "lr: 0.5"))
+    with pytest.raises(UsageError, match=rf"mine\.yaml is not .*train\.lr is 0\.5, not {lr}"):
+        choose(request)
+    assert choose(ComparisonRequest(run=folder, device="cpu")).members[0].config.train.lr == lr
+
+    # stopped before plan.json was there: what the plan then says is what is kept
+    (folder / "plan.json").unlink()
+    write(choose(request), request)
+    assert (folder / "members" / "mine.yaml").read_text() == before.replace(f"lr: {lr}", "lr: 0.5")
+    (folder / "plan.json").write_text('{"format": 1, "bytes": 5120}')
+    with pytest.raises(DamagedError, match="no plan of this version"):
+        choose(request)
+    (folder / "plan.json").unlink()
+    (folder / "runs" / "mine-s0").mkdir(parents=True)
+    (folder / "runs" / "mine-s0" / "config.yaml").touch()
+    with pytest.raises(DamagedError, match="trainings but no plan"):
+        choose(request)

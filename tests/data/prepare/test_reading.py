@@ -1,0 +1,34 @@
+"""Several processes: the bytes of one, and errors arrive."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from pathlib import Path
+
+import pytest
+from corpuskit import make, text, tree
+
+from hnet_cli.errors import InputError
+
+
+def test_same_bytes_whatever_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hnet_cli.data.prepare.planning.UNIT_FILES", 4)
+    source = tree(tmp_path / "in")
+    (source / "z.gz").write_bytes(gzip.compress(text(77) + b"# refused\n"))
+    seen: list[int] = []
+    for out, workers in (("one", 1), ("two", 2), ("again", 1)):
+        make(tmp_path / out, source, workers=workers, measure=True, progress=lambda done, total: seen.append(done))
+    for file in (tmp_path / "one").iterdir():
+        for other in ("two", "again"):
+            assert (tmp_path / other / file.name).read_bytes() == file.read_bytes(), file.name
+    assert max(seen) == sum(file.stat().st_size for file in source.iterdir())
+
+
+def test_errors_in_workers_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hnet_cli.data.prepare.planning.UNIT_FILES", 4)
+    source = tree(tmp_path / "in")
+    (source / "015.txt.gz").write_bytes(gzip.compress(text(1))[:-20])
+    with pytest.raises(InputError, match=r"damaged file: 1, first .*015\.txt\.gz is truncated"):
+        make(tmp_path / "out", source, workers=2)
+    assert os.listdir(tmp_path) == ["in"]

@@ -1,0 +1,65 @@
+"""Documents to evaluate on: chosen, cut and refused."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from runkit import dataset
+
+from hnet_cli.errors import InputError, UsageError
+from hnet_cli.evaluation.material import LEAST_SHARE, equal_shares, gather
+from hnet_cli.modality import Document
+from hnet_cli.modality import get as modality
+
+
+def test_a_dataset_beyond_the_limit_gives_whole_documents_from_everywhere(tmp_path):
+    files = []
+    for number in range(40):
+        files.append(tmp_path / f"{number:02}.txt")
+        files[-1].write_text(f"document {number:02} " * 30)
+    data = dataset(tmp_path / "set", *files[:10], val_inputs=[str(each) for each in files[10:]])
+    everything = gather([str(data)], modality("text"), None)
+    assert len(everything.documents) == 30
+    some = gather([str(data)], modality("text"), 2000)
+    assert some.bytes == 2000
+    assert [len(each.data) for each in some.documents[:-1]] == [360] * 5
+    assert {each.data for each in some.documents[:-1]} <= {each.data for each in everything.documents}
+    assert [each.name for each in some.documents] == [each.name for each in gather([str(data)], None, 2000).documents]
+    assert some.train is not None
+
+
+def test_the_bytes_said_to_be_chosen_are_those_chosen(tmp_path):
+    (tmp_path / "fox.txt").write_text("é" * 80, encoding="utf-8")
+    some = gather([str(tmp_path / "fox.txt")], modality("text"), 101)
+    assert some.bytes == 100  # no character is cut
+    assert some.chosen.endswith(": the first 100 bytes")
+
+
+def test_material_that_does_not_fit_is_refused(tmp_path):
+    data = dataset(tmp_path)
+    with pytest.raises(InputError, match="holds text"):
+        gather([str(data)], modality("dna"), None)
+    with pytest.raises(UsageError, match="beside it"):
+        gather([str(data), str(data)], modality("text"), None)
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(InputError, match="nothing to evaluate"):
+        gather([str(tmp_path / "empty.txt")], modality("text"), None)
+
+
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=12), st.integers(1, 1500))
+def test_shares_are_equal_as_far_as_they_go(lengths, limit):
+    kept = [len(each.data) for each in equal_shares([Document(b"x" * n, "", "") for n in lengths], limit)]
+    assert 0 < sum(kept) <= limit
+    if sum(lengths) <= limit:
+        assert kept == lengths
+    elif limit >= LEAST_SHARE * len(lengths):
+        cap = max(kept)
+        assert kept == [min(n, cap) for n in lengths]
+        assert sum(min(n, cap + 1) for n in lengths) > limit
+
+
+def test_of_very_many_documents_some_give_their_share():
+    """A corpus of names, one on a line: less than a byte of each would be no figure at all."""
+    kept = equal_shares([Document(b"x" * 10, str(n), "") for n in range(1000)], 500)
+    assert [each.name for each in kept] == [str(n) for n in range(0, 1000, 32)]
+    assert all(len(each.data) == 10 for each in kept)
+    assert len(equal_shares([Document(b"x" * 10, "", "")] * 1000, 1)) == 1

@@ -1,0 +1,107 @@
+"""Variants of a genome: their flanks, scores, strands and labels."""
+
+import numpy as np
+import pytest
+from dnakit import calls, substitution
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hnet_cli import modality
+from hnet_cli.evaluation import variants
+from hnet_cli.evaluation.scoring import loglikelihoods
+from hnet_cli.inference.windows import BOS
+from hnet_cli.modality import Variant
+
+
+def test_the_ratio_is_that_of_whole_sequences(model):
+    """ln P of the two whole windows, the common start cancels; at the record's start from BOS."""
+    variant = Variant("v", b"ACG", b"T", b"TAA", b"GGCAT", begins=True)
+    (found,) = variants._ratios(model, [variant])
+    whole = [BOS + b"ACG" + allele + b"GGCAT" for allele in (b"TAA", b"T")]
+    (a, b), _ = loglikelihoods(model, [(BOS, each[1:]) for each in whole])
+    assert found == pytest.approx(a - b, rel=1e-4)
+    inside = Variant("v", b"ACG", b"T", b"TAA", b"GGCAT")
+    (a, b), _ = loglikelihoods(model, [(b"A", each[2:]) for each in whole])
+    assert variants._ratios(model, [inside])[0] == pytest.approx(a - b, rel=1e-4)
+
+
+def test_both_strands_are_read(model):
+    dna = modality.get("dna")
+    variant = Variant("v", b"AACC", b"G", b"T", b"GGT", begins=True)
+    mirrored = variants._mirrored(dna, variant)
+    assert (mirrored.before, mirrored.reference, mirrored.alternative, mirrored.after) == (b"ACC", b"C", b"A", b"GGTT")
+    assert (mirrored.begins, mirrored.ends) == (False, True)
+    assert variants._mirrored(dna, mirrored) == variant
+
+
+def test_scores_and_labels(tmp_path, evaluated):
+    rows = [substitution(n, f"AF={n / 100}") for n in range(10, 30)]
+    vcf, fasta = calls(tmp_path, *rows)
+    found = evaluated("starter:dna", "--vcf", vcf, "--fasta", fasta, "--scores", tmp_path / "s.tsv")["variants"]
+    assert found["variants"] == 20
+    assert found["label"]["measure"] == "spearman"
+    rivals = found["label"]["baselines"]
+    assert {name for name in rivals if not name.endswith("_ci95")} == {"transition", "cpg", "gc", "length"}
+    for figures, name in ((rivals, "cpg"), (found, "strand_correlation"), (found, "llr_substitution")):
+        assert figures[f"{name}_ci95"][0] <= figures[name] <= figures[f"{name}_ci95"][1]
+    header, *lines = (tmp_path / "s.tsv").read_text().splitlines()
+    assert header.split("\t")[:3] == ["variant", "kind", "llr"]
+    table = np.array([[float(each) for each in line.split("\t")[2:5]] for line in lines])
+    assert table[:, 0] == pytest.approx(table[:, 1:].mean(1), rel=1e-4, abs=1e-4)
+    assert found["llr"] == pytest.approx(table[:, 0].mean(), rel=1e-4)
+
+
+def test_a_modality_without_another_strand_has_one_score(tmp_path, model):
+    class OneStrand(type(modality.get("dna"))):
+        def mirror(self, data):
+            return None
+
+    vcf, fasta = calls(tmp_path, *map(substitution, (10, 11, 12)))
+    out = tmp_path / "s.tsv"
+    found = variants.score_variants(model, OneStrand(), vcf, fasta, 64, out)
+    table = np.array([[float(each) for each in line.split("\t")[2:5]] for line in out.read_text().splitlines()[1:]])
+    assert np.array_equal(table[:, 0], table[:, 1])
+    assert "strand_correlation" not in found
+
+
+def test_the_first_call_that_is_left_out_is_named(tmp_path, hnet):
+    good = substitution(10)
+    wrong = (*good[:3], good[4], good[3])
+    vcf, fasta = calls(tmp_path, good, wrong, wrong)
+    code, out, _ = hnet("eval", "starter:dna", "--vcf", vcf, "--fasta", fasta)
+    assert code == 0
+    assert f"REF is not what the reference has there: first {vcf}, line 4: chr1" in out
+
+
+@given(st.lists(st.integers(0, 5), min_size=2, max_size=30), st.randoms())
+def test_rank_figures_by_definition(values, random):
+    scores = np.array([random.randint(0, 4) for _ in values], float)
+    numbers = np.array(values, float)
+    if len(set(values)) > 1:
+        high, low = scores[numbers == numbers.max()], scores[numbers != numbers.max()]
+        wins = (high[:, None] > low).mean() + 0.5 * (high[:, None] == low).mean()
+        assert variants._auc(scores, numbers) == pytest.approx(wins)
+    ranks = variants._ranks(numbers)
+    assert all(ranks[i] < ranks[j] for i in range(len(values)) for j in range(len(values)) if values[i] < values[j])
+    assert ranks.sum() == pytest.approx(len(values) * (len(values) + 1) / 2)
+
+
+ROW = "chr1\t{}\t.\t{}\tG\t.\t.\tAF={}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "no variants"),
+        ("chr1 2 C T\n", "not CHROM"),
+        ("chr1\t2\t.\tA\tG\n", "REF is not"),
+        (f"chr1\t{'9' * 5000}\t.\tA\tG\n", "not CHROM"),
+        (ROW.format(2, "C", "nan") + ROW.format(4, "T", 0.3), "AF is not finite"),
+    ],
+)
+def test_calls_that_cannot_be_used(tmp_path, hnet, text, says):
+    vcf, fasta = calls(tmp_path)
+    vcf.write_text(text)
+    code, _, err = hnet("eval", "starter:dna", "--vcf", vcf, "--fasta", fasta)
+    assert code == 3
+    assert says in err

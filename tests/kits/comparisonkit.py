@@ -1,0 +1,40 @@
+"""The content of a `compare.json` of figures that are known."""
+
+from hnet_cli.comparison.results import judged
+
+
+def told_of(*members, seeds=1):
+    """What `compare.json` would hold of members (name, learned, bpb); intervals of 0.02 around differences."""
+    rival = next(name for name, learned, _ in members if not learned)
+    level = {name: bpb for name, _, bpb in members}
+    models = []
+    for name, learned, bpb in members:
+        differences = {}
+        for other in {rival, min(level, key=level.get), *(each for each in level if "2x" in each)} - {name}:
+            gap = bpb - level[other]
+            ci95 = [gap - 0.02, gap + 0.02]
+            whole = {"bpb": gap, "bpb_ci95": ci95, "judged": judged(ci95)}
+            late = {"bpb": gap + 0.1, "bpb_ci95": [ci95[0] + 0.1, ci95[1] + 0.1], "seconds": 60.0}
+            differences[other] = whole | {"equal_time": late | {"judged": judged(late["bpb_ci95"])}}
+        models.append(
+            {
+                "name": name,
+                "learned": learned,
+                "bpb": bpb,
+                "bpb_ci95": [bpb - 0.1, bpb + 0.1],
+                "differences": differences,
+                "flops_per_byte": 1e6,
+                "unsteady": 1.0,
+                "share_of_flops": 2 if "2x" in name else 1,
+            }
+        )
+    return {
+        "models": models,
+        "reference": rival,
+        "best": min(level, key=level.get),
+        "failed": {},
+        "missing": [],
+        "dataset": {"name": "x", "modality": "text", "epochs": 1.0},
+        "exam": {"unit": "document"},
+        "budget": {"bytes": 10**6, "flops_per_byte": 1e6, "seeds": seeds, "minutes": None},
+    }

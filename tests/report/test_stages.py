@@ -1,0 +1,40 @@
+"""Figures of stages go into a flat record and come back; whatever else is there is no figure."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hnet_cli.report.stages import VALIDATION, StageFigures, number_of_stages, stages_of
+
+finite = st.none() | st.floats(-1e29, 1e29)
+figures = st.builds(
+    StageFigures,
+    bytes_per_chunk=st.floats(1, 1e6),
+    target_bytes_per_chunk=finite,
+    boundary_fraction=finite,
+    flips=finite,
+    prob_histogram=st.none() | st.lists(st.integers(0, 10**9), min_size=1, max_size=20),
+)
+junk = st.none() | st.booleans() | st.text() | st.floats() | st.lists(st.text() | st.floats()) | st.just([])
+
+
+@given(st.lists(figures, max_size=3), st.sampled_from(["", VALIDATION]))
+def test_a_record_holds_the_stages(stages, prefix):
+    record = {"step": 1, "bpb": 2.0}
+    for s, stage in enumerate(stages):
+        record |= stage.flat(s, prefix)
+    assert stages_of(record, prefix) == stages
+    assert number_of_stages([{}, record]) == len(stages)
+
+
+def test_the_keys_are_those_of_the_format():
+    stage = StageFigures(bytes_per_chunk=4.5, flips=0.25)
+    assert stage.flat(1) == {"stage1_bytes_per_chunk": 4.5, "stage1_flips": 0.25}
+    assert stage.flat(0, VALIDATION) == {"val_stage0_bytes_per_chunk": 4.5, "val_stage0_flips": 0.25}
+
+
+@given(junk, junk)
+def test_what_is_no_figure_is_left_out(value, histogram):
+    (stage,) = stages_of({"stage0_bytes_per_chunk": 5, "stage0_flips": value, "stage0_prob_histogram": histogram})
+    assert stage.bytes_per_chunk == 5
+    assert stage.flips is None or abs(stage.flips) < 1e30
+    assert stage.prob_histogram is None or all(isinstance(n, int) and n >= 0 for n in stage.prob_histogram)
