@@ -1,4 +1,4 @@
-"""How much ranks wait for each other, and how the speed grows with them.
+"""Imbalance of work between ranks, and scaling of training speed with their number.
 
     python benchmarks/distributed.py [--inputs FILE...] [--modality text] [--length 1024] [--ranks 2] [--rounds 3]
         [--preset nano] [--set train.shard=full precision=bf16]
@@ -96,12 +96,11 @@ def imbalance(chunks: np.ndarray, words: np.ndarray, length: int, preset: str) -
 
 def speed(data: Path, ranks: int, preset: str, run: Path, more: list[str]) -> float:
     """Bytes per second of a short training, the record of its fastest steps."""
-    settings = ["train.steps=12", "train.log_every=4", "train.eval_every=0", "train.eval_bytes=256",
-                "train.checkpoint_every=1000", "train.samples=false"]  # fmt: skip
+    settings = ["steps=12", "log_every=4", "eval_every=0", "eval_bytes=256", "checkpoint_every=1000", "samples=false"]
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m", "--"]
-    command = [sys.executable, *(launch if ranks > 1 else ["-m"]), "hnet_cli", "train", "--preset", preset,
-               "--data", str(data), "--run", str(run), "--device", "cpu"]  # fmt: skip
-    command += [word for each in (*settings, *more) for word in ("--set", each)]
+    command = [sys.executable, *(launch if ranks > 1 else ["-m"]), "hnet_cli", "train", "--preset", preset]
+    command += ["--data", str(data), "--run", str(run), "--device", "cpu"]
+    command += [word for each in (*(f"train.{s}" for s in settings), *more) for word in ("--set", each)]
     subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return max(record["bytes_per_s"] for record in records[1:] if "bytes_per_s" in record)
@@ -124,12 +123,14 @@ def main() -> None:
         preparation.prepare(given.inputs or [text], modality.get(given.modality), data, measure=False, val=0.05)
         chunks, words = counted(Dataset.open(data), given.modality, given.length, given.rows)
         result: dict[str, Any] = {
-            "modality": given.modality, "rows": len(chunks), "length": given.length,
+            "modality": given.modality,
+            "rows": len(chunks),
+            "length": given.length,
             "chunks_per_row": round(float(chunks.mean()), 1),
             "deviation": round(float(chunks.std() / chunks.mean()), 4),
             "correlation_with_words": round(float(np.corrcoef(chunks, words)[0, 1]), 3),
             "imbalance": imbalance(chunks, words, given.length, given.flops_of),
-        }  # fmt: skip
+        }
         if given.ranks > 1:
             settings = [f"train.micro_batches={given.ranks}", *given.settings]
             rounds = [
@@ -139,10 +140,13 @@ def main() -> None:
             one, many = (max(each) for each in zip(*rounds, strict=True))
             ratios = [b / a for a, b in rounds]
             result["scaling"] = {
-                "preset": given.preset, "ranks": given.ranks, "cores": len(os.sched_getaffinity(0)),
-                "bytes_per_s": {"1": one, str(given.ranks): many}, "ratios": [round(r, 3) for r in ratios],
+                "preset": given.preset,
+                "ranks": given.ranks,
+                "cores": len(os.sched_getaffinity(0)),
+                "bytes_per_s": {"1": one, str(given.ranks): many},
+                "ratios": [round(r, 3) for r in ratios],
                 "efficiency": round(median(ratios) / given.ranks, 3),
-            }  # fmt: skip
+            }
     print(json.dumps(result))
 
 

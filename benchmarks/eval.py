@@ -1,4 +1,4 @@
-"""Speed and memory of the scoring of `hnet eval`, as ratios measured in one run; prints one JSON line.
+"""Speed and memory of scoring in `hnet eval`, as ratios measured in one run; prints one JSON line.
 
     python benchmarks/eval.py [--model MODEL] [--bytes N] [--threads N]
 
@@ -17,19 +17,13 @@ import time
 from statistics import median
 
 import torch
+from segment import text
 
 import hnet_cli
 from hnet_cli.evaluation.scoring import score
 from hnet_cli.inference.windows import BATCH_BYTES
 
-WORDS = b"the of and chunk bytes network learns where words begin, so that nothing is cut twice. \n".split(b" ")
 WIDTH = 2048
-
-
-def text(size: int, seed: int) -> bytes:
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randint(0, len(WORDS), (size // 3,), generator=generator).tolist()
-    return b" ".join(WORDS[at] for at in order)[:size]
 
 
 def seconds(run) -> float:
@@ -44,12 +38,12 @@ def main() -> None:
     parser.add_argument("--model", default="starter:text")
     parser.add_argument("--bytes", type=int, default=1 << 17)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    wanted = parser.parse_args()
-    torch.set_num_threads(wanted.threads)
-    model = hnet_cli.load(wanted.model)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    model = hnet_cli.load(options.model)
     lengths = [size for size in (300, 9000, 1500, 20_000, 60, 4100) for _ in range(2)]
     documents, total = [], 0
-    while total < wanted.bytes:
+    while total < options.bytes:
         documents.append(text(lengths[len(documents) % len(lengths)], len(documents)))
         total += len(documents[-1])
     rows = torch.tensor(list(b"".join(documents)[: total // WIDTH * WIDTH])).view(-1, WIDTH)
@@ -62,16 +56,17 @@ def main() -> None:
     forward()
     pairs = [(seconds(forward), seconds(lambda: score(model, documents, WIDTH))) for _ in range(3)]
     ratios = [(total / scored) / (rows.numel() / plain) for plain, scored in pairs]
-    score(model, [text(wanted.bytes // 8, 0)], None)
+    score(model, [text(options.bytes // 8, 0)], None)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    score(model, [text(wanted.bytes, 0)], None)
+    score(model, [text(options.bytes, 0)], None)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    print(json.dumps({
+    result = {
         "scored_kb_per_s": round(total / min(scored for _, scored in pairs) / 1e3, 2),
         "scoring_over_forward": round(median(ratios), 3),
         "whole_document_mib": round(grown, 1),
-        "threads": wanted.threads,
-    }))  # fmt: skip
+        "threads": options.threads,
+    }
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

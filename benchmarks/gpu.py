@@ -1,6 +1,6 @@
-"""What a GPU shows in one call of less than nine minutes: python benchmarks/gpu.py [--out DIR] [--rest]
+"""Correctness and speed of everything on a GPU, in one call of less than nine minutes, the most important first.
 
-In this order, the most important first:
+    python benchmarks/gpu.py [--out DIR] [--rest]
 
     machine      versions; rate of bf16 products and of copies in memory: the 100% of what follows
     compiled, pieces, kernels, parity, data: side by side: kernels are compiled on all cores while every operation and a

@@ -7,7 +7,6 @@ import collections
 import contextlib
 import dataclasses
 import gc
-import importlib
 import importlib.util
 import itertools
 import json
@@ -34,15 +33,15 @@ from hnet_cli.config.run import RunConfig, TrainConfig
 from hnet_cli.data.loader import Batch
 from hnet_cli.errors import is_out_of_memory
 from hnet_cli.inference.graphs import GraphSteps, PlainSteps, cuda_graphs
-from hnet_cli.kernels import cuda as external
-from hnet_cli.kernels import tuned
+from hnet_cli.kernels import cuda, tuned
 from hnet_cli.kernels.checking import Sizes, relative, worst
 from hnet_cli.kernels.packing import Packing
 from hnet_cli.model import HNetConfig, HNetForCausalLM
 from hnet_cli.model.chunking import RoutingModule
 from hnet_cli.training import budget
+from hnet_cli.training.build import build_model, precision_context
 from hnet_cli.training.optim import build_optimizer
-from hnet_cli.training.step import build_model, precision_context, train_step
+from hnet_cli.training.step import train_step
 
 MICRO_BATCHES = 4
 LENGTHS: tuple[list[list[int]], ...] = ([[1, 63, 64, 65, 700, 2500]], [[1]], [[64]], [[63], [65]])
@@ -171,13 +170,9 @@ def have_mamba(o: argparse.Namespace) -> bool:
 
 def prepare_process(o: argparse.Namespace) -> None:
     """Configurations that an earlier section has measured are used; what it had no time for is tuned briefly."""
-    if on_gpu(o):
-        config = importlib.import_module("torch._inductor.config").triton
-        if hasattr(config, "mix_order_reduction_non_strict_mode"):  # else compiled anew for lengths below 4096
-            config.mix_order_reduction_non_strict_mode = True
     if have_mamba(o):
         with contextlib.suppress(Exception):  # it is broken: the report on kernels says so
-            external.load_mamba()
+            cuda.load_mamba()
             tuned.seed(o.tuned.get(tuned.machine(), {}))
             gpu_warm.tune_briefly()
 
@@ -385,7 +380,7 @@ class Training:
 
     def step(self) -> None:
         given = (self.model, self.optimizer, self.batches, 0, self.config, self.autocast)
-        self.record = train_step(*given, histograms=False)
+        self.record = train_step(*given, histograms=False)()
 
 
 def training_rate(o: argparse.Namespace, model: Any, length: int, ratios: list[float]) -> Found:
@@ -470,10 +465,12 @@ def ab(o: argparse.Namespace) -> Found:
     halves = [half for batch in whole for half in (batch.halves() if run.rows > 1 else [batch])]
     variants: dict[str, tuple[seam.Kernels, list[Any]]] = {"half the micro-batch": (chosen, halves)}
     for operation in seam.OPERATIONS:
-        backends = {probe.backend: probe.functions.get(operation) for probe in seam._probes() if not probe.reason}
-        for backend, function in (backends | {"reference": getattr(seam.REFERENCE, operation)}).items():
-            if function and backend != chosen.names[operation] and not operation.endswith("_step"):
-                variants[f"{operation}: {backend}"] = dataclasses.replace(chosen, **{operation: function}), whole
+        available = [b for b in seam.backends(o.device) if operation in b.operations and not b.reason]
+        functions = {"reference": seam.REFERENCE} | {backend.name: backend.kernels for backend in available}
+        for backend, functions_of in functions.items():
+            if backend != chosen.names[operation] and not operation.endswith("_step"):
+                changed = dataclasses.replace(chosen, **{operation: getattr(functions_of, operation)})
+                variants[f"{operation}: {backend}"] = changed, whole
     for name in sorted(variants, key=lambda name: name.endswith("reference")):  # the slowest last
         changed, batches = variants[name]
         times: dict[bool, list[float]] = {False: [], True: []}
@@ -548,9 +545,8 @@ def data(o: argparse.Namespace) -> Found:
     elif not (path / "dataset.json").exists():
         sources = sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py"))
         if not o.data:
-            contents = (
-                source.read_bytes() for source in sources[: 12 if o.dry else 4000] if "site-" not in str(source)
-            )
+            library = [source for source in sources[: 12 if o.dry else 4000] if "site-" not in str(source)]
+            contents = (source.read_bytes() for source in library)
             text.write_bytes(b"\n".join(content for content in contents if content.isascii()))
         prepare([o.data or text], Text(), path, measure=False)
     dataset = Dataset.open(path)
@@ -578,11 +574,8 @@ def training(o: argparse.Namespace) -> Found:
     warm = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=2))
     train(warm, dataset.path, Path(o.folder) / f"warm-{o.part}-{os.getpid()}", device=o.device)
     run = Path(o.folder) / f"run-{o.part}-{os.getpid()}"
-    found: dict[str, Any] = {
-        "preset": names[o.part],
-        "parameters": config.model.num_parameters,
-        "flops_per_byte": flops,
-    }
+    found: dict[str, Any] = {"preset": names[o.part], "parameters": config.model.num_parameters}
+    found["flops_per_byte"] = flops
     yield {"training": {o.part: found}}
 
     def listen(kind: str, record: dict[str, Any]) -> None:

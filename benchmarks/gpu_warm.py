@@ -32,9 +32,9 @@ CACHE = Path("/tmp/hnet-gpu/triton")
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from hnet_cli.kernels import cuda as external  # noqa: E402
-from hnet_cli.kernels import reference, tuned  # noqa: E402
+from hnet_cli.kernels import cuda, reference, tuned  # noqa: E402
 from hnet_cli.kernels.packing import Packing  # noqa: E402
+from hnet_cli.kernels.reference import ScanInputs  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,32 +66,32 @@ def all_launches(lengths: Callable[[Scan], int], device: Any) -> Iterator[Callab
 def launches(scan: Scan, total: int, device: Any) -> Iterator[Callable[[], Any]]:
     """Everything that a level does with `total` positions of three documents in bfloat16: training, a prompt, a step.
     Inputs are random on a GPU, without values on "meta"; those split off one product keep its strides."""
-    _, kernel, update = external.load_mamba()
+    mamba = cuda.load_mamba()
     packing = Packing.of_lengths([total - total // 3, total // 3 - 5, 5], device)
     heads, inner = scan.heads, scan.heads * scan.width
 
-    def inputs(positions: int, gradient: bool) -> list[Any]:
+    def inputs(positions: int, gradient: bool) -> ScanInputs:
         def normal(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
             return torch.randn(*shape, dtype=dtype, device=device).requires_grad_(gradient)
 
         dt = normal(positions, 2 * inner + 2 * scan.state + heads)[:, -heads:]
         x, B, C = normal(positions, inner + 2 * scan.state).split((inner, scan.state, scan.state), -1)
         A, D, bias = (normal(heads, dtype=torch.float32) for _ in range(3))
-        return [x.unflatten(-1, (heads, scan.width)), dt, -A.exp(), B, C, D, bias]
+        return ScanInputs(x.unflatten(-1, (heads, scan.width)), dt, -A.exp(), B, C, D, bias)
 
     def training() -> None:
-        y = external.mamba_scan(kernel)(*inputs(total, True), packing, scan.chunk)
+        y = mamba.ssd_scan(inputs(total, True), packing, scan.chunk)
         y.backward(torch.ones_like(y))
 
     @torch.no_grad()
     def prompt() -> None:
-        external.mamba_scan(kernel)(*inputs(total, False), packing, scan.chunk, True)
+        mamba.ssd_scan_states(inputs(total, False), packing, scan.chunk)
 
     @torch.no_grad()
     def step() -> None:
-        x, *others, bias = inputs(1, False)
-        state = reference.ssd_state(x, 1, heads, scan.width, scan.state)
-        external.mamba_step(update)(state, x, *others, bias.bfloat16())
+        row = inputs(1, False)
+        state = reference.ssd_state(row.x, 1, heads, scan.width, scan.state)
+        mamba.ssd_step(state, row._replace(dt_bias=row.dt_bias.bfloat16()))
 
     yield from (training, prompt, step)
 
@@ -145,7 +145,7 @@ def without_gpu(capability: int) -> None:
 
 def tune() -> Iterator[tuned.Table]:
     """Tune at the lengths that training has, launch by launch; yields all winners so far."""
-    external.load_mamba()
+    cuda.load_mamba()
     for tuner in tuned.tuners().values():
         tuner.cache.clear()  # what the package ships is measured anew
     for run in all_launches(lambda scan: scan.total, "cuda"):

@@ -1,4 +1,4 @@
-"""Draw `docs/segments.svg`: what `hnet segment --format pretty` prints for the four starter models on unseen excerpts.
+"""Draw `docs/segments.svg`, the output of `hnet segment --format pretty` for each starter model on an unseen excerpt.
 
 python benchmarks/picture.py
 """
@@ -27,7 +27,7 @@ CHINESE = """春天来了，公园里的花都开了。孩子们在草地上奔�
 
 def excerpts() -> dict[str, bytes]:
     """A few lines of each modality that no starter model was trained on."""
-    code = (ROOT / "hnet_cli" / "optim.py").read_text(encoding="utf-8")
+    code = (ROOT / "hnet_cli" / "training" / "optim.py").read_text(encoding="utf-8")
     code = code[code.index("def set_learning_rate") :]
     return {"text": TEXT.encode(), "chinese": CHINESE.encode(), "code": code.encode(), "dna": DNA.encode()}
 
@@ -42,7 +42,7 @@ TCAAAAACTGACGCGTTGGATGAGGAGAAG
 
 
 def widened(svg: str) -> str:
-    """With the width that Chinese takes: rich gives a piece of text that of as many narrow characters."""
+    """Correct the widths of Chinese text, which rich sets as if its characters were narrow."""
 
     def width(found: re.Match[str]) -> str:
         start, narrow, rest, content = found.groups()
@@ -55,26 +55,12 @@ def widened(svg: str) -> str:
 def main() -> None:
     console = Console(record=True, width=104, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     for name, data in excerpts().items():
-        command = [
-            sys.executable,
-            "-m",
-            "hnet_cli",
-            "-q",
-            "segment",
-            "-",
-            "--modality",
-            name,
-            "--model",
-            f"starter:{name}",
-        ]
-        done = subprocess.run(
-            [*command, "--format", "pretty", "--stage", "0"], input=data, capture_output=True, check=True
-        )
+        words = f"-m hnet_cli -q segment - --modality {name} --model starter:{name} --format pretty --stage 0".split()
+        done = subprocess.run([sys.executable, *words], input=data, capture_output=True, check=True)
         console.print(Text(f"hnet segment --model starter:{name}", style="bold"))
         console.print(Text.from_ansi(done.stdout.decode()))
         console.print()
     out = ROOT / "docs" / "segments.svg"
-    out.parent.mkdir(exist_ok=True)
     out.write_text(widened(console.export_svg(title="hnet segment")), encoding="utf-8")
     print(out.relative_to(ROOT))
 

@@ -1,4 +1,6 @@
-"""How fast `prepare` and the loader are, as ratios measured in one run: python benchmarks/prepare.py [--megabytes 256]
+"""Speed and peak memory of `hnet prepare` and of the loader.
+
+    python benchmarks/prepare.py [--megabytes 256] [--text FILE...]
 
 Text is made of the shuffled lines of real files (the sources of Python's standard library unless --text names some);
 the genome is random. Rates are bytes per second of processor time, so that a busy machine disturbs them less; peak
@@ -95,7 +97,7 @@ def measured(work: Callable[..., Any], *arguments: Any) -> tuple[Any, float, flo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=float, default=256)
     parser.add_argument("--text", type=Path, nargs="*", default=[])
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Runs tests/reliability in a form of your choice, and writes the table of docs/reliability.md from what was printed.
+"""Run the trials of tests/reliability and write their counts and figures into the table of docs/reliability.md.
 
 python benchmarks/reliability.py                            the short form, as in CI
 python benchmarks/reliability.py --form long --only R2,R8   minutes to hours; results are merged into the table

@@ -1,7 +1,9 @@
-"""The tables of docs/results/README.md, from the JSON files beside it: python benchmarks/results.py
+"""Rewrite the tables of docs/results/README.md from the JSON files beside it; measures nothing itself.
 
-Reads docs/results/*.json (each the `compare.json` of a comparison) and switches.json (what benchmarks/switches.py
-printed), and writes the part of the page between its two marks anew. What the tables mean is said there by hand.
+    python benchmarks/results.py
+
+Reads docs/results/*.json (each the `compare.json` of a comparison) and switches.json (the output of
+benchmarks/switches.py). The text around the two marks of the page is written by hand.
 """
 
 from __future__ import annotations
@@ -12,9 +14,11 @@ from typing import Any
 
 FOLDER = Path(__file__).parent.parent / "docs" / "results"
 BEGIN, END = "<!-- tables: python benchmarks/results.py -->", "<!-- end of the tables -->"
-PAPER = {"transformer": 0.756, "transformer-2x": 0.730, "llamabyte": 0.859, "llamabyte-global": 0.845,
-         "mambabyte": 0.845, "spacebyte": 0.791, "spacebyte++": 0.760, "pool": 0.780, "space": 0.755, "1stage": 0.755,
-         "2stage": 0.743}  # fmt: skip
+PAPER = {
+    **{"transformer": 0.756, "transformer-2x": 0.730, "llamabyte": 0.859, "llamabyte-global": 0.845},
+    **{"mambabyte": 0.845, "spacebyte": 0.791, "spacebyte++": 0.760, "pool": 0.780, "space": 0.755},
+    **{"1stage": 0.755, "2stage": 0.743},
+}
 """Bits per byte of the paper's Table 2, Large (the Transformer of twice the FLOPs: XL)."""
 
 
@@ -26,24 +30,30 @@ def comparison(data: dict[str, Any]) -> list[str]:
     found, models, reference = data["dataset"], data["models"], data["reference"]
     text = "text" in found["modality"]
     lines = [f"### {found['modality']}: {models[0]['bytes'] / 1e6:.1f} MB for every model", ""]
-    head = ["model", "layers", "parameters", "MFLOPs/byte", "bits/byte", "95%", f"to {reference}", "95%", "bytes/chunk",
-            "robustness", "kB/s"] + ["paper, Large"] * text  # fmt: skip
+    head = ["model", "layers", "parameters", "MFLOPs/byte", "bits/byte", "95%", f"to {reference}", "95%", "bytes/chunk"]
+    head += ["robustness", "kB/s"] + ["paper, Large"] * text
     lines += ["| " + " | ".join(head) + " |", "|---|---|" + "--:|" * (len(head) - 2)]
     best = min(each["bpb"] for each in models)
     for each in models:
         away = each["differences"].get(reference, {})
         robustness = f"{each['robustness']['score']:.1f}" if each.get("robustness") else ""
         bpb = f"**{each['bpb']:.3f}**" if each["bpb"] == best else f"{each['bpb']:.3f}"
-        cells = [each["name"], f"`{each['layout']}`", f"{each['parameters'] / 1e6:.2f}M",
-                 f"{each['flops_per_byte'] / 1e6:.2f}", bpb, interval(each["bpb_ci95"]),
-                 f"{away['bpb']:+.3f}" if away else "", interval(away.get("bpb_ci95"), "+"),
-                 f"{each['bytes_per_chunk']:.2f}", robustness,
-                 f"{each['bytes_per_s'] / 1e3:.1f}"]  # fmt: skip
+        cells = [
+            each["name"],
+            f"`{each['layout']}`",
+            f"{each['parameters'] / 1e6:.2f}M",
+            f"{each['flops_per_byte'] / 1e6:.2f}",
+            bpb,
+            interval(each["bpb_ci95"]),
+            f"{away['bpb']:+.3f}" if away else "",
+            interval(away.get("bpb_ci95"), "+"),
+            f"{each['bytes_per_chunk']:.2f}",
+            robustness,
+            f"{each['bytes_per_s'] / 1e3:.1f}",
+        ]
         cells += [f"{PAPER[each['name']]:.3f}" if each["name"] in PAPER else ""] * text
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", *(f"> {line}" + ("" if n == len(data["verdict"]["text"]) - 1 else "\n>")
-                    for n, line in enumerate(data["verdict"]["text"])), ""]  # fmt: skip
-    return lines
+    return [*lines, "", "\n>\n".join(f"> {line}" for line in data["verdict"]["text"]), ""]
 
 
 def switches(results: list[dict[str, Any]]) -> list[str]:
@@ -51,12 +61,12 @@ def switches(results: list[dict[str, Any]]) -> list[str]:
     by_name: dict[str, dict[str, dict[str, Any]]] = {}
     for row in results:
         by_name.setdefault(row["name"], {})[row["modality"]] = row
-    lines = ["| choice | " + " | ".join(modalities) + " | MFLOPs/byte | wins on |",
-             "|---|" + "--:|" * (len(modalities) + 2)]  # fmt: skip
-    for name, own in by_name.items():
+    head = ["choice", *modalities, "MFLOPs/byte", "wins on"]
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "--:|" * (len(head) - 1)]
+    for name, rows in by_name.items():
         cells, wins = [], 0
         for modality in modalities:
-            row = own.get(modality)
+            row = rows.get(modality)
             if row is None:
                 cells.append("")
             elif "change" in row:
@@ -65,10 +75,10 @@ def switches(results: list[dict[str, Any]]) -> list[str]:
                 cells.append(f"{'**' * won}{row['change']:+.4f}{'**' * won} ({around})")
             else:
                 cells.append(" / ".join(f"{bpb:.3f}" for bpb in row["bpb"]))
-        some = next(iter(own.values()))
-        told = f"{wins} of {len(own)}" if "change" in some else ""
+        some = next(iter(rows.values()))
+        total = f"{wins} of {len(rows)}" if "change" in some else ""
         name = f"{name}, each seed" if "change" not in some else name
-        lines.append(f"| {name} | " + " | ".join(cells) + f" | {some['flops_per_byte'] / 1e6:.2f} | {told} |")
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {some['flops_per_byte'] / 1e6:.2f} | {total} |")
     return [*lines, ""]
 
 

@@ -1,4 +1,4 @@
-"""A Transformer over tokens, trained here, becomes an H-Net over bytes: what is kept, and what is learned.
+"""Bits per byte of a Transformer over tokens, and of the H-Net over bytes that it is retrofitted into.
 
     python benchmarks/retrofit.py FILE... [--folder out] [--tiny] [--set train.steps=600]... [--control]
 
@@ -37,13 +37,15 @@ from hnet_cli.training.validation import to_device
 
 SMALLER = {
     "teacher": [
-        "tokenizer=bpe:512", "model.arch_layout=[T3]", "model.d_model=[128]", "model.d_intermediate=[384]",
-        "model.attn_cfg={num_heads: [2], rotary_emb_dim: [64], window_size: [-1]}", "train.steps=400",
+        "tokenizer=bpe:512",
+        "model.arch_layout=[T3]",
+        "model.d_model=[128]",
+        "model.d_intermediate=[384]",
+        "model.attn_cfg={num_heads: [2], rotary_emb_dim: [64], window_size: [-1]}",
+        "train.steps=400",
     ],
-    "hnet": [
-        "model.d_model=[128, 128]", "model.adapter_width=384", "train.steps=350",
-    ],
-}  # fmt: skip
+    "hnet": ["model.d_model=[128, 128]", "model.adapter_width=384", "train.steps=350"],
+}
 QUIET = ["train.eval_every=0", "train.samples=false", "train.checkpoint_every=100000"]
 
 

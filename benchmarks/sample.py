@@ -1,4 +1,4 @@
-"""Speed of generation on the CPU: bytes per second at batch 1, 8 and 64, beside what reading the weights would allow.
+"""Speed of generation on the CPU: bytes per second at batch 1, 8 and 64, beside the bound of reading the weights.
 
     python benchmarks/sample.py [--preset base] [--dtype fp32] [--threads 1] [--batches 1 8 64] [--seconds 5]
 
@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from train_step import timed
 
 from hnet_cli.checkpoints.convert import DTYPES
 from hnet_cli.config.run import resolve
@@ -77,18 +78,11 @@ def matrices(model: HNetForCausalLM) -> list[list[torch.Tensor]]:
     """Per level, the matrices that one position of it is multiplied with."""
     found = []
     for level in levels(model):
-        parts = [level.main_network] if level.is_innermost else [
-            level.encoder, level.routing_module, level.decoder, level.residual_proj]  # fmt: skip
+        outer = () if level.is_innermost else (level.encoder, level.routing_module, level.decoder, level.residual_proj)
+        parts = outer or (level.main_network,)
         found.append([m.weight for part in parts for m in part.modules() if isinstance(m, nn.Linear)])
     found[0].append(model.lm_head.weight)
     return found
-
-
-def timed(run: Callable[[], Any]) -> tuple[float, float]:
-    """Seconds by the clock and of processor time."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    run()
-    return time.perf_counter() - wall, time.process_time() - cpu
 
 
 @torch.inference_mode()
@@ -135,11 +129,12 @@ def main() -> None:
     best = {key: [min(each) for each in zip(*times, strict=True)] for key, times in seen.items()}
     bounds = [sum(share * best["level", n][kind] for n, share in enumerate(shares)) for kind in (0, 1)]
     size = sum(share * sum(w.nbytes for w in level) for share, level in zip(shares, matrices(model), strict=True))
-    result: dict[str, Any] = {
-        "preset": options.preset, "dtype": options.dtype, "threads": options.threads, "shares": shares,
-        "weights_mb_per_byte": round(size / 1e6, 1), "bound_bytes_per_s": round(1 / bounds[0], 1),
+    result: dict[str, Any] = {name: vars(options)[name] for name in ("preset", "dtype", "threads")} | {
+        "shares": shares,
+        "weights_mb_per_byte": round(size / 1e6, 1),
+        "bound_bytes_per_s": round(1 / bounds[0], 1),
         "bound_gb_per_s": round(size / bounds[0] / 1e9, 2),
-    }  # fmt: skip
+    }
 
     def ratio(batch: int, kind: int) -> float:
         turns = zip(seen[options.batches[0]], seen[batch], strict=True)

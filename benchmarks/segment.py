@@ -44,8 +44,9 @@ def load(reference: str | None, *settings: str) -> HNetForCausalLM:
     return model
 
 
-def text(size: int) -> bytes:
-    generator = torch.Generator().manual_seed(1)
+def text(size: int, seed: int = 1) -> bytes:
+    """Words in random order, which a router can learn to cut."""
+    generator = torch.Generator().manual_seed(seed)
     order = torch.randint(0, len(WORDS), (size // 3,), generator=generator).tolist()
     return b" ".join(WORDS[at] for at in order)[:size]
 

@@ -1,4 +1,4 @@
-"""What choices beyond the paper are worth at equal compute: each against the same model without it, on your data.
+"""Bits per byte gained by each choice beyond the paper, at equal bytes, against the same model without it.
 
     python benchmarks/switches.py FOLDER DATASET... [--steps N] [--seeds 0 1] [--only NAME...] [--report]
 
@@ -30,8 +30,10 @@ from hnet_cli.training.budget import chunk_fractions
 from hnet_cli.training.loop import train
 
 BASES = {"text": "nano", "chinese": "nano-chinese", "code": "nano-code", "dna": "nano"}
-MODALITY = {"chinese": ["train.target_ratios=[5]"],
-            "dna": ["train.target_ratios=[3]", "train.sequence_length=512", "train.ratio_loss_weight=0.3"]}  # fmt: skip
+MODALITY = {
+    "chinese": ["train.target_ratios=[5]"],
+    "dna": ["train.target_ratios=[3]", "train.sequence_length=512", "train.ratio_loss_weight=0.3"],
+}
 """DNA begins without the attention beside the chunking layer that its preset has: that is one of the choices."""
 COMMON = ["train.alignment_loss_weight=0", "train.eval_every=0", "train.eval_bytes=65536", "train.samples=false"]
 PIECES = ["train.micro_batches=4"]
@@ -49,16 +51,12 @@ CHOICES: dict[str, tuple[str, list[str]]] = {
 CONTROLS: dict[str, list[str]] = {"base": [], "base in 4 pieces": PIECES}
 
 
-def settings_of(name: str) -> list[str]:
-    return CONTROLS[name] if name in CONTROLS else CHOICES[name][1]
-
-
 def configuration(modality: str, name: str, seed: int, steps: int) -> RunConfig:
     preset = BASES.get(modality, "nano")
     fixed = [*COMMON, *MODALITY.get(modality, []), "train.batch_bytes=4096", f"train.steps={steps}"]
     n = resolve(preset, MODALITY.get(modality, [])).train.ratios()[0]
-    own = [setting.replace("{n}", str(n)) for setting in settings_of(name)]
-    return resolve(preset, [*fixed, f"train.checkpoint_every={steps}", f"train.seed={seed}", *own])
+    changes = [setting.replace("{n}", str(n)) for setting in (CONTROLS[name] if name in CONTROLS else CHOICES[name][1])]
+    return resolve(preset, [*fixed, f"train.checkpoint_every={steps}", f"train.seed={seed}", *changes])
 
 
 def measure(data: Path, folder: Path, name: str, seed: int, steps: int, limit: int) -> None:

@@ -23,22 +23,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from segment import text
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hnet_cli.config.run import RunConfig, resolve
 from hnet_cli.data.loader import Batch
+from hnet_cli.training.build import build_model, precision_context
 from hnet_cli.training.optim import build_optimizer
-from hnet_cli.training.step import build_model, precision_context, train_step
+from hnet_cli.training.step import train_step
 
-WORDS = b"the of and chunk bytes network learns where words begin, so that nothing is cut twice. \n".split(b" ")
 WARM_UP = 12
 """Steps before measuring: the ratio loss brings the chunk rate near its target."""
 
 
 def batch(rows: int, length: int, seed: int) -> Batch:
     """Rows of words in random order: what matters for speed is that boundaries can be learned."""
-    order = torch.randint(len(WORDS), (rows * length,), generator=torch.Generator().manual_seed(seed)).tolist()
-    data = np.frombuffer(b" ".join(WORDS[at] for at in order)[: rows * length + 1], dtype=np.uint8).copy()
+    data = np.frombuffer(text(rows * length + 1, seed), dtype=np.uint8).copy()
     offsets = np.arange(rows, dtype=np.int64) * length
     cu_seqlens = np.append(offsets, rows * length).astype(np.int32)
     return Batch(data[:-1], data[1:], None, cu_seqlens, np.zeros(rows, dtype=np.int64), offsets)
@@ -97,7 +97,7 @@ class Variant:
 
     def step(self) -> None:
         batches = [self.batches[self.steps % len(self.batches)]]
-        self.record = train_step(self.model, self.optimizer, batches, self.steps, self.config, self.autocast)
+        self.record = train_step(self.model, self.optimizer, batches, self.steps, self.config, self.autocast)()
         self.steps += 1
 
     def measure(self) -> None:

@@ -1,14 +1,19 @@
 """Settings of the test run."""
 
 import os
+from functools import cache
 from pathlib import Path
 
 import pytest
+import typer.main
 from hypothesis import settings
+
+from hnet_cli.terminal import console
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny: threads would only wait for each other
 settings.register_profile("hnet", deadline=None)  # a loaded machine is no failure
 settings.load_profile("hnet")
+typer.main.get_command = cache(typer.main.get_command)  # else every command line in a test builds all commands anew
 
 RELIABILITY = Path(__file__).parent / "reliability"
 
@@ -18,3 +23,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(RELIABILITY):
             item.add_marker(pytest.mark.reliability)
+
+
+@pytest.fixture(autouse=True)
+def _neither_quiet_nor_verbose(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The verbosity that a command line sets stays set in its process; here another test follows."""
+    monkeypatch.setattr(console, "_verbosity", 0)

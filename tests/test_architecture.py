@@ -34,6 +34,7 @@ ROOMS: list[set[str]] = [
 WITHOUT_TORCH = {
     *(
         "__main__",
+        "distributed.device",
         "cli.app",
         "cli.compare",
         "cli.doctor",
@@ -149,8 +150,11 @@ def writes(path: Path) -> Iterator[str]:
             continue
         called = ast.unparse(node.func)
         owner, _, name = called.rpartition(".")
-        modes = [a.value for a in (*node.args, *(k.value for k in node.keywords if k.arg == "mode"))
-                 if isinstance(a, ast.Constant) and isinstance(a.value, str)]  # fmt: skip
+        modes = [
+            a.value
+            for a in (*node.args, *(k.value for k in node.keywords if k.arg == "mode"))
+            if isinstance(a, ast.Constant) and isinstance(a.value, str)
+        ]
         opens = name == "open" and any(set(mode) <= set("rwaxbt+") and set(mode) & set("wax+") for mode in modes)
         storage = owner == "storage" or owner.endswith(".storage") or not owner
         if opens or name in WRITES.get(owner, ()) or (name in WRITING_METHODS and not storage):
@@ -160,9 +164,11 @@ def writes(path: Path) -> Iterator[str]:
 def test_storage_alone_writes() -> None:
     """So that a fault at any operation on files can be tried: tests/reliability/test_crash.py."""
     found = [
-        write for name, path in modules().items() if room(name) != "storage" and name != "model.config"
+        write
+        for name, path in modules().items()
+        if room(name) != "storage" and name != "model.config"
         for write in writes(path)
-    ]  # fmt: skip
+    ]
     assert not found, found
 
 

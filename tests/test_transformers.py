@@ -59,8 +59,10 @@ def test_padding_changes_nothing(folder, model, tokenizer, side):
         alone = [own(torch.tensor([list(BOS + p)])).logits[0] for p in PROMPTS]
     for row, mask, expected in zip(out.logits, batch.attention_mask, alone, strict=True):
         torch.testing.assert_close(row[mask.bool()], expected, atol=1e-4, rtol=0)
-    nats = [torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(list(p)), reduction="sum")
-            for logits, p in zip(alone, PROMPTS, strict=True)]  # fmt: skip
+    nats = [
+        torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(list(p)), reduction="sum")
+        for logits, p in zip(alone, PROMPTS, strict=True)
+    ]
     torch.testing.assert_close(out.loss, sum(nats) / sum(map(len, PROMPTS)))
 
 

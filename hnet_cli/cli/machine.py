@@ -19,6 +19,7 @@ from hnet_cli import storage
 from hnet_cli.config.presets import preset_names
 from hnet_cli.config.run import resolve
 from hnet_cli.contract import check_modality
+from hnet_cli.distributed.device import cpu_memory, mps_memory, this_machine
 from hnet_cli.errors import EnvironmentLimit, HNetError
 from hnet_cli.training import budget
 
@@ -112,13 +113,13 @@ def _memory() -> dict[str, int]:
             total = min(total, int(Path(limit).read_text()))
         except (OSError, ValueError):
             continue
-    return {"total": total, "available": budget.cpu_memory()}
+    return {"total": total, "available": cpu_memory()}
 
 
 def _gpus() -> Iterator[Json]:
     import torch
 
-    if (memory := budget.mps_memory()) is not None:
+    if (memory := mps_memory()) is not None:
         total = torch.mps.recommended_max_memory()
         yield {"name": "Apple GPU", "memory": total, "free": memory, "capability": None}
     elif not torch.cuda.is_available() and (Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()):
@@ -167,7 +168,7 @@ def installed_modalities() -> list[Json]:
 
 
 def _presets() -> list[Json]:
-    here = budget.machine()
+    here = this_machine()
     plans = {name: resolve(name) for name in preset_names()}
     return [
         {

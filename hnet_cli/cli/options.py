@@ -50,6 +50,6 @@ def print_json(data: Any) -> None:
 
 def device_name(wanted: str | None) -> str:
     """The device to compute on. Raises UsageError for an unknown one, EnvironmentLimit for one that is not there."""
-    from hnet_cli.training.budget import machine
+    from hnet_cli.distributed.device import this_machine
 
-    return machine(wanted).device
+    return this_machine(wanted).device

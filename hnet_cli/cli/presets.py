@@ -45,8 +45,8 @@ def _summary(config: RunConfig) -> dict[str, Any]:
 def _show(configs: Mapping[str, RunConfig]) -> None:
     """A table for every group of presets, and one of the line-up: members by size, parameters in the cells."""
     from hnet_cli.config.presets import GROUPS, SIZES, line_up, shipped
+    from hnet_cli.distributed.device import GIB
     from hnet_cli.terminal.console import count, show_data, table
-    from hnet_cli.training.budget import GIB
 
     for group in GROUPS:
         rows = table(group, "parameters", "memory", "")

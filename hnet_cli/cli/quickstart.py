@@ -14,12 +14,12 @@ from hnet_cli.checkpoints.model_folder import LoadedModel
 from hnet_cli.config.run import resolve
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.prepare import preparation
+from hnet_cli.distributed.device import this_machine
 from hnet_cli.errors import BusyError
 from hnet_cli.inference import generate as sample
 from hnet_cli.inference import render, segment
 from hnet_cli.modality import Source
 from hnet_cli.terminal.console import duration, literal, progress, say, size
-from hnet_cli.training import budget
 from hnet_cli.training.plan import Plan
 from hnet_cli.training.progress import follow
 
@@ -42,7 +42,7 @@ def run(out: Path, minutes: float, device: str) -> None:
     config = dataclasses.replace(resolve("nano"), data=str(data))
     command = f"hnet train --preset nano --data {literal(data)} --run {literal(folder)}"
     say(f"[bold]2. train[/]    {command} --minutes {minutes:g}")
-    plan = Plan(config, data, Dataset.open(data).about, folder, budget.machine(device))
+    plan = Plan(config, data, Dataset.open(data).about, folder, this_machine(device))
     started = time.monotonic()
     follow(plan, seconds=60 * minutes)
     spent = duration(time.monotonic() - started)

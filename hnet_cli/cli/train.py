@@ -60,7 +60,7 @@ def train(
                     storage.refuse_if_held(chosen.run)
                 plan.refuse_what_cannot_fit(chosen)
             if minutes is None:
-                plan.tell_of_repetition(chosen)
+                plan.warn_of_repetition(chosen)
         if dry_run:
             return
         from hnet_cli.training.progress import follow

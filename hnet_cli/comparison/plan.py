@@ -18,11 +18,11 @@ from hnet_cli import modality, storage
 from hnet_cli.comparison.members import DECIDED, Member, line_up
 from hnet_cli.config.run import RunConfig, to_yaml
 from hnet_cli.data.dataset import Dataset
+from hnet_cli.distributed.device import Machine, this_machine
 from hnet_cli.errors import DamagedError, InputError, UsageError
 from hnet_cli.model.config import Chunker
 from hnet_cli.terminal.console import literal, progress, say, size
-from hnet_cli.training import budget, lineup
-from hnet_cli.training.budget import Machine
+from hnet_cli.training import lineup
 from hnet_cli.training.plan import dataset_at, newest_dataset
 
 FORMAT = 1
@@ -135,9 +135,9 @@ def choose(request: ComparisonRequest) -> ComparisonPlan:
     Raises UsageError where the folder holds another comparison, or the budget is too small; InputError, DamagedError,
     EnvironmentLimit.
     """
-    machine = budget.machine(request.device)
+    machine = this_machine(request.device)
     for gpu in request.gpus if request.device != "cpu" else ():
-        budget.machine(f"cuda:{gpu}")  # raises where it is not there
+        this_machine(f"cuda:{gpu}")  # raises where it is not there
     stored = _stored(request.run) if request.run else {}
     data = request.data or (Path(stored["data"]) if stored else None)
     if data is None:
@@ -251,7 +251,7 @@ def _affordable(plan: ComparisonPlan, minutes: float) -> int:
 
 def seconds_per_byte(plan: ComparisonPlan) -> dict[str, float]:
     """Seconds to train a byte here, measured for every member as if its chunks were as long as aimed at."""
-    from hnet_cli.training.step import seconds_per_byte as measure
+    from hnet_cli.training.timing import seconds_per_byte as measure
 
     times = {}
     with progress("timing", len(plan.members)) as task:

@@ -68,7 +68,7 @@ def xz_bits(data: bytes) -> int:
 
     The container's header, index and checksum (about 60 bytes) say nothing about the data. Counted, they would make xz
     easier to beat the shorter the data is: 4.160 instead of 4.003 bits per byte of 3,000 bytes of text, and far more
-    on single documents. Datasets prepared by hnet 0.1 recorded the size with the container.
+    on single documents. Older datasets recorded the size with the container.
     """
     # Preset 9 has a dictionary of 64 MiB, which takes 700 MB; one as long as the data compresses just as well.
     dictionary = min(1 << 26, max(4096, 1 << len(data).bit_length()))

@@ -37,7 +37,7 @@ def _library() -> Any:
         import tokenizers
     except ImportError as error:
         raise EnvironmentLimit(
-            "a model of tokens needs the package tokenizers", "pip install 'hnet[bpe]', or pip install tokenizers"
+            "a model of tokens needs the package tokenizers", "pip install 'hnet-cli[bpe]', or pip install tokenizers"
         ) from error
     return tokenizers
 

@@ -15,12 +15,12 @@ from typing import Any
 
 from hnet_cli import modality
 from hnet_cli.checkpoints.find import load
+from hnet_cli.distributed.device import this_machine
 from hnet_cli.errors import EnvironmentLimit
 from hnet_cli.evaluation.report import default_context
 from hnet_cli.evaluation.scoring import loglikelihoods, score
 from hnet_cli.inference.generate import generate
 from hnet_cli.inference.windows import BOS
-from hnet_cli.training.budget import machine
 
 try:
     from lm_eval.api.instance import Instance
@@ -47,7 +47,7 @@ class HNetLM(LM):
         """Load `pretrained`, a MODEL as everywhere in hnet. `batch_size`: requests read at once, packed into passes by
         their bytes. Other arguments, which the harness gives to every model, are ignored."""
         super().__init__()
-        self.model = load(pretrained, machine(device).device)
+        self.model = load(pretrained, this_machine(device).device)
         name = self.model.modality
         self.table = modality.get(name).input_table if name else None
         self.at_once = int(batch_size) if str(batch_size).isdecimal() else 64

@@ -16,6 +16,7 @@ from hnet_cli import modality as modalities
 from hnet_cli.checkpoints.find import default_model, find, load
 from hnet_cli.checkpoints.model_folder import LoadedModel
 from hnet_cli.data.prepare.contents import sources_of
+from hnet_cli.distributed.device import this_machine
 from hnet_cli.errors import UsageError
 from hnet_cli.evaluation import compression, gold, noise, tasks
 from hnet_cli.evaluation.material import Material, equal_shares, file_source, gather, own_dataset
@@ -27,7 +28,6 @@ from hnet_cli.inference.windows import window_of
 from hnet_cli.modality import Gold, Modality, Refused
 from hnet_cli.model import HNetConfig
 from hnet_cli.terminal.console import literal, progress, say
-from hnet_cli.training.budget import machine
 
 UNITS_BYTES = 200_000
 """Bytes of the documents whose units (`Modality.units`) are compared with the boundaries."""
@@ -101,7 +101,7 @@ def evaluate(models: Sequence[str], request: EvaluationRequest, device: str | No
         say(f"Model: [bold]{literal(models[0])}[/]")
     if request.needs_data:
         request = replace(request, data=[str(_trained_on(models))])
-    loaded = [load(name, machine(device).device) for name in models]
+    loaded = [load(name, this_machine(device).device) for name in models]
     kinds = {model.modality for model in loaded} - {None}
     if len(kinds) > 1 and not request.modality:
         differ = f"{models[0]} is a model of {loaded[0].modality}, {models[1]} of {loaded[1].modality}"

@@ -1,7 +1,7 @@
-"""The one seam to fast code: plain functions on packed tensors, chosen once, never by a global switch.
+"""The seam to fast code: plain functions on packed tensors, chosen once per model, never by a global switch.
 
-`choose` returns a record of functions; `report` says what this machine has and why not the rest; `check` compares
-whatever it has with the reference, forward and backward. Needs torch only.
+`choose` returns a record of functions, `report` lists every backend of this machine and why the others are missing, and
+`check` compares each available one with the reference, forward and backward. Needs torch only.
 """
 
 from __future__ import annotations
@@ -10,46 +10,81 @@ import functools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from torch import Tensor
 
-from hnet_cli.kernels import cpu as host
-from hnet_cli.kernels import cpu_step as host_step
-from hnet_cli.kernels import cuda as external
-from hnet_cli.kernels import operations, reference
-from hnet_cli.kernels.packing import Packing
+from hnet_cli.kernels import cpu, cpu_step, cuda, reference
+from hnet_cli.kernels.packing import Packing as Packing
+from hnet_cli.kernels.reference import ScanInputs, State
 
-__all__ = ["Kernels", "Packing", "Row", "check", "choose", "report"]
+if TYPE_CHECKING:
+    from hnet_cli.kernels.checking import Comparison
 
-# oneDNN keeps a compiled product for each shape it has met, megabytes each, 1,024 of them by default. The number of
-# chunks differs from step to step, so a CPU run would grow to gigabytes. Read when the first product runs.
+# oneDNN caches a compiled product, megabytes each, for every shape, 1,024 of them by default. The number of chunks
+# differs from step to step, so a CPU run would grow to gigabytes. Read when the first product runs.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
-# On an H100 torch asks cuDNN for attention first, which builds a plan, about half a second, for every new shape: in
-# generation each byte has one. Read when attention first runs; what the user has set stays.
+# On an H100 torch prefers cuDNN's attention, which takes about half a second to plan each new shape, and generation has
+# one per byte. Read when attention first runs; a value set by the user stays.
 os.environ.setdefault("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")
 
-Function = Callable[..., Any]
+
+class Scan(Protocol):
+    def __call__(self, inputs: ScanInputs, packing: Packing, chunk_size: int = ...) -> Tensor: ...
+
+
+class ScanStates(Protocol):
+    def __call__(self, inputs: ScanInputs, packing: Packing, chunk_size: int = ...) -> tuple[Tensor, Tensor]: ...
+
+
+class ScanStep(Protocol):
+    def __call__(
+        self, state: Any, inputs: ScanInputs, rows: Tensor | None = ..., once: Tensor | None = ...
+    ) -> Tensor: ...
+
+
+class ConvStep(Protocol):
+    def __call__(self, x: Tensor, state: Tensor, taps: Tensor, bias: Tensor, rows: Tensor | None = ...) -> Tensor: ...
+
+
+class Attention(Protocol):
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, packing: Packing, window: int = ...) -> Tensor: ...
+
+
+class AttentionStep(Protocol):
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, length: Tensor | None = ..., rows: Tensor | None = ...
+    ) -> Tensor: ...
+
+
+class WideLinear(Protocol):
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = ...) -> Tensor: ...
+
+
+class StepLinear(Protocol):
+    def __call__(self, x: Tensor, weight: Tensor, row_by_row: bool = ...) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """One function per operation, with the meaning of those in `kernels.reference`."""
+    """One function per operation; `kernels.reference` defines each."""
 
-    ssd_scan: operations.SSDScan = reference.ssd_scan
-    ssd_state: operations.SSDState = reference.ssd_state
-    ssd_step: operations.SSDStep = reference.ssd_step
-    causal_conv: operations.CausalConv = reference.causal_conv
-    causal_conv_step: operations.CausalConvStep = reference.causal_conv_step
-    attention: operations.Attention = reference.attention
-    attention_step: operations.AttentionStep = reference.attention_step
-    ema_scan: operations.EMAScan = reference.ema_scan
-    add_rms_norm: operations.AddRMSNorm = reference.add_rms_norm
-    gated_rms_norm: operations.GatedRMSNorm = reference.gated_rms_norm
-    swiglu: operations.SwiGLU = reference.swiglu
-    wide_linear: operations.WideLinear = reference.wide_linear
-    step_weight: operations.StepWeight = reference.step_weight
-    step_linear: operations.StepLinear = reference.step_linear
+    ssd_scan: Scan = reference.ssd_scan
+    ssd_scan_states: ScanStates = reference.ssd_scan_states
+    ssd_state: Callable[[Tensor, int, int, int, int], State] = reference.ssd_state
+    ssd_step: ScanStep = reference.ssd_step
+    causal_conv: Callable[[Tensor, Tensor, Tensor, Packing], Tensor] = reference.causal_conv
+    causal_conv_step: ConvStep = reference.causal_conv_step
+    attention: Attention = reference.attention
+    attention_step: AttentionStep = reference.attention_step
+    ema_scan: Callable[[Tensor, Tensor, Packing], Tensor] = reference.ema_scan
+    add_rms_norm: Callable[[Tensor, Tensor | None, Tensor, float], tuple[Tensor, Tensor]] = reference.add_rms_norm
+    gated_rms_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor] = reference.gated_rms_norm
+    swiglu: Callable[[Tensor], Tensor] = reference.swiglu
+    wide_linear: WideLinear = reference.wide_linear
+    step_weight: Callable[[Tensor, int], Tensor] = reference.step_weight
+    step_linear: StepLinear = reference.step_linear
     names: dict[str, str] = field(default_factory=dict)
     """Backend by operation."""
 
@@ -57,26 +92,22 @@ class Kernels:
         for operation in OPERATIONS:
             self.names.setdefault(operation, "reference")
 
+    def replaced(self) -> dict[str, Callable[..., Any]]:
+        """The functions that are not the reference's, by name."""
+        functions = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "names"}
+        return {name: function for name, function in functions.items() if function is not getattr(REFERENCE, name)}
 
-OPERATIONS = [f.name for f in fields(Kernels) if f.name not in ("names", "ssd_state", "step_weight")]
+
+OPERATIONS = [f.name for f in fields(Kernels) if f.name not in ("names", "ssd_scan_states", "ssd_state", "step_weight")]
+"""The operations that are reported and checked; the other functions come with one of them."""
 REFERENCE = Kernels()
 HALF = (torch.bfloat16, torch.float16)
-HOST: dict[str, Function] = {
-    "ssd_scan": host.ssd_scan,
-    "ssd_step": host_step.ssd_step,
-    "causal_conv": host.causal_conv,
-    "causal_conv_step": host_step.causal_conv_step,
-    "attention": host.attention,
-    "attention_step": host_step.attention_step,
-    "add_rms_norm": host.add_rms_norm,
-    "gated_rms_norm": host.gated_rms_norm,
-    "step_linear": host_step.step_linear,
-}
+FLOATS = (*HALF, torch.float32)
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one backend offers for one operation on one kind of device."""
+    """One backend's implementation of one operation on one kind of device."""
 
     op: str
     backend: str
@@ -84,76 +115,101 @@ class Row:
     version: str
     available: bool
     reason: str
-    """Why it is not available, in the words of the exception; else empty."""
+    """The exception that makes it unavailable; empty if it is available."""
 
 
 @dataclass(frozen=True)
-class _Probe:
-    """One optional package: the operations it gives, and the exception where it gives none."""
+class Backend:
+    """A set of operations, or the exception that makes them unavailable."""
 
-    backend: str
-    version: str
-    functions: dict[str, Function]
-    reason: str
+    name: str
     dtypes: tuple[torch.dtype, ...]
+    operations: list[str]
+    version: str
+    kernels: Kernels = REFERENCE
+    reason: str = ""
 
 
-def _try(backend: str, dtypes: tuple[torch.dtype, ...], operations: list[str], load: Function) -> _Probe:
+HOST = Backend(
+    "host",
+    (*FLOATS, torch.float64),
+    [
+        *("ssd_scan", "ssd_step", "causal_conv", "causal_conv_step", "attention", "attention_step"),
+        *("add_rms_norm", "gated_rms_norm", "step_linear"),
+    ],
+    torch.__version__,
+    Kernels(
+        ssd_scan=cpu.ssd_scan,
+        ssd_state=cpu_step.ssd_state,
+        ssd_step=cpu_step.ssd_step,
+        causal_conv=cpu.causal_conv,
+        causal_conv_step=cpu_step.causal_conv_step,
+        attention=cpu.attention,
+        attention_step=cpu_step.attention_step,
+        add_rms_norm=cpu.add_rms_norm,
+        gated_rms_norm=cpu.gated_rms_norm,
+        step_weight=cpu_step.step_weight,
+        step_linear=cpu_step.step_linear,
+    ),
+)
+
+
+def _probe(
+    name: str, dtypes: tuple[torch.dtype, ...], operations: list[str], load: Callable[[], tuple[str, Kernels]]
+) -> Backend:
     try:
         if not torch.cuda.is_available():
             raise RuntimeError("torch sees no CUDA device")
-        version, functions = load()
-    except Exception as error:  # a broken package may raise anything: the text is what the user needs
-        return _Probe(backend, "", dict.fromkeys(operations, _missing), f"{type(error).__name__}: {error}", dtypes)
-    return _Probe(backend, version, functions, "", dtypes)
+        return Backend(name, dtypes, operations, *load())
+    except Exception as error:  # a broken package may raise anything, and the user needs its message
+        return Backend(name, dtypes, operations, "", reason=f"{type(error).__name__}: {error}")
 
 
-def _missing(*args: Any) -> Any:
-    raise RuntimeError("this kernel is not available")
+def _mamba() -> tuple[str, Kernels]:
+    mamba = cuda.load_mamba()
+    kernels = Kernels(ssd_scan=mamba.ssd_scan, ssd_scan_states=mamba.ssd_scan_states, ssd_step=mamba.ssd_step)
+    return mamba.version, kernels
 
 
-def _mamba() -> tuple[str, dict[str, Function]]:
-    version, scan, update = external.load_mamba()
-    return version, {"ssd_scan": external.mamba_scan(scan), "ssd_step": external.mamba_step(update)}
+def _varlen() -> tuple[str, Kernels]:
+    version, function = cuda.load_varlen()
+    return version, Kernels(attention=cuda.varlen_attention(function))
 
 
-def _varlen() -> tuple[str, dict[str, Function]]:
-    version, function = external.load_varlen()
-    return version, {"attention": external.varlen_attention(function)}
+def _flash() -> tuple[str, Kernels]:
+    version, function = cuda.load_flash()
+    return version, Kernels(attention=cuda.flash_attention(function))
 
 
-def _flash() -> tuple[str, dict[str, Function]]:
-    version, function = external.load_flash()
-    return version, {"attention": external.flash_attention(function)}
+def _fused() -> tuple[str, Kernels]:
+    return cuda.load_triton(), Kernels(**cuda.compiled_elementwise())
 
 
-def _fused() -> tuple[str, dict[str, Function]]:
-    return external.load_triton(), external.compiled_elementwise()
-
-
-def _split() -> tuple[str, dict[str, Function]]:
-    return external.load_wide_products(), {"wide_linear": external.wide_linear}
+def _split() -> tuple[str, Kernels]:
+    return cuda.load_wide_products(), Kernels(wide_linear=cuda.wide_linear)
 
 
 @functools.cache
-def _probes() -> tuple[_Probe, ...]:
-    """Everything optional, best first for each operation."""
-    floats = (*HALF, torch.float32)
-    elementwise = ["causal_conv", "add_rms_norm", "gated_rms_norm", "swiglu"]
+def backends(device: str) -> tuple[Backend, ...]:
+    """The optional backends for a kind of device, best first for each operation."""
+    if device == "cpu":
+        return (HOST,)
+    if device != "cuda":
+        return ()
     return (
-        _try("mamba-ssm", floats, ["ssd_scan", "ssd_step"], _mamba),
-        _try("torch varlen_attn", HALF, ["attention"], _varlen),
-        _try("flash-attn", HALF, ["attention"], _flash),
-        _try("torch.compile", floats, elementwise, _fused),
-        _try("split weights", (torch.bfloat16,), ["wide_linear"], _split),
+        _probe("mamba-ssm", FLOATS, ["ssd_scan", "ssd_step"], _mamba),
+        _probe("torch varlen_attn", HALF, ["attention"], _varlen),
+        _probe("flash-attn", HALF, ["attention"], _flash),
+        _probe("torch.compile", FLOATS, ["causal_conv", "add_rms_norm", "gated_rms_norm", "swiglu"], _fused),
+        _probe("split weights", (torch.bfloat16,), ["wide_linear"], _split),
     )
 
 
 def choose(device: torch.device | str, dtype: torch.dtype, backend: str = "auto") -> Kernels:
     """The operations for tensors on `device` whose products run in `dtype`.
 
-    `backend`: "reference", plain PyTorch; "auto", the fastest that this machine has; "fast", the same, but a missing
-    package is an error. Raises ValueError for another word, RuntimeError with the package's own message for "fast".
+    `backend`: "reference" is plain PyTorch; "auto" the fastest on this machine; "fast" the same, but a missing package
+    is an error. Raises ValueError for another word, RuntimeError with the package's own message for "fast".
     """
     return _choose(torch.device(device).type, dtype, backend)
 
@@ -162,39 +218,35 @@ def choose(device: torch.device | str, dtype: torch.dtype, backend: str = "auto"
 def _choose(device: str, dtype: torch.dtype, backend: str) -> Kernels:
     if backend not in ("auto", "reference", "fast"):
         raise ValueError(f"unknown kernels {backend!r}: auto, reference or fast")
-    if backend == "reference" or device not in ("cpu", "cuda"):
-        if backend == "fast":
-            raise RuntimeError(f"there are no fast kernels for {device}")
-        return REFERENCE
-    if device == "cpu":
-        names = dict.fromkeys(HOST, "host")
-        return Kernels(**HOST, ssd_state=host_step.ssd_state, step_weight=host_step.step_weight, names=names)
-    functions: dict[str, Function] = {}
-    names = {}
+    candidates = () if backend == "reference" else backends(device)
+    if backend == "fast" and not candidates:
+        raise RuntimeError(f"there are no fast kernels for {device}")
+    functions: dict[str, Any] = {}
+    names: dict[str, str] = {}
     failures: dict[str, list[str]] = {}
-    for probe in _probes():
-        for operation, function in probe.functions.items():
-            if probe.reason:
-                failures.setdefault(operation, []).append(f"{probe.backend}: {probe.reason}")
-            elif dtype in probe.dtypes and operation not in functions:
-                functions[operation], names[operation] = function, probe.backend
-    lacking = {operation: why for operation, why in failures.items() if operation not in functions}
-    if backend == "fast" and lacking:
-        raise RuntimeError("; ".join(f"no fast {operation} ({', '.join(why)})" for operation, why in lacking.items()))
-    return Kernels(**functions, names=names)
+    for candidate in candidates:
+        if candidate.reason:
+            for operation in candidate.operations:
+                failures.setdefault(operation, []).append(f"{candidate.name}: {candidate.reason}")
+        elif dtype in candidate.dtypes:
+            functions = candidate.kernels.replaced() | functions
+            names = dict.fromkeys(candidate.operations, candidate.name) | names
+    missing = {operation: reasons for operation, reasons in failures.items() if operation not in functions}
+    if backend == "fast" and missing:
+        lines = (f"no fast {operation} ({', '.join(reasons)})" for operation, reasons in missing.items())
+        raise RuntimeError("; ".join(lines))
+    return Kernels(**functions, names=names) if functions else REFERENCE
 
 
 def report() -> list[Row]:
     """Every backend of every operation, available or not."""
-    version = torch.__version__
-    rows = [Row(operation, "reference", "any", version, True, "") for operation in OPERATIONS]
-    rows += [Row(operation, "host", "cpu", version, True, "") for operation in HOST]
-    for probe in _probes():
-        rows += [
-            Row(operation, probe.backend, "cuda", probe.version, not probe.reason, probe.reason)
-            for operation in probe.functions
-        ]
-    return rows
+    rows = [Row(operation, "reference", "any", torch.__version__, True, "") for operation in OPERATIONS]
+    return rows + [
+        Row(operation, backend.name, device, backend.version, not backend.reason, backend.reason)
+        for device in ("cpu", "cuda")
+        for backend in backends(device)
+        for operation in backend.operations
+    ]
 
 
 def check(
@@ -202,24 +254,27 @@ def check(
     operations: Sequence[str] = OPERATIONS,
     dtypes: Sequence[torch.dtype] = (torch.float32, torch.bfloat16),
     **options: Any,
-) -> list[Any]:
-    """Compares every available fast operation on `device` with the reference: see `kernels.checking.Comparison`.
+) -> list[Comparison]:
+    """Compare every available fast operation on `device` with the reference.
 
     `options`: `lengths`, `sizes` and `seed` of `kernels.checking.compare`.
     """
     from hnet_cli.kernels import checking
 
-    kind = torch.device(device).type
-    found: list[tuple[str, dict[str, Function], tuple[torch.dtype, ...]]] = []
-    if kind == "cpu":
-        found = [("host", HOST, (torch.float32, torch.bfloat16))]
-        options = {"state": host_step.ssd_state} | options
-    if kind == "cuda":
-        found = [(p.backend, p.functions, p.dtypes) for p in _probes() if not p.reason]
+    device = torch.device(device)
     return [
-        checking.compare(operation, backend, function, torch.device(device), dtype, **options)
-        for backend, functions, known in found
-        for operation, function in functions.items()
-        for dtype in known
-        if dtype in dtypes and operation in operations
+        checking.compare(
+            operation,
+            backend.name,
+            getattr(backend.kernels, operation),
+            device,
+            dtype,
+            state=backend.kernels.ssd_state,
+            **options,
+        )
+        for backend in backends(device.type)
+        if not backend.reason
+        for operation in backend.operations
+        for dtype in dtypes
+        if dtype in backend.dtypes and operation in operations
     ]

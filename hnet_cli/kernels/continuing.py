@@ -13,9 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hnet_cli.kernels.operations import Scan, State
 from hnet_cli.kernels.packing import Packing
-from hnet_cli.kernels.reference import exact, wide
+from hnet_cli.kernels.reference import ScanInputs, State, exact, wide
 
 if TYPE_CHECKING:
     from hnet_cli.kernels import Kernels
@@ -54,16 +53,16 @@ def causal_conv(kernels: Kernels, x: Tensor, weight: Tensor, bias: Tensor, packi
     return kernels.causal_conv(joined, weight, bias, longer)[new]
 
 
-def ssd_scan(kernels: Kernels, scan: Scan, packing: Packing, chunk_size: int, state: State) -> Tensor:
+def ssd_scan(kernels: Kernels, scan: ScanInputs, packing: Packing, chunk_size: int, state: State) -> Tensor:
     """`Kernels.ssd_scan` from `state`, made by `Kernels.ssd_state`, which is updated.
 
     The past adds C_t h_0 exp(sum of dt A until t) to y_t (T, H, P).
     """
     if packing.start is None:
-        y, final = kernels.ssd_scan(*scan, packing, chunk_size, return_states=True)
+        y, final = kernels.ssd_scan_states(scan, packing, chunk_size)
         state.fill(final, packing.row_index)
         return y
-    y = kernels.ssd_scan(*scan, packing, chunk_size)
+    y = kernels.ssd_scan(scan, packing, chunk_size)
     with torch.autocast(y.device.type, enabled=False):
         entering = pick(state.value, packing.row_index)  # (R, H, P, N)
         step = F.softplus(wide(scan.dt) + wide(scan.dt_bias))  # (T, H)

@@ -3,7 +3,7 @@
 On a CPU the products of a small model are cheap and everything else is memory traffic: an elementwise pass over a
 tensor that left the cache costs several times one that did not, and automatic differentiation keeps and re-reads all
 intermediates. So each operation here is one autograd function that walks over tiles of rows and updates in place.
-Results equal the reference up to rounding; `tests/test_host.py` compares values and all gradients.
+Results equal the reference up to rounding; `tests/kernels/test_cpu.py` compares values and all gradients.
 """
 
 from __future__ import annotations
@@ -18,29 +18,28 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hnet_cli.kernels.packing import Packing
-from hnet_cli.kernels.reference import BLOCK, product_dtype, wide, window_attention
+from hnet_cli.kernels.reference import BLOCK, ScanInputs, product_dtype, wide, window_attention
 from hnet_cli.kernels.reference import attention as reference_attention
-from hnet_cli.kernels.reference import ssd_scan as reference_ssd_scan
 
 P = ParamSpec("P")
 R = TypeVar("R")
 TILE = 96 * 1024
-"""Elements of a tile: a few float32 tiles fit the second-level cache of one core."""
+"""Elements of a tile: a few float32 tiles fit into the second-level cache of one core."""
 
 
 def tiles(rows: int, width: int) -> Iterator[slice]:
-    """Stretches of at most TILE elements, in order, of a tensor (rows, width)."""
+    """Consecutive slices of the rows of a (rows, width) tensor, at most TILE elements each."""
     step = max(1, TILE // width)
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
 def widest(x: Tensor) -> torch.dtype:
-    """float32, or float64 where x has that."""
+    """float64 for float64 tensors, else float32."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
-    """Products in the dtypes they are given; what is passed in has been cast already."""
+    """Run `function` with autocast off: its arguments have been cast already."""
 
     @wraps(function)
     def plain(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -92,7 +91,7 @@ def _inverse_rms(x: Tensor, eps: float) -> Tensor:
 
 
 def _norm_backward(grad: Tensor, unit: Tensor, scale: Tensor, weight: Tensor, out: Tensor, grad_weight: Tensor) -> None:
-    """out = gradient of the vector that was normed to `unit` and weighted; adds to grad_weight."""
+    """Write the gradient by the vector that was normed to `unit` into `out`; add to `grad_weight`."""
     w = wide(weight)
     product = grad * unit
     grad_weight += product.sum(0)
@@ -152,8 +151,8 @@ def _correlate(x: Tensor, taps: Tensor, bias: Tensor | None, forward: bool) -> T
     length, width = x.shape
     reach = taps.shape[1] - 1
     if _has_onednn(x.dtype):
-        # oneDNN's depthwise convolution reads (T, D) as it lies: an image in the channels-last layout. It compiles a
-        # program for every length and keeps it in the midst of the tensors' memory, which ever new lengths fragment.
+        # oneDNN's depthwise convolution reads (T, D) in place, as a channels-last image. It compiles and caches a
+        # program per length among the tensors' memory, which many different lengths would fragment.
         padded = x.new_empty(rounded(length), width)
         padded[:length] = x
         padded[length:] = 0
@@ -173,24 +172,26 @@ def _correlate(x: Tensor, taps: Tensor, bias: Tensor | None, forward: bool) -> T
 
 
 def rounded(length: int) -> int:
-    """The next of a few lengths: at most a sixteenth more, beyond 256."""
+    """Round up to one of a few lengths, by at most a sixteenth beyond 256."""
     step = max(16, 1 << max(0, length.bit_length() - 5))
     return -(-length // step) * step
 
 
 class _Borders:
-    """Where a convolution of width K over the packed axis would read from another document."""
+    """Positions where a convolution of width K over the packed axis would read from another document."""
 
     def __init__(self, packing: Packing, width: int) -> None:
         offset, position = torch.arange(width), packing.position
         left = packing.cu_seqlens.diff().long()[packing.document] - 1 - position
         self.early = (position < width - 1).nonzero()[:, 0]
-        before = self.early[:, None] - (width - 1) + offset  # (F, K): what an early one reads
+        before = self.early[:, None] - (width - 1) + offset  # (F, K): positions that an early one reads
         self.before_inside = (width - 1 - offset <= position[self.early, None])[:, :, None]
         self.before_crossed = ~self.before_inside & (before >= 0)[:, :, None]
         self.before = before.clamp_(min=0)
         self.late = (left < width - 1).nonzero()[:, 0]
-        self.after = (self.late[:, None] + offset).clamp_(max=packing.total - 1)  # (F, K): what reads a late one
+        self.after = (self.late[:, None] + offset).clamp_(
+            max=packing.total - 1
+        )  # (F, K): positions that read a late one
         self.after_inside = (offset <= left[self.late, None])[:, :, None]
 
     @staticmethod
@@ -201,7 +202,7 @@ class _Borders:
 
 
 class _CausalConv(torch.autograd.Function):
-    """The packed axis is treated as one document; then what reads across a border is computed again."""
+    """Convolve the packed axis as one document, then recompute the positions that read across a border."""
 
     @staticmethod
     @without_autocast
@@ -270,8 +271,8 @@ class _Scan(torch.autograd.Function):
         fade = x.new_empty(n, heads, size, size)
         for tile in tiles(n, heads * size * size):
             between = (decay[tile, :, :, None] - decay[tile, :, None]).add_(log_step[tile, :, None])
-            # exp is slow on what underflows; what is not visible is multiplied by 0, here and after the gradient in the
-            # backward pass, and must stay far from infinity, float16's too. What is visible is at most log(dt).
+            # exp is slow where it underflows. Invisible pairs are multiplied by 0, here and after the gradient in the
+            # backward pass, and must stay far from infinity, float16's too. Visible pairs are at most log(dt).
             fade[tile] = between.clamp_(-80, 10).exp_()
             torch.mul(fade[tile], overlap[tile, None], out=mix[tile, ..., :size])
         mix[..., :size].diagonal(dim1=-2, dim2=-1).add_(D[:, None])
@@ -283,7 +284,7 @@ class _Scan(torch.autograd.Function):
         end = (decay[..., -1:] - decay).add_(log_step).exp_()
         end = (end if blocks.to_end is None else end.mul_(blocks.to_end[:, None])).to(dtype)[..., None]
         writes = b[:, None] * end  # (n, H, Q, N)
-        left = wide(torch.matmul(writes.mT, values[:, :, :size]))  # (n, H, N, P): what a block adds to the state
+        left = wide(torch.matmul(writes.mT, values[:, :, :size]))  # (n, H, N, P): a block's contribution to the state
         keep = blocks.keep(decay[..., -1].exp())[..., None, None]
         entering = torch.zeros_like(left)
         for added, kept, old, new in zip(left, keep, entering, entering[1:], strict=False):
@@ -350,28 +351,15 @@ class _Scan(torch.autograd.Function):
         )
 
 
-def ssd_scan(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
-    packing: Packing,
-    chunk_size: int = 0,
-    return_states: bool = False,
-) -> Any:
-    if return_states:  # reading a prompt, once
-        return reference_ssd_scan(x, dt, A, B, C, D, dt_bias, packing, chunk_size, return_states)
-    return _Scan.apply(x, dt, A, B, C, D, dt_bias, packing)
+def ssd_scan(inputs: ScanInputs, packing: Packing, chunk_size: int = 0) -> Tensor:
+    return _Scan.apply(*inputs, packing)
 
 
 # -- attention ---------------------------------------------------------------------------------------------------------
 
 
 SHORT = 320
-"""Longest rows whose scores are written out: PyTorch's fused attention has a slow derivative on CPUs in bfloat16."""
+"""Longest rows whose scores are materialised: PyTorch's fused attention has a slow backward in bfloat16 on CPUs."""
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, window: int = -1) -> Tensor:
@@ -386,7 +374,7 @@ def _row_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
 
 
 class _ShortAttention(torch.autograd.Function):
-    """Causal softmax attention by its definition: (B, H, L, P) each."""
+    """Causal softmax attention with materialised scores: (B, H, L, P) each."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:

@@ -1,6 +1,6 @@
-"""A step of generation on CPUs: what it costs is reading, of weights where rows are few, of states where they are many.
+"""Steps of generation on CPUs, bound by memory reads: of weights for few rows, of states for many.
 
-Results equal the reference up to rounding; `tests/test_host.py` compares them.
+Results equal the reference up to rounding; `tests/kernels/test_cpu_step.py` compares them.
 """
 
 from __future__ import annotations
@@ -12,26 +12,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hnet_cli.kernels import cpu as host
-from hnet_cli.kernels import reference
-from hnet_cli.kernels.reference import wide
+from hnet_cli.kernels import cpu, reference
+from hnet_cli.kernels.reference import ScanInputs, wide
 
 FEW = range(4, 65)
-"""Rows of a product that is faster the other way round."""
+"""Batch sizes for which the transposed product is faster."""
 MANY = 32
-"""Rows for which a layer of Mamba's keeps its weights the other way round."""
+"""Batch size from which Mamba layers store transposed weights."""
 LARGE = 1 << 18
-"""Elements of a matrix from which on it is: a megabyte in float32."""
+"""Elements of a weight from which the transposed product is used: a megabyte in float32."""
 LATER = 16
-"""Positions after which what they add to a state is added."""
+"""Positions whose contributions to a state are added together."""
 CACHED = 1 << 20
-"""Elements of keys up to which copying those of some rows costs less than a call for each row."""
+"""Elements of keys up to which gathering rows costs less than one call per row."""
 LEAST = 1e-20
-"""Of the scale of a state: what is added is divided by it, and must stay far from the largest float32."""
+"""Smallest scale of a state: contributions are divided by it and must stay far from the largest float32."""
 
 
 def step_weight(weight: Tensor, batch_size: int) -> Tensor:
-    """As the reference: from MANY rows on it lies in memory as W^T, for a product in order that takes a fifth less."""
+    """As the reference: for MANY rows or more stored as W^T, whose product in row order takes a fifth less time."""
     if weight.dtype not in (torch.float32, torch.float64) or batch_size < MANY:
         return weight
     return weight.T.contiguous().T
@@ -40,8 +39,8 @@ def step_weight(weight: Tensor, batch_size: int) -> Tensor:
 def step_linear(x: Tensor, weight: Tensor, row_by_row: bool = False) -> Tensor:
     """As the reference: for a few rows as (W x^T)^T, for which MKL takes up to 40% less time than for x W^T.
 
-    The result then lies in memory as W x^T, and so does what is made of it element by element, which the next product
-    reads as it is. Where that is of no use, `row_by_row`, it is put in order.
+    The result is then stored as W x^T, and so are elementwise functions of it, which the next product reads in place.
+    `row_by_row` makes the result contiguous, for callers that cannot use this layout.
     """
     few = len(x) in FEW and weight.is_contiguous() and weight.numel() >= LARGE
     if few and x.dtype in (torch.float32, torch.float64):
@@ -51,23 +50,23 @@ def step_linear(x: Tensor, weight: Tensor, row_by_row: bool = False) -> Tensor:
 
 
 def causal_conv_step(x: Tensor, state: Tensor, taps: Tensor, bias: Tensor, rows: Tensor | None = None) -> Tensor:
-    """As the reference, tap by tap where a window of all rows would leave the cache."""
-    if len(taps) * x.numel() <= host.TILE:
+    """As the reference, tap by tap if the window of all rows would not fit into the cache."""
+    if len(taps) * x.numel() <= cpu.TILE:
         return reference.causal_conv_step(x, state, taps, bias, rows)
     past = (state if rows is None else state.index_select(0, rows)).unbind(1)
     y = torch.addcmul(bias, x, taps[-1])
     for old, tap in zip(past, taps, strict=False):
         y.addcmul_(old, tap)
-    for own, later in zip(state.unbind(1), (*past, x)[1:], strict=True):
+    for old, new in zip(state.unbind(1), (*past, x)[1:], strict=True):
         if rows is None:
-            own.copy_(later)
+            old.copy_(new)
         else:
-            own.index_copy_(0, rows, later)
+            old.index_copy_(0, rows, new)
     return F.silu(y, inplace=True)
 
 
 def attention_step(q: Tensor, k: Tensor, v: Tensor, length: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
-    """As the reference; where the caches of the rows are no small matter, row by row instead of from copies."""
+    """As the reference; for large caches row by row instead of from gathered copies."""
     if length is None or k[0].numel() * len(q) <= CACHED:
         return reference.attention_step(q, k, v, length, rows)
     y = torch.empty_like(q)
@@ -81,26 +80,26 @@ def attention_step(q: Tensor, k: Tensor, v: Tensor, length: Tensor | None = None
 
 @dataclass(eq=False)
 class LaterState:
-    """States that leave the cache: each is read once in a step, and written once in `LATER` steps.
+    """States too large for the cache: each is read once per step, and written once per `LATER` steps.
 
     With h_t = s_t g_t, s_t = a_t s_(t-1) the scale, h_t = a_t h_(t-1) + dt_t x_t B_t becomes g_t = g_(t-1) +
-    (dt_t x_t / s_t) B_t: a decay costs nothing, and what is added may be added later. Of the last i positions
-    u_j = dt_j x_j / s_j and B_j are kept, so that y_t = s_t (g_(t-i) C_t + sum over j of u_j (B_j C_t)) + D x_t.
-    A scale below LEAST is multiplied into the state and begins at 1 again.
+    (dt_t x_t / s_t) B_t: a decay costs nothing, and additions may be deferred. For the last i positions
+    u_j = dt_j x_j / s_j and B_j are stored, so that y_t = s_t (g_(t-i) C_t + sum over j of u_j (B_j C_t)) + D x_t.
+    A scale below LEAST is multiplied into the state and restarts at 1.
     """
 
     state: Tensor
     """(B, N + LATER, H P), float32 or wider: g, transposed, so that reading it is a sum of long rows; then u."""
     keys: Tensor
-    """(B, LATER, N): B of the last positions, zero where there are none."""
+    """(B, LATER, N): B of the last positions, zero beyond `count`."""
     count: list[int]
-    """How many there are, for each of B."""
+    """Number of deferred positions of each row."""
     scale: Tensor
-    """(B, H)."""
+    """(B, H): s."""
 
     @property
     def value(self) -> Tensor:
-        """(B, H, P, N), as of the reference; a copy."""
+        """(B, H, P, N), a copy."""
         size = self.keys.shape[2]
         g = self.state[:, :size] + self.keys.mT @ self.state[:, size:]
         return g.mT.contiguous().unflatten(1, (self.scale.shape[1], -1)) * self.scale[:, :, None, None]
@@ -123,7 +122,7 @@ class LaterState:
 
 def ssd_state(like: Tensor, batch_size: int, heads: int, width: int, size: int) -> reference.SSMState | LaterState:
     """As the reference."""
-    if batch_size * heads * width * size <= 2 * host.TILE:
+    if batch_size * heads * width * size <= 2 * cpu.TILE:
         return reference.ssd_state(like, batch_size, heads, width, size)
     empty = wide(like[:0])
     return LaterState(
@@ -135,25 +134,17 @@ def ssd_state(like: Tensor, batch_size: int, heads: int, width: int, size: int) 
 
 
 def ssd_step(
-    state: reference.SSMState | LaterState,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
-    rows: Tensor | None = None,
-    once: Tensor | None = None,
+    state: reference.SSMState | LaterState, inputs: ScanInputs, rows: Tensor | None = None, once: Tensor | None = None
 ) -> Tensor:
     """As the reference."""
     if isinstance(state, reference.SSMState):
-        return reference.ssd_step(state, x, dt, A, B, C, D, dt_bias, rows)
+        return reference.ssd_step(state, inputs, rows)
+    x, dt, A, B, C, D, dt_bias = inputs
     x32, size = wide(x), B.shape[-1]
     everyone = slice(None) if rows is None else rows
     step = F.softplus(wide(dt) + dt_bias)
     scale = (step * A).exp_().mul_(state.scale[everyone])
-    if not float(scale.min()) >= LEAST:  # not a number in one row says nothing of the others
+    if not float(scale.min()) >= LEAST:  # a NaN in one row must not hide the others
         small, head = (scale < LEAST).nonzero(as_tuple=True)
         by_head = state.state.unflatten(2, x.shape[1:])
         by_head[small if rows is None else rows[small], :, head] *= scale[small, head, None, None]
@@ -165,27 +156,27 @@ def ssd_step(
     if rows is None and min(counts) == max(counts):
         state.state[:, size + counts[0]], state.keys[:, counts[0]] = added, wide(B)
     else:
-        for own, first, new in ((state.state, size, added), (state.keys, 0, wide(B))):
-            at = [row * own.shape[1] + first + count for row, count in zip(which, counts, strict=True)]
-            own.view(-1, own.shape[2]).index_copy_(0, torch.tensor(at), new)
+        for buffer, first, new in ((state.state, size, added), (state.keys, 0, wide(B))):
+            at = [row * buffer.shape[1] + first + count for row, count in zip(which, counts, strict=True)]
+            buffer.view(-1, buffer.shape[2]).index_copy_(0, torch.tensor(at), new)
     keys = state.keys if rows is None else state.keys.index_select(0, rows)
     weights = torch.bmm(keys, wide(C).unsqueeze(-1)).squeeze(-1)
     reader = torch.cat([wide(C), weights], 1).unsqueeze(1)
     y = x32.new_empty(len(x), 1, added.shape[1])
     full = {row for row, count in zip(which, counts, strict=True) if count == LATER - 1}
-    for mine, theirs in runs(which, full):
-        torch.bmm(reader[mine], state.state[theirs], out=y[mine])
-        if theirs.start in full:  # while it is in the cache
-            own, own_keys = state.state[theirs.start], state.keys[theirs.start]
-            own[:size].addmm_(own_keys.T, own[size:])
-            own_keys.zero_()
+    for inputs_slice, states_slice in runs(which, full):
+        torch.bmm(reader[inputs_slice], state.state[states_slice], out=y[inputs_slice])
+        if states_slice.start in full:  # while the row is in the cache
+            row_state, row_keys = state.state[states_slice.start], state.keys[states_slice.start]
+            row_state[:size].addmm_(row_keys.T, row_state[size:])
+            row_keys.zero_()
     for row in which:
         state.count[row] = 0 if row in full else state.count[row] + 1
     return y.view(x.shape).mul_(scale.unsqueeze(-1)).addcmul_(x32, wide(D).unsqueeze(-1)).to(x.dtype)
 
 
 def runs(rows: Sequence[int], alone: Container[int]) -> Iterator[tuple[slice, slice]]:
-    """Rows that follow each other: where they are in the list, and which they are. Some are alone in theirs."""
+    """Runs of consecutive rows, as slices of the list and of the rows; rows in `alone` are runs of their own."""
     start = 0
     for at in range(1, len(rows) + 1):
         if at == len(rows) or rows[at] != rows[at - 1] + 1 or rows[at] in alone or rows[at - 1] in alone:

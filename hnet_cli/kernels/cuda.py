@@ -1,6 +1,6 @@
 """Adapters to fast code for CUDA: mamba-ssm's Triton kernels, variable-length attention, fused elementwise work.
 
-Nothing here imports a CUDA package before it is asked to: each `load_*` does, and raises whatever the package raises.
+No CUDA package is imported before a `load_*` is called; each raises whatever its package raises.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import os
 import sys
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,20 +25,21 @@ from torch.autograd.function import once_differentiable
 
 from hnet_cli.kernels import reference, tuned
 from hnet_cli.kernels.packing import Packing
+from hnet_cli.kernels.reference import ScanInputs
 
 INT32 = 2**31
 
 
 @functools.cache
-def load_mamba() -> tuple[str, Any, Any]:
-    """(version, mamba_chunk_scan_combined, selective_state_update).
+def load_mamba() -> Mamba:
+    """Load mamba-ssm's two Triton kernels; raises ImportError, or whatever the package raises.
 
     The package's own `__init__` imports a compiled extension that these two do not need, so an empty parent module with
     the installed path takes its place: the pure-Python wheel suffices. Configurations known from `tuned.json` are not
     tuned again.
     """
-    spec = importlib.util.find_spec("mamba_ssm") if "mamba_ssm" not in sys.modules else None
     if "mamba_ssm" not in sys.modules:
+        spec = importlib.util.find_spec("mamba_ssm")
         if spec is None or spec.submodule_search_locations is None:
             raise ImportError("mamba-ssm is not installed")
         parent = types.ModuleType("mamba_ssm")
@@ -47,7 +49,7 @@ def load_mamba() -> tuple[str, Any, Any]:
     scan = importlib.import_module("mamba_ssm.ops.triton.ssd_combined").mamba_chunk_scan_combined
     update = importlib.import_module("mamba_ssm.ops.triton.selective_state_update").selective_state_update
     tuned.seed_from_package()
-    return importlib.metadata.version("mamba-ssm"), scan, update
+    return Mamba(scan, update, importlib.metadata.version("mamba-ssm"))
 
 
 def load_varlen() -> tuple[str, Any]:
@@ -67,8 +69,8 @@ def load_flash() -> tuple[str, Any]:
 def load_triton() -> str:
     """Version of triton, which torch.compile needs on CUDA.
 
-    torch.compile moves the cache of all Triton kernels to a temporary folder, from its first one on: what mamba-ssm has
-    had compiled before, or elsewhere, would not be found. Here it stays where Triton has it.
+    torch.compile moves the cache of all Triton kernels to a temporary folder, where mamba-ssm's compiled kernels would
+    not be found. Here the cache stays in Triton's own place.
     """
     version = importlib.import_module("triton").__version__
     home = os.environ.get("TRITON_HOME") or os.path.expanduser("~")
@@ -87,26 +89,39 @@ def load_wide_products() -> str:
 # -- mamba-ssm ---------------------------------------------------------------------------------------------------------
 
 
-def mamba_scan(scan: Any) -> Callable[..., Any]:
-    """`reference.ssd_scan` on mamba-ssm's kernel."""
+@dataclass(frozen=True)
+class Mamba:
+    """The scan and the step of the reference on mamba-ssm's kernels."""
 
-    def run(
-        x: Tensor,
-        dt: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor,
-        dt_bias: Tensor,
-        packing: Packing,
-        return_states: bool,
-        chunk_size: int,
-    ) -> Any:
-        documents = packing.document.int()[None]
-        more: dict[str, Any] = {}
-        if return_states:
-            more = {"cu_seqlens": packing.cu_seqlens.int(), "return_varlen_states": True}
-        y = scan(
+    scan: Callable[..., Any]
+    """mamba_chunk_scan_combined."""
+    update: Callable[..., Any]
+    """selective_state_update."""
+    version: str = ""
+
+    def ssd_scan(self, inputs: ScanInputs, packing: Packing, chunk_size: int = 256) -> Tensor:
+        parts = [
+            self._run(part, group, chunk_size) if fits else reference.ssd_scan(part, group)
+            for part, group, fits in _parts(inputs, packing, chunk_size)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def ssd_scan_states(self, inputs: ScanInputs, packing: Packing, chunk_size: int = 256) -> tuple[Tensor, Tensor]:
+        parts = []
+        for part, group, fits in _parts(inputs, packing, chunk_size):
+            if fits:
+                y, state = self._run(
+                    part, group, chunk_size, cu_seqlens=group.cu_seqlens.int(), return_varlen_states=True
+                )
+                parts.append((y, state.float()))
+            else:
+                parts.append(reference.ssd_scan_states(part, group))
+        ys, states = zip(*parts, strict=True)
+        return parts[0] if len(parts) == 1 else (torch.cat(ys), torch.cat(states))
+
+    def _run(self, inputs: ScanInputs, packing: Packing, chunk_size: int, **more: Any) -> Any:
+        x, dt, A, B, C, D, dt_bias = inputs
+        out = self.scan(
             x[None],
             dt[None],
             A,
@@ -116,64 +131,17 @@ def mamba_scan(scan: Any) -> Callable[..., Any]:
             D=D.float(),
             dt_bias=dt_bias.float(),
             dt_softplus=True,
-            seq_idx=documents,
+            seq_idx=packing.document.int()[None],
             **more,
         )
-        return (y[0][0], y[1].float()) if return_states else y[0]
-
-    def ssd_scan(
-        x: Tensor,
-        dt: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor,
-        dt_bias: Tensor,
-        packing: Packing,
-        chunk_size: int = 256,
-        return_states: bool = False,
-    ) -> Any:
-        heads_first = (x, dt, A, B, C, D, dt_bias)
-        if x.dtype == torch.float64 or x.shape[-1] < 16 or B.shape[-1] < 16 or chunk_size < 16:
-            return reference.ssd_scan(*heads_first, packing, chunk_size, return_states)  # below the kernels' least tile
-        limit = (INT32 - 1) // max(t.stride(0) for t in (x, dt, B, C))
-        if packing.total <= limit:
-            return run(*heads_first, packing, return_states, chunk_size)
-        # the kernels compute offsets in 32 bits and would silently read elsewhere: fewer documents at a time
-        parts = []
-        for start, group in packing.groups(limit):
-            rows = slice(start, start + group.total)
-            part = (x[rows], dt[rows], A, B[rows], C[rows], D, dt_bias)
-            too_long = group.total > limit
-            parts.append(
-                reference.ssd_scan(*part, group, chunk_size, return_states)
-                if too_long
-                else run(*part, group, return_states, chunk_size)
-            )
-        if return_states:
-            return torch.cat([y for y, _ in parts]), torch.cat([state for _, state in parts])
-        return torch.cat(parts)
-
-    return ssd_scan
-
-
-def mamba_step(update: Any) -> Callable[..., Tensor]:
-    """`reference.ssd_step` on mamba-ssm's kernel."""
+        return (out[0][0], out[1]) if more else out[0]
 
     def ssd_step(
-        state: reference.SSMState,
-        x: Tensor,
-        dt: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor,
-        dt_bias: Tensor,
-        rows: Tensor | None = None,
-        once: Tensor | None = None,
+        self, state: reference.SSMState, inputs: ScanInputs, rows: Tensor | None = None, once: Tensor | None = None
     ) -> Tensor:
+        x, dt, A, B, C, D, dt_bias = inputs
         width, size = state.value.shape[2:]
-        y: Tensor = update(  # expanded, not repeated: strides of 0 tell the kernel that a head shares them
+        y: Tensor = self.update(  # expanded, not repeated: strides of 0 tell the kernel that a head shares them
             state.value,
             x.contiguous(),
             dt[:, :, None].expand(-1, -1, width),
@@ -183,12 +151,28 @@ def mamba_step(update: Any) -> Callable[..., Tensor]:
             D.float()[:, None].expand(-1, width),
             dt_bias=dt_bias[:, None].expand(-1, width),
             dt_softplus=True,
-            state_batch_indices=rows if once is None else once,  # it skips -1 and gives 0
+            state_batch_indices=rows if once is None else once,  # the kernel skips -1 and returns 0 for it
         )
-        # two programs that update one row would read what the other has written
+        # two programs that update one row would read each other's results
         return y if once is None else torch.where(once[:, None, None] < 0, y[:1], y)
 
-    return ssd_step
+
+def _parts(inputs: ScanInputs, packing: Packing, chunk_size: int) -> Iterator[tuple[ScanInputs, Packing, bool]]:
+    """The scan in groups of documents, and whether mamba-ssm's kernel can do each.
+
+    The kernel computes offsets in 32 bits and would silently read elsewhere beyond them, and its least tile is 16.
+    """
+    x, dt, A, B, C, D, dt_bias = inputs
+    if x.dtype == torch.float64 or min(x.shape[-1], B.shape[-1], chunk_size) < 16:
+        yield inputs, packing, False
+        return
+    limit = (INT32 - 1) // max(t.stride(0) for t in (x, dt, B, C))
+    if packing.total <= limit:
+        yield inputs, packing, True
+        return
+    for start, group in packing.groups(limit):
+        rows = slice(start, start + group.total)
+        yield ScanInputs(x[rows], dt[rows], A, B[rows], C[rows], D, dt_bias), group, group.total <= limit
 
 
 # -- attention ---------------------------------------------------------------------------------------------------------
@@ -217,23 +201,23 @@ def flash_attention(flash: Any) -> Callable[..., Tensor]:
 # -- products whose result is float32 ----------------------------------------------------------------------------------
 
 FEW = 256
-"""Rows below which splitting the weight costs more than a product in float32: both read it once."""
+"""Rows below which splitting the weight costs more than a float32 product: both read it once."""
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """a (M, K) @ b (K, N), bfloat16, summed and given as float32."""
+    """bfloat16 a (M, K) @ b (K, N), accumulated and returned in float32."""
     return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else torch.mm(a.float(), b.float())
 
 
 def halves(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Two bfloat16 tensors whose sum is the float32 x but for 2^-17 of each element."""
+    """Two bfloat16 tensors whose sum is the float32 x to a relative 2^-17 per element."""
     high = x.bfloat16()
     return high, (x - high).bfloat16()
 
 
 class _WideLinear(torch.autograd.Function):
-    """The gradient of the weight is as exact as the result: it is a sum over all positions, of which much cancels. That
-    of x is one product in bfloat16, in which it is given, like that of every other linear map under autocast."""
+    """A linear map in float32. The gradient of the weight is as exact as the result, since it sums over all positions
+    and much cancels; that of x is one bfloat16 product, as for every other linear map under autocast."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -256,7 +240,7 @@ class _WideLinear(torch.autograd.Function):
 
 
 def wide_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`reference.wide_linear` on tensor cores: x is bfloat16, exact in them, and the weight is split into two parts.
+    """`reference.wide_linear` on tensor cores: x is bfloat16 and used exactly, the weight is split into two parts.
 
     The same time as one product in tf32, which would round the weight to 11 bits instead of 16.
     """
@@ -271,10 +255,10 @@ def wide_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 class Compiled:
-    """A pure tensor function, compiled on first use; if that fails, said once and run as it is.
+    """A pure tensor function, compiled on first use; if that fails, warn once and run it uncompiled.
 
-    Any number of rows is one program, each width of a matrix another: a width that is a symbol is not known to be a
-    multiple of anything, so that memory is read two bytes at a time.
+    One program serves any number of rows, but each width gets its own: of a symbolic width no alignment is known, and
+    memory would be read two bytes at a time.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -284,8 +268,11 @@ class Compiled:
     @functools.cached_property
     def compiled(self) -> Callable[..., Any]:
         dynamo = importlib.import_module("torch._dynamo")
-        # once for each combination of dtypes and of what needs a gradient: more than the 8 that are allowed otherwise
+        # one program per combination of dtypes and of tensors that need a gradient: more than the default limit of 8
         dynamo.config.recompile_limit = max(64, dynamo.config.recompile_limit)
+        triton = importlib.import_module("torch._inductor.config").triton
+        if hasattr(triton, "mix_order_reduction_non_strict_mode"):  # else compiled anew for fewer than 4,096 rows
+            triton.mix_order_reduction_non_strict_mode = True
         return torch.compile(self.function, dynamic=True)
 
     def __call__(self, *args: Any) -> Any:
@@ -296,8 +283,8 @@ class Compiled:
                         torch._dynamo.mark_static(arg, 1)
                 return self.compiled(*args)
             except torch.OutOfMemoryError:
-                raise  # of the data, not of the compiler: the step is tried again in smaller pieces
-            except Exception as error:  # whatever the compiler raises: the plain function gives the same numbers
+                raise  # caused by the data, not the compiler: the step is retried in smaller pieces
+            except Exception as error:  # whatever the compiler raises, the plain function is right
                 self.failure = f"{type(error).__name__}: {error}"
                 warnings.warn(
                     f"torch.compile of {self.function.__name__} failed, running it plain: {error}", stacklevel=2
@@ -315,23 +302,23 @@ def _conv_sum(x: Tensor, weight: Tensor, bias: Tensor, position: Tensor) -> Tens
 
 
 def conv(x: Tensor, weight: Tensor, bias: Tensor, position: Tensor) -> Tensor:
-    """`reference.causal_conv` by position: sums in float32, one pass once fused."""
+    """`reference.causal_conv` by position, summed in float32; one pass once fused."""
     return F.silu(_conv_sum(x, weight, bias, position)).to(x.dtype)
 
 
 def conv_gradient(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, position: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of `conv` by x, weight and bias, from its inputs: automatic differentiation would keep x once more for every
-    tap, half as much again as a layer of Mamba-2 keeps."""
+    """Gradients of `conv` by x, weight and bias, recomputed from its inputs: autograd would save x once more per tap,
+    half as much again as a Mamba-2 layer saves."""
     taps, y = reference.wide(weight), _conv_sum(x, weight, bias, position)
     gate = torch.sigmoid(y)
     total = grad * gate * (1 + y * (1 - gate))
     x_grad, taps_grad = total * taps[:, -1], [(total * x).sum(0)]
     for shift in range(1, taps.shape[1]):
-        own = torch.where((position >= shift)[:, None], total, 0)
-        x_grad = x_grad + F.pad(own, (0, 0, 0, shift))[shift:] * taps[:, -1 - shift]
-        taps_grad.append((own * F.pad(x, (0, 0, shift, 0))[: x.shape[0]]).sum(0))
+        inside = torch.where((position >= shift)[:, None], total, 0)
+        x_grad = x_grad + F.pad(inside, (0, 0, 0, shift))[shift:] * taps[:, -1 - shift]
+        taps_grad.append((inside * F.pad(x, (0, 0, shift, 0))[: x.shape[0]]).sum(0))
     return x_grad.to(x.dtype), torch.stack(taps_grad[::-1], 1).to(weight.dtype), total.sum(0).to(bias.dtype)
 
 
@@ -358,8 +345,8 @@ def causal_conv_of(forward: Callable[..., Any], gradient: Callable[..., Any]) ->
 
 
 @functools.cache
-def compiled_elementwise() -> dict[str, Callable[..., Any]]:
-    """causal_conv, add_rms_norm, gated_rms_norm and swiglu of the reference, each one fused kernel."""
+def compiled_elementwise() -> dict[str, Any]:
+    """The reference's causal_conv, add_rms_norm, gated_rms_norm and swiglu, each as one fused kernel."""
     pieces: list[Callable[..., Any]] = [reference.add_rms_norm_to, reference.gated_rms_norm, reference.swiglu]
     add_norm, gated, gate = (Compiled(piece) for piece in pieces)
 

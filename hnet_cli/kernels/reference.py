@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,23 +17,22 @@ from torch import Tensor
 from hnet_cli.kernels.packing import Blocks, Packing
 
 BLOCK = 64
-"""Block length of the scans: the work inside a block grows with it, the work between blocks shrinks."""
+"""Block length of the scans: work inside a block grows with it, work between blocks shrinks."""
 GROUP = 64
-"""Blocks whose states are passed on by one product; longer sequences loop over groups."""
+"""Blocks whose states one product passes on; longer sequences loop over groups."""
 
 
 def wide(x: Tensor) -> Tensor:
-    """At least float32."""
+    """x upcast to float32 unless it is float32 or float64."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 WITHOUT_FLOAT64 = frozenset({"mps"})
-"""Kinds of devices."""
+"""Device types."""
 
 
 def exact(device: torch.device) -> torch.dtype:
-    """The dtype of sums that many small terms go into, or differences of which are taken: float64 where `device` has
-    it, which Apple's GPUs do not."""
+    """The dtype for long sums and for differences of large sums: float64, or float32 on devices without it."""
     return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
 
 
@@ -54,7 +53,7 @@ def product_dtype(weight: Tensor) -> torch.dtype:
 
 
 def add_rms_norm(hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Adds `hidden` (T, D) to the residual stream and norms the sum: (normed, new residual).
+    """Add `hidden` (T, D) to the residual stream and norm the sum: (normed, new residual).
 
     The stream is float32 or wider; `normed` has the dtype that products run in.
     """
@@ -93,12 +92,12 @@ def wide_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 def step_weight(weight: Tensor, batch_size: int) -> Tensor:
-    """A weight (E, D) as `step_linear` had best be given it in steps of many rows; it may be a copy."""
+    """A weight (E, D) in the layout that `step_linear` prefers at this batch size; may be a copy."""
     return weight
 
 
 def step_linear(x: Tensor, weight: Tensor, row_by_row: bool = False) -> Tensor:
-    """The linear map of a step: x (R, D), weight (E, D) -> (R, E); contiguous for sure only if `row_by_row`."""
+    """The linear map of a step: x (R, D), weight (E, D) -> (R, E); surely contiguous only if `row_by_row`."""
     return F.linear(x, weight)
 
 
@@ -106,7 +105,7 @@ def step_linear(x: Tensor, weight: Tensor, row_by_row: bool = False) -> Tensor:
 
 
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, packing: Packing) -> Tensor:
-    """SiLU of a depthwise causal convolution, afresh in every document: x (T, D), weight (D, K) -> (T, D)."""
+    """SiLU of a depthwise causal convolution within each document: x (T, D), weight (D, K), bias (D,) -> (T, D)."""
     taps = weight.to(x.dtype).unbind(1)
     y = torch.addcmul(bias.to(x.dtype), x, taps[-1])
     for shift, tap in enumerate(taps[-2::-1][: len(x) - 1], start=1):
@@ -129,10 +128,10 @@ def causal_conv_step(x: Tensor, state: Tensor, taps: Tensor, bias: Tensor, rows:
 
 
 def pass_states(states: Tensor, log_decay: Tensor, blocks: Blocks) -> Tensor:
-    """States at the start of each block, from what each block adds.
+    """States at the start of each block, from each block's contribution.
 
-    states (n, H, S): what block m alone leaves at its end; log_decay (n, H): decay over a whole block. Returns (n, H,
-    S) for the document that crosses into the block (other documents must ignore it). Every group of blocks is one
+    states (n, H, S): state that block m alone leaves at its end; log_decay (n, H): decay over a whole block. Returns
+    (n, H, S) for the document that crosses into the block (other documents must ignore it). Each group of blocks is one
     product.
     """
     outs: list[Tensor] = []
@@ -154,25 +153,43 @@ def pass_states(states: Tensor, log_decay: Tensor, blocks: Blocks) -> Tensor:
     return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
-def ssd_scan(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
-    packing: Packing,
-    chunk_size: int = 0,
-    return_states: bool = False,
-) -> Any:
+class ScanInputs(NamedTuple):
+    """The operands of a scan over T packed positions, or of one step of T rows."""
+
+    x: Tensor
+    """(T, H, P)."""
+    dt: Tensor
+    """(T, H), the step size before softplus(dt + dt_bias)."""
+    A: Tensor
+    """(H,), negative."""
+    B: Tensor
+    """(T, N), one group for all heads."""
+    C: Tensor
+    """(T, N)."""
+    D: Tensor
+    """(H,), weight of the skip connection."""
+    dt_bias: Tensor
+    """(H,)."""
+
+
+def ssd_scan(inputs: ScanInputs, packing: Packing, chunk_size: int = 0) -> Tensor:
     """Mamba-2's scan (arXiv 2405.21060, section 6): h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t, y_t = C_t h_t + D x_t.
 
-    x (T, H, P); dt (T, H) before softplus(dt + dt_bias); A (H,) negative; B, C (T, N), one group; D, dt_bias (H,).
     Returns y (T, H, P) in the dtype of x; products run in that dtype, decays and states in float32 or wider.
-    With `return_states` also the state (B, H, P, N) that each document ends with.
     `chunk_size` is a hint for accelerators; here the block length is BLOCK.
     """
+    return _scan(inputs, packing, states=False)[0]
+
+
+def ssd_scan_states(inputs: ScanInputs, packing: Packing, chunk_size: int = 0) -> tuple[Tensor, Tensor]:
+    """`ssd_scan`, and the final state (B, H, P, N) of each document."""
+    y, final = _scan(inputs, packing, states=True)
+    assert final is not None
+    return y, final
+
+
+def _scan(inputs: ScanInputs, packing: Packing, states: bool) -> tuple[Tensor, Tensor | None]:
+    x, dt, A, B, C, D, dt_bias = inputs
     blocks = packing.blocks(BLOCK)
     total, heads, width = x.shape
     with torch.autocast(x.device.type, enabled=False):
@@ -197,8 +214,8 @@ def ssd_scan(
         old = c @ before.transpose(1, 2).flatten(2).to(x.dtype)  # (n, Q, H*P)
         y = y + old.view_as(scaled) * from_start[..., None].to(x.dtype)
         y = blocks.join(y, total) + x * D.to(x.dtype)[:, None]
-        if not return_states:
-            return y
+        if not states:
+            return y, None
 
         block, row = packing.last // BLOCK, packing.last % BLOCK
         weight = between[block, :, row].transpose(1, 2)  # (B, Q, H): from each position of the last block to its end
@@ -207,15 +224,29 @@ def ssd_scan(
         return y, final
 
 
+class State(Protocol):
+    """The recurrent state of `ssd_step` for B documents."""
+
+    @property
+    def value(self) -> Tensor:
+        """(B, H, P, N), float32 or wider; zero at the beginning of a document."""
+
+    def fill(self, value: Tensor, rows: Tensor | None = None) -> None:
+        """Overwrite the given rows (R,) int64 (None: all) with the states (R, H, P, N) that documents end with."""
+
+    def select(self, rows: Tensor) -> None:
+        """Keep the given rows (R,) int64, in that order."""
+
+
 @dataclass(eq=False)
 class SSMState:
-    """What `ssd_step` remembers of B documents."""
+    """The state of `ssd_step` for B documents."""
 
     value: Tensor
     """(B, H, P, N), float32 or wider; zero at the beginning of a document."""
 
     def fill(self, value: Tensor, rows: Tensor | None = None) -> None:
-        """Takes the states (R, H, P, N) that documents end with, of the given rows (R,) int64 or of all."""
+        """Overwrite the given rows (R,) int64 (None: all) with the states (R, H, P, N) that documents end with."""
         self.value[slice(None) if rows is None else rows] = value.to(self.value.dtype)
 
     def select(self, rows: Tensor) -> None:
@@ -224,27 +255,17 @@ class SSMState:
 
 
 def ssd_state(like: Tensor, batch_size: int, heads: int, width: int, size: int) -> SSMState:
-    """The state that `ssd_step` takes, of the dtype (or wider) and device of `like`."""
+    """A zero state for `ssd_step`, on the device of `like`, in its dtype or float32 if that is wider."""
     return SSMState(wide(like[:0]).new_zeros(batch_size, heads, width, size))
 
 
-def ssd_step(
-    state: SSMState,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
-    rows: Tensor | None = None,
-    once: Tensor | None = None,
-) -> Tensor:
-    """One position of `ssd_scan` for R rows (None: all): x (R, H, P) -> (R, H, P). Updates the state.
+def ssd_step(state: SSMState, inputs: ScanInputs, rows: Tensor | None = None, once: Tensor | None = None) -> Tensor:
+    """One position of `ssd_scan` for R rows (None: all): returns y (R, H, P) and updates the state.
 
     `rows` (R,) int64 may repeat its first row, with the same inputs. `once` is then the same with -1 for repetitions,
     for kernels that update the state in place; without it no row is repeated.
     """
+    x, dt, A, B, C, D, dt_bias = inputs
     count, heads, width = x.shape
     old = state.value if rows is None else state.value[rows]
     dt = F.softplus(wide(dt) + dt_bias)
@@ -265,7 +286,7 @@ def ssd_step(
 def ema_scan(x: Tensor, p: Tensor, packing: Packing) -> Tensor:
     """z_t = p_t x_t + (1 - p_t) z_{t-1} per document, starting from 0 (paper eq 5). x (T, D), p (T,) in (0, 1).
 
-    Float32 or wider whatever the inputs: in bfloat16 the sum loses what came before.
+    Float32 or wider whatever the inputs: in bfloat16 the sum would lose earlier terms.
     """
     blocks = packing.blocks(BLOCK)
     with torch.autocast(x.device.type, enabled=False):
@@ -274,7 +295,7 @@ def ema_scan(x: Tensor, p: Tensor, packing: Packing) -> Tensor:
         between = (decay[:, :, None] - decay[:, None, :]).to(x.dtype)
         mix = between.clamp(-80, 0).exp() * blocks.visible * blocks.split(p)[:, None]  # (n, Q, Q)
         z = mix @ blocks.split(x)
-        # the block's own end state is its last row, once the mask keeps only the document at its end
+        # a block's end state is its last row, whose mask keeps only the document at its end
         before = pass_states(z[:, -1:], decay[:, -1:].to(x.dtype), blocks)  # (n, 1, D)
         from_start = decay.to(x.dtype).exp() * blocks.from_before
         return blocks.join(z + from_start[:, :, None] * before, packing.total)
@@ -293,7 +314,7 @@ def attention(
 ) -> Tensor:
     """Causal attention within each document. q, k, v (T, H, P) -> (T, H, P).
 
-    Position i sees i-window..i; -1: all before. `rows` does the work for equal lengths, default `window_attention`.
+    Position i sees i-window..i; -1: all before. `rows` computes rows of equal length, by default `window_attention`.
     """
     out = None
     for bucket in packing.buckets():
@@ -332,7 +353,7 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
 def attention_step(q: Tensor, k: Tensor, v: Tensor, length: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
     """One query for each of R rows (None: all): q (R, H, P), caches (B, S, H, P) -> (R, H, P).
 
-    `length` (R,) int64: how many of the S positions a row sees, if not all of them.
+    `length` (R,) int64: number of the S positions that a row sees; None: all.
     """
     if rows is not None:
         k, v = k.index_select(0, rows), v.index_select(0, rows)

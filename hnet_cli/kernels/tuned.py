@@ -19,7 +19,7 @@ Table = dict[str, list[list[Any]]]
 
 
 def machine() -> str:
-    """The GPU and compiler that a configuration was measured for: shared memory and speed depend on both."""
+    """GPU architecture and compiler version, on which the shared memory and speed of a configuration depend."""
     import triton
 
     major, minor = torch.cuda.get_device_capability()
@@ -34,7 +34,7 @@ def tuners() -> dict[str, Any]:
 
 
 def winners() -> Table:
-    """The configurations that were chosen in this process so far."""
+    """The configurations chosen so far in this process."""
     return {
         name: [[list(key), config.all_kwargs()] for key, config in tuner.cache.items()]
         for name, tuner in tuners().items()
@@ -43,8 +43,8 @@ def winners() -> Table:
 
 
 def seed(table: Table) -> int:
-    """Give the autotuners the table's choices; returns how many. Kernels, keys and configurations that are not there,
-    or no longer, are tuned on first use as without a table."""
+    """Seed the autotuners with the table's choices and return how many. Unknown kernels, keys and configurations are
+    skipped, and tuned on first use as without a table."""
     seeded = 0
     for name, tuner in tuners().items():
         for key, chosen in table.get(name, ()):
@@ -56,10 +56,10 @@ def seed(table: Table) -> int:
 
 
 def seed_from_package() -> int:
-    """`seed` with the table of this machine that ships with the package, if there is one and a GPU."""
+    """`seed` with this GPU's table from the package; returns 0 without a GPU or table."""
     if not torch.cuda.is_available():
         return 0
     try:
         return seed(json.loads(TABLE.read_text(encoding="utf-8")).get(machine(), {}))
-    except (OSError, ValueError, TypeError, AttributeError):  # no table, or a damaged one: tuning finds the same
+    except (OSError, ValueError, TypeError, AttributeError):  # missing or damaged table: kernels are tuned on first use
         return 0

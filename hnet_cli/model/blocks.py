@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hnet_cli.kernels import Kernels, continuing
-from hnet_cli.kernels.operations import Scan
 from hnet_cli.kernels.packing import Packing
-from hnet_cli.kernels.reference import wide
+from hnet_cli.kernels.reference import ScanInputs, wide
 from hnet_cli.model import rotary
 from hnet_cli.model.config import HNetConfig
 from hnet_cli.model.rotary import rotate
@@ -79,9 +78,9 @@ class Mamba2(nn.Module):
         mixed = kernels.causal_conv(*conv) if state is None else continuing.causal_conv(kernels, *conv, state.conv)
         value, B, C = mixed.split((self.d_inner, self.d_state, self.d_state), dim=-1)
         value = value.unflatten(-1, (self.heads, self.headdim))
-        scan = Scan(value, dt, -wide(self.A_log).exp(), B, C, self.D, self.dt_bias)
+        scan = ScanInputs(value, dt, -wide(self.A_log).exp(), B, C, self.D, self.dt_bias)
         if state is None:
-            y = kernels.ssd_scan(*scan, packing, self.chunk_size)
+            y = kernels.ssd_scan(scan, packing, self.chunk_size)
         else:
             y = continuing.ssd_scan(kernels, scan, packing, self.chunk_size, state.ssm)
         return self.out_proj(kernels.gated_rms_norm(y.flatten(-2), gate, self.norm.weight, EPS))
@@ -105,7 +104,8 @@ class Mamba2(nn.Module):
         conv = kernels.causal_conv_step(conv, state.conv, state.taps, self.conv1d.bias, now.rows)
         value, B, C = conv.split_with_sizes((self.d_inner, self.d_state, self.d_state), -1)
         value = value.view(-1, self.heads, self.headdim)
-        y = kernels.ssd_step(state.ssm, value, dt, state.A, B, C, self.D, self.dt_bias, now.rows, now.once)
+        scan = ScanInputs(value, dt, state.A, B, C, self.D, self.dt_bias)
+        y = kernels.ssd_step(state.ssm, scan, now.rows, now.once)
         normed = _norm(F.silu(wide(gate)).mul_(y.view(gate.shape)), self.norm)
         return kernels.step_linear(normed, state.out_proj)
 

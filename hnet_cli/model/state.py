@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hnet_cli.kernels import Kernels, continuing, operations
+from hnet_cli.kernels import Kernels, continuing
 from hnet_cli.kernels.packing import Packing
+from hnet_cli.kernels.reference import State
 from hnet_cli.model import rotary
 from hnet_cli.model.config import HNetConfig
 from hnet_cli.model.settings import Rotary
@@ -21,7 +22,7 @@ class MambaState:
 
     conv: Tensor
     """(B, K-1, D): the last inputs of the convolution, oldest first; zeros before the document."""
-    ssm: operations.State
+    ssm: State
     """As `Kernels.ssd_state` makes it."""
     in_proj: Tensor
     out_proj: Tensor

@@ -1,7 +1,7 @@
 """The line-up of the paper's comparison (sections 3 and 4), sized to equal FLOPs per byte on given data.
 
-A member is the preset `NAME-SIZE`, such as `llamabyte-nano`: `presets/lineup.yaml`. No torch in here: what a member
-costs on given data is measured with the rules themselves.
+A member is the preset `NAME-SIZE`, such as `llamabyte-nano`: `presets/lineup.yaml`. torch is not imported: the
+cost of a member on given data is measured with the rules themselves.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from hnet_cli.model.settings import compact_stack
 from hnet_cli.training import budget
 
 MEASURED_BYTES = 1 << 18
-"""Bytes of the training split on which a rule or a tokenizer is measured, about."""
-MOST_LAYERS = 1024
+"""Approximate bytes of the training split on which a rule or a tokenizer is measured."""
+MAX_LAYERS = 1024
 
 
 def members(modality: str) -> tuple[str, ...]:
@@ -46,7 +46,7 @@ def member(name: str, size: str, settings: Sequence[str] = ()) -> RunConfig:
 
 
 def share_of_budget(name: str) -> float:
-    """FLOPs per byte that a member is meant to have, as a multiple of the others'."""
+    """Intended FLOPs per byte of a member, as a multiple of the others'."""
     return float(line_up()["members"].get(name, {}).get("flops", 1))
 
 
@@ -58,8 +58,8 @@ def tokens_per_byte(config: RunConfig, dataset: Dataset) -> float:
 
 
 def fractions(config: RunConfig, dataset: Dataset) -> list[float]:
-    """Positions of each inner level per byte on this data, before training: the rule itself where it is SpaceByte's,
-    1/k for every k-th position, and the target 1/N where it is learned. One per stage; see `tokens_per_byte` too."""
+    """Positions of each inner level per byte on this data, before training: measured for SpaceByte's rule, 1/k for
+    fixed chunks, and the target 1/N if learned. One per stage; the outermost level has `tokens_per_byte`."""
     rule = None
     if any(chunker.kind == "space" for chunker in config.model.chunkers):
         rule = _space_fraction(dataset.path, dataset.fingerprint, config.train.sequence_length)
@@ -67,16 +67,16 @@ def fractions(config: RunConfig, dataset: Dataset) -> list[float]:
 
 
 def flops_per_byte(config: RunConfig, dataset: Dataset) -> float:
-    """Forward FLOPs per byte of the data, by `HNetConfig.flops_per_byte`; those of a token shared by its bytes."""
+    """Forward FLOPs per byte of the data, by `HNetConfig.flops_per_byte`; those of a token are shared by its bytes."""
     share = tokens_per_byte(config, dataset)
-    inner = [each / share for each in fractions(config, dataset)]
+    inner = [fraction / share for fraction in fractions(config, dataset)]
     return share * config.model.flops_per_byte(inner, config.train.sequence_length * share)
 
 
 def sized(config: RunConfig, dataset: Dataset, target_flops_per_byte: float) -> RunConfig:
-    """`config` with the number of layers of its innermost network, at least 1, that brings FLOPs per byte nearest.
+    """`config` with the number of layers of its innermost network, at least 1, that comes nearest to the target.
 
-    A network of several kinds of layers repeats its pattern. The description says what was chosen and how near it is.
+    A pattern of several kinds of layers is repeated. The description gives the layers and the deviation.
     """
     pattern = config.model.levels[-1].main_network
 
@@ -87,16 +87,18 @@ def sized(config: RunConfig, dataset: Dataset, target_flops_per_byte: float) -> 
         return candidate, flops_per_byte(candidate, dataset)
 
     best = of(1)
-    for count in range(2, MOST_LAYERS):
+    for count in range(2, MAX_LAYERS):
         candidate = of(count)
         if abs(candidate[1] - target_flops_per_byte) >= abs(best[1] - target_flops_per_byte):
             break
         best = candidate
     chosen, flops = best
     layers = compact_stack(chosen.model.levels[-1].main_network)
-    away = 100 * (flops / target_flops_per_byte - 1)
-    said = f"{config.description} Sized to {layers}: {flops / 1e6:.4g} MFLOPs per byte, {away:+.1f}% from the target."
-    return dataclasses.replace(chosen, description=said)
+    deviation = 100 * (flops / target_flops_per_byte - 1)
+    description = (
+        f"{config.description} Sized to {layers}: {flops / 1e6:.4g} MFLOPs per byte, {deviation:+.1f}% from the target."
+    )
+    return dataclasses.replace(chosen, description=description)
 
 
 def _with_main(layout: Sequence[object], letters: str) -> tuple[object, ...]:
@@ -120,8 +122,8 @@ def _tokens_per_byte(setting: str, path: Path, fingerprint: str, length: int) ->
 
 @lru_cache(maxsize=32)
 def _space_fraction(path: Path, fingerprint: str, length: int) -> float:
-    """Chunks per byte of SpaceByte's rule: a byte that is neither a letter or digit nor goes on with a character, after
-    one that is; and the first of every sequence."""
+    """Chunks per byte of SpaceByte's rule: at a byte that is neither letter, digit nor UTF-8 continuation, after one of
+    these, and at the first byte of a sequence."""
     batch = _batches(Dataset.open(path), length).batch(0)
     byte, lower = batch.inputs, batch.inputs | 0x20
     letter, digit = (lower >= ord("a")) & (lower <= ord("z")), (byte >= ord("0")) & (byte <= ord("9"))

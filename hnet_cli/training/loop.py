@@ -1,8 +1,8 @@
-"""Training: the loop around `train_step`.
+"""The training loop around `train_step`.
 
-A batch is a pure function of (dataset, seed, step), so a run that is stopped and resumed sees what the run never
-stopped would have seen, and on CPU ends with the same bits. While a step is computed a thread makes the next batch; on
-a GPU the numbers of a step are read while the next one runs.
+A batch is a pure function of (dataset, seed, step), so a run that is stopped and resumed sees the same batches as one
+that never stopped, and on CPU ends with the same bits. A thread prefetches the next batch while a step is computed; on
+a GPU the metrics of a step are read while the next one runs.
 """
 
 from __future__ import annotations
@@ -29,33 +29,37 @@ from hnet_cli.config.run import RunConfig, TrainConfig, to_yaml
 from hnet_cli.data import tokens
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Batch, Batches
+from hnet_cli.distributed.device import this_machine
 from hnet_cli.distributed.world import ALONE, World, own
 from hnet_cli.errors import BusyError, NumericalError, Stopped, StorageError
 from hnet_cli.storage.jsonl import RecordFile
 from hnet_cli.terminal.process import Stop, catch_signals
 from hnet_cli.training import budget
+from hnet_cli.training.build import build_model, multiplies_in_bf16, precision_context
 from hnet_cli.training.events import EventLog, Listener
 from hnet_cli.training.health import all_finite
 from hnet_cli.training.optim import build_optimizer
 from hnet_cli.training.pace import Pace
 from hnet_cli.training.probe import Probe
 from hnet_cli.training.resume import restore, with_its_micro_batches
-from hnet_cli.training.step import begin_step, build_model, multiplies_in_bf16, precision_context, skips_on_device
+from hnet_cli.training.step import skips_on_device, train_step
 from hnet_cli.training.teacher import Teacher, keep
 from hnet_cli.training.validation import PIECE, pinned, validation
 from hnet_cli.training.watch import Watch
 
 MAX_SKIPPED = 3
-"""Steps in a row with a loss or gradient that is not finite before the run gives up."""
-SHOWN = 10
-"""Steps between two updates of `config.yaml` while the number of steps of a run with limited time changes."""
-MOST_DOCUMENTS = 100
-"""In the record of a skipped step."""
+"""Consecutive skipped steps after which the run ends."""
+MAX_FAILED_SAVES = 3
+"""Consecutive periodic checkpoints that cannot be written after which the run ends."""
+CONFIG_STRIDE = 10
+"""Steps between updates of `config.yaml` while the number of steps of a run with limited time changes."""
+MAX_DOCUMENTS = 100
+"""Document indices in the record of a skipped step."""
 
 
 @dataclass
 class Result:
-    """What a finished run came to."""
+    """A finished run."""
 
     run: Path
     state: TrainingState
@@ -65,16 +69,16 @@ class Result:
 
 
 @dataclass
-class _Begun:
-    """A step whose numbers have not been read."""
+class _PendingStep:
+    """A step whose metrics have not been read."""
 
     step: int
     bytes: int
-    """Of all steps so far."""
+    """Bytes of all steps so far."""
     pieces: list[Batch]
     train: TrainConfig
-    """The schedule that the step went by."""
-    numbers: Callable[[], dict[str, Any]]
+    """The schedule of this step."""
+    record: Callable[[], dict[str, Any]]
 
 
 def train(
@@ -92,29 +96,29 @@ def train(
 ) -> Result:
     """Train `config` on the dataset at `data` in the folder `run`, to its last step.
 
-    `resume`: go on from the newest checkpoint that is whole; with `strict` from the newest or not at all. Raises
+    `resume`: continue from the newest checkpoint that is whole; with `strict` from the newest or not at all. Raises
     BusyError (folder in use, or holding a run without `resume`), DamagedError, InputError (dataset too small or
     another), NumericalError (three non-finite steps in a row), Stopped (a signal; the state is saved), StorageError,
     UsageError (a setting that a run cannot change).
 
-    Where `seconds` (of `clock`) are given the run ends in about that time: the schedule is laid out anew over as many
-    steps as fit, at most those of `config`, whenever the pace changes. `config.yaml` then says how many these are.
+    With `seconds` (of `clock`) the run ends in about that time: whenever the pace changes, the schedule is laid out
+    anew over as many steps as fit, at most those of `config`. `config.yaml` has the current number.
 
-    With a `world` of several ranks each calls this: all see the same folders, rank 0 writes, and what one rank raises
-    (or a signal that it gets) all raise. EnvironmentLimit where one is gone.
+    With a `world` of several ranks each calls this. All see the same folders and rank 0 writes. An error on one rank,
+    or a signal to it, is raised on all; EnvironmentLimit if a rank is gone.
     """
     events = EventLog(run, listen, silent=not world.is_main)
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as stack:
         pace = None if seconds == math.inf else Pace(seconds, config.train.steps, clock())
         with world.together():
             dataset = Dataset.open(data)
             if resume and config.train.micro_batches == "auto":
                 config = with_its_micro_batches(config, run)
-            config = budget.settled(config, budget.machine(device, world.local_size), world.size)
+            config = budget.settled(config, this_machine(device, world.local_size), world.size)
             if world.is_main:
-                held.enter_context(storage.FolderLock(run))
-            held.enter_context(events.until_the_end())
-            stop = held.enter_context(catch_signals())
+                stack.enter_context(storage.FolderLock(run))
+            stack.enter_context(events.until_the_end())
+            stop = stack.enter_context(catch_signals())
             if world.is_main and not resume and ((run / "config.yaml").exists() or has_any(run)):
                 raise BusyError(
                     f"{run} already holds a run", "add --resume to go on with it, or --run NAME for another"
@@ -144,97 +148,82 @@ class _Trainer:
         self.events, self.listen, self.stop, self.world = events, events.hear, stop, world
         self.clock = clock
         self.failed_saves = 0
-        """In a row."""
+        """Consecutive."""
         self.saved: Path | None = None
-        """The last checkpoint, and the last of which a step with a finite loss has shown that it is good."""
+        """The last checkpoint."""
         self.good: Path | None = None
-        self.shown = train.steps
-        """Steps of the run that `config.yaml` speaks of."""
-        self.took = dict[str, float]()
-        """Seconds of the last validation ("eval") and of the last checkpoint ("checkpoint")."""
+        """The last checkpoint after which a step had a finite loss."""
+        self.written_steps = train.steps
+        """Number of steps in `config.yaml`."""
+        self.durations = dict[str, float]()
+        """Seconds of the last validation ("eval") and the last "checkpoint"."""
         self.slices = world.slices(train.rows, train.pieces)
         with world.together():
             self.batches = Batches(dataset, sequence_length=train.sequence_length, rows=train.rows, seed=train.seed)
             self.probe = Probe(dataset)
-            here = budget.machine(str(device), world.local_size)
-            sharded = budget.is_sharded(config, here, world.size)
-        sharded = bool(world.largest(sharded))
-        self.autocast = precision_context(config, device)
-        torch.manual_seed(train.seed)
+            sharded = budget.is_sharded(config, this_machine(str(device), world.local_size), world.size)
+        self._build(sharded=bool(world.largest(sharded)))
+        self.ahead = device.type == "cuda" and skips_on_device(self.optimizer)
+        """True if a step is started before the metrics of the one before are read."""
+        self.pending = deque[_PendingStep]()
+        self.prefetched = dict[int, Future[list[Batch]]]()
+        """The next step's micro-batches, by step."""
+        self.state = TrainingState(dataset=dataset.fingerprint)
+
+    def _build(self, sharded: bool) -> None:
+        """Make model and optimizer, from the run's seed."""
+        config, world = self.config, self.world
+        self.autocast = precision_context(config, self.device)
+        torch.manual_seed(config.train.seed)
         self.model = build_model(config)
-        world.spread(self.model, device, sharded, multiplies_in_bf16(config, device))
+        world.spread(self.model, self.device, sharded, multiplies_in_bf16(config, self.device))
         if config.tokenizer:
             with world.together():
-                self.model.tokenizer = tokens.of_run(run, config.tokenizer, dataset)
+                self.model.tokenizer = tokens.of_run(self.run, config.tokenizer, self.dataset)
                 tokens.check_size(self.model.tokenizer, config.model.vocab_size)
         self.optimizer = build_optimizer(self.model, config)
-        self.ahead = device.type == "cuda" and skips_on_device(self.optimizer)
-        """Whether a step begins before the numbers of the one before it are read."""
-        self.begun = deque[_Begun]()
-        self.making = dict[int, Future[list[Batch]]]()
-        """The next batch."""
-        self.state = TrainingState(dataset=dataset.fingerprint)
-        self.extra = {"modality": dataset.modality, "sequence_length": train.sequence_length, "preset": config.name}
 
     def go(self, resume: bool, strict: bool = False, pace: Pace | None = None) -> Result:
-        """Steps to the last one, with records, validations and checkpoints where they are due."""
-        began = self.clock()
-        if resume:
-            self.state = restore(
-                self.run,
-                self.config,
-                self.dataset,
-                self.model,
-                self.optimizer,
-                self.listen,
-                strict=strict,
-                world=self.world,
-            )
-        self.teacher = self._begin()
-        train, state = self.config.train, self.state
-        self.saved = self.run / "checkpoints" / f"step-{state.step:08d}" if state.step else None
-        learned = [chunker.learned for chunker in self.config.model.chunkers]
-        self.watch = Watch(learned, round(train.warmup * train.steps), state.watch)
-        with self.world.together():
-            self._open_records()
-        self.timed, self.since = 0, self.clock()
-        with ThreadPoolExecutor(1) as self.maker:
-            while state.step < self.config.train.steps:
+        """Train to the last step, with records, validations and checkpoints when they are due."""
+        start = self.clock()
+        self._start(resume, strict)
+        self.unlogged_steps, self.log_start = 0, self.clock()
+        with ThreadPoolExecutor(1) as self.executor:
+            while self.state.step < self.config.train.steps:
                 self._begin_step()
                 self._finish_steps(int(self.ahead))
                 if pace is not None:
-                    self._fit(pace)
-                self._do_what_is_due()
-        return Result(self.run, state, self.clock() - began, self.last)
+                    self._reschedule(pace)
+                self._validate_and_save_if_due()
+        return Result(self.run, self.state, self.clock() - start, self.last)
 
-    def _do_what_is_due(self) -> None:
-        """Validation and checkpoint after a step. Raises Stopped, the state saved."""
-        train, state = self.config.train, self.state
-        done = state.step == train.steps
-        if done or (train.eval_every and state.step % train.eval_every == 0):
-            self._timed("eval", self._validate)
-        stopping = self._is_asked_to_stop() and not done
-        if done or stopping or state.step % train.checkpoint_every == 0 or state.best_step == state.step:
-            self._timed("checkpoint", partial(self._save, done or stopping))
-        if stopping:
-            with self.world.together():
-                raise Stopped(
-                    f"stopped by {self.stop.signal} after step {state.step} of {train.steps}; saved in {self.run}",
-                    f"go on with: hnet train --run {shlex.quote(str(self.run))} --resume",
-                )
+    # -- start ---------------------------------------------------------------------------------------------------------
 
-    def _timed(self, what: str, act: Callable[[], None]) -> None:
-        """What needs the numbers of all steps, and is no part of their speed."""
-        self._finish_steps()
-        began = self.clock()
-        act()
-        self.took[what] = self.clock() - began
-        self.since += self.took[what]
+    def _start(self, resume: bool, strict: bool) -> None:
+        """Restore the newest checkpoint if `resume`, else begin from `train.start` if given, and open the records."""
+        world, train = self.world, self.config.train
+        if resume:
+            self.state = restore(
+                self.run, self.config, self.dataset, self.model, self.optimizer, self.listen, strict=strict, world=world
+            )
+        step = self.state.step
+        self.saved = self.run / "checkpoints" / f"step-{step:08d}" if step else None
+        with world.together():
+            if not step and train.start:
+                source = begin_from(train.start, self.model)
+                if train.taught and world.is_main:
+                    keep(source, self.run)
+        with world.together():
+            self.teacher = Teacher(self.run / "teacher") if train.taught else None
+        learned = [chunker.learned for chunker in self.config.model.chunkers]
+        self.watch = Watch(learned, round(train.warmup * train.steps), self.state.watch)
+        with world.together():
+            self._open_records()
 
     def _open_records(self) -> None:
         if self.world.is_main:
             self._warn_of_little_space()
-            storage.write_text(self.run / "config.yaml", to_yaml(self.config))
+            self._write_config()
             if self.model.tokenizer is not None:
                 storage.write_text(self.run / tokens.FILE, self.model.tokenizer.text)
         self.metrics, self.samples = (
@@ -244,128 +233,104 @@ class _Trainer:
         self.events.open(self.state.step)
         self.last: dict[str, Any] = next((record for record in reversed(self.metrics.kept) if "val_bpb" in record), {})
 
-    def _is_asked_to_stop(self) -> bool:
-        """Whether a signal has come, to any rank."""
-        heard = int(signal.Signals[self.stop.signal]) if self.stop.signal else 0
-        if heard := int(self.world.largest(heard)):
-            self.stop.signal = signal.Signals(heard).name
-        return heard > 0
+    def _write_config(self) -> None:
+        storage.write_text(self.run / "config.yaml", to_yaml(self.config))
 
-    def _begin(self) -> Teacher | None:
-        """What a run begins with, and the teacher that it keeps for life."""
-        train = self.config.train
-        with self.world.together():
-            if not self.state.step and train.start:
-                source = begin_from(train.start, self.model)
-                if train.taught and self.world.is_main:
-                    keep(source, self.run)
-        with self.world.together():
-            return Teacher(self.run / "teacher") if train.taught else None
+    def _warn_of_little_space(self) -> None:
+        """Warn at the start, not after hours, if the disk cannot hold the checkpoints to come."""
+        size, free = checkpoint_size(self.model), storage.free_bytes(self.run)
+        if free < 3 * size:
+            message = f"{self.run}: {free:,} bytes free, but a checkpoint needs {size:,} and up to three are kept"
+            self.listen("warning", {"message": message})
+
+    # -- steps ---------------------------------------------------------------------------------------------------------
 
     def _begin_step(self) -> None:
         train, state = self.config.train, self.state
         with self.world.together():
-            pieces = self._pieces(state.step)
-        logged = (state.step + 1) % train.log_every == 0 or state.step + 1 == train.steps
-        numbers = begin_step(
+            pieces = self._next_pieces(state.step)
+        histograms = (state.step + 1) % train.log_every == 0 or state.step + 1 == train.steps
+        record = train_step(
             self.model,
             self.optimizer,
             pieces,
             state.step,
             self.config,
             self.autocast,
-            logged,
+            histograms,
             self.world,
             self.teacher,
             self.ahead,
         )
         state.step += 1
         state.bytes_seen += train.batch_bytes
-        self.begun.append(_Begun(state.step, state.bytes_seen, pieces, train, numbers))
+        self.pending.append(_PendingStep(state.step, state.bytes_seen, pieces, train, record))
 
-    def _finish_steps(self, but: int = 0) -> None:
-        """Read and tell the numbers of all steps begun, `but` the last ones. Raises NumericalError, the state saved."""
-        while len(self.begun) > but:
-            self._finish(self.begun.popleft())
-
-    def _finish(self, begun: _Begun) -> None:
-        train, state = begun.train, self.state
-        record = {"step": begun.step, "bytes": begun.bytes} | begun.numbers()
-        sequences = round(self.world.sums(sum(len(piece.documents) for piece in begun.pieces))[0])
-        if "skipped" in record:
-            state.skipped_steps += 1
-            state.skipped_in_a_row += 1
-            record["documents"] = self._documents(begun.pieces)
-            told = [("skipped", "the loss or gradient is not finite; step skipped")]
-        else:
-            state.skipped_in_a_row, self.good = 0, self.saved
-            told = self.watch.observe(record, train.batch_bytes, sequences, train.alpha(begun.step - 1))
-        if told:
-            record["event"] = ", ".join(dict.fromkeys(name for name, _ in told))
-        for name, message in told:
-            warning = {"step": begun.step, "event": name, "message": f"step {begun.step}: {message}"}
-            self.listen("warning", warning | {key: record[key] for key in ("documents",) if key in record})
-        self.listen("step", record)
-        self.timed += 1
-        if begun.step == train.steps or begun.step % train.log_every == 0 or told:
-            now = self.clock()
-            record["bytes_per_s"] = round(train.batch_bytes * self.timed / max(now - self.since, 1e-9))
-            self.timed, self.since = 0, now
-            self._record(self.metrics, record)
-            self.listen("log", record)
-        if state.skipped_in_a_row == MAX_SKIPPED:
-            self._give_up(begun.step)
-
-    def _documents(self, pieces: list[Batch]) -> list[int]:
-        """Those of the batch, at most `MOST_DOCUMENTS`."""
-        own_ones = sorted({document for piece in pieces for document in piece.documents.tolist()})[:MOST_DOCUMENTS]
-        padded = own_ones + [-1] * (MOST_DOCUMENTS - len(own_ones))
-        found = {int(document) for each in self.world.each(*padded) for document in each if document >= 0}
-        return sorted(found)[:MOST_DOCUMENTS]
+    def _next_pieces(self, step: int) -> list[Batch]:
+        """This rank's micro-batches of step `step` (0-based). Starts to prefetch those of the next."""
+        pieces = self.prefetched.pop(step, None) or self.executor.submit(self._pieces, step)
+        self.prefetched = {step + 1: self.executor.submit(self._pieces, step + 1)}
+        return pieces.result()
 
     def _pieces(self, step: int) -> list[Batch]:
-        """This rank's micro-batches of the batch after `step` steps; those of the next are begun."""
-        this = self.making.pop(step, None) or self.maker.submit(self._make, step)
-        self.making = {step + 1: self.maker.submit(self._make, step + 1)}
-        return this.result()
-
-    def _make(self, step: int) -> list[Batch]:
         pieces = [self.batches.batch(step, rows) for rows in self.slices]
         if self.model.tokenizer is not None:
             pieces = [tokens.tokenised(piece, self.model.tokenizer) for piece in pieces]
         return [pinned(piece) for piece in pieces] if self.device.type == "cuda" else pieces
 
-    def _fit(self, pace: Pace) -> None:
-        """Lay the schedule out over the steps that the time left allows."""
-        train, step = self.config.train, self.state.step
-        # a forward pass is about a third of a step; nobody has timed the last validation before the first
-        validating = pace.seconds_per_step * min(train.eval_bytes, self.dataset.nbytes("val")) / train.batch_bytes / 3
-        closing = self.took.get("eval", validating) + self.took.get("checkpoint", 0.0)
-        steps = int(self.world.of_main(pace.total(self.clock(), step, closing)))
-        if steps != train.steps:
-            self.config = replace(self.config, train=replace(train, steps=steps))
-            self.listen("shortened", {"step": step, "steps": steps})
-        if steps != self.shown and (step % SHOWN == 0 or step == steps):
-            self.shown = steps
-            with self.world.together():
-                if self.world.is_main:
-                    storage.write_text(self.run / "config.yaml", to_yaml(self.config))
+    def _finish_steps(self, pending: int = 0) -> None:
+        """Read and report the metrics of all but the last `pending` steps. Raises NumericalError, the state saved."""
+        while len(self.pending) > pending:
+            self._finish_step(self.pending.popleft())
 
-    def _warn_of_little_space(self) -> None:
-        """A disk that cannot hold the checkpoints to come is better known now than after hours."""
-        size, free = checkpoint_size(self.model), storage.free_bytes(self.run)
-        if free < 3 * size:
-            message = f"{self.run}: {free:,} bytes free, but a checkpoint needs {size:,} and up to three are kept"
-            self.listen("warning", {"message": message})
+    def _finish_step(self, done: _PendingStep) -> None:
+        train, state = done.train, self.state
+        record = {"step": done.step, "bytes": done.bytes} | done.record()
+        sequences = round(self.world.sums(sum(len(piece.documents) for piece in done.pieces))[0])
+        if "skipped" in record:
+            state.skipped_steps += 1
+            state.skipped_in_a_row += 1
+            record["documents"] = self._documents(done.pieces)
+            alerts = [("skipped", "the loss or gradient is not finite; step skipped")]
+        else:
+            state.skipped_in_a_row, self.good = 0, self.saved
+            alerts = self.watch.observe(record, train.batch_bytes, sequences, train.alpha(done.step - 1))
+        if alerts:
+            record["event"] = ", ".join(dict.fromkeys(name for name, _ in alerts))
+        for name, message in alerts:
+            warning = {"step": done.step, "event": name, "message": f"step {done.step}: {message}"}
+            self.listen("warning", warning | {key: record[key] for key in ("documents",) if key in record})
+        self.listen("step", record)
+        self.unlogged_steps += 1
+        if alerts or done.step == train.steps or done.step % train.log_every == 0:
+            self._log_step(record, train.batch_bytes)
+        if state.skipped_in_a_row == MAX_SKIPPED:
+            self._give_up(done.step)
 
-    def _record(self, journal: RecordFile, record: dict[str, Any]) -> None:
-        """What cannot be written now is written with what comes next, or before the next checkpoint."""
+    def _log_step(self, record: dict[str, Any], batch_bytes: int) -> None:
+        """Write a step's record, with the speed since the last one written."""
+        now = self.clock()
+        record["bytes_per_s"] = round(batch_bytes * self.unlogged_steps / max(now - self.log_start, 1e-9))
+        self.unlogged_steps, self.log_start = 0, now
+        self._write(self.metrics, record)
+        self.listen("log", record)
+
+    def _write(self, file: RecordFile, record: dict[str, Any]) -> None:
+        """Write a record; if that fails now, it is written with the next one or before the next checkpoint."""
         try:
-            journal.write(record)
+            file.write(record)
         except (StorageError, BusyError) as error:
             self.listen("warning", {"message": f"{error}; training goes on"})
 
+    def _documents(self, pieces: list[Batch]) -> list[int]:
+        """Document indices of the whole batch, the first `MAX_DOCUMENTS`."""
+        local = sorted({document for piece in pieces for document in piece.documents.tolist()})[:MAX_DOCUMENTS]
+        padded = local + [-1] * (MAX_DOCUMENTS - len(local))
+        documents = {int(document) for rank in self.world.each(*padded) for document in rank if document >= 0}
+        return sorted(documents)[:MAX_DOCUMENTS]
+
     def _give_up(self, step: int) -> None:
+        """Save and raise NumericalError, after `MAX_SKIPPED` skipped steps."""
         self._finish_steps()
         self.state.skipped_in_a_row = 0
         self._save(final=True)
@@ -380,40 +345,82 @@ class _Trainer:
         known = f"the last good checkpoint is {good}" if good else "no earlier checkpoint is known to be good"
         return NumericalError(f"{message}; {known}", "try a lower train.lr, or precision=fp32")
 
-    def _validate(self) -> None:
+    def _reschedule(self, pace: Pace) -> None:
+        """Lay the schedule out over the steps that fit into the remaining time."""
+        train, step = self.config.train, self.state.step
+        # Before the first validation: a forward pass is about a third of a step.
+        estimate = pace.seconds_per_step * min(train.eval_bytes, self.dataset.nbytes("val")) / train.batch_bytes / 3
+        closing = self.durations.get("eval", estimate) + self.durations.get("checkpoint", 0.0)
+        steps = int(self.world.of_main(pace.total(self.clock(), step, closing)))
+        if steps != train.steps:
+            self.config = replace(self.config, train=replace(train, steps=steps))
+            self.listen("shortened", {"step": step, "steps": steps})
+        if steps != self.written_steps and (step % CONFIG_STRIDE == 0 or step == steps):
+            self.written_steps = steps
+            with self.world.together():
+                if self.world.is_main:
+                    self._write_config()
+
+    # -- validation and checkpoints ------------------------------------------------------------------------------------
+
+    def _validate_and_save_if_due(self) -> None:
+        """Raises Stopped if a signal has arrived, the state saved."""
         train, state = self.config.train, self.state
-        piece = min(PIECE, train.batch_bytes // train.pieces)
+        done = state.step == train.steps
+        if done or (train.eval_every and state.step % train.eval_every == 0):
+            self._between_steps("eval", self._validate)
+        stopping = self._stop_requested() and not done
+        if done or stopping or state.step % train.checkpoint_every == 0 or state.best_step == state.step:
+            self._between_steps("checkpoint", partial(self._save, done or stopping))
+        if stopping:
+            with self.world.together():
+                raise Stopped(
+                    f"stopped by {self.stop.signal} after step {state.step} of {train.steps}; saved in {self.run}",
+                    f"go on with: hnet train --run {shlex.quote(str(self.run))} --resume",
+                )
+
+    def _stop_requested(self) -> bool:
+        """True if any rank has received a signal; `self.stop` then has it on all."""
+        number = int(self.world.largest(int(signal.Signals[self.stop.signal]) if self.stop.signal else 0))
+        if number:
+            self.stop.signal = signal.Signals(number).name
+        return number > 0
+
+    def _between_steps(self, name: str, act: Callable[[], None]) -> None:
+        """Finish all steps, then act; its duration is noted, and left out of the steps' speed."""
+        self._finish_steps()
+        start = self.clock()
+        act()
+        self.durations[name] = self.clock() - start
+        self.log_start += self.durations[name]
+
+    def _validate(self) -> None:
+        train, state, sharded = self.config.train, self.state, self.world.sharded
+        piece, ratios = min(PIECE, train.batch_bytes // train.pieces), train.ratios(state.step)
         with self.autocast():
-            scored = validation(
-                self.model,
-                self.dataset,
-                train.sequence_length,
-                train.eval_bytes,
-                train.ratios(state.step),
-                piece,
-                self.world,
+            scores = validation(
+                self.model, self.dataset, train.sequence_length, train.eval_bytes, ratios, piece, self.world
             )
-            sharded = self.world.sharded
             decisions = self.probe.decide(self.model, sharded) if self.world.is_main or sharded else None
-        at = {"step": state.step, "bytes": state.bytes_seen}
-        record = at | {f"val_{k}": v for k, v in scored.items()}
+        position = {"step": state.step, "bytes": state.bytes_seen}
+        record = position | {f"val_{name}": value for name, value in scores.items()}
         if decisions is not None:
             if state.probe_depth:
                 record |= self.probe.flips(state.probe_depth, decisions.depth, len(train.target_ratios))
             state.probe_depth = decisions.depth
             if train.samples:
                 sample = self.probe.record(self.model, decisions, None if sharded else state.step)
-                self._record(self.samples, at | sample)
-        self._record(self.metrics, record)
+                self._write(self.samples, position | sample)
+        self._write(self.metrics, record)
         self.last = record
-        if math.isfinite(scored["bpb"]) and (state.best_bpb is None or scored["bpb"] < state.best_bpb):
-            state.best_bpb, state.best_step = scored["bpb"], state.step
+        if math.isfinite(scores["bpb"]) and (state.best_bpb is None or scores["bpb"] < state.best_bpb):
+            state.best_bpb, state.best_step = scores["bpb"], state.step
         self.listen("eval", record)
 
     def _save(self, final: bool) -> None:
-        """A failed periodic save must not kill the run: warn, train on, try again; only the third in a row counts.
+        """Write a checkpoint. Raises NumericalError, and writes nothing, if weights or moments are not finite.
 
-        Nothing that is not finite is saved: NumericalError.
+        A periodic checkpoint that cannot be written is a warning, the third in a row an error; so is a `final` one.
         """
         moments = (value for values in self.optimizer.state.values() for value in values.values())
         finite = all_finite([own(tensor) for tensor in (*self.model.state_dict().values(), *moments)])
@@ -421,29 +428,29 @@ class _Trainer:
             if self.world.largest(not finite):
                 raise self._not_finite(f"after step {self.state.step} the weights or AdamW's moments are not finite")
         with self.world.together():
-            self._write_checkpoint(final)
+            try:
+                self._write_checkpoint()
+            except (StorageError, BusyError) as error:
+                self.failed_saves += 1
+                if final or self.failed_saves >= MAX_FAILED_SAVES:
+                    raise
+                self.listen("warning", {"message": f"{error}; training goes on"})
 
-    def _write_checkpoint(self, final: bool) -> None:
-        train = self.config.train
-        try:
-            self.metrics.sync()
-            self.samples.sync()
-            self.events.sync()
-            self.saved = save_checkpoint(
-                self.run,
-                self.model,
-                self.optimizer,
-                self.state,
-                self.extra,
-                train.ratios(),
-                train.keep_checkpoints,
-                to_yaml(self.config),
-                self.world.is_main,
-            )
-            self.failed_saves = 0
-            self.listen("checkpoint", {"step": self.state.step})
-        except (StorageError, BusyError) as error:
-            self.failed_saves += 1
-            if final or self.failed_saves >= 3:
-                raise
-            self.listen("warning", {"message": f"{error}; training goes on"})
+    def _write_checkpoint(self) -> None:
+        config, train = self.config, self.config.train
+        self.metrics.sync()
+        self.samples.sync()
+        self.events.sync()
+        self.saved = save_checkpoint(
+            self.run,
+            self.model,
+            self.optimizer,
+            self.state,
+            {"modality": self.dataset.modality, "sequence_length": train.sequence_length, "preset": config.name},
+            train.ratios(),
+            train.keep_checkpoints,
+            to_yaml(config),
+            self.world.is_main,
+        )
+        self.failed_saves = 0
+        self.listen("checkpoint", {"step": self.state.step})

@@ -37,9 +37,9 @@ class CombinedOptimizer(torch.optim.Optimizer):
 def build_optimizer(model: HNetForCausalLM, config: RunConfig) -> torch.optim.Optimizer:
     """AdamW with one group per (learning-rate multiplier, weight decay); `group["lr_multiplier"]` stays in the group.
 
-    With `train.optimizer: muon` the matrices of the main network's layers are moved by Muon instead (Jordan 2024), its
-    updates scaled to the size of AdamW's (arXiv 2502.16982), so that the same learning rate serves both. The
-    multipliers are those of `rate_multipliers`. Raises EnvironmentLimit where this torch has no Muon.
+    With `train.optimizer: muon` the matrices of the main network's layers are updated by Muon (Jordan 2024), scaled to
+    the size of AdamW's updates (arXiv 2502.16982), so that one learning rate serves both. The multipliers are those of
+    `rate_multipliers`. Raises EnvironmentLimit if this torch has no Muon.
     """
     train = config.train
     groups: list[dict[str, Any]] = parameter_groups(
@@ -62,20 +62,20 @@ def build_optimizer(model: HNetForCausalLM, config: RunConfig) -> torch.optim.Op
 
 
 def _divided(groups: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The same groups without and with only the matrices of the main network's layers."""
+    """The groups without the matrices of the main network's layers, and the groups of those matrices."""
     parts: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
     for group in groups:
-        pairs = list(zip(group["params"], group["names"], strict=True))
-        chosen = [p.dim() == 2 and "main_network.layers." in name for p, name in pairs]
-        for part, wanted in zip(parts, (False, True), strict=True):
-            own = [pair for pair, is_matrix in zip(pairs, chosen, strict=True) if is_matrix is wanted]
-            if own:
-                part.append(group | {"params": [p for p, _ in own], "names": [name for _, name in own]})
+        split: tuple[list[Any], list[Any]] = ([], [])
+        for parameter, name in zip(group["params"], group["names"], strict=True):
+            split[parameter.dim() == 2 and "main_network.layers." in name].append((parameter, name))
+        for part, pairs in zip(parts, split, strict=True):
+            if pairs:
+                part.append(group | {"params": [p for p, _ in pairs], "names": [name for _, name in pairs]})
     return parts
 
 
 def rate_multipliers(config: RunConfig) -> list[float]:
-    """Learning-rate multipliers per level, outermost first: paper equation 11 unless the configuration gives them."""
+    """Learning-rate multipliers per level, outermost first: as configured, else by paper equation 11."""
     train = config.train
     if train.lr_multipliers == "auto":
         return lr_multipliers(config.model, train.ratios(), n_gpt=train.lr_bytes_per_token)
@@ -86,17 +86,17 @@ def schedule(step: int, train: TrainConfig) -> float:
     """The learning rate at `step` (0-based) as a share of its peak.
 
     Linear warm-up, a constant stretch, then a decay to `min_lr_ratio` over the last share of the steps (paper, section
-    3); "inverse-sqrt" falls as 1 - sqrt(progress), which is what that decay is usually taken to mean.
+    3); "inverse-sqrt" falls as 1 - sqrt(progress), the usual reading of the paper's decay.
     """
     if train.schedule == "constant":
         return 1.0
     warmup, decay = round(train.warmup * train.steps), round(train.decay * train.steps)
     if step < warmup:
         return (step + 1) / warmup
-    into = step - (train.steps - decay) + 1
-    if decay == 0 or into <= 0:
+    decayed = step - (train.steps - decay) + 1
+    if decay == 0 or decayed <= 0:
         return 1.0
-    progress = min(1.0, into / decay)
+    progress = min(1.0, decayed / decay)
     fall = math.sqrt(progress) if train.decay_shape == "inverse-sqrt" else progress
     return 1.0 - (1.0 - train.min_lr_ratio) * fall
 

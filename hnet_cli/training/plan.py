@@ -1,5 +1,5 @@
-"""What `hnet train` is about to do: which configuration, data and folder, and whether this machine can. No torch here
-unless the plan has to be timed."""
+"""The plan of `hnet train`: configuration, data, run folder, and whether they fit this machine. torch is imported only
+to time a plan."""
 
 from __future__ import annotations
 
@@ -14,53 +14,53 @@ from hnet_cli import modality, storage
 from hnet_cli.config.run import RunConfig, differences, resolve
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Batches
+from hnet_cli.distributed.device import GIB, Machine, this_machine
 from hnet_cli.distributed.world import ALONE, World
 from hnet_cli.errors import EnvironmentLimit, HNetError, InputError
 from hnet_cli.report import history
 from hnet_cli.terminal.console import count, duration, literal, say, show, size, table
 from hnet_cli.training import budget, lineup
-from hnet_cli.training.budget import GIB, Machine
 
-OFTEN = 16
-"""Times that data may be read before they teach next to nothing more (Muennighoff et al., arXiv 2305.16264)."""
+MAX_EPOCHS = 16
+"""Epochs after which repeated data stops helping (Muennighoff et al., arXiv 2305.16264)."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One training run, decided."""
+    """The choices for one training run."""
 
     config: RunConfig
     data: Path
     dataset: dict[str, Any]
-    """`dataset.json`."""
+    """The contents of `dataset.json`."""
     run: Path
     machine: Machine
-    """Of this rank."""
+    """The machine of this rank."""
     ranks: int = 1
     shares: int = 1
-    """Ranks that the model is divided among; 1 where each has a copy."""
+    """Ranks that the model is sharded over; 1 if each has a copy."""
 
 
 def dataset_at(data: Path) -> Dataset:
-    """The dataset in a folder. Raises InputError where there is none."""
+    """The dataset in a folder. Raises InputError if there is none."""
     if not (data / "dataset.json").exists():
-        what = "is not a dataset: it has no dataset.json" if data.exists() else "does not exist"
-        raise InputError(f"{data} {what}", f"`hnet prepare` makes a dataset{' of it' if data.is_file() else ''}")
+        reason = "is not a dataset: it has no dataset.json" if data.exists() else "does not exist"
+        raise InputError(f"{data} {reason}", f"`hnet prepare` makes a dataset{' of it' if data.is_file() else ''}")
     return Dataset.open(data)
 
 
 def newest_dataset() -> Path:
-    """The newest dataset under `data/`. Raises InputError where there is none."""
-    found = sorted(Path("data").glob("*/dataset.json"), key=lambda path: path.stat().st_mtime)
-    if not found:
+    """The newest dataset under `data/`. Raises InputError if there is none."""
+    datasets = sorted(Path("data").glob("*/dataset.json"), key=lambda path: path.stat().st_mtime)
+    if not datasets:
         raise InputError("there is no dataset under data/", "make one with `hnet prepare FILE`, or give --data")
-    return found[-1].parent
+    return datasets[-1].parent
 
 
 def _newest_run() -> Path | None:
-    """The run under `runs/` that `--resume` means where nothing is named: one that is not finished, if there is any.
+    """The newest run under `runs/`, an unfinished one if there is any: what `--resume` without a name continues.
 
-    One that is running still counts, and is refused later: an older one is not what was meant.
+    A run in progress counts, and is refused later: the user did not mean an older one.
     """
     runs = [history.glance(path) for path in history.find(Path("runs"))]
     return max(runs, key=lambda run: (run.state != "finished", run.when)).path if runs else None
@@ -76,8 +76,8 @@ def choose(
     device: str | None,
     world: World = ALONE,
 ) -> Plan:
-    """Fill in what the user left open and say what was chosen. Raises UsageError, InputError or EnvironmentLimit."""
-    here = budget.machine(world.device(device), world.local_size)
+    """Make and print the choices that the user left open. Raises UsageError, InputError or EnvironmentLimit."""
+    here = this_machine(world.device(device), world.local_size)
     if resume and run is None and preset is None and data is None and (run := _newest_run()) is not None:
         say(f"Run: [bold]{literal(run)}[/] (the newest that goes on; --run names another)")
     config = resolve(preset, settings) if preset is not None else None
@@ -96,18 +96,18 @@ def choose(
         say(f"Run: [bold]{literal(run)}[/]")
         if resume:
             config = _stored(run, config, settings)
-    Batches(dataset, sequence_length=config.train.sequence_length, rows=config.train.rows)  # enough data for them
+    Batches(dataset, sequence_length=config.train.sequence_length, rows=config.train.rows)  # raises if data are too few
     config = dataclasses.replace(config, data=str(data))
-    is_open = config.train.micro_batches == "auto"
+    is_auto = config.train.micro_batches == "auto"
     config = budget.settled(config, here, world.size)
-    if is_open:
-        _tell_of_micro_batches(config)
+    if is_auto:
+        _say_micro_batches(config)
     shares = world.size if budget.is_sharded(config, here, world.size) else 1
     return Plan(config, data, dataset.about, run, here, world.size, shares)
 
 
-def _tell_of_micro_batches(config: RunConfig) -> None:
-    """Print the number chosen for `auto`, and whether it decides more than memory and speed."""
+def _say_micro_batches(config: RunConfig) -> None:
+    """Print the number chosen for `auto`, and whether it affects more than memory and speed."""
     train, weight = config.train, config.train.ratio_loss_weight
     weights = [value for _, value in weight] if isinstance(weight, list) else [weight]
     matters = any(chunker.learned for chunker in config.model.chunkers) and max(weights) > 0
@@ -116,9 +116,9 @@ def _tell_of_micro_batches(config: RunConfig) -> None:
 
 
 def _stored(run: Path, given: RunConfig | None, settings: list[str]) -> RunConfig:
-    """The configuration a run began with, which holds when it goes on, with `settings` on top.
+    """The configuration that a run began with, with `settings` on top; of a run that never began, `given`.
 
-    What differs in the configuration given is said. A run that never began goes by that one.
+    Differences from `given`, which are not used, are printed. Raises InputError if there is neither.
     """
     file = _sealed(run) or run / "config.yaml"
     if not file.exists():
@@ -126,21 +126,21 @@ def _stored(run: Path, given: RunConfig | None, settings: list[str]) -> RunConfi
             raise InputError(f"{run} holds no run to resume: it has no config.yaml", "`hnet train` without --resume")
         return given
     stored = resolve(str(file), settings)
-    _tell_of_edits(run / "config.yaml", file)
+    _warn_of_edits(run / "config.yaml", file)
     if given is not None:
-        theirs = vars(given.train)
-        kept = [f"train.{key}={value}" for key, value in vars(stored.train).items() if value != theirs[key] != "auto"]
-        kept += ["its model"] if stored.model != given.model else []
-        if kept:
+        mine, others = vars(stored.train), vars(given.train)
+        changed = [f"train.{key}={value}" for key, value in mine.items() if value != others[key] != "auto"]
+        changed += ["its model"] if stored.model != given.model else []
+        if changed:
             say(
                 f"[yellow]note:[/] the run goes on with its own settings, not those of {literal(given.name)}: "
-                f"{literal(', '.join(kept))}; --set changes one"
+                f"{literal(', '.join(changed))}; --set changes one"
             )
     return stored
 
 
 def _sealed(run: Path) -> Path | None:
-    """The configuration that the newest checkpoint was written with and whose manifest vouches for it."""
+    """The configuration sealed by the manifest of the newest checkpoint that has one."""
     for folder in sorted((run / "checkpoints").glob("step-*"), reverse=True):
         with contextlib.suppress(HNetError, KeyError):
             storage.verify_file(folder, "config.yaml", storage.read_manifest(folder)["files"]["config.yaml"])
@@ -148,18 +148,18 @@ def _sealed(run: Path) -> Path | None:
     return None
 
 
-def _tell_of_edits(shown: Path, used: Path) -> None:
-    """`config.yaml` of a run is for people; what is otherwise in it (edited, damaged, or set by a `--resume` that was
-    stopped before a checkpoint) does not hold."""
+def _warn_of_edits(shown: Path, used: Path) -> None:
+    """Say which settings of a run's `config.yaml` are not used: it is for people, and can have been edited, damaged, or
+    written by a `--resume` that was stopped before a checkpoint."""
     try:
         changed = differences(resolve(str(used)), resolve(str(shown)))
-        told = ", ".join(f"{key} is {now}, not {before}" for key, (before, now) in changed.items())
+        difference = ", ".join(f"{key} is {now}, not {before}" for key, (before, now) in changed.items())
     except HNetError as error:
-        told = str(error)
-    if told:
+        difference = str(error)
+    if difference:
         say(
-            f"[yellow]note:[/] {literal(shown)} differs from the newest checkpoint's ({literal(told)}), is not used; "
-            "--set changes a setting"
+            f"[yellow]note:[/] {literal(shown)} differs from the newest checkpoint's ({literal(difference)}), "
+            "is not used; --set changes a setting"
         )
 
 
@@ -168,11 +168,11 @@ def _needs(plan: Plan) -> budget.Needs:
 
 
 def refuse_what_cannot_fit(plan: Plan) -> None:
-    """Raises EnvironmentLimit with what is needed, what is there and what would fit."""
+    """Raises EnvironmentLimit if memory does not suffice, with what is needed, what is free and what would fit."""
     if budget.fits(plan.config, plan.machine, plan.shares):
         return
     here = plan.machine
-    needs = _needs(plan)
+    needed = _needs(plan)
     fitting = [name for name, _ in budget.presets_that_fit(here)]
     advice = f"presets that fit: {', '.join(fitting)}" if fitting else "no preset fits; free some memory"
     if budget.fits(plan.config, here, plan.ranks):
@@ -186,29 +186,29 @@ def refuse_what_cannot_fit(plan: Plan) -> None:
             advice = f"--set train.micro_batches={smaller.pieces} would fit; {advice}"
             break
     raise EnvironmentLimit(
-        f"{plan.config.name} ({count(needs.parameters)} parameters) needs about {needs.memory / GIB:.0f} GiB to train "
-        f"({needs.weights / GIB:.0f} for weights, gradients and AdamW, {needs.activations / GIB:.0f} for activations), "
-        f"but {here.device} ({here.name}) has {here.memory / GIB:.0f} GiB free",
+        f"{plan.config.name} ({count(needed.parameters)} parameters) needs about {needed.memory / GIB:.0f} GiB "
+        f"to train ({needed.weights / GIB:.0f} for weights, gradients and AdamW, {needed.activations / GIB:.0f} for "
+        f"activations), but {here.device} ({here.name}) has {here.memory / GIB:.0f} GiB free",
         advice,
     )
 
 
-def tell_of_repetition(plan: Plan) -> None:
-    """A plan that reads the same few bytes again and again is most often an oversight: the default number of steps."""
-    train, there = plan.config.train, plan.dataset["splits"]["train"]["bytes"]
+def warn_of_repetition(plan: Plan) -> None:
+    """Warn of more than `MAX_EPOCHS` epochs, most often an oversight: the default number of steps on little data."""
+    train, available = plan.config.train, plan.dataset["splits"]["train"]["bytes"]
     total = train.steps * train.batch_bytes
-    if total > OFTEN * there:
+    if total > MAX_EPOCHS * available:
         say(
-            f"[yellow]note:[/] {train.steps:,} steps read the {size(there)} of data {total / there:,.0f} times; beyond "
-            f"about {OFTEN} times a model learns them by heart. Give more data, or --set "
-            f"train.steps={max(1, OFTEN * there // train.batch_bytes)}."
+            f"[yellow]note:[/] {train.steps:,} steps read the {size(available)} of data {total / available:,.0f} "
+            f"times; beyond about {MAX_EPOCHS} times a model learns them by heart. Give more data, or --set "
+            f"train.steps={max(1, MAX_EPOCHS * available // train.batch_bytes)}."
         )
 
 
 def facts(plan: Plan) -> dict[str, Any]:
     """The plan as data: parameters per part, FLOPs, memory, bytes, epochs."""
     train, dataset = plan.config.train, Dataset.open(plan.data)
-    needs = _needs(plan)
+    needed = _needs(plan)
     total = train.steps * train.batch_bytes
     return {
         "preset": plan.config.name,
@@ -217,12 +217,12 @@ def facts(plan: Plan) -> dict[str, Any]:
         "device": plan.machine.device,
         "ranks": plan.ranks,
         "sharded": plan.shares > 1,
-        "parameters": needs.parameters,
+        "parameters": needed.parameters,
         "parameters_by_part": plan.config.model.count_parameters(),
         "flops_per_byte": lineup.flops_per_byte(plan.config, dataset),
         "tokens_per_byte": lineup.tokens_per_byte(plan.config, dataset),
-        "memory_needed": needs.memory,
-        "memory_worst": needs.worst_memory,
+        "memory_needed": needed.memory,
+        "memory_worst": needed.worst_memory,
         "memory_free": plan.machine.memory,
         "fits": budget.fits(plan.config, plan.machine, plan.shares),
         "micro_batches": train.pieces,
@@ -233,10 +233,10 @@ def facts(plan: Plan) -> dict[str, Any]:
 
 
 def describe(plan: Plan, as_json: bool, minutes: float | None = None) -> None:
-    """Print the plan, with the time it would take, measured, if it fits; else raises EnvironmentLimit after it."""
+    """Print the plan, with its measured time if it fits. Raises EnvironmentLimit after that if it does not."""
     data = facts(plan)
     if data["fits"] and plan.shares == 1:
-        from hnet_cli.training.step import seconds_per_byte
+        from hnet_cli.training.timing import seconds_per_byte
 
         positions = data["bytes"] * data["tokens_per_byte"]
         data["seconds"] = positions * seconds_per_byte(plan.config, plan.machine.device) / plan.ranks

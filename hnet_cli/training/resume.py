@@ -1,4 +1,4 @@
-"""What a run that was stopped goes on from: the newest checkpoint that is whole, if it belongs to what is asked for."""
+"""Resuming a run: from its newest whole checkpoint, if that fits the configuration and dataset."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hnet_cli.training.events import Listener
 
 
 def with_its_micro_batches(config: RunConfig, run: Path) -> RunConfig:
-    """`config` with as many micro-batches as the run in a folder was begun with, if its `config.yaml` tells."""
+    """`config` with the number of micro-batches in the `config.yaml` of a run, if that can be read."""
     with contextlib.suppress(UsageError):
         pieces = resolve(str(run / "config.yaml")).train.micro_batches
         return replace(config, train=replace(config.train, micro_batches=pieces))
@@ -37,13 +37,13 @@ def restore(
     strict: bool = False,
     world: World = ALONE,
 ) -> TrainingState:
-    """Fill model, optimizer and random state from the newest whole checkpoint of `run`; a fresh state if it has none.
+    """Load model, optimizer and random state from the newest whole checkpoint of `run`; a fresh state if it has none.
 
-    `listen` hears "warning" for each checkpoint passed over, and "resume" with the step and what is set otherwise than
-    when it was written. `strict`: nothing is passed over. Raises DamagedError (no checkpoint is whole, or `strict`),
-    InputError (another dataset), UsageError (a setting that a run cannot change).
+    `listen` receives "warning" for each checkpoint skipped, and "resume" with the step and the settings changed since
+    it was written. Raises DamagedError (no checkpoint is whole, or with `strict` the newest is not), InputError
+    (another dataset), UsageError (a setting that a run cannot change).
 
-    Rank 0 of a `world` chooses and verifies; all then read the same folder, whatever ranks it was written by.
+    Rank 0 chooses and verifies; then all ranks read the same folder, however many ranks wrote it.
     """
     with world.together():
         folder = _newest(run, listen, strict) if world.is_main else None
@@ -66,14 +66,14 @@ def restore(
 def _newest(run: Path, listen: Listener, strict: bool) -> Path | None:
     """The newest checkpoint that is whole; None if there are none."""
 
-    def passed_over(message: str) -> None:
+    def skip(message: str) -> None:
         if strict:
             raise DamagedError(message.partition(";")[0], "without --strict the run goes on from the one before")
         listen("warning", {"message": message})
 
     if missing := missing_latest(run):
-        passed_over(f"{missing} is missing; going back to the checkpoint before it")
-    folder = newest(run, passed_over)
+        skip(f"{missing} is missing; going back to the checkpoint before it")
+    folder = newest(run, skip)
     if folder is None:
         if missing or has_any(run):
             raise DamagedError(f"no checkpoint of {run} is whole", "begin another run with --run NAME")
@@ -82,17 +82,17 @@ def _newest(run: Path, listen: Listener, strict: bool) -> Path | None:
 
 
 def _changes(folder: Path, config: RunConfig) -> list[str]:
-    """What is set otherwise than in the checkpoint. Raises UsageError where that would make another run of it."""
+    """Settings changed since the checkpoint, as text. Raises UsageError for one that a run cannot change."""
     sealed = folder / SETTINGS
-    if not sealed.exists():  # of an early version
+    if not sealed.exists():  # written by an early version
         return []
     changed = differences(resolve(str(sealed)), config)
-    refused = {key: was for key, was in changed.items() if key.startswith(FIXED)}
+    refused = {key: values for key, values in changed.items() if key.startswith(FIXED)}
     if refused:
         raise UsageError(
             f"a run cannot change {_diff(refused)}", "leave that as it was, or start another run with --run NAME"
         )
-    return [_diff({key: was}) for key, was in changed.items()]
+    return [_diff({key: values}) for key, values in changed.items()]
 
 
 def _diff(changed: dict[str, tuple[object, object]]) -> str:

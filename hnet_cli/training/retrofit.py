@@ -1,8 +1,8 @@
-"""`hnet retrofit`: a Transformer over tokens becomes the main network of a one-stage H-Net (paper, appendix F).
+"""`hnet retrofit`: make a Transformer over tokens the main network of a one-stage H-Net (paper, appendix F).
 
-What is written is a model folder from which `hnet train` begins: the Transformer's layers and final norm as they are,
-to be kept frozen; a new encoder, decoder and adapters; its tokenizer and embeddings, which teach the encoder where
-tokens begin and what the layers are used to read; and the configuration that trains it.
+The result is a model folder from which `hnet train` starts: the Transformer's layers and final norm, to be frozen; a
+new encoder, decoder and adapters; its tokenizer and embeddings, the targets for boundaries and the main network's
+inputs; and the training configuration.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from hnet_cli.errors import BusyError, InputError, UsageError
 from hnet_cli.model import HNetConfig
 from hnet_cli.model.settings import Rotary
 from hnet_cli.storage import shown
-from hnet_cli.training.step import build_model
+from hnet_cli.training.build import build_model
 from hnet_cli.training.teacher import TABLE, TOKENIZER
 
 FROZEN = "level1.main_network"
@@ -37,22 +37,27 @@ MAIN = "backbone.main_network.main_network."
 
 @dataclass(frozen=True)
 class Retrofitted:
-    """What `retrofit` made."""
+    """The result of `retrofit`."""
 
     target: str
     preset: str
-    """The file to train it with."""
+    """Configuration file to train it with."""
     layers: int
-    """Of the Transformer."""
+    """Layers of the Transformer."""
     parameters: int
     frozen: int
 
 
-def retrofit(source: str | Path, target: Path, preset: str = "retrofit-nano", settings: list[str] | None = None,
-             overwrite: bool = False) -> Retrofitted:  # fmt: skip
-    """Write the H-Net that the Transformer in `source` becomes to the model folder `target`.
+def retrofit(
+    source: str | Path,
+    target: Path,
+    preset: str = "retrofit-nano",
+    settings: list[str] | None = None,
+    overwrite: bool = False,
+) -> Retrofitted:
+    """Write an H-Net around the Transformer in `source` to the model folder `target`.
 
-    `preset` gives all but the main network: encoder, decoder, adapters, and the training. Raises InputError,
+    `preset` gives encoder, decoder, adapters and training. Raises InputError,
     DamagedError, UsageError (another architecture, or a preset that does not fit it), BusyError, StorageError.
     """
     given = resolve(preset, settings or [])
@@ -69,8 +74,7 @@ def retrofit(source: str | Path, target: Path, preset: str = "retrofit-nano", se
         )
     config = _config(given, teacher.config, target)
     weights = _weights(config, teacher)
-    manifest = {"kind": "model"}
-    with storage.staged_folder(target, overwrite=overwrite, manifest=manifest) as folder:
+    with storage.staged_folder(target, overwrite=overwrite, manifest={"kind": "model"}) as folder:
         about = config.model.to_dict()
         about["hnet"] |= {"target_ratios": config.train.ratios(), "sequence_length": config.train.sequence_length}
         storage.write_json(folder / "config.json", about | {"model_type": MODEL_TYPE})
@@ -91,7 +95,7 @@ def retrofit(source: str | Path, target: Path, preset: str = "retrofit-nano", se
 
 
 def _config(given: RunConfig, teacher: HNetConfig, target: Path) -> RunConfig:
-    """The preset with the teacher's layers in the place of its main network."""
+    """The preset with the teacher's layers as its main network. Raises UsageError if they do not fit together."""
     model = given.model
     if model.num_stages != 1 or not model.adapter_width or FROZEN not in given.train.frozen:
         raise UsageError(
@@ -100,8 +104,8 @@ def _config(given: RunConfig, teacher: HNetConfig, target: Path) -> RunConfig:
         )
     encoder, _, decoder = model.arch_layout
 
-    def levels(own: tuple[Any, ...], theirs: tuple[Any, ...]) -> tuple[Any, ...]:
-        return own[0], theirs[0]
+    def levels(outer: tuple[Any, ...], inner: tuple[Any, ...]) -> tuple[Any, ...]:
+        return outer[0], inner[0]
 
     attention = {name: levels(value, getattr(teacher.attn_cfg, name)) for name, value in vars(model.attn_cfg).items()}
     official = (Rotary(), Rotary())
@@ -125,20 +129,20 @@ def _config(given: RunConfig, teacher: HNetConfig, target: Path) -> RunConfig:
 
 
 def _weights(config: RunConfig, teacher: TokenModel) -> Weights:
-    """Of the H-Net: the teacher's main network, all else as a fresh model has it."""
+    """The H-Net's weights: the teacher's main network, and a fresh model's for the rest."""
     encoder, _, decoder = config.model.arch_layout
-    shallow = dataclasses.replace(config.model, arch_layout=(encoder, ("T1",), decoder))  # what is inside is replaced
+    shallow = dataclasses.replace(config.model, arch_layout=(encoder, ("T1",), decoder))  # its main network is not used
     torch.manual_seed(config.train.seed)
     fresh = build_model(dataclasses.replace(config, model=shallow)).state_dict()
-    own: Weights = {
+    outer: Weights = {
         name: Stored(tuple(value.shape), value.dtype, value.contiguous)
         for name, value in fresh.items()
         if not name.startswith((f"{MAIN}layers.", f"{MAIN}rmsnorm."))
         and not (name == "lm_head.weight" and config.model.tie_embeddings)
     }
-    theirs = {
+    main = {
         name.replace("backbone.main_network.", MAIN): stored
         for name, stored in teacher.weights.items()
         if name.startswith("backbone.")
     }
-    return own | theirs
+    return outer | main

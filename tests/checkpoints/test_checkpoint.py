@@ -15,9 +15,9 @@ from hnet_cli.checkpoints.convert import convert
 from hnet_cli.checkpoints.find import default_model, find, load, newest
 from hnet_cli.checkpoints.training_state import TrainingState, load_checkpoint, save_checkpoint
 from hnet_cli.errors import DamagedError, InputError
+from hnet_cli.training.build import build_model
 from hnet_cli.training.loop import train
 from hnet_cli.training.optim import build_optimizer
-from hnet_cli.training.step import build_model
 
 FILES = ["config.json", "model.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"]
 
@@ -170,8 +170,9 @@ def test_every_kind_of_model(run, tmp_path):
         shutil.copy(checkpoints / "step-00000003" / name, plain)
     assert find(plain) == plain
     assert load(plain).source == plain
-    for (name, a), b in zip(load(plain).state_dict().items(), load(checkpoints / "step-00000003").state_dict().values(),
-                            strict=True):  # fmt: skip
+    for (name, a), b in zip(
+        load(plain).state_dict().items(), load(checkpoints / "step-00000003").state_dict().values(), strict=True
+    ):
         assert torch.equal(a, b), name
 
 

@@ -62,9 +62,15 @@ def test_names_cannot_steer_the_terminal(own, capsys):
     evil = "evil\x1b[2J\x07.txt"
     shutil.copy("file.txt", evil)
     Path("evil.yaml").write_text('"tr\\e[2Jain": 1\n')
-    lines = [["prepare", evil], ["prepare", evil], ["segment", evil, "--model", "runs/fox", "--format", "jsonl"],
-             ["sample", f"no{evil}"], ["train", "--preset", "evil.yaml"], ["segment", f"no{evil}"],
-             ["train", "--preset", "tiny.yaml", "--data", f"data/{evil[:-4]}"]]  # fmt: skip
+    lines = [
+        ["prepare", evil],
+        ["prepare", evil],
+        ["segment", evil, "--model", "runs/fox", "--format", "jsonl"],
+        ["sample", f"no{evil}"],
+        ["train", "--preset", "evil.yaml"],
+        ["segment", f"no{evil}"],
+        ["train", "--preset", "tiny.yaml", "--data", f"data/{evil[:-4]}"],
+    ]
     assert [run(line) for line in lines] == [0, 73, 0, 3, 2, 3, 0]
     out, err = capsys.readouterr()
     assert not {"\x1b", "\x07"} & set(out + err)
@@ -74,18 +80,22 @@ def test_names_cannot_steer_the_terminal(own, capsys):
 @pytest.mark.parametrize(
     ("line", "keys"),
     [
-        ("prepare file.txt --out x --json",
-         {"path", "modality", "documents", "bytes", "refused", "splits", "baselines"}),
+        (
+            "prepare file.txt --out x --json",
+            {"path", "modality", "documents", "bytes", "refused", "splits", "baselines"},
+        ),
         ("train --preset tiny.yaml --data data/file --run y --json", {"run", "steps", "seconds", "val_bpb"}),
-        ("train --preset tiny.yaml --data data/file --dry-run --json",
-         {"parameters", "flops_per_byte", "memory_needed", "memory_free", "fits", "seconds", "epochs"}),
+        (
+            "train --preset tiny.yaml --data data/file --dry-run --json",
+            {"parameters", "flops_per_byte", "memory_needed", "memory_free", "fits", "seconds", "epochs"},
+        ),
         ("sample runs/fox --max-bytes 9 --json", {"text"}),
         ("presets --json", {"nano", "2stage-xl"}),
         ("presets nano --json", {"model", "train", "description"}),
         ("sample runs/fox --max-bytes 9 --json --show-chunks", {"text", "boundaries"}),
         ("doctor --json", set()),
     ],
-)  # fmt: skip
+)
 def test_programs_can_listen(own, capsys, line, keys):
     assert hnet(line) == 0
     assert keys <= json.loads(capsys.readouterr().out).keys()

@@ -21,7 +21,8 @@ from hnet_cli.distributed.parallel import GradientSum
 from hnet_cli.distributed.world import ALONE, World, joined, place
 from hnet_cli.errors import UsageError
 from hnet_cli.modality import Document, Modality
-from hnet_cli.training.step import accumulate, build_model
+from hnet_cli.training.build import build_model
+from hnet_cli.training.step import accumulate
 
 
 class Loud(Modality):
@@ -56,10 +57,6 @@ def config(*more):
     return tiny(*settings(*more))
 
 
-
-
-
-
 def at(rank, step, action):
     """A listener that acts on one rank after one step."""
 
@@ -72,10 +69,6 @@ def at(rank, step, action):
 
 def sending(name):
     return lambda: os.kill(os.getpid(), signal.Signals[name])
-
-
-
-
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from runkit import dataset, tiny
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.evaluation import compression
 from hnet_cli.evaluation.scoring import COLUMNS, loglikelihoods, score, stretches
-from hnet_cli.training.step import build_model
+from hnet_cli.training.build import build_model
 from hnet_cli.training.validation import validation
 
 BOS = 254

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hnet_cli.kernels import REFERENCE, choose, continuing
-from hnet_cli.kernels.operations import Scan
 from hnet_cli.kernels.packing import Packing
+from hnet_cli.kernels.reference import ScanInputs
 
 HOST = choose("cpu", torch.float64)
 
@@ -32,12 +32,12 @@ def test_pieces_are_the_whole(kernels, documents, seed):
 
     whole, parts = pieces(*map(list, zip(*documents, strict=True)))
     total, rows = whole.total, whole.batch_size
-    scan = Scan(
+    scan = ScanInputs(
         normal(total, 2, 4), normal(total, 2), -normal(2).exp(), normal(total, 8), normal(total, 8), *normal(2, 2)
     )
     x, weight, bias, p = normal(total, 6), normal(6, 4), normal(6), torch.sigmoid(normal(total))
     expected = (
-        kernels.ssd_scan(*scan, whole),
+        kernels.ssd_scan(scan, whole),
         kernels.causal_conv(x, weight, bias, whole),
         kernels.ema_scan(x, p, whole),
     )
@@ -53,5 +53,5 @@ def test_pieces_are_the_whole(kernels, documents, seed):
         )
         for got, want in zip(found, expected, strict=True):
             torch.testing.assert_close(got, want[at], rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(state.value, kernels.ssd_scan(*scan, whole, return_states=True)[1], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(state.value, kernels.ssd_scan_states(scan, whole)[1], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(conv, whole.tails(x, 3))

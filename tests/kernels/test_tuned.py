@@ -17,13 +17,13 @@ import json, sys
 import gpu_warm, torch
 from pathlib import Path
 from triton.runtime import jit
-from hnet_cli.kernels import cuda as external, tuned
+from hnet_cli.kernels import cuda, tuned
 
 gpu_warm.without_gpu(90)
 torch.cuda.is_available, torch.cuda.get_device_capability = lambda: True, lambda: (9, 0)
 launched = []
 jit.JITFunction.run = lambda kernel, *args, **options: launched.append(kernel.fn.__name__)
-external.load_mamba()
+cuda.load_mamba()
 tuners = tuned.tuners()
 
 
@@ -39,8 +39,8 @@ def fresh(content):
         tuner.cache.clear()
     tuned.TABLE = Path(sys.argv[1])
     tuned.TABLE.write_text(content)
-    external.load_mamba.cache_clear()
-    external.load_mamba()
+    cuda.load_mamba.cache_clear()
+    cuda.load_mamba()
     return sum(len(tuner.cache) for tuner in tuners.values())
 
 

@@ -4,23 +4,45 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch._dynamo  # noqa: F401  (what an optimizer imports when it is made: seconds, in every process)
+import typer.main
 from runkit import SETTINGS
 
-import hnet_cli.training.progress  # noqa: F401  (all that `hnet train` needs)
-from hnet_cli import storage
-from hnet_cli.cli.app import run
+import hnet_cli
+from hnet_cli import modality, storage
+from hnet_cli.cli.app import app, run
 from hnet_cli.config.run import RunConfig
+from hnet_cli.terminal import console
 from hnet_cli.training.loop import train
+
+SMALLER = [
+    "model.d_model=[16, 16]",
+    "model.d_intermediate=[0, 32]",
+    "model.ssm_cfg={d_state: 8, headdim: 16}",
+    "model.attn_cfg={num_heads: [2, 2], rotary_emb_dim: [8, 8], window_size: [-1, -1]}",
+    "train.samples=false",
+]
+
+
+def poll(condition: Callable[[], object], seconds: float) -> bool:
+    """Whether `condition` came to hold within `seconds`."""
+    until = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.001)
+    return True
 
 
 @dataclass
@@ -29,23 +51,18 @@ class Command:
 
     pid: int
     stderr: Path
-    began: float
     code: int | None = None
     """Exit code, negative for a signal; None while it runs."""
-    seconds: float = 0.0
     cpu: float = 0.0
     """Seconds of CPU time."""
     memory: int = 0
-    """Bytes it held at most, those shared with this process included."""
+    """Peak resident bytes, those shared with this process included."""
 
     def wait(self, seconds: float = 120.0) -> int:
-        """The exit code. Ends it and fails if it takes longer."""
-        until = time.monotonic() + seconds
-        while not self.ended():
-            if time.monotonic() > until:
-                self.kill()
-                raise AssertionError(f"hnet did not end within {seconds} s: {self.said()}")
-            time.sleep(0.002)
+        """Return the exit code. Raises AssertionError, having killed the process, if it takes longer."""
+        if not poll(self.ended, seconds):
+            self.kill()
+            raise AssertionError(f"hnet did not end within {seconds} s: {self.error}")
         assert self.code is not None
         return self.code
 
@@ -54,7 +71,7 @@ class Command:
             pid, status, usage = os.wait4(self.pid, os.WNOHANG)
             if pid:
                 self.cpu, self.memory = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
-                self.code, self.seconds = os.waitstatus_to_exitcode(status), time.monotonic() - self.began
+                self.code = os.waitstatus_to_exitcode(status)
         return self.code is not None
 
     def send(self, number: signal.Signals) -> None:
@@ -63,42 +80,27 @@ class Command:
                 os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """kill -9, and wait until it is gone."""
+        """Send SIGKILL and wait for the end."""
         self.send(signal.SIGKILL)
-        while not self.ended():
-            time.sleep(0.001)
+        assert poll(self.ended, 60)
 
-    def said(self) -> str:
+    @property
+    def error(self) -> str:
+        """Standard error so far."""
         return self.stderr.read_text(errors="replace")
 
-    def clumsy(self) -> str:
-        """What is wrong with how it spoke of an error; "" if nothing: one line of cause and remedy, four at most."""
-        said = self.said()
-        lines = [line for line in said.splitlines() if line.startswith("hnet: ") and "hnet: warning" not in line]
-        if "Traceback" in said or "a bug of ours" in said:
-            return f"a traceback: {said[-600:]}"
-        if self.code and not 1 <= len(lines) <= 4:
-            return f"{len(lines)} lines for exit {self.code}: {said[-600:]}"
-        return f"no words for exit {self.code}" if self.code and len(lines[0]) < 20 else ""
-
     def sleep(self, seconds: float) -> None:
-        """Wait that long, or until it has ended."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until and not self.ended():
-            time.sleep(0.0005)
+        """Wait that long, or until the process has ended."""
+        poll(self.ended, seconds)
 
-    def wait_for(self, condition: Callable[[], bool], what: str, seconds: float = 120.0) -> None:
-        """Wait until something holds. Fails if it ends before, or takes too long."""
-        until = time.monotonic() + seconds
-        while not condition():
-            assert not self.ended(), f"hnet ended with {self.code} before {what}: {self.said()}"
-            assert time.monotonic() < until, f"hnet never came to {what}"
-            time.sleep(0.001)
+    def wait_for(self, condition: Callable[[], bool], event: str) -> None:
+        """Wait until a condition holds. Raises AssertionError if the process ends before, or after two minutes."""
+        came = poll(lambda: self.ended() or condition(), 120.0)
+        assert came, f"hnet never came to {event}"
+        assert condition(), f"hnet ended with {self.code} before {event}: {self.error}"
 
-    def until(self, text: str, file: Path | None = None) -> None:
-        """Wait until it has said something, or written it to a file."""
-        place = file or self.stderr
-        self.wait_for(lambda: place.exists() and text in place.read_text(errors="replace"), f"saying {text!r}")
+    def wait_for_text(self, text: str, file: Path) -> None:
+        self.wait_for(lambda: file.exists() and text in file.read_text(errors="replace"), f"writing {text!r}")
 
 
 def hnet(*arguments: object, stderr: Path, stdout: Path | None = None) -> Command:
@@ -106,8 +108,19 @@ def hnet(*arguments: object, stderr: Path, stdout: Path | None = None) -> Comman
     return forked(lambda: run([str(argument) for argument in arguments]), stderr, stdout)
 
 
+def fresh(*arguments: str) -> tuple[str, str, float]:
+    """Run `hnet ARGUMENTS` in a new interpreter. Return its standard output, which ends with whether it imported torch
+    and the exit code, its standard error and seconds of CPU time."""
+    code = "import sys; from hnet_cli.cli.app import run; code = run(sys.argv[1:]); print('torch' in sys.modules, code)"
+    before = os.times()
+    process = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    after = os.times()
+    seconds = after.children_user + after.children_system - before.children_user - before.children_system
+    return process.stdout, process.stderr, seconds
+
+
 def training(config: RunConfig, data: Path, folder: Path, stderr: Path) -> Command:
-    """Start or go on with a run; the steps that it was told are saved go to `acknowledged` in the run folder."""
+    """Start or resume a run; the steps reported as saved go to the file `acknowledged` of the run folder."""
 
     def listen(kind: str, record: dict[str, Any]) -> None:
         if kind in ("checkpoint", "resume"):
@@ -120,50 +133,51 @@ def training(config: RunConfig, data: Path, folder: Path, stderr: Path) -> Comma
     return forked(work, stderr)
 
 
-def forked(work: Callable[[], int], stderr: Path, stdout: Path | None = None) -> Command:
-    """Start `work` in a process whose exit code it gives."""
+def command(data: Path, folder: Path, *settings: str) -> list[str]:
+    """`hnet train --resume` of a tiny model that saves every step."""
+    chosen = [*SETTINGS, *SMALLER, "train.checkpoint_every=1", "train.eval_every=5", *settings]
+    arguments = ["train", "--preset", "nano", "--data", data, "--run", folder, "--device", "cpu", "--resume"]
+    return [str(a) for a in arguments] + [part for setting in chosen for part in ("--set", setting)]
+
+
+def forked(work: Callable[[], int], stderr: Path, stdout: Path | None = None, **environment: str) -> Command:
+    """Start `work` in a process whose exit code it returns; 99 after an exception."""
+    _preload()
     sys.stdout.flush()
     sys.stderr.flush()
-    began = time.monotonic()
     pid = os.fork()
     if pid:
-        return Command(pid, stderr, began)
+        return Command(pid, stderr)
     code = 99
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        os.dup2(os.open(stdout or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), 1)
-        os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), 2)
-        _rewire()
+        os.environ.update(environment)
+        for number, path in ((1, stdout or os.devnull), (2, stderr)):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), number)
+        # Standard streams as a fresh process has them, not the ones pytest put there.
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)  # noqa: SIM115
+        console.console.file = sys.stderr
         code = work()
-        sys.stderr.flush()
         sys.stdout.flush()
     except BaseException:
         traceback.print_exc()
     finally:
+        sys.stderr.flush()
         os._exit(code)
 
 
-def _rewire() -> None:
-    """Standard streams as a fresh process has them, not the ones pytest put there."""
-    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)  # noqa: SIM115
-    from hnet_cli.terminal import console
-
-    console.console.file = sys.stderr
-
-
-SMALLER = [
-    "model.d_model=[16, 16]",
-    "model.d_intermediate=[0, 32]",
-    "model.ssm_cfg={d_state: 8, headdim: 16}",
-    "model.attn_cfg={num_heads: [2, 2], rotary_emb_dim: [8, 8], window_size: [-1, -1]}",
-    "train.samples=false",
-]
-
-
-def command(data: Path, run: Path, *settings: str) -> list[str]:
-    """`hnet train` of a tiny model that saves every step, beginning or going on."""
-    chosen = [*SETTINGS, *SMALLER, "train.checkpoint_every=1", "train.eval_every=5", *settings]
-    arguments = ["train", "--preset", "nano", "--data", data, "--run", run, "--device", "cpu", "--resume"]
-    return [str(a) for a in arguments] + [part for setting in chosen for part in ("--set", setting)]
+@cache
+def _preload() -> None:
+    """Do once what every command would do again, in seconds: import what it needs (an optimizer imports torch._dynamo)
+    and build the command line."""
+    root = Path(hnet_cli.__file__).parents[1]
+    rooms = ("checkpoints", "cli", "data", "inference", "report", "terminal", "training")
+    files = [file for room in rooms for file in sorted((root / "hnet_cli" / room).rglob("[!_]*.py"))]
+    ours = [".".join(file.relative_to(root).with_suffix("").parts) for file in files]
+    for name in (*ours, "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor"):
+        import_module(name)
+    for name in modality.names():
+        modality.get(name)
+    typer.main.get_command(app)

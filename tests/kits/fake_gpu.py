@@ -220,8 +220,9 @@ def documents(rows: int, length: int, seed: int = 0) -> Any:
 def training(config: Any, rows: int) -> dict[str, int]:
     """Of a step of two micro-batches that is recorded with histograms."""
     from hnet_cli.training.budget import chunk_fractions
+    from hnet_cli.training.build import precision_context
     from hnet_cli.training.optim import build_optimizer
-    from hnet_cli.training.step import begin_step, precision_context, skips_on_device
+    from hnet_cli.training.step import skips_on_device, train_step
 
     length, waits = config.train.sequence_length, Waits()
     offsets = Offsets(rows * length, chunk_fractions(config))
@@ -231,7 +232,7 @@ def training(config: Any, rows: int) -> dict[str, int]:
         given = (model, optimizer, [documents(rows, length)] * 2, 1, config, precision_context(config, GPU))
         model.requires_grad_(False)
         with waits:
-            begin_step(*given, True, MadeUp(model), ahead=skips_on_device(optimizer))()
+            train_step(*given, True, MadeUp(model), ahead=skips_on_device(optimizer))()
     return dict(waits.found)
 
 

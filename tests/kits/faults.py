@@ -1,7 +1,7 @@
-"""A disk that fails on demand: the calls of `os` that change files below a folder are counted, refused, written down.
+"""A disk that fails on demand: the calls of `os` that change files below a folder are counted, refused, logged.
 
-What was written down can be played back as the disks a power cut may leave: all that was fsynced, and of the rest any
-part, each write and each new name by itself, in whatever order the system pleased.
+The log can be replayed as the disks a power cut may leave: all that was fsynced, and of the rest any part, each write
+and each new name by itself, in any order.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def raising(at: int, code: int, *, for_good: bool = False) -> Fault:
 
 
 class Killed(BaseException):
-    """The process is as good as dead: it changes nothing any more."""
+    """Stands for the death of the process: it changes nothing any more."""
 
 
 def killing(at: int) -> Fault:
@@ -56,7 +56,7 @@ class Disk:
     root: Path
     fault: Fault = lambda disk, name, half: None
     exchanges: bool = True
-    """Whether the system can swap two names (renameat2)."""
+    """True if the system can swap two names (renameat2)."""
     count: int = 0
     log: list[tuple[Any, ...]] = field(default_factory=list)
     _opened: dict[int, tuple[str, int]] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class Disk:
     _real_rename: Callable[[str, str], None] = os.rename
 
     def acknowledge(self, what: Any) -> None:
-        """Write down that the caller was told so."""
+        """Log that the caller was informed."""
         self.log.append(("acknowledge", what))
 
     def _path(self, path: Any, dir_fd: int | None = None) -> str | None:
@@ -95,21 +95,20 @@ class Disk:
 
     @contextmanager
     def watched(self) -> Iterator[Disk]:
-        """Stand between the process and its disk."""
-        names = ("open", "close", "write", "fsync", "rename", "replace", "mkdir", "rmdir", "unlink", "remove",
-                 "ftruncate", "pwrite")  # fmt: skip
-        real = {name: getattr(os, name) for name in names}
+        """Intercept the operations of this process."""
+        files = ("open", "close", "write", "pwrite", "ftruncate", "fsync")
+        real = {name: getattr(os, name) for name in (*files, "rename", "replace", "mkdir", "rmdir", "unlink", "remove")}
         self._real_rename = real["rename"]
         library = ctypes.CDLL
-        for name in names:
+        for name in real:
             setattr(os, name, getattr(self, f"_{name}")(real[name]))
         ctypes.CDLL = lambda *_: _Library(self)  # type: ignore[assignment,misc]
         try:
             yield self
         finally:
             ctypes.CDLL = library  # type: ignore[misc]
-            for name in names:
-                setattr(os, name, real[name])
+            for name, function in real.items():
+                setattr(os, name, function)
 
     def _open(self, real: Callable[..., int]) -> Callable[..., int]:
         def call(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
@@ -122,8 +121,7 @@ class Disk:
                 inode = self._id(path, dir_fd, new=bool(new))
                 self._opened[descriptor] = below, inode
                 if new:
-                    self.log.append(("file", inode))
-                    self.log.append(("name", *self._split(below), inode))
+                    self.log += [("file", inode), ("name", *self._split(below), inode)]
             return descriptor
 
         return call
@@ -136,27 +134,18 @@ class Disk:
         return call
 
     def _write(self, real: Callable[..., int]) -> Callable[..., int]:
-        def call(descriptor: int, data: Any) -> int:
+        def call(descriptor: int, data: Any, *start: int) -> int:
             if descriptor not in self._opened:
-                return real(descriptor, data)
-            self._before("write", lambda: real(descriptor, memoryview(data)[: len(data) // 2]))
-            inode, start = self._opened[descriptor][1], os.fstat(descriptor).st_size
-            done = real(descriptor, data)
-            self.log.append(("write", inode, start, bytes(data[:done])))
+                return real(descriptor, data, *start)
+            self._before("write", lambda: real(descriptor, memoryview(data)[: len(data) // 2], *start))
+            inode, at = self._opened[descriptor][1], start[0] if start else os.fstat(descriptor).st_size
+            done = real(descriptor, data, *start)
+            self.log.append(("write", inode, at, bytes(data[:done])))
             return done
 
         return call
 
-    def _pwrite(self, real: Callable[..., int]) -> Callable[..., int]:
-        def call(descriptor: int, data: Any, start: int) -> int:
-            if descriptor not in self._opened:
-                return real(descriptor, data, start)
-            self._before("write", lambda: real(descriptor, memoryview(data)[: len(data) // 2], start))
-            done = real(descriptor, data, start)
-            self.log.append(("write", self._opened[descriptor][1], start, bytes(data[:done])))
-            return done
-
-        return call
+    _pwrite = _write
 
     def _ftruncate(self, real: Callable[..., None]) -> Callable[..., None]:
         def call(descriptor: int, size: int) -> None:
@@ -187,10 +176,9 @@ class Disk:
             if below is not None:
                 self._before("rename")
                 inode, (parent, a), (other, b) = self._id(old), self._split(below), self._split(self._path(new) or "")
-                if parent == other:
-                    self.log.append(("rename", parent, a, b, inode))
-                else:
-                    self.log += [("name", other, b, inode), ("forget", parent, a, inode)]
+                renamed = ("rename", parent, a, b, inode)
+                moved = [("name", other, b, inode), ("forget", parent, a, inode)]
+                self.log += [renamed] if parent == other else moved
             real(old, new)
 
         return call
@@ -205,8 +193,7 @@ class Disk:
             self._before("mkdir")
             real(path, mode, dir_fd=dir_fd)
             inode = self._id(path, new=True)
-            self.log.append(("folder", inode))
-            self.log.append(("name", *self._split(below), inode))
+            self.log += [("folder", inode), ("name", *self._split(below), inode)]
             return None
 
         return call
@@ -214,21 +201,20 @@ class Disk:
     def _unlink(self, real: Callable[..., None]) -> Callable[..., None]:
         def call(path: Any, *, dir_fd: int | None = None) -> None:
             below = self._path(path, dir_fd)
-            if below is not None:
-                self._before("remove")
-                inode = self._id(path, dir_fd)
-                parent, name = self._split(below)
-                real(path, dir_fd=dir_fd)
-                self.log.append(("forget", parent, name, inode))
-            else:
-                real(path, dir_fd=dir_fd)
+            if below is None:
+                return real(path, dir_fd=dir_fd)
+            self._before("remove")
+            inode, split = self._id(path, dir_fd), self._split(below)
+            real(path, dir_fd=dir_fd)
+            self.log.append(("forget", *split, inode))
+            return None
 
         return call
 
     _rmdir = _remove = _unlink
 
     def exchange(self, old: str, new: str) -> int:
-        """What renameat2 does with RENAME_EXCHANGE; -1 where it cannot."""
+        """Stand in for renameat2 with RENAME_EXCHANGE; -1 where it cannot."""
         one, two = self._path(old), self._path(new)
         if not self.exchanges or one is None or two is None:
             return -1
@@ -245,7 +231,7 @@ class Disk:
 
 
 class _Library:
-    """libc, as far as it is asked for."""
+    """The part of libc that is used."""
 
     def __init__(self, disk: Disk) -> None:
         self.disk = disk
@@ -258,7 +244,7 @@ class _Library:
 # -- power cuts --------------------------------------------------------------------------------------------------------
 
 Folder = dict[str, Any]
-"""What a disk holds: names to bytes or to folders."""
+"""Names to bytes or to folders."""
 
 
 def tree(root: Path) -> tuple[int, dict[int, Any]]:

@@ -1,16 +1,26 @@
-"""The form the tests of reliability are run in."""
+"""The form in which the reliability tests run, and the damage that several of them do."""
 
 from __future__ import annotations
 
 import os
+import random
+from pathlib import Path
 
 FORM = os.environ.get("HNET_RELIABILITY", "short")
 """short in CI, nightly, long."""
 
-MANNERS = "errors of every kind: no traceback, at most 4 lines"
-"""What R31 asks of all."""
-
 
 def trials(short: int, nightly: int, long: int) -> int:
-    """How often to try, by the form asked for."""
+    """Number of trials in the current form."""
     return {"short": short, "nightly": nightly, "long": long}[FORM]
+
+
+def flip_bit(data: bytes, luck: random.Random, first: int = 0) -> bytes:
+    """Flip one bit of a random byte from `first` on."""
+    at = luck.randrange(first, len(data))
+    return data[:at] + bytes([data[at] ^ 1 << luck.randrange(8)]) + data[at + 1 :]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of a folder by name, but for hidden ones."""
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file() and not p.name.startswith(".")}

@@ -7,6 +7,8 @@ import gzip
 import io
 import json
 import lzma
+import re
+import shutil
 import signal
 import tarfile
 import zipfile
@@ -26,9 +28,11 @@ HAN = "一个人在北京的街道上慢慢地走着，他看见了很多的书�
 SOURCE = b"import os\n\n\ndef main() -> None:\n    print(os.getcwd())\n" * 100
 ROWS = b"".join(json.dumps({"text": f"row {n} " + "of many words " * 9}).encode() + b"\n" for n in range(60))
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
-    "gz": gzip.compress, "bz2": lambda data: bz2.compress(data, 1), "xz": lambda data: lzma.compress(data, preset=0),
+    "gz": gzip.compress,
+    "bz2": lambda data: bz2.compress(data, 1),
+    "xz": lambda data: lzma.compress(data, preset=0),
     "zst": lambda data: zstandard.ZstdCompressor(write_checksum=True).compress(data),
-}  # fmt: skip
+}
 
 
 def tar_of(members: dict[str, bytes]) -> bytes:
@@ -60,13 +64,12 @@ def flipped(data: bytes, at: float, bit: int = 0) -> bytes:
     return data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :]
 
 
-# What is wrong with each file, by name: (modality, content, what the message must hold, exit code).
 class Hung(Exception):
-    pass
+    """A command took a minute."""
 
 
 def command(place: Path, given: str, kind: str, *options: str) -> int:
-    """Exit code of `hnet prepare`; no command may take a minute."""
+    """Run `hnet prepare`, remove what it wrote and return its exit code. Raises Hung after a minute."""
 
     def stop(number: int, frame: Any) -> None:
         raise Hung
@@ -78,17 +81,12 @@ def command(place: Path, given: str, kind: str, *options: str) -> int:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
-        if (place / "out").exists():
-            for file in (place / "out").iterdir():
-                file.unlink()
-            (place / "out").rmdir()
+        shutil.rmtree(place / "out", ignore_errors=True)
 
 
 def is_clear(error: str, code: int, name: str, why: str) -> bool:
-    """One line that names the file, says what is wrong and, in brackets, what to do."""
-    import re
-
+    """Whether an error is one line that names the file, says what is wrong and, in brackets, what to do."""
     lines = error.strip().splitlines()
     why = re.sub(r"(jsonl|tar):", r"\1(\\.\\w+)?:", why)  # the same, compressed
-    said = re.search(why, error, re.DOTALL) is not None and "Traceback" not in error and "a bug of ours" not in error
-    return said and (code == 0 or (lines[-1].startswith("hnet: ") and name in lines[-1] and lines[-1].endswith(")")))
+    good = re.search(why, error, re.DOTALL) is not None and "Traceback" not in error and "a bug of ours" not in error
+    return good and (code == 0 or (lines[-1].startswith("hnet: ") and name in lines[-1] and lines[-1].endswith(")")))

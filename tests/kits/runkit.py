@@ -1,6 +1,8 @@
 """Tiny runs for the tests of training, checkpoints and the command line: a model of 0.1M parameters, 64 bytes a row."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import torch
@@ -89,6 +91,21 @@ def weights(run: Path):
 def newest_model(run):
     """The model of a run's newest checkpoint that is whole."""
     return load_folder(newest(run))
+
+
+def when(kind, step, action):
+    """A listener that acts on one event."""
+
+    def listen(heard, record):
+        if (heard, record.get("step")) == (kind, step):
+            action()
+
+    return listen
+
+
+def sending(name):
+    """An action that sends this process a signal."""
+    return lambda: os.kill(os.getpid(), signal.Signals[name])
 
 
 TINY = """

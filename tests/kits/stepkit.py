@@ -7,7 +7,8 @@ import torch
 
 from hnet_cli.data.loader import Batch
 from hnet_cli.distributed.world import ALONE
-from hnet_cli.training.step import accumulate, build_model, precision_context
+from hnet_cli.training.build import build_model, precision_context
+from hnet_cli.training.step import accumulate
 
 
 def batch(lengths, seed=0, weighted=True):

@@ -208,10 +208,17 @@ def test_cut_prefers_the_end_of_a_line() -> None:
 def test_an_archive_is_read_as_a_folder_would_be(tmp_path: Path) -> None:
     """.gitignore is respected wherever in the archive it stands, and what is vendored, minified or binary left out."""
     members = {
-        "app/a.py": b"a = 1\n", "app/out/b.py": b"b = 1\n", "app/keep.log.py": b"c = 1\n", "app/d.min.js": b"d",
-        "app/node_modules/e.js": b"e = 1\n", "app/f.bin": b"\0\1", "app/.gitignore": b"out/\n*.log.py\n!keep.log.py\n",
-        "lib/g.py": b"g = 1\n", "lib/out/h.py": b"h = 1\n", "app/pyproject.toml": b"[project]\n",
-    }  # fmt: skip
+        "app/a.py": b"a = 1\n",
+        "app/out/b.py": b"b = 1\n",
+        "app/keep.log.py": b"c = 1\n",
+        "app/d.min.js": b"d",
+        "app/node_modules/e.js": b"e = 1\n",
+        "app/f.bin": b"\0\1",
+        "app/.gitignore": b"out/\n*.log.py\n!keep.log.py\n",
+        "lib/g.py": b"g = 1\n",
+        "lib/out/h.py": b"h = 1\n",
+        "app/pyproject.toml": b"[project]\n",
+    }
     with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as archive:
         for name, data in members.items():
             member = tarfile.TarInfo(name)
@@ -230,6 +237,10 @@ def test_an_archive_is_read_as_a_folder_would_be(tmp_path: Path) -> None:
     assert found["x.tar.gz"] == found["x"]
     assert found["x.tar.gz refused"] == found["x refused"]
     assert [name for name, _ in found["x"]] == [
-        "app/a.py", "app/keep.log.py", "app/pyproject.toml", "lib/g.py", "lib/out/h.py"
-    ]  # fmt: skip
+        "app/a.py",
+        "app/keep.log.py",
+        "app/pyproject.toml",
+        "lib/g.py",
+        "lib/out/h.py",
+    ]
     assert {group for _, group in found["x"]} == {"app", "lib"}

@@ -1,24 +1,22 @@
-"""How often each rule of reliability was tried: a form (short in CI, nightly, long) and a tally printed as JSON.
-
-    python benchmarks/reliability.py --form long --only R2,R8
-
-runs these tests in the long form and writes the table of `docs/reliability.md` from what they print.
-"""
+"""A tally of the trials of each rule, printed as JSON for `benchmarks/reliability.py`, and what several rules share."""
 
 from __future__ import annotations
 
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from forms import FORM, trials
+from commands import SMALLER, Command
+from forms import FORM
+from runkit import dataset, tiny
 
-__all__ = ["trials"]
+from hnet_cli.config.run import RunConfig
+from hnet_cli.training.loop import train
 
 RECORDS = os.environ.get("HNET_RELIABILITY_RECORDS")
 """A file that the tallies are appended to, a line of JSON each."""
@@ -40,20 +38,19 @@ class Tally:
     began: float = field(default_factory=time.monotonic)
 
     def count(self, good: bool, why: str = "") -> None:
-        """One trial; `why` says what went wrong in it."""
+        """Count one trial; `why` says what went wrong in it."""
         self.n += 1
         if not good:
             self.failures.append(why or f"trial {self.n}")
 
     def record(self) -> dict[str, Any]:
-        seconds = round(time.monotonic() - self.began, 1)
-        return {"id": self.id, "what": self.what, "case": self.case, "form": FORM, "n": self.n,
-                "failures": len(self.failures), "seconds": seconds} | self.figures  # fmt: skip
+        counts = {"n": self.n, "failures": len(self.failures), "seconds": round(time.monotonic() - self.began, 1)}
+        return {"id": self.id, "what": self.what, "case": self.case, "form": FORM} | counts | self.figures
 
 
 @pytest.fixture
-def tally(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """`tally("R2", "kill -9 at random moments of train")` makes the Tally of this test; closed when the test ends."""
+def tally() -> Iterator[Any]:
+    """`tally("R2", "kill -9 at random moments of train")` makes a Tally of this test, closed when the test ends."""
     made: list[Tally] = []
 
     def make(id: str, what: str, case: str = "") -> Tally:
@@ -69,3 +66,45 @@ def tally(request: pytest.FixtureRequest) -> Iterator[Any]:
                 file.write(line + "\n")
         assert one.n, f"{one.id}: nothing was tried"
         assert not one.failures, f"{one.id}: {len(one.failures)} of {one.n} failed:\n" + "\n".join(one.failures[:20])
+
+
+@pytest.fixture
+def finisher(tally: Any) -> Callable[[str], Callable[[Command], tuple[int, str]]]:
+    """`finisher(case)` makes a function that waits for a command, returns its exit code and standard error, and counts
+    for R31 whether an error is one to four lines without a traceback."""
+
+    def make(case: str) -> Callable[[Command], tuple[int, str]]:
+        counted = tally("R31", "errors of every kind: no traceback, at most 4 lines", case)
+
+        def finish(process: Command) -> tuple[int, str]:
+            code, error = process.wait(), process.error
+            lines = [line for line in error.splitlines() if line.startswith("hnet: ") and "hnet: warning" not in line]
+            good = "Traceback" not in error and "a bug of ours" not in error
+            good = good and (not code or (1 <= len(lines) <= 4 and len(lines[0]) >= 20))
+            counted.count(good, f"exit {code}, {len(lines)} lines: {error[-600:]}")
+            return code, error
+
+        return finish
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset; nobody changes it."""
+    return dataset(tmp_path_factory.mktemp("fox"))
+
+
+@pytest.fixture(scope="session")
+def three_steps() -> RunConfig:
+    """A run of three steps, each saved."""
+    return tiny(*SMALLER, "train.steps=3", "train.checkpoint_every=1", "train.keep_checkpoints=3", "train.eval_every=0")
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory, data: Path, three_steps: RunConfig) -> Path:
+    """A folder with a `dataset` and a `run` of three steps on it; nobody changes them."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "dataset").symlink_to(data)
+    train(three_steps, home / "dataset", home / "run")
+    return home

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from faults import FAILING, FULL, Disk, Fault, Killed, after_power_cut, fingerprint, killing, lay_out, raising, tree
-from forms import trials
+from forms import flip_bit, trials
 from runkit import FLAT, fox, tiny
 
 from hnet_cli import modality
@@ -25,8 +27,8 @@ from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.prepare import preparation
 from hnet_cli.errors import BusyError, DamagedError, StorageError
 from hnet_cli.storage import FolderLock
+from hnet_cli.training.build import build_model
 from hnet_cli.training.optim import build_optimizer
-from hnet_cli.training.step import build_model
 
 SMALL = [
     *FLAT,
@@ -61,18 +63,15 @@ class Saver:
 
     def wrong(self, run: Path, least: int, most: int) -> str:
         """What is wrong with the newest checkpoint of a run, which must be of step `least` to `most`; "" if nothing."""
-        said: list[str] = []
-        folder = newest(run, said.append)
-        if said:
-            return f"torn: {said[0]}"
-        step = int(folder.name[5:]) if folder else 0
-        if not least <= step <= most:
-            return f"the newest is step {step}, not {least} to {most}"
-        if folder is None:
+        messages: list[str] = []
+        step = newest_step(run, messages.append)
+        if messages or not least <= step <= most:
+            return f"the newest is step {step}, not {least} to {most}: {messages}"
+        if not step:
             return ""
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            find(run)
+            folder = find(run)
         manifest = (folder / "manifest.json").read_text()
         if manifest not in self.known:
             state = load_checkpoint(folder, self.model, self.optimizer)
@@ -82,76 +81,87 @@ class Saver:
         return self.known[manifest]
 
 
+def newest_step(run: Path, warn: Callable[[str], object] = lambda message: None) -> int:
+    """The step of the newest sound checkpoint; 0 without one."""
+    folder = newest(run, warn)
+    return int(folder.name[5:]) if folder else 0
+
+
 @dataclass
 class Case:
     """Something that writes: what is there before, the writing, and what may be there after it was cut short."""
 
+    name: str
     prepare: Callable[[Path], object]
     write: Callable[[Path], object]
     wrong: Callable[[Path, bool], str]
     """What is wrong with the folder; the flag: the writing had returned."""
     exchanges: bool = True
 
+    def write_on(self, root: Path, fault: Fault = lambda *_: None) -> Disk:
+        """Do the writing on a disk with a fault."""
+        with Disk(root, fault, self.exchanges).watched() as disk:
+            self.write(root)
+        return disk
 
-def checkpoint_cases() -> dict[str, Case]:
-    saver = Saver()
 
-    def several(*steps: int) -> Callable[[Path], None]:
-        return lambda run: [saver.save(run / "run", step, best=1) for step in steps][0]  # noqa: RUF015
+def checkpoint_cases() -> Iterator[Case]:
+    saver = cache(Saver)
+
+    def save(root: Path, *steps: int, best: int = 1) -> None:
+        for step in steps:
+            saver().save(root / "run", step, best)
 
     def judge(before: int, after: int) -> Callable[[Path, bool], str]:
-        return lambda root, done: saver.wrong(root / "run", after if done else before, after)
+        return lambda root, done: saver().wrong(root / "run", after if done else before, after)
 
     def damaged(root: Path) -> None:
-        several(1, 2, 3)(root)
+        save(root, 1, 2, 3)
         (root / "run/checkpoints/step-00000003/state.json").write_bytes(b"")
 
     def again(root: Path, done: bool) -> str:
         """Step 3 was damaged: it is passed over until it is written anew."""
-        folder = newest(root / "run", lambda message: None)
-        found = int(folder.name[5:]) if folder else 0
-        return "" if found == 3 or (found == 2 and not done) else f"the newest is step {found}"
+        step = newest_step(root / "run")
+        return "" if step == 3 or (step == 2 and not done) else f"the newest is step {step}"
 
-    return {
-        "first save": Case(lambda root: None, lambda root: saver.save(root / "run", 1, 1), judge(0, 1)),
-        "save and prune": Case(several(1, 2, 3), lambda root: saver.save(root / "run", 4, 4), judge(3, 4)),
-        "save over a damaged one": Case(damaged, lambda root: saver.save(root / "run", 3, 1), again),
-        "the same without renameat2": Case(damaged, lambda root: saver.save(root / "run", 3, 1), again, False),
-    }
+    yield Case("first save", lambda root: None, lambda root: save(root, 1), judge(0, 1))
+    yield Case("save and prune", lambda root: save(root, 1, 2, 3), lambda root: save(root, 4, best=4), judge(3, 4))
+    yield Case("save over a damaged one", damaged, lambda root: save(root, 3), again)
+    yield Case("the same without renameat2", damaged, lambda root: save(root, 3), again, exchanges=False)
 
 
-def dataset_cases(text: Path) -> dict[str, Case]:
+def dataset_cases() -> Iterator[Case]:
     def write(root: Path, lines: int) -> None:
-        source = text / f"{lines}.txt"
-        if not source.exists():
-            fox(text, lines).rename(source)
-        preparation.prepare([source], modality.get("text"), root / "data", val=0.1, measure=False, overwrite=True)
+        with tempfile.TemporaryDirectory() as place:
+            source = fox(Path(place), lines).rename(Path(place, f"{lines}.txt"))
+            preparation.prepare([source], modality.get("text"), root / "data", val=0.1, measure=False, overwrite=True)
 
     def judge(*allowed: int) -> Callable[[Path, bool], str]:
         def wrong(root: Path, done: bool) -> str:
             if not (root / "data").exists():
                 return "" if 0 in allowed and not done else "there is no dataset"
-            dataset = Dataset.open(root / "data")
-            dataset.verify()
-            found = json.loads((root / "data/dataset.json").read_text())["sources"][0]["name"]
+            Dataset.open(root / "data").verify()
+            name = Path(json.loads((root / "data/dataset.json").read_text())["sources"][0]["name"]).name
             good = [f"{lines}.txt" for lines in (allowed[-1:] if done else allowed)]
-            return "" if Path(found).name in good else f"the dataset is of {found}, not of {good}"
+            return "" if name in good else f"the dataset is of {name}, not of {good}"
 
         return wrong
 
-    return {
-        "new dataset": Case(lambda root: None, lambda root: write(root, 60), judge(0, 60)),
-        "dataset over another": Case(lambda root: write(root, 50), lambda root: write(root, 60), judge(50, 60)),
-    }
+    yield Case("new dataset", lambda root: None, lambda root: write(root, 60), judge(0, 60))
+    yield Case("dataset over another", lambda root: write(root, 50), lambda root: write(root, 60), judge(50, 60))
 
 
-@pytest.fixture(scope="module")
-def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
-    return checkpoint_cases() | dataset_cases(tmp_path_factory.mktemp("text"))
+each_case = pytest.mark.parametrize("case", [*checkpoint_cases(), *dataset_cases()], ids=lambda case: case.name)
 
 
-CASES = ["first save", "save and prune", "save over a damaged one", "the same without renameat2", "new dataset",
-         "dataset over another"]  # fmt: skip
+@pytest.fixture
+def before(case: Case, tmp_path: Path) -> Path:
+    """A folder as it is before the writing of a case."""
+    folder = tmp_path / "before"
+    folder.mkdir()
+    with Disk(folder).watched():
+        case.prepare(folder)
+    return folder
 
 
 def judged(case: Case, root: Path, done: bool) -> str:
@@ -161,35 +171,24 @@ def judged(case: Case, root: Path, done: bool) -> str:
         return f"{type(error).__name__}: {error}"
 
 
-def faults_of(case: Case, before: Path, tmp_path: Path) -> list[str]:
-    """Names of the operations of a case; fails unless it works without a fault."""
-    root = tmp_path / "whole"
-    shutil.copytree(before, root)
-    names: list[str] = []
-    with Disk(root, lambda disk, name, half: names.append(name), case.exchanges).watched():
-        case.write(root)
-    assert judged(case, root, True) == ""
-    return names
-
-
 def chosen(operations: list[str]) -> list[int]:
     """Operations to try: all, but nightly few of many writes in a row, which are all alike, and in CI a sample."""
     writes = trials(1, 3, len(operations))
-    kept = [at for at, name in enumerate(operations)
-            if name != "write" or "write" not in operations[max(0, at - writes) : at]]  # fmt: skip
-    return sorted(random.Random(len(kept)).sample(kept, min(len(kept), trials(8, len(kept), len(kept)))))
+    tried = []
+    for at, name in enumerate(operations):
+        if name != "write" or "write" not in operations[max(0, at - writes) : at]:
+            tried.append(at)
+    return sorted(random.Random(len(tried)).sample(tried, min(len(tried), trials(8, len(tried), len(tried)))))
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_r1_a_fault_at_every_operation(cases: dict[str, Case], name: str, tmp_path: Path, tally: Any) -> None:
+@each_case
+def test_r1_a_fault_at_every_operation(case: Case, before: Path, tmp_path: Path, tally: Any) -> None:
     """After a kill, a full disk or an I/O error the old or the new is there, and writing again works."""
-    case = cases[name]
-    counted = tally("R1", "kill, full disk and I/O error at each operation on files", name)
-    before = tmp_path / "before"
-    before.mkdir()
-    with Disk(before).watched():
-        case.prepare(before)
-    operations = faults_of(case, before, tmp_path)
+    counted = tally("R1", "kill, full disk and I/O error at each operation on files", case.name)
+    root, operations = tmp_path / "tried", list[str]()
+    shutil.copytree(before, root)
+    case.write_on(root, lambda disk, name, half: operations.append(name))
+    assert judged(case, root, True) == ""
     kinds: dict[str, Callable[[int], Fault]] = {
         "kill": killing,
         "full": lambda at: raising(at, FULL, for_good=True),
@@ -198,25 +197,19 @@ def test_r1_a_fault_at_every_operation(cases: dict[str, Case], name: str, tmp_pa
     }
     for kind, fault in kinds.items():
         for at in chosen(operations)[:: 1 if kind == "kill" else trials(3, 1, 1)]:
-            root = tmp_path / "tried"
+            shutil.rmtree(root)
             shutil.copytree(before, root)
             why = _try(case, root, fault(at), kind)
-            counted.count(not why, f"{name}: {kind} at {at} ({operations[at]}): {why}")
-            shutil.rmtree(root)
+            counted.count(not why, f"{case.name}: {kind} at {at} ({operations[at]}): {why}")
     counted.figures["operations"] = len(operations)
 
 
 def _try(case: Case, root: Path, fault: Fault, kind: str) -> str:
     """What is wrong after a fault; "" if nothing."""
     done = False
-
-    def write() -> None:
-        with Disk(root, fault, case.exchanges).watched():
-            case.write(root)
-
     try:
-        write()
-        done = kind != "kill"  # the fault hit what may fail: the deletion of what nobody needs
+        case.write_on(root, fault)
+        done = kind != "kill"  # the fault met what may fail: the deletion of what nobody needs
     except Killed:
         pass
     except (StorageError, BusyError) as error:
@@ -224,50 +217,42 @@ def _try(case: Case, root: Path, fault: Fault, kind: str) -> str:
             return f"the message is {error!s}"
     if why := judged(case, root, done):
         return why
-    with Disk(root, exchanges=case.exchanges).watched():
-        case.write(root)
-    left = [path.name for path in root.rglob(".*") if path.name not in (".lock",)]
+    case.write_on(root)
+    left = [path.name for path in root.rglob(".*") if path.name != ".lock"]
     return judged(case, root, True) or (f"left behind: {left}" if left else "")
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_r1_a_power_cut_at_every_operation(cases: dict[str, Case], name: str, tmp_path: Path, tally: Any) -> None:
+@each_case
+def test_r1_a_power_cut_at_every_operation(case: Case, before: Path, tmp_path: Path, tally: Any) -> None:
     """What was not fsynced is lost, kept, or kept in part, each write and name by itself."""
-    case = cases[name]
-    counted = tally("R1", "power cut after each operation, unsynced writes lost or reordered", name)
-    root, pool = tmp_path / "root", tmp_path / "pool"
+    counted = tally("R1", "power cut after each operation, unsynced writes lost or reordered", case.name)
+    left, pool = tmp_path / "left", tmp_path / "pool"
     pool.mkdir()
-    root.mkdir()
-    with Disk(root).watched():
-        case.prepare(root)
-    top, before = tree(root)
-    disk = Disk(root, exchanges=case.exchanges)
-    with disk.watched():
-        case.write(root)
-        disk.acknowledge(True)
-    luck, seen = random.Random(name), dict[tuple[str, bool], str]()
+    top, content = tree(before)
+    disk = case.write_on(before)
+    disk.acknowledge(True)
+    luck, seen = random.Random(case.name), dict[tuple[str, bool], str]()
     for end in (*chosen([entry[0] for entry in disk.log])[:: trials(2, 1, 1)], len(disk.log) - 1, len(disk.log)):
         log = disk.log[:end]
         done = ("acknowledge", True) in log
         for _ in range(trials(4, 200, 200)):
-            left = after_power_cut(top, before, log, luck)
-            key = fingerprint(left), done
+            after = after_power_cut(top, content, log, luck)
+            key = fingerprint(after), done
             if key not in seen:
-                lay_out(left, tmp_path / "left", pool)
-                seen[key] = judged(case, tmp_path / "left", done)
+                lay_out(after, left, pool)
+                seen[key] = judged(case, left, done)
+                shutil.rmtree(left)
                 if not seen[key] and len(seen) % 8 == 1:  # and the work can be done again on such a disk
-                    shutil.rmtree(tmp_path / "left")
-                    lay_out(left, tmp_path / "left")
-                    with Disk(tmp_path / "left", exchanges=case.exchanges).watched():
-                        case.write(tmp_path / "left")
-                    seen[key] = judged(case, tmp_path / "left", True)
-                shutil.rmtree(tmp_path / "left")
-            counted.count(not seen[key], f"{name}: power cut after operation {end} {log[-1:]}: {seen[key]}")
+                    lay_out(after, left)
+                    case.write_on(left)
+                    seen[key] = judged(case, left, True)
+                    shutil.rmtree(left)
+            counted.count(not seen[key], f"{case.name}: power cut after {end} {log[-1:]}: {seen[key]}")
     counted.figures["different disks"] = len(seen)
 
 
 def sound(run: Path) -> list[int]:
-    """Steps of the checkpoints that are as they were written, in order; told from the files alone."""
+    """Steps of the checkpoints that are as they were written, in order, judged by the files alone."""
     steps = []
     for folder in sorted((run / "checkpoints").glob("step-*")):
         with suppress(DamagedError):
@@ -281,9 +266,8 @@ def test_r11_one_sound_checkpoint_always_remains(tmp_path: Path, tally: Any) -> 
     counted = tally("R11", "random sequences of saves, kills, full disks, damage: the newest sound checkpoint stays")
     saver, luck, operations = Saver(), random.Random(11), 0
     for trial in range(trials(20, 300, 1000)):
-        run, keep, why, step = tmp_path / f"run{trial}", luck.randrange(1, 4), "", 0
+        run, keep, why, step, history = tmp_path / f"run{trial}", luck.randrange(1, 4), "", 0, list[str]()
         run.mkdir()
-        history = []
         for _ in range(luck.randrange(5, 12)):
             before, kind = sound(run), luck.choice(("save", "save", "kill", "full", "damage", "damage"))
             history.append(kind)
@@ -292,17 +276,16 @@ def test_r11_one_sound_checkpoint_always_remains(tmp_path: Path, tally: Any) -> 
                 damaged = luck.choice(before) if len(before) > 1 else None  # else there would be nothing to find
                 if damaged:
                     spoil(run / f"checkpoints/step-{damaged:08d}", luck)
-                expected = [other for other in before if other != damaged][-1:] or [None]
+                expected = [other for other in before if other != damaged][-1:] or [0]
             else:
                 step += 1
                 done = attempt(lambda: saver.save(run, step, keep=keep), run, kind, luck)  # noqa: B023
-                expected = [step] if done else [*(before[-1:] or [None]), step]
-                kept = len(sound(run))
-                if kept < min(keep, len(before) + done):
-                    why = why or f"{kept} sound checkpoints remain of {before}, {keep} are to be kept"
-            found = newest(run, lambda message: None)
-            if (int(found.name[5:]) if found else None) not in expected and not why:
-                why = f"the newest is {found}, not {expected}"
+                expected = [step] if done else [*(before[-1:] or [0]), step]
+                remaining = len(sound(run))
+                if remaining < min(keep, len(before) + done):
+                    why = why or f"{remaining} sound checkpoints remain of {before}, {keep} are to be kept"
+            if newest_step(run) not in expected:
+                why = why or f"the newest is {newest_step(run)}, not {expected}"
         counted.count(not why, f"trial {trial}, keep {keep}, {history}: {why}")
         shutil.rmtree(run)
     counted.figures["operations"] = operations
@@ -311,9 +294,9 @@ def test_r11_one_sound_checkpoint_always_remains(tmp_path: Path, tally: Any) -> 
 def attempt(save: Callable[[], None], run: Path, kind: str, luck: random.Random) -> bool:
     """Whether a save returned, which a kill or a full disk may meet at any of its operations."""
     at = luck.randrange(120)
-    fault = {"kill": killing(at), "full": raising(at, FULL, for_good=luck.random() < 0.5)}.get(kind)
+    faults = {"kill": killing(at), "full": raising(at, FULL, for_good=luck.random() < 0.5)}
     try:
-        with Disk(run, fault or (lambda *_: None)).watched():
+        with Disk(run, faults.get(kind, lambda *_: None)).watched():
             save()
     except (Killed, StorageError):
         return False
@@ -323,10 +306,8 @@ def attempt(save: Callable[[], None], run: Path, kind: str, luck: random.Random)
 def spoil(folder: Path, luck: random.Random) -> None:
     """Cut a file of a checkpoint short, remove it, or flip a bit of it."""
     file = luck.choice([path for path in folder.iterdir() if path.stat().st_size])
-    whole = bytearray(file.read_bytes())
-    kind, at = luck.choice(("cut", "remove", "flip")), luck.randrange(len(whole))
+    kind, whole = luck.choice(("cut", "remove", "flip")), file.read_bytes()
     if kind == "remove":
         file.unlink()
-        return
-    whole[at] ^= 1 << luck.randrange(8)
-    file.write_bytes(whole[:at] if kind == "cut" else whole)
+    else:
+        file.write_bytes(whole[: luck.randrange(len(whole))] if kind == "cut" else flip_bit(whole, luck))

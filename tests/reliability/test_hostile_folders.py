@@ -15,14 +15,8 @@ from typing import Any
 
 import pytest
 from forms import trials
-from hostilekit import (
-    PROSE,
-    command,
-    flipped,
-    is_clear,
-    tar_of,
-)
-from hypothesis import HealthCheck, given, settings
+from hostilekit import PROSE, command, flipped, is_clear, tar_of
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hnet_cli import modality
@@ -31,12 +25,10 @@ from hnet_cli.data.prepare.preparation import prepare
 from hnet_cli.errors import InputError
 from hnet_cli.modality import Document, Modality, Refused
 
-# --- R17 --------------------------------------------------------------------------------------------------------------
-
 
 def test_r17_odd_places(tally: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     """Loops, pipes, devices, sockets, missing and odd names: handled, and nothing raw reaches the terminal."""
-    found = tally("R17", "loops, pipes, devices, sockets, odd names, vanishing and growing files, many files")
+    counted = tally("R17", "loops, pipes, devices, sockets, odd names, vanishing and growing files, many files")
     place = tmp_path / "odd"
     place.mkdir()
     (place / "loop").symlink_to(place / "loop")
@@ -47,42 +39,42 @@ def test_r17_odd_places(tally: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     listener = socket.socket(socket.AF_UNIX)
     monkeypatch.chdir(place)
     listener.bind("socket")
-    names = [
-        b"caf\xe9.txt",
-        b"new\nline.txt",
-        b"\x1b[31mred\x1b]0;x\x07.txt",
-        b"-n.txt",
-        b"\xe2\x80\xaegnp.txt",
-        b"a" * 250,
-    ]
-    for name in names:
-        Path(os.fsdecode(os.fsencode(place) + b"/" + name)).write_bytes(PROSE)
+    encoded = b"caf\xe9.txt|new\nline.txt|\x1b[31mred\x1b]0;x\x07.txt|-n.txt|\xe2\x80\xaegnp.txt".split(b"|")
+    names = [os.fsdecode(name) for name in encoded]
+    for name in (*names, "a" * 250):
+        (place / name).write_bytes(PROSE)
     cases = {
-        "loop": (3, "cannot read|Too many"), "nowhere": (3, "does not exist"), "fifo": (3, "a device, pipe or socket"),
-        "socket": (3, "device, pipe or socket"), "/dev/zero": (3, "a device, pipe or socket"),
-        "/dev/null": (3, "a device, pipe or socket"), "empty folder": (3, "nothing to use"),
+        "loop": (3, "cannot read|Too many"),
+        "nowhere": (3, "does not exist"),
+        "fifo": (3, "a device, pipe or socket"),
+        "socket": (3, "device, pipe or socket"),
+        "/dev/zero": (3, "a device, pipe or socket"),
+        "/dev/null": (3, "a device, pipe or socket"),
+        "empty folder": (3, "nothing to use"),
         "missing": (3, "does not exist"),
-        "odd\0name": (3, "cannot read"), "/proc/self/mem": (74, "cannot read"), "": (3, "."),
-    }  # fmt: skip
+        "odd\0name": (3, "cannot read"),
+        "/proc/self/mem": (74, "cannot read"),
+        "": (3, "."),
+    }
     for path, (code, why) in cases.items():
         got = command(tmp_path, path, "text")
         error = capfd.readouterr().err
-        found.count(got == code and is_clear(error, 0, "", why), f"{path!r}: exit {got}, {error}")
+        counted.count(got == code and is_clear(error, 0, "", why), f"{path!r}: exit {got}, {error}")
     got = command(tmp_path, str(place), "text")
     error = capfd.readouterr().err
-    found.count(got == 0 and "\x1b" not in error and "\u202e" not in error, f"folder: exit {got}, {error}")
-    for name in names[:-1]:
-        Path(os.fsdecode(os.fsencode(place) + b"/" + name)).write_bytes(b"\xff not UTF-8 \x1b[31m")
-        got = command(tmp_path, os.fsdecode(name) if name[0] != ord("-") else "./-n.txt", "text")
+    counted.count(got == 0 and "\x1b" not in error and "\u202e" not in error, f"folder: exit {got}, {error}")
+    for name in names:
+        (place / name).write_bytes(b"\xff not UTF-8 \x1b[31m")
+        got = command(tmp_path, f"./{name}" if name[0] == "-" else name, "text")
         error = capfd.readouterr().err
-        found.count(got == 3 and "\x1b" not in error and error.count("\n") == 1, f"{name!r}: exit {got}, {error!r}")
+        counted.count(got == 3 and "\x1b" not in error and error.count("\n") == 1, f"{name!r}: exit {got}, {error!r}")
     listener.close()
-    many = tmp_path / "many"
+    many, files = tmp_path / "many", trials(500, 10_000, 10_000)
     many.mkdir()
-    for number in range(trials(500, 10_000, 10_000)):
+    for number in range(files):
         (many / f"{number}.txt").write_bytes(b"file %d\n" % number)
     summary = prepare([many], modality.get("text"), tmp_path / "out", measure=False)
-    found.count(summary.documents == trials(500, 10_000, 10_000), f"{summary.documents} of many files")
+    counted.count(summary.documents == files, f"{summary.documents} of many files")
 
 
 class Meddling(Modality):
@@ -101,101 +93,105 @@ class Meddling(Modality):
 
 @pytest.mark.parametrize("what", ["vanishes before", "vanishes while", "grows", "becomes a folder"])
 def test_r17_files_that_change(what: str, tally: Any, tmp_path: Path) -> None:
-    """In a folder: refused by reason, the rest is kept. Named: exit 3 (tests/test_corpus_hostile.py)."""
-    found = tally("R17", "a file in a folder that changes: left out by reason", what)
+    """In a folder: refused by reason, the rest is kept."""
+    counted = tally("R17", "a file in a folder that changes: left out by reason", what)
     folder = tmp_path / "in"
     folder.mkdir()
     for number in range(3):
         (folder / f"{number}.txt").write_bytes(PROSE)
     file = folder / ("0.txt" if what in ("grows", "vanishes while") else "1.txt")
-    calls = []
 
     def meddle() -> None:
-        calls.append(1)
-        if len(calls) > 1:
-            return
+        plugin.meddle = lambda: None
         if what == "grows":
-            with file.open("ab") as opened:
-                opened.write(b"more")
+            file.write_bytes(PROSE + b"more")
         else:
             file.unlink()
-            if what == "becomes a folder":
-                file.mkdir()
+        if what == "becomes a folder":
+            file.mkdir()
 
-    summary = prepare([folder], Meddling(meddle), tmp_path / "out", measure=False, tolerated=1.0)
-    reasons = {reason: count for reason, (count, _, _) in summary.refused.items()}
-    found.count(
-        summary.documents == 2 and list(reasons.values()) == [1] and next(iter(reasons)) in
-        ("damaged file", "vanished or unreadable"), f"{what}: {summary}"
-    )  # fmt: skip
-
-
-# --- R18 --------------------------------------------------------------------------------------------------------------
+    plugin = Meddling(meddle)
+    summary = prepare([folder], plugin, tmp_path / "out", measure=False, tolerated=1.0)
+    reasons = [(reason, count) for reason, (count, _, _) in summary.refused.items()]
+    good = summary.documents == 2 and reasons in ([("damaged file", 1)], [("vanished or unreadable", 1)])
+    counted.count(good, f"{what}: {summary}")
 
 
-ITEM = st.sampled_from(["file", "bad file", "rows", "damaged", "archive", "blank", "binary", "hidden"])
+BAD_ROWS = {
+    "{": "row is not JSON",
+    "[]": "row is not a JSON object",
+    '{"text": null}': "row has no text in field 'text'",
+    '{"text": "\\ud800"}': "row with half a surrogate pair",
+}
 
 
-@settings(max_examples=trials(12, 100, 500), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(kinds=st.lists(ITEM, max_size=12), seed=st.integers(0, 1 << 30))
-def corpora(tally_of: Any, place: Path, kinds: list[str], seed: int) -> None:
-    """Documents and bytes in = kept + refused by reason, exactly."""
-    rng, folder = random.Random(seed), place / str(time.monotonic_ns())
-    (folder / "in").mkdir(parents=True)
-    kept: list[bytes] = [PROSE]
-    refused: dict[str, list[int]] = {}
-    (folder / "in" / "0.txt").write_bytes(PROSE)
+class Books:
+    """A folder of files of which it is known what must be kept, and what refused, by reason, of how many bytes."""
 
-    def refuse(reason: str, size: int) -> None:
-        refused.setdefault(reason, []).append(size)
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder, self.rng = folder, random.Random(seed)
+        self.kept, self.refused = [PROSE], dict[str, list[int]]()
+        folder.mkdir(parents=True)
+        (folder / "0.txt").write_bytes(PROSE)
 
-    for number, kind in enumerate(kinds):
-        file, data = folder / "in" / f"{number + 1:03}.txt", PROSE[: rng.randint(60, 5000)]
+    def refuse(self, reason: str, size: int) -> None:
+        self.refused.setdefault(reason, []).append(size)
+
+    def rows(self) -> bytes:
+        """JSON lines, the first of them good."""
+        lines = ['{"text": "first"}']
+        self.kept.append(b"first")
+        for _ in range(self.rng.randint(1, 6)):
+            text = PROSE[: self.rng.randint(1, 200)].decode()
+            if self.rng.random() < 0.6:
+                self.kept.append(text.encode())
+                lines.append(json.dumps({"text": text}))
+            else:
+                lines.append(self.rng.choice(list(BAD_ROWS)))
+                self.refuse(BAD_ROWS[lines[-1]], len(lines[-1]) + 1)
+        return ("\n".join(lines) + "\n").encode()
+
+    def add(self, number: int, kind: str) -> None:
+        rng, name, data = self.rng, f"{number + 1:03}.txt", PROSE[: self.rng.randint(60, 5000)]
         if kind == "file":
-            kept.append(data)
-        elif kind == "bad file":
-            data += b"\xff"
-            refuse("not UTF-8", len(data))
+            self.kept.append(data)
         elif kind == "rows":
-            file, lines = file.with_suffix(".jsonl"), []
-            for _ in range(rng.randint(1, 6)):
-                text = PROSE[: rng.randint(1, 200)].decode()
-                if rng.random() < 0.6:
-                    kept.append(text.encode())
-                    lines.append(json.dumps({"text": text}))
-                else:
-                    lines.append(rng.choice(["{", "[]", '{"text": null}', '{"text": "\\ud800"}']))
-                    reason = {"{": "row is not JSON", "[": "row is not a JSON object"}.get(lines[-1][:2].strip("]"), "")
-                    reason = reason or ("row with half a surrogate pair" if "ud800" in lines[-1] else "")
-                    refuse(reason or "row has no text in field 'text'", len(lines[-1]) + 1)
-            lines.insert(0, json.dumps({"text": "first"}))
-            kept.insert(len(kept), b"")  # order is checked by the sum of bytes alone
-            kept.append(b"first")
-            data = ("\n".join(lines) + "\n").encode()
-        elif kind == "damaged":
-            file, data = file.with_suffix(".txt.gz"), gzip.compress(rng.randbytes(2000).hex().encode())[:-30]
-            refuse("damaged file", len(data))
+            name, data = f"{number + 1:03}.jsonl", self.rows()
         elif kind == "archive":
-            file = file.with_suffix(".tar")
-            kept.append(data)
-            refuse("hidden file or folder", 7)
-            data = tar_of({"a.txt": data, ".hidden/b.txt": b"7 bytes"})
-        elif kind == "blank":
-            data = b"\n" * rng.randint(1, 99)
-            refuse("only white space", len(data))
-        elif kind == "binary":
-            data = bytes(rng.randint(50, 99))
-            refuse("binary data", len(data))
+            self.kept.append(data)
+            self.refuse("hidden file or folder", 7)
+            name, data = f"{number + 1:03}.tar", tar_of({"a.txt": data, ".hidden/b.txt": b"7 bytes"})
+        elif kind == "hidden":
+            self.refuse("hidden file or folder", 0)
+            name = f".{name}"
         else:
-            file = file.with_name("." + file.name)
-            refuse("hidden file or folder", 0)
-        file.write_bytes(data)
+            reason, suffix, data = {
+                "bad file": ("not UTF-8", "", data + b"\xff"),
+                "damaged": ("damaged file", ".gz", gzip.compress(rng.randbytes(2000).hex().encode())[:-30]),
+                "blank": ("only white space", "", b"\n" * rng.randint(1, 99)),
+                "binary": ("binary data", "", bytes(rng.randint(50, 99))),
+            }[kind]
+            name += suffix
+            self.refuse(reason, len(data))
+        (self.folder / name).write_bytes(data)
+
+
+KINDS = st.sampled_from(["file", "bad file", "rows", "damaged", "archive", "blank", "binary", "hidden"])
+
+
+@settings(max_examples=trials(12, 100, 500), deadline=None)
+@given(kinds=st.lists(KINDS, max_size=12), seed=st.integers(0, 1 << 30))
+def corpora(counted: Any, place: Path, kinds: list[str], seed: int) -> None:
+    """Documents and bytes in = kept + refused by reason, exactly."""
+    folder = place / str(time.monotonic_ns())
+    books = Books(folder / "in", seed)
+    for number, kind in enumerate(kinds):
+        books.add(number, kind)
     summary = prepare([folder / "in"], modality.get("text"), folder / "out", measure=False, tolerated=1.0)
-    kept = [data for data in kept if data]
-    told = {reason: (count, size) for reason, (count, size, _) in summary.refused.items()}
-    right = told == {reason: (len(sizes), sum(sizes)) for reason, sizes in refused.items()}
-    right = right and (summary.documents, summary.bytes) == (len(kept), sum(map(len, kept)))
-    tally_of.count(right, f"{kinds} {seed}: {told}, {refused}, {summary.documents}, {len(kept)}")
+    refused = {reason: (count, size) for reason, (count, size, _) in summary.refused.items()}
+    right = refused == {reason: (len(sizes), sum(sizes)) for reason, sizes in books.refused.items()}
+    right = right and (summary.documents, summary.bytes) == (len(books.kept), sum(map(len, books.kept)))
+    counted.count(right, f"{kinds} {seed}: {refused}, {books.refused}, {summary.documents}, {len(books.kept)}")
     assert right
 
 
@@ -205,20 +201,20 @@ def test_r18_books(tally: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("bad", "code"), [(1, 0), (2, 3)])
 def test_r18_more_than_one_percent(bad: int, code: int, tally: Any, tmp_path: Path, capfd: Any) -> None:
-    """Of 150 rows one may be damaged, two may not, unless --allow-skips; in any case it is told."""
-    found = tally("R18", "damaged rows of 150: refused from two on, told from the first", f"{bad}")
+    """Of 150 rows one may be damaged, two may not, unless --allow-skips; in any case it is reported."""
+    counted = tally("R18", "damaged rows of 150: refused from two on, told from the first", f"{bad}")
     rows = [json.dumps({"text": f"row {n} " + "words " * 20}) for n in range(150 - bad)] + ["{" + " " * 80] * bad
     (tmp_path / "x.jsonl").write_text("\n".join(rows) + "\n")
     path = str(tmp_path / "x.jsonl")
     for options, expected in (((), code), (("--allow-skips",), 0)):
         got = command(tmp_path, path, "text", *options)
         error = capfd.readouterr().err
-        found.count(got == expected and "row is not JSON" in error and f"x.jsonl:{151 - bad}" in error, error)
+        counted.count(got == expected and "row is not JSON" in error and f"x.jsonl:{151 - bad}" in error, error)
 
 
 def test_r18_a_damaged_file_gives_nothing(tally: Any, tmp_path: Path) -> None:
     """What stands before the damage is not kept: nobody knows whether it is sound. All else is, byte for byte."""
-    found = tally("R18", "documents before the damage in a file of a folder")
+    counted = tally("R18", "documents before the damage in a file of a folder")
     folder = tmp_path / "in"
     folder.mkdir()
     big = PROSE * 400  # several documents, and more than a block
@@ -229,8 +225,8 @@ def test_r18_a_damaged_file_gives_nothing(tally: Any, tmp_path: Path) -> None:
     (folder / "5.txt").write_bytes(big)
     summary = prepare([folder], modality.get("text"), tmp_path / "out", measure=False, tolerated=1.0)
     dataset = Dataset.open(tmp_path / "out")
-    found.count(dataset.shards.read(0, summary.bytes) == PROSE + big, "other bytes are kept")
-    found.count(summary.refused["damaged file"][0] == 3, str(summary.refused))
+    counted.count(dataset.shards.read(0, summary.bytes) == PROSE + big, "other bytes are kept")
+    counted.count(summary.refused["damaged file"][0] == 3, str(summary.refused))
     for file in ("2.txt.gz", "3.txt.xz", "4.tar"):
         with pytest.raises(InputError, match=file):
             prepare([folder / file], modality.get("text"), tmp_path / "out2", measure=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -13,8 +14,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 from forms import FORM, trials
+from pyarrow import parquet
 
 LIMIT = 400
 """MiB that `prepare` may take, whatever the input."""
@@ -112,7 +115,7 @@ BOMBS: dict[str, tuple[str, Callable[[Path, int], Path], str]] = {
     "zeros in a tar": ("text", lambda p, n: tar_of_zeros(p / "x.tar.gz", n), "binary data"),
     "nothing but headers": ("dna", lambda p, n: repeated(p / "x.fa", b">" + b"n" * 62 + b"\n", n // 8), "without seq"),
     "gz in gz": ("text", lambda p, n: twice(p, n), "gzip"),
-}  # fmt: skip
+}
 
 
 def tar_of_zeros(path: Path, size: int) -> Path:
@@ -133,51 +136,42 @@ def twice(place: Path, size: int) -> Path:
 @pytest.mark.parametrize("bomb", BOMBS if FORM != "short" else list(BOMBS)[:5])
 def test_r16_bombs(bomb: str, prepared: Prepare, tally: Any, tmp_path: Path) -> None:
     """10 GB of zeros in 10 MB and 4 GiB lines and records in the long form; a fiftieth of that in the short one."""
-    found = tally("R16", "bombs: peak memory of prepare at most 400 MiB, also as a limit of address space", bomb)
+    counted = tally("R16", "bombs: peak memory of prepare at most 400 MiB, also as a limit of address space", bomb)
     kind, make, why = BOMBS[bomb]
     size = trials(150 * 10**6, 2 * 10**9, 8 << 30 if "zeros" not in bomb and "gz" not in bomb else 10**10)
     file = make(tmp_path, size)
-    found.figures |= {"file MB": round(file.stat().st_size / 10**6, 1)}
+    counted.figures |= {"file MB": round(file.stat().st_size / 10**6, 1)}
     code, peak, error = prepared(file, kind)
-    found.figures |= {"peak MiB": round(peak)}
-    found.count(peak <= LIMIT, f"{peak:.0f} MiB")
-    found.count(code in (0, 3) and why in error, f"exit {code}: {error}")
+    counted.figures |= {"peak MiB": round(peak)}
+    counted.count(peak <= LIMIT, f"{peak:.0f} MiB")
+    counted.count(code in (0, 3) and why in error, f"exit {code}: {error}")
 
 
 def rows(path: Path, size: int) -> Path:
-    """JSON lines as the Pile has them."""
+    """JSON lines like those of the Pile."""
+    text = "and so on for many words " * 40
     with path.open("wb") as file:
-        number = 0
-        while file.tell() < size:
-            lines = [
-                json.dumps({"text": f"document {number + n} " + "and so on for many words " * 40, "meta": {"set": "x"}})
-                for n in range(1000)
-            ]
-            file.write("\n".join(lines).encode() + b"\n")
-            number += 1000
+        for number in range(size):
+            file.write(json.dumps({"text": f"document {number} {text}", "meta": {"set": "x"}}).encode() + b"\n")
+            if file.tell() >= size:
+                break
     return path
 
 
 def parquet_rows(path: Path, size: int) -> Path:
     """Row groups with the columns of FineWeb-Edu; the text cannot be compressed much."""
-    import random
-
-    import pyarrow
-    from pyarrow import parquet
-
-    fields = {"text": "string", "id": "string", "dump": "string", "url": "string", "date": "string",
-              "file_path": "string", "language": "string", "language_score": "double", "token_count": "int64",
-              "score": "double", "int_score": "int64"}  # fmt: skip
-    schema = pyarrow.schema([(name, getattr(pyarrow, kind)() if kind != "double" else pyarrow.float64())
-                             for name, kind in fields.items()])  # fmt: skip
-    rng, written = random.Random(0), 0
-    with parquet.ParquetWriter(path, schema) as writer:
-        while written < size:
-            text = [rng.randbytes(1500).hex() for _ in range(10_000)]
-            columns = [text, *[[0 if kind == "int64" else 0.0 if kind == "double" else "x"] * len(text)
-                               for kind in list(fields.values())[1:]]]  # fmt: skip
-            writer.write_table(pyarrow.table(columns, schema=schema))
-            written += 3000 * len(text)
+    strings = ("text", "id", "dump", "url", "date", "file_path", "language")
+    others = {"language_score": 0.0, "token_count": 0, "score": 0.0, "int_score": 0}
+    rng, count, writer = random.Random(0), 10_000, None
+    for _ in range(-(-size // (3000 * count))):
+        columns: dict[str, list[Any]] = {name: ["x"] * count for name in strings}
+        columns |= {name: [value] * count for name, value in others.items()}
+        columns["text"] = [rng.randbytes(1500).hex() for _ in range(count)]
+        table = pyarrow.table(columns)
+        writer = writer or parquet.ParquetWriter(path, table.schema)
+        writer.write_table(table)
+    if writer:
+        writer.close()
     return path
 
 
@@ -188,42 +182,33 @@ def lines_of_text(path: Path, size: int) -> Path:
 def tiny_records(path: Path, size: int) -> Path:
     """A document for every 24 bytes: the table of documents is as large as the documents."""
     with path.open("wb") as file:
-        number = 0
-        while file.tell() < size:
-            file.write(b"".join(b">%d\nACGTTGCATTAC\n" % (number + n) for n in range(40_000)))
-            number += 40_000
+        for number in range(0, size // 24 + 1, 40_000):
+            file.write(b"".join(b">%d\nACGTTGCATTAC\n" % n for n in range(number, number + 40_000)))
     return path
 
 
-@pytest.mark.parametrize(
-    ("name", "kind", "make", "least", "long"),
-    [
-        ("x.txt", "text", lines_of_text, 20, 400),
-        ("x.jsonl", "text", rows, 10, 400),
-        ("x.parquet", "text", parquet_rows, 8, 400),
-        ("x.fa", "dna", tiny_records, 0.3, 40),
-    ],
-)
-def test_r26_memory_is_flat(
-    name: str,
-    kind: str,
-    make: Callable[[Path, int], Path],
-    least: float,
-    long: int,
-    prepared: Prepare,
-    tally: Any,
-    tmp_path: Path,
-) -> None:
+FLAT: dict[str, tuple[str, Callable[[Path, int], Path], float, int]] = {
+    "x.txt": ("text", lines_of_text, 20, 400),
+    "x.jsonl": ("text", rows, 10, 400),
+    "x.parquet": ("text", parquet_rows, 8, 400),
+    "x.fa": ("dna", tiny_records, 0.3, 40),
+}
+"""Modality, maker, and MB of the smaller file in the short and in the long form."""
+
+
+@pytest.mark.parametrize("name", FLAT)
+def test_r26_memory_is_flat(name: str, prepared: Prepare, tally: Any, tmp_path: Path) -> None:
     """Ten times the input, the same memory: 0.4 and 4 GB in the long form, for FASTA 1.7 and 17 million records."""
-    found = tally(
+    counted = tally(
         "R26", "peak memory of prepare on a file and on a tenth of it, also as a limit of address space", name
     )
-    peaks, base = [], int((least if FORM == "short" else 100 if FORM == "nightly" else long) * 10**6)
+    kind, make, short, long = FLAT[name]
+    peaks, base = [], int({"short": short, "nightly": 100, "long": long}[FORM] * 10**6)
     for factor in (1, 10):
         file = make(tmp_path / name, factor * base)
         code, peak, error = prepared(file, kind, trials(LIMIT // 4, LIMIT, LIMIT))  # always less than the file has
-        found.count(code == 0 and peak <= LIMIT, f"exit {code}, {peak:.0f} MiB: {error}")
+        counted.count(code == 0 and peak <= LIMIT, f"exit {code}, {peak:.0f} MiB: {error}")
         peaks.append(peak)
-    found.figures |= {"MB": 10 * base / 10**6, "peak MiB": round(peaks[1]), "growth": round(peaks[1] - peaks[0], 1)}
+    counted.figures |= {"MB": 10 * base / 10**6, "peak MiB": round(peaks[1]), "growth": round(peaks[1] - peaks[0], 1)}
     # Below some ten MB not even the blocks that are held at once are filled.
-    found.count(peaks[1] - peaks[0] <= (SLOPE if FORM == "long" else 4 * SLOPE), f"{peaks}")
+    counted.count(peaks[1] - peaks[0] <= (SLOPE if FORM == "long" else 4 * SLOPE), f"{peaks}")

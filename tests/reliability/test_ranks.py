@@ -1,4 +1,4 @@
-"""Many ranks are one run (R22), and stop like one (R5). The short form is tests/test_distributed.py."""
+"""Many ranks are one run (R22), and stop like one (R5). The short form is tests/distributed."""
 
 from __future__ import annotations
 
@@ -12,27 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import poll
 from forms import FORM, trials
 from rankkit import losses, trained, without
-from runkit import SETTINGS, TWO_STAGES, dataset, metrics, tiny, weights
+from runkit import SETTINGS, TWO_STAGES, metrics, tiny, weights
 
 from hnet_cli.checkpoints import find as finding
 
-pytestmark = pytest.mark.skipif(FORM == "short", reason="tests/test_distributed.py is the short form")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return dataset(tmp_path_factory.mktemp("fox"))
+pytestmark = pytest.mark.skipif(FORM == "short", reason="tests/distributed is the short form")
 
 
 @pytest.mark.parametrize("shard", ["none", "full"])
 def test_r22_ranks_are_micro_batches(data: Path, tmp_path: Path, shard: str, tally: Any) -> None:
     """50 steps on 2 ranks, bit for bit; on 4 ranks to rounding."""
     counted = tally("R22", "50 steps: 2 ranks = 2 micro-batches, 4 ranks = 4", f"shard={shard}")
-    each = [*TWO_STAGES, "train.steps=50", "train.eval_every=25", f"train.shard={shard}"]
+    settings = [*TWO_STAGES, "train.steps=50", "train.eval_every=25", f"train.shard={shard}"]
     for ranks in (2, 4):
-        config = tiny(*each, f"train.micro_batches={ranks}")
+        config = tiny(*settings, f"train.micro_batches={ranks}")
         one = trained(config, data, tmp_path / f"one-{ranks}", 1)
         many = trained(config, data, tmp_path / f"many-{ranks}", ranks)
         if ranks == 2:
@@ -49,18 +45,16 @@ def test_r5_torchrun_passes_a_signal_on(data: Path, tmp_path: Path, tally: Any) 
     counted = tally("R5", "SIGTERM to torchrun with 2 ranks at random moments: saved, said once, resumed")
     run, before, luck = tmp_path / "run", 0, random.Random(5)
     settings = [*SETTINGS, "train.steps=100000", "train.eval_every=0", "train.checkpoint_every=1000"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--",
-               "hnet_cli", "train", "--preset", "nano", "--data", str(data), "--run", str(run), "--device", "cpu",
-               *(word for each in settings for word in ("--set", each))]  # fmt: skip
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--", "hnet_cli"]
+    train = ["train", "--preset", "nano", "--data", str(data), "--run", str(run), "--device", "cpu"]
+    command = [sys.executable, *torchrun, *train, *(word for setting in settings for word in ("--set", setting))]
     for trial in range(trials(1, 2, 10)):
         said = tmp_path / f"said-{trial}"
         with said.open("w") as stderr:
-            more = ["--resume"] if trial else []
-            process = subprocess.Popen([*command, *more], stderr=stderr, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        log, until = run / "log.txt", time.monotonic() + 300
-        while not (log.exists() and f"step {before + 3} " in log.read_text()):
-            assert time.monotonic() < until, said.read_text()
-            time.sleep(0.05)
+            resume = ["--resume"] if trial else []
+            process = subprocess.Popen([*command, *resume], stderr=stderr, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        log, begun = run / "log.txt", f"step {before + 3} "
+        assert poll(lambda: log.exists() and begun in log.read_text(), 300), said.read_text()  # noqa: B023
         time.sleep(luck.uniform(0, 0.3))
         process.send_signal(signal.SIGTERM)
         process.wait(60)

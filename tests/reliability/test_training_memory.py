@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import hnet
+from commands import SMALLER, hnet
 from forms import FORM, trials
-from runkit import TWO_STAGES, dataset, tiny
+from runkit import TWO_STAGES, tiny
 from torch.utils.flop_counter import FlopCounterMode
 
 from hnet_cli.cli.app import run
@@ -26,51 +26,41 @@ from hnet_cli.inference.windows import windows
 from hnet_cli.modality import Document
 from hnet_cli.model import HNetForCausalLM, RoutingOutput
 from hnet_cli.training import budget
+from hnet_cli.training.build import build_model
 from hnet_cli.training.loop import train
-from hnet_cli.training.step import build_model, losses
+from hnet_cli.training.losses import losses
 
 CONFIGS = {"nano": resolve("nano"), "two stages": tiny(*TWO_STAGES, "name=two stages")}
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-
-
 TEXT = (Path(__file__).parents[2] / "hnet_cli/starters/quickstart.txt").read_bytes()
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose weights mean nothing yet."""
-    place = tmp_path_factory.mktemp("run")
-    train(tiny(*TWO_STAGES, "train.steps=1", "train.eval_every=0"), dataset(place), place / "run")
-    return place / "run"
+def model(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """A run of one step."""
+    run = tmp_path_factory.mktemp("model") / "run"
+    train(tiny(*TWO_STAGES, "train.steps=1", "train.eval_every=0"), data, run)
+    return run
 
 
 def test_r27_memory_of_segment_is_flat(
     tally: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the command itself on a file and on one ten times as long; but in the long form what it may hold at once is
-    made small, so that the shorter file fills it too."""
+    """The command on a file and on one ten times as long; except in the long form its blocks are made small, so that
+    the shorter file fills them too."""
     done = tally("R27", "peak memory of segment on a file and on a tenth of it, two stages")
-    size = trials(25_000, 100_000, 1_200_000)
+    size = trials(6_000, 100_000, 1_200_000)
     if FORM != "long":
-        monkeypatch.setattr("hnet_cli.inference.segment.SCORED_BYTES", 1 << 14)
-        monkeypatch.setattr("hnet_cli.modalities._utf8.PIECE", 1 << 14)
+        for name in ("inference.segment.SCORED_BYTES", "modalities._utf8.PIECE"):
+            monkeypatch.setattr(f"hnet_cli.{name}", trials(1 << 12, 1 << 14, 0))
     peaks = []
     for factor in (1, 10):
         file = tmp_path / "x.txt"
         file.write_bytes((TEXT * (1 + factor * size // len(TEXT)))[: factor * size])
-        made = hnet(
-            "segment",
-            file,
-            "--model",
-            model,
-            "--format",
-            "plain",
-            "--out",
-            tmp_path / "out",
-            stderr=tmp_path / "stderr",
-        )
-        done.count(made.wait(3600) == 0, made.said())
-        peaks.append(made.memory / 2**20)
+        words = ["segment", file, "--model", model, "--format", "plain", "--out", tmp_path / "out"]
+        process = hnet(*words, stderr=tmp_path / "stderr")
+        done.count(process.wait(3600) == 0, process.error)
+        peaks.append(process.memory / 2**20)
     done.figures |= {"MB": 10 * size / 10**6, "peak MiB": round(peaks[1]), "growth": round(peaks[1] - peaks[0], 1)}
     done.count(peaks[1] - peaks[0] <= 16, f"{peaks} MiB")
 
@@ -82,19 +72,19 @@ def test_r27_how_a_file_is_read_changes_no_boundary(
     data, outputs = TEXT[: trials(6000, 60_000, 200_000)], set()
     (tmp_path / "x.txt").write_bytes(data)
     (tmp_path / "x.txt.gz").write_bytes(gzip.compress(data))
-    for given, block in (*(("x.txt", 1 << size) for size in (10, 16, 20)), ("x.txt.gz", 1 << 10), ("-", 1 << 10)):
-        for name in ("storage.streams.BLOCK", "inference.segment.READ_BYTES", "inference.windows.READ_BYTES"):
-            monkeypatch.setattr(f"hnet_cli.{name}", block)
+    for name, block in (*(("x.txt", 1 << size) for size in (10, 16, 20)), ("x.txt.gz", 1 << 10), ("-", 1 << 10)):
+        for place in ("storage.streams.READ_BYTES", "inference.segment.READ_BYTES", "inference.windows.READ_BYTES"):
+            monkeypatch.setattr(f"hnet_cli.{place}", block)
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(data))))
-        path, out = given if given == "-" else str(tmp_path / given), tmp_path / f"out {given} {block}"
+        path, out = name if name == "-" else str(tmp_path / name), tmp_path / f"out {name} {block}"
         code = run(["segment", path, "--model", str(model), "--modality", "text", "--format", "tsv", "--out", str(out)])
         _, *lines = out.read_text().splitlines()
         outputs.add("\n".join(line.split("\t", 2)[-1] for line in lines))  # but for the names
-        done.count(code == 0 and len(lines) > 100 and len(outputs) == 1, f"{given} read {block} bytes at once")
+        done.count(code == 0 and len(lines) > 100 and len(outputs) == 1, f"{name} read {block} bytes at once")
 
 
 def boundaries_everywhere(config: RunConfig) -> HNetForCausalLM:
-    """A model whose routers take equal neighbours for a boundary, as a run of one byte makes them."""
+    """A model whose routers put a boundary between equal neighbours, so at every position of one repeated byte."""
     torch.manual_seed(0)
     model = build_model(config)
     with torch.no_grad():
@@ -114,19 +104,19 @@ def forward(model: HNetForCausalLM, config: RunConfig, rows: int) -> tuple[torch
 
 @each_config
 def test_r28_memory_is_what_the_plan_announces(tally: Any, config: RunConfig) -> None:
-    """What autograd keeps for the backward pass, every storage once."""
+    """Bytes that autograd saves for the backward pass, every storage once."""
     done = tally("R28", "memory of a step in which every byte is a boundary, against the plan", config.name)
     model, rows = boundaries_everywhere(config), config.train.rows // config.train.pieces
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: list[torch.Tensor] = []
+    saved: list[torch.Tensor] = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept.append(tensor)  # alive, so that no address is given out twice
+        saved.append(tensor)  # alive, so that no address is given out twice
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         _, routing = forward(model, config, rows)
-    storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in kept}
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in saved}
     measured = sum(size for address, size in storages.items() if address not in parameters)
     announced = budget.needs(config).worst_activations
     everywhere = all(bool(stage.boundary_mask.all()) for stage in routing)
@@ -176,9 +166,9 @@ def test_r28_segment_is_linear_in_a_repeated_byte(tally: Any) -> None:
         done.figures[f"{2 * size} bytes to {size}"] = round(ratio, 2)
 
 
-def test_r29_memory_and_open_files_do_not_grow(tally: Any, tmp_path: Path) -> None:
-    """With validations, samples and checkpoints on the way; the first fifth of the steps is for caches to fill. In a
-    hundred steps the allocator goes up and down by more than 1%: only what a step leaves behind (1 MB) is told."""
+def test_r29_memory_and_open_files_do_not_grow(tally: Any, data: Path, tmp_path: Path) -> None:
+    """With validations, samples and checkpoints on the way; caches fill in the first fifth of the steps. Over a hundred
+    steps the allocator goes up and down by more than 1%, so the short form notices only leaks of 0.5 MB a step."""
     steps = trials(100, 2000, 10_000)
     done = tally("R29", "resident memory and open files over the steps of a run")
     resident, files = [], []
@@ -189,11 +179,9 @@ def test_r29_memory_and_open_files_do_not_grow(tally: Any, tmp_path: Path) -> No
             resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
             files.append(len(os.listdir("/proc/self/fd")))
 
-    every = steps // 5
-    config = tiny(
-        f"train.steps={steps}", f"train.eval_every={every}", f"train.checkpoint_every={every}", "train.samples=true"
-    )
-    train(config, dataset(tmp_path), tmp_path / "run", listen=listen)
+    every = [f"train.{what}_every={steps // trials(2, 5, 5)}" for what in ("eval", "checkpoint")]
+    smaller = SMALLER if FORM == "short" else []
+    train(tiny(*smaller, f"train.steps={steps}", *every, "train.samples=true"), data, tmp_path / "run", listen=listen)
     fifth = len(resident) // 5
     before, after = np.median(resident[fifth : 2 * fifth]), np.median(resident[-fifth:])
     growth = after / before - 1

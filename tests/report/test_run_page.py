@@ -17,10 +17,22 @@ from hnet_cli.training.loop import train
 
 EVIL = "</script><script>alert(1)</script>\x1b[31m\u202e\x9b<b onload=x>&amp;"
 OLD = [
-    {"step": n, "bytes": 1000 * n, "bpb": 8 / n, "grad_norm": 1 / n, "lr": 1e-3, "bytes_per_s": 500, "ratio_loss": 1.0,
-     "stage0_bytes_per_chunk": 4.5, "stage0_target_bytes_per_chunk": 5.0, "stage0_boundary_fraction": 0.22,
-     "stage0_target_fraction": 0.2, "stage0_mean_boundary_prob": 0.3} for n in range(1, 9)
-]  # fmt: skip
+    {
+        "step": n,
+        "bytes": 1000 * n,
+        "bpb": 8 / n,
+        "grad_norm": 1 / n,
+        "lr": 1e-3,
+        "bytes_per_s": 500,
+        "ratio_loss": 1.0,
+        "stage0_bytes_per_chunk": 4.5,
+        "stage0_target_bytes_per_chunk": 5.0,
+        "stage0_boundary_fraction": 0.22,
+        "stage0_target_fraction": 0.2,
+        "stage0_mean_boundary_prob": 0.3,
+    }
+    for n in range(1, 9)
+]
 CONFIG = "name: nano\ndata: nowhere\ntrain:\n  steps: 8\n"
 
 
@@ -41,10 +53,18 @@ def shot(step, text, depth, probability=None, sample=None):
     return {"step": step, "bytes": 1000 * step, "probe": probe} | ({"sample": sample} if sample else {})
 
 
-@pytest.mark.parametrize("records", [
-    [], OLD[:1], [{"step": 1, "bytes": 1000, "skipped": 1}], [{"step": 1}], OLD, [{"bytes": "x"}, 3, [], None],
-    [OLD[0] | {"stage0_prob_histogram": "x", "bpb": None, "lr": True, "event": 7, "val_bpb": "low"}],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "records",
+    [
+        [],
+        OLD[:1],
+        [{"step": 1, "bytes": 1000, "skipped": 1}],
+        [{"step": 1}],
+        OLD,
+        [{"bytes": "x"}, 3, [], None],
+        [OLD[0] | {"stage0_prob_histogram": "x", "bpb": None, "lr": True, "event": 7, "val_bpb": "low"}],
+    ],
+)
 def test_a_run_of_any_age(tmp_path, records):
     page = checked(report.page(written(tmp_path / "run", records)))
     assert "run" in page.text
@@ -64,8 +84,17 @@ def test_what_is_drawn(tmp_path):
         5, {"step": 5, "bytes": 5000, "val_bpb": 1.5, "stage0_flips": 0.3, "val_stage0_bytes_per_chunk": 4.4}
     )
     page = checked(report.page(written(tmp_path / "run", records)))
-    for title in ("Bits per byte", "Bytes per chunk", "Boundary probability p", "How settled", "Gradient norm",
-                  "Learning rate", "Throughput", "Losses of the boundaries", "Evaluations"):  # fmt: skip
+    for title in (
+        "Bits per byte",
+        "Bytes per chunk",
+        "Boundary probability p",
+        "How settled",
+        "Gradient norm",
+        "Learning rate",
+        "Throughput",
+        "Losses of the boundaries",
+        "Evaluations",
+    ):
         assert title in page.text, title
     assert {"validation", "training", "main"} <= page.labels
     assert "1.500" in page.text
@@ -139,8 +168,10 @@ def test_nothing_in_the_data_acts(tmp_path):
 def test_chunks_over_training(tmp_path):
     text = "世界 and “peace”"
     n = len(text.encode())
-    samples = [shot(s, text, [int(i % s == 0) for i in range(n)], [[None if i % 2 else 0.5 for i in range(n)]])
-               for s in range(1, 100)]  # fmt: skip
+    samples = [
+        shot(s, text, [int(i % s == 0) for i in range(n)], [[None if i % 2 else 0.5 for i in range(n)]])
+        for s in range(1, 100)
+    ]
     page = checked(report.page(written(tmp_path / "run", OLD, samples=samples)))
     assert page.text.count("A held-out text") == report.MOST_FRAMES
     assert page.text.count(text) == report.MOST_FRAMES  # never a broken character
@@ -149,11 +180,17 @@ def test_chunks_over_training(tmp_path):
     assert "Step 99" in page.text
 
 
-@pytest.mark.parametrize("line", [
-    {"step": 1, "probe": {"base64": "!"}}, {"probe": 3}, {"probe": {"base64": b64("abc"), "depth": "x"}},
-    {"sample": None}, {"probe": {"base64": b64("abc"), "depth": [1] * 9, "probability": [[0.5]]}},
-    {"probe": {"base64": b64(b"\xff\xe4"), "depth": []}},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"step": 1, "probe": {"base64": "!"}},
+        {"probe": 3},
+        {"probe": {"base64": b64("abc"), "depth": "x"}},
+        {"sample": None},
+        {"probe": {"base64": b64("abc"), "depth": [1] * 9, "probability": [[0.5]]}},
+        {"probe": {"base64": b64(b"\xff\xe4"), "depth": []}},
+    ],
+)
 def test_samples_that_cannot_be_read_are_passed_over(tmp_path, line):
     checked(report.page(written(tmp_path / "run", OLD, samples=[line])))
 

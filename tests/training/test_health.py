@@ -7,8 +7,8 @@ from runkit import FLAT, TWO_STAGES, tiny
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from hnet_cli.model import RoutingOutput
+from hnet_cli.training.build import build_model
 from hnet_cli.training.health import BINS, clip_gradient, read, routing_counts, short_part, stage_metrics
-from hnet_cli.training.step import build_model
 
 
 def routed(*probabilities):
@@ -62,12 +62,17 @@ def test_a_model_without_stages_is_read_on_a_gpu_too():
     [
         (FLAT, {"embeddings", "main", "head"}),
         ([], {"embeddings", "encoder0", "routing0", "residual0", "main", "decoder0", "head"}),
-        (TWO_STAGES, {"embeddings", "head", "main"} | {f"{part}{s}" for s in (0, 1)
-                                                       for part in ("encoder", "routing", "residual", "decoder")}),
-        (["model.d_model=[64, 96]"], {"embeddings", "encoder0", "routing0", "residual0", "padding1", "main", "decoder0",
-                                      "head"}),
+        (
+            TWO_STAGES,
+            {"embeddings", "head", "main"}
+            | {f"{part}{s}" for s in (0, 1) for part in ("encoder", "routing", "residual", "decoder")},
+        ),
+        (
+            ["model.d_model=[64, 96]"],
+            {"embeddings", "encoder0", "routing0", "residual0", "padding1", "main", "decoder0", "head"},
+        ),
     ],
-)  # fmt: skip
+)
 def test_every_parameter_has_its_part(settings, parts):
     model = build_model(tiny(*settings))
     assert {short_part(name) for name, _ in model.named_parameters()} == parts

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from runkit import FLAT, TWO_STAGES, dataset, metrics, newest_model, tiny, weights
+from runkit import FLAT, TWO_STAGES, metrics, newest_model, sending, tiny, weights, when
 
 from hnet_cli import storage
 from hnet_cli.checkpoints.find import newest
@@ -30,45 +30,6 @@ STAGE = {
     "prob_histogram",
     "undecided",
 }
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return dataset(tmp_path_factory.mktemp("fox"))
-
-
-@pytest.fixture(scope="module")
-def whole(data, tmp_path_factory):
-    """A run that nothing happened to; unlike the others it leaves samples."""
-    run = tmp_path_factory.mktemp("whole") / "run"
-    train(tiny("train.samples=true"), data, run)
-    return run
-
-
-@pytest.fixture
-def signals():
-    """SIGINT and SIGHUP as in a terminal, whatever the tests were started from."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-def when(kind, step, action):
-    """A listener that acts on one event."""
-
-    def listen(heard, record):
-        if (heard, record.get("step")) == (kind, step):
-            action()
-
-    return listen
-
-
-def sending(name):
-    """An action that sends this process a signal."""
-    return lambda: os.kill(os.getpid(), signal.Signals[name])
 
 
 # -- learning ----------------------------------------------------------------------------------------------------------
@@ -237,21 +198,6 @@ def test_a_signal_at_the_last_step_finds_nothing_to_stop(data, tmp_path, signals
     assert result.state.step == 12
 
 
-def test_a_damaged_checkpoint_is_passed_over(whole, data, tmp_path, signals):
-    run, said = tmp_path / "run", []
-    with pytest.raises(Stopped):
-        train(tiny(), data, run, listen=when("step", 10, sending("SIGTERM")))
-    file = run / "checkpoints/step-00000010/optimizer.safetensors"
-    file.write_bytes(file.read_bytes()[:-1])
-    train(tiny(), data, run, resume=True, listen=lambda kind, record: said.append((kind, record)))
-    warned, resumed = said[0], said[1]
-    assert warned[0] == "warning"
-    assert "step-00000010/optimizer.safetensors is damaged" in warned[1]["message"]
-    assert (resumed[0], resumed[1]["step"]) == ("resume", 8)
-    assert metrics(run) == metrics(whole)
-    assert weights(run) == weights(whole)
-
-
 def test_a_record_torn_by_a_kill_is_dropped(whole, data, tmp_path, signals):
     run = tmp_path / "run"
     with pytest.raises(Stopped):
@@ -260,22 +206,6 @@ def test_a_record_torn_by_a_kill_is_dropped(whole, data, tmp_path, signals):
         file.write('{"step": 7, "bytes": 1}\n[1]\n{"step": 8, "by')
     train(tiny(), data, run, resume=True)
     assert metrics(run) == metrics(whole)
-
-
-def test_a_finished_run_may_be_resumed(whole, data):
-    before = weights(whole), metrics(whole)
-    result = train(tiny(), data, whole, resume=True)
-    assert (result.state.step, result.last) == (12, before[1][-1])
-    assert (weights(whole), metrics(whole)) == before
-
-
-def test_a_run_killed_before_its_first_checkpoint_begins_again(whole, data, tmp_path):
-    run, said = tmp_path / "run", []
-    run.mkdir()
-    (run / "config.yaml").write_text("")
-    train(tiny(), data, run, resume=True, listen=lambda kind, record: said.append(kind))
-    assert said[0] == "warning"
-    assert weights(run) == weights(whole)
 
 
 # -- limited time ------------------------------------------------------------------------------------------------------
@@ -293,22 +223,6 @@ def test_a_run_with_limited_time_lays_its_schedule_out_over_fewer_steps(data, tm
     assert metrics(run)[-2]["lr"] == pytest.approx(0.02 * config.train.lr)
     assert metrics(run)[-1]["step"] == steps == json.loads((newest(run) / "state.json").read_text())["step"]
     assert train(resolve(str(run / "config.yaml")), data, run, resume=True).state.step == steps
-
-
-# -- micro-batches that are chosen ------------------------------------------------------------------------------------
-
-
-def test_what_is_chosen_is_written_down_and_kept(data, tmp_path, signals):
-    """Also where a run was begun with another number than would be chosen now."""
-    train(tiny("train.micro_batches=auto"), data, tmp_path / "auto")
-    assert resolve(str(tmp_path / "auto/config.yaml")).train == tiny().train
-    train(tiny("train.micro_batches=4"), data, tmp_path / "whole")
-    with pytest.raises(Stopped):
-        train(tiny("train.micro_batches=4"), data, tmp_path / "run", listen=when("step", 6, sending("SIGTERM")))
-    train(tiny("train.micro_batches=auto"), data, tmp_path / "run", resume=True)
-    assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
-    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
-    assert weights(tmp_path / "run") != weights(tmp_path / "auto")
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------
@@ -338,15 +252,6 @@ def test_what_fails_before_anything_is_written_leaves_no_folder(data, tmp_path):
     with pytest.raises(InputError, match="sequence"):
         train(tiny("train.sequence_length=60000", "train.batch_bytes=60000"), data, tmp_path / "runs" / "a")
     assert os.listdir(tmp_path) == ["bad"]
-
-
-def test_a_run_stays_with_its_dataset(whole, tmp_path):
-    (tmp_path / "b.txt").write_text("Another text. " * 500)
-    other = dataset(tmp_path, tmp_path / "b.txt")
-    before = weights(whole), metrics(whole)
-    with pytest.raises(InputError, match="another dataset"):
-        train(tiny(), other, whole, resume=True)
-    assert (weights(whole), metrics(whole)) == before
 
 
 def test_too_little_data(data, tmp_path):

@@ -8,8 +8,8 @@ from runkit import TWO_STAGES, tiny
 
 from hnet_cli.config.run import TrainConfig, resolve
 from hnet_cli.model import lr_multipliers
+from hnet_cli.training.build import build_model
 from hnet_cli.training.optim import build_optimizer, schedule, set_learning_rate
-from hnet_cli.training.step import build_model
 
 shapes = st.builds(
     TrainConfig,

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import math
-from itertools import pairwise
 
 import pytest
 import torch
@@ -17,16 +16,14 @@ from hnet_cli.checkpoints.llama import read
 from hnet_cli.cli import app as cli
 from hnet_cli.config.run import resolve
 from hnet_cli.data.dataset import Dataset
-from hnet_cli.data.loader import Batches, windows
 from hnet_cli.data.tokens import learned
 from hnet_cli.errors import BusyError, DamagedError, InputError, UsageError
 from hnet_cli.kernels import Packing
 from hnet_cli.model import HNetForCausalLM
-from hnet_cli.model.config import BOS
 from hnet_cli.training import budget
 from hnet_cli.training.loop import train
 from hnet_cli.training.retrofit import retrofit
-from hnet_cli.training.teacher import CUT, Teacher
+from hnet_cli.training.teacher import Teacher
 
 pytest.importorskip("tokenizers")
 VOCABULARY = 320
@@ -43,8 +40,13 @@ LLAMA = {
     "hidden_act": "silu",
     "tie_word_embeddings": False,
 }
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-          "original_max_position_embeddings": 64}  # fmt: skip
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 SMALL = [
     "model.d_model=[32, 64]",
     "model.arch_layout=[m1, [m1], m1]",
@@ -61,11 +63,6 @@ SMALL = [
     "train.samples=false",
     "precision=fp32",
 ]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return dataset(tmp_path_factory.mktemp("fox"))
 
 
 @pytest.fixture(scope="module")
@@ -234,6 +231,7 @@ def made(tmp_path_factory, tokenizer):
 
 def test_the_main_network_is_the_transformer(made):
     source, folder = made
+    assert torch.equal(Teacher(folder).table, own_model(source).embeddings.weight)
     teacher, model = own_model(source), finding.load(folder).double()
     assert model.config.levels[1].main_network == "TT"
     hidden = torch.randn(40, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -243,54 +241,6 @@ def test_the_main_network_is_the_transformer(made):
         for stack in (teacher.backbone.main_network, model.backbone.main_network.main_network)
     ]
     assert torch.equal(*outs)
-
-
-def test_a_lesson_gives_the_transformer_what_it_is_used_to_read(made, data, tokenizer):
-    """Its mark, then token after token: so the main network computes what the Transformer computed."""
-    source, folder = made
-    teacher = Teacher(folder)
-    table = own_model(source).embeddings.weight.float()
-    batch = next(windows(Dataset.open(data), "train", 64, batch_bytes=512))  # the first begins with the document mark
-    assert batch.inputs[0] == BOS
-    lesson = teacher.lesson(batch, torch.device("cpu"))
-    at = 0
-    edges = batch.cu_seqlens.tolist()
-    for a, b in pairwise(edges):
-        text = batch.inputs[a:b].tobytes()
-        first = a + (text[0] == BOS)
-        tokens = tokenizer.encode([batch.inputs[first:b].tobytes()])[0]
-        starts = lesson.boundary[a:b].nonzero()[:, 0] + a
-        pieces = [batch.inputs[x:y].tobytes() for x, y in zip(starts, [*starts[1:].tolist(), b], strict=True)]
-        assert b"".join(pieces) == text
-        assert pieces[1:] == [tokenizer.decode([token]) for token in tokens[1:]]
-        expected = table[[tokenizer.bos, *tokens[:-1]]]
-        assert torch.equal(lesson.embedding[at : at + len(tokens)], expected)
-        at += len(tokens)
-        assert not lesson.judged[a]
-        assert not lesson.judged[max(a, b - CUT) : b].any()
-    assert at == len(lesson.embedding)
-    assert lesson.judged.sum() > 200
-
-
-def test_losses_are_least_for_what_the_teacher_says(made, data):
-    _, folder = made
-    model, teacher = finding.load(folder), Teacher(folder)
-    batch = Batches(Dataset.open(data), sequence_length=64, rows=4, seed=3).batch(0)
-    lesson = teacher.lesson(batch, torch.device("cpu"))
-    ids, edges = torch.from_numpy(batch.inputs).long(), torch.from_numpy(batch.cu_seqlens)
-    with torch.no_grad():
-        routing = model(ids, cu_seqlens=edges).routing[0]
-    first = lesson.losses(routing, None)
-    routing.boundary_prob, routing.boundary_mask = lesson.boundary.float(), lesson.boundary
-    assert lesson.losses(routing, lesson.embedding).tolist() == pytest.approx([0, 0, 1], abs=2e-6)
-    assert first[0] > 0.1
-    assert first[2] < 1
-    routing.boundary_mask = torch.ones_like(lesson.boundary)  # a chunk per byte: those at first bytes are compared
-    embedding = torch.zeros(len(ids), 64)
-    embedding[lesson.boundary] = lesson.embedding
-    assert lesson.losses(routing, embedding)[1] == 0
-    wanted = lesson.embedding.square().sum(-1).mean() / lesson.scale
-    assert lesson.losses(routing, torch.zeros(len(ids), 64))[1] == pytest.approx(float(wanted), rel=1e-5)
 
 
 def test_training_teaches_all_but_the_transformer(made, data, tmp_path):

@@ -13,16 +13,12 @@ from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Batches
 from hnet_cli.errors import NumericalError
 from hnet_cli.modality import Document, Modality
+from hnet_cli.training.build import build_model, precision_context
 from hnet_cli.training.loop import train
-from hnet_cli.training.losses import confidence_alignment, entropy_alignment
+from hnet_cli.training.losses import confidence_alignment, entropy_alignment, losses
 from hnet_cli.training.optim import build_optimizer
-from hnet_cli.training.step import build_model, losses, precision_context, seconds_per_byte, train_step
+from hnet_cli.training.step import train_step
 from hnet_cli.training.validation import to_device
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return dataset(tmp_path_factory.mktemp("fox"))
 
 
 def parts(config, data, seed=0):
@@ -40,7 +36,7 @@ def stepped(config, data):
     """The model and record after one step without clipping."""
     config = replace(config, train=replace(config.train, grad_clip=0))
     model, optimizer, pieces, autocast = parts(config, data)
-    return model, train_step(model, optimizer, pieces, 0, config, autocast)
+    return model, train_step(model, optimizer, pieces, 0, config, autocast)()
 
 
 # -- the loss ----------------------------------------------------------------------------------------------------------
@@ -119,7 +115,7 @@ def test_weights_of_a_dataset_count(tmp_path):
     with torch.no_grad():
         logits = model(torch.tensor(batch.inputs).long(), cu_seqlens=torch.tensor(batch.cu_seqlens)).logits
         nll = torch.nn.functional.cross_entropy(logits, torch.tensor(batch.targets).long(), reduction="none")
-    record = train_step(model, optimizer, [batch], 0, config, autocast)
+    record = train_step(model, optimizer, [batch], 0, config, autocast)()
     weight = torch.tensor(batch.weights)
     assert record["loss"] == pytest.approx(float((nll * weight).sum() / weight.sum()), rel=1e-5)
     assert record["bpb"] == pytest.approx(float(nll.mean()) / np.log(2), rel=1e-5)
@@ -132,16 +128,16 @@ def test_weights_of_a_dataset_count(tmp_path):
 def test_a_step_that_is_not_finite_changes_nothing(data):
     config = tiny()
     model, optimizer, (batch,), autocast = parts(config, data)
-    train_step(model, optimizer, [batch], 0, config, autocast)
+    train_step(model, optimizer, [batch], 0, config, autocast)()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     moments = [{k: v.clone() for k, v in state.items()} for state in optimizer.state.values()]
     poisoned = replace(batch, weights=np.where(np.arange(len(batch.targets)) == 7, np.inf, 1).astype(np.float32))
-    record = train_step(model, optimizer, [poisoned], 1, config, autocast)
+    record = train_step(model, optimizer, [poisoned], 1, config, autocast)()
     assert record["skipped"] == 1
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     after = optimizer.state.values()
     assert all(torch.equal(a[k], b[k]) for a, b in zip(moments, after, strict=True) for k in a)
-    assert "skipped" not in train_step(model, optimizer, [batch], 1, config, autocast)
+    assert "skipped" not in train_step(model, optimizer, [batch], 1, config, autocast)()
 
 
 class Explosive(Modality):
@@ -176,44 +172,9 @@ def test_a_step_that_is_not_finite_is_skipped_and_recorded(tmp_path):
 
 def test_three_in_a_row_end_the_run(data, tmp_path):
     with pytest.raises(NumericalError, match="3 steps in a row") as error:
-        train(tiny("train.lr=1e30", "train.warmup=0", "train.eval_every=0"), data, tmp_path / "run")
+        train(tiny("train.lr=1e15", "train.warmup=0", "train.eval_every=0"), data, tmp_path / "run")
     assert "lower train.lr" in error.value.hint
     records = metrics(tmp_path / "run")
     assert [("skipped" in r) for r in records[-3:]] == [True] * 3
     assert f"saved in {newest(tmp_path / 'run')}; no earlier checkpoint is known to be good" in str(error.value)
     assert all(torch.isfinite(p).all() for p in newest_model(tmp_path / "run").parameters())
-
-
-# -- how long a step takes ---------------------------------------------------------------------------------------------
-
-
-class Ticks:
-    """A clock that tells how long each step took."""
-
-    def __init__(self, *seconds):
-        self.left, self.now = list(seconds), 100.0
-
-    def __call__(self):
-        self.now += self.left.pop(0)
-        return self.now
-
-
-@pytest.mark.parametrize(
-    ("seconds", "taken", "left"),
-    [
-        ([60, 20, 1.0, 1.05, 9], 1.0, 1),  # what is compiled, also for another shape, does not count
-        ([1, 1, 1, 1], 1.0, 1),
-        ([5, 2, 1, 4, 3, 5, 40, 2, 9], 5.0, 2),  # never two that agree: 30 seconds are over
-        ([5, 40, 9], 40.0, 1),
-    ],
-)
-def test_the_time_of_a_byte_is_that_of_a_step_when_two_agree(seconds, taken, left):
-    clock = Ticks(*seconds)
-    assert seconds_per_byte(tiny("train.micro_batches=2"), "cpu", 30.0, clock) == pytest.approx(taken / 128)
-    assert len(clock.left) == left
-
-
-def test_the_time_of_a_byte_is_of_the_micro_batch_that_will_be_trained():
-    clock = Ticks(1, 1, 1)
-    large = tiny("train.batch_bytes=65536", "train.micro_batches=auto")  # on a CPU in pieces of 16 KiB
-    assert seconds_per_byte(large, "cpu", 30.0, clock) == pytest.approx(1 / 16384)

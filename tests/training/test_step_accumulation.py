@@ -16,7 +16,7 @@ from stepkit import batch, gradient
 
 from hnet_cli.model.blocks import Isotropic
 from hnet_cli.training import budget
-from hnet_cli.training.step import build_model
+from hnet_cli.training.build import build_model
 
 
 @given(st.lists(st.integers(1, 40), min_size=2, max_size=7))

@@ -9,28 +9,17 @@ import signal
 import numpy as np
 import pytest
 import torch
-from runkit import FLAT, dataset, metrics, newest_model, tiny, weights
+from runkit import FLAT, metrics, newest_model, tiny, weights
 
 from hnet_cli.checkpoints.find import newest
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.errors import NumericalError, Stopped
 from hnet_cli.terminal.process import Stop
+from hnet_cli.training.build import build_model
 from hnet_cli.training.events import EventLog
-from hnet_cli.training.loop import _Trainer, train
+from hnet_cli.training.loop import _Trainer
 from hnet_cli.training.optim import build_optimizer
-from hnet_cli.training.step import build_model, skips_on_device
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return dataset(tmp_path_factory.mktemp("fox"))
-
-
-@pytest.fixture(scope="module")
-def whole(data, tmp_path_factory):
-    run = tmp_path_factory.mktemp("whole") / "run"
-    train(tiny("train.samples=true"), data, run)
-    return run
+from hnet_cli.training.step import skips_on_device
 
 
 def ahead(config, data, run, listen=lambda kind, record: None):

@@ -27,8 +27,13 @@ def run_with_board(run, data, *settings, resume=False, stop_at=None):
             raise Stopped("here")
 
     try:
-        train(tiny("train.steps=8", "train.eval_every=4", "train.checkpoint_every=2", *settings), data, run,
-              resume=resume, listen=listen)  # fmt: skip
+        train(
+            tiny("train.steps=8", "train.eval_every=4", "train.checkpoint_every=2", *settings),
+            data,
+            run,
+            resume=resume,
+            listen=listen,
+        )
     finally:
         board.close()
 
@@ -40,8 +45,11 @@ def test_events_are_the_records_of_a_run_that_was_interrupted(tmp_path):
     run_with_board(run, data, resume=True)
     found, events = scalars(run)
     records = metrics(run)
-    for tag, key in (("training/bpb", "bpb"), ("training/stage0_bytes_per_chunk", "stage0_bytes_per_chunk"),
-                     ("validation/bpb", "val_bpb")):  # fmt: skip
+    for tag, key in (
+        ("training/bpb", "bpb"),
+        ("training/stage0_bytes_per_chunk", "stage0_bytes_per_chunk"),
+        ("validation/bpb", "val_bpb"),
+    ):
         wanted = [(r["step"], r[key]) for r in records if key in r]
         assert [step for step, _ in found[tag]] == [step for step, _ in wanted]
         assert [value for _, value in found[tag]] == pytest.approx([value for _, value in wanted])

@@ -9,7 +9,7 @@ from runkit import dataset, tiny
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.model.config import BOS
 from hnet_cli.training import validation as evaluate
-from hnet_cli.training.step import build_model
+from hnet_cli.training.build import build_model
 from hnet_cli.training.validation import validation
 
 

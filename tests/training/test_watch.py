@@ -13,8 +13,12 @@ BYTES, DOCUMENTS = 4096, 16
 def record(step, share=0.2, loss=1.5, target=5.0, undecided=0.2):
     """Of a step whose free positions are boundaries with probability `share`."""
     chunks = DOCUMENTS + share * (BYTES - DOCUMENTS)
-    numbers = {"step": step, "loss": loss, "stage0_bytes_per_chunk": BYTES / round(chunks),
-               "stage0_target_fraction": 1 / target}  # fmt: skip
+    numbers = {
+        "step": step,
+        "loss": loss,
+        "stage0_bytes_per_chunk": BYTES / round(chunks),
+        "stage0_target_fraction": 1 / target,
+    }
     return numbers | ({} if undecided is None else {"stage0_undecided": undecided})
 
 

@@ -330,7 +330,7 @@ def _table(name: str, reading: _Reading) -> Iterator[Source | Refused]:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise EnvironmentLimit(f"{name}: reading parquet needs pyarrow", "pip install 'hnet[parquet]'") from error
+        raise EnvironmentLimit(f"{name}: reading parquet needs pyarrow", "pip install 'hnet-cli[parquet]'") from error
     # Strings are read as bytes, which the modality judges: arrow does not check that they are UTF-8.
     as_bytes = {pyarrow.string(): pyarrow.binary(), pyarrow.large_string(): pyarrow.large_binary()}
     field = reading.field

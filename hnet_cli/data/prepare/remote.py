@@ -80,7 +80,9 @@ def _system(url: str) -> tuple[Any, str]:
     try:
         from fsspec.core import url_to_fs
     except ImportError as error:
-        raise EnvironmentLimit(f"{shown_url(url)}: reading URLs needs fsspec", "pip install 'hnet[remote]'") from error
+        raise EnvironmentLimit(
+            f"{shown_url(url)}: reading URLs needs fsspec", "pip install 'hnet-cli[remote]'"
+        ) from error
     logging.getLogger("fsspec").setLevel(logging.CRITICAL)
     try:
         system, path = url_to_fs(url)
@@ -96,7 +98,7 @@ def _translated(error: Exception, url: str) -> Exception:
     if isinstance(error, HNetError | MemoryError):
         return error
     if isinstance(error, ImportError):
-        return EnvironmentLimit(f"{name}: {error}", "pip install 'hnet[remote]', or the package it names")
+        return EnvironmentLimit(f"{name}: {error}", "pip install 'hnet-cli[remote]', or the package it names")
     if isinstance(error, FileNotFoundError):
         return InputError(f"{name} does not exist")
     if isinstance(error, PermissionError) or getattr(error, "status", 0) in (401, 403):

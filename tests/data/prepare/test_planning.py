@@ -108,10 +108,17 @@ def test_large_tables_are_read_in_stretches(tmp_path: Path, monkeypatch: pytest.
 
     rows = [f"document {number} " + "of the web " * 40 for number in range(1000)]
     columns = {
-        "text": rows, "id": [f"<urn:uuid:{n}>" for n in range(1000)], "dump": ["CC-MAIN-2024-10"] * 1000,
-        "url": ["https://example.org"] * 1000, "file_path": ["s3://commoncrawl"] * 1000, "language": ["en"] * 1000,
-        "language_score": [0.9] * 1000, "token_count": [90] * 1000, "score": [3.1] * 1000, "int_score": [3] * 1000,
-    }  # fmt: skip
+        "text": rows,
+        "id": [f"<urn:uuid:{n}>" for n in range(1000)],
+        "dump": ["CC-MAIN-2024-10"] * 1000,
+        "url": ["https://example.org"] * 1000,
+        "file_path": ["s3://commoncrawl"] * 1000,
+        "language": ["en"] * 1000,
+        "language_score": [0.9] * 1000,
+        "token_count": [90] * 1000,
+        "score": [3.1] * 1000,
+        "int_score": [3] * 1000,
+    }
     table = pyarrow.table(columns)
     parquet.write_table(table, tmp_path / "x.parquet", row_group_size=50, compression="none", use_dictionary=False)
     text = modality.get("text")

@@ -1,0 +1,38 @@
+"""The time per byte that a plan announces, measured with a clock that tells times of the test's choice."""
+
+import pytest
+from runkit import tiny
+
+from hnet_cli.training.timing import seconds_per_byte
+
+
+class Ticks:
+    """A clock that tells how long each step took."""
+
+    def __init__(self, *seconds):
+        self.left, self.now = list(seconds), 100.0
+
+    def __call__(self):
+        self.now += self.left.pop(0)
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("seconds", "taken", "left"),
+    [
+        ([60, 20, 1.0, 1.05, 9], 1.0, 1),  # what is compiled, also for another shape, does not count
+        ([1, 1, 1, 1], 1.0, 1),
+        ([5, 2, 1, 4, 3, 5, 40, 2, 9], 5.0, 2),  # never two that agree: 30 seconds are over
+        ([5, 40, 9], 40.0, 1),
+    ],
+)
+def test_the_time_of_a_byte_is_that_of_a_step_when_two_agree(seconds, taken, left):
+    clock = Ticks(*seconds)
+    assert seconds_per_byte(tiny("train.micro_batches=2"), "cpu", 30.0, clock) == pytest.approx(taken / 128)
+    assert len(clock.left) == left
+
+
+def test_the_time_of_a_byte_is_of_the_micro_batch_that_will_be_trained():
+    clock = Ticks(1, 1, 1)
+    large = tiny("train.batch_bytes=65536", "train.micro_batches=auto")  # on a CPU in pieces of 16 KiB
+    assert seconds_per_byte(large, "cpu", 30.0, clock) == pytest.approx(1 / 16384)
