@@ -11,10 +11,11 @@ INTERRUPTED = 130
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True if an allocator failed. PyTorch's CPU allocator and cuBLAS say so in words only."""
+    """True if an allocator failed. A GPU's has a type of its own, told by its name because torch is not imported here;
+    PyTorch's CPU allocator and cuBLAS say so in words only."""
     words = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory")
     by_words = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-    return by_words or isinstance(error, MemoryError)
+    return by_words or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 class HNetError(Exception):

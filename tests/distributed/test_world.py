@@ -166,7 +166,8 @@ def test_a_rank_that_has_to_split_adds_the_same_gradient(tmp_path):
             torch.save(found, tmp_path / "found")
         return 0
 
-    assert Ranks(2, work, tmp_path / "said").wait() == [0, 0]
+    ranks = Ranks(2, work, tmp_path / "said")
+    assert ranks.wait() == [0, 0], [ranks.said(rank) for rank in range(2)]
     none, wanted = gradient(ALONE, batches, [])
     splits, found = torch.load(tmp_path / "found")
     assert (none, splits) == (0, 1)

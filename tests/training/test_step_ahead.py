@@ -44,7 +44,7 @@ def test_it_is_the_same_run(whole, data, tmp_path):
             assert trainer.state.step == len(begun)
 
     trainer, _ = ahead(tiny("train.samples=true"), data, tmp_path / "run", listen)
-    trainer.model.register_forward_pre_hook(lambda *_: begun.append(1) if trainer.model.training else None)
+    trainer.model.register_forward_pre_hook(lambda *_: begun.append(1) if torch.is_grad_enabled() else None)
     assert trainer.go(False).last == metrics(whole)[-1]
     assert metrics(tmp_path / "run") == metrics(whole)
     assert (tmp_path / "run/samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
@@ -100,7 +100,9 @@ def test_a_bad_step_changes_nothing(data, tmp_path, bad, value):
         spoil(trainer.model, {bad}, value)
         at = states[name] = []
         trainer.model.register_forward_pre_hook(
-            lambda *_, m=trainer.model, at=at: at.append(m.lm_head.weight.detach().clone()) if m.training else None
+            lambda *_, m=trainer.model, at=at: (
+                at.append(m.lm_head.weight.detach().clone()) if torch.is_grad_enabled() else None
+            )
         )
         trainer.go(False)
         found[name] = metrics(tmp_path / name), weights(tmp_path / name)
