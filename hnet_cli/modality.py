@@ -80,7 +80,7 @@ class Refused:
     """Name and position for the first message about it."""
     bytes: int = 0
     damaged: bool = False
-    """Whether it was meant to be read but could not be: not JSON, not UTF-8, truncated. `prepare` fails where that is
+    """True if it was meant to be read but could not be: not JSON, not UTF-8, truncated. `prepare` fails where that is
     more than 1% of the input, unless told otherwise; the share left out by choice is not limited."""
 
 
@@ -131,9 +131,9 @@ class Variant:
     alternative: bytes
     after: bytes
     begins: bool = False
-    """Whether `before` reaches back to the beginning of its record."""
+    """True if `before` reaches back to the beginning of its record."""
     ends: bool = False
-    """Whether `after` reaches the end of its record."""
+    """True if `after` reaches the end of its record."""
     fields: Mapping[str, str] = field(default_factory=dict)
     """Fields of the file about it."""
     baselines: Mapping[str, float] = field(default_factory=dict)
@@ -213,7 +213,7 @@ class Modality:
         return lambda path, size, head: ("", path)
 
     def divisible(self, head: bytes) -> bool:
-        """Whether a plain file that begins with `head` may be read in stretches that begin and end with lines, so that
+        """True if a plain file that begins with `head` may be read in stretches that begin and end with lines, so that
         several processes read it at once. `documents` then counts from `Source.offset`."""
         return False
 

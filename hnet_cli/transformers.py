@@ -37,7 +37,7 @@ try:
     )
     from transformers.modeling_outputs import CausalLMOutputWithPast
 except ImportError as error:
-    raise EnvironmentLimit("transformers 5 is not installed", "pip install 'hnet[transformers]'") from error
+    raise EnvironmentLimit("transformers 5 is not installed", "pip install 'hnet-cli[transformers]'") from error
 
 EOS = 255
 OWN_FIELDS = ("arch_layout", "d_model", "d_intermediate", "vocab_size", "ssm_cfg", "attn_cfg", "tie_embeddings", "hnet")

@@ -39,7 +39,7 @@ def read(stream: BinaryIO, size: int = -1) -> bytes:
 
 
 def is_place(text: str) -> bool:
-    """Whether `text` is a position, a whole number; Python refuses to convert thousands of digits."""
+    """True if `text` is a position, a whole number; Python refuses to convert thousands of digits."""
     return text.isdecimal() and len(text) < 19
 
 

@@ -189,9 +189,9 @@ class Record:
     stretch: bytearray = field(default_factory=bytearray)
     """Bases of the next document; they end at `position`."""
     stretch_cut: bool = False
-    """Whether `stretch` continues a document."""
+    """True if `stretch` continues a document."""
     masked: bool = False
-    """Whether there is an upper-case base, so that lower case means something."""
+    """True if there is an upper-case base, so that lower case means something."""
 
     def add(self, sequence: bytes, ends: bool) -> Iterator[Document | Refused]:
         odd = sequence.translate(None, b"ACGTacgt")

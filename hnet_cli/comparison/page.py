@@ -118,7 +118,7 @@ def _drawn(told: Json, model: Json) -> list[tuple[float, float, float]]:
 
 
 def _gaps(told: Json, axis: str) -> Markup:
-    """How far every member is from the reference at equal bytes, or equal time."""
+    """Distance of every member from the reference at equal bytes, or equal time."""
     key = "curve" if axis == "bytes" else "curve_seconds"
     rival = next((m for m in told["models"] if m["name"] == told["reference"]), None)
     if rival is None:

@@ -38,17 +38,17 @@ class RunConfig:
     description: str = ""
     """One line for `hnet presets`."""
     source: str = ""
-    """Where the numbers come from: a table of the paper, or a measurement of ours."""
+    """Source of the numbers: a table of the paper, or a measurement of ours."""
     model: HNetConfig
     """The official JSON fields, plus `chunker`: learned, characters, space, or fixed:k."""
     train: TrainConfig = field(default_factory=TrainConfig)
-    """How it is trained."""
+    """Settings of training."""
     kernels: Literal["auto", "reference", "fast"] = "auto"
     """Which implementations run: see `hnet doctor`."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of matrix products; the residual stream, the router and the smoothing are fp32 always."""
     tokenizer: str = ""
-    """What the model reads: empty for bytes; `bpe:4096` for tokens of a byte-level BPE of so many ids, learned from the
+    """Input of the model: empty for bytes; `bpe:4096` for tokens of a byte-level BPE of so many ids, learned from the
     data; or the path of a tokenizer.json. `model.vocab_size` follows from it."""
     name: str = "run"
     """Name of the preset this came from."""
@@ -106,7 +106,7 @@ def resolve(choice: str, settings: Sequence[str] = ()) -> RunConfig:
 
 
 def _is_file(choice: str) -> bool:
-    """Whether `choice` is a path rather than the name of a shipped preset."""
+    """True if `choice` is a path rather than the name of a shipped preset."""
     path = Path(choice)
     return path.suffix in (".yaml", ".yml") or len(path.parts) > 1
 
@@ -187,7 +187,7 @@ def _build(data: dict[str, Any], marks: Mapping[str, str]) -> RunConfig:
     """The typed configuration. `marks`: where each dotted key stands, for messages."""
 
     def where(*keys: str) -> str:
-        """Where the mistake stands: the first of the keys that `--set` has, else the first that a file has."""
+        """Place of the mistake: the first of the keys that `--set` has, else the first that a file has."""
         places = [marks[key] for key in keys if key in marks]
         if not places:
             return where(*(key.rpartition(".")[0] for key in keys))
@@ -268,7 +268,7 @@ FIXED = (
     *("model.", "tokenizer", "train.seed", "train.batch_bytes", "train.sequence_length"),
     *("train.init", "train.optimizer"),
 )
-"""What a run keeps for life: its weights and the order of its data follow from these."""
+"""Settings that a run keeps for life: its weights and the order of its data follow from them."""
 
 
 def differences(before: RunConfig, now: RunConfig) -> dict[str, tuple[Any, Any]]:

@@ -66,7 +66,7 @@ class TrainConfig:
     decay: Share = 0.2
     """Share of the steps at the end with decay."""
     decay_shape: Literal["inverse-sqrt", "linear"] = "inverse-sqrt"
-    """How the learning rate falls in the decay."""
+    """Shape of the learning rate's decay."""
     min_lr_ratio: Share = 0.0
     """The learning rate at the last step as a share of the peak."""
 
@@ -94,7 +94,7 @@ class TrainConfig:
     ratio_loss_weight: Annotated[float | Points, Schedule(least=0)] = 0.03
     """alpha of the ratio loss (paper equation 10). A number, or a schedule over the run."""
     ratio_loss_statistics: Literal["micro-batch", "global"] = "micro-batch"
-    """Whether its F and G are of each micro-batch, as in the release, or of the batch: see `GlobalRatio`."""
+    """True if its F and G are of each micro-batch, as in the release, or of the batch: see `GlobalRatio`."""
     alignment_loss_weight: Weight = 0.0
     """Weight of a loss that draws boundaries of the outermost stage to where bytes are hard to predict."""
     alignment: Literal["confidence", "entropy"] = "confidence"
@@ -114,9 +114,9 @@ class TrainConfig:
     eval_bytes: Count = 262_144
     """At most this many validation bytes each time; the last validation too."""
     samples: bool = True
-    """Whether every validation leaves its chunks of a few bytes and a continuation of them in samples.jsonl."""
+    """True if every validation leaves its chunks of a few bytes and a continuation of them in samples.jsonl."""
     tensorboard: bool = False
-    """Whether the records are also written as TensorBoard events."""
+    """True if the records are also written as TensorBoard events."""
     checkpoint_every: Count = 500
     """Steps between two checkpoints; the last step always has one."""
     keep_checkpoints: Count = 2
@@ -145,7 +145,7 @@ class TrainConfig:
 
     @property
     def taught(self) -> bool:
-        """Whether a loss needs a teacher."""
+        """True if a loss needs a teacher."""
         return self.boundary_loss_weight > 0 or self.embedding_loss_weight > 0
 
     @property

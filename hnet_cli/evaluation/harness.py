@@ -27,7 +27,7 @@ try:
     from lm_eval.api.model import LM
     from lm_eval.api.registry import register_model
 except ImportError as error:
-    missing = EnvironmentLimit("lm-evaluation-harness is not installed", "pip install 'hnet[harness]'")
+    missing = EnvironmentLimit("lm-evaluation-harness is not installed", "pip install 'hnet-cli[harness]'")
     if __name__ != "__main__":
         raise missing from error
     print(f"hnet: {missing} ({missing.hint})", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""How well learned boundaries agree with units known without training. Pure numpy, on positions."""
+"""Agreement of learned boundaries with units known without training. Pure numpy, on positions."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Piece:
     end: int
     """In the document."""
     drawn: bytes
-    """What is drawn for it: whole characters only, so perhaps not all of its bytes, or some of the next chunk's."""
+    """Text drawn for it: whole characters only, so perhaps not all of its bytes, or some of the next chunk's."""
     probability: tuple[float, ...]
     """Per stage shown: p where a chunk of the stage begins here, else NaN."""
     surprisal: Sequence[float] | np.ndarray
@@ -48,7 +48,7 @@ class Piece:
 
 @dataclass
 class _Counts:
-    """What is told about a stage."""
+    """Figures of a stage."""
 
     chunks: int = 0
     lengths: Counter[int] = field(default_factory=Counter)
@@ -81,7 +81,7 @@ class _Block:
 
     def __init__(self, at: int, drawn: Sequence[int], into: int = 0) -> None:
         self.at, self.drawn, self.into = at, drawn, into
-        """Where it begins; chunks drawn before it, per stage; bytes of its first chunk that lie before it."""
+        """Its beginning; chunks drawn before it, per stage; bytes of its first chunk that lie before it."""
         self.left = 0
         """Bytes of its last chunk that follow it."""
         self.size = 0

@@ -29,7 +29,7 @@ from hnet_cli.modality import Automaton, Modality
 from hnet_cli.model import HNetForCausalLM
 
 EOS = 255
-"""What official checkpoints write at the end of a document; models trained here never do."""
+"""Byte that official checkpoints write at the end of a document; models trained here never do."""
 BATCH = 64
 """Rows that are continued at once."""
 DRAWS = 64
@@ -47,7 +47,7 @@ class Sampled(NamedTuple):
 
 @dataclass(frozen=True)
 class Choice:
-    """How the next byte is drawn. Raises UsageError for values that mean nothing."""
+    """Rules for drawing the next byte. Raises UsageError for values that mean nothing."""
 
     temperature: float = 1.0
     """0 takes the most likely byte always."""
@@ -304,7 +304,7 @@ class Printer:
         return self._show(self.decoder.decode(bytes([byte])))
 
     def finish(self) -> str:
-        """What is left of a character that never became complete."""
+        """The rest of a character that never became complete."""
         return self._show(self.decoder.decode(b"", True))
 
     def _show(self, text: str) -> str:

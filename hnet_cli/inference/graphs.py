@@ -36,7 +36,7 @@ class Steps(Protocol):
     """Continues the documents of a filled `GenerationState`."""
 
     def step(self, tokens: Tensor) -> tuple[Tensor, list[list[float]]]:
-        """As `HNetForCausalLM.step`, but of the routing only, per stage and row, the probability of a boundary:
+        """`HNetForCausalLM.step`, but of the routing only, per stage and row, the probability of a boundary:
         not-a-number where the row did not reach the stage."""
 
     def select(self, rows: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""How chunks are shown: coloured, plain or HTML for people, JSONL and TSV for programs, and modalities' own formats.
+"""Rendering of chunks: coloured, plain or HTML for people, JSONL and TSV for programs, and modalities' own formats.
 
 Every function takes the windows of `hnet_cli.inference.windows` and yields pieces of text as they come; none holds more
 than the chunks that are still open. Nothing from a file or a model reaches a terminal unescaped.
@@ -49,7 +49,7 @@ def check(format: str, modality: Modality | None) -> None:
 
 
 def use_colour(stream: TextIO) -> bool:
-    """Whether `stream` is a terminal that wants colours (https://no-color.org)."""
+    """True if `stream` is a terminal that wants colours (https://no-color.org)."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
@@ -226,9 +226,9 @@ class _Drawing:
     """None where the document goes on; else its name, or "" where it needs none."""
     block: Block
     chunks: list[bytes]
-    """What to draw for each chunk: cut at the edges of characters; jsonl, tsv and html tell exact offsets."""
+    """Text to draw for each chunk: cut at the edges of characters; jsonl, tsv and html tell exact offsets."""
     depths: list[int]
-    """How many of the further stages begin a chunk where each of these chunks begins."""
+    """Number of further stages that begin a chunk where each of these chunks begins."""
 
 
 def whole_characters(chunks: Sequence[bytes]) -> list[bytes]:
@@ -248,7 +248,7 @@ def whole_characters(chunks: Sequence[bytes]) -> list[bytes]:
 
 
 def _missing(data: bytes) -> int:
-    """How many bytes the UTF-8 character at the end of `data` still lacks."""
+    """Number of bytes that the UTF-8 character at the end of `data` still lacks."""
     for back, byte in enumerate(reversed(data[-3:]), start=1):
         if byte >= 0xC0:
             return max(0, (2 if byte < 0xE0 else 3 if byte < 0xF0 else 4) - back)
@@ -337,7 +337,7 @@ def _pretty(drawings: Iterable[_Drawing], show: Callable[[bytes], str], furthest
 def _parts(
     drawings: Iterable[_Drawing], stages: Sequence[int], modality: Modality | None
 ) -> Iterator[tuple[str | None, int, list[Piece]]]:
-    """What the page of chunks takes: the chunks of each drawing with their bytes' surprisal and syntax."""
+    """Input of the page of chunks: the chunks of each drawing with their bytes' surprisal and syntax."""
     waiting = np.empty(0, dtype=np.float32)  # of bytes read whose chunk has not been drawn yet
     syntax = b""  # of the bytes of the document that have not been drawn yet
     for drawing in drawings:

@@ -60,7 +60,7 @@ def stages_of(config: HNetConfig, stage: int | str) -> range:
 
 @dataclass
 class Summary:
-    """What was segmented, in a few counts; filled while the output is produced."""
+    """Counts of what was segmented; filled while the output is produced."""
 
     config: HNetConfig
     modality: Modality | None = None
@@ -69,13 +69,13 @@ class Summary:
     chunks: list[int] = field(init=False)
     """Per stage, as are the other lists."""
     agreement: list[dict[str, Agreement]] = field(init=False)
-    """Of the boundaries with `Modality.reference_edges`, by kind."""
+    """Agreement of the boundaries with `Modality.reference_edges`, by kind."""
     refused: dict[str, int] = field(default_factory=dict)
     """Items that were not used, by reason."""
     notes: Counter[str] = field(default_factory=Counter)
-    """How many documents a remark (`Document.notes`) is about."""
+    """Number of documents by remark (`Document.notes`)."""
     cut: bool = False
-    """Whether there was more than `max_bytes`."""
+    """True if there was more than `max_bytes`."""
 
     def __post_init__(self) -> None:
         stages = self.config.num_stages

@@ -80,7 +80,7 @@ class _Level:
     net: HNet
     state: LevelState
     share: float
-    """Of the rows under way, that must wait before the inner network runs."""
+    """Share of the rows under way that must wait before the inner network runs."""
     buffers: dict[str, Tensor] = field(default_factory=dict)
     """`encoded` (B, D) and `prob` (B,), as `HNet.step_in` gave them for each row's last position."""
     waiting: list[int] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Where the chunks of documents of any length begin, in bounded memory.
+"""Beginnings of the chunks of documents of any length, in bounded memory.
 
 A document is read in windows: window k is its bytes [kW, (k+1)W), computed with the V bytes before it as context, whose
 own boundaries are thrown away. Windows depend on the position in the document only, never on how it was read; several,
@@ -49,7 +49,7 @@ class Window:
 
     document: Document | Stream
     index: int
-    """Of the document within its source."""
+    """Number of the document within its source."""
     start: int
     """Position of data[0] in the document."""
     data: bytes
@@ -201,7 +201,7 @@ class _Carry:
         """Logits (1, V) after the last byte that was read."""
 
     def __call__(self, ids: Tensor, begins: bool, surprisal: bool) -> tuple[np.ndarray | None, list[RoutingOutput]]:
-        """As `bits_per_byte` (or None) and routing of the next bytes (T,) of the document, or of a new one."""
+        """`bits_per_byte` (or None) and routing of the next bytes (T,) of the document, or of a new one."""
         if begins or self.state is None:
             self.state, self.last = self.model.allocate_state(1, sys.maxsize), None
         if not surprisal:

@@ -30,14 +30,14 @@ LEAST = 1e-20
 
 
 def step_weight(weight: Tensor, batch_size: int) -> Tensor:
-    """As the reference: for MANY rows or more stored as W^T, whose product in row order takes a fifth less time."""
+    """`reference.step_weight`: for MANY rows or more stored as W^T, whose product in row order takes a fifth less time."""
     if weight.dtype not in (torch.float32, torch.float64) or batch_size < MANY:
         return weight
     return weight.T.contiguous().T
 
 
 def step_linear(x: Tensor, weight: Tensor, row_by_row: bool = False) -> Tensor:
-    """As the reference: for a few rows as (W x^T)^T, for which MKL takes up to 40% less time than for x W^T.
+    """`reference.step_linear`: for a few rows as (W x^T)^T, for which MKL takes up to 40% less time than for x W^T.
 
     The result is then stored as W x^T, and so are elementwise functions of it, which the next product reads in place.
     `row_by_row` makes the result contiguous, for callers that cannot use this layout.
@@ -50,7 +50,7 @@ def step_linear(x: Tensor, weight: Tensor, row_by_row: bool = False) -> Tensor:
 
 
 def causal_conv_step(x: Tensor, state: Tensor, taps: Tensor, bias: Tensor, rows: Tensor | None = None) -> Tensor:
-    """As the reference, tap by tap if the window of all rows would not fit into the cache."""
+    """`reference.causal_conv_step`, tap by tap if the window of all rows would not fit into the cache."""
     if len(taps) * x.numel() <= cpu.TILE:
         return reference.causal_conv_step(x, state, taps, bias, rows)
     past = (state if rows is None else state.index_select(0, rows)).unbind(1)
@@ -66,7 +66,7 @@ def causal_conv_step(x: Tensor, state: Tensor, taps: Tensor, bias: Tensor, rows:
 
 
 def attention_step(q: Tensor, k: Tensor, v: Tensor, length: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
-    """As the reference; for large caches row by row instead of from gathered copies."""
+    """`reference.attention_step`; for large caches row by row instead of from gathered copies."""
     if length is None or k[0].numel() * len(q) <= CACHED:
         return reference.attention_step(q, k, v, length, rows)
     y = torch.empty_like(q)
@@ -105,7 +105,7 @@ class LaterState:
         return g.mT.contiguous().unflatten(1, (self.scale.shape[1], -1)) * self.scale[:, :, None, None]
 
     def fill(self, value: Tensor, rows: Tensor | None = None) -> None:
-        """As the reference."""
+        """The reference's operation of this name."""
         everyone = slice(None) if rows is None else rows
         self.state[everyone, : value.shape[3]] = value.flatten(1, 2).mT.to(self.state.dtype)
         self.state[everyone, value.shape[3] :] = 0  # zero keys would keep what is not finite
@@ -121,7 +121,7 @@ class LaterState:
 
 
 def ssd_state(like: Tensor, batch_size: int, heads: int, width: int, size: int) -> reference.SSMState | LaterState:
-    """As the reference."""
+    """The reference's operation of this name."""
     if batch_size * heads * width * size <= 2 * cpu.TILE:
         return reference.ssd_state(like, batch_size, heads, width, size)
     empty = wide(like[:0])
@@ -136,7 +136,7 @@ def ssd_state(like: Tensor, batch_size: int, heads: int, width: int, size: int) 
 def ssd_step(
     state: reference.SSMState | LaterState, inputs: ScanInputs, rows: Tensor | None = None, once: Tensor | None = None
 ) -> Tensor:
-    """As the reference."""
+    """The reference's operation of this name."""
     if isinstance(state, reference.SSMState):
         return reference.ssd_step(state, inputs, rows)
     x, dt, A, B, C, D, dt_bias = inputs

@@ -16,7 +16,7 @@ Value = TypeVar("Value")
 
 @dataclass(eq=False)
 class Packing:
-    """Where the documents of one level lie in a packed tensor (T, ...). Built once per level, shared by its layers.
+    """Layout of the documents of one level in a packed tensor (T, ...). Built once per level, shared by its layers.
 
     Every document has at least one position. `lengths` lives on the host, so that nothing later has to ask the device.
     """
@@ -24,7 +24,7 @@ class Packing:
     cu_seqlens: Tensor
     """(B+1,) int32 or int64: document b is the positions cu_seqlens[b] to cu_seqlens[b+1]."""
     lengths: list[int]
-    """Of the B documents, each at least 1."""
+    """Lengths of the B documents."""
     start: list[int] | None = None
     """Positions of each document that were read before and are not in the tensor; None: none of any."""
     rows: list[int] | None = None
@@ -136,7 +136,7 @@ class Packing:
         return x[index.clamp(min=0)] * (index >= self.first[:, None])[:, :, None].to(x.dtype)
 
     def cached(self, key: object, make: Callable[[], Value]) -> Value:
-        """What `make` returns, made once for each `key`."""
+        """The result of `make`, computed once for each `key`."""
         if key not in self._cache:
             self._cache[key] = make()
         return cast(Value, self._cache[key])
@@ -159,7 +159,7 @@ def send(tensor: Tensor, device: torch.device | str) -> Tensor:
 
 
 def true_positions(mask: Tensor, count: int) -> Tensor:
-    """Where the flat `mask` is true, (count,) int64, ascending; `count` is known, so no device is asked for it."""
+    """Indices at which the flat `mask` is true, (count,) int64, ascending; `count` is known, so no device is asked for it."""
     return mask.nonzero()[:, 0] if mask.device.type == "cpu" else scattered_positions(mask, count)
 
 

@@ -218,7 +218,7 @@ class Isotropic(nn.Module):
         self.layers = cast(list[Block], nn.ModuleList(Block(config, level, letter) for letter in self.letters))
         self.rmsnorm = RMSNorm(config.d_model[level]) if config.has_norm(level, stack) else None
         self.recompute = False
-        """Whether a layer keeps only its input and is computed again in the backward pass."""
+        """True if a layer keeps only its input and is computed again in the backward pass."""
 
     @property
     def height(self) -> int:

@@ -1,4 +1,4 @@
-"""What an H-Net is made of, as numbers: layout, widths, parameter count, FLOPs. No torch in here.
+"""The configuration of an H-Net in numbers: layout, widths, parameter count, FLOPs. No torch in here.
 
 The JSON fields are those of the official release (goombalab/hnet), so its configuration files load as they are; what
 this project adds lives under the one key "hnet".
@@ -35,7 +35,7 @@ MLP_MULTIPLE = 128
 SWITCHES = ("rotary", "adapter_width", "network_norms", "residual")
 """Fields of ours that change the network. In a file they stand under "hnet" where they differ from the default."""
 TRANSFORMERS_KEYS = ("model_type", "architectures", "dtype", "transformers_version")
-"""What the library `transformers` needs in the file, or adds to it. It says nothing about the model."""
+"""Keys that the library `transformers` needs in the file, or adds to it; they say nothing about the model."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class HNetConfig:
     vocab_size: int = 256
     """Ids the model reads and predicts: 256 for bytes."""
     tie_embeddings: bool = False
-    """Whether the output layer is the embedding table."""
+    """True if the output layer is the embedding table."""
     chunkers: tuple[Chunker, ...] = ()
     """One per stage; empty means learned everywhere."""
     target_ratios: tuple[float, ...] | None = None
@@ -65,7 +65,7 @@ class HNetConfig:
     adapter_width: int = 0
     """Hidden units of the MLPs before and after the innermost main network (paper, appendix F); 0 for none."""
     network_norms: bool = True
-    """Whether every encoder, decoder and main network ends in its own norm (paper, 2.3); else only the last one does,
+    """True if every encoder, decoder and main network ends in its own norm (paper, 2.3); else only the last one does,
     whose norm the output layer needs."""
     residual: str = "projection"
     """Around each inner network: `projection`, the paper's linear map, every position given the vector of its chunk; or
@@ -202,7 +202,7 @@ class HNetConfig:
         } | ({"hnet": ours} if ours else {})
 
     def switches(self) -> dict[str, Any]:
-        """What differs from the official model by choice, by name."""
+        """Chosen differences from the official model, by name."""
         chosen = {name: value for name in SWITCHES if (value := getattr(self, name)) != getattr(type(self), name)}
         return chosen | ({"rotary": [each.to_dict() for each in self.rotary]} if self.rotary else {})
 
@@ -226,7 +226,7 @@ class HNetConfig:
         return len(self.levels) - 1
 
     def has_norm(self, level: int, stack: str) -> bool:
-        """Whether the stack called "encoder", "main_network" or "decoder" of a level ends in a norm of its own."""
+        """True if the stack called "encoder", "main_network" or "decoder" of a level ends in a norm of its own."""
         return self.network_norms or (level == 0 and stack != "encoder")
 
     def mlp_width(self, level: int) -> int:

@@ -31,7 +31,7 @@ from hnet_cli.model.config import HNetConfig
 from hnet_cli.model.state import GenerationState, LevelState, Now, StepRouting
 
 Until = Literal["routing"] | None
-"""How far a forward pass goes: all the way, or without what no routing depends on, main network and decoders."""
+"""Extent of a forward pass: all of it, or without main network and decoders, on which no routing depends."""
 
 
 @dataclass
@@ -52,9 +52,9 @@ class LevelOutput(NamedTuple):
     hidden: Tensor
     """(T, outer width), or none of them in a pass until the routing."""
     routing: list[RoutingOutput]
-    """Of this stage and the inner ones, outermost first."""
+    """Routing of this stage and the inner ones, outermost first."""
     embedding: Tensor | None = None
-    """As of `HNetOutput`."""
+    """`HNetOutput.embedding`."""
 
 
 class HNet(nn.Module):
@@ -93,7 +93,7 @@ class HNet(nn.Module):
             nn.init.zeros_(self.residual_proj.weight)
 
     def enter(self, hidden: Tensor, kernels: Kernels) -> Tensor:
-        """What the outer level hands over, (T, outer width), as this level reads it: (T, D)."""
+        """The outer level's vectors (T, outer width) at the width of this level: (T, D)."""
         if self.pad_dimension is not None:
             hidden = torch.cat([hidden, self.pad_dimension.to(hidden.dtype).expand(len(hidden), -1)], -1)
         return hidden if self.adapter_in is None else self.adapter_in(hidden, kernels)
@@ -158,7 +158,7 @@ class HNet(nn.Module):
         return [routing, *self.main_network.unreached(like)]
 
     def join(self, upsampled: Tensor, residual: Tensor, prob: Tensor, boundary: Tensor, dtype: torch.dtype) -> Tensor:
-        """What the decoder reads, in `dtype`: each position's chunk, upsampled (T, D), plus the residual (T, D)."""
+        """The decoder's input, in `dtype`: each position's chunk, upsampled (T, D), plus the residual (T, D)."""
         if self.residual_proj is None:
             upsampled = upsampled * boundary[:, None]
         if self.routing_module.learned and torch.is_grad_enabled():

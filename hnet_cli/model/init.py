@@ -1,4 +1,4 @@
-"""How a model comes to be: the official initialisation, and a model without values."""
+"""Initialisation: the official one, and models without values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a configuration is made of: the layout and its levels, and the settings of mixers, positions and chunkers."""
+"""Parts of a configuration: the layout and its levels, and the settings of mixers, positions and chunkers."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Level:
 
     @property
     def letters(self) -> str:
-        """Of all its layers, in order."""
+        """Letters of all its layers, in order."""
         return self.encoder + self.main_network + self.decoder
 
 
@@ -143,7 +143,7 @@ class AttnConfig:
 
 @dataclass(frozen=True)
 class Rotary:
-    """How fast the coordinates of a head turn with the position, at one level; and Llama 3.1's stretching of it."""
+    """Rotary frequencies of one level, and Llama 3.1's scaling of them."""
 
     base: float = 10000.0
     """Coordinate pair i of n turns by base^(-i/n) per position."""
@@ -165,7 +165,7 @@ class Rotary:
             raise ValueError("rotary.low_freq_factor must be below rotary.high_freq_factor")
 
     def to_dict(self) -> dict[str, float]:
-        """What differs from the defaults."""
+        """Settings that differ from the defaults."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
 
     @classmethod
@@ -180,7 +180,7 @@ class Rotary:
 
 @dataclass(frozen=True)
 class Chunker:
-    """How a stage finds boundaries: `learned` (routing module), `characters` (the same, but never inside a UTF-8
+    """The rule by which a stage finds boundaries: `learned` (routing module), `characters` (the same, but never inside a UTF-8
     character), `space` (SpaceByte's rule), `fixed` (every k-th)."""
 
     kind: str = "learned"
@@ -200,7 +200,7 @@ class Chunker:
 
     @property
     def learned(self) -> bool:
-        """Whether a routing module decides."""
+        """True if a routing module decides."""
         return self.kind in ("learned", "characters")
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What generation remembers: an object per layer, per level, and for the batch. Rows are independent documents."""
+"""The state of generation: an object per layer, per level, and for the batch. Rows are independent documents."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class MambaState:
     conv: Tensor
     """(B, K-1, D): the last inputs of the convolution, oldest first; zeros before the document."""
     ssm: State
-    """As `Kernels.ssd_state` makes it."""
+    """Made by `Kernels.ssd_state`."""
     in_proj: Tensor
     out_proj: Tensor
     """The weights, as `Kernels.step_weight` gives them."""
@@ -47,7 +47,7 @@ class AttentionState:
     window: int
 
     def slot(self, position: Tensor) -> Tensor:
-        """Where the keys of positions lie. int64 -> int64, same shape."""
+        """Slots of the keys of positions. int64 -> int64, same shape."""
         return position if self.window < 0 else position % (self.window + 1)
 
     def reserve(self, length: int) -> None:
@@ -157,7 +157,7 @@ class LevelState:
     position: Tensor
     """(B,) int64: the same on the device."""
     last: Tensor = field(default_factory=lambda: torch.empty(0))
-    """What the router compares a row's next position with: (B, D), the projected last encoder output, or for the
+    """The router's operand for a row's next position: (B, D), the projected last encoder output, or for the
     `space` chunker (B,) bool, whether the last byte was space-like."""
     projection: Tensor = field(default_factory=lambda: torch.empty(0))
     """(2D, D): the routing projections, stacked so that a step needs one product."""
@@ -260,7 +260,7 @@ class GenerationState:
 
 @dataclass(eq=False)
 class StepRouting:
-    """What one stage decided in one step, for all B rows."""
+    """Decisions of one stage in one step, for all B rows."""
 
     boundary_prob: Tensor
     """(B,) float32 or wider; not-a-number where the row did not reach this stage in this step."""

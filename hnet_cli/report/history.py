@@ -95,7 +95,7 @@ class Event:
     """"skipped", "resume", "shortened", "stopped", "failed", "warning" or the name of a warning such as "collapse"."""
     step: int
     bytes: float
-    """Of training data seen at this step."""
+    """Bytes of training data seen at this step."""
     text: str
 
 
@@ -178,7 +178,7 @@ class Glance:
     bpb_best: float | None
     bpb_last: float | None
     stages: list[StageFigures]
-    """Of the last validation, else the last logged step."""
+    """Figures of the last validation, else of the last logged step."""
     bytes_per_s: float | None
     when: float
     """Time of the last write, in seconds since the epoch."""

@@ -184,7 +184,7 @@ def verify_file(folder: Path, name: str, entry: dict[str, Any], *, digest: bool 
 
 
 def _refuse_existing(target: Path, overwrite: bool) -> bool:
-    """Whether there is a folder to replace. Raises BusyError unless that is wanted and the folder is one of ours."""
+    """True if there is a folder to replace. Raises BusyError unless that is wanted and the folder is one of ours."""
     if not os.path.lexists(target):
         return False
     if not overwrite:
@@ -195,7 +195,7 @@ def _refuse_existing(target: Path, overwrite: bool) -> bool:
 
 
 def _inside(name: str) -> bool:
-    """Whether a file name of a manifest stays in its folder."""
+    """True if a file name of a manifest stays in its folder."""
     return bool(name) and not os.path.isabs(name) and ".." not in Path(name).parts and "\0" not in name
 
 

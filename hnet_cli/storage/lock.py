@@ -69,7 +69,7 @@ class FolderLock:
 
 
 def _is_at(descriptor: int, file: Path) -> bool:
-    """Whether an open file is still the one of that name."""
+    """True if an open file is still the one of that name."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(file))
     except FileNotFoundError:

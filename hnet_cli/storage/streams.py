@@ -76,7 +76,7 @@ def decompressed(stream: BinaryIO, name: str) -> io.BufferedReader:
 
 
 def is_compressed(head: bytes) -> bool:
-    """Whether a file that begins with `head` (10 bytes or more) is compressed in a way `decompressed` undoes."""
+    """True if a file that begins with `head` (10 bytes or more) is compressed in a way `decompressed` undoes."""
     return _codec(head) is not None
 
 

@@ -1,4 +1,4 @@
-"""What people see: messages, tables and progress, all on standard error. Standard output is for data."""
+"""Messages, tables and progress for people, all on standard error. Standard output is for data."""
 
 from __future__ import annotations
 

@@ -19,11 +19,11 @@ class Needs:
     """Weights, and gradients and AdamW's two moments of those not frozen, float32; of a rank, its shard and the
     matrices gathered at a time."""
     activations: int
-    """Of one micro-batch, estimated from the layout; on a GPU with autocast's bfloat16 copy of the weights."""
+    """Bytes for one micro-batch, estimated from the layout; on a GPU with autocast's bfloat16 copy of the weights."""
     worst_activations: int
     """The same if every byte is a boundary, as in a collapsed run or on unusual bytes."""
     flops_per_byte: float
-    """Of a forward pass; a training step costs three times as much."""
+    """FLOPs per byte of a forward pass; a training step costs three times as much."""
 
     @property
     def memory(self) -> int:
@@ -37,7 +37,7 @@ class Needs:
 BASE_MEMORY = 600 * 1024**2
 """Bytes of torch, Python and the data."""
 BYTES_PER_TOKEN = 4.6
-"""Of GPT-2's tokenizer on English (paper, Table 1); assumed before it is measured on the data."""
+"""Bytes per token of GPT-2's tokenizer on English (paper, Table 1); assumed before it is measured on the data."""
 
 
 def positions_per_byte(config: RunConfig) -> float:

@@ -26,7 +26,7 @@ class Board:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise EnvironmentLimit(
-                "train.tensorboard needs the package tensorboard", "pip install 'hnet[tensorboard]'"
+                "train.tensorboard needs the package tensorboard", "pip install 'hnet-cli[tensorboard]'"
             ) from error
         self.folder = run / "tensorboard"
         self._make: type[SummaryWriter] | None = SummaryWriter

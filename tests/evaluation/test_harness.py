@@ -18,7 +18,8 @@ def test_without_the_harness_its_extra_is_named(monkeypatch, capsys, name):
         with pytest.raises(SystemExit) as ended:
             runpy.run_module("hnet_cli.evaluation.harness", run_name=name)
         assert ended.value.code == 69
-        assert capsys.readouterr().err == "hnet: lm-evaluation-harness is not installed (pip install 'hnet[harness]')\n"
+        error = capsys.readouterr().err
+        assert error == "hnet: lm-evaluation-harness is not installed (pip install 'hnet-cli[harness]')\n"
     else:
         with pytest.raises(EnvironmentLimit, match="not installed"):
             runpy.run_module(name, run_name=name)

@@ -88,5 +88,5 @@ def test_without_the_package_training_does_not_begin(tmp_path, monkeypatch, caps
         Board(tmp_path)
     run = tmp_path / "run"
     assert cli.run(["train", "--data", str(data), "--run", str(run), "--tensorboard"]) == 69
-    assert "hnet[tensorboard]" in capsys.readouterr().err
+    assert "hnet-cli[tensorboard]" in capsys.readouterr().err
     assert not run.exists()

@@ -37,7 +37,7 @@ class NoField(UsageError):
 
 @dataclass(frozen=True)
 class _Reading:
-    """How the contents of one input file are read."""
+    """Options for reading the contents of one input file."""
 
     reader: FileReader
     field: str | None
@@ -165,7 +165,7 @@ def _inner_path(member: tarfile.TarInfo) -> str:
 
 
 def _is_damaged(content: bytes, label: str) -> bool:
-    """Whether a compressed member of an archive is damaged: better known before documents of it are kept."""
+    """True if a compressed member of an archive is damaged: better known before documents of it are kept."""
     try:
         with decompressed(io.BytesIO(content), label) as plain:
             while plain.read(READ_BYTES):

@@ -31,14 +31,14 @@ class InputFile:
     """Index of the user's input that it belongs to."""
     size: int = 0
     named: bool = True
-    """Whether it is that input, not a file found in a folder."""
+    """True if it is that input, not a file found in a folder."""
     url: str = ""
     stamp: str = ""
     """Changes when the file does: time of modification in ns, or the server's word."""
     part: tuple[int, int] | None = None
     """A stretch: the lines, or row groups of a parquet file, that begin in these bytes. None: all of it."""
     table: bool = False
-    """Whether the stretch is one of row groups."""
+    """True if the stretch is one of row groups."""
 
     @property
     def is_stdin(self) -> bool:

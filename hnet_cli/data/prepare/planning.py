@@ -32,7 +32,7 @@ class PrepareRequest:
 
     modality: str
     inputs: tuple[str, ...]
-    """As shown."""
+    """Name for people."""
     val_inputs: tuple[str, ...]
     val: float
     field: str | None
@@ -64,7 +64,7 @@ class ReadingPlan:
 
     @property
     def streamed(self) -> bool:
-        """Whether standard input is read, whose size nobody knows."""
+        """True if standard input is read, whose size nobody knows."""
         return any(file.is_stdin for unit in self.units for file in unit)
 
     def share(self, part: int, parts: int) -> ReadingPlan:

@@ -47,7 +47,7 @@ class Summary:
     """Number of documents (or rows, files) by remark."""
     seconds: float = 0.0
     rule: str = ""
-    """What is held out: "whole groups", "the end of the corpus", "the inputs given for validation"; "" for a part."""
+    """Rule of the split: "whole groups", "the end of the corpus", "the inputs given for validation"; "" for a part."""
     splits: dict[str, dict[str, int]] = field(default_factory=dict)
     """By name: {"documents": stretches of documents, "bytes": n}."""
     baselines: dict[str, Any] = field(default_factory=dict)

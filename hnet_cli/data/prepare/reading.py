@@ -186,7 +186,7 @@ def _piece(work: Path, key: str) -> Path:
 
 
 def _is_whole(piece: Path) -> bool:
-    """Whether a piece of an interrupted run is as it was written."""
+    """True if a piece of an interrupted run is as it was written."""
     try:
         for name, entry in json.loads((piece / PIECE).read_bytes())["files"].items():
             verify_file(piece, name, entry)

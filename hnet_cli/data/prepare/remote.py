@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 def is_url(given: str | Path) -> bool:
-    """Whether an input names something that is not on this machine's disks."""
+    """True if an input names something that is not on this machine's disks."""
     scheme, colons, _ = str(given).partition("://")
     return bool(colons) and scheme.isascii() and scheme.replace("+", "").replace("::", "").isalnum()
 
@@ -131,7 +131,7 @@ def _retry(work: Callable[[], T], url: str) -> T:
 
 
 def _is_transient(error: Exception) -> bool:
-    """Whether trying again may help: the connection failed, not the request."""
+    """True if trying again may help: the connection failed, not the request."""
     status = getattr(error, "status", 0)
     if isinstance(error, FileNotFoundError | PermissionError | ImportError | MemoryError) or 400 <= status < 500:
         return status in (408, 429)
@@ -146,7 +146,7 @@ class _RemoteStream(io.RawIOBase):
         self._file: Any = None
         self._position = 0
         self._ranges = True
-        """Whether the server is believed to give parts of files."""
+        """True if the server is believed to give parts of files."""
 
     def readable(self) -> bool:
         return True
