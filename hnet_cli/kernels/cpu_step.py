@@ -30,7 +30,7 @@ LEAST = 1e-20
 
 
 def step_weight(weight: Tensor, batch_size: int) -> Tensor:
-    """`reference.step_weight`: for MANY rows or more stored as W^T, whose product in row order takes a fifth less time."""
+    """`reference.step_weight`: for MANY rows or more W^T, whose product in row order takes a fifth less time."""
     if weight.dtype not in (torch.float32, torch.float64) or batch_size < MANY:
         return weight
     return weight.T.contiguous().T

@@ -24,7 +24,7 @@ class Packing:
     cu_seqlens: Tensor
     """(B+1,) int32 or int64: document b is the positions cu_seqlens[b] to cu_seqlens[b+1]."""
     lengths: list[int]
-    """Lengths of the B documents."""
+    """Lengths of the B documents; 0 only where `start` is given."""
     start: list[int] | None = None
     """Positions of each document that were read before and are not in the tensor; None: none of any."""
     rows: list[int] | None = None
@@ -159,7 +159,7 @@ def send(tensor: Tensor, device: torch.device | str) -> Tensor:
 
 
 def true_positions(mask: Tensor, count: int) -> Tensor:
-    """Indices at which the flat `mask` is true, (count,) int64, ascending; `count` is known, so no device is asked for it."""
+    """Indices at which the flat `mask` is true, (count,) int64, ascending; a known `count` saves asking the device."""
     return mask.nonzero()[:, 0] if mask.device.type == "cpu" else scattered_positions(mask, count)
 
 

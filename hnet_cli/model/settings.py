@@ -180,8 +180,8 @@ class Rotary:
 
 @dataclass(frozen=True)
 class Chunker:
-    """The rule by which a stage finds boundaries: `learned` (routing module), `characters` (the same, but never inside a UTF-8
-    character), `space` (SpaceByte's rule), `fixed` (every k-th)."""
+    """The rule by which a stage finds boundaries: `learned` (routing module), `characters` (the same, but never inside a
+    UTF-8 character), `space` (SpaceByte's rule), `fixed` (every k-th)."""
 
     kind: str = "learned"
     """`learned`, `characters`, `space` or `fixed`."""
