@@ -180,7 +180,7 @@ class Rotary:
 
 @dataclass(frozen=True)
 class Chunker:
-    """The rule by which a stage finds boundaries: `learned` (routing module), `characters` (the same, but never inside a
+    """The rule by which a stage finds boundaries: `learned` (routing module), `characters` (the same, but not in a
     UTF-8 character), `space` (SpaceByte's rule), `fixed` (every k-th)."""
 
     kind: str = "learned"
