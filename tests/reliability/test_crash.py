@@ -71,7 +71,8 @@ class Saver:
             return ""
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            folder = find(run)
+            find(run)  # the best, whichever step that is
+        folder = run / "checkpoints" / f"step-{step:08d}"
         manifest = (folder / "manifest.json").read_text()
         if manifest not in self.known:
             state = load_checkpoint(folder, self.model, self.optimizer)
