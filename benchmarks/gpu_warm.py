@@ -21,13 +21,14 @@ import os
 import subprocess
 import sys
 import tarfile
+import tempfile
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-CACHE = Path("/tmp/hnet-gpu/triton")
+CACHE = Path(tempfile.gettempdir(), "hnet-gpu", "triton")
 
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402

@@ -22,7 +22,7 @@ class Morse(Modality):
     summary = "Morse code, written with . - and /"
 
     def detect(self, name: str, head: bytes) -> float:
-        """How likely the first bytes of a file are Morse code, from 0 to 1."""
+        """Likelihood, from 0 to 1, that the first bytes of a file are Morse code."""
         return 0.9 if head and not head.strip(ALPHABET) else 0.0
 
     def documents(self, source: Source) -> Iterator[Document | Refused]:

@@ -1,4 +1,4 @@
-"""What a GPU would see of a step, on tensors without values: the host waits for it only where docs/gpu.md says so."""
+"""Waits of the host in a step, on tensors without values: only where docs/gpu.md lists them."""
 
 import json
 import os
