@@ -145,16 +145,20 @@ def forked(work: Callable[[], int], stderr: Path, stdout: Path | None = None, **
     _preload()
     sys.stdout.flush()
     sys.stderr.flush()
+    # Emptied before the fork: who waits for a text never finds the one of an earlier command.
+    streams = [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666) for path in (stdout or os.devnull, stderr)]
     pid = os.fork()
     if pid:
+        for stream in streams:
+            os.close(stream)
         return Command(pid, stderr)
     code = 99
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
         os.environ.update(environment)
-        for number, path in ((1, stdout or os.devnull), (2, stderr)):
-            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), number)
+        for number, stream in enumerate(streams, 1):
+            os.dup2(stream, number)
         # Standard streams as a fresh process has them, not the ones pytest put there.
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)  # noqa: SIM115
