@@ -11,6 +11,7 @@ and import nothing of hnet but this module and `hnet_cli.errors`. Only `name`, `
 
 from __future__ import annotations
 
+import codecs
 import io
 import random
 import re
@@ -25,6 +26,10 @@ from hnet_cli.errors import EnvironmentLimit, UsageError
 
 GROUP = "hnet.modalities"
 COMPRESSIONS = (".gz", ".bgz", ".bz2", ".xz", ".zst")
+MARK = codecs.BOM_UTF8
+"""The byte order mark with which some programs begin text in UTF-8; it is no part of the text."""
+MARK_LEFT_OUT = "byte order mark"
+"""End of the `Refused.reason` of a mark: one character of the source, as `segment` counts them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,8 @@ class Document(NamedTuple):
     notes: tuple[str, ...] = ()
     """Remarks for the user, short and countable like `Refused.reason`: "converted from GB18030", "traditional
     characters". `prepare` counts documents by note."""
+    encoding: str = "UTF-8"
+    """The encoding of the source, if the plugin converts (`Modality.converts`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +197,10 @@ class Modality:
     """256 bytes: the byte that the model reads for each stored byte (`bytes.translate`). None: as stored."""
     loss_weights: ClassVar[tuple[float, ...] | None] = None
     """256 weights by stored byte for the loss of predicting it. None: all 1."""
+    converts: ClassVar[bool] = False
+    """True if documents may be in another encoding than their source; `Document.encoding` then tells which."""
+    verbatim: ClassVar[frozenset[str]] = frozenset()
+    """Extensions of files that are documents as they are, though they look like JSON rows; not so with `--field`."""
     consults: ClassVar[frozenset[str]] = frozenset()
     """Names of files and folders in an archive that decide about its other members (.gitignore). If there are any,
     archives are walked twice."""
@@ -285,6 +296,37 @@ def suffix(name: str) -> str:
     """The extension of `name` without that of a compression, in lower case: ".fa" of "a/Genome.FA.gz"."""
     path = Path(name.lower())
     return Path(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix
+
+
+def skip_mark(stream: io.BufferedReader) -> io.BufferedReader:
+    """`stream`, which is at the beginning of text, after its byte order mark of UTF-8 if it has one."""
+    if stream.peek(len(MARK))[: len(MARK)] == MARK:
+        stream.read(len(MARK))
+    return stream
+
+
+_WIDE = {b"\xff\xfe\0\0": "UTF-32LE", b"\0\0\xfe\xff": "UTF-32BE", b"\xff\xfe": "UTF-16LE", b"\xfe\xff": "UTF-16BE"}
+
+
+def wide_encoding(head: bytes) -> str:
+    """The encoding, as iconv calls it, of text in UTF-16 or UTF-32 that begins with `head`; "" for anything else.
+
+    Told by its mark, else by the zeros in which most of its characters begin or end.
+    """
+    if name := next((name for mark, name in _WIDE.items() if head.startswith(mark)), ""):
+        return name
+    head = head[: min(len(head), 4096) // 4 * 4]
+    zeros = [head[place::4].count(0) * 4 / max(8, len(head)) for place in range(4)]
+    for places, name in (((1, 2, 3), "UTF-32LE"), ((0, 1, 2), "UTF-32BE"), ((1, 3), "UTF-16LE"), ((0, 2), "UTF-16BE")):
+        if all(zeros[place] > 0.7 if place in places else not zeros[place] for place in range(4)):
+            return name
+    return ""
+
+
+def wide_reason(head: bytes) -> str:
+    """The reason why text in UTF-16 or UTF-32 is not read, or ""."""
+    name = wide_encoding(head)
+    return f"{name}: convert it first, for example with iconv -f {name} -t UTF-8" if name else ""
 
 
 def escape(text: str, keep: str = "\n\t") -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import BinaryIO
 
+from hnet_cli.modality import wide_reason
+
 MAGIC = {
     b"%PDF-": "PDF",
     b"PK\x03\x04": "a zip archive or an office document",
@@ -55,8 +57,8 @@ def binary_reason(head: bytes) -> str:
     """The reason why `head` cannot begin a file of text, or ""."""
     if head.startswith(_MAGIC):
         return f"binary data: {next(what for magic, what in MAGIC.items() if head.startswith(magic))}"
-    if head.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")):
-        return "UTF-16 or UTF-32: convert it first, for example with iconv -f UTF-16 -t UTF-8"
+    if reason := wide_reason(head):
+        return reason
     sample = head[:65536]
     controls = len(sample) - len(sample.translate(None, CONTROL))
     return "binary data" if b"\0" in head or controls > len(sample) // 10 else ""

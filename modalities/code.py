@@ -58,6 +58,7 @@ class Code(Utf8):
     name = "code"
     line_up = ("transformer", "space", "2stage")  # paper, section 3.2
     consults = frozenset((".gitignore", *MARKERS))
+    verbatim = SUFFIXES | MARKUP
     summary = "Source code: folders with .gitignore respected, one repository on one side of the split"
 
     def detect(self, name: str, head: bytes) -> float:

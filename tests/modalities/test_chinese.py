@@ -74,7 +74,7 @@ def test_a_file_cut_inside_its_last_character_is_read_without_it(text: str, code
         ("これは日本語の文章です。東京は日本の首都です。".encode("euc-jp") * 3, "not UTF-8, GB18030 or Big5"),
         ("東京は日本の首都であり、人口が多い。".encode("shift-jis") * 3, "not UTF-8, GB18030 or Big5"),
         ("서울은 대한민국의 수도이다. ".encode("euc-kr") * 5, "not UTF-8, GB18030 or Big5"),
-        (LAW.encode("utf-16"), "UTF-16 or UTF-32: convert it first, for example with iconv -f UTF-16 -t UTF-8"),
+        (LAW.encode("utf-16"), "UTF-16LE: convert it first, for example with iconv -f UTF-16LE -t UTF-8"),
         (b"", "empty"),
     ],
 )

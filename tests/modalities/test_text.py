@@ -37,7 +37,7 @@ def test_a_short_file_is_one_document() -> None:
         (b"%PDF-1.7\nabc", "binary data: PDF", "a.txt"),
         (
             "Call me Ishmael".encode("utf-16"),
-            "UTF-16 or UTF-32: convert it first, for example with iconv -f UTF-16 -t UTF-8",
+            "UTF-16LE: convert it first, for example with iconv -f UTF-16LE -t UTF-8",
             "a.txt",
         ),
     ],

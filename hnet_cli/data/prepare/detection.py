@@ -6,17 +6,18 @@ import contextlib
 import io
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import cast
 
 from hnet_cli import modality as modalities
-from hnet_cli.data.prepare.contents import sources
+from hnet_cli.data.prepare.contents import first_sources, sources
 from hnet_cli.data.prepare.inputs import FileReader, InputFile, expand
+from hnet_cli.data.prepare.rows import NoField, NoRows
 from hnet_cli.errors import HNetError, InputError
-from hnet_cli.modality import Modality, Refused
+from hnet_cli.modality import Modality, Refused, Source
 from hnet_cli.storage.streams import decompressed
 
 FLOOR = 0.1
@@ -70,13 +71,18 @@ def _samples(inputs: Sequence[str | Path], field: str | None) -> list[tuple[str,
     """(name, first bytes, weight in bytes) of some inputs, at least one. Raises InputError where there is none."""
     samples: list[tuple[str, bytes, float]] = []
     damaged: list[Refused] = []
-    failure = None
+    failure: HNetError | None = None
     files = [item for _, item in expand(inputs, Modality()) if isinstance(item, InputFile)]
-    for file in files[:: max(1, -(-len(files) // FILES))]:
+    chosen = files[:: max(1, -(-len(files) // FILES))]
+    for number, file in enumerate([*chosen, *files]):
+        if number >= len(chosen) and (samples or not isinstance(failure, NoRows)):
+            break  # the others only in search of rows
         try:
             heads = [(name, head) for name, head in _heads(file, field, damaged) if head]
             samples += [(name, head, max(file.size, len(head)) / len(heads)) for name, head in heads]
-        except InputError as error:
+        except (InputError, NoField) as error:
+            if file.named and isinstance(error, NoField):
+                raise
             failure = failure or error
     if not samples:
         if damaged and not failure:
@@ -88,9 +94,19 @@ def _samples(inputs: Sequence[str | Path], field: str | None) -> list[tuple[str,
 def _heads(file: InputFile, field: str | None, damaged: list[Refused]) -> Iterator[tuple[str, bytes]]:
     """Names and first decompressed bytes of a file's contents; unreadable ones are added to `damaged`."""
     if file.is_stdin:
-        yield "-", _peek()
+        found = list(_heads_of(_first_sources(file, head := _peek(), field), damaged))
+        yield from found or [("-", head)]
         return
-    for source in islice(sources(FileReader(file), field, Counter()), PER_FILE):
+    yield from _heads_of(sources(FileReader(file), field, Counter()), damaged)
+
+
+def _first_sources(file: InputFile, head: bytes, field: str | None) -> Iterator[Source | Refused]:
+    with contextlib.suppress(InputError, NoRows):  # it ends in the middle
+        yield from first_sources(FileReader(file), head, field)
+
+
+def _heads_of(sources: Iterable[Source | Refused], damaged: list[Refused]) -> Iterator[tuple[str, bytes]]:
+    for source in islice(sources, PER_FILE):
         if isinstance(source, Refused):
             damaged += [source] if source.damaged else []
         else:
