@@ -71,11 +71,12 @@ class Chinese(Utf8):
         return LEGACY.get(encoding, "UTF-8")
 
     def notes(self, text: str, encoding: str, piece: bytes) -> tuple[str, ...]:
-        converted: tuple[str, ...] = (f"converted from {LEGACY[encoding]} to UTF-8",) * (encoding in LEGACY)
+        notes = [f"converted from {LEGACY[encoding]} to UTF-8"] if encoding in LEGACY else []
         if encoding == "gb18030" and text.count("€") > piece.count("€".encode(encoding)):
-            converted += (EURO,)
-        script = dominant_script(text)
-        return (*converted, f"{script} characters") if script else converted
+            notes.append(EURO)
+        if script := dominant_script(text):
+            notes.append(f"{script} characters")
+        return tuple(notes)
 
     def reference_edges(self, data: bytes) -> Mapping[str, Sequence[int]]:
         """`character`: every start of a UTF-8 character. `word`: every start of a word in the segmentation of jieba
