@@ -22,7 +22,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import BinaryIO, ClassVar, NamedTuple
 
-from hnet_cli.errors import EnvironmentLimit, UsageError
+from hnet_cli.errors import EnvironmentLimit, InputError, UsageError
 
 GROUP = "hnet.modalities"
 COMPRESSIONS = (".gz", ".bgz", ".bz2", ".xz", ".zst")
@@ -197,6 +197,8 @@ class Modality:
     """256 bytes: the byte that the model reads for each stored byte (`bytes.translate`). None: as stored."""
     loss_weights: ClassVar[tuple[float, ...] | None] = None
     """256 weights by stored byte for the loss of predicting it. None: all 1."""
+    records: ClassVar[bool] = False
+    """True if a source holds records: `Document.name` is the record's, and `offset` counts from its start."""
     converts: ClassVar[bool] = False
     """True if documents may be in another encoding than their source; `Document.encoding` then tells which."""
     verbatim: ClassVar[frozenset[str]] = frozenset()
@@ -298,9 +300,15 @@ def suffix(name: str) -> str:
     return Path(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix
 
 
-def skip_mark(stream: io.BufferedReader) -> io.BufferedReader:
-    """`stream`, which is at the beginning of text, after its byte order mark of UTF-8 if it has one."""
-    if stream.peek(len(MARK))[: len(MARK)] == MARK:
+def begin_text(stream: io.BufferedReader, name: str) -> io.BufferedReader:
+    """`stream`, which is at the beginning of text in UTF-8, after its byte order mark if it has one.
+
+    Raises InputError for text in UTF-16 or UTF-32, with `name`.
+    """
+    head = stream.peek(4096)[:4096]
+    if reason := wide_reason(head):
+        raise InputError(f"{name} is {reason}")
+    if head.startswith(MARK):
         stream.read(len(MARK))
     return stream
 

@@ -82,6 +82,7 @@ class Dna(Modality):
     presets = {"nano": "nano-dna", "small": "small-dna", "base": "base-dna"}  # noqa: RUF012
     line_up = ("dna-transformer", "dna-mamba", "dna-1stage-transformer", "dna-1stage-mamba")  # paper, Table 5
     formats = ("bed", "bedgraph")
+    records = True
     input_table = bytes.maketrans(b"acgtuU", b"ACGTTT")
     loss_weights = tuple(MASKED_WEIGHT if byte in b"acgtu" else 1.0 for byte in range(256))
 

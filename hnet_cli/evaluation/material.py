@@ -15,7 +15,7 @@ from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import shuffled
 from hnet_cli.data.prepare.contents import sources_of
 from hnet_cli.errors import HNetError, InputError, UsageError
-from hnet_cli.modality import Document, Modality, Refused, Source
+from hnet_cli.modality import Document, Modality, Refused, Source, begin_text
 from hnet_cli.storage.streams import open_input, shown
 
 LEAST_SHARE = 64
@@ -141,7 +141,7 @@ def _documents_of(source: Source, modality: Modality) -> Iterator[Document | Ref
 
 def file_source(path: Path) -> Source:
     """One plain or compressed file."""
-    return Source(shown(path), lambda: open_input(path))
+    return Source(shown(path), lambda: begin_text(open_input(path), shown(path)))
 
 
 def beginning(document: Document, length: int) -> Document:
