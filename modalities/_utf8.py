@@ -25,7 +25,7 @@ class Utf8(Modality):
     else between characters, all of one group so that they stay on one side of the split.
 
     Bytes that do not decode are never repaired: their piece is refused, the rest is kept. A file that was cut by bytes
-    (`head -c`, `split -b`) lacks a part of its first or last character only: those few bytes are refused.
+    (`head -c`, `split -b`) lacks a part of its first or last character only: those few bytes are refused. Not so a row.
     """
 
     encodings: ClassVar[str] = "UTF-8"
@@ -55,7 +55,7 @@ class Utf8(Modality):
                 yield Refused(reason, source.name, len(head) + drain(stream))
                 return
             at = offset = source.offset
-            if not at and (lost := rest_of_character(head)):
+            if not at and not source.whole and (lost := rest_of_character(head)):
                 yield Refused("character cut off at the beginning", f"{source.name}: byte 0", lost)
                 at = offset = lost
                 head = head[lost:]
@@ -66,7 +66,7 @@ class Utf8(Modality):
                     at, offset = at + len(piece), offset + len(MARK)
                     continue
                 item = self._document(piece, source, encoding, at, offset)
-                cut = last and isinstance(item, Refused) and item.damaged
+                cut = last and not source.whole and isinstance(item, Refused) and item.damaged
                 lost = cut_character(piece, encoding, self.errors) if cut else 0
                 if 0 < lost < at + len(piece):  # a source of these bytes alone is no text
                     if kept := piece[:-lost]:

@@ -59,6 +59,8 @@ def own_dataset(model: str) -> Path | None:
 def gather(data: Sequence[str], modality: Modality | None, limit: int | None, field: str | None = None) -> Material:
     """The held-out split of one dataset, or the documents of files. Raises UsageError, InputError, DamagedError."""
     if len(data) == 1 and is_dataset(Path(data[0])):
+        if field is not None:
+            raise UsageError(f"{data[0]} is a dataset: it has no rows, to which --field {field} could apply")
         return _held_out(Dataset.open(Path(data[0])), modality, limit)
     for name in data:
         if is_dataset(Path(name)):
