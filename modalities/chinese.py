@@ -103,7 +103,7 @@ def legacy_encoding(head: bytes) -> str:
     if head.startswith(MARKS["gb18030"][1]):
         return "gb18030"
     text = head[:65536].decode("utf-8", "replace")
-    if 4 * text.count("\ufffd") < sum(char > "\x7f" for char in text):
+    if 3 * text.count("\ufffd") < sum(char > "\x7f" for char in text):
         return ""  # UTF-8 with some bytes that are wrong
     best, best_score = "", 0.15
     for codec in LEGACY:

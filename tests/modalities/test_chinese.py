@@ -73,7 +73,7 @@ def test_the_euro_sign_of_windows() -> None:
     assert (cut.data.decode(), rest.reason) == (EUROS, "character cut off at the end")
 
 
-@pytest.mark.parametrize("text", ["价格：€5", LAW, LAOZI])
+@pytest.mark.parametrize("text", ["价格：€5，很贵。", LAW, LAOZI])
 @pytest.mark.parametrize("wrong", [b"\x80", b"\xff", "中".encode("gb18030")])
 def test_utf8_with_a_wrong_byte_is_no_other_encoding(text: str, wrong: bytes) -> None:
     (refused,) = read(text.encode() + wrong + b"\n")
