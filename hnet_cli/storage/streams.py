@@ -22,6 +22,10 @@ _HEAD_BYTES = 64
 """First bytes of a member, which tell its compression and the memory it needs."""
 
 
+class Unreadable(InputError):
+    """A file that is sound, as far as is known, but more than can be read here."""
+
+
 def shown(path: str | os.PathLike[str]) -> str:
     """A path as safe, printable text: bytes that are not UTF-8 and control characters appear as escapes."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
@@ -233,8 +237,9 @@ def _window(head: bytes) -> int:
 
 def _is_bgzf(head: bytes) -> bool:
     """True if a member is a block of BGZF: gzip with an extra field "BC" (SAM specification, section 4.1)."""
-    extra = head[12 : 12 + int.from_bytes(head[10:12], "little")]
-    while head[:3] == b"\x1f\x8b\x08" and head[3] & 4 and len(extra) >= 4:
+    has_extra = head[:3] == b"\x1f\x8b\x08" and len(head) > 12 and head[3] & 4
+    extra = head[12 : 12 + int.from_bytes(head[10:12], "little")] if has_extra else b""
+    while len(extra) >= 4:
         if extra[:4] == b"BC\x02\x00":
             return True
         extra = extra[4 + int.from_bytes(extra[2:4], "little") :]
@@ -294,11 +299,11 @@ class _Decoded(RawReader):
             return EnvironmentLimit(f"not enough memory to unpack {self._name}{need}", hint)
         if "too much memory" in why:
             why, hint = "its zstd window is larger than the 2 GiB that zstd reads", "pack it anew with a smaller window"
-            return EnvironmentLimit(f"cannot unpack {self._name}: {why}", hint)
+            return Unreadable(f"cannot unpack {self._name}: {why}", hint)
         if "nsupported" in why:
-            return EnvironmentLimit(f"cannot unpack {self._name}: {why}", "unpack it with the program that packed it")
+            return Unreadable(f"cannot unpack {self._name}: {why}", "unpack it with the program that packed it")
         if "Dictionary mismatch" in why:
-            return InputError(f"{self._name} was packed with a dictionary", "unpack it first: zstd -d -D DICTIONARY")
+            return Unreadable(f"{self._name} was packed with a dictionary", "unpack it first: zstd -d -D DICTIONARY")
         return InputError(f"{self._name} is damaged: {why}", "get the file again")
 
     def _next_member(self) -> bool:

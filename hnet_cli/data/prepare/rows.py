@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, cast
 from hnet_cli.data.prepare.inputs import FileReader
 from hnet_cli.errors import EnvironmentLimit, InputError, UsageError
 from hnet_cli.modality import MARK, Refused, Source, suffix, wide_encoding
-from hnet_cli.storage.streams import READ_BYTES, open_raw
+from hnet_cli.storage.streams import READ_BYTES, Unreadable, open_raw
 
 ROW_LIMIT = 64 << 20
 """Bytes in the longest row of JSON that is read."""
@@ -138,9 +138,12 @@ class RowReader:
                     for value in _as_bytes(pyarrow, batch.column(0)):
                         number += 1
                         yield self._text(f"{self.name}:{number}", value, 0)
-        except (NotImplementedError, MemoryError, pyarrow.lib.ArrowCapacityError) as error:
-            reason = f"this pyarrow cannot read {self.name}: {_one_line(error)}"
-            raise EnvironmentLimit(reason, "write it anew, in smaller row groups, as plain strings") from error
+        except (NotImplementedError, pyarrow.lib.ArrowCapacityError) as error:
+            reason = f"pyarrow cannot read {self.name}: {_one_line(error)}"
+            raise Unreadable(reason, "write it anew, in smaller row groups, as plain strings") from error
+        except pyarrow.lib.ArrowMemoryError as error:
+            reason = f"not enough memory to read {self.name}: {_one_line(error)}"
+            raise EnvironmentLimit(reason, "write it anew in smaller row groups") from error
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             raise InputError(
                 f"{self.name} is damaged or truncated: {_one_line(error)}", "get the file again"
