@@ -63,12 +63,12 @@ def form(name: str, head: bytes, field: str | None, verbatim: Collection[str]) -
         return LINES
     if field is None and suffix(name) in verbatim:
         return ""
-    lines = start.split(b"\n", _LINES_JUDGED)
-    if len(head) >= FORM_BYTES or len(lines) > _LINES_JUDGED:
-        lines.pop()  # not whole
-    if not lines:  # the first row is longer than that
-        return LINES if field is not None or _USUAL_FIELD.search(start) else ""
+    *lines, last = start.split(b"\n", _LINES_JUDGED)
     rows = [parsed(line) for line in lines if line.strip()]
+    if len(lines) < _LINES_JUDGED and not isinstance(row := parsed(last), InputError):
+        rows.append(row)  # else it is not all of the line
+    if not rows:
+        return LINES if start[:1] == b"{" and (field is not None or _USUAL_FIELD.search(start)) else ""
     objects = [row for row in rows if isinstance(row, dict)]
     usual = field is not None or any(isinstance(row.get(name), str) for row in objects for name in _FIELDS)
     return LINES if usual and 2 * len(objects) >= max(1, len(rows)) else ""

@@ -138,6 +138,7 @@ def test_a_list_without_an_end_is_truncated() -> None:
         (b'{\n  "text": "x"\n}\n', ""),
         (b'{"text": "' + b"x" * (1 << 16), LINES),
         (b'{"prose": "' + b"x" * (1 << 16), ""),
+        (b'{"text": "a row that was cut', LINES),
         (b'[\n {"text": "x"}]', LIST),
         (b'[{"prose": "x"}]', ""),
         (b"[1, 2]\n", ""),
