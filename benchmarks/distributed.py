@@ -40,7 +40,7 @@ from hnet_cli.model.chunking import space_like
 from hnet_cli.training.budget import chunk_fractions
 
 BATCHES = 200
-"""Of each size, drawn from the rows that were routed."""
+"""Batches of each size, drawn from the rows that were routed."""
 
 
 def counted(dataset: Dataset, kind: str, length: int, most: int) -> tuple[np.ndarray, np.ndarray]:

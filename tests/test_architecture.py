@@ -116,7 +116,7 @@ def test_dependencies_point_down(name: str) -> None:
 
 @pytest.mark.parametrize("path", sorted(PLUGINS.glob("*.py")), ids=lambda path: path.stem)
 def test_plugins_know_the_contract_only(path: Path) -> None:
-    """As a plugin in somebody else's package would; siblings relatively."""
+    """A built-in plugin imports what a third-party one could: the contract, the errors and its siblings."""
     for found in imports(path, "modalities"):
         if found.startswith("hnet_cli"):
             assert found.split(".")[1] in ("modality", "errors"), f"{path.name} imports {found}"

@@ -112,7 +112,7 @@ class GraphSteps:
     def __init__(self, model: HNetForCausalLM, state: GenerationState, capture: Capture | None = None) -> None:
         self.model, self.state, self.capture = model, state, capture
         self.failure: str | None = None
-        """Why recording was given up."""
+        """Reason that recording was given up; None while it works."""
         self.device = state.level.position.device
         self._begin()
 

@@ -122,7 +122,7 @@ def test_shares_of_a_model_are_a_model(data, pair, tmp_path):
 
 
 def test_ranks_that_multiply_in_bfloat16(data, tmp_path):
-    """What autocast rounds on one rank FSDP2 gathers rounded; layers are computed twice."""
+    """FSDP2 gathers weights rounded as autocast rounds them on one rank; layers are recomputed."""
     each = ["precision=bf16", "train.activation_checkpointing=all", "train.steps=2", "train.eval_every=0"]
     one = trained(config("train.micro_batches=2", *each), data, tmp_path / "one", 1)
     two = trained(config("train.shard=full", *each), data, tmp_path / "two", 2)

@@ -63,7 +63,7 @@ def test_routing_formula_and_letters():
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=4), st.integers(0, 99))
 def test_characters_stay_whole(texts, seed):
-    """Where a character begins the probability is the learned one; inside a character it is 0."""
+    """The probability is the learned one at the first byte of a character and 0 at its other bytes."""
     packing, router, hidden, routing = routed([len(text.encode()) for text in texts], seed)
     ids = torch.tensor(list("".join(texts).encode()))
     router.characters = True
@@ -76,7 +76,7 @@ def test_characters_stay_whole(texts, seed):
 
 
 def test_split_weights_decide_as_float32_does():
-    """Of the router's products on a GPU: on what a trained encoder gives in bfloat16, from a few thousand bytes."""
+    """The router's split products, as a GPU computes them, on a trained encoder's bfloat16 output for 4,096 bytes."""
     model = load("starter:text")
     text = (Path(__file__).parents[1] / "data/text/shakespeare.txt").read_bytes()[:4096]
     packing = Packing.of_lengths([3000, 1096])
