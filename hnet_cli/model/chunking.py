@@ -21,7 +21,7 @@ from hnet_cli.kernels.continuing import pick, put
 from hnet_cli.kernels.packing import Packing, true_positions
 from hnet_cli.kernels.reference import wide
 from hnet_cli.model.blocks import WideLinear
-from hnet_cli.model.settings import Chunker
+from hnet_cli.model.settings import Chunker, continuation, space_like
 from hnet_cli.model.state import LevelState, Now
 
 Probability = TypeVar("Probability", Tensor, float)
@@ -158,19 +158,6 @@ class FixedRouting(nn.Module):
             mask = space & ~pick(state.last, now.rows)
             put(state.last, now.rows, space)
         return mask.to(torch.promote_types(hidden.dtype, torch.float32))
-
-
-def space_like(ids: Tensor) -> Tensor:
-    """SpaceByte's rule: neither a letter or digit of ASCII nor a UTF-8 continuation byte. int64 -> bool, same shape."""
-    lower = ids | 0x20
-    letter = (lower >= ord("a")) & (lower <= ord("z"))
-    digit = (ids >= ord("0")) & (ids <= ord("9"))
-    return ~(letter | digit | continuation(ids))
-
-
-def continuation(ids: Tensor) -> Tensor:
-    """Bytes that go on with a UTF-8 character: int64 -> bool, same shape."""
-    return (ids >= 0x80) & (ids < 0xC0)
 
 
 class ChunkLayer(nn.Module):

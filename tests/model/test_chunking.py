@@ -22,9 +22,8 @@ from hnet_cli.model.chunking import (
     add_residual,
     is_boundary,
     ratio_loss,
-    space_like,
 )
-from hnet_cli.model.settings import Chunker
+from hnet_cli.model.settings import Chunker, space_like
 
 lengths_strategy = st.lists(st.integers(1, 12), min_size=1, max_size=6)
 
