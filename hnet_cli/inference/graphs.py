@@ -286,8 +286,8 @@ class GraphSteps:
     def _given(self, number: int, rows: Tensor | None) -> Tensor:
         if number == 0:
             return self.model.embeddings(pick(self.tokens, rows))
-        encoded = self.levels[number - 1].buffers["encoded"]
-        return self.levels[number].net.enter(pick(encoded, rows), self.state.kernels)
+        outer = self.levels[number - 1]
+        return outer.net.inner_input(pick(outer.buffers["encoded"], rows), outer.state, rows, self.state.kernels)
 
     def _leave(self, number: int, hidden: Tensor, now: Now) -> None:
         """Hands what a level gives to the outer one, and counts the position."""

@@ -183,8 +183,30 @@ class ChunkLayer(nn.Module):
         return hidden.index_select(0, index), inner, index
 
 
+def smooth(kernels: Kernels, x: Tensor, prob: Tensor, packing: Packing, before: Tensor | None = None) -> Tensor:
+    """The moving average of paper eq 5: x (T, D), prob (T,) -> (T, D), float32 or wider.
+
+    `before` (B, D): the averages that the documents go on from.
+    """
+    if before is None:
+        return kernels.ema_scan(x, _weight(prob), packing)
+    return continuing.ema_scan(kernels, x, _weight(prob), packing, before)
+
+
+def smooth_step(x: Tensor, prob: Tensor, before: Tensor) -> Tensor:
+    """`smooth` of one position: x (R, D), prob (R,), before (R, D) -> (R, D)."""
+    return torch.lerp(before, wide(x), _weight(prob)[:, None])
+
+
 class DeChunkLayer(nn.Module):
-    """Smoothing and upsampling (paper eq 5 and 8): average over chunks, then each position gets its chunk's vector."""
+    """Smoothing and upsampling (paper eq 5 and 8): average over chunks, then each position gets its chunk's vector.
+
+    Without `over_chunks` the chunks stay as they are; the average was taken before they were selected.
+    """
+
+    def __init__(self, over_chunks: bool = True) -> None:
+        super().__init__()
+        self.over_chunks = over_chunks
 
     def smooth(
         self,
@@ -196,14 +218,14 @@ class DeChunkLayer(nn.Module):
         state: LevelState | None = None,
     ) -> Tensor:
         """The average over chunks (M, D) -> (M, D), float32 or wider. `index` (M,): where each chunk begins."""
-        prob = _weight(routing.boundary_prob.index_select(0, index))
-        if state is None:
-            return kernels.ema_scan(chunks, prob, inner)
-        return continuing.ema_scan(kernels, chunks, prob, inner, pick(state.smoothed, inner.row_index))
+        if not self.over_chunks:
+            return wide(chunks)
+        prob = routing.boundary_prob.index_select(0, index)
+        return smooth(kernels, chunks, prob, inner, None if state is None else pick(state.smoothed, inner.row_index))
 
     def step(self, chunk: Tensor, prob: Tensor, state: LevelState, rows: Tensor | None) -> None:
         """`smooth` of one chunk for each of some rows (None: all), chunk (R, D), prob (R,): moves `state.smoothed`."""
-        smoothed = torch.lerp(pick(state.smoothed, rows), wide(chunk), _weight(prob)[:, None])
+        smoothed = smooth_step(chunk, prob, pick(state.smoothed, rows)) if self.over_chunks else wide(chunk)
         if rows is None:
             state.smoothed = smoothed
         else:
