@@ -108,6 +108,13 @@ def test_a_gold_file_in_another_encoding_is_named():
         list(get("chinese").gold(Source.of_bytes(b"a b\n" + "共同".encode("gb2312"), "gold")))
 
 
+def test_a_gold_file_in_a_wide_encoding_is_named():
+    with pytest.raises(InputError, match=r"x is UTF-16LE: convert it first"):
+        list(get("text").gold(Source.of_bytes(TREEBANK.encode("utf-16"), "x")))
+    marked = list(get("text").gold(Source.of_bytes(b"\xef\xbb\xbf" + TREEBANK.encode(), "x")))
+    assert marked == list(get("text").gold(Source.of_bytes(TREEBANK.encode(), "x")))
+
+
 @given(st.text(st.sampled_from("a ,é中\u3000\n😀")))
 def test_boundaries_settle_on_characters_that_are_seen(text):
     data = text.encode()

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
+from hnet_cli.data.prepare.journal import UNREADABLE
 from hnet_cli.errors import InputError
 from hnet_cli.modality import Modality, Refused
-from hnet_cli.storage.streams import READ_BYTES, RawReader, decompressed, is_compressed, shown
+from hnet_cli.storage.streams import READ_BYTES, RawReader, Unreadable, decompressed, is_compressed, shown
 
 MEMBER_LIMIT = 8 << 20
 """Bytes up to which a member of an archive is kept in memory, so that opening it again is free."""
@@ -66,10 +67,9 @@ def members(
         content = data.read() if member.size <= MEMBER_LIMIT else b""
         head = content[:HEAD_BYTES]
         reason, group = judge(_inner_path(member), member.size, head)
-        if not reason and is_compressed(head) and _is_damaged(content, label):
-            reason = DAMAGED
-        if reason:
-            yield Refused(reason, label, member.size, damaged=reason == DAMAGED)
+        fault = _fault(content, label) if not reason and is_compressed(head) else ""
+        if reason or fault:
+            yield Refused(reason or fault, label, member.size, damaged=bool(fault))
         elif member.size <= MEMBER_LIMIT:
             reopen = _bytes_opener(content, label)
             yield Member(label, f"{name}/{group}", cast(io.BufferedReader, reopen()), reopen)
@@ -95,15 +95,17 @@ def _inner_path(member: tarfile.TarInfo) -> str:
     return PurePosixPath(member.name.lstrip("/")).as_posix()
 
 
-def _is_damaged(content: bytes, label: str) -> bool:
-    """True if a compressed member of an archive is damaged: better known before documents of it are kept."""
+def _fault(content: bytes, label: str) -> str:
+    """The reason why a compressed member of an archive is not read, or "": better known before documents are kept."""
     try:
         with decompressed(io.BytesIO(content), label) as plain:
             while plain.read(READ_BYTES):
                 pass
+    except Unreadable:
+        return f"{UNREADABLE}, inside an archive"
     except InputError:
-        return True
-    return False
+        return DAMAGED
+    return ""
 
 
 def _walk(name: str, stream: BinaryIO) -> Iterator[tuple[tarfile.TarInfo, BinaryIO | None]]:

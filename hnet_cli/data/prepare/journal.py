@@ -61,7 +61,7 @@ class Account:
         items, size = sum(n for n, _, _ in lost.values()), sum(size for _, size, _ in lost.values())
         share = max(items / max(1, items + self.documents.total()), size / max(1, size + document_bytes))
         if share > tolerated:
-            kind = "unreadable" if self.damage == [UNREADABLE] else "damaged"
+            kind = "unreadable" if all(reason.startswith(UNREADABLE) for reason in self.damage) else "damaged"
             reasons = "; ".join(f"{reason}: {count:,}, first {where}" for reason, (count, _, where) in lost.items())
             raise InputError(
                 f"{100 * share:.2g}% of the input is {kind}, more than {100 * tolerated:.2g}%: {reasons}",

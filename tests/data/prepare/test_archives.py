@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from corpuskit import Lines, make, stored, text
+import zstandard
+from corpuskit import Lines, bgzf, make, stored, text
 
 from hnet_cli.data.prepare.archives import is_tar
 from hnet_cli.data.prepare.preparation import prepare
@@ -64,6 +65,22 @@ def test_large_members_of_archives_can_be_opened_twice(tmp_path: Path) -> None:
             archive.addfile(member, io.BytesIO(data))
     summary = prepare([tmp_path / "x.tar.gz"], Twice(), tmp_path / "out", measure=False)
     assert (summary.documents, summary.bytes) == (2, 2 * len(data))
+
+
+def test_a_member_that_cannot_be_unpacked_is_named_for_what_it_is(tmp_path: Path) -> None:
+    sound = zstandard.compress(text(1))
+    wide = b"\x28\xb5\x2f\xfd\x00\xb8\x01\x00\x00"  # a window of 8 GiB
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for name, data in {"a.zst": sound, "b.zst": wide, "c.bgz": b"".join(bgzf(text(2))[:-1])}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    summary, dataset = make(tmp_path / "out", tmp_path / "x.tar", tolerated=1.0)
+    assert stored(dataset) == text(1)
+    assert {reason: where.rpartition(":")[2] for reason, (_, _, where) in summary.refused.items()} == {
+        "file that cannot be read here, inside an archive": "b.zst",
+        "damaged file inside an archive": "c.bgz",
+    }
 
 
 def packed(*names: str) -> bytes:
