@@ -10,11 +10,12 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import chain, pairwise
+from itertools import accumulate, chain, pairwise
 from urllib.parse import unquote
 
 import numpy as np
@@ -27,6 +28,8 @@ from hnet_cli.modality import Annotation, Document, Source
 
 from ._bytes import is_place, text_lines
 
+LONGEST_TYPE = 100  # letters that are looked at; patterns backtrack
+LAST = 1 << 62  # position
 WITH_EDGES = ("gene", "exon", "CDS")
 STRANDS = {"+": 1, "-": -1}
 PHASES = {"0": 0, "1": 1, "2": 2}
@@ -52,8 +55,10 @@ ACCESSIONS = {
 """The kinds of types that are given by their number in the Sequence Ontology."""
 APART = {"CDS": {"trans_splicing", "pseudo", "pseudogene"}}
 """Qualifiers of GenBank by kind, for `_Gff.apart`."""
-GFF3_PAIR = re.compile(r'\s*[^\s;="]+\s*=')
-GTF_PAIR = re.compile(r'\s*([^\s;"]+)\s+(?:"([^"]*)"|([^;]*))\s*(?:;|$)')
+# Possessive, and begun where a name begins: linear in what a row holds, whatever that is.
+GFF3 = re.compile(r'\s*+[^\s;="]++\s*+=')
+GFF3_PAIR = re.compile(r"(?:^|;)\s*+(ID|Parent|exception|gene_id|Is_circular|pseudo|transcript_id)\s*+=([^;]*+)")
+GTF_PAIR = re.compile(r'(?<![^\s;])([^\s;"]++)\s++(?:"([^"]*+)"\s*+(?:;|$)|([^;]*+))')
 
 
 @dataclass(slots=True)
@@ -82,6 +87,8 @@ class Features(Annotation):
         """`implied`: features that follow from `rows`. `declared`: records that were annotated, whether or not anything
         was found on them. `refused`: by reason, the number of rows that cannot be used and where the first is."""
         self.rows, self.implied, self.declared, self.refused = rows, implied, declared, refused or {}
+        self._tables: dict[str, tuple[list[Feature], np.ndarray, np.ndarray]] = {}
+        """Features by record, their starts, their ends."""
 
     def names(self) -> Collection[str]:
         return list(dict.fromkeys([*(name for name, features in self.rows.items() if features), *self.declared]))
@@ -104,10 +111,14 @@ class Features(Annotation):
         return result
 
     def _within(self, document: Document) -> Iterator[Feature]:
-        end = document.offset + len(document.data)
-        for feature in chain(self.rows.get(document.name, ()), self.implied.get(document.name, ())):
-            if feature.start < end and feature.end > document.offset:
-                yield feature
+        name = document.name
+        if name not in self._tables:
+            features = [*self.rows.get(name, ()), *self.implied.get(name, ())]
+            starts, ends = (np.array([getattr(each, at) for each in features], np.int64) for at in ("start", "end"))
+            self._tables[name] = features, starts, ends
+        features, starts, ends = self._tables[name]
+        inside = (starts < document.offset + len(document.data)) & (ends > document.offset)
+        return (features[at] for at in np.flatnonzero(inside))
 
     def edges(self, document: Document) -> Mapping[str, Sequence[int]]:
         """Positions where features of each kind begin and end: "gene edge", "exon edge", "CDS edge"."""
@@ -158,7 +169,8 @@ def annotation(source: Source) -> Features:
 @lru_cache(1024)
 def kind_of(type_name: str) -> str:
     """The key of `TYPES` for a type of the Sequence Ontology, of GTF or of GenBank; "" if it is of no gene."""
-    fitting = (kind for kind, pattern in TYPES.items() if pattern.fullmatch(type_name.lower()))
+    lower = type_name[:LONGEST_TYPE].lower()
+    fitting = (kind for kind, pattern in TYPES.items() if pattern.fullmatch(lower))
     return ACCESSIONS.get(type_name) or next(fitting, "")
 
 
@@ -219,7 +231,7 @@ class _Gff:
         if not 0 <= start < end:
             return "starts at 0 or after its end"
         kind, given = kind_of(columns[2]), columns[8] if len(columns) > 8 else ""
-        gtf = bool(given.strip(". ")) and not GFF3_PAIR.match(given)
+        gtf = bool(given.strip(". ")) and not GFF3.match(given)
         record = columns[0] if gtf else unquote(columns[0])
         found = _attributes(given, gtf) if kind or "Is_circular" in given else {}
         if found.get("Is_circular", "").lower() == "true":
@@ -237,7 +249,7 @@ class _Gff:
         feature = Feature(kind, start, end, STRANDS.get(columns[6], 0), phase)
         apart = bool(TRANS_SPLICED.search(found.get("exception", "")))
         apart |= kind == "CDS" and found.get("pseudo") == "true"
-        self._add(record, feature, own, list(filter(None, parents)), apart, number)
+        self._add(record, feature, own, list(dict.fromkeys(filter(None, parents))), apart, number)
         return ""
 
     def _add(self, record: str, feature: Feature, own: str, parents: list[str], apart: bool, number: int) -> None:
@@ -297,11 +309,11 @@ class _Gff:
 
 
 def _attributes(text: str, gtf: bool) -> dict[str, str]:
-    """The attributes of a row. The escapes of GFF3 are left, for commas that are not escaped set values apart."""
+    """The attributes of a row that are of use here. The escapes of GFF3 are left, for commas without one set values
+    apart."""
     if gtf:
         return {key: quoted or bare.strip() for key, quoted, bare in GTF_PAIR.findall(text)}
-    pairs = (pair.partition("=") for pair in text.split(";"))
-    return {key.strip(): value.strip() for key, _, value in pairs}
+    return {key: value.strip() for key, value in GFF3_PAIR.findall(text)}
 
 
 def _phase(parts: list[Feature]) -> None:
@@ -332,10 +344,13 @@ def _gaps(parts: Iterable[tuple[int, int]], length: int) -> list[tuple[int, int]
 def introns(gaps: Iterable[tuple[int, int]], loci: Sequence[Feature] | None = None) -> list[Feature]:
     """Introns, or gaps too short for one. Of a transcript that is joined from several, only those within one of its
     `loci`: the places that are transcribed as a whole."""
+    ordered = sorted((locus.start, locus.end) for locus in loci or ())
+    starts = [start for start, _ in ordered]
+    reach = [0, *accumulate((end for _, end in ordered), max)]  # of the loci up to each start
     return [
         Feature("intron" if end - start >= SHORTEST_INTRON else "gap", start, end, 0)
         for start, end in gaps
-        if loci is None or any(locus.start <= start and end <= locus.end for locus in loci)
+        if loci is None or end <= reach[bisect_right(starts, start)]
     ]
 
 
@@ -386,7 +401,7 @@ def _parts(entry: SeqFeature) -> list[Feature]:
     for part in entry.location.parts:
         if part.ref is None:
             strand, kind = part.strand or 0, "exon" if kind == "transcript" else kind
-            features.append(Feature(kind, int(part.start), int(part.end), strand, phase))
+            features.append(Feature(kind, min(part.start, LAST), min(part.end, LAST), strand, phase))
         phase = None if phase is None else (phase - len(part)) % 3
     return features
 

@@ -30,9 +30,8 @@ FIRST_BASE = str.maketrans("URYSWKMBDHV", "TACCAGACAAA")
 """VCF has the alphabetically first of the bases that an ambiguity code of the reference stands for."""
 PER_ALLELE = {"AC": "A", "AF": "A", "AD": "R", "ADF": "R", "ADR": "R", "CIGAR": "A"}
 """`Number` of the INFO fields that the format itself defines, where a header does not declare them."""
-QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 DECLARED = re.compile(r"[<,](ID|Number|Type)=([^,>]*)")
-NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?\Z", re.IGNORECASE)
+NUMBER = re.compile(r"[-+]?(\d++(\.\d*+)?|\.\d++)(e[-+]?\d++)?\Z", re.IGNORECASE)
 
 
 class Field(NamedTuple):
@@ -69,7 +68,7 @@ def variants(calls: Source, reference: Source, flank: int) -> Iterator[Variant |
         absent = dict.fromkeys(sorted(flags), "0")
         names: list[str] = []
         for title, sequence in SimpleFastaParser(chain([first] if first else [], text)):
-            name = as_text((title.split(None, 1) or [""])[0].encode("latin-1"))
+            name = (as_text(title.encode("latin-1")).split(None, 1) or [""])[0]
             names += [name[:40]] * (len(names) < 4)
             for call in by_record.pop(name, ()):
                 yield call if isinstance(call, Refused) else _variant(calls.name, name, call, sequence, flank, absent)
@@ -93,7 +92,8 @@ def _calls(source: Source, flags: set[str]) -> Iterator[tuple[str, Call | Refuse
         if line.startswith("##fileformat=VCFv"):
             escapes = line.strip() >= "##fileformat=VCFv4.3"
         elif line.startswith("##INFO=<"):
-            declared = dict(DECLARED.findall(QUOTED.sub("", line)))
+            unquoted = "".join(line.replace("\\\\", "").replace('\\"', "").split('"')[::2])
+            declared = dict(DECLARED.findall(unquoted))
             if "ID" in declared:
                 header[declared["ID"]] = Field(declared.get("Number", "."), declared.get("Type", "String"))
                 flags.update([declared["ID"]] if declared.get("Type") == "Flag" else [])
@@ -154,6 +154,7 @@ class _Values:
         self.skipped = {"A": 0, "R": 1}.get(number)  # values before that of the first alternative
         expected = {"A": alternatives, "R": alternatives + 1}.get(number, len(self.values))
         self.missing = len(self.values) != expected
+        self.whole = ",".join(self.values)
 
     def of(self, index: int) -> str | None:
         """The value for an alternative; None where it is missing, or no number though declared as one."""
@@ -161,7 +162,7 @@ class _Values:
             return "1"
         if self.missing:
             return None
-        value = ",".join(self.values) if self.skipped is None else self.values[self.skipped + index]
+        value = self.whole if self.skipped is None else self.values[self.skipped + index]
         if value in ("", ".") or (self.numeric and "," not in value and not NUMBER.match(value)):
             return None
         return value

@@ -570,3 +570,24 @@ def test_places_are_a_partition_and_those_of_painting_every_base(genes, style, s
     painted["gene"] = [at for at in range(200) if kinds[at] != "intergenic"]
     painted["CDS"] = sorted(coding)
     assert {kind: list(found.get(kind, [])) for kind in painted} == painted
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        row_of("gene", 1, 5, attributes=" " * 300_000 + '"'),
+        row_of("gene", 1, 5, attributes="a" * 300_000),
+        row_of("gene", 1, 5, attributes="a" + " " * 300_000 + '"'),
+        row_of("gene", 1, 5, attributes='a "' * 300_000),
+        row_of("gene", 1, 5, attributes=(";" + " " * 9) * 300_000),
+        row_of("cds_" * 300_000 + "!", 1, 5),
+        row_of("rna_with_" * 300_000, 1, 5),
+        row_of("exon", 1, 5, attributes="Parent=" + "a," * 100_000),
+        "c" * 3_000_000,
+        f"chr1\tx\tgene\t1\t{'9' * 18}\t.\t+\t.\tIs_circular=true",
+    ],
+    ids=range(10),
+)
+def test_work_is_linear_in_a_row(row):
+    """Each of these would take hours if a pattern went back over it."""
+    assert spans(regions(Document(b"A" * 40, "chr1", ""), gff(row + "\t", "gene 11 20"))["gene"]).endswith(("20", "40"))

@@ -203,3 +203,19 @@ def test_a_file_that_is_no_vcf_is_named(data, says):
 def test_a_long_name_is_made_of_the_ends_of_its_alleles():
     (found,) = read([f"2 C {'CA' * 4_000} ."])
     assert found.name == "chr1:2C>CACACACACACACACACACA...8000"
+
+
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [
+        ("##INFO=<ID=X," + '"' * 300_001, "2 C T X=1"),
+        ("##INFO=<ID=X," + '"\\' * 300_000, "2 C T X=1"),
+        ("##INFO=" + "<ID=," * 300_000, "2 C T X=1"),
+        ("##INFO=<ID=X,Number=1,Type=Float>", f"2 C T X={'1' * 300_000}e"),
+        ("", "2 C T " + ";".join(f"X{number}=1" for number in range(30_000))),
+        ("", f"2 C {','.join(['T', 'G'] * 500)} X={','.join('1' * 100_000)}"),
+    ],
+    ids=range(6),
+)
+def test_work_is_linear_in_a_row(header, row):
+    assert {item.position for item in read([row], header + "\n")} == {1}
