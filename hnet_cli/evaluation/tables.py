@@ -216,7 +216,8 @@ def _annotation(found: Json, byte: str) -> Iterator[Table | str]:
     yield rows
     for reason, count in found["rows_left_out"].items():
         where = found["rows_left_out_first"][reason]
-        yield f"[dim]{literal(f'{count:,} rows of the annotation left out, {reason}: {where}')}[/]"
+        rows_of = f"{count:,} row{'s' * (count != 1)} of the annotation left out"
+        yield f"[dim]{literal(f'{rows_of}: {reason}, first {where}')}[/]"
     yield from _boundaries(found["edges"], byte)
 
 

@@ -154,7 +154,8 @@ def test_the_command(hnet, evaluated, tmp_path):
     code, out, _ = hnet(*annotated)
     words = " ".join(out.split())
     assert "10 more are of records that are not annotated: chrM" in words
-    assert "3 rows of the annotation left out, on a record that is not read: chr3, chr4, chr5" in words
+    assert "3 rows of the annotation left out: on a record that is not read, first chr3, chr4, chr5" in words
+    assert "1 row of the annotation left out: ends beyond what is read of its record, first chr1, base 41" in words
 
 
 @pytest.mark.parametrize("beside", [[], ["x.fa"]])
