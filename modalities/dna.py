@@ -39,7 +39,7 @@ from hnet_cli.modality import (
 )
 
 from ._annotation import annotation
-from ._bytes import binary_reason, blank_reason, drain, read, words
+from ._bytes import as_text, binary_reason, blank_reason, drain, read, words
 from ._noise import DNA, reverse_complement
 from ._variants import variants
 
@@ -347,7 +347,7 @@ class Parts:
             end = block.find(b"\n>", at) + 1 or len(block)
             line = block.find(b"\n", at, end)
             line = line if line >= 0 else end
-            yield _text(block[at + 1 : line]).rstrip(), joined(block[line + 1 : end]), ends or end < len(block)
+            yield as_text(block[at + 1 : line]).rstrip(), joined(block[line + 1 : end]), ends or end < len(block)
             at = end
 
 
@@ -417,14 +417,6 @@ def not_fasta(head: bytes) -> str:
     if start.startswith(b";"):
         return "FASTA of the old style with ';' headers: start each header with '>'"
     return "no records: the file has no line starting with '>'"
-
-
-def _text(title: bytes) -> str:
-    """A title in UTF-8, else in Latin-1, in which any bytes are text."""
-    try:
-        return title.decode()
-    except UnicodeDecodeError:
-        return title.decode("latin-1")
 
 
 def _line_feeds(block: bytes) -> bytes:

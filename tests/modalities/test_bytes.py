@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hnet_cli.errors import InputError
+from hnet_cli.modalities import _bytes
 from hnet_cli.modalities._bytes import binary_reason, blank_reason, drain, is_place, read
+from hnet_cli.modality import Source
 
 
 class Short(io.BytesIO):
@@ -63,3 +66,36 @@ def test_a_blank_source_says_so() -> None:
 
 def test_places_are_whole_numbers_of_a_sane_size() -> None:
     assert [is_place(text) for text in ("0", "12", "-1", "1.5", "", "x", "9" * 5000)] == [True, True, *[False] * 5]
+
+
+@given(
+    st.lists(st.text(st.characters(exclude_categories=["C", "Z"])), max_size=5), st.sampled_from(["\n", "\r\n", "\r"])
+)
+def test_lines_and_their_numbers(lines: list[str], end: str) -> None:
+    for mark in ("", "\ufeff"):
+        data = (mark + "".join(line + end for line in lines)).encode()
+        assert list(_bytes.text_lines(Source.of_bytes(data))) == list(enumerate(lines, 1))
+
+
+def test_a_line_is_utf_8_or_latin_1() -> None:
+    lines = _bytes.text_lines(Source.of_bytes("é\n".encode() + "é".encode("latin-1")))
+    assert list(lines) == [(1, "é"), (2, "é")]
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"\0", "x: binary data"),
+        ("a".encode("utf-16"), "x: UTF-16"),
+        (b"ab\n" + b"c" * 20, "x: line 2 is longer than 16"),
+    ],
+)
+def test_lines_that_cannot_be_read(data: bytes, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_bytes, "LONGEST_LINE", 16)
+    with pytest.raises(InputError, match=says):
+        list(_bytes.text_lines(Source.of_bytes(data, "x")))
+
+
+def test_a_mark_begins_each_of_the_files_that_were_joined() -> None:
+    lines = _bytes.text_lines(Source.of_bytes(b"\xef\xbb\xbfa\nb\n" * 2))
+    assert list(lines) == [(1, "a"), (2, "b"), (3, "a"), (4, "b")]
