@@ -323,21 +323,34 @@ def begin_text(stream: io.BufferedReader, name: str) -> io.BufferedReader:
 
 
 _WIDE = {b"\xff\xfe\0\0": "UTF-32LE", b"\0\0\xfe\xff": "UTF-32BE", b"\xff\xfe": "UTF-16LE", b"\xfe\xff": "UTF-16BE"}
+# Code points of letters and marks that most text is made of: Latin, Greek, Cyrillic; punctuation; CJK, kana, Hangul.
+_USUAL = (
+    *((9, 14), (32, 127), (160, 0x530), (0x2010, 0x2040), (0x3000, 0x3100), (0x4E00, 0xA000), (0xAC00, 0xD7A4)),
+    (0xFF00, 0xFFF0),
+)
 
 
 def wide_encoding(head: bytes) -> str:
     """The encoding, as iconv calls it, of text in UTF-16 or UTF-32 that begins with `head`; "" for anything else.
 
-    Told by its mark, else by the zeros in which most of its characters begin or end.
+    Told by its mark; without one, if there is a zero byte, by what it decodes to.
     """
     if name := next((name for mark, name in _WIDE.items() if head.startswith(mark)), ""):
         return name
-    head = head[: min(len(head), 4096) // 4 * 4]
-    zeros = [head[place::4].count(0) * 4 / max(8, len(head)) for place in range(4)]
-    for places, name in (((1, 2, 3), "UTF-32LE"), ((0, 1, 2), "UTF-32BE"), ((1, 3), "UTF-16LE"), ((0, 2), "UTF-16BE")):
-        if all(zeros[place] > 0.7 if place in places else not zeros[place] for place in range(4)):
-            return name
-    return ""
+    scores = {name: _usual_share(head[:4096], name) for name in _WIDE.values()} if b"\0" in head[:4096] else {"": 0.0}
+    best = max(scores, key=scores.__getitem__)
+    return best if scores[best] > 0.9 else ""
+
+
+def _usual_share(head: bytes, codec: str) -> float:
+    """Share of usual characters in what `head` decodes to, ASCII counting twice; 0 where it does not."""
+    try:
+        text = codecs.getincrementaldecoder(codec)().decode(head)
+    except UnicodeDecodeError:
+        return 0.0
+    usual = sum(any(low <= ord(char) < high for low, high in _USUAL) for char in text)
+    ascii_too = sum(" " <= char < "\x7f" for char in text)
+    return (usual + ascii_too) / len(text) if usual > 0.9 * len(text) > 3 else 0.0
 
 
 def wide_reason(head: bytes) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,6 +50,28 @@ def test_short_reads_are_joined(data: bytes, size: int) -> None:
 )
 def test_binary_data_and_wide_encodings_are_named(head: bytes, reason: str) -> None:
     assert binary_reason(head) == reason
+
+
+CHINESE = (Path(__file__).parents[1] / "data" / "chinese" / "criminal_law.txt").read_text()
+ITALIAN = "Così è, se vi pare: «perché no?» — disse.\n"
+
+
+@pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize(
+    "text", [CHINESE, ITALIAN, "Привет, мир.\n" * 9, "東京は日本の首都です。\n" * 9, "a,b\r\n1,2\r\n"]
+)
+def test_text_of_any_script_in_a_wide_encoding_is_named(text: str, codec: str) -> None:
+    name = codec.upper().replace("-LE", "LE").replace("-BE", "BE")
+    for size in (len(text.encode(codec)), 4001, 201):
+        assert binary_reason(text.encode(codec)[:size]).startswith(f"{name}: "), size
+
+
+@pytest.mark.parametrize("kind", ["<i2", ">i2", "<u4", ">i4", "<f4", "<f8"])
+def test_numbers_are_no_text(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    for scale in (3, 100, 10_000):
+        data = (rng.normal(size=3000) * scale).astype(kind).tobytes()
+        assert binary_reason(data) in ("binary data", ""), scale
 
 
 @given(
