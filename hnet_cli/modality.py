@@ -323,6 +323,7 @@ def begin_text(stream: io.BufferedReader, name: str) -> io.BufferedReader:
 
 
 _WIDE = {b"\xff\xfe\0\0": "UTF-32LE", b"\0\0\xfe\xff": "UTF-32BE", b"\xff\xfe": "UTF-16LE", b"\xfe\xff": "UTF-16BE"}
+_WIDE_MARKS = tuple(_WIDE)
 # Code points of letters and marks that most text is made of: Latin, Greek, Cyrillic; punctuation; CJK, kana, Hangul.
 _USUAL = (
     *((9, 14), (32, 127), (160, 0x530), (0x2010, 0x2040), (0x3000, 0x3100), (0x4E00, 0xA000), (0xAC00, 0xD7A4)),
@@ -335,9 +336,11 @@ def wide_encoding(head: bytes) -> str:
 
     Told by its mark; without one, if there is a zero byte, by what it decodes to.
     """
-    if name := next((name for mark, name in _WIDE.items() if head.startswith(mark)), ""):
-        return name
-    scores = {name: _usual_share(head[:4096], name) for name in _WIDE.values()} if b"\0" in head[:4096] else {"": 0.0}
+    if head.startswith(_WIDE_MARKS):
+        return next(name for mark, name in _WIDE.items() if head.startswith(mark))
+    if b"\0" not in head[:4096]:
+        return ""
+    scores = {name: _usual_share(head[:4096], name) for name in _WIDE.values()}
     best = max(scores, key=scores.__getitem__)
     return best if scores[best] > 0.9 else ""
 

@@ -59,8 +59,12 @@ class Utf8(Modality):
                 yield Refused("character cut off at the beginning", f"{source.name}: byte 0", lost)
                 at = offset = lost
                 head = head[lost:]
-            parts = [(head, True)] if source.whole else pieces(head, stream, encoding)
-            for piece, last in at_marks(parts, mark, rb"\A" if source.whole else rb"(?:\A|(?<=\n))"):
+            parts: Iterable[tuple[bytes, bool]] = [(head, True)]
+            if not source.whole:
+                parts = at_marks(pieces(head, stream, encoding), mark, rb"(?:\A|(?<=\n))")
+            elif mark and head.startswith(mark):
+                parts = at_marks(parts, mark, rb"\A")
+            for piece, last in parts:
                 if piece == mark:
                     yield Refused(f"{name} {MARK_LEFT_OUT}", f"{source.name}: byte {at}", len(piece))
                     at, offset = at + len(piece), offset + len(MARK)
