@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -108,8 +107,8 @@ def _unit_size(unit: Unit) -> int:
 def make_plan(names: Sequence[str | Path], training: int, modality: Modality) -> ReadingPlan:
     """The plan for the files that `names` stand for; those from index `training` on are held out.
 
-    A held-out file is not trained on. A plain file of several units whose lines or row groups stand for themselves is
-    divided.
+    A file is read once, under the first of its names; a held-out file is not trained on. A plain file of several units
+    whose lines or row groups stand for themselves is divided.
     """
     account = Account()
     files: list[InputFile] = []
@@ -118,13 +117,22 @@ def make_plan(names: Sequence[str | Path], training: int, modality: Modality) ->
             account.refuse(argument, item)
         else:
             files.append(item)
-    held_out = {_identity(file) for file in files if file.argument >= training} - {None}
+    held_out = {file.identity for file in files if file.argument >= training} - {""}
+    read: dict[str, str] = {}
     units: list[Unit] = []
     size = 0
     for file in files:
-        if file.argument < training and held_out and _identity(file) in held_out:
+        held, again = file.argument < training and file.identity in held_out, read.get(file.identity)
+        if held:
             account.notes["files held out by --val-input, so not trained on"] += 1
+        elif again is not None:
+            where = f"{file.name} is {again}"
+            account.refuse(file.argument, Refused("the same file as one read already", where, file.size))
+        if held or again is not None:
+            account.elsewhere += [] if file.argument in account.elsewhere else [file.argument]
             continue
+        if file.identity:
+            read[file.identity] = file.name
         for piece in _pieces(file, modality):
             new_side = units and (units[-1][0].argument < training) != (piece.argument < training)
             if not units or new_side or size + piece.part_size > UNIT_BYTES or len(units[-1]) == UNIT_FILES:
@@ -158,11 +166,3 @@ def _pieces(file: InputFile, modality: Modality) -> Iterator[InputFile]:
     else:
         for start, end in zip(starts, [*starts[1:], file.size], strict=True):
             yield replace(file, part=(start, end), table=table)
-
-
-def _identity(file: InputFile) -> tuple[int, int] | str | None:
-    try:
-        status = os.stat(file.path) if file.path is not None else None
-    except OSError:
-        return None
-    return (status.st_dev, status.st_ino) if status else file.url or None

@@ -90,11 +90,11 @@ def test_wrong_parts_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             join(folders, tmp_path / "joined", measure=False)
     with pytest.raises(InputError, match="no folder"):
         join([one, tmp_path / "none"], tmp_path / "joined")
-    for name in ("part.json", "manifest.json", "shard-00000.bin", "documents.bin"):
+    for name in ("part.json", "manifest.json", "shard-00000.bin", "documents.bin", "hashes.bin"):
         copy = tmp_path / "copy"
         shutil.copytree(two, copy)
         data = bytearray((copy / name).read_bytes())
-        data[len(data) // 2] ^= 4
+        data[3 if name == "manifest.json" else len(data) // 2] ^= 4  # else in the digest of some other file
         (copy / name).write_bytes(data)
         with pytest.raises(DamagedError, match=name):
             join([one, copy, three], tmp_path / "joined", measure=False)

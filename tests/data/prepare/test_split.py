@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.prepare.preparation import prepare
-from hnet_cli.data.prepare.split import make_split
-from hnet_cli.data.prepare.store import Writer
+from hnet_cli.data.prepare.split import ON_BOTH, TO_TRAIN, TO_VAL, make_split
+from hnet_cli.data.prepare.store import Writer, content_hash
 from hnet_cli.errors import InputError
 from hnet_cli.modality import Document, Refused, Source
 
@@ -64,37 +64,72 @@ def test_too_little_data_is_explained(data: bytes, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["x"]
 
 
+CONTENTS = st.integers(0, 30)
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data(), groups=st.integers(1, 60), val=st.floats(0.01, 0.5), at_once=st.sampled_from([1, 7, 1 << 20]))
-def test_the_split_goes_by_the_order_of_groups(
-    data: st.DataObject, groups: int, val: float, at_once: int, tmp_path_factory: pytest.TempPathFactory
+@given(
+    data=st.data(),
+    groups=st.integers(1, 60),
+    copies=st.booleans(),
+    val=st.floats(0.01, 0.5),
+    at_once=st.sampled_from([1, 7, 1 << 20]),
+)
+def test_the_split_goes_by_the_order_of_keys(
+    data: st.DataObject,
+    groups: int,
+    copies: bool,
+    val: float,
+    at_once: int,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """However little of the table is looked at at once, the groups held out are those the rule says."""
-    folder = tmp_path_factory.mktemp("x")
+    """However little of the tables is looked at at once, the groups held out are those the rule says; and no content
+    is on both sides unless that is said."""
+    folder = tmp_path_factory.mktemp("x") / "done"
+    folder.mkdir()
     writer = Writer(folder)
-    for size in data.draw(st.lists(st.integers(1, 400), min_size=40, max_size=120)):
-        writer.add(b"x" * size, 0, 0, "n", f"group {data.draw(st.integers(0, groups - 1))}")
-    if writer.bytes < 2048:
-        writer.add(b"x" * 2048, 0, 0, "n", "group 0")
+    drawn = data.draw(st.lists(st.tuples(CONTENTS, st.integers(0, groups - 1)), min_size=60, max_size=120))
+    documents = [
+        ((b"%d" % (content if copies else 1000 + n)).ljust(40 + content), f"group {group}")
+        for n, (content, group) in enumerate(drawn)
+    ]
+    for document, group in documents:
+        writer.add(document, 0, 0, "n", group)
     writer.close()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hnet_cli.data.prepare.split._ROWS_AT_ONCE", at_once)
-        rule, counts, _ = make_split(folder, writer.bytes, val, None, lambda data, near: near)
+        split = make_split(folder, writer.bytes, val, None, lambda data, near: near)
+    assert list(folder.parent.iterdir()) == [folder]
 
-    table = np.fromfile(folder / "documents.bin", "<i8").reshape(-1, 6)
-    wanted, taken, chosen = val * writer.bytes, 0, set()
+    keys: dict[str, int] = {}
+    for document, group in documents:
+        keys[group] = keys.get(group, 0) + content_hash(document)
     sizes: dict[int, int] = {}
-    for row in table.tolist():
-        sizes[row[5]] = sizes.get(row[5], 0) + row[1]
-    for group in sorted(sizes):
-        if taken < 0.9 * wanted and taken + sizes[group] <= 1.5 * wanted:
-            chosen.add(group)
-            taken += sizes[group]
-    if len(sizes) < 20 or taken < 0.5 * wanted:
-        assert rule == "the end of the corpus"
-        assert abs(counts["val"]["bytes"] - wanted) <= 1
+    for group in keys:
+        keys[group] = (keys[group] + 2**63) % 2**64 - 2**63
+        size = sum(len(document) for document, other in documents if other == group)
+        sizes[keys[group]] = sizes.get(keys[group], 0) + size
+    wanted, taken, chosen = val * writer.bytes, 0, set()
+    for key in sorted(sizes):
+        if taken < 0.9 * wanted and taken + sizes[key] <= 1.5 * wanted:
+            chosen.add(key)
+            taken += sizes[key]
+    lengths = np.zeros((2, len(documents)), int)
+    for side, name in enumerate(("train", "val")):
+        for document, _, length in np.fromfile(folder / f"split-{name}.bin", "<i8").reshape(-1, 3).tolist():
+            lengths[side, document] += length
+    assert lengths.sum(axis=0).tolist() == [len(document) for document, _ in documents]
+    assert lengths.sum(axis=1).tolist() == [split.counts[name]["bytes"] for name in ("train", "val")]
+    assert split.groups == len(keys)
+    if len(keys) < 20 or taken < 0.5 * wanted:
+        assert split.rule == "the end of the corpus"
+        assert split.notes or abs(split.counts["val"]["bytes"] - wanted) <= 1
     else:
-        assert rule == "whole groups"
-        held_out = np.fromfile(folder / "split-val.bin", "<i8").reshape(-1, 3)[:, 0]
-        assert held_out.tolist() == [n for n, row in enumerate(table.tolist()) if row[5] in chosen]
-    assert counts["train"]["bytes"] + counts["val"]["bytes"] == writer.bytes
+        assert split.rule == "whole groups"
+        moved = {n for n, (_, group) in enumerate(documents) if (lengths[1, n] > 0) != (keys[group] in chosen)}
+        assert len(moved) == sum(split.notes[note] for note in (TO_TRAIN, TO_VAL))
+    divided = lengths.all(axis=0)
+    assert divided.sum() <= 1
+    sides = [{documents[n][0] for n in np.flatnonzero(lengths[side] * ~divided).tolist()} for side in (0, 1)]
+    assert not sides[0] & sides[1] or split.notes[ON_BOTH]
+    assert copies or not split.notes
