@@ -104,17 +104,19 @@ def _unit_size(unit: Unit) -> int:
     return sum(file.part_size for file in unit)
 
 
-def make_plan(names: Sequence[str | Path], training: int, modality: Modality) -> ReadingPlan:
+def make_plan(names: Sequence[str | Path], training: int, modality: Modality, work: str = "") -> ReadingPlan:
     """The plan for the files that `names` stand for; those from index `training` on are held out.
 
     A file is read once, under the first of its names; a held-out file is not trained on. A plain file of several units
-    whose lines or row groups stand for themselves is divided.
+    whose lines or row groups stand for themselves is divided. `work`: name of the hidden folder that is written to
+    meanwhile, which is not counted.
     """
     account = Account()
     files: list[InputFile] = []
     for argument, item in expand(names, modality):
         if isinstance(item, Refused):
-            account.refuse(argument, item)
+            if not work or Path(item.where).name != work:
+                account.refuse(argument, item)
         else:
             files.append(item)
     held_out = {file.identity for file in files if file.argument >= training} - {""}
