@@ -190,7 +190,7 @@ def test_what_hnet_wrote_is_left_out(kind: str, tmp_path: Path, monkeypatch: pyt
     summary, _ = make(tmp_path / "out", source)
     assert summary.refused == {f"{kind} made by hnet": (1, 0, str(written))}
     assert summary.bytes == sum(len(text(n)) for n in range(3))
-    with pytest.raises(InputError, match=f"written: {kind} made by hnet"):
+    with pytest.raises(InputError, match=f"{written}: {kind} made by hnet"):
         make(tmp_path / "out2", written)
     with pytest.raises(InputError, match=f"{kind} made by hnet"):
         detect([written])
