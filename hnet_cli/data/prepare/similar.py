@@ -60,10 +60,10 @@ def find(folder: Path, counts: Mapping[str, Mapping[str, int]], table: bytes | N
     length = min(LONGEST, TRAINED_ON_BYTES // min(number, TRAINED_ON))
     for name, data in _sample(folder, "train", number, TRAINED_ON, length):
         marks = shingles(data.translate(table))
-        begin, end = (np.searchsorted(joined, marks, side) for side in ("left", "right"))
-        found = np.flatnonzero(end > begin)
-        hits = [owners[begin[at] : end[at]] for at in found]
-        share = np.bincount(np.concatenate(hits), minlength=len(prints)) / sizes if hits else 0 * best
+        begin, end = np.searchsorted(joined, marks, "left"), np.searchsorted(joined, marks, "right")
+        matches = end - begin
+        places = np.repeat(end - np.cumsum(matches), matches) + np.arange(matches.sum())
+        share = np.bincount(owners[places], minlength=len(prints)) / sizes
         likest[share > best] = name
         best, looked_at = np.maximum(best, share), looked_at + 1
     alike = np.flatnonzero(best > ALIKE).tolist()

@@ -6,10 +6,8 @@ stand on both sides are moved.
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ import numpy as np
 
 from hnet_cli.data.prepare.store import read_shards, table_rows
 from hnet_cli.errors import InputError
-from hnet_cli.storage import GrowingFile, remove_file
+from hnet_cli.storage import GrowingFile, discard, make_folder, remove_file
 
 LEAST_BYTES = 2048
 """Bytes below which there is nothing to learn from or to measure on."""
@@ -177,14 +175,18 @@ def _by_groups(folder: Path, wanted: float) -> tuple[int, np.ndarray | None]:
     Groups of the same documents have one key; keys are taken in their order until there are about `wanted` bytes, but
     for those that are too large. None where groups are too few or too large to come near that.
     """
-    with tempfile.TemporaryDirectory(dir=folder.parent) as name:
-        made = Path(name)
+    made = folder.with_name("groups")
+    discard(made)  # left by a kill
+    make_folder(made)
+    try:
         groups = _write_groups(folder, made)
         if groups < LEAST_GROUPS or (last := _last_key(made, wanted)) is None:
             return groups, None
         parts = [np.zeros(0, np.int64)]
         for table in table_rows(made, "groups.bin", 3):
             parts.append(table[(table[:, 1] <= last[0]) & ~_among(table[:, 1], last[1]), 0])
+    finally:
+        discard(made)
     return groups, np.sort(np.concatenate(parts))
 
 
@@ -195,29 +197,26 @@ def _write_groups(folder: Path, made: Path) -> int:
     divided among files by the hashes of their groups, lest memory grow with them.
     """
     documents = (folder / "hashes.bin").stat().st_size // 8
-    names = [f"part-{index}" for index in range(min(documents // _ROWS_AT_ONCE + 1, _MOST_FILES))]
-    with ExitStack() as stack:
-        files = [stack.enter_context(open(made / name, "wb")) for name in names]
-        for _, table, contents in _tables(folder):
-            rows = np.stack([table[:, 5], contents, table[:, 1]], axis=1)
-            file = _prefix(rows[:, 0]) * len(files) >> _PREFIX_BITS
-            order = np.argsort(file, kind="stable")
-            ends = np.searchsorted(file[order], np.arange(1, len(files)))
-            for index, some in enumerate(np.split(rows[order], ends)):
-                files[index].write(some.tobytes())
-    count = 0
-    with open(made / "groups.bin", "wb") as out:
-        for name in names:
-            groups = np.zeros((0, 3), np.int64)
-            for rows in table_rows(made, name, 3, _ROWS_AT_ONCE):
-                rows = np.concatenate([groups, rows])
-                rows = rows[np.argsort(rows[:, 0], kind="stable")]
-                starts = np.flatnonzero(np.r_[True, rows[1:, 0] != rows[:-1, 0]])
-                groups = np.concatenate([rows[starts, :1], np.add.reduceat(rows[:, 1:], starts)], axis=1)
-            out.write(groups.tobytes())
-            count += len(groups)
-            remove_file(made / name)
-    return count
+    count = min(documents // _ROWS_AT_ONCE + 1, _MOST_FILES)
+    files = [GrowingFile(made / f"part-{index}") for index in range(count)]
+    for _, table, contents in _tables(folder):
+        rows = np.stack([table[:, 5], contents, table[:, 1]], axis=1)
+        file = _prefix(rows[:, 0]) * count >> _PREFIX_BITS
+        order = np.argsort(file, kind="stable")
+        for index, some in enumerate(np.split(rows[order], np.searchsorted(file[order], np.arange(1, count)))):
+            files[index].write(some)
+    out = GrowingFile(made / "groups.bin")
+    for part in files:
+        part.close()
+        groups = np.zeros((0, 3), np.int64)
+        for rows in table_rows(made, part.path.name, 3, _ROWS_AT_ONCE):
+            rows = np.concatenate([groups, rows])
+            rows = rows[np.argsort(rows[:, 0], kind="stable")]
+            starts = np.flatnonzero(np.r_[True, rows[1:, 0] != rows[:-1, 0]])
+            groups = np.concatenate([rows[starts, :1], np.add.reduceat(rows[:, 1:], starts)], axis=1)
+        out.write(groups)
+        remove_file(part.path)
+    return int(out.close()["size"]) // 24
 
 
 def _last_key(made: Path, wanted: float) -> tuple[int, np.ndarray] | None:
