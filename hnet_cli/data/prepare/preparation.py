@@ -116,7 +116,7 @@ def prepare(
     request = PrepareRequest(modality.name, shown_inputs, shown_val, val, field)
     target = part_folder(out, *part) if part else Path(out)
     with _build(target, overwrite, "dataset part" if part else "dataset") as build:
-        whole = make_plan([*inputs, *val_inputs], len(inputs), modality, shown(build.work.name))
+        whole = make_plan([*inputs, *val_inputs], len(inputs), modality, work=shown(build.work.name))
         plan = whole.share(*part) if part else whole
         _refuse_too_large(target, plan, build.writer.folder)
         total = None if plan.streamed else plan.size
