@@ -46,40 +46,42 @@ def find(folder: Path, counts: Mapping[str, Mapping[str, int]], table: bytes | N
     """
     names, prints = list[int](), list[np.ndarray]()
     for name, data in _sample(folder, "val", counts["val"]["documents"], HELD_OUT, HELD_OUT_BYTES):
-        if len(marks := shingles(data.translate(table))) >= _FEWEST:
+        if len(marks := np.unique(shingles(data.translate(table)))) >= _FEWEST:
             names.append(name)
             prints.append(marks)
     if not names:
         return Similar(0, 0, 0, [])
     sizes = np.array([len(marks) for marks in prints])
-    joined, owners = np.concatenate(prints), np.repeat(np.arange(len(prints)), sizes)
-    order = np.argsort(joined, kind="stable")
-    joined, owners = joined[order], owners[order]
+    known, which = np.unique(np.concatenate(prints), return_inverse=True)
+    order = np.argsort(which, kind="stable")
+    owners, ends = np.repeat(np.arange(len(prints)), sizes)[order], np.cumsum(np.bincount(which))
     best, likest, looked_at = np.zeros(len(prints)), np.zeros(len(prints), np.int64), 0
     number = counts["train"]["documents"]
     length = min(LONGEST, TRAINED_ON_BYTES // min(number, TRAINED_ON))
     for name, data in _sample(folder, "train", number, TRAINED_ON, length):
+        looked_at += 1
         marks = shingles(data.translate(table))
-        begin, end = np.searchsorted(joined, marks, "left"), np.searchsorted(joined, marks, "right")
-        matches = end - begin
-        places = np.repeat(end - np.cumsum(matches), matches) + np.arange(matches.sum())
-        share = np.bincount(owners[places], minlength=len(prints)) / sizes
+        at = np.minimum(np.searchsorted(known, marks), len(known) - 1)
+        if not (same := known[at] == marks).any():
+            continue
+        holders = [owners[ends[n - 1] if n else 0 : ends[n]] for n in np.unique(at[same]).tolist()]
+        share = np.bincount(np.concatenate(holders), minlength=len(prints)) / sizes
         likest[share > best] = name
-        best, looked_at = np.maximum(best, share), looked_at + 1
+        best = np.maximum(best, share)
     alike = np.flatnonzero(best > ALIKE).tolist()
     first = [(name_at(folder, names[at]), name_at(folder, int(likest[at]))) for at in alike[:NAMES]]
     return Similar(len(alike), len(names), looked_at, first)
 
 
 def shingles(data: bytes) -> np.ndarray:
-    """Hashes (uint64, ascending, unique) of about one in `_KEPT` of the shingles of `data`."""
+    """Hashes (uint64) of about one in `_KEPT` of the shingles of `data`, in their order."""
     if len(data) < SHINGLE:
         return np.zeros(0, np.uint64)
     words = np.ndarray((len(data) - 7,), "<u8", data, 0, (1,))  # eight bytes from each position on
     with np.errstate(over="ignore"):
         mixed = words[:-8] * np.uint64(0x9E3779B97F4A7C15) ^ words[8:] * np.uint64(0xC2B2AE3D27D4EB4F)
         mixed = (mixed ^ mixed >> np.uint64(32)) * np.uint64(0xD6E8FEB86659FD93)
-    return np.unique(mixed[mixed >> np.uint64(32) & np.uint64(_KEPT - 1) == 0])
+    return mixed[mixed >> np.uint64(32) & np.uint64(_KEPT - 1) == 0]
 
 
 def first_names(folder: Path, split: str) -> list[str]:
