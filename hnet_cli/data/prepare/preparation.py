@@ -74,7 +74,7 @@ class _Build:
 
 
 @contextlib.contextmanager
-def _build(target: Path, overwrite: bool, kind: str) -> Iterator[_Build]:
+def _build(target: Path, overwrite: bool, kind: str, modality: Modality) -> Iterator[_Build]:
     """A build in its work folder, which becomes `target` at the end. An interrupted one continues."""
     files: dict[str, Any] = {}
     builds: list[_Build] = []
@@ -84,7 +84,7 @@ def _build(target: Path, overwrite: bool, kind: str) -> Iterator[_Build]:
 
     manifest = {"kind": kind, "files": files}
     with resumable_folder(target, overwrite=overwrite, manifest=manifest, worth_keeping=worth_keeping) as work:
-        builds.append(_Build(target, work, Writer(work / "done"), files))
+        builds.append(_Build(target, work, Writer(work / "done", modality.input_table), files))
         yield builds[0]
 
 
@@ -115,7 +115,7 @@ def prepare(
     shown_inputs, shown_val = (tuple(map(shown, names)) for names in (inputs, val_inputs))
     request = PrepareRequest(modality.name, shown_inputs, shown_val, val, field)
     target = part_folder(out, *part) if part else Path(out)
-    with _build(target, overwrite, "dataset part" if part else "dataset") as build:
+    with _build(target, overwrite, "dataset part" if part else "dataset", modality) as build:
         whole = make_plan([*inputs, *val_inputs], len(inputs), modality, work=shown(build.work.name))
         plan = whole.share(*part) if part else whole
         _refuse_too_large(target, plan, build.writer.folder)
@@ -175,7 +175,7 @@ def join(
     account = Account.from_json(ordered[0][1]["planned"])
     keys = [digest(read_manifest(folder)) for folder, _ in ordered]
     total = sum(about["account"]["bytes_read"] for _, about in ordered)
-    with _build(Path(out), overwrite, "dataset") as build:
+    with _build(Path(out), overwrite, "dataset", modality) as build:
         journal = UnitJournal(build.work)
         done = journal.replay(keys, build.writer, account)
         for (folder, about), key in list(zip(ordered, keys, strict=True))[done:]:

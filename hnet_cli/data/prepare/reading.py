@@ -99,7 +99,7 @@ class UnitReader:
         for folder in (piece, temporary):
             discard(folder)
         make_folder(temporary)
-        writer = Writer(temporary)
+        writer = Writer(temporary, self.modality.input_table)
         account = self.read_unit(unit, writer, lambda size: None, 0)
         writer.close()
         write_json(temporary / PIECE, {"files": writer.files, "account": account.to_json()})

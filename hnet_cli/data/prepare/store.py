@@ -57,10 +57,13 @@ class _Mark(NamedTuple):
 
 
 class Writer:
-    """Appends documents to the shards and tables in `folder`. A worker's folder can be appended to another's."""
+    """Appends documents to the shards and tables in `folder`. A worker's folder can be appended to another's.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    `input_table`: of the modality; documents that the model reads alike have one hash.
+    """
+
+    def __init__(self, folder: Path, input_table: bytes | None = None) -> None:
+        self.folder, self.input_table = folder, input_table
         self.bytes = 0
         self.documents = 0
         self.files: dict[str, dict[str, Any]] = {}
@@ -221,7 +224,7 @@ class Writer:
         data, sources, offsets, names, groups = zip(*self._waiting, strict=True)
         lines = _lines(names)
         hashes = {group: group_hash(group) for group in set(groups)}
-        contents = [content_hash(document) for document in data]
+        contents = [content_hash(document, self.input_table) for document in data]
         rows = np.empty((len(data), len(COLUMNS)), "<i8")
         rows[:, 1] = [len(document) for document in data]
         rows[:, 0] = self._appended + np.cumsum(rows[:, 1]) - rows[:, 1]
@@ -309,6 +312,6 @@ def group_hash(group: str) -> int:
     )
 
 
-def content_hash(data: bytes) -> int:
-    """64 bits that stand for the content of a document."""
-    return int.from_bytes(hashlib.sha256(data).digest()[:8], "little", signed=True)
+def content_hash(data: bytes, input_table: bytes | None = None) -> int:
+    """64 bits that stand for the content of a document, as the model reads it."""
+    return int.from_bytes(hashlib.sha256(data.translate(input_table)).digest()[:8], "little", signed=True)
