@@ -19,6 +19,7 @@ from hnet_cli.errors import HNetError, InputError
 from hnet_cli.modality import Modality, Refused
 from hnet_cli.storage.streams import READ_BYTES, RawReader, decompressed, open_raw, read_error, shown
 
+MADE_BY_HNET = "made by hnet"
 _MARK_BYTES = 1 << 16
 
 
@@ -131,7 +132,7 @@ _MARKS = {
     "dataset.json": ("dataset", (b'"split_rule"',), {"documents.bin"}),
     "part.json": ("part of a dataset", (b'"planned"',), {"documents.bin"}),
     "plan.json": ("comparison", (b'"flops_per_byte"', b'"line_up"'), {"members", "runs"}),
-    "config.yaml": ("run", (b"arch_layout",), {"metrics.jsonl", "log.txt", "checkpoints"}),
+    "config.yaml": ("run", (b"arch_layout",), {"metrics.jsonl", "events.jsonl", "log.txt", "checkpoints"}),
     "config.json": ("model folder", (b'"arch_layout"',), {"model.safetensors", "manifest.json"}),
 }
 """By file: what a folder with it is, what its beginning holds, and what else is there: at least one."""
@@ -165,7 +166,7 @@ def _files_below(folder: Path, refused: list[Refused], seen: set[tuple[int, int]
         return
     seen.add((status.st_dev, status.st_ino))
     if kind := made_by_hnet(folder, {entry.name for entry in entries}):
-        refused.append(Refused(f"{kind} made by hnet", shown(folder)))
+        refused.append(Refused(f"{kind} {MADE_BY_HNET}", shown(folder)))
         return
     for entry in entries:
         path, reason, mode = folder / entry.name, "", 0

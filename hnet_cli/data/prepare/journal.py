@@ -34,7 +34,8 @@ class Account:
     first_refusal: dict[int, str] = field(default_factory=dict)
     bytes_read: int = 0
     elsewhere: list[int] = field(default_factory=list)
-    """Indices of the user's inputs with files that are read as another's, or held out."""
+    """Indices of the user's inputs with files that are read as another's or held out, or with what hnet wrote: they may
+    give no documents if others do."""
 
     def refuse(self, argument: int, refused: Refused) -> None:
         """Count something refused of the user's input with index `argument`."""

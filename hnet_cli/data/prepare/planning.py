@@ -12,7 +12,7 @@ from typing import Any
 import hnet_cli
 from hnet_cli.data.dataset import DATASET_FORMAT
 from hnet_cli.data.prepare.contents import ROWS, row_groups
-from hnet_cli.data.prepare.inputs import InputFile, expand
+from hnet_cli.data.prepare.inputs import MADE_BY_HNET, InputFile, expand
 from hnet_cli.data.prepare.journal import Account
 from hnet_cli.errors import InputError, UsageError
 from hnet_cli.modality import Modality, Refused, suffix
@@ -117,6 +117,8 @@ def make_plan(names: Sequence[str | Path], training: int, modality: Modality, wo
         if isinstance(item, Refused):
             if not work or Path(item.where).name != work:
                 account.refuse(argument, item)
+            if item.reason.endswith(MADE_BY_HNET) and argument not in account.elsewhere:
+                account.elsewhere.append(argument)
         else:
             files.append(item)
     held_out = {file.identity for file in files if file.argument >= training} - {""}
@@ -131,7 +133,8 @@ def make_plan(names: Sequence[str | Path], training: int, modality: Modality, wo
             where = f"{file.name} is {again}"
             account.refuse(file.argument, Refused("the same file as one read already", where, file.size))
         if held or again is not None:
-            account.elsewhere += [] if file.argument in account.elsewhere else [file.argument]
+            if file.argument not in account.elsewhere:
+                account.elsewhere.append(file.argument)
             continue
         if file.identity:
             read[file.identity] = file.name

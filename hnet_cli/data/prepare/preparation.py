@@ -289,7 +289,8 @@ def _refuse_too_large(out: Path, plan: ReadingPlan, folder: Path) -> None:
 def _refuse_useless(request: PrepareRequest, account: Account) -> None:
     """Raise InputError for an input of the user's that gave no document."""
     for argument, name in enumerate([*request.inputs, *request.val_inputs]):
-        if not account.documents[argument] and argument not in account.elsewhere:
+        excused = argument in account.elsewhere and account.documents.total()
+        if not account.documents[argument] and not excused:
             why = account.first_refusal.get(argument, "it is empty, or holds nothing of the kind")
             called = "standard input" if name == "-" else name
             raise InputError(f"nothing to use in {called}: {why}", "name other input, or another --modality")

@@ -194,6 +194,8 @@ def test_what_hnet_wrote_is_left_out(kind: str, tmp_path: Path, monkeypatch: pyt
         make(tmp_path / "out2", written)
     with pytest.raises(InputError, match=f"{kind} made by hnet"):
         detect([written])
+    summary, _ = make(tmp_path / "out5", *sorted(source.iterdir()))  # as a shell expands *
+    assert summary.refused[f"{kind} made by hnet"][0] == 1
     (written.parent / "x.txt").write_bytes(text(9))
     _, dataset = make(tmp_path / "out3", source, val_inputs=[written.parent])
     assert b"".join(dataset.documents("val")) == text(9)
