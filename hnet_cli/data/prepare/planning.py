@@ -14,6 +14,7 @@ from hnet_cli.data.dataset import DATASET_FORMAT
 from hnet_cli.data.prepare.contents import ROWS, row_groups
 from hnet_cli.data.prepare.inputs import MADE_BY_HNET, InputFile, expand
 from hnet_cli.data.prepare.journal import Account
+from hnet_cli.data.prepare.store import TABLES
 from hnet_cli.errors import InputError, UsageError
 from hnet_cli.modality import Modality, Refused, suffix
 from hnet_cli.storage.streams import is_compressed, open_raw
@@ -92,7 +93,7 @@ class ReadingPlan:
 
 
 def _version(request: PrepareRequest) -> list[Any]:
-    return [DATASET_FORMAT, hnet_cli.__version__, request.modality]
+    return [DATASET_FORMAT, TABLES, hnet_cli.__version__, request.modality]
 
 
 def digest(data: Any) -> str:

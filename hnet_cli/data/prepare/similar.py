@@ -98,10 +98,11 @@ def first_names(folder: Path, split: str) -> list[str]:
 
 def _sample(folder: Path, split: str, documents: int, wanted: int, length: int) -> Iterator[tuple[int, bytes]]:
     """Where its name stands and the beginning of each of up to `wanted` stretches, evenly spread over a split."""
-    step = -(-documents // wanted)
-    before = 0
+    step, before = -(-documents // wanted), 0
+    steps = np.arange(-(-documents // step))
+    chosen = steps * step + steps * 7919 % step  # one in each step, not always at the same place of what repeats itself
     for names, starts, ends in stretches(folder, split):
-        for at in range(-before % step, len(starts), step):
+        for at in (chosen[(chosen >= before) & (chosen < before + len(starts))] - before).tolist():
             start = int(starts[at])
             yield int(names[at]), read_shards(folder, start, min(int(ends[at]), start + length))
         before += len(starts)

@@ -97,6 +97,15 @@ def test_work_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert 10 <= summary.near_duplicates["trained_on"] <= 20
 
 
+def test_a_corpus_that_repeats_itself_is_sampled_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old and new versions in turn: both are looked at though only one document in four is."""
+    monkeypatch.setattr(similar, "TRAINED_ON", 60)
+    texts = {f"{n:03}-{kind}.txt": page(n) + kind for n in range(120) for kind in ("a", "b")}
+    found = written(tmp_path, texts).near_duplicates
+    assert 40 <= found["trained_on"] <= 60
+    assert {name[-5] for _, name in found["first"]} == {"a", "b"}
+
+
 @given(st.binary(max_size=400), st.binary(max_size=40), st.binary(max_size=40))
 def test_shingles_do_not_depend_on_what_stands_around(data: bytes, before: bytes, after: bytes) -> None:
     alone, around = similar.shingles(data), similar.shingles(before + data + after)
