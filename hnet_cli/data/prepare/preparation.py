@@ -300,7 +300,7 @@ def _measure(folder: Path, splits: dict[str, Any], modality: Modality) -> dict[s
     """Baselines of the split just made, on what the model will read."""
     parts = []
     for split, limit in (("train", TRAIN_LIMIT), ("val", VAL_LIMIT)):
-        ranges = ((starts, ends) for _, starts, ends in stretches(folder, split))
+        ranges = ((part[:, 2], part[:, 3]) for part in stretches(folder, split))
         data = sample(partial(read_shards, folder), ranges, splits[split]["bytes"], limit)
         parts.append(data if modality.input_table is None else data.translate(modality.input_table))
     return baselines(*parts)

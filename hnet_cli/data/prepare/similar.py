@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +13,8 @@ from hnet_cli.data.prepare.store import name_at, read_shards, stretches
 HELD_OUT, HELD_OUT_BYTES = 256, 4096
 """Held-out documents that are looked at, and bytes of the beginning of each."""
 TRAINED_ON, TRAINED_ON_BYTES, LONGEST = 8192, 32 << 20, 128 << 10
-"""Documents to train on that are looked at, bytes of all of them, and of the longest beginning."""
+"""Documents to train on that are looked at beside the neighbours of held-out ones, bytes of all, and of the longest
+beginning."""
 SHINGLE = 16
 """Bytes; every change of a document makes so many of its shingles others."""
 _KEPT = 8
@@ -42,11 +42,13 @@ class Similar:
 def find(folder: Path, counts: Mapping[str, Mapping[str, int]], table: bytes | None) -> Similar:
     """Compare the beginnings of documents evenly spread over both splits of the dataset being written in `folder`.
 
+    Those before and after a held-out document are compared too: versions of a page often stand side by side.
     `counts`: documents by split; `table`: `Modality.input_table`. Work and memory are bounded.
     """
-    names, prints = list[int](), list[np.ndarray]()
-    for name, data in _sample(folder, "val", counts["val"]["documents"], HELD_OUT, HELD_OUT_BYTES):
+    documents, names, prints = list[int](), list[int](), list[np.ndarray]()
+    for document, name, data in _sample(folder, "val", counts["val"]["documents"], HELD_OUT, HELD_OUT_BYTES):
         if len(marks := np.unique(shingles(data.translate(table)))) >= _FEWEST:
+            documents.append(document)
             names.append(name)
             prints.append(marks)
     if not names:
@@ -58,7 +60,7 @@ def find(folder: Path, counts: Mapping[str, Mapping[str, int]], table: bytes | N
     best, likest, looked_at = np.zeros(len(prints)), np.zeros(len(prints), np.int64), 0
     number = counts["train"]["documents"]
     length = min(LONGEST, TRAINED_ON_BYTES // min(number, TRAINED_ON))
-    for name, data in _sample(folder, "train", number, TRAINED_ON, length):
+    for _, name, data in _sample(folder, "train", number, TRAINED_ON, length, beside=np.array(documents)):
         looked_at += 1
         marks = shingles(data.translate(table))
         at = np.minimum(np.searchsorted(known, marks), len(known) - 1)
@@ -86,9 +88,9 @@ def shingles(data: bytes) -> np.ndarray:
 
 def first_names(folder: Path, split: str) -> list[str]:
     """Names of the first few documents of a split, each once."""
-    names: dict[str, Any] = {}
-    for places, _, _ in stretches(folder, split):
-        for place in places[:1000].tolist():
+    names: dict[str, None] = {}
+    for part in stretches(folder, split):
+        for place in part[:1000, 1].tolist():
             names[name_at(folder, place)] = None
             if len(names) == NAMES:
                 return list(names)
@@ -96,13 +98,21 @@ def first_names(folder: Path, split: str) -> list[str]:
     return list(names)
 
 
-def _sample(folder: Path, split: str, documents: int, wanted: int, length: int) -> Iterator[tuple[int, bytes]]:
-    """Where its name stands and the beginning of each of up to `wanted` stretches, evenly spread over a split."""
+def _sample(
+    folder: Path, split: str, documents: int, wanted: int, length: int, beside: np.ndarray | None = None
+) -> Iterator[tuple[int, int, bytes]]:
+    """Document, where its name stands, and the beginning of each of up to `wanted` stretches, evenly spread over a
+    split, and of those before and after the documents `beside`."""
     step, before = -(-documents // wanted), 0
     steps = np.arange(-(-documents // step))
     chosen = steps * step + steps * 7919 % step  # one in each step, not always at the same place of what repeats itself
-    for names, starts, ends in stretches(folder, split):
-        for at in (chosen[(chosen >= before) & (chosen < before + len(starts))] - before).tolist():
-            start = int(starts[at])
-            yield int(names[at]), read_shards(folder, start, min(int(ends[at]), start + length))
-        before += len(starts)
+    for part in stretches(folder, split):
+        places = [chosen - before]
+        if beside is not None:
+            near = np.searchsorted(part[:, 0], beside)
+            places += [near - 1, near]
+        for at in np.unique(np.concatenate(places)).tolist():
+            if 0 <= at < len(part):
+                document, name, start, end = part[at].tolist()
+                yield document, name, read_shards(folder, start, min(end, start + length))
+        before += len(part)

@@ -267,8 +267,8 @@ def table_rows(
             yield rows.reshape(-1, columns)
 
 
-def stretches(folder: Path, split: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """The stretches of a split, in parts: where the documents' lines begin in `names.txt`, starts and ends in the
+def stretches(folder: Path, split: str) -> Iterator[np.ndarray]:
+    """The stretches of a split in parts of (n, 4): document, where its line begins in `names.txt`, start and end in the
     shards."""
     parts = table_rows(folder, f"split-{split}.bin", 3)
     waiting, seen = next(parts), 0
@@ -279,7 +279,7 @@ def stretches(folder: Path, split: str) -> Iterator[tuple[np.ndarray, np.ndarray
         if here:
             rows = table[waiting[:here, 0] - seen]
             starts = rows[:, 0] + waiting[:here, 1]
-            yield rows[:, 4], starts, starts + waiting[:here, 2]
+            yield np.stack([waiting[:here, 0], rows[:, 4], starts, starts + waiting[:here, 2]], axis=1)
         waiting, seen = waiting[here:], seen + len(table)
         if not len(waiting):
             break
