@@ -60,6 +60,8 @@ def test_parts_joined_are_the_whole(parts: int, tmp_path: Path, monkeypatch: pyt
     source = tree(tmp_path / "in", 20)
     (source / "loop").symlink_to(source)
     (source / "bad.txt").write_bytes(b"# refused\n" * 40)
+    (source / "copy.txt").write_bytes(text(4))  # of the one held out
+    (source / "link.txt").symlink_to("007.txt")
     (source / "x.jsonl").write_text(json.dumps({"text": "from a row\n" * 30}) + "\n{\n")
     options: dict[str, Any] = {"val_inputs": [source / "004.txt"], "modality": modality.get("text"), "tolerated": 0.2}
     whole = tmp_path / "whole"
