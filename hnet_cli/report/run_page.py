@@ -18,7 +18,7 @@ from hnet_cli import storage
 from hnet_cli.inference.render import shower, whole_characters
 from hnet_cli.pages import html
 from hnet_cli.pages.html import visible
-from hnet_cli.pages.plot import Chart, Line, Mark, chart, heat_map, smoothed
+from hnet_cli.pages.plot import Chart, Line, Mark, chart, heat_map, look, smoothed
 from hnet_cli.report import history
 from hnet_cli.report.history import Glance, Record, Sample, Sketch, series
 from hnet_cli.report.stages import VALIDATION, number, number_of_stages, stage_key, stages_of
@@ -30,7 +30,6 @@ MOST_FRAMES = 60
 MOST_ROWS = 40
 MOST_NAMED = 4
 """Runs that the heading of a page of several names; the legends name them all."""
-STYLES = ("solid", "dashed", "dotted")
 
 
 def write(run: Path, out: Path | None = None) -> Path:
@@ -98,13 +97,17 @@ def page(run: Path) -> str:
     return html.page(
         "report.html",
         run=known,
-        facts=" · ".join(fact for fact in facts if fact),
+        facts=[fact for fact in facts if fact],
         tile_rows=list(_tiles(known, curves, baselines)),
         has_records=bool(curves.records),
         sections={title: _drawn(charts, marks) for title, charts in sections.items()},
         samples=_spread(history.read_samples(run)),
         draw=drawn,
         events=events,
+        event_rows=[
+            ["step", "seen", "event", ""],
+            *([f"{e.step:,}", size(e.bytes), e.kind, e.text] for e in (events or [])[-MOST_ROWS:]),
+        ],
         most_rows=MOST_ROWS,
         evaluations=_evaluations(curves.records),
     )
@@ -160,12 +163,14 @@ def _boundaries(curves: Curves) -> Iterator[Chart | Markup]:
             *curves.noisy(key("mean_boundary_prob"), "mean p", 2),
         ]
         yield Chart(f"Boundaries{of}", lines, "share of the positions", curves.target(key("target_fraction")))
-        histograms = [
-            (float(record["bytes"]), found[s].prob_histogram or [])
+        histograms = {
+            float(record["bytes"]): found[s].prob_histogram or []
             for record in curves.records
             if len(found := stages_of(record)) > s and found[s].prob_histogram
-        ]
-        xs, columns = [x for x, _ in histograms], [column for _, column in histograms]
+        }
+        places = sorted(histograms)
+        xs = {"bytes": places, "time": [curves.seconds(x) for x in places]}
+        columns = [histograms[x] for x in places]
         yield heat_map(f"Boundary probability p{of}", xs, columns, "a boundary where p > 0.5")
         lines = [
             *curves.noisy(key("undecided"), "p between 0.45 and 0.55"),
@@ -177,13 +182,13 @@ def _boundaries(curves: Curves) -> Iterator[Chart | Markup]:
 def _learning(curves: Curves) -> Iterator[Chart]:
     keys = {key for record in curves.records for key in record}
     parts = sorted(key for key in keys if key.startswith("grad_norm_"))
-    lines = curves.noisy("grad_norm", "all", 5 if parts else 0)
-    for n, key in enumerate(parts):
-        lines.append(curves.line(key, key.removeprefix("grad_norm_"), n, STYLES[n // 5 % 3], smooth=True))
+    lines = curves.noisy("grad_norm", "all")
+    for n, key in enumerate(parts, start=1):
+        lines.append(curves.line(key, key.removeprefix("grad_norm_"), *look(n), smooth=True))
     yield Chart("Gradient norm", lines, "before clipping", log=True)
     levels = sorted(key for key in keys if key.startswith("lr_stage"))
-    rates = [curves.line(key, f"level {n}", n) for n, key in enumerate(levels)] or [curves.line("lr", "main network")]
-    yield Chart("Learning rate", rates)
+    rates = [curves.line(key, f"level {n}", *look(n)) for n, key in enumerate(levels)]
+    yield Chart("Learning rate", rates or [curves.line("lr", "main network")])
     lines = [*curves.noisy("ratio_loss", "ratio loss"), *curves.noisy("alignment_loss", "alignment loss", 1)]
     yield Chart("Losses of the boundaries", lines, "before their weights")
 
@@ -240,10 +245,13 @@ def comparison(runs: Mapping[str, Path], tables: Mapping[str, Sequence[Sequence[
         ("Bytes per chunk, stage 1", stage_key(1, "bytes_per_chunk"), "smoothed"),
         ("Throughput", "bytes_per_s", "bytes per second"),
     ):
-        lines = [
-            run.line(key, name, n, STYLES[n // 6 % 3], smooth=key != "val_bpb")
-            for n, (name, run) in enumerate(curves.items())
-        ]
+        lines = [run.line(key, name, *look(n), smooth=key != "val_bpb") for n, (name, run) in enumerate(curves.items())]
         figures.append(chart(Chart(title, lines, note, unit="bytes" if key == "bytes_per_s" else "")))
+    tables = {title: _upright(rows) for title, rows in tables.items()}
     heading = " · ".join(runs) if len(runs) <= MOST_NAMED else f"{len(runs)} runs"
     return html.page("runs.html", heading=heading, figures=figures, tables=tables)
+
+
+def _upright(rows: Sequence[Sequence[str]]) -> Sequence[Sequence[str]]:
+    """A table with more columns than rows, turned."""
+    return list(zip(*rows, strict=True)) if len(rows[0]) > max(len(rows), MOST_NAMED) else rows
