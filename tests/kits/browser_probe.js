@@ -30,8 +30,11 @@ addEventListener("load", () => setTimeout(() => {
   };
   for (const button of all("button")) { button.click(); button.click(); }
   for (const input of all("input")) {
-    if (input.type === "range") input.value = input.min; else input.click();
-    input.dispatchEvent(new Event("input", { bubbles: true }));
+    if (input.type === "radio") input.click();
+    for (const value of input.type === "range" ? [input.max, input.min] : []) {
+      input.value = value;
+      input.dispatchEvent(new Event("input", { bubbles: true }));
+    }
   }
   told.frames = all(".frame").filter(seen).length;
   parent.postMessage(told, "*");

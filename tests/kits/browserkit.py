@@ -50,4 +50,6 @@ def printed(folder: Path, page: str) -> tuple[int, list[int]]:
     _run(folder, f"--print-to-pdf={folder / 'page.pdf'}", (folder / "page.html").as_uri())
     file = (folder / "page.pdf").read_bytes()
     streams = re.findall(rb"stream\r?\n(x.*?)\r?\nendstream", file, re.DOTALL)
-    return len(re.findall(rb"/Type /Page\b", file)), [zlib.decompress(stream).count(b" gs") for stream in streams]
+    return len(re.findall(rb"/Type /Page\b", file)), [
+        zlib.decompressobj().decompress(stream).count(b" gs") for stream in streams
+    ]

@@ -48,11 +48,11 @@ def written(run: Path, records, word="", samples=1):
     return run
 
 
-def chunks(data: bytes, size=4, heading="a.txt", label="", note=""):
-    """The page of a text in chunks of `size` bytes, every second one the beginning of one of stage 1."""
+def chunks(data: bytes, size=4, heading="a.txt", label="", note="", further=0.8):
+    """The page of a text in chunks of `size` bytes; with every second one a chunk of stage 1 begins, of p `further`."""
     show = shower(None)
     pieces = [
-        Piece(at, at + len(part), part, (0.9, 0.8 if n % 2 == 0 else math.nan), [1.0] * len(part))
+        Piece(at, at + len(part), part, (0.9, further if n % 2 == 0 else math.nan), [1.0] * len(part))
         for n, at in enumerate(range(0, len(data), size))
         if (part := data[at : at + size])
     ]

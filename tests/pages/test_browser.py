@@ -1,5 +1,6 @@
 """The pages in a real browser: no error while they are used, nothing foreign runs, and their layout holds."""
 
+import math
 import socket
 
 import pytest
@@ -40,7 +41,7 @@ def seen(tmp_path_factory):
         told = told_of(*((name, n > 0, 2 + n / 50) for n, name in enumerate(NAMES)))
         shown["compare"] = comparison_page.page(whole(told))
         shown["chunks"] = chunks("Some words, שלום עולם, and a 世界.\n".encode() * 200)
-        shown["no chunks"] = chunks(b"")
+        shown |= {"no chunks": chunks(b""), "none further": chunks(b"Some words.", further=math.nan)}
         foreign = {f"foreign {name}": page for name, page in pages(folder / "foreign", fetching(server)).items()}
         found = visit(folder, shown | foreign, {name: [1000] for name in foreign})
         server.settimeout(0)
