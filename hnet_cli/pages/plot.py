@@ -274,7 +274,7 @@ def smoothed(ys: Sequence[float]) -> list[float]:
             del window[bisect_left(window, y)]
         start, end = n - radius, n + radius + 1
         middle = window[len(window) // 4 : len(window) - len(window) // 4]
-        means.append(math.fsum(middle) / len(middle))
+        means.append(sum(middle) / len(middle))
     return means
 
 

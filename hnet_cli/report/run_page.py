@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -46,6 +46,10 @@ class Curves:
     records: Sequence[Record]
     seconds: Callable[[float], float]
     """Training time after a number of bytes."""
+
+    @cached_property
+    def stages(self) -> int:
+        return number_of_stages(self.records)
 
     @staticmethod
     def of(run: Path) -> Curves:
@@ -109,7 +113,7 @@ def page(run: Path) -> str:
             *([f"{e.step:,}", size(e.bytes), e.kind, e.text] for e in (events or [])[-MOST_ROWS:]),
         ],
         most_rows=MOST_ROWS,
-        evaluations=_evaluations(curves.records),
+        evaluations=_evaluations(curves),
     )
 
 
@@ -150,9 +154,9 @@ def _prediction(curves: Curves, baselines: Mapping[str, float]) -> Iterator[Char
 
 
 def _boundaries(curves: Curves) -> Iterator[Chart | Markup]:
-    stages = number_of_stages(curves.records)
-    for s in range(stages):
-        of, key = _of_stage(s, stages), partial(stage_key, s)
+    figures = [(float(record["bytes"]), stages_of(record)) for record in curves.records]
+    for s in range(curves.stages):
+        of, key = _of_stage(s, curves.stages), partial(stage_key, s)
         lines = [
             *curves.noisy(key("bytes_per_chunk"), "training"),
             *curves.points(key("bytes_per_chunk", VALIDATION), "validation", 1),
@@ -163,11 +167,7 @@ def _boundaries(curves: Curves) -> Iterator[Chart | Markup]:
             *curves.noisy(key("mean_boundary_prob"), "mean p", 2),
         ]
         yield Chart(f"Boundaries{of}", lines, "share of the positions", curves.target(key("target_fraction")))
-        histograms = {
-            float(record["bytes"]): found[s].prob_histogram or []
-            for record in curves.records
-            if len(found := stages_of(record)) > s and found[s].prob_histogram
-        }
+        histograms = {x: found[s].prob_histogram or [] for x, found in figures if len(found) > s}
         places = sorted(histograms)
         xs = {"bytes": places, "time": [curves.seconds(x) for x in places]}
         columns = [histograms[x] for x in places]
@@ -193,13 +193,13 @@ def _learning(curves: Curves) -> Iterator[Chart]:
     yield Chart("Losses of the boundaries", lines, "before their weights")
 
 
-def _evaluations(records: Sequence[Record]) -> list[list[str]]:
+def _evaluations(curves: Curves) -> list[list[str]]:
     """Rows of the table of validations, the first of heads."""
-    stages = range(number_of_stages(records))
+    records, stages = curves.records, range(curves.stages)
     rows = [["step", "seen", "bits per byte", *(f"bytes per chunk, stage {s}" for s in stages)]]
     for record in [record for record in records if number(record.get("val_bpb")) is not None][-MOST_ROWS:]:
         chunks = [number(record.get(stage_key(s, "bytes_per_chunk", VALIDATION))) for s in stages]
-        cells = [f"{history.step_of(record)}", size(record["bytes"]), f"{record['val_bpb']:.4f}"]
+        cells = [f"{history.step_of(record):,}", size(record["bytes"]), f"{record['val_bpb']:.4f}"]
         rows.append(cells + ["" if value is None else f"{value:.2f}" for value in chunks])
     return rows
 
