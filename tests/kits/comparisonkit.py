@@ -49,7 +49,8 @@ def whole(told, word=""):
         "crossovers": {},
         "efficiency": {},
         "format": 1,
-        "exam": {"documents": "all", "bytes": 9, "context": 64, "unit": "document"},
+        "exam": {"documents": "all", "bytes": 9, "of": 10, "context": 64, "unit": "document"},
+        "curves": {"bytes": 5, "of": 10, "read": "5 of 10 bytes", "alike": True, "baselines": {"xz": 3.0}},
         "machine": {"device": "cpu", "name": word, "threads": 1, "versions": {"hnet": "0"}},
     }
     told["dataset"] |= {"name": word or "x", "baselines": {}}
