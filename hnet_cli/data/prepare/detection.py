@@ -18,7 +18,7 @@ from hnet_cli.data.prepare.inputs import FileReader, InputFile, expand
 from hnet_cli.data.prepare.rows import NoField, NoRows
 from hnet_cli.errors import HNetError, InputError
 from hnet_cli.modality import Modality, Refused, Source, wide_reason
-from hnet_cli.storage.streams import decompressed
+from hnet_cli.storage.streams import decompressed, shown
 
 FLOOR = 0.1
 """Confidence below which no modality claims the input."""
@@ -75,7 +75,8 @@ def _samples(inputs: Sequence[str | Path], field: str | None) -> list[tuple[str,
     samples: list[tuple[str, bytes, float]] = []
     refused: list[Refused] = []
     failure: HNetError | None = None
-    files = [item for _, item in expand(inputs, Modality()) if isinstance(item, InputFile)]
+    items = [item for _, item in expand(inputs, Modality())]
+    files = [item for item in items if isinstance(item, InputFile)]
     chosen = files[:: max(1, -(-len(files) // FILES))]
     for number, file in enumerate([*chosen, *files]):
         if number >= len(chosen) and (samples or not isinstance(failure, NoRows)):
@@ -90,7 +91,8 @@ def _samples(inputs: Sequence[str | Path], field: str | None) -> list[tuple[str,
     if not samples:
         if refused and not failure:
             failure = InputError(f"{refused[0].where}: {refused[0].reason}", "name other input, or another --field")
-        raise failure or InputError(f"no data in {', '.join(map(str, inputs))}", "name files that are not empty")
+        why = next((f": {item.reason} ({item.where})" for item in items if isinstance(item, Refused)), "")
+        raise failure or InputError(f"no data in {', '.join(map(shown, inputs))}{why}", "name files that are not empty")
     return samples
 
 

@@ -190,7 +190,7 @@ def test_memory_for_unpacking_is_said_or_refused(tmp_path: Path, monkeypatch: py
     (tmp_path / "RC_2024-01.zst").write_bytes(frame[:5] + bytes([21 << 3]) + frame[6:])  # zstd --ultra --long=31
     summary, dataset = make(tmp_path / "out", tmp_path / "RC_2024-01.zst", field="text")
     assert stored(dataset) == TEXTS
-    assert summary.notes == {"file that takes 2,048 MiB of memory to unpack": 1}
+    assert summary.notes["file that takes 2,048 MiB of memory to unpack"] == 1
     monkeypatch.setattr(contents, "cpu_memory", lambda: 1 << 30)
     with pytest.raises(EnvironmentLimit, match=r"RC_2024-01\.zst takes 2,048 MiB of memory, 1,024 are free"):
         make(tmp_path / "out2", tmp_path / "RC_2024-01.zst", field="text")
