@@ -72,7 +72,7 @@ def _held_out(dataset: Dataset, modality: Modality | None, limit: int | None) ->
             f"{dataset.path} holds {dataset.modality}, the model reads {modality.name}",
             f"to evaluate it all the same, give the files themselves and --modality {modality.name}",
         )
-    ranges, total = dataset.ranges("val"), dataset.nbytes("val")
+    ranges, total = dataset.ranges("val")[:], dataset.nbytes("val")
     order = np.arange(len(ranges))
     part = "all"
     if limit is not None and total > limit:
@@ -96,7 +96,7 @@ def _held_out(dataset: Dataset, modality: Modality | None, limit: int | None) ->
 def _train_sample(dataset: Dataset) -> bytes | None:
     if "train" not in dataset.splits or not dataset.nbytes("train"):
         return None
-    ranges = dataset.ranges("train")
+    ranges = dataset.ranges("train")[:]
     starts = dataset.table[ranges[:, 0], 0] + ranges[:, 1]
     stored = sample(dataset.shards.read, [(starts, starts + ranges[:, 2])], dataset.nbytes("train"), TRAIN_LIMIT)
     return dataset.translate(np.frombuffer(stored, np.uint8)).tobytes()

@@ -38,9 +38,14 @@ class FolderLock:
         try:
             with os_errors(file):
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.ftruncate(descriptor, 0)
-                os.write(descriptor, f"{socket.gethostname()} {os.getpid()}\n".encode())
-            if ours := _is_at(descriptor, file):  # else its last holder took it away
+                ours = _is_at(descriptor, file)  # else its last holder took it away
+                if ours and os.fstat(descriptor).st_nlink > 1:  # shared with a hard-linked copy of the folder
+                    os.unlink(file)
+                    ours = False
+                if ours:
+                    os.ftruncate(descriptor, 0)
+                    os.write(descriptor, f"{socket.gethostname()} {os.getpid()}\n".encode())
+            if ours:
                 sweep_files(self.path)
         except BaseException as error:
             holder = _holder(descriptor)
