@@ -12,17 +12,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from hnet_cli import storage
 from hnet_cli.checkpoints.find import find
 from hnet_cli.checkpoints.model_folder import MODEL_TYPE
-from hnet_cli.checkpoints.safetensors_file import SAFETENSORS_DTYPES, write_safetensors
+from hnet_cli.checkpoints.safetensors_file import open_safetensors, write_safetensors
 from hnet_cli.checkpoints.torch_file import Stored, read_torch_file
 from hnet_cli.config.presets import preset_names
 from hnet_cli.config.run import resolve
@@ -34,7 +32,7 @@ from hnet_cli.storage import shown
 from hnet_cli.terminal.console import progress
 
 Weights = dict[str, Stored]
-_FLOATS = {SAFETENSORS_DTYPES[dtype]: dtype for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
+_FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 _HEAD, _EMBEDDING = "lm_head.weight", "embeddings.weight"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -178,19 +176,10 @@ def read_weights(path: Path) -> Weights:
         )
     if head[8:9] != b"{":
         raise InputError(f"{shown(path)} holds no weights: it is neither a .pt nor a .safetensors file")
-    try:
-        opened = safe_open(path, "pt")
-        slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (it is no mapping)
-        kinds = {name: part.get_dtype() for name, part in slices.items()}
-        odd = next((name for name, kind in kinds.items() if kind not in _FLOATS), None)
-        if odd is not None:
-            raise InputError(f"{shown(path)}: {odd!a} has dtype {kinds[odd]}, weights are {', '.join(_FLOATS)}")
-        return {
-            name: Stored(tuple(part.get_shape()), _FLOATS[kinds[name]], partial(opened.get_tensor, name))
-            for name, part in slices.items()
-        }
-    except SafetensorError as error:
-        raise DamagedError(f"{shown(path)} is damaged: {error}", "fetch or copy it again") from error
+    weights = open_safetensors(storage.HeldFile(path))
+    if odd := next((name for name, stored in weights.items() if stored.dtype not in _FLOATS), None):
+        raise InputError(f"{shown(path)}: {odd!a} has dtype {weights[odd].dtype}, weights are floating-point numbers")
+    return weights
 
 
 def _without_prefix(weights: Weights) -> Weights:
@@ -271,7 +260,7 @@ def checked(weights: Weights, settings: HNetConfig, file: Path, origin: str) -> 
                 if name in weights and weights[name].shape != shape
             ],
         ),
-        ("not of a float dtype", [f"{name!a}" for name, s in weights.items() if s.dtype not in _FLOATS.values()]),
+        ("not of a float dtype", [f"{name!a}" for name, s in weights.items() if s.dtype not in _FLOATS]),
     ]
     reports = [
         f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"

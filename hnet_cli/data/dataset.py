@@ -83,7 +83,7 @@ class Shards:
             # Ranges that follow one another in the shards, as those of a document's neighbours do, are read together.
             ends = np.append(np.flatnonzero(starts[1:] != starts[:-1] + lengths[:-1]), len(starts) - 1)
             places = np.cumsum(lengths)[ends]
-            target, place = memoryview(joined), 0
+            target, place = joined.data, 0
             for start, until in zip(starts[np.append(0, ends[:-1] + 1)].tolist(), places.tolist(), strict=True):
                 self._read_into(target[place:until], start)
                 place = until
@@ -127,10 +127,10 @@ class Table:
         return self._rows(wanted.reshape(-1)).reshape(*wanted.shape, -1)[..., column]
 
     def __array__(self, *_: Any, **__: Any) -> np.ndarray:
-        return self[:]  # type: ignore[no-any-return]
+        return self[:]
 
     def tolist(self) -> list[list[int]]:
-        return self[:].tolist()  # type: ignore[no-any-return]
+        return self[:].tolist()
 
     def _rows(self, wanted: np.ndarray) -> np.ndarray:
         """Rows in any order: with those between them where these are few, else one by one."""
@@ -169,7 +169,6 @@ class Dataset:
     def open(cls, path: Path) -> Dataset:
         """Open and check. Raises InputError where there is no dataset, DamagedError naming the file and its fault."""
         path = Path(path)
-        file = path / "dataset.json"
         try:
             folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:

@@ -144,9 +144,9 @@ def test_only_what_carries_our_mark_is_overwritten(tmp_path: Path, files: dict[s
         return
     with storage.staged_folder(target, overwrite=True, manifest=model) as folder:
         fill(folder, x=b"1")
-    with pytest.raises(BusyError, match="not written by hnet as a dataset"):
-        with storage.resumable_folder(target, overwrite=True, manifest={"kind": "dataset"}):
-            pass
+    another = storage.resumable_folder(target, overwrite=True, manifest={"kind": "dataset"})
+    with pytest.raises(BusyError, match="not written by hnet as a dataset"), another:
+        pass
     fill(target, **{"notes.txt": b"mine"})
     with (
         pytest.raises(BusyError, match=r"holds .*notes.txt"),

@@ -68,7 +68,11 @@ def test_devices_and_pipes_are_written_through(tmp_path: Path) -> None:
 
 
 def test_nothing_is_left_of_what_was_not_finished(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), output_file(tmp_path / "x") as file:
-        file.write(b"half")
-        raise KeyboardInterrupt
+    def interrupted() -> None:
+        with output_file(tmp_path / "x") as file:
+            file.write(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert os.listdir(tmp_path) == []
