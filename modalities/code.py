@@ -213,7 +213,7 @@ def _head(file: Path) -> bytes | None:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(errors="replace") if file.is_file() else ""
+        return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
     except OSError:
         return ""
 

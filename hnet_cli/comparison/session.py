@@ -34,12 +34,18 @@ POLL = 0.2
 """Seconds between two looks at the workers."""
 
 
-def compare(request: ComparisonRequest, *, out: Path | None = None, dry_run: bool = False) -> dict[str, Any]:
+def compare(
+    request: ComparisonRequest, *, out: Path | None = None, overwrite: bool = False, dry_run: bool = False
+) -> dict[str, Any]:
     """Plan, train what is not trained, measure what is not measured, write `compare.json` and the page (to `out`).
+
+    `overwrite`: whatever is at `out`, not only a page of hnet's.
 
     Returns what `compare.json` holds, or with `dry_run` the plan. Raises whatever a plan, a training or an evaluation
     raises; Stopped after a signal: all that is done is kept, and the same call continues.
     """
+    if out is not None:
+        storage.refuse_output(out, overwrite)
     plan = planning.choose(request)
     exam = Exam.of(plan)
     if dry_run:
@@ -53,7 +59,7 @@ def compare(request: ComparisonRequest, *, out: Path | None = None, dry_run: boo
         figures["definitions"] = tables.definitions(figures)
         storage.write_json(plan.folder / JSON, figures)
         where = out or plan.folder / PAGE
-        storage.write_text(where, page(figures))
+        storage.write_output(where, page(figures), overwrite or out is None)
     say(f"Wrote {literal(plan.folder / JSON)} and {literal(where)}.")
     return figures
 

@@ -60,8 +60,10 @@ class Shards:
         blocks = np.unique(np.repeat(first, counts) + within)
         shard_blocks = SHARD_BYTES // CHECKSUM_BYTES
         for shard in np.unique(blocks // shard_blocks).tolist():
-            if self.files[shard].has_changed():
-                warnings.warn(f"{shown(self.files[shard].path)} was written to; it is checked anew", stacklevel=2)
+            file = self.files[shard]
+            if (stamp := file.stamp()) != file.seen:
+                warnings.warn(f"{shown(file.path)} was written to; it is checked anew", stacklevel=2)
+                file.seen = stamp
                 self._checked[shard * shard_blocks : (shard + 1) * shard_blocks] = False
         for block in blocks[~self._checked[blocks]].tolist():
             shard, start = divmod(block * CHECKSUM_BYTES, SHARD_BYTES)
@@ -117,14 +119,15 @@ class Table:
 
     def __getitem__(self, key: Any) -> Any:
         rows, column = key if isinstance(key, tuple) else (key, slice(None))
-        if self._file.has_changed():
+        if (stamp := self._file.stamp()) != self._file.seen:
             self._file.verify(self._entry)
+            self._file.seen = stamp
         if isinstance(rows, slice):
             first, last, stride = rows.indices(len(self))
             parts = (self._read(n, min(n + PART_ROWS, last))[:, column] for n in range(first, last, PART_ROWS))
             return np.concatenate([self._read(0, 0)[:, column], *parts])[::stride]
         wanted = np.asarray(rows)
-        return self._rows(wanted.reshape(-1)).reshape(*wanted.shape, -1)[..., column]
+        return self._rows(wanted.reshape(-1)).reshape(*wanted.shape, self.shape[1])[..., column]
 
     def __array__(self, *_: Any, **__: Any) -> np.ndarray:
         return self[:]

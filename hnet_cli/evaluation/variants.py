@@ -41,6 +41,7 @@ def score_variants(
     context: int,
     out: Path | None = None,
     label: str | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Score every variant of a file of calls; half of `context` is read on either side. `out`: a TSV, a line each.
 
@@ -73,7 +74,7 @@ def score_variants(
     table = np.concatenate(parts)
     mean, kinds = table.mean(1), np.array([_kind(variant) for variant in scored])
     if out is not None:
-        _write(out, scored, table)
+        _write(out, scored, table, overwrite)
     result: dict[str, Any] = {
         "variants": len(scored),
         "left_out": dict(refused),
@@ -182,11 +183,11 @@ def _auc(scores: np.ndarray, values: np.ndarray) -> float:
     return float((_ranks(scores)[high].sum() - positive * (positive + 1) / 2) / (positive * negative))
 
 
-def _write(out: Path, variants: list[Variant], table: np.ndarray) -> None:
+def _write(out: Path, variants: list[Variant], table: np.ndarray, overwrite: bool) -> None:
     """A TSV of `table` (n, 2), the scores of both strands, with their mean and the baselines. Raises StorageError."""
     baselines = _baselines(variants)
     lines = ["\t".join(["variant", "kind", "llr", "llr_forward", "llr_reverse", *baselines])]
     columns = np.column_stack([table.mean(1), table, *baselines.values()])
     for variant, row in zip(variants, columns.tolist(), strict=True):
         lines.append("\t".join([variant.name, _kind(variant), *(f"{number:.6g}" for number in row)]))
-    storage.write_text(out, "\n".join(lines) + "\n")
+    storage.write_output(out, "\n".join(lines) + "\n", overwrite)

@@ -37,10 +37,10 @@ class RunsShown:
     data: dict[str, Any]
 
 
-def show(paths: Sequence[Path], sort: str = "when", out: Path | None = None) -> RunsShown:
+def show(paths: Sequence[Path], sort: str = "when", out: Path | None = None, overwrite: bool = False) -> RunsShown:
     """The runs in folders, or the runs given; two or more of these are compared. `out` gets the page of them.
 
-    Raises UsageError for an unknown order, InputError where there is no run.
+    Raises UsageError for an unknown order, InputError where there is no run, and what `storage.refuse_output` does.
     """
     if sort not in ORDERS:
         raise UsageError(f"runs cannot be sorted by {sort!r}", f"choose from {', '.join(ORDERS)}")
@@ -51,7 +51,7 @@ def show(paths: Sequence[Path], sort: str = "when", out: Path | None = None) -> 
         runs.sort(key=ORDERS[sort])
     comparison = _Comparison(runs) if len(runs) > 1 and (named or out) else None
     if out is not None:
-        _write(out, runs, comparison)
+        _write(out, runs, comparison, overwrite)
     if named and comparison:
         return comparison.shown()
     return RunsShown([_list(runs)], {"runs": [run.to_dict() for run in runs]})
@@ -192,12 +192,13 @@ def _flat(config: Mapping[str, Any], above: str = "") -> dict[str, str]:
     return flat
 
 
-def _write(out: Path, runs: Sequence[Glance], comparison: _Comparison | None) -> None:
+def _write(out: Path, runs: Sequence[Glance], comparison: _Comparison | None, overwrite: bool) -> None:
     from hnet_cli.report import run_page
 
     if comparison is None:
-        run_page.write(runs[0].path, out)
+        page = run_page.page(runs[0].path)
     else:
         paths = {name: run.path for name, run in comparison.runs.items()}
-        storage.write_text(out, run_page.comparison(paths, comparison.tables()))
+        page = run_page.comparison(paths, comparison.tables())
+    storage.write_output(out, page, overwrite)
     say(f"Wrote {literal(out)}.")

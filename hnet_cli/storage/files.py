@@ -206,8 +206,8 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_bytes` of UTF-8 text."""
-    write_bytes(path, text.encode())
+    """`write_bytes` of UTF-8 text; halves of surrogate pairs, as file names have them, become escapes."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, obj: Any) -> None:
@@ -217,7 +217,7 @@ def write_json(path: Path, obj: Any) -> None:
 
 def json_bytes(obj: Any) -> bytes:
     """The bytes that `write_json` writes."""
-    return (json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return (json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "backslashreplace")
 
 
 def append_text(path: Path, text: str, *, sync: bool = False) -> None:

@@ -59,9 +59,11 @@ def staged_folder(target: Path, *, overwrite: bool = False, manifest: dict[str, 
     with os_errors(target):
         make_folder(target.parent)
         _sweep(target)
-        temporary, lock = _locked_folder(target)
+    temporary, lock = _temporary(target), None
     try:
         with os_errors(target):
+            while (lock := _made_and_locked(temporary)) is None:  # a sweeper was faster than the lock
+                temporary = _temporary(target)
             _mark(temporary)
             yield temporary
             _seal(temporary, manifest or {})
@@ -71,7 +73,8 @@ def staged_folder(target: Path, *, overwrite: bool = False, manifest: dict[str, 
         try:
             discard(temporary)
         finally:
-            os.close(lock)
+            if lock is not None:
+                os.close(lock)
 
 
 @contextlib.contextmanager
@@ -95,9 +98,10 @@ def resumable_folder(
         _sweep(target)
         if work.exists() and not (work / MARK).exists() and os.listdir(work) not in ([], [".lock"]):
             raise BusyError(f"{shown(work)} is in the way: it was not made by hnet", "move it, or choose another name")
+    keep = False
     with FolderLock(work):
-        keep = done.exists()  # without it, it was left after the rename
         try:
+            keep = done.exists()  # without it, it was left after the rename
             _refuse_existing(target, overwrite, kind)
             with os_errors(target):
                 _mark(work)
@@ -258,17 +262,23 @@ def _seal(folder: Path, extra: dict[str, Any]) -> None:
     fsync_folder(folder)
 
 
-def _locked_folder(target: Path) -> tuple[Path, int]:
-    """A fresh temporary folder beside `target` and the descriptor that holds its lock: its writer is alive."""
-    while True:
-        folder = sibling(target, f"hnet-tmp-{os.getpid()}-{secrets.token_hex(4)}")
-        os.mkdir(folder)
+def _temporary(target: Path) -> Path:
+    return sibling(target, f"hnet-tmp-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def _made_and_locked(folder: Path) -> int | None:
+    """Make a folder and return the descriptor that holds its lock: its writer is alive. None where it is gone again."""
+    os.mkdir(folder)
+    try:
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        with contextlib.suppress(OSError):  # some network file systems cannot lock folders; there nobody sweeps either
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if folder.exists():  # a sweeper may have been faster than the lock
-            return folder, lock
-        os.close(lock)
+    except FileNotFoundError:
+        return None
+    with contextlib.suppress(OSError):  # some network file systems cannot lock folders; there nobody sweeps either
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if folder.exists():
+        return lock
+    os.close(lock)
+    return None
 
 
 def _sweep(target: Path) -> None:

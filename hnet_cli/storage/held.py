@@ -41,7 +41,8 @@ class HeldFile:
         if not stat.S_ISREG(status.st_mode):
             raise DamagedError(f"{shown(path)} is not a file")
         self.size = status.st_size
-        self._stamp = status.st_mtime_ns, status.st_size
+        self.seen = status.st_mtime_ns, status.st_size
+        """`stamp` of the content that was last checked."""
 
     def read(self, start: int, count: int) -> bytes:
         """The `count` bytes from `start` on."""
@@ -63,11 +64,14 @@ class HeldFile:
                 )
             buffer, start = buffer[count:], start + count
 
-    def has_changed(self) -> bool:
-        """True if the file was written to since it was opened, or since this was last asked."""
+    def stamp(self) -> tuple[int, int]:
+        """Time of the last write in ns, and size in bytes."""
         status = os.fstat(self._descriptor)
-        before, self._stamp = self._stamp, (status.st_mtime_ns, status.st_size)
-        return before != self._stamp
+        return status.st_mtime_ns, status.st_size
+
+    def has_changed(self) -> bool:
+        """True if the file was written to since it was opened, or since `seen` was set."""
+        return self.stamp() != self.seen
 
     def verify(self, entry: dict[str, Any], *, digest: bool = True) -> None:
         """Check the size against a manifest's entry and, if `digest`, the SHA-256. Raises DamagedError."""

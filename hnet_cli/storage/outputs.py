@@ -20,7 +20,7 @@ def refuse_output(path: Path, overwrite: bool = False, inputs: Iterable[str | os
     """The file to write for `path`, links followed. Raises BusyError where that would destroy something.
 
     It may be missing, empty, a page of hnet's, a pipe or a character device; with `overwrite` any file. `inputs`: files
-    and folders that are read, which even a page in them is not replaced.
+    and folders that are read; in them not even a page is replaced.
     """
     try:
         status = os.stat(path)
@@ -32,7 +32,8 @@ def refuse_output(path: Path, overwrite: bool = False, inputs: Iterable[str | os
     if stat.S_ISCHR(status.st_mode) or stat.S_ISFIFO(status.st_mode):
         return path
     if not stat.S_ISREG(status.st_mode):
-        raise BusyError(f"{shown(path)} is a {'folder' if stat.S_ISDIR(status.st_mode) else 'device'}", "name a file")
+        kind = "folder" if stat.S_ISDIR(status.st_mode) else "device"
+        raise BusyError(f"cannot create {shown(path)}: it is a {kind} already", "name a file")
     real = Path(os.path.realpath(path))
     if overwrite or not status.st_size:
         return real
