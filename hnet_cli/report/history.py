@@ -183,6 +183,11 @@ class Glance:
     when: float
     """Time of the last write, in seconds since the epoch."""
 
+    @property
+    def is_readable(self) -> bool:
+        """False where not even a record of it is there."""
+        return self.state != "damaged" or self.step > 0
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         stages = [{"bytes_per_chunk": s.bytes_per_chunk, "target": s.target_bytes_per_chunk} for s in self.stages]
@@ -190,8 +195,12 @@ class Glance:
 
 
 def is_run(path: Path) -> bool:
-    """True for the folder of a run; a model folder has a config too, but of another form."""
-    return (path / "config.yaml").is_file() or (path / "metrics.jsonl").is_file()
+    """True for the folder of a run; a model folder has a config too, but of another form. So is one that nobody may
+    look into: it is listed as damaged."""
+    try:
+        return (path / "config.yaml").is_file() or (path / "metrics.jsonl").is_file()
+    except OSError:
+        return True
 
 
 def find(folder: Path) -> list[Path]:
@@ -235,7 +244,17 @@ def baselines_of(dataset: dict[str, Any]) -> dict[str, float]:
 
 
 def glance(run: Path) -> Glance:
-    """A run at a glance; only the lines of `metrics.jsonl` that are needed are parsed."""
+    """A run at a glance. One that cannot be read, whatever is wrong with it, is damaged: the others are still shown."""
+    try:
+        return _glance(run)
+    except Exception as error:
+        about = str(error) or type(error).__name__
+        nothing = dict.fromkeys(("preset", "modality", "data", "steps", "bpb_best", "bpb_last", "bytes_per_s"))
+        return Glance(run.name, run, "damaged", about, step=0, bytes=0.0, stages=[], when=0.0, **nothing)
+
+
+def _glance(run: Path) -> Glance:
+    """Only the lines of `metrics.jsonl` that are needed are parsed."""
     config = read_config(run)
     train = (config or {}).get("train")
     steps = train.get("steps") if isinstance(train, dict) else None

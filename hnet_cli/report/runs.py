@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -49,10 +49,12 @@ def show(paths: Sequence[Path], sort: str = "when", out: Path | None = None, ove
     runs = [history.glance(path) for path in dict.fromkeys(_found(paths or [Path("runs")]))]
     if not named:
         runs.sort(key=ORDERS[sort])
-    comparison = _Comparison(runs) if len(runs) > 1 and (named or out) else None
+    usable = [run for run in runs if run.is_readable] or runs
+    comparison = _Comparison(usable) if len(usable) > 1 and (named or out) else None
     if out is not None:
-        _write(out, runs, comparison, overwrite)
+        _write(out, usable, comparison, overwrite)
     if named and comparison:
+        _say_what_is_wrong([run for run in runs if run not in usable])
         return comparison.shown()
     return RunsShown([_list(runs)], {"runs": [run.to_dict() for run in runs]})
 
@@ -93,9 +95,7 @@ def _list(runs: Sequence[Glance]) -> Table:
         }
         for run in runs
     ]
-    for run in runs:
-        if run.about and run.state != "running":
-            say(f"[yellow]{literal(run.name)}:[/] {literal(run.about)}")
+    _say_what_is_wrong(runs)
     columns, spare = list(rows[0]), iter(SPARE)
     while True:
         made = table(*columns)
@@ -107,6 +107,12 @@ def _list(runs: Sequence[Glance]) -> Table:
         if fits(made) or not (name := next(spare, "")):
             return made
         columns.remove(name)
+
+
+def _say_what_is_wrong(runs: Iterable[Glance]) -> None:
+    for run in runs:
+        if run.about and run.state != "running":
+            say(f"[yellow]{literal(run.name)}:[/] {literal(run.about)}")
 
 
 def _data(run: Glance) -> str:

@@ -39,7 +39,7 @@ def os_errors(path: str | os.PathLike[str], needed: int | None = None) -> Iterat
         code = error.errno if isinstance(error, OSError) else None
         if code is None and (number := re.search(r"os error (\d+)", str(error))):
             code = int(number[1])
-        if code is None:
+        if code is None or code == errno.ENOMEM:  # of a process that could not be started
             raise
         raise _translated(code, Path(path), needed) from error
 

@@ -40,7 +40,9 @@ def _user_error(error: BaseException) -> HNetError:
         command = getattr(getattr(error, "ctx", None), "command_path", None) or "hnet"
         return UsageError(error.format_message(), f"see {command} --help")
     if is_out_of_memory(error):
-        return EnvironmentLimit("out of memory", "a smaller preset, or more train.micro_batches, needs less")
+        return EnvironmentLimit(
+            "out of memory", "a smaller preset, more train.micro_batches or fewer --workers need less"
+        )
     if isinstance(error, BrokenExecutor):
         return EnvironmentLimit("a worker process died, perhaps for lack of memory", "use fewer --workers")
     if isinstance(error, OSError):

@@ -60,9 +60,10 @@ def newest_dataset() -> Path:
 def _newest_run() -> Path | None:
     """The newest run under `runs/`, an unfinished one if there is any: what `--resume` without a name continues.
 
+    One whose configuration cannot be read is passed over.
     A run in progress counts, and is refused later: the user did not mean an older one.
     """
-    runs = [history.glance(path) for path in history.find(Path("runs"))]
+    runs = [run for path in history.find(Path("runs")) if (run := history.glance(path)).steps is not None]
     return max(runs, key=lambda run: (run.state != "finished", run.when)).path if runs else None
 
 
