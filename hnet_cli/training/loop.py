@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import shlex
 import signal
 import time
@@ -149,6 +150,8 @@ class _Trainer:
         self.clock = clock
         self.failed_saves = 0
         """Consecutive."""
+        self.written = set[Path]()
+        """Checkpoints of this process."""
         self.saved: Path | None = None
         """The last checkpoint."""
         self.good: Path | None = None
@@ -223,6 +226,7 @@ class _Trainer:
     def _open_records(self) -> None:
         if self.world.is_main:
             self._warn_of_little_space()
+            self._say_what_is_a_link()
             self._write_config()
             if self.model.tokenizer is not None:
                 storage.write_text(self.run / tokens.FILE, self.model.tokenizer.text)
@@ -235,6 +239,15 @@ class _Trainer:
 
     def _write_config(self) -> None:
         storage.write_text(self.run / "config.yaml", to_yaml(self.config))
+
+    def _say_what_is_a_link(self) -> None:
+        for folder in (self.run / "checkpoints", self.run / "tensorboard"):
+            if folder.is_symlink():
+                target = storage.shown(os.path.realpath(folder))
+                message = (
+                    f"{folder} is a link: {target} is written to, and only what this process wrote is removed there"
+                )
+                self.listen("warning", {"message": message})
 
     def _warn_of_little_space(self) -> None:
         """Warn at the start, not after hours, if the disk cannot hold the checkpoints to come."""
@@ -451,6 +464,7 @@ class _Trainer:
             train.keep_checkpoints,
             to_yaml(config),
             self.world.is_main,
+            self.written,
         )
         self.failed_saves = 0
         self.listen("checkpoint", {"step": self.state.step})

@@ -8,6 +8,7 @@ import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import hnet
@@ -15,7 +16,7 @@ from runkit import dataset, fox, metrics, tiny, when
 
 from hnet_cli import modality
 from hnet_cli.data.prepare import preparation
-from hnet_cli.errors import DamagedError
+from hnet_cli.errors import BusyError, DamagedError
 from hnet_cli.training.loop import train
 
 CONFIG = tiny("train.steps=8", "train.eval_every=2", "train.eval_bytes=4096")
@@ -96,3 +97,27 @@ def test_a_signal_while_output_is_written_leaves_nothing(
         assert [path.name for path in place.iterdir() if path.name.startswith(".") or writer == "segment"] == []
     else:
         assert writer != "segment", "it takes seconds"
+
+
+def test_checkpoints_behind_a_link_are_not_pruned_for_another_run(undisturbed: Path, tmp_path: Path) -> None:
+    """The copy of a run shares its checkpoints by a link: it writes beside them, and removes its own."""
+    shared, said = tmp_path / "shared", list[str]()
+    shutil.copytree(undisturbed / "run", tmp_path / "a")
+    (tmp_path / "a" / "checkpoints").rename(shared)
+    (tmp_path / "a" / "checkpoints").symlink_to(shared)
+    (shared / "step-00000020").mkdir()
+    (shared / "step-00000020" / "notes").write_text("somebody's")
+    shutil.copytree(tmp_path / "a", tmp_path / "b", symlinks=True)
+    before = {path: path.read_bytes() for path in shared.rglob("*") if path.is_file()}
+
+    def listen(kind: str, record: dict[str, Any]) -> None:
+        if kind == "warning":
+            said.append(record["message"])
+
+    more = tiny("train.steps=20", "train.checkpoint_every=2", "train.keep_checkpoints=2", "train.eval_every=0")
+    with pytest.raises(BusyError, match="another run"):
+        train(more, undisturbed / "dataset", tmp_path / "b", resume=True, listen=listen)
+    assert {path: path.read_bytes() for path in before} == before
+    own = {path.name for path in shared.iterdir()} - {path.relative_to(shared).parts[0] for path in before}
+    assert own == {"step-00000016", "step-00000018"}
+    assert any("is a link" in message for message in said)
