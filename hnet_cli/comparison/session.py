@@ -22,7 +22,8 @@ from hnet_cli.comparison.plan import ComparisonPlan, ComparisonRequest, MemberRu
 from hnet_cli.comparison.results import results
 from hnet_cli.comparison.verdict import verdict
 from hnet_cli.config.run import to_yaml
-from hnet_cli.errors import HNetError, NumericalError, Stopped
+from hnet_cli.data.dataset import Dataset
+from hnet_cli.errors import HNetError, InputError, NumericalError, Stopped
 from hnet_cli.report import history
 from hnet_cli.terminal.console import literal, progress, say
 from hnet_cli.terminal.process import Stop, catch_signals
@@ -107,6 +108,7 @@ def _in_turn(plan: ComparisonPlan, left: Sequence[MemberRun], stop: Stop) -> dic
     failed: dict[str, str] = {}
     for n, run in enumerate(left, 1):
         _refuse_if_stopped(stop, plan)
+        _refuse_other_data(plan)
         try:
             label = f"{run.name} ({n} of {len(left)})"
             attend(_training_plan(plan, run), label=label, resume=_has_begun(run), brief=True)
@@ -136,6 +138,15 @@ def _refuse_if_stopped(stop: Stop, plan: ComparisonPlan) -> None:
         raise _stopped(f"stopped by {stop.signal}; all that is done is kept in {plan.folder}", plan)
 
 
+def _refuse_other_data(plan: ComparisonPlan) -> None:
+    """Raise InputError where another dataset has taken the name since the comparison began."""
+    if Dataset.open(plan.data).fingerprint != plan.dataset.fingerprint:
+        raise InputError(
+            f"{plan.data} was made anew while the comparison ran, so the rest would be trained on other data",
+            "restore it, or begin another comparison with --run",
+        )
+
+
 def _side_by_side(plan: ComparisonPlan, left: Sequence[MemberRun], stop: Stop) -> dict[str, str]:
     """One worker process per GPU: `hnet train` with only that GPU visible. Ctrl-C comes to this process alone."""
     waiting, failed = list(left), dict[str, str]()
@@ -151,6 +162,7 @@ def _side_by_side(plan: ComparisonPlan, left: Sequence[MemberRun], stop: Stop) -
                                 failed, run, history.ending(run.folder) or f"the worker ended with {worker.returncode}"
                             )
                     if gpu not in working and waiting and not stop.signal:
+                        _refuse_other_data(plan)
                         run = waiting.pop(0)
                         working[gpu] = run, _worker(plan, run, gpu)
                 if stop.signal:
