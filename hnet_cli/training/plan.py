@@ -100,7 +100,7 @@ def choose(
         if resume:
             config = _stored(run, config, settings)
     Batches(dataset, sequence_length=config.train.sequence_length, rows=config.train.rows)  # raises if data are too few
-    config = dataclasses.replace(config, data=known if found else history.stored_path(data, run))
+    config = dataclasses.replace(config, data=known if found and known else history.stored_path(data, run))
     is_auto = config.train.micro_batches == "auto"
     config = budget.settled(config, here, world.size)
     if is_auto:
