@@ -52,6 +52,9 @@ def compare(
     if dry_run:
         return tables.describe(plan, planning.seconds_per_byte(plan))
     with catch_signals() as stop, storage.FolderLock(plan.folder):
+        if not (plan.folder / planning.NAME).exists():
+            for name in (JSON, PAGE):
+                storage.refuse_output(plan.folder / name)
         planning.write(plan, request)
         tables.describe(plan, {})
         failed = _train_all(plan, stop)

@@ -121,3 +121,15 @@ def test_checkpoints_behind_a_link_are_not_pruned_for_another_run(undisturbed: P
     own = {path.name for path in shared.iterdir()} - {path.relative_to(shared).parts[0] for path in before}
     assert own == {"step-00000016", "step-00000018"}
     assert any("is a link" in message for message in said)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "latest", "report.html", "tokenizer.json"])
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_with_files_of_somebody_becomes_no_run(
+    name: str, resume: bool, undisturbed: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / name).write_text("mine")
+    with pytest.raises(BusyError, match=f"a file {name}"):
+        train(CONFIG, undisturbed / "dataset", tmp_path / "site", resume=resume)
+    assert (tmp_path / "site" / name).read_text() == "mine"
