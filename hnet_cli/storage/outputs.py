@@ -29,7 +29,7 @@ def refuse_output(path: Path, overwrite: bool = False, inputs: Iterable[str | os
     except OSError as error:
         with os_errors(path):
             raise error
-    if stat.S_ISCHR(status.st_mode) or stat.S_ISFIFO(status.st_mode):
+    if _is_written_through(status):
         return path
     if not stat.S_ISREG(status.st_mode):
         kind = "folder" if stat.S_ISDIR(status.st_mode) else "device"
@@ -43,6 +43,14 @@ def refuse_output(path: Path, overwrite: bool = False, inputs: Iterable[str | os
     if not _is_page(real):
         raise BusyError(f"{shown(path)} exists already", "choose another name, or give --overwrite to replace it")
     return real
+
+
+def _is_written_through(status: os.stat_result) -> bool:
+    """True for a pipe, a character device, and where standard output goes (`--out /dev/stdout > file`)."""
+    with contextlib.suppress(OSError):
+        if os.path.samestat(status, os.fstat(1)):
+            return True
+    return stat.S_ISCHR(status.st_mode) or stat.S_ISFIFO(status.st_mode)
 
 
 def _is_in(path: Path, place: str | os.PathLike[str]) -> bool:
@@ -66,7 +74,7 @@ def output_file(
     A pipe or device is written through. `needed`: bytes, see `os_errors`. Raises BusyError as `refuse_output`.
     """
     target = refuse_output(path, overwrite, inputs)
-    if target.exists() and not target.is_file():
+    if target.exists() and _is_written_through(target.stat()):
         with os_errors(path, needed), NewFile(target, through=True) as file:
             yield file
     else:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -63,6 +65,13 @@ def test_devices_and_pipes_are_written_through(tmp_path: Path) -> None:
     reader.join(10)
     assert read == ["through the pipe"]
     assert fifo.is_fifo()
+    (tmp_path / "log").write_text("before ")
+    program = (
+        "from pathlib import Path; from hnet_cli.storage import write_output; write_output(Path('/dev/stdout'), 'x')"
+    )
+    with open(tmp_path / "log", "a") as log:
+        subprocess.run([sys.executable, "-c", program], stdout=log, check=True)
+    assert (tmp_path / "log").read_text() == "before x"
     with pytest.raises(BusyError, match="folder"):
         write_output(tmp_path, "x")
 
