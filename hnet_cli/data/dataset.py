@@ -29,6 +29,8 @@ SHARD_BYTES = 256 << 20
 """Bytes of each shard but the last."""
 CHECKSUM_BYTES = 1 << 20
 """Bytes per checksum; divides SHARD_BYTES."""
+TABLE_BYTES = 64 << 20
+"""Bytes of the largest table that is kept in memory: that of 1.4 million documents."""
 PART_ROWS = 1 << 14
 """Rows of a table that are read at once."""
 NAME_BYTES = 512
@@ -106,18 +108,22 @@ class Shards:
 
 
 class Table:
-    """A table of int64 that is read when it is asked for: `table[rows]`, `table[rows, column]`, as of an array."""
+    """A table of int64 behind `table[rows]` and `table[rows, column]`, as of an array; in memory up to `TABLE_BYTES`,
+    else read when it is asked for."""
 
     def __init__(self, file: HeldFile, columns: int, entry: dict[str, Any]) -> None:
         self._file, self._entry, self._width = file, entry, 8 * columns
         self.shape = file.size // self._width, columns
         if file.size % self._width:
             raise DamagedError(f"{shown(file.path)} is damaged: not a table of {columns} columns")
+        self._rows: np.ndarray | None = self._read(0, len(self)) if file.size <= TABLE_BYTES else None
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, key: Any) -> Any:
+        if self._rows is not None:
+            return self._rows[key]
         rows, column = key if isinstance(key, tuple) else (key, slice(None))
         if (stamp := self._file.stamp()) != self._file.seen:
             self._file.verify(self._entry)
@@ -127,7 +133,7 @@ class Table:
             parts = (self._read(n, min(n + PART_ROWS, last))[:, column] for n in range(first, last, PART_ROWS))
             return np.concatenate([self._read(0, 0)[:, column], *parts])[::stride]
         wanted = np.asarray(rows)
-        return self._rows(wanted.reshape(-1)).reshape(*wanted.shape, self.shape[1])[..., column]
+        return self._gather(wanted.reshape(-1)).reshape(*wanted.shape, self.shape[1])[..., column]
 
     def __array__(self, *_: Any, **__: Any) -> np.ndarray:
         return self[:]
@@ -135,7 +141,7 @@ class Table:
     def tolist(self) -> list[list[int]]:
         return self[:].tolist()
 
-    def _rows(self, wanted: np.ndarray) -> np.ndarray:
+    def _gather(self, wanted: np.ndarray) -> np.ndarray:
         """Rows in any order: with those between them where these are few, else one by one."""
         low, high = (int(wanted.min()), int(wanted.max()) + 1) if len(wanted) else (0, 0)
         if low < 0 or high > len(self):

@@ -52,17 +52,16 @@ class HeldFile:
 
     def read_into(self, buffer: memoryview, start: int) -> None:
         """Fill a buffer of bytes with those from `start` on."""
-        while buffer:
-            try:
-                count = os.preadv(self._descriptor, [buffer[: 64 * BLOCK]], start)
-            except OSError as error:
-                raise StorageError(f"cannot read {shown(self.path)}: {error.strerror}") from error
-            if not count:
-                raise DamagedError(
-                    f"{shown(self.path)} ends at byte {start:,}, {self.size:,} were there when it was opened",
-                    "restore this file",
-                )
-            buffer, start = buffer[count:], start + count
+        try:
+            while (count := os.preadv(self._descriptor, [buffer], start)) < len(buffer):
+                if not count:
+                    raise DamagedError(
+                        f"{shown(self.path)} ends at byte {start:,}, {self.size:,} were there when it was opened",
+                        "restore this file",
+                    )
+                buffer, start = buffer[count:], start + count
+        except OSError as error:
+            raise StorageError(f"cannot read {shown(self.path)}: {error.strerror}") from error
 
     def stamp(self) -> tuple[int, int]:
         """Time of the last write in ns, and size in bytes."""

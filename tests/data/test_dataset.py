@@ -75,8 +75,9 @@ def test_a_dataset_in_use_stays_what_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["shard-00000.bin", "documents.bin", "split-val.bin"])
-def test_what_is_cut_or_changed_in_place_is_named(tmp_path: Path, name: str) -> None:
+def test_what_is_cut_or_changed_in_place_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """The same size and all: looked at when first read, and when the file has changed since."""
+    monkeypatch.setattr("hnet_cli.data.dataset.TABLE_BYTES", 0)
     _, dataset = make(tmp_path / "out", tree(tmp_path / "in", 20), val=0.2)
     whole, file = b"".join(dataset.documents("val")), tmp_path / "out" / name
     good = file.read_bytes()
@@ -97,6 +98,7 @@ def test_what_is_cut_or_changed_in_place_is_named(tmp_path: Path, name: str) -> 
 
 def test_large_tables_are_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hnet_cli.data.dataset.PART_ROWS", 3)
+    monkeypatch.setattr("hnet_cli.data.dataset.TABLE_BYTES", 0)
     _, dataset = make(tmp_path / "out", tree(tmp_path / "in", 20), val=0.2)
     table, rows = np.asarray(dataset.table), np.random.default_rng(0).integers(0, len(dataset.table), 9)
     assert np.array_equal(dataset.table[rows, 0], table[rows, 0])
