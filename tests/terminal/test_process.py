@@ -108,9 +108,10 @@ def test_a_signal_that_ends_a_command_raises_and_the_next_are_ignored():
     before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGHUP)}
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    cleaned = False
-    try:
-        with pytest.raises(Terminated, match="ended by SIGTERM"), terminable():
+    cleaned = []
+
+    def command():
+        with terminable():
             os.kill(os.getpid(), signal.SIGHUP)
             with catch_signals() as stop:
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -119,7 +120,11 @@ def test_a_signal_that_ends_a_command_raises_and_the_next_are_ignored():
                 os.kill(os.getpid(), signal.SIGTERM)
             finally:
                 os.kill(os.getpid(), signal.SIGTERM)
-                cleaned = True
+                cleaned.append(True)
+
+    try:
+        with pytest.raises(Terminated, match="ended by SIGTERM"):
+            command()
         assert cleaned
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     finally:
