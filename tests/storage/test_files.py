@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hnet_cli import storage
@@ -48,3 +49,13 @@ def test_a_hard_linked_copy_stays_as_it_is(tmp_path: Path, change: Callable[[Pat
     assert (tmp_path / "a").read_text() == "as it was"
     assert (tmp_path / "copy").read_text() in ("as it wasmore", "as", "new", "")
     assert sorted(os.listdir(tmp_path)) == ["a", "copy"]
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0), (2, 3)])
+def test_a_growing_file_takes_arrays_of_any_shape(shape: tuple[int, ...], tmp_path: Path) -> None:
+    array = np.ones(shape, "<i8")
+    file = storage.GrowingFile(tmp_path / "x")
+    for data in (array, b"", array):
+        file.write(data)
+    assert file.close()["size"] == 2 * array.nbytes
+    assert (tmp_path / "x").read_bytes() == 2 * array.tobytes()
