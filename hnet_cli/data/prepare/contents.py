@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -14,7 +14,7 @@ from hnet_cli.data.prepare.archives import Opener, is_tar, members
 from hnet_cli.data.prepare.inputs import FileReader, expand
 from hnet_cli.data.prepare.rows import NoRows, RowReader
 from hnet_cli.distributed.device import cpu_memory
-from hnet_cli.errors import EnvironmentLimit
+from hnet_cli.errors import EnvironmentLimit, InputError
 from hnet_cli.modality import Modality, Refused, Source, suffix, wide_reason
 from hnet_cli.storage.streams import decompressed, open_raw, window_bytes
 
@@ -55,9 +55,15 @@ class _Reading:
 
 
 def sources_of(
-    inputs: Sequence[str | Path], modality: Modality, field: str | None = None
+    inputs: Sequence[str | Path],
+    modality: Modality,
+    field: str | None = None,
+    on_damaged: Callable[[InputError], None] | None = None,
 ) -> Iterator[Source | Refused]:
-    """Every source in the user's inputs in order, and refusals. Raises InputError for an input that is not there."""
+    """Every source in the user's inputs in order, and refusals. Raises InputError for an input that is not there.
+
+    `on_damaged`: called for a file that cannot be read (on), after which the others follow; else that is raised.
+    """
     for _, item in expand(inputs, modality):
         if isinstance(item, Refused):
             yield item
@@ -68,6 +74,10 @@ def sources_of(
             if item.named:
                 raise
             yield Refused(rows.NO_ROWS, item.name, item.size)
+        except InputError as error:
+            if on_damaged is None:
+                raise
+            on_damaged(error)
 
 
 def sources(

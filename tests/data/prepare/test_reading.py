@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import gzip
 import json
+import multiprocessing
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import zstandard
-from corpuskit import make, stored, text, tree
+from corpuskit import Lines, make, stored, text, tree
 
-from hnet_cli.errors import InputError
+from hnet_cli.data.prepare.preparation import prepare
+from hnet_cli.errors import EnvironmentLimit, InputError
+from hnet_cli.modality import Document, Refused, Source
 
 
 def test_same_bytes_whatever_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,3 +55,21 @@ def test_a_file_that_cannot_be_read_here_is_not_called_damaged(tmp_path: Path) -
     summary, dataset = make(tmp_path / "out", folder, tolerated=1.0)
     assert summary.refused["file that cannot be read here"][0] == 1
     assert stored(dataset) == text(0) + text(1) + text(2)
+
+
+class Dying(Lines):
+    """Ends its process as the system does for lack of memory; in a worker only."""
+
+    def documents(self, source: Source) -> Iterator[Document | Refused]:
+        if multiprocessing.parent_process() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().documents(source)
+
+
+def test_a_worker_that_is_killed_is_the_machines_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hnet_cli.data.prepare.planning.UNIT_FILES", 7)
+    source = tree(tmp_path / "in", 30)
+    with pytest.raises(EnvironmentLimit, match="worker") as caught:
+        prepare([source], Dying(), tmp_path / "out", measure=False, workers=2)
+    assert "--workers" in caught.value.hint
+    assert not (tmp_path / "out").exists()
