@@ -35,6 +35,7 @@ WITHOUT_TORCH = {
     *(
         "__main__",
         "distributed.device",
+        "distributed.threads",
         "cli.app",
         "cli.compare",
         "cli.doctor",

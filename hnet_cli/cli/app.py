@@ -47,10 +47,20 @@ def _version(value: bool) -> None:
 def _global(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more; show a traceback for an error.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
+    threads: Annotated[
+        int,
+        typer.Option(
+            min=0, max=1024, envvar="HNET_THREADS", help="CPU threads to compute with; 0: as many as pay, measured."
+        ),
+    ] = 0,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
+    if threads:
+        from hnet_cli.distributed.threads import use
+
+        use(threads)
     if verbose or quiet or "hnet_cli.terminal.console" in sys.modules:  # help has no use for it
         from hnet_cli.terminal.console import set_verbosity
 

@@ -142,7 +142,6 @@ def choose(request: ComparisonRequest) -> ComparisonPlan:
     data = request.data or (Path(stored["data"]) if stored else None)
     if data is None:
         data = newest_dataset()
-        say(f"Data: [bold]{literal(data)}[/]")
     dataset = dataset_at(data)
     if "val" not in dataset.splits or not dataset.nbytes("val"):
         raise InputError(f"{data} holds nothing out", "prepare it with --val or --val-input")

@@ -111,6 +111,16 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes % 60:02d} min" if hours < 72 else f"{hours / 24:.0f} days"
 
 
+def ago(when: float) -> str:
+    """A time, in seconds since the epoch, for people: 3 days ago."""
+    seconds = max(0.0, time.time() - when)
+    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= length:
+            number = int(seconds / length)
+            return f"{number} {unit}{'s' * (number != 1)} ago"
+    return "just now"
+
+
 def spark(values: Sequence[float], width: int = 40) -> str:
     """A curve as one line of text."""
     if not values:
