@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -79,16 +80,17 @@ def doctor(
 
 def quickstart(
     out: Annotated[Path, typer.Option(help="A folder for the dataset and the run.")] = Path("hnet-quickstart"),
-    minutes: Annotated[float, typer.Option(min=0.1, help="Time for training.")] = 4.0,
+    minutes: Annotated[float, typer.Option(min=0.1, help="Time for all of it.")] = 5.0,
     device: options.Device = None,
 ) -> None:
-    """See the whole of it on a bundled text, in minutes.
+    """See the whole of it on a bundled text, in five minutes.
 
     It prepares, trains a small model, samples from it, and shows the chunks that it has learned.
     """
+    began = time.monotonic()
     from hnet_cli.cli import quickstart as tour
 
-    tour.run(out, minutes, options.device_name(device))
+    tour.run(out, minutes, options.device_name(device), began)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
