@@ -260,7 +260,7 @@ def seconds_per_byte(plan: ComparisonPlan) -> dict[str, float]:
             share = lineup.tokens_per_byte(member.config, plan.dataset)
             times[member.name] = share * measure(_timed(member.config, share), plan.machine.device, 10.0)
     if plan.machine.device == "cpu" and (busy := meter.note()):
-        say(f"[yellow]note:[/] {busy}; without it this would be faster")
+        say(f"[yellow]busy machine:[/] {busy}; without it this would be faster")
     return times
 
 

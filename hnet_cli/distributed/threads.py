@@ -107,11 +107,11 @@ class Meter:
         return max(0.0, (busy_now - busy - (own_now - own)) / (now - then))
 
     def note(self) -> str:
-        """A sentence if others keep the machine busy, else nothing."""
+        """A few words if others keep the machine busy, else nothing."""
         others, here = self.others(), len(_allowed())
         if others is None or others < BUSY * here:
             return ""
-        return f"this machine is busy: other work takes {others:.1f} of {here} CPUs"
+        return f"other work takes {others:.1f} of {here} CPUs"
 
     def _sample(self) -> tuple[float | None, float, float]:
         """Seconds that the CPUs were busy, that this process used, and of a clock."""

@@ -129,8 +129,8 @@ def spark(values: Sequence[float], width: int = 40) -> str:
     picked = [values[n * (len(values) - 1) // max(1, points - 1)] for n in range(points)]
     ranked = sorted(picked)
     low, high = ranked[0], ranked[len(ranked) - 1 - len(ranked) // 10]  # the first losses would flatten all the others
-    scale = 7 / (high - low) if high > low else 0
-    return "".join("▁▂▃▄▅▆▇█"[int((min(value, high) - low) * scale)] for value in picked)
+    span = high - low if high > low else 1.0
+    return "".join("▁▂▃▄▅▆▇█"[int((min(value, high) - low) / span * 7)] for value in picked)
 
 
 def _bar_width() -> int:

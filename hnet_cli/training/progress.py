@@ -71,9 +71,9 @@ def attend(
         task = held.enter_context(progress(label, total=plan.config.train.steps))
         screen = _Screen(task, plan.run / "log.txt", board, brief)
         if plan.machine.device == "cpu" and (busy := meter.note()):
-            screen.log(busy)
+            screen.log(f"busy machine: {busy}")
             if not brief:
-                say(f"[yellow]note:[/] {busy}, so this takes longer")
+                say(f"[yellow]busy machine:[/] {busy}, so this takes longer")
         try:
             return run(listen=screen.hear)
         except BusyError:

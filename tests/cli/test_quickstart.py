@@ -34,7 +34,7 @@ def test_every_phase_has_a_share_of_the_time_at_any_speed(speed, minutes):
 
 
 def test_a_poor_result_is_explained_with_what_would_do():
-    busy = poor(11, 45_056, 480.0, "this machine is busy: other work takes 1.8 of 2 CPUs")
+    busy = poor(11, 45_056, 480.0, "other work takes 1.8 of 2 CPUs")
     assert "only 11 steps (45.1 kB)" in busy
     assert "other work takes 1.8 of 2 CPUs" in busy
     slow = poor(11, 45_056, 480.0, "")
