@@ -86,7 +86,7 @@ def test_units_stop_at_the_limit():
 
 
 def test_a_long_record_is_several_stretches(monkeypatch):
-    """Which together have every boundary and edge but the edges that they begin with."""
+    """Stretches of a document together hold every boundary and edge except those that they begin with."""
     monkeypatch.setattr(gold, "STRETCH", 1000)
     data = b"ACGTTGCAAC" * 900
     edges, found, settled = np.arange(40, 8990, 35), np.arange(0, 9000, 3), np.arange(9001)
