@@ -22,6 +22,7 @@ from hnet_cli.storage import shown
 from hnet_cli.terminal.console import ago, literal, say
 
 T = TypeVar("T")
+MODELS = "give a run (runs/NAME), a checkpoint, a converted model, or starter:text"
 
 
 def steps_of(run: Path) -> list[Path]:
@@ -113,14 +114,14 @@ def _use(reference: str | Path, one: Callable[[Path], T], of_run: Callable[[Path
         return one(STARTERS / text.removeprefix("starter:"))
     folder = Path(reference)
     if not folder.exists():
-        raise InputError(f"there is no model at {folder}", "give a run (runs/NAME), a checkpoint, or starter:text")
+        raise InputError(f"there is no model at {folder}", MODELS)
     if (folder / "config.json").exists() or (folder / "model.safetensors").exists():
         return one(folder)
     if (folder / "checkpoints").is_dir() or (folder / "config.yaml").exists():
         if (found := _first(lambda: _best_first(folder), of_run, warnings.warn)) is not None:
             return found
         raise DamagedError(f"{folder} has no complete checkpoint", "go on training it with --resume")
-    raise DamagedError(f"{folder} is not a model: it has neither config.json nor checkpoints/")
+    raise DamagedError(f"{folder} is not a model: it has neither config.json nor checkpoints/", MODELS)
 
 
 def starters() -> list[str]:
