@@ -51,7 +51,11 @@ def _global(
     threads: Annotated[
         int,
         typer.Option(
-            min=0, max=1024, envvar="HNET_THREADS", help="CPU threads to compute with; 0: as many as pay, measured."
+            metavar="N",
+            min=0,
+            max=1024,
+            envvar="HNET_THREADS",
+            help="CPU threads to compute with; 0: as many as there are, or one where that was measured to be faster.",
         ),
     ] = 0,
     version: Annotated[

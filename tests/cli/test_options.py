@@ -70,6 +70,12 @@ def test_threads_by_option_or_variable(threads, monkeypatch, line: str, variable
     assert os.environ["OMP_NUM_THREADS"] == str(number)
 
 
+@pytest.mark.parametrize("option", ["--threads=2", "-q", "--verbose"])
+def test_an_option_of_hnet_itself_behind_the_command_is_explained(option: str, capsys) -> None:
+    assert hnet(f"train {option}") == 2
+    assert "it goes before the command" in capsys.readouterr().err
+
+
 def test_no_threads_given_leaves_them(threads) -> None:
     torch.set_num_threads(2)
     assert hnet("--threads 0 presets nano") == 0
