@@ -9,7 +9,7 @@ from clikit import check_mistake
 @pytest.mark.parametrize(
     ("line", "code", "message"),
     [
-        ("retrofit", 2, "SRC"),
+        ("retrofit", 2, "Missing argument"),
         ("retrofit nowhere out", 3, "nowhere"),
         ("retrofit file.txt out", 4, "file.txt"),
         ("retrofit nowhere out --preset nothing", 2, "no preset is called 'nothing'"),
