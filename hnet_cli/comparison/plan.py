@@ -19,7 +19,6 @@ from hnet_cli.comparison.members import DECIDED, Member, line_up
 from hnet_cli.config.run import RunConfig, to_yaml
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.distributed.device import Machine, this_machine
-from hnet_cli.distributed.threads import meter
 from hnet_cli.errors import DamagedError, InputError, UsageError
 from hnet_cli.model.config import Chunker
 from hnet_cli.terminal.console import literal, progress, say, size
@@ -259,8 +258,6 @@ def seconds_per_byte(plan: ComparisonPlan) -> dict[str, float]:
             task.update(n, note=member.name)
             share = lineup.tokens_per_byte(member.config, plan.dataset)
             times[member.name] = share * measure(_timed(member.config, share), plan.machine.device, 10.0)
-    if plan.machine.device == "cpu" and (busy := meter.note()):
-        say(f"[yellow]busy machine:[/] {busy}; without it this would be faster")
     return times
 
 

@@ -22,6 +22,7 @@ from hnet_cli.comparison.plan import ComparisonPlan, ComparisonRequest, MemberRu
 from hnet_cli.comparison.results import results
 from hnet_cli.comparison.verdict import verdict
 from hnet_cli.config.run import to_yaml
+from hnet_cli.distributed.threads import meter
 from hnet_cli.errors import HNetError, NumericalError, Stopped
 from hnet_cli.report import history
 from hnet_cli.terminal.console import literal, progress, say
@@ -42,6 +43,8 @@ def compare(request: ComparisonRequest, *, out: Path | None = None, dry_run: boo
     """
     plan = planning.choose(request)
     exam = Exam.of(plan)
+    if plan.machine.device == "cpu" and (busy := meter.note()):
+        say(f"[yellow]busy machine:[/] {busy}, so this takes longer")
     if dry_run:
         return tables.describe(plan, planning.seconds_per_byte(plan))
     with catch_signals() as stop, storage.FolderLock(plan.folder):
