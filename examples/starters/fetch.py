@@ -126,6 +126,8 @@ def fetch(kind: str, out: Path) -> None:
         with tempfile.TemporaryDirectory() as folder:
             for package in source["packages"]:
                 unpacked(package, Path(folder))
+            for archive in [path for path in Path(folder).rglob("*") if path.name in source.get("archives", ())]:
+                shutil.unpack_archive(archive, archive.parent)
             for path in sorted(Path(folder).rglob("*")):
                 inside = path.relative_to(folder).as_posix()
                 if not path.is_file() or path.is_symlink() or not re.search(source["files"], inside):
