@@ -162,7 +162,7 @@ def modality_of(folder: Path) -> str | None:
     try:
         config = _use(folder, *2 * (lambda folder: read_json(folder / "config.json"),))
         return config.get("hnet", {}).get("modality")
-    except (HNetError, AttributeError):
+    except (HNetError, AttributeError, OSError, ValueError):
         return None
 
 
@@ -205,7 +205,7 @@ def _age_order(run: Path) -> tuple[bool, float]:
 def _saved(run: Path) -> float:
     """Time of a run's last checkpoint, in seconds since the epoch; 0 if it is gone."""
     try:
-        return (run / "latest").stat().st_mtime
+        return (run / "latest").lstat().st_mtime
     except OSError:
         return 0.0
 
