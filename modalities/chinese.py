@@ -43,6 +43,7 @@ FREQUENT = (
 
 class Chinese(Utf8):
     name = "chinese"
+    presets = {"nano": "nano-chinese", "small": "small-chinese", "base": "base-chinese"}  # noqa: RUF012
     line_up = ("transformer", "space", "2stage")  # paper, section 3.2
     summary = "Chinese, simplified or traditional; GB18030 and Big5 are converted to UTF-8"
     encodings = "UTF-8, GB18030 or Big5"

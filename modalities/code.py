@@ -56,6 +56,7 @@ TOKEN = re.compile(
 
 class Code(Utf8):
     name = "code"
+    presets = {"nano": "nano-code", "small": "small", "base": "base"}  # noqa: RUF012
     line_up = ("transformer", "space", "2stage")  # paper, section 3.2
     consults = frozenset((".gitignore", *MARKERS))
     verbatim = SUFFIXES | MARKUP

@@ -48,11 +48,9 @@ def sample(
     from hnet_cli import modality as modalities
     from hnet_cli.checkpoints.find import default_model, load
     from hnet_cli.inference import generate, render
-    from hnet_cli.terminal.console import literal, say
 
     if model is None:
         model = default_model()
-        say(f"Model: [bold]{literal(model)}[/]")
     loaded = load(model, options.device_name(device))
     modality = modalities.get(loaded.modality) if loaded.modality else None
     choice: dict[str, Any] = {

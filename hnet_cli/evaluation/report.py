@@ -105,7 +105,6 @@ def evaluate(models: Sequence[str], request: EvaluationRequest, device: str | No
         storage.refuse_output(request.scores, request.overwrite, inputs)
     if not models:
         models = [default_model(request.modality)]
-        say(f"Model: [bold]{literal(models[0])}[/]")
     if request.needs_data:
         request = replace(request, data=[str(_trained_on(models))])
     loaded = [load(name, this_machine(device).device) for name in models]

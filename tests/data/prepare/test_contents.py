@@ -31,7 +31,7 @@ from hnet_cli.modality import MARK, Source
         ("empty", b"", "nothing to use in .*empty"),
         ("comments", b"# a\n# b\n", r"comment \(.*comments:0\)"),
         ("x.zip", b"PK\x03\x04" + bytes(50), "zip archive"),
-        ("x.gz", gzip.compress(text(1))[:-9], "truncated"),
+        ("x.gz", gzip.compress(text(1), mtime=0)[:-9], "truncated"),
         ("x.tar", b"not a tar" * 500, "damaged or truncated"),
         ("x.jsonl", b"\0\1\2\n" * 9, "row is not JSON"),
         ("cut.parquet", b"PAR1" + bytes(40), "parquet|damaged"),
