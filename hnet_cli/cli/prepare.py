@@ -119,6 +119,7 @@ def default_name(first: str) -> str:
 
 def show_summary(summary: Summary) -> None:
     """Print the table, what was refused and where first, and what to do next, on standard error."""
+    from hnet_cli.data.figures import named, to_beat
     from hnet_cli.terminal.console import literal, say, show, size, table
 
     rows = table("", "documents", "bytes")
@@ -134,11 +135,12 @@ def show_summary(summary: Summary) -> None:
     following = "when all parts are there: hnet prepare --join PARTS..."
     if bits := summary.baselines:
         say(f"[dim]Held out: {literal(summary.rule)}.[/]", verbose=True)
-        say(
-            f"To beat on the held-out bytes: xz [bold]{bits['xz']:.3f}[/] bits per byte, an order-{bits['k']} model "
-            f"[bold]{bits['order_k']:.3f}[/]."
-        )
-        if (held_out := summary.splits["val"]["bytes"]) < FEW:
+        held_out, measured = summary.splits["val"]["bytes"], bits["bytes"]
+        best, lowest = to_beat(bits)
+        others = ", ".join(f"{name} {value:.3f}" for name, value in named(bits).items() if name != best)
+        on = f"the {held_out:,}" if measured == held_out else f"{measured:,} of the {held_out:,}"
+        say(f"To beat on {on} held-out bytes: [bold]{lowest:.3f}[/] bits per byte, of {best} ({others}).")
+        if held_out < FEW:
             say(
                 f"{held_out:,} held-out bytes are too few to compare by: xz has hardly begun to learn. More data, or a "
                 "larger --val."

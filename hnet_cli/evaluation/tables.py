@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from hnet_cli.evaluation.compression import ORDER_K_LIMIT
 from hnet_cli.evaluation.tasks import PLACES
 from hnet_cli.terminal.console import literal, size, table
 
@@ -37,6 +38,8 @@ def _model(result: Json) -> Iterator[Table | str]:
     if "bpb" in result:
         yield _definition(result, byte)
         yield _compression(result, byte)
+        if "order_k_adaptive" not in result["baselines"]:
+            yield f"[dim]No order-k models: they are measured on at most {size(ORDER_K_LIMIT)} (--max-bytes).[/]"
         yield _stages(result["stages"], byte)
         yield from _edges(result, byte)
     if "validity" in result:
