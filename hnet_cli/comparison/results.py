@@ -42,6 +42,8 @@ class Scored:
     """Validations over seconds of training, mean over seeds."""
     spent: list[float]
     """Seconds of training, per seed."""
+    validation: Json
+    """The record of the last validation of the curves."""
     unsteady: float
     """Upper over lower quartile of the speeds that the trainings recorded: 1 on a machine with nothing else to do."""
 
@@ -79,6 +81,7 @@ def scored(plan: ComparisonPlan, measured: Mapping[str, Json]) -> list[Scored]:
 
 def _scored(member: Member, runs: Sequence[MemberRun], measured: Sequence[Json]) -> Scored:
     places, curves, spent, speeds = [], [], list[float](), list[float]()
+    validation: Json = {}
     for run in runs:
         records = history.read_metrics(run.folder)
         clock = history.clock(records)
@@ -86,12 +89,13 @@ def _scored(member: Member, runs: Sequence[MemberRun], measured: Sequence[Json])
         places.append(xs)
         curves.append(np.array([[clock(x) for x in xs], ys]))
         spent.append(clock(member.bytes))
+        validation = history.last_validation(records)
         speeds += history.series(records, "bytes_per_s")[1]
     points = min(map(len, places))
     seconds, values = np.mean([curve[:, :points] for curve in curves], axis=0).tolist()
     over_bytes, over_seconds = Curve.of(places[0][:points], values), Curve.of(seconds, values)
     slow, fast = np.percentile(speeds or [1.0], [25, 75])
-    return Scored(member, runs, measured, over_bytes, over_seconds, spent, float(fast / max(slow, 1e-9)))
+    return Scored(member, runs, measured, over_bytes, over_seconds, spent, validation, float(fast / max(slow, 1e-9)))
 
 
 def reference(members: Sequence[Member]) -> str | None:
@@ -129,11 +133,13 @@ def results(
             if rival and entry is not rival
         },
         "efficiency": _efficiencies(entries),
+        "curves": _curves(entries),
         "failed": dict(failed),
         "missing": [run.name for run in plan.runs if run.name not in measured and run.name not in failed],
         "exam": {
             "documents": exam.chosen,
             "bytes": exam.bytes,
+            "of": plan.dataset.nbytes("val"),
             "context": plan.context,
             "unit": entries[0].measured[0]["unit"] if entries else None,
         },
@@ -291,7 +297,19 @@ def _dataset(plan: ComparisonPlan) -> dict[str, Any]:
         "train_bytes": plan.dataset.nbytes("train"),
         "val_bytes": plan.dataset.nbytes("val"),
         "epochs": plan.epochs,
-        "baselines": history.baselines_of(plan.dataset.about),
+    }
+
+
+def _curves(entries: Sequence[Scored]) -> dict[str, Any]:
+    """The held-out bytes that the curves are of, `alike` if they are the same for all, and baselines on just these."""
+    last = entries[0].validation if entries else {}
+    alike = len({history.sample_of(entry.validation) for entry in entries}) < 2
+    return {
+        "bytes": last.get("val_bytes"),
+        "of": last.get("val_of"),
+        "read": history.bytes_of(last),
+        "alike": alike,
+        "baselines": history.beside(last, {}) if alike else {},
     }
 
 

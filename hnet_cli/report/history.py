@@ -10,12 +10,13 @@ import base64
 import binascii
 import json
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hnet_cli import storage
+from hnet_cli.data.figures import named
 from hnet_cli.errors import StorageError
 from hnet_cli.report.stages import VALIDATION, StageFigures, number, stages_of
 
@@ -24,8 +25,9 @@ EVENTS = "events.jsonl"
 
 
 def read_metrics(run: Path) -> list[Record]:
-    """The records of `metrics.jsonl`, in order; `bytes` is a number in each."""
-    return [record for record in _lines(run / "metrics.jsonl") if number(record.get("bytes")) is not None]
+    """The records of `metrics.jsonl`, in order; `bytes` is a number in each. Validations of other bytes than the last
+    one's are left out."""
+    return comparable([record for record in _lines(run / "metrics.jsonl") if number(record.get("bytes")) is not None])
 
 
 def _lines(path: Path) -> list[Record]:
@@ -180,6 +182,10 @@ class Glance:
     stages: list[StageFigures]
     """Figures of the last validation, else of the last logged step."""
     bytes_per_s: float | None
+    held_out: str
+    """The bytes that validations read, in words."""
+    sample: str
+    """A key that runs validated on the same bytes share."""
     when: float
     """Time of the last write, in seconds since the epoch."""
 
@@ -226,12 +232,52 @@ def dataset_of(run: Path, config: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def baselines_of(dataset: dict[str, Any]) -> dict[str, float]:
-    """The baselines of a dataset to draw beside a model, by name, in bits per byte."""
-    baselines = dataset.get("baselines")
-    baselines = baselines if isinstance(baselines, dict) else {}
-    named = {"xz": baselines.get("xz"), f"order-{baselines.get('k')}": baselines.get("order_k")}
-    return {name: bits for name, value in named.items() if (bits := number(value))}
+def bytes_of(record: Mapping[str, Any]) -> str:
+    """The held-out bytes that a validation has read, in words."""
+    read, whole = (number(record.get(VALIDATION + key)) for key in ("bytes", "of"))
+    if read is None:
+        return "unknown bytes"
+    if whole is None:  # by an early version
+        return f"{read:,.0f} bytes"
+    return f"all {read:,.0f} bytes" if read == whole else f"{read:,.0f} of {whole:,.0f} bytes"
+
+
+def beside(record: Mapping[str, Any], dataset: Mapping[str, Any]) -> dict[str, float]:
+    """Baselines on the same bytes as a validation, by name, in bits per byte.
+
+    Those of the record; else those of the `dataset` (its `dataset.json`) where both are of all held-out bytes.
+    """
+    measured = {key: record.get(VALIDATION + key) for key in ("xz", "order_k", "k", "uniform")}
+    if found := named(measured):
+        return found
+    known, splits = dataset.get("baselines"), dataset.get("splits")
+    val = splits.get("val") if isinstance(splits, dict) else None
+    whole = val.get("bytes") if isinstance(val, dict) else None
+    if isinstance(known, dict) and record.get(VALIDATION + "bytes") == known.get("bytes") == whole is not None:
+        return named(known)
+    return {}
+
+
+def last_validation(records: Iterable[Record]) -> Record:
+    """The last record of a validation; empty where there is none."""
+    return next((r for r in reversed(list(records)) if number(r.get("val_bpb")) is not None), {})
+
+
+def comparable(records: Sequence[Record]) -> list[Record]:
+    """The records without validations of other bytes than the last one's: a run can go on with another sample."""
+    last = last_validation(records)
+    whole = last.get("val_bytes") == last.get("val_of")
+
+    def fits(record: Record) -> bool:
+        early = whole and "val_sample" not in record and record.get("val_bytes") == last.get("val_bytes")
+        return early or sample_of(record) == sample_of(last)
+
+    return [record for record in records if "val_bpb" not in record or fits(record)]
+
+
+def sample_of(record: Mapping[str, Any]) -> str:
+    """A key that validations of the same bytes share; of an early version, the number of bytes."""
+    return str(record.get("val_sample") or record.get("val_bytes"))[:100]
 
 
 def glance(run: Path) -> Glance:
@@ -244,7 +290,7 @@ def glance(run: Path) -> Glance:
     tail = [record for line in lines[-20:] if (record := _object(line))]
     logged = [record for record in tail if "bpb" in record][-1:]
     validations = (_object(line) or {} for line in lines if '"val_bpb"' in line)
-    scored = [record for record in validations if number(record.get("val_bpb")) is not None]
+    scored = comparable([record for record in validations if number(record.get("val_bpb")) is not None])
     last = max((*tail, *scored[-1:]), key=lambda r: number(r.get("bytes")) or 0.0, default={})
     stages = [stages_of(r) for r in logged] + [stages_of(r, VALIDATION) for r in scored[-1:]]
     state, about = _state(run, config, step_of(last), steps)
@@ -263,6 +309,8 @@ def glance(run: Path) -> Glance:
         bpb_last=scored[-1]["val_bpb"] if scored else None,
         stages=[stage for stage in stages[-1] if stage.bytes_per_chunk is not None] if stages else [],
         bytes_per_s=number(logged[0].get("bytes_per_s")) if logged else None,
+        held_out=bytes_of(scored[-1]) if scored else "",
+        sample=sample_of(scored[-1]) if scored else "",
         when=max((file.stat().st_mtime for file in files if file.exists()), default=0.0),
     )
 

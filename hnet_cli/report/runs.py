@@ -23,8 +23,12 @@ ORDERS: dict[str, Callable[[Glance], Any]] = {
     "bytes": lambda run: -run.bytes,
     "speed": lambda run: -(run.bytes_per_s or 0),
 }
-SPARE = ("last", "speed", "seen", "preset", "when", "data")
+SPARE = ("held out", "last", "speed", "seen", "preset", "when", "data")
 """Columns that a narrow terminal goes without, the first ones first; a name cut short is of no use to anybody."""
+UNLIKE = (
+    "[yellow]note:[/] these runs are validated on different bytes, so their bits per byte do not compare; "
+    "hnet eval RUN RUN --data DATA measures two on the same"
+)
 SHARES = (0.25, 0.5, 1.0)
 """Shares of the bytes that all of the runs have seen at which their validations are compared."""
 
@@ -49,6 +53,8 @@ def show(paths: Sequence[Path], sort: str = "when", out: Path | None = None) -> 
     runs = [history.glance(path) for path in dict.fromkeys(_found(paths or [Path("runs")]))]
     if not named:
         runs.sort(key=ORDERS[sort])
+        if sort == "bpb" and not _alike(runs):
+            say(UNLIKE)
     comparison = _Comparison(runs) if len(runs) > 1 and (named or out) else None
     if out is not None:
         _write(out, runs, comparison)
@@ -85,6 +91,7 @@ def _list(runs: Sequence[Glance]) -> Table:
             "step": f"{run.step:,}" + (f"/{run.steps:,}" if run.steps else ""),
             "state": run.state,
             "seen": size(run.bytes),
+            "held out": run.held_out or "-",
             "bits per byte": _bits(run.bpb_best),
             "last": _bits(run.bpb_last),
             "bytes/chunk": _chunks(run),
@@ -109,6 +116,11 @@ def _list(runs: Sequence[Glance]) -> Table:
         columns.remove(name)
 
 
+def _alike(runs: Sequence[Glance]) -> bool:
+    """All are validated on the same bytes."""
+    return len({run.sample for run in runs if run.sample}) < 2
+
+
 def _data(run: Glance) -> str:
     name = Path(run.data).name if run.data else "-"
     return f"{name} ({run.modality})" if run.modality and run.modality != name else name
@@ -131,11 +143,14 @@ class _Comparison:
         self.runs = {str(run.path) if names.count(run.name) > 1 else run.name: run for run in runs}
         self.records = [history.read_metrics(run.path) for run in runs]
         self.differences = self._differences()
-        self.at_equal_bytes = self._at_equal_bytes()
+        self.alike = _alike(runs)
+        self.at_equal_bytes = self._at_equal_bytes() if self.alike else []
 
     def shown(self) -> RunsShown:
         """The tables in order, those of one row left out."""
         tables = []
+        if not self.alike:
+            say(UNLIKE)
         for title, rows in self.tables().items():
             tables.append(table(*map(literal, rows[0]), title=f"[bold]{title}[/]"))
             for row in rows[1:]:
@@ -156,6 +171,7 @@ class _Comparison:
             "step": [f"{run.step:,}" for run in runs],
             "seen": [size(run.bytes) for run in runs],
             "training time": [duration(seconds) for seconds in spent],
+            "held out": [run.held_out or "-" for run in runs],
             "bits per byte, best": [_bits(run.bpb_best) for run in runs],
             "bits per byte, last": [_bits(run.bpb_last) for run in runs],
             "bytes per chunk": [_chunks(run) for run in runs],

@@ -16,10 +16,11 @@ def test_a_page_of_names_that_are_meant_to_hurt():
         "crossovers": {},
         "efficiency": {},
         "format": 1,
-        "exam": {"documents": "all", "bytes": 9, "context": 64, "unit": "document"},
+        "exam": {"documents": "all", "bytes": 9, "of": 10, "context": 64, "unit": "document"},
+        "curves": {"bytes": 5, "of": 10, "read": "5 of 10 bytes", "alike": True, "baselines": {"xz": 3.0}},
         "machine": {"device": "cpu", "name": evil, "threads": 1, "versions": {"hnet": "0"}},
     }
-    told["dataset"] |= {"name": evil, "baselines": {}}
+    told["dataset"] |= {"name": evil}
     for model in told["models"]:
         model |= {
             "layout": "m1",

@@ -19,7 +19,7 @@ MOST = 100_000
 
 def simulated(seconds, times, most=MOST):
     """(time that it ends at, totals after each step) of a run whose step n takes `times(n)` seconds."""
-    pace, now, totals = Pace(seconds, most, 0.0), 0.0, []
+    pace, now, totals = Pace(seconds, most, 0.0, most), 0.0, []
     while len(totals) < (totals[-1] if totals else most):
         now += times(len(totals))
         totals.append(pace.total(now, len(totals) + 1))
@@ -73,7 +73,7 @@ def test_time_that_is_up_leaves_one_more_step_for_the_end_of_the_schedule():
 
 
 def test_what_comes_after_the_last_step_has_its_time():
-    pace = Pace(100, MOST, 0.0)
+    pace = Pace(100, MOST, 0.0, MOST)
     for step in range(1, 21):
         total = pace.total(float(step), step, closing=30.0)
     assert total == 70
