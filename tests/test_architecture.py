@@ -26,7 +26,7 @@ ROOMS: list[set[str]] = [
     {"pages", "distributed", "config"},
     {"terminal"},
     {"model"},
-    {"storage", "modality"},
+    {"storage", "modality", "provenance"},
     {"kernels", "starters"},
     {"errors"},
 ]
@@ -47,6 +47,7 @@ WITHOUT_TORCH = {
         "errors",
         "modality",
         "pages",
+        "provenance",
         "report",
         "starters",
         "storage",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hnet_cli.cli import options
-from hnet_cli.errors import UsageError
+from hnet_cli.errors import HNetError, UsageError
 
 if TYPE_CHECKING:
     from hnet_cli.data.prepare.preparation import Summary
@@ -53,6 +54,7 @@ def prepare(
     same command continues where it stopped.
     """
     from hnet_cli import modality as modalities
+    from hnet_cli import provenance, storage
     from hnet_cli.data.prepare import detection, preparation
     from hnet_cli.terminal.console import literal, progress, say
 
@@ -87,6 +89,8 @@ def prepare(
                 progress=task.update,
                 **limits,
             )
+    with contextlib.suppress(HNetError):
+        storage.write_json(summary.path / provenance.FILE, provenance.made())
     if as_json:
         options.print_json(vars(summary) | {"path": str(summary.path)})
     else:

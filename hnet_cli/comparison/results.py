@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-import hnet_cli
+from hnet_cli import provenance
 from hnet_cli.comparison.curves import Curve, crossover, efficiency
 from hnet_cli.comparison.measures import Exam
 from hnet_cli.comparison.members import Member
@@ -314,14 +312,7 @@ def _curves(entries: Sequence[Scored]) -> dict[str, Any]:
 
 
 def _machine(plan: ComparisonPlan) -> dict[str, Any]:
-    import torch
-
-    versions = {"hnet": hnet_cli.__version__, "torch": torch.__version__, "numpy": np.__version__}
-    return {
-        "device": plan.machine.device,
-        "name": plan.machine.name,
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "system": platform.platform(),
-        "versions": versions | {"python": platform.python_version()},
-    }
+    made = provenance.made(plan.machine.device, plan.machine.name)
+    versions = {"hnet": made["hnet"], **made["packages"], "python": made["python"]}
+    # Without what differs when only the page is written anew.
+    return {key: value for key, value in made.items() if key not in ("command", "time")} | {"versions": versions}

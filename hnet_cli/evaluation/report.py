@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from hnet_cli import modality as modalities
+from hnet_cli import provenance
 from hnet_cli.checkpoints.find import default_model, find, load
 from hnet_cli.checkpoints.model_folder import LoadedModel
 from hnet_cli.data.prepare.contents import sources_of
@@ -119,6 +120,9 @@ def evaluate(models: Sequence[str], request: EvaluationRequest, device: str | No
         with progress("baselines"):
             baselines = evaluations[0].baselines(material)
     results = [evaluation.figures(material, baselines) for evaluation in evaluations]
+    now = provenance.made(str(loaded[0].embeddings.weight.device), kernels=loaded[0].kernels().names)
+    for result, _ in results:
+        result["evaluated"] = now
     if len(results) == 1:
         return results[0][0]
     (first, before), (second, after) = results
@@ -192,6 +196,7 @@ class _Evaluation:
         result: dict[str, Any] = {
             "model": self.name,
             "modality": self.modality.name if self.modality else None,
+            "made": self.model.config.extra.get("made"),
             "definition": {"context": context or None, "stride": stride or None, "precision": name},
         }
         scores = None

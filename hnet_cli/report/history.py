@@ -186,6 +186,8 @@ class Glance:
     """The bytes that validations read, in words."""
     sample: str
     """A key that runs validated on the same bytes share."""
+    made: dict[str, Any] | None
+    """The versions, command and machine of the newest checkpoint: `provenance.made`."""
     when: float
     """Time of the last write, in seconds since the epoch."""
 
@@ -294,13 +296,16 @@ def glance(run: Path) -> Glance:
     last = max((*tail, *scored[-1:]), key=lambda r: number(r.get("bytes")) or 0.0, default={})
     stages = [stages_of(r) for r in logged] + [stages_of(r, VALIDATION) for r in scored[-1:]]
     state, about = _state(run, config, step_of(last), steps)
+    about_model, made = _about(run), None
+    if isinstance(about_model.get("made"), dict):
+        made = about_model["made"]
     return Glance(
         name=run.resolve().name,
         path=run,
         state=state,
         about=about,
         preset=_word(config, "name"),
-        modality=_modality(run, config or {}),
+        modality=_word(about_model, "modality") or _word(dataset_of(run, config or {}), "modality"),
         data=_word(config, "data"),
         step=step_of(last),
         steps=steps if isinstance(steps, int) else None,
@@ -311,6 +316,7 @@ def glance(run: Path) -> Glance:
         bytes_per_s=number(logged[0].get("bytes_per_s")) if logged else None,
         held_out=bytes_of(scored[-1]) if scored else "",
         sample=sample_of(scored[-1]) if scored else "",
+        made=made,
         when=max((file.stat().st_mtime for file in files if file.exists()), default=0.0),
     )
 
@@ -320,12 +326,11 @@ def _word(config: dict[str, Any] | None, key: str) -> str | None:
     return str(value) if value else None
 
 
-def _modality(run: Path, config: dict[str, Any]) -> str | None:
-    if newest := _text(run / "latest").strip():
-        extra = (_object(_text(run / "checkpoints" / newest / "config.json")) or {}).get("hnet")
-        if isinstance(extra, dict) and isinstance(extra.get("modality"), str):
-            return str(extra["modality"])
-    return _word(dataset_of(run, config), "modality")
+def _about(run: Path) -> dict[str, Any]:
+    """The `hnet` entry of the newest checkpoint's `config.json`; empty where there is none."""
+    newest = _text(run / "latest").strip()
+    extra = (_object(_text(run / "checkpoints" / newest / "config.json")) or {}).get("hnet") if newest else None
+    return extra if isinstance(extra, dict) else {}
 
 
 def _state(run: Path, config: dict[str, Any] | None, step: int, steps: Any) -> tuple[str, str]:

@@ -19,6 +19,7 @@ from hnet_cli.inference.render import shower, whole_characters
 from hnet_cli.pages import html
 from hnet_cli.pages.html import visible
 from hnet_cli.pages.plot import Chart, Line, Mark, chart, heat_map, smoothed
+from hnet_cli.provenance import line
 from hnet_cli.report import history
 from hnet_cli.report.history import Glance, Record, Sample, Sketch, series
 from hnet_cli.report.stages import VALIDATION, number, number_of_stages, stage_key, stages_of
@@ -95,7 +96,7 @@ def page(run: Path) -> str:
         "How it learns": _learning(curves),
     }
     written = datetime.fromtimestamp(known.when, UTC).strftime("%Y-%m-%d %H:%M UTC") if known.when else ""
-    facts = (known.preset and f"preset {known.preset}", known.modality, known.data, written)
+    facts = (known.preset and f"preset {known.preset}", known.modality, known.data, written, line(known.made))
     return html.page(
         "report.html",
         run=known,

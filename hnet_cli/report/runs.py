@@ -12,6 +12,7 @@ from rich.table import Table
 
 from hnet_cli import storage
 from hnet_cli.errors import InputError, UsageError
+from hnet_cli.provenance import line
 from hnet_cli.report import history
 from hnet_cli.report.history import Glance, interpolated, series
 from hnet_cli.terminal.console import duration, fits, literal, say, size, table
@@ -29,6 +30,8 @@ UNLIKE = (
     "[yellow]note:[/] these runs are validated on different bytes, so their bits per byte do not compare; "
     "hnet eval RUN RUN --data DATA measures two on the same"
 )
+MADE = ("hnet", "commit", "python", "torch", "device", "name", "threads", "kernels")
+"""Of what runs were made with, that which changes their numbers."""
 SHARES = (0.25, 0.5, 1.0)
 """Shares of the bytes that all of the runs have seen at which their validations are compared."""
 
@@ -60,6 +63,8 @@ def show(paths: Sequence[Path], sort: str = "when", out: Path | None = None) -> 
         _write(out, runs, comparison)
     if named and comparison:
         return comparison.shown()
+    if named and (made := line(runs[0].made)):
+        say(f"[dim]made with {literal(made)}[/]")
     return RunsShown([_list(runs)], {"runs": [run.to_dict() for run in runs]})
 
 
@@ -121,6 +126,13 @@ def _alike(runs: Sequence[Glance]) -> bool:
     return len({run.sample for run in runs if run.sample}) < 2
 
 
+def _made(run: Glance, name: str) -> str:
+    made = run.made or {}
+    packages = made.get("packages")
+    value = packages.get(name) if name == "torch" and isinstance(packages, dict) else made.get(name)
+    return "-" if value in (None, "", {}) else str(value)[:200]
+
+
 def _data(run: Glance) -> str:
     name = Path(run.data).name if run.data else "-"
     return f"{name} ({run.modality})" if run.modality and run.modality != name else name
@@ -176,9 +188,12 @@ class _Comparison:
             "bits per byte, last": [_bits(run.bpb_last) for run in runs],
             "bytes per chunk": [_chunks(run) for run in runs],
         }
+        made = {name: [_made(run, name) for run in runs] for name in MADE}
+        made = {name: row for name, row in made.items() if len(set(row)) > 1}
         at_equal_bytes = {size(count): [_bits(value) for value in bits] for count, bits in self.at_equal_bytes}
         tables = {
             "Settings that differ": self.differences,
+            "Made with, where that differs": made,
             "Figures": figures,
             "Bits per byte at equal bytes": at_equal_bytes,
         }

@@ -15,7 +15,7 @@ from hnet_cli.report.history import EVENTS
 from hnet_cli.storage.jsonl import RecordFile
 
 Listener = Callable[[str, dict[str, Any]], None]
-"""Called with ("step" | "log" | "eval" | "checkpoint" | "resume" | "warning" | "shortened" | "phase", record)."""
+"""Called with ("step" | "log" | "eval" | "checkpoint" | "resume" | "warning" | "shortened", record)."""
 
 
 class EventLog:

@@ -22,8 +22,9 @@ from typing import Any
 
 import torch
 
-from hnet_cli import storage
+from hnet_cli import provenance, storage
 from hnet_cli.checkpoints.find import begin_from, has_any
+from hnet_cli.checkpoints.model_folder import read_json
 from hnet_cli.checkpoints.training_state import TrainingState, checkpoint_size, save_checkpoint
 from hnet_cli.config.run import RunConfig, TrainConfig, to_yaml
 from hnet_cli.data import baselines, tokens
@@ -64,6 +65,11 @@ MAX_DOCUMENTS = 100
 """Document indices in the record of a skipped step."""
 
 
+Between = Callable[[str, int, int | None], None]
+"""Called with what goes on between steps ("validation", "checkpoint", "baselines"; "" when steps go on), how much of it
+is done, and the total where it is known."""
+
+
 @dataclass
 class Result:
     """A finished run."""
@@ -99,6 +105,7 @@ def train(
     seconds: float = math.inf,
     most: float = math.inf,
     listen: Listener = lambda kind, record: None,
+    show: Between = lambda name, done, total: None,
     world: World = ALONE,
     clock: Callable[[], float] = time.monotonic,
 ) -> Result:
@@ -111,7 +118,8 @@ def train(
 
     With `seconds` (of `clock`) the run ends in about that time: whenever the pace changes, the schedule is laid out
     anew over as many steps as fit, at most `most`. `config.yaml` has the current number. Validations are spread over
-    the time, unless there are none before the last, and read so little that several fit.
+    the time, unless there are none before the last, and read so little that several fit. `show` gets what goes on
+    between steps.
 
     With a `world` of several ranks each calls this. All see the same folders and rank 0 writes. An error on one rank,
     or a signal to it, is raised on all; EnvironmentLimit if a rank is gone.
@@ -136,7 +144,7 @@ def train(
                 dataset.verify()
         pieces = int(world.largest(config.train.pieces))  # ranks may have seen different amounts of memory
         config = replace(config, train=replace(config.train, micro_batches=pieces))
-        trainer = _Trainer(config, dataset, run, torch.device(device), events, stop, world, clock)
+        trainer = _Trainer(config, dataset, run, torch.device(device), events, stop, world, clock, show)
         return trainer.go(resume, strict, pace)
 
 
@@ -151,8 +159,10 @@ class _Trainer:
         stop: Stop,
         world: World = ALONE,
         clock: Callable[[], float] = time.monotonic,
+        show: Between = lambda name, done, total: None,
     ) -> None:
         train = config.train
+        self.show = show
         self.config, self.dataset, self.run, self.device = config, dataset, run, device
         self.events, self.listen, self.stop, self.world = events, events.hear, stop, world
         self.clock = clock
@@ -184,6 +194,12 @@ class _Trainer:
         self.prefetched = dict[int, Future[list[Batch]]]()
         """The next step's micro-batches, by step."""
         self.state = TrainingState(dataset=dataset.fingerprint)
+        self.made = self._made_with()
+
+    def _made_with(self) -> dict[str, Any]:
+        with self.autocast():
+            names = self.model.kernels().names
+        return provenance.made(str(self.device), this_machine(str(self.device), self.world.local_size).name, names)
 
     def _build(self, sharded: bool) -> None:
         """Make model and optimizer, from the run's seed."""
@@ -224,6 +240,8 @@ class _Trainer:
             )
         step = self.state.step
         self.saved = self.run / "checkpoints" / f"step-{step:08d}" if step else None
+        if self.saved is not None and world.is_main:
+            self.made = provenance.after(self.made, read_json(self.saved / "config.json").get("hnet"))
         with world.together():
             if not step and train.start:
                 source = begin_from(train.start, self.model)
@@ -466,16 +484,13 @@ class _Trainer:
         """Finish all steps, then act; its duration is noted, and left out of the steps' speed."""
         self._finish_steps()
         start = self.clock()
-        self._say_phase(name)
+        self.show(name, 0, None)
         act()
-        self._say_phase("")
+        self.show("", 0, None)
         self.durations[name] = self.clock() - start
         self.log_start += self.durations[name]
         if self.pace is not None:
             self.pace.pause(self.durations[name])
-
-    def _say_phase(self, name: str, done: int = 0, total: int | None = None) -> None:
-        self.listen("phase", {"step": self.state.step, "name": name, "done": done, "total": total})
 
     def _measure_beside(self) -> None:
         limit = TRAIN_LIMIT if self.pace is None else min(TRAIN_LIMIT, int(TRAIN_LIMIT_PER_SECOND * self.pace.seconds))
@@ -492,7 +507,7 @@ class _Trainer:
                 ratios,
                 piece,
                 self.world,
-                lambda done: self._say_phase("validation", done, self.held_out.bytes),
+                lambda done: self.show("validation", done, self.held_out.bytes),
             )
             decisions = self.probe.decide(self.model, sharded) if self.world.is_main or sharded else None
         position = {"step": state.step, "bytes": state.bytes_seen}
@@ -541,7 +556,12 @@ class _Trainer:
             self.model,
             self.optimizer,
             self.state,
-            {"modality": self.dataset.modality, "sequence_length": train.sequence_length, "preset": config.name},
+            {
+                "modality": self.dataset.modality,
+                "sequence_length": train.sequence_length,
+                "preset": config.name,
+                "made": self.made,
+            },
             train.ratios(),
             train.keep_checkpoints,
             to_yaml(config),

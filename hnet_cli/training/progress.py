@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hnet_cli import storage
+from hnet_cli import provenance, storage
 from hnet_cli.distributed.world import ALONE, OtherRank, World
 from hnet_cli.errors import BusyError, HNetError
 from hnet_cli.report import history, run_page
@@ -74,8 +74,9 @@ def attend(
         limited = seconds < math.inf
         task = held.enter_context(progress(label, total=seconds if limited else plan.config.train.steps))
         screen = _Screen(task, plan.run / "log.txt", board, brief, limited, plan.config.train.steps)
+        screen.wait(f"made with {provenance.line(provenance.made(plan.machine.device, plan.machine.name))}")
         try:
-            return run(listen=screen.hear)
+            return run(listen=screen.hear, show=screen.show_part)
         except BusyError:
             raise  # the log is another process's
         except BaseException as error:
@@ -116,9 +117,7 @@ class _Screen:
         """Show and log what `train` reports."""
         if self.board:
             self.board.hear(kind, record)
-        if kind == "phase":
-            self._show_part(record)
-        elif kind == "step":
+        if kind == "step":
             self._move(record["step"])
         elif kind == "log":
             self.note = _line(record)
@@ -156,16 +155,15 @@ class _Screen:
         spent = min(time.monotonic() - self.began, 0.99 * (self.task.total or 0.0))
         self.task.update(spent, note=f"step {step:,} of about {self.steps:,}  {self.note}")
 
-    def _show_part(self, record: dict[str, Any]) -> None:
+    def show_part(self, name: str, done: int, total: int | None) -> None:
         """Show the validation or saving that begins, its progress, or the steps again."""
-        name = record["name"]
         if self.part is not None and self.part.label != name:
             self.part.close()
             self.part = None
         if name and self.part is None:
-            self.part = self.task.part(name, record["total"])
+            self.part = self.task.part(name, total)
         if self.part is not None:
-            self.part.update(record["done"], total=record["total"])
+            self.part.update(done, total=total)
 
     def report(self) -> None:
         """Bring `report.html` up to date, unless that was done just now; that it cannot be must not end a run."""
@@ -175,9 +173,13 @@ class _Screen:
                 run_page.write(self.path.parent)
             self.report_due = time.monotonic() + (time.monotonic() - began) / self.REPORTING
 
+    def wait(self, text: str) -> None:
+        """A line for `log.txt`, written with the next."""
+        self.unwritten = [*self.unwritten, f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}\n"][-self.MOST_UNWRITTEN :]
+
     def log(self, text: str) -> None:
         """A line for `log.txt`. One that cannot be written now does not end a run: it is written with the next."""
-        self.unwritten = [*self.unwritten, f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}\n"][-self.MOST_UNWRITTEN :]
+        self.wait(text)
         with contextlib.suppress(HNetError):
             storage.append_text(self.path, "".join(self.unwritten))
             self.unwritten = []
