@@ -55,6 +55,8 @@ MAX_FAILED_SAVES = 3
 """Consecutive periodic checkpoints that cannot be written after which the run ends."""
 FEWEST_WINDOWS = 16
 """Windows that a validation reads, however short the time."""
+SAMPLE_SHARE = 0.01
+"""Share of a limited time after which a sample is long enough."""
 TRAIN_LIMIT_PER_SECOND = 20_000
 """Bytes that the order-k model is counted on per second of a run with limited time."""
 BESIDE = ("xz", "order_k", "k", "uniform")
@@ -414,15 +416,17 @@ class _Trainer:
     def _reschedule(self, pace: Pace) -> None:
         """Lay the schedule out over the steps that fit into the remaining time."""
         train, step = self.config.train, self.state.step
-        fitting = self.held_out.bytes
-        if pace.is_known and not self.last:  # all validations read the same
+        now, fitting = self.clock(), self.held_out.bytes
+        pace.note(now, step)
+        late = now > pace.end - pace.seconds / 2
+        if (pace.is_known or late) and not self.last:  # all validations read the same
             fitting = max(FEWEST_WINDOWS * self.held_out.length, pace.affordable(train.batch_bytes))
         fitting = int(self.world.of_main(fitting))
         if fitting < self.held_out.bytes:
             train = replace(train, eval_bytes=fitting)
             self.config, self.written_steps = replace(self.config, train=train), 0
             self._hold_out()
-        cost, now = self._validation_cost(pace), self.clock()
+        cost = self._validation_cost(pace)
         closing = cost * (1 + (pace.validations_left(now, cost) if train.eval_every else 0))
         steps = int(self.world.of_main(pace.total(now, step, closing)))
         if steps != train.steps:
@@ -519,7 +523,9 @@ class _Trainer:
                 record |= self.probe.flips(state.probe_depth, decisions.depth, len(train.target_ratios))
             state.probe_depth = decisions.depth
             if train.samples:
-                sample = self.probe.record(self.model, decisions, None if sharded else state.step)
+                deadline = math.inf if self.pace is None else self.clock() + SAMPLE_SHARE * self.pace.seconds
+                seed = None if sharded else state.step
+                sample = self.probe.record(self.model, decisions, seed, lambda: self.clock() > deadline)
                 self._write(self.samples, position | sample)
         self._write(self.metrics, record)
         self.last = record

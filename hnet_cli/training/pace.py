@@ -19,7 +19,7 @@ class Pace:
     def __init__(self, seconds: float, most: float, now: float, steps: int) -> None:
         """`steps`: the number assumed until the pace is known."""
         self.seconds, self.end, self.most, self.steps = seconds, now + seconds, most, steps
-        self._last, self._durations = now, deque[float](maxlen=WINDOW)
+        self._step, self._last, self._durations = -1, now, deque[float](maxlen=WINDOW)
         self._validated = now
 
     @property
@@ -33,6 +33,12 @@ class Pace:
         """False while a step may have been one that compiles."""
         return len(self._durations) > 1
 
+    def note(self, now: float, step: int) -> None:
+        """Time `step`, which has just been made."""
+        if step != self._step:
+            self._durations.append(now - self._last)
+            self._step, self._last = step, now
+
     def pause(self, seconds: float) -> None:
         """Leave the `seconds` just spent out of the pace."""
         self._last += seconds
@@ -44,8 +50,7 @@ class Pace:
         last step is always known to be the last before it is made, so that a schedule over this many steps reaches its
         end.
         """
-        self._durations.append(now - self._last)
-        self._last = now
+        self.note(now, step)
         left = self.end - now - closing
         fitting = float(step + int(left / max(self.seconds_per_step, 1e-9)) if left > 0 else step)
         if not self.is_known and left > 0:  # most of the first step's time may be compilation
@@ -66,9 +71,9 @@ class Pace:
         return max(0, int((self.end - max(now, self._validated)) / self._gap(cost) - 0.5))
 
     def is_due(self, now: float, cost: float) -> bool:
-        """True where a validation is due; it is taken to be made."""
+        """True where a validation is due; it is taken to be made. Never before the pace is known."""
         gap = self._gap(cost)
-        due = now - self._validated >= gap and self.end - now > gap / 2
+        due = self.is_known and now - self._validated >= gap and self.end - now > gap / 2
         if due:
             self._validated = now
         return due

@@ -153,7 +153,8 @@ class _Screen:
             self.task.update(step, note=self.note)
             return
         spent = min(time.monotonic() - self.began, 0.99 * (self.task.total or 0.0))
-        self.task.update(spent, note=f"step {step:,} of about {self.steps:,}  {self.note}")
+        of = f" of about {self.steps:,}" if self.fitting and self.steps else ""
+        self.task.update(spent, note=f"step {step:,}{of}  {self.note}")
 
     def show_part(self, name: str, done: int, total: int | None) -> None:
         """Show the validation or saving that begins, its progress, or the steps again."""
