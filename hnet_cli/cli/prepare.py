@@ -140,10 +140,11 @@ def show_summary(summary: Summary) -> None:
     if bits := summary.baselines:
         say(f"[dim]Held out: {literal(summary.rule)}.[/]", verbose=True)
         held_out, measured = summary.splits["val"]["bytes"], bits["bytes"]
+        figures = ", ".join(f"{name} {value:.3f}" for name, value in named(bits).items())
         best, lowest = to_beat(bits)
-        others = ", ".join(f"{name} {value:.3f}" for name, value in named(bits).items() if name != best)
-        on = f"the {held_out:,}" if measured == held_out else f"{measured:,} of the {held_out:,}"
-        say(f"To beat on {on} held-out bytes: [bold]{lowest:.3f}[/] bits per byte, of {best} ({others}).")
+        on = f"all {held_out:,}" if measured == held_out else f"{measured:,} of {held_out:,}, spread over them"
+        lowest_of = f"[bold]{lowest:.3f}[/] ({best}; measured on {on})"
+        say(f"To beat on the held-out bytes: {figures} bits per byte, so {lowest_of}.")
         if held_out < FEW:
             say(
                 f"{held_out:,} held-out bytes are too few to compare by: xz has hardly begun to learn. More data, or a "

@@ -50,9 +50,11 @@ class Exam:
     def of(plan: ComparisonPlan) -> Exam:
         """Raises InputError where the held-out split is too small to say anything."""
         material = gather([str(plan.data)], plan.modality, plan.max_bytes or None, context=plan.context)
-        if material.bytes < FEWEST * plan.context:
+        held_out = plan.dataset.nbytes("val")
+        asked = min(plan.max_bytes or held_out, held_out)
+        if asked < FEWEST * plan.context:
             raise InputError(
-                f"{material.bytes:,} held-out bytes of {plan.data} are less than {FEWEST} windows of {plan.context:,}",
+                f"{asked:,} held-out bytes of {plan.data} are less than {FEWEST} windows of {plan.context:,}",
                 "give a larger --max-bytes, or prepare the data with a larger --val",
             )
         noisy = equal_shares(material.documents, int(NOISE_SHARE * material.bytes))

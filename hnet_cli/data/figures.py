@@ -19,5 +19,5 @@ def named(figures: Mapping[str, Any]) -> dict[str, float]:
     return {
         name: float(bits)
         for name, bits in shown.items()
-        if isinstance(bits, int | float) and not isinstance(bits, bool) and 0 < bits < 1e6
+        if isinstance(bits, int | float) and not isinstance(bits, bool) and 0 <= bits < 1e6
     }

@@ -12,6 +12,6 @@ def test_the_lowest_is_what_there_is_to_beat():
     assert to_beat({"xz": 2.2, "order_k": 1.9, "k": 11}) == ("order-11", 1.9)
 
 
-@pytest.mark.parametrize("value", [None, "2.0", True, float("nan"), float("inf"), -1, 0, 10**400, [2.0]])
+@pytest.mark.parametrize("value", [None, "2.0", True, float("nan"), float("inf"), -1, 10**400, [2.0]])
 def test_what_is_no_figure_is_not_shown(value):
     assert named({"xz": value, "order_k": value, "uniform": value}) == {}
