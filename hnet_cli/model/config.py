@@ -32,7 +32,7 @@ from hnet_cli.model.settings import (
 BOS = 254
 """The byte before every document in the input of a model; it never occurs in UTF-8."""
 MLP_MULTIPLE = 128
-SWITCHES = ("rotary", "adapter_width", "network_norms", "residual")
+SWITCHES = ("rotary", "adapter_width", "network_norms", "residual", "smoothing")
 """Fields of ours that change the network. In a file they stand under "hnet" where they differ from the default."""
 TRANSFORMERS_KEYS = ("model_type", "architectures", "dtype", "transformers_version")
 """Keys that the library `transformers` needs in the file, or adds to it; they say nothing about the model."""
@@ -70,6 +70,9 @@ class HNetConfig:
     residual: str = "projection"
     """Around each inner network: `projection`, the paper's linear map, every position given the vector of its chunk; or
     `spacebyte`, the encoder's output as it is, to which a chunk's vector is added at its first position only."""
+    smoothing: str = "chunks"
+    """Moving average with weight p: `chunks`, of the inner network's output (paper eq 5); or `input`, of the encoder's
+    output over positions, before chunks are selected (SOMBRERO), and not of the chunks."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Whatever else stands under "hnet" (modality, ...); carried along, never read by the model."""
 
@@ -98,6 +101,8 @@ class HNetConfig:
             raise ValueError(f"network_norms must be true or false, got {self.network_norms!r}")
         if self.residual not in ("projection", "spacebyte"):
             raise ValueError(f"residual must be projection or spacebyte, got {self.residual!r}")
+        if self.smoothing not in ("chunks", "input"):
+            raise ValueError(f"smoothing must be chunks or input, got {self.smoothing!r}")
         for s, (level, d) in enumerate(zip(levels, self.d_model, strict=True)):
             if s and d < self.d_model[s - 1]:
                 raise ValueError(f"d_model must not shrink inwards: level {s} has {d} after {self.d_model[s - 1]}")
@@ -143,9 +148,6 @@ class HNetConfig:
         official = ("arch_layout", "d_model", "d_intermediate", "vocab_size", "ssm_cfg", "attn_cfg", "tie_embeddings")
         data = {key: value for key, value in data.items() if key not in TRANSFORMERS_KEYS}
         ours = dict(data.get("hnet") or {})
-        for part in (data, ours):
-            if (smoothing := part.pop("smoothing", "chunks")) != "chunks":
-                raise ValueError(f"smoothing: {smoothing!r} is no longer supported, only 'chunks' (paper, equation 5)")
         check_keys(data, (*official, "hnet"), "the model configuration")
         missing = [k for k in ("arch_layout", "d_model", "d_intermediate", "attn_cfg") if k not in data]
         if missing:

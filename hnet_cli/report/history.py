@@ -347,6 +347,6 @@ def _state(run: Path, config: dict[str, Any] | None, step: int, steps: Any) -> t
 
 
 def ending(run: Path) -> str:
-    """Why a run stopped before its last step, where its last event says so; else nothing."""
+    """Return the reason a run stopped before its last step, from its last event; "" if none is recorded."""
     last = (_lines(run / EVENTS) or [{}])[-1]
     return str(last.get("text") or "") if last.get("kind") in ("stopped", "failed") else ""

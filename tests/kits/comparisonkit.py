@@ -4,7 +4,7 @@ from hnet_cli.comparison.results import judged
 
 
 def told_of(*members, seeds=1):
-    """What `compare.json` would hold of members (name, learned, bpb); intervals of 0.02 around differences."""
+    """`compare.json` of members (name, learned, bpb), with intervals of 0.02 around differences."""
     rival = next(name for name, learned, _ in members if not learned)
     level = {name: bpb for name, _, bpb in members}
     models = []

@@ -25,7 +25,7 @@ def parsed(figure):
 
 
 def data(figure, plot=0):
-    """What the script is given with a plot."""
+    """The data that the page's script receives with a plot."""
     return json.loads(parsed(figure).findall("div")[plot].find("script").text)
 
 
