@@ -315,10 +315,15 @@ def glance(run: Path) -> Glance:
         stages=[stage for stage in stages[-1] if stage.bytes_per_chunk is not None] if stages else [],
         bytes_per_s=number(logged[0].get("bytes_per_s")) if logged else None,
         held_out=bytes_of(scored[-1]) if scored else "",
-        sample=sample_of(scored[-1]) if scored else "",
+        sample=_sample(scored[-1], _word(config, "data")) if scored else "",
         made=made,
         when=max((file.stat().st_mtime for file in files if file.exists()), default=0.0),
     )
+
+
+def _sample(record: Record, data: str | None) -> str:
+    """The key of a run's sample; of an early version, whose records have none, with the name of the data."""
+    return sample_of(record) if record.get("val_sample") else f"{data}: {sample_of(record)}"
 
 
 def _word(config: dict[str, Any] | None, key: str) -> str | None:
