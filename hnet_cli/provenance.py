@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import hnet_cli
+from hnet_cli import storage
+from hnet_cli.errors import HNetError
 
 PACKAGES = ("torch", "numpy", "triton", "mamba-ssm", "flash-attn", "causal-conv1d")
 """Packages that numbers depend on."""
@@ -48,6 +51,12 @@ def made(device: str = "", name: str = "", kernels: Mapping[str, str] | None = N
         "kernels": dict(kernels or {}),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def write(dataset: Path) -> None:
+    """Say in the folder of a dataset what it was made with, if it can be written to."""
+    with contextlib.suppress(HNetError):
+        storage.write_json(dataset / FILE, made())
 
 
 def line(about: Any) -> str:

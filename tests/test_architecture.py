@@ -26,7 +26,8 @@ ROOMS: list[set[str]] = [
     {"pages", "distributed", "config"},
     {"terminal"},
     {"model"},
-    {"storage", "modality", "provenance"},
+    {"provenance"},
+    {"storage", "modality"},
     {"kernels", "starters"},
     {"errors"},
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,10 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hnet_cli.cli import options
-from hnet_cli.errors import HNetError, UsageError
+from hnet_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from hnet_cli.data.prepare.preparation import Summary
+    from hnet_cli.terminal.console import Task
 
 FEW = 10_000
 """Held-out bytes below which no baseline is worth comparing with."""
@@ -54,7 +56,7 @@ def prepare(
     same command continues where it stopped.
     """
     from hnet_cli import modality as modalities
-    from hnet_cli import provenance, storage
+    from hnet_cli import provenance
     from hnet_cli.data.prepare import detection, preparation
     from hnet_cli.terminal.console import literal, progress, say
 
@@ -64,7 +66,7 @@ def prepare(
             raise UsageError("--join takes part folders, and all else from them", "leave the other options out")
         with progress("joining") as task:
             whole = out or preparation.whole_folder(Path(inputs[0]))
-            summary = preparation.join(inputs, whole, progress=task.update, **limits)
+            summary = preparation.join(inputs, whole, progress=_shown(task), **limits)
     else:
         share = parse_part(part)
         if val is not None and val_input:
@@ -86,15 +88,26 @@ def prepare(
                 field=field,
                 workers=workers,
                 part=share,
-                progress=task.update,
+                progress=_shown(task),
                 **limits,
             )
-    with contextlib.suppress(HNetError):
-        storage.write_json(summary.path / provenance.FILE, provenance.made())
+    provenance.write(summary.path)
     if as_json:
         options.print_json(vars(summary) | {"path": str(summary.path)})
     else:
         show_summary(summary)
+
+
+def _shown(task: Task) -> Callable[[int, int | None], None]:
+    """The progress of reading on a bar; when all is read, that of what comes after."""
+    parts: list[Task] = []
+
+    def update(done: int, total: int | None) -> None:
+        task.update(done, total)
+        if total and done >= total and not parts:
+            parts.append(task.part("splitting and measuring", None))
+
+    return update
 
 
 def parse_part(text: str | None) -> tuple[int, int] | None:

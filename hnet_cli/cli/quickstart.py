@@ -8,7 +8,7 @@ import time
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from hnet_cli import modality
+from hnet_cli import modality, provenance
 from hnet_cli.checkpoints.find import load, starters
 from hnet_cli.checkpoints.model_folder import LoadedModel
 from hnet_cli.config.run import resolve
@@ -37,6 +37,7 @@ def run(out: Path, minutes: float, device: str) -> None:
         say(f"[bold]1. prepare[/]  hnet prepare {TEXT} --out {literal(data)}")
         with progress("reading") as task:
             summary = preparation.prepare([file], text, data, val=0.05, progress=task.update)
+        provenance.write(summary.path)
         say(f"   {size(summary.bytes)} of public-domain English; {size(summary.splits['val']['bytes'])} held out.")
         excerpt = _excerpt(file.read_bytes())
     config = dataclasses.replace(resolve("nano"), data=str(data))
