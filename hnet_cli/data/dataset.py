@@ -1,9 +1,10 @@
 """The dataset on disk and its reader.
 
 `data/NAME/` holds the stored bytes of all documents, one after the other, cut into shards of 256 MiB, and tables
-about them (little endian): `blocks.bin` a CRC-32 per MiB, `documents.bin` six integers per document, `split-*.bin` the
-stretches of documents that belong to a split, `names.txt` a line per document. `dataset.json` holds the rest and
-commits to every byte of the others by SHA-256, so that its own digest identifies the dataset.
+about them (little endian): `blocks.bin` a CRC-32 per MiB, `documents.bin` six integers per document, `hashes.bin` 64
+bits of the SHA-256 of each as the model reads it (older datasets have none), `split-*.bin` the stretches of documents
+that belong to a split, `names.txt` a line per document. `dataset.json` holds the rest and commits to every byte of the
+others by SHA-256, so that its own digest identifies the dataset.
 """
 
 from __future__ import annotations

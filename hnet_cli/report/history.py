@@ -78,7 +78,7 @@ def clock(records: Sequence[Record]) -> Callable[[float], float]:
     seen, spent = [0.0], [0.0]
     for record in records:
         speed = number(record.get("bytes_per_s"))
-        if speed and record["bytes"] > seen[-1]:
+        if speed and speed > 1e-9 and record["bytes"] > seen[-1]:
             spent.append(spent[-1] + (record["bytes"] - seen[-1]) / speed)
             seen.append(float(record["bytes"]))
 

@@ -116,7 +116,10 @@ class GrowingFile:
 
     def write(self, data: Any) -> None:
         """Append a buffer."""
-        view, at = memoryview(data).cast("B"), self.size
+        view, at = memoryview(data), self.size
+        if not view.nbytes:  # an empty array of several dimensions cannot be cast
+            return
+        view = view.cast("B")
         while view:
             written = os.pwrite(self._descriptor, view, at)
             view, at = view[written:], at + written

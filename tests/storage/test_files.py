@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hnet_cli import storage
@@ -29,3 +30,13 @@ def test_single_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         storage.write_json(tmp_path / "j", float("nan"))
     assert os.listdir(tmp_path) == ["j"]
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0), (2, 3)])
+def test_a_growing_file_takes_arrays_of_any_shape(shape: tuple[int, ...], tmp_path: Path) -> None:
+    array = np.ones(shape, "<i8")
+    file = storage.GrowingFile(tmp_path / "x")
+    for data in (array, b"", array):
+        file.write(data)
+    assert file.close()["size"] == 2 * array.nbytes
+    assert (tmp_path / "x").read_bytes() == 2 * array.tobytes()

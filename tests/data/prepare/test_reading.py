@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 from pathlib import Path
 
@@ -16,6 +17,8 @@ def test_same_bytes_whatever_the_workers(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("hnet_cli.data.prepare.planning.UNIT_FILES", 4)
     source = tree(tmp_path / "in")
     (source / "z.gz").write_bytes(gzip.compress(text(77) + b"# refused\n"))
+    (source / "copy.txt").write_bytes(text(5))
+    (source / "rows.jsonl").write_text("".join(json.dumps({"text": f"row {n % 7}\n"}) + "\n" for n in range(70)))
     seen: list[int] = []
     for out, workers in (("one", 1), ("two", 2), ("again", 1)):
         make(tmp_path / out, source, workers=workers, measure=True, progress=lambda done, total: seen.append(done))
