@@ -7,22 +7,22 @@ gathered in memory.
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from hnet_cli import provenance, storage
 from hnet_cli.checkpoints.find import find
 from hnet_cli.checkpoints.model_folder import MODEL_TYPE
-from hnet_cli.checkpoints.safetensors_file import SAFETENSORS_DTYPES, write_safetensors
+from hnet_cli.checkpoints.safetensors_file import open_safetensors, write_safetensors
 from hnet_cli.checkpoints.torch_file import Stored, read_torch_file
 from hnet_cli.config.presets import preset_names
 from hnet_cli.config.run import resolve
@@ -34,7 +34,7 @@ from hnet_cli.storage import shown
 from hnet_cli.terminal.console import progress
 
 Weights = dict[str, Stored]
-_FLOATS = {SAFETENSORS_DTYPES[dtype]: dtype for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
+_FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 _HEAD, _EMBEDDING = "lm_head.weight", "embeddings.weight"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -80,7 +80,11 @@ def convert(
     if modality is not None and modality not in modality_names():
         raise UsageError(f"no modality is called {modality!r}", f"installed: {', '.join(modality_names())}")
     official = target.suffix in (".pt", ".safetensors")
-    _refuse_existing([target, target.with_suffix(".json")] if official else [target], overwrite)
+    if official:
+        for path in (target, target.with_suffix(".json")):
+            storage.refuse_output(path, overwrite)
+    elif os.path.lexists(target) and not overwrite:
+        raise BusyError(f"{shown(target)} exists already", "choose another name, or give --overwrite to replace it")
     files = weight_files(source)
     with _reading(files[0]):
         weights = _without_prefix({key: value for file in files for key, value in read_weights(file).items()})
@@ -105,7 +109,7 @@ def convert(
             return tensor
 
         if official:
-            _write_official(target, settings, weights, count, size)
+            _write_official(target, settings, weights, count, size, overwrite)
         else:
             _write_folder(target, settings, weights, count, overwrite)
     return Converted(
@@ -178,19 +182,10 @@ def read_weights(path: Path) -> Weights:
         )
     if head[8:9] != b"{":
         raise InputError(f"{shown(path)} holds no weights: it is neither a .pt nor a .safetensors file")
-    try:
-        opened = safe_open(path, "pt")
-        slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (it is no mapping)
-        kinds = {name: part.get_dtype() for name, part in slices.items()}
-        odd = next((name for name, kind in kinds.items() if kind not in _FLOATS), None)
-        if odd is not None:
-            raise InputError(f"{shown(path)}: {odd!a} has dtype {kinds[odd]}, weights are {', '.join(_FLOATS)}")
-        return {
-            name: Stored(tuple(part.get_shape()), _FLOATS[kinds[name]], partial(opened.get_tensor, name))
-            for name, part in slices.items()
-        }
-    except SafetensorError as error:
-        raise DamagedError(f"{shown(path)} is damaged: {error}", "fetch or copy it again") from error
+    weights = open_safetensors(storage.HeldFile(path))
+    if odd := next((name for name, stored in weights.items() if stored.dtype not in _FLOATS), None):
+        raise InputError(f"{shown(path)}: {odd!a} has dtype {weights[odd].dtype}, weights are floating-point numbers")
+    return weights
 
 
 def _without_prefix(weights: Weights) -> Weights:
@@ -271,7 +266,7 @@ def checked(weights: Weights, settings: HNetConfig, file: Path, origin: str) -> 
                 if name in weights and weights[name].shape != shape
             ],
         ),
-        ("not of a float dtype", [f"{name!a}" for name, s in weights.items() if s.dtype not in _FLOATS.values()]),
+        ("not of a float dtype", [f"{name!a}" for name, s in weights.items() if s.dtype not in _FLOATS]),
     ]
     reports = [
         f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
@@ -288,14 +283,6 @@ def checked(weights: Weights, settings: HNetConfig, file: Path, origin: str) -> 
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
-
-
-def _refuse_existing(paths: list[Path], overwrite: bool) -> None:
-    for path in paths:
-        if path.exists() and not overwrite:
-            raise BusyError(f"{shown(path)} exists already", "choose another name, or give --overwrite to replace it")
-    if len(paths) > 1 and paths[0].is_dir():
-        raise BusyError(f"{shown(paths[0])} is a folder", "choose another name")
 
 
 def _write_folder(
@@ -315,7 +302,12 @@ def _write_folder(
 
 
 def _write_official(
-    target: Path, settings: HNetConfig, weights: Weights, read: Callable[[Stored], torch.Tensor], size: int
+    target: Path,
+    settings: HNetConfig,
+    weights: Weights,
+    read: Callable[[Stored], torch.Tensor],
+    size: int,
+    overwrite: bool,
 ) -> None:
     """Write one file of weights and the configuration beside it, in fields that the official code knows."""
     hint = "convert to a folder (a name without .pt or .safetensors) to keep it as it is"
@@ -327,7 +319,7 @@ def _write_official(
     fields.pop("hnet", None)
     if "headdim" in fields["ssm_cfg"]:
         raise UsageError(f"the official code knows only ssm headdim 64, not {settings.ssm_cfg.headdim}", hint)
-    with storage.staged_file(target, size) as file:
+    with storage.output_file(target, overwrite, needed=size) as file:
         if target.suffix == ".pt":
             tensors = {name: read(stored) for name, stored in weights.items()}
             if settings.tie_embeddings:
@@ -335,4 +327,4 @@ def _write_official(
             torch.save(tensors, cast(BinaryIO, file))
         else:
             write_safetensors(file, weights, read, metadata={"format": "pt"})
-    storage.write_json(target.with_suffix(".json"), fields)
+    storage.write_output(target.with_suffix(".json"), json.dumps(fields, indent=2) + "\n", overwrite)

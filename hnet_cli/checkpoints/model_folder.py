@@ -6,21 +6,21 @@ A `manifest.json` with sizes and SHA-256 stands beside; a folder appears under i
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from hnet_cli import provenance, storage
-from hnet_cli.checkpoints.safetensors_file import write_safetensors
+from hnet_cli.checkpoints.safetensors_file import open_safetensors, write_safetensors
 from hnet_cli.data import tokens
 from hnet_cli.errors import DamagedError
 from hnet_cli.model import HNetConfig, HNetForCausalLM
 from hnet_cli.model.init import skeleton, stays_float32
+from hnet_cli.storage import HeldFile
 
 STARTERS = Path(__file__).parents[1] / "starters"
 MODEL_FILES = ("config.json", "model.safetensors")
@@ -98,12 +98,7 @@ def write_tensors(
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except FileNotFoundError as error:
-        raise DamagedError(f"{path.parent} has no {path.name}", "the folder is not a complete model") from error
-    except (SafetensorError, OSError, ValueError) as error:
-        raise DamagedError(f"{path} is damaged: {error}") from error
+    return {name: stored.read() for name, stored in open_safetensors(HeldFile(path)).items()}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -122,24 +117,26 @@ def load_folder(
     """The model in a model folder, in evaluation mode. Raises DamagedError naming the file and the fault.
 
     `dtype` of the weights: by default float32, and bfloat16 for what is larger than `WIDENED`; the residual projections
-    and Mamba's D are float32, as in the release. On a CPU what is stored in that dtype is not copied but mapped from
-    the file: pages are read when they are needed, and the system may drop them.
+    and Mamba's D are float32, as in the release. Shapes are checked before anything is read.
     """
+    weights = HeldFile(folder / "model.safetensors")
     if os.path.lexists(folder / storage.MANIFEST):
-        storage.verify_folder(folder, (*MODEL_FILES, tokens.FILE))
+        entries = storage.verify_folder(folder, ("config.json", tokens.FILE))["files"]
+        if weights.path.name in entries:
+            weights.verify(entries[weights.path.name])
     try:
         config = HNetConfig.from_dict(read_json(folder / "config.json"))
     except ValueError as error:
         raise DamagedError(f"{folder / 'config.json'}: {error}") from error
-    tensors = read_tensors(folder / "model.safetensors")
+    stored = open_safetensors(weights)
     model = skeleton(LoadedModel, config)
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    if config.tie_embeddings and "embeddings.weight" in tensors:
-        tensors.setdefault("lm_head.weight", tensors["embeddings.weight"])
+    if config.tie_embeddings and "embeddings.weight" in stored:
+        stored.setdefault("lm_head.weight", stored["embeddings.weight"])
     wrong = [
         name
-        for name in sorted(wanted.keys() | tensors.keys())
-        if name not in tensors or name not in wanted or tensors[name].shape != wanted[name]
+        for name in sorted(wanted.keys() | stored.keys())
+        if name not in stored or name not in wanted or stored[name].shape != wanted[name]
     ]
     if wrong:
         raise DamagedError(
@@ -147,11 +144,15 @@ def load_folder(
             f"missing, unknown or of another shape, first {wrong[0]}"
         )
     if dtype is None:
-        halves = sum(tensor.nbytes for tensor in tensors.values() if tensor.dtype.itemsize == 2)
+        halves = sum(2 * math.prod(each.shape) for each in stored.values() if each.dtype.itemsize == 2)
         dtype = torch.bfloat16 if halves > WIDENED else torch.float32
-    for name, tensor in tensors.items():
-        tensors[name] = tensor.to(device, torch.float32 if stays_float32(name) else dtype)
-    model.load_state_dict(tensors, assign=True)
+    model.load_state_dict(
+        {
+            name: each.read().to(device, torch.float32 if stays_float32(name) else dtype)
+            for name, each in stored.items()
+        },
+        assign=True,
+    )
     if config.tie_embeddings:
         model.lm_head.weight = model.embeddings.weight
     model.backend = kernels

@@ -120,7 +120,7 @@ def train_sample(dataset: Dataset, limit: int = TRAIN_LIMIT) -> bytes:
     """At most `limit` bytes spread over the training split, as the model reads them; empty without one."""
     if "train" not in dataset.splits or not dataset.nbytes("train"):
         return b""
-    ranges = dataset.ranges("train")
+    ranges = dataset.ranges("train")[:]
     starts = dataset.table[ranges[:, 0], 0] + ranges[:, 1]
     stored = sample(dataset.shards.read, [(starts, starts + ranges[:, 2])], dataset.nbytes("train"), limit)
     return dataset.translate(np.frombuffer(stored, np.uint8)).tobytes()

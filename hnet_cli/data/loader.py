@@ -110,7 +110,7 @@ class Batches:
             order = shuffled(np.arange(len(self._ranges)), len(self._ranges), f"{self.seed} documents {epoch}")
             while len(self._epochs) > 1:
                 self._epochs.pop(next(iter(self._epochs)))
-            self._epochs[epoch] = order, np.cumsum(self._ranges[order, 2])
+            self._epochs[epoch] = order, np.cumsum(self._ranges[:, 2][order])
         return self._epochs[epoch]
 
 
@@ -128,7 +128,7 @@ class Windows:
         self.dataset, self.split, self.length = dataset, split, length
         self.of = dataset.nbytes(split)
         """Bytes of the split."""
-        ranges = dataset.ranges(split)
+        ranges = dataset.ranges(split)[:]
         counts = -(-ranges[:, 2] // length)
         ends = np.cumsum(counts)
         number = int(ends[-1]) if len(ends) else 0

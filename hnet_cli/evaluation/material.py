@@ -17,6 +17,7 @@ from hnet_cli.data.loader import Windows
 from hnet_cli.data.prepare.contents import sources_of
 from hnet_cli.errors import HNetError, InputError, UsageError
 from hnet_cli.modality import Document, Modality, Refused, Source
+from hnet_cli.report.history import data_of
 from hnet_cli.storage.streams import open_input, shown
 
 LEAST_SHARE = 64
@@ -54,10 +55,9 @@ def own_dataset(model: str) -> Path | None:
     for run in (folder, folder.parent.parent):
         if (run / "config.yaml").is_file():
             try:
-                data = resolve(str(run / "config.yaml")).data
+                return data_of(run, resolve(str(run / "config.yaml")).data)
             except HNetError:
                 return None
-            return Path(data) if data and is_dataset(Path(data)) else None
     return None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import os
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -191,6 +192,11 @@ class Glance:
     when: float
     """Time of the last write, in seconds since the epoch."""
 
+    @property
+    def is_readable(self) -> bool:
+        """False where not even a record of it is there."""
+        return self.state != "damaged" or self.step > 0
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         stages = [{"bytes_per_chunk": s.bytes_per_chunk, "target": s.target_bytes_per_chunk} for s in self.stages]
@@ -198,8 +204,12 @@ class Glance:
 
 
 def is_run(path: Path) -> bool:
-    """True for the folder of a run; a model folder has a config too, but of another form."""
-    return (path / "config.yaml").is_file() or (path / "metrics.jsonl").is_file()
+    """True for the folder of a run; a model folder has a config too, but of another form. So is one that nobody may
+    look into: it is listed as damaged."""
+    try:
+        return (path / "config.yaml").is_file() or (path / "metrics.jsonl").is_file()
+    except OSError:
+        return True
 
 
 def find(folder: Path) -> list[Path]:
@@ -223,15 +233,27 @@ def read_config(run: Path) -> dict[str, Any] | None:
     return config if isinstance(config, dict) else None
 
 
+def data_of(run: Path, data: object) -> Path | None:
+    """The dataset that a run calls `data` in its configuration, from wherever it is looked for: relative to a folder
+    that the run lies in, one of which it was trained from, or to the current one. None where it is no longer there."""
+    if not isinstance(data, str) or not data or "\0" in data:
+        return None
+    above = dict.fromkeys((*Path(os.path.abspath(run)).parents, *run.resolve().parents))
+    places = (base / data for base in (*above, Path()))
+    return next((place for place in places if (place / "dataset.json").is_file()), None)
+
+
+def stored_path(data: Path, run: Path) -> str:
+    """The path of a dataset as the configuration of a run keeps it, for `data_of`: relative, so that a project can be
+    moved, where the run lies below the current folder; else absolute."""
+    here = Path.cwd() in Path(os.path.abspath(run)).parents
+    return str(data) if here and ".." not in data.parts else str(data.absolute())
+
+
 def dataset_of(run: Path, config: dict[str, Any]) -> dict[str, Any]:
     """`dataset.json` of the data a run was trained on; empty where it is no longer there."""
-    data = config.get("data")
-    if not isinstance(data, str):
-        return {}
-    for base in (Path(), run.parent.parent):  # from where it was trained, or beside runs/
-        if (about := _object(_text(base / data / "dataset.json"))) is not None:
-            return about
-    return {}
+    data = data_of(run, config.get("data"))
+    return (_object(_text(data / "dataset.json")) if data else None) or {}
 
 
 def bytes_of(record: Mapping[str, Any]) -> str:
@@ -283,7 +305,20 @@ def sample_of(record: Mapping[str, Any]) -> str:
 
 
 def glance(run: Path) -> Glance:
-    """A run at a glance; only the lines of `metrics.jsonl` that are needed are parsed."""
+    """A run at a glance. One that cannot be read, whatever is wrong with it, is damaged: the others are still shown."""
+    try:
+        return _glance(run)
+    except Exception as error:
+        about = str(error) or type(error).__name__
+        nothing: dict[str, Any] = dict.fromkeys(
+            ("preset", "modality", "data", "steps", "bpb_best", "bpb_last", "bytes_per_s", "made")
+        )
+        numbers: dict[str, Any] = {"step": 0, "bytes": 0.0, "stages": [], "when": 0.0, "held_out": "", "sample": ""}
+        return Glance(run.name, run, "damaged", about, **numbers, **nothing)
+
+
+def _glance(run: Path) -> Glance:
+    """Only the lines of `metrics.jsonl` that are needed are parsed."""
     config = read_config(run)
     train = (config or {}).get("train")
     steps = train.get("steps") if isinstance(train, dict) else None

@@ -14,17 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hnet_cli import storage
+from hnet_cli.checkpoints.safetensors_file import open_safetensors
 from hnet_cli.data.loader import Batch
 from hnet_cli.data.tokens import Tokenizer
 from hnet_cli.errors import DamagedError, InputError
 from hnet_cli.kernels.packing import send
 from hnet_cli.model import RoutingOutput
 from hnet_cli.model.config import BOS
-from hnet_cli.storage import shown
+from hnet_cli.storage import HeldFile, shown
 
 TOKENIZER, TABLE = "teacher-tokenizer.json", "teacher.safetensors"
 FILES = (TOKENIZER, TABLE)
@@ -74,13 +74,12 @@ class Teacher:
                 f"{shown(folder)} has no teacher: no {TABLE}",
                 "boundary and embedding losses need train.start, a folder of `hnet retrofit`",
             )
-        storage.verify_folder(folder, FILES)
+        table = HeldFile(folder / TABLE)
+        table.verify(storage.verify_folder(folder, (TOKENIZER,))["files"].get(TABLE, {"size": 0}))
         self.tokenizer = Tokenizer((folder / TOKENIZER).read_text(encoding="utf-8"), folder / TOKENIZER)
-        try:
-            with safe_open(folder / TABLE, "pt") as file:
-                self.table: Tensor = file.get_tensor("embeddings")
-        except (SafetensorError, OSError) as error:
-            raise DamagedError(f"{folder / TABLE} is damaged: {error}") from error
+        if (embeddings := open_safetensors(table).get("embeddings")) is None:
+            raise DamagedError(f"{shown(folder / TABLE)} is damaged: it holds no embeddings")
+        self.table: Tensor = embeddings.read()
         self.scale = float(self.table.float().square().sum(-1).mean())
 
     def lesson(self, batch: Batch, device: torch.device) -> Lesson:

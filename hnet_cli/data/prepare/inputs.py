@@ -149,11 +149,39 @@ def made_by_hnet(folder: Path, names: Collection[str]) -> str:
     return ""
 
 
-def _files_below(folder: Path, refused: list[Refused], seen: set[tuple[int, int]]) -> Iterator[Path]:
+def _files_below(top: Path, refused: list[Refused], seen: set[tuple[int, int]]) -> Iterator[Path]:
     """Regular, readable files below a folder, sorted by the bytes of their names; the rest is appended to `refused`.
 
-    `seen`: device and inode number of the folders read already.
+    `seen`: device and inode number of the folders read already. However deep the folders are, the stack stays short.
     """
+    reading = [_entries(top, refused, seen)]
+    while reading:
+        if (entry := next(reading[-1], None)) is None:
+            reading.pop()
+            continue
+        path, reason, mode = Path(entry.path), "", 0
+        if entry.name[0] == ".":
+            reason = "hidden file or folder"
+        else:
+            try:
+                mode = entry.stat().st_mode
+            except OSError as error:
+                dangling = entry.is_symlink() and error.errno in (errno.ENOENT, errno.ELOOP)
+                reason = "link to nothing" if dangling else f"unreadable: {os.strerror(error.errno or 0)}"
+        if stat.S_ISDIR(mode):
+            reading.append(_entries(path, refused, seen))
+            continue
+        if not reason and not stat.S_ISREG(mode):
+            reason = "device, pipe or socket"
+        if not reason and not os.access(path, os.R_OK):
+            reason = "unreadable: permission denied"
+        if reason:
+            refused.append(Refused(reason, shown(path), damaged=reason.startswith("unreadable")))
+        else:
+            yield path
+
+
+def _entries(folder: Path, refused: list[Refused], seen: set[tuple[int, int]]) -> Iterator[os.DirEntry[str]]:
     try:
         status = folder.stat()
         entries = sorted(os.scandir(folder), key=lambda entry: os.fsencode(entry.name))
@@ -168,27 +196,7 @@ def _files_below(folder: Path, refused: list[Refused], seen: set[tuple[int, int]
     if kind := made_by_hnet(folder, {entry.name for entry in entries}):
         refused.append(Refused(f"{kind} {MADE_BY_HNET}", shown(folder)))
         return
-    for entry in entries:
-        path, reason, mode = folder / entry.name, "", 0
-        if entry.name[0] == ".":
-            reason = "hidden file or folder"
-        else:
-            try:
-                mode = entry.stat().st_mode
-            except OSError as error:
-                dangling = entry.is_symlink() and error.errno in (errno.ENOENT, errno.ELOOP)
-                reason = "link to nothing" if dangling else f"unreadable: {os.strerror(error.errno or 0)}"
-        if stat.S_ISDIR(mode):
-            yield from _files_below(path, refused, seen)
-            continue
-        if not reason and not stat.S_ISREG(mode):
-            reason = "device, pipe or socket"
-        if not reason and not os.access(path, os.R_OK):
-            reason = "unreadable: permission denied"
-        if reason:
-            refused.append(Refused(reason, shown(path), damaged=reason.startswith("unreadable")))
-        else:
-            yield path
+    yield from entries
 
 
 # --- one file ---------------------------------------------------------------------------------------------------------

@@ -175,7 +175,7 @@ def _ahead(units: list[Unit], keys: list[str], reader: UnitReader, work: Path, w
         while queue:
             yield next_piece()
     except BrokenExecutor as error:
-        raise EnvironmentLimit("a worker process died, perhaps for lack of memory", "use --workers 1") from error
+        raise EnvironmentLimit("a worker process died, perhaps for lack of memory", "use fewer --workers") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 from corpuskit import Lines, make, text, tree
 
+from hnet_cli import modality
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.prepare.detection import detect
 from hnet_cli.data.prepare.inputs import InputFile, expand
 from hnet_cli.data.prepare.preparation import prepare
 from hnet_cli.errors import BusyError, InputError
 from hnet_cli.modality import Document, Refused, Source
+from hnet_cli.storage import discard
 
 
 class Grown(Lines):
@@ -100,6 +102,29 @@ def test_standard_input(tmp_path: Path) -> None:
         done = subprocess.run(command, input=data, capture_output=True, check=True)
         assert int(done.stdout) == len(text(1))
     assert Dataset.open(tmp_path / "out0").about["sources"][0]["size"] == len(text(1))
+
+
+@pytest.mark.parametrize("kind", ["text", "code"])
+def test_a_folder_of_1200_levels(tmp_path: Path, kind: str) -> None:
+    """Deeper than Python's stack."""
+    here = os.open(".", os.O_RDONLY)
+    top = tmp_path / "top"
+    top.mkdir()
+    try:
+        os.chdir(top)
+        for _ in range(1200):
+            os.mkdir("d")
+            os.chdir("d")
+        Path("deep.py").write_text("print('at the bottom')\n" * 100)
+    finally:
+        os.chdir(here)
+        os.close(here)
+    (top / "flat.py").write_text("print('at the top')\n" * 100)
+    try:
+        summary = prepare([top], modality.get(kind), tmp_path / "out", val=0.5, measure=False)
+        assert summary.documents == 2
+    finally:
+        discard(top)  # pytest cannot
 
 
 SAME = "the same file as one read already"
