@@ -233,7 +233,6 @@ WITHOUT_TESTS = {
     *("hnet_cli/checkpoints/find.py", "hnet_cli/checkpoints/model_folder.py", "hnet_cli/checkpoints/training_state.py"),
     "hnet_cli/checkpoints/llama.py",
     *("hnet_cli/cli/options.py", "hnet_cli/cli/retrofit.py", "hnet_cli/errors.py", "hnet_cli/modality.py"),
-    *("modalities/_lexers.py", "modalities/_noise.py", "modalities/_utf8.py"),
 }
 """Modules whose tests stand in a file of another name so far. This list only gets shorter."""
 

@@ -46,8 +46,8 @@ def read(source: str | Path) -> TokenModel:
     if not (folder / "config.json").exists():
         folder = find(source)
     try:
-        data = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")
+        data = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
+        tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         name = Path(error.filename).name
         raise InputError(f"{shown(folder)} has no {name}", "give the folder of a Transformer over tokens") from error

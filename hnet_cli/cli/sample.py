@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import sys
 from pathlib import Path
@@ -84,6 +85,7 @@ def sample(
 
 def read_prompt(prompt: str | None, prompt_file: str | None) -> bytes:
     """The bytes of `--prompt`, of `--prompt-file`, or none. Raises UsageError if both are given."""
+    from hnet_cli.modality import begin_text
     from hnet_cli.storage.streams import open_input
 
     if prompt is not None and prompt_file is not None:
@@ -91,6 +93,6 @@ def read_prompt(prompt: str | None, prompt_file: str | None) -> bytes:
     if prompt_file is None:
         return (prompt or "").encode("utf-8", "surrogateescape")
     if prompt_file == "-":
-        return sys.stdin.buffer.read()
+        return begin_text(io.BufferedReader(io.BytesIO(sys.stdin.buffer.read())), "the prompt").read()
     with contextlib.closing(open_input(Path(prompt_file))) as file:
-        return file.read()
+        return begin_text(file, prompt_file).read()

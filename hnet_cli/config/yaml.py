@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from hnet_cli.errors import InputError, UsageError
+from hnet_cli.modality import wide_encoding
 from hnet_cli.storage.streams import open_raw
 
 MOST_BYTES = 1 << 16
@@ -79,9 +80,11 @@ def read_text(path: Path, kind: str, limit: int = MOST_BYTES) -> str:
     if len(content) > limit:
         raise UsageError(f"{path} is larger than {limit:,} bytes, too large for a {kind}")
     try:
-        return content.decode("utf-8")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text, which a {kind} is") from error
+        encoding = wide_encoding(content)
+        what = f"is text in {encoding}, not in UTF-8 as" if encoding else "is not UTF-8 text, which"
+        raise UsageError(f"{path} {what} a {kind} is", encoding and f"iconv -f {encoding} -t UTF-8") from error
 
 
 def parse(text: str, where: str) -> tuple[dict[str, Any], dict[str, int]]:

@@ -23,9 +23,9 @@ from hnet_cli.errors import InputError
 from hnet_cli.evaluation.resampling import draws, interval, mean_with_interval, ratio, with_interval
 from hnet_cli.evaluation.scoring import loglikelihoods
 from hnet_cli.inference.windows import BOS
-from hnet_cli.modality import Perturbation
+from hnet_cli.modality import Perturbation, begin_text
 from hnet_cli.model import HNetForCausalLM
-from hnet_cli.storage.streams import open_input
+from hnet_cli.storage.streams import open_input, shown
 from hnet_cli.terminal.console import progress
 
 PLACES = ("prompt", "completion", "both")
@@ -49,7 +49,8 @@ def read_items(path: Path) -> list[Item]:
     `choices`, `gold`. Raises InputError naming the line that cannot be read."""
     with open_input(path) as file:
         try:
-            lines = file.read().decode("utf-8").replace("\r\n", "\n").split("\n")
+            text = begin_text(file, shown(path)).read().decode("utf-8")
+            lines = text.replace("\n\ufeff", "\n").replace("\r\n", "\n").split("\n")
         except UnicodeDecodeError as error:
             raise InputError(f"{path}: byte {error.start} is not UTF-8") from error
     items = _rows(path, lines) if lines[0].lstrip().startswith("{") else _six_lines(path, lines)

@@ -174,7 +174,7 @@ class HNetConfig:
     def from_json(cls, path: str | Path) -> HNetConfig:
         """Raises ValueError (not JSON, or not a configuration) or OSError."""
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            data = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         except ValueError as error:
             raise ValueError(f"{path} is not JSON: {error}") from error
         if not isinstance(data, dict):
