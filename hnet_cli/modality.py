@@ -253,6 +253,12 @@ class Modality:
         """Legal output of `hnet sample`. Default: any byte but the two that mark document ends."""
         return Automaton.of_alphabet(bytes(range(254)))
 
+    def letters(self) -> bytes:
+        """The alphabet of a modality whose output is any sequence over one, at most 7 bits a byte; else empty."""
+        (first, *others) = self.automaton().transitions
+        legal = bytes(byte for byte, state in enumerate(first) if state >= 0)
+        return b"" if others or len(legal) > 128 else legal
+
     def display(self, data: bytes) -> str:
         """Safe text for a terminal: nothing in it can move the cursor or change colours."""
         return escape(data.decode("utf-8", "replace"))

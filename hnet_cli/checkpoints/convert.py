@@ -19,7 +19,7 @@ from typing import BinaryIO, cast
 
 import torch
 
-from hnet_cli import storage
+from hnet_cli import provenance, storage
 from hnet_cli.checkpoints.find import find
 from hnet_cli.checkpoints.model_folder import MODEL_TYPE
 from hnet_cli.checkpoints.safetensors_file import open_safetensors, write_safetensors
@@ -293,7 +293,10 @@ def _write_folder(
     if settings.tie_embeddings:
         weights = {name: stored for name, stored in weights.items() if name != _HEAD}
     with storage.staged_folder(target, overwrite=overwrite, manifest={"kind": "model"}) as folder:
-        storage.write_json(folder / "config.json", settings.to_dict() | {"model_type": MODEL_TYPE})
+        config = settings.to_dict() | {"model_type": MODEL_TYPE}
+        ours = config.get("hnet", {})
+        config["hnet"] = ours | {"made": provenance.after(provenance.made(), ours)}
+        storage.write_json(folder / "config.json", config)
         with storage.NewFile(folder / "model.safetensors") as file:
             write_safetensors(file, weights, read, metadata={"format": "pt"})
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from hnet_cli import storage
+from hnet_cli import provenance, storage
 from hnet_cli.checkpoints.safetensors_file import open_safetensors, write_safetensors
 from hnet_cli.data import tokens
 from hnet_cli.errors import DamagedError
@@ -70,7 +70,8 @@ def save_model(
     `read` returns the whole of a tensor of the model's state when its turn comes.
     """
     config = model.config.to_dict() | {"model_type": MODEL_TYPE}
-    config["hnet"] = config.get("hnet", {}) | {"target_ratios": target_ratios} | dict(extra)
+    made = provenance.after(provenance.made(), config.get("hnet"))
+    config["hnet"] = config.get("hnet", {}) | {"target_ratios": target_ratios, "made": made} | dict(extra)
     if model.tokenizer is not None:
         config["hnet"]["tokenizer"] = tokens.FILE
         storage.write_text(folder / tokens.FILE, model.tokenizer.text)

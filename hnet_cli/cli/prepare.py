@@ -12,7 +12,10 @@ from hnet_cli.cli import options
 from hnet_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from hnet_cli.data.prepare.preparation import Summary
+    from hnet_cli.terminal.console import Task
 
 FEW = 10_000
 """Held-out bytes below which no baseline is worth comparing with."""
@@ -53,6 +56,7 @@ def prepare(
     same command continues where it stopped.
     """
     from hnet_cli import modality as modalities
+    from hnet_cli import provenance
     from hnet_cli.data.prepare import detection, preparation
     from hnet_cli.terminal.console import literal, progress, say
 
@@ -62,7 +66,7 @@ def prepare(
             raise UsageError("--join takes part folders, and all else from them", "leave the other options out")
         with progress("joining") as task:
             whole = out or preparation.whole_folder(Path(inputs[0]))
-            summary = preparation.join(inputs, whole, progress=task.update, **limits)
+            summary = preparation.join(inputs, whole, progress=_shown(task), **limits)
     else:
         share = parse_part(part)
         if val is not None and val_input:
@@ -84,13 +88,26 @@ def prepare(
                 field=field,
                 workers=workers,
                 part=share,
-                progress=task.update,
+                progress=_shown(task),
                 **limits,
             )
+    provenance.write(summary.path)
     if as_json:
         options.print_json(vars(summary) | {"path": str(summary.path)})
     else:
         show_summary(summary)
+
+
+def _shown(task: Task) -> Callable[[int, int | None], None]:
+    """The progress of reading on a bar; when all is read, that of what comes after."""
+    parts: list[Task] = []
+
+    def update(done: int, total: int | None) -> None:
+        task.update(done, total)
+        if total and done >= total and not parts:
+            parts.append(task.part("splitting and measuring", None))
+
+    return update
 
 
 def parse_part(text: str | None) -> tuple[int, int] | None:
@@ -119,6 +136,7 @@ def default_name(first: str) -> str:
 
 def show_summary(summary: Summary) -> None:
     """Print the table, what was refused and where first, and what to do next, on standard error."""
+    from hnet_cli.data.figures import named, to_beat
     from hnet_cli.terminal.console import literal, say, show, size, table
 
     rows = table("", "documents", "bytes")
@@ -135,11 +153,13 @@ def show_summary(summary: Summary) -> None:
     if summary.rule:
         _show_held_out(summary)
     if bits := summary.baselines:
-        say(
-            f"To beat on the held-out bytes: xz [bold]{bits['xz']:.3f}[/] bits per byte, an order-{bits['k']} model "
-            f"[bold]{bits['order_k']:.3f}[/]."
-        )
-        if (held_out := summary.splits["val"]["bytes"]) < FEW:
+        held_out, measured = summary.splits["val"]["bytes"], bits["bytes"]
+        figures = ", ".join(f"{name} {value:.3f}" for name, value in named(bits).items())
+        best, lowest = to_beat(bits)
+        on = f"all {held_out:,}" if measured == held_out else f"{measured:,} of {held_out:,}, spread over them"
+        lowest_of = f"[bold]{lowest:.3f}[/] ({best}; measured on {on})"
+        say(f"To beat on the held-out bytes: {figures} bits per byte, so {lowest_of}.")
+        if held_out < FEW:
             say(
                 f"{held_out:,} held-out bytes are too few to compare by: xz has hardly begun to learn. More data, or a "
                 "larger --val."

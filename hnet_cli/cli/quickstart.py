@@ -9,7 +9,7 @@ import time
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from hnet_cli import modality
+from hnet_cli import modality, provenance
 from hnet_cli.checkpoints.find import load, starters
 from hnet_cli.checkpoints.model_folder import LoadedModel
 from hnet_cli.config.run import resolve
@@ -21,7 +21,6 @@ from hnet_cli.errors import BusyError
 from hnet_cli.inference import generate as sample
 from hnet_cli.inference import render, segment
 from hnet_cli.modality import Source
-from hnet_cli.report import history
 from hnet_cli.terminal.console import duration, literal, progress, say, size
 from hnet_cli.training.plan import Plan
 from hnet_cli.training.progress import follow
@@ -47,20 +46,20 @@ def run(out: Path, minutes: float, device: str, began: float | None = None) -> N
         say(f"[bold]1. prepare[/]  hnet prepare {TEXT} --out {literal(data)}")
         with progress("reading") as task:
             summary = preparation.prepare([file], text, data, val=0.05, progress=task.update)
+        provenance.write(summary.path)
         say(f"   {size(summary.bytes)} of public-domain English; {size(summary.splits['val']['bytes'])} held out.")
         excerpt = _excerpt(file.read_bytes())
     here = this_machine(device)
     pace = seconds_per_byte(resolve("nano"), here.device, 60 * minutes / 40)
     left = end - time.monotonic()
     seconds = max(0.0, left - closing_seconds(pace, left))
-    settings = [f"train.eval_bytes={validated_bytes(pace, seconds)}"]
-    config = dataclasses.replace(resolve("nano", settings), data=str(data))
+    config = dataclasses.replace(resolve("nano"), data=str(data))
     command = f"hnet train --preset nano --data {literal(data)} --run {literal(folder)}"
     say(f"[bold]2. train[/]    {command} --minutes {seconds / 60:.2g}")
     plan = Plan(config, data, Dataset.open(data).about, folder, here)
     result = follow(plan, seconds=seconds)
     trained = result.state.bytes_seen
-    bits, xz = result.last.get("val_bpb", math.inf), history.baselines_of(plan.dataset).get("xz", 0.0)
+    bits, xz = result.last.get("val_bpb", math.inf), result.last.get("val_xz", 0.0)
     if bits >= xz:
         say(f"[yellow]note:[/] {poor(result.state.step, trained, result.seconds, meter.note())}")
     model = load(folder, device)
@@ -84,11 +83,6 @@ def closing_seconds(pace: float, left: float) -> float:
     A sampled byte takes about as long as 15 trained ones, and loading a model a second.
     """
     return min(left / 4, 3 + 8000 * pace)
-
-
-def validated_bytes(pace: float, seconds: float) -> int:
-    """Bytes of the held-out text that can be validated in a tenth of `seconds`, at a third of the cost of training."""
-    return max(1024, min(resolve("nano").train.eval_bytes, int(0.1 * seconds * 3 / pace)))
 
 
 def poor(steps: int, trained: int, seconds: float, busy: str) -> str:

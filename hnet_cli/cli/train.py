@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +25,9 @@ def train(
     settings: options.Settings = None,
     minutes: Annotated[
         float | None,
-        typer.Option(min=0.01, help="Train for about this many minutes; the schedule is shortened to fit."),
+        typer.Option(
+            min=0.01, help="Train for about this many minutes, validations and all; the schedule is laid out to fit."
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in the folder; without --run, the newest.")
@@ -40,6 +43,7 @@ def train(
     as_json: options.Json = False,
 ) -> None:
     """Train an H-Net on a dataset."""
+    began = time.monotonic()
     from hnet_cli import storage
     from hnet_cli.distributed.world import joined
     from hnet_cli.terminal.console import set_verbosity
@@ -65,8 +69,12 @@ def train(
             return
         from hnet_cli.training.progress import follow
 
-        seconds = math.inf if minutes is None else 60 * minutes
-        result = follow(chosen, resume=resume, strict=strict, seconds=seconds, world=world)
+        seconds = math.inf
+        if minutes is not None:  # what has passed counts, torch's import above all
+            seconds = max(6 * minutes, 60 * minutes - (time.monotonic() - began))
+        asked = any(setting.partition("=")[0].strip() == "train.steps" for setting in settings)
+        most = chosen.config.train.steps if asked else math.inf
+        result = follow(chosen, resume=resume, strict=strict, seconds=seconds, most=most, world=world)
     if as_json and world.is_main:
         summary = {"run": str(result.run), "steps": result.state.step, "seconds": result.seconds}
         options.print_json(summary | result.last)

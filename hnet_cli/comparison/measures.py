@@ -43,19 +43,23 @@ class Exam:
     """Bytes of a window: a byte is predicted from those before it in its window, and one more."""
     chosen: str
     """The choice of documents, in words."""
+    owners: Sequence[int] | None = None
+    """As in `Material`."""
 
     @staticmethod
     def of(plan: ComparisonPlan) -> Exam:
         """Raises InputError where the held-out split is too small to say anything."""
-        material = gather([str(plan.data)], plan.modality, plan.max_bytes or None)
-        if material.bytes < FEWEST * plan.context:
+        material = gather([str(plan.data)], plan.modality, plan.max_bytes or None, context=plan.context)
+        held_out = plan.dataset.nbytes("val")
+        asked = min(plan.max_bytes or held_out, held_out)
+        if asked < FEWEST * plan.context:
             raise InputError(
-                f"{material.bytes:,} held-out bytes of {plan.data} are less than {FEWEST} windows of {plan.context:,}",
+                f"{asked:,} held-out bytes of {plan.data} are less than {FEWEST} windows of {plan.context:,}",
                 "give a larger --max-bytes, or prepare the data with a larger --val",
             )
         noisy = equal_shares(material.documents, int(NOISE_SHARE * material.bytes))
         clean, noisy_data = ([document.data for document in some] for some in (material.documents, noisy))
-        return Exam(clean, noisy_data, plan.modality, plan.context, material.chosen)
+        return Exam(clean, noisy_data, plan.modality, plan.context, material.chosen, material.owners)
 
     @property
     def bytes(self) -> int:
@@ -68,7 +72,7 @@ class Exam:
 
     def key(self, model: Path) -> str:
         """A hash of everything that a measurement of the model folder depends on."""
-        digest = hashlib.sha256(f"{FORMAT} {self.context} {NOISE_SHARE} {self.modality.name}".encode())
+        digest = hashlib.sha256(f"{FORMAT} {self.context} {NOISE_SHARE} {self.modality.name} {self.owners}".encode())
         for data in (*self.documents, *self.noisy):
             digest.update(hashlib.sha256(data).digest())
         digest.update((model / storage.MANIFEST).read_bytes())
@@ -112,6 +116,7 @@ def _measure(folder: Path, exam: Exam, device: str, note: Callable[[str], None])
         began = time.monotonic()
         clean: Scores = score(model, read(exam.documents), exam.context)
         seconds = time.monotonic() - began
+        clean = clean.grouped(exam.owners)
         note("undistorted")
         noise = {"": per_document(exam.noisy)}
         for name, perturb in exam.modality.perturbations().items():

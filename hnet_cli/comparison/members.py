@@ -15,7 +15,17 @@ from hnet_cli.training import lineup
 
 ALIASES = {"bpe": "transformer", "bpe-2x": "transformer-2x"}
 """Other names of members: the Transformers read tokens of byte-level BPE."""
-DECIDED = ("steps", "seed", "eval_every", "eval_bytes", "checkpoint_every", "keep_checkpoints", "samples", "log_every")
+DECIDED = (
+    "steps",
+    "seed",
+    "eval_every",
+    "eval_bytes",
+    "eval_window",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "samples",
+    "log_every",
+)
 """Settings of training that the comparison decides."""
 
 

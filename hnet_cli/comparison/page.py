@@ -92,7 +92,11 @@ def _tiles(told: Json) -> list[tuple[str, str, str]]:
         ("trained on", size(budget["bytes"]), f"each; {told['dataset']['epochs']:.2g} times the data"),
         ("matched at", count(budget["flops_per_byte"]), "FLOPs per byte, forward"),
         ("seeds", str(budget["seeds"]), "trainings of every member"),
-        ("held out", size(told["exam"]["bytes"]), f"in windows of {told['exam']['context']} bytes"),
+        (
+            "held out",
+            size(told["exam"]["bytes"]),
+            f"of {size(told['exam']['of'])}, windows of {told['exam']['context']} bytes",
+        ),
     ]
 
 
@@ -102,7 +106,14 @@ def _curves(told: Json) -> Markup:
         points = _drawn(told, model)
         xs = {"bytes": [x for x, _, _ in points], "time": [x for _, x, _ in points]}
         lines.append(Line(model["name"], xs, [y for *_, y in points], *look(n)))
-    return chart(Chart("Validation, bits per byte", lines, "lower is better", told["dataset"]["baselines"]))
+    note = f"lower is better; on {_read(told)}"
+    return chart(Chart("Validation, bits per byte", lines, note, told["curves"]["baselines"]))
+
+
+def _read(told: Json) -> str:
+    """The held-out bytes of the curves, in words."""
+    curves = told["curves"]
+    return f"{curves['read']} held out" if curves["alike"] else "held-out bytes that are not the same for all"
 
 
 def _drawn(told: Json, model: Json) -> list[tuple[float, float, float]]:
@@ -123,7 +134,8 @@ def _gaps(told: Json, axis: str) -> Markup:
         points = [(x, y - there) for x, y in places if (there := curve.at(x)) is not None]
         if model is not rival and points:
             lines.append(Line(model["name"], {axis: [x for x, _ in points]}, [y for _, y in points], *look(n)))
-    note = f"below 0: better than {rival['name']} after as many {'bytes' if axis == 'bytes' else 'seconds'}"
+    spent = "bytes" if axis == "bytes" else "seconds"
+    note = f"below 0: better than {rival['name']} after as many {spent}; on {_read(told)}"
     return chart(Chart(f"Bits per byte minus {rival['name']}", lines, note, {rival["name"]: 0.0}))
 
 
@@ -139,7 +151,7 @@ def _bars(told: Json) -> list[Markup]:
         bars(
             "Bits per byte, held out",
             [bar(n, m["bpb"], ".3f", m["bpb_ci95"]) for n, m in enumerate(models)],
-            "lower is better; 95% intervals",
+            f"lower is better; 95% intervals; on {told['exam']['bytes']:,} bytes",
         ),
         bars(
             f"Bits per byte minus {against}",

@@ -30,8 +30,10 @@ FORMAT = 1
 NAME = "plan.json"
 KEYS = {"asked", "bytes", "data", "dataset", "flops_per_byte", "line_up", "max_bytes", "seeds", "settings", "size"}
 """Keys of `plan.json` that a later call relies on."""
-VALIDATIONS = 40
-"""Validations of every training: the points of its curve."""
+MOST_VALIDATIONS, FEWEST_VALIDATIONS = 40, 12
+"""Validations of every training: the points of its curve. Fewer than most where the bytes for each would be few."""
+ENOUGH = 1 << 16
+"""Bytes of a validation that are not few."""
 VALIDATION_SHARE = 0.1
 """Share of the training time that validations take, at most."""
 LEAST_STEPS = 10
@@ -181,7 +183,7 @@ def choose(request: ComparisonRequest) -> ComparisonPlan:
     if not plan.bytes:
         fewest = min(member.bytes for member in members)  # as the presets say
         plan = replace(plan, bytes=_affordable(plan, plan.minutes) if plan.minutes else fewest)
-    return replace(plan, members=[_scheduled(member, plan) for member in members])
+    return replace(plan, members=_scheduled(plan))
 
 
 def _stored(folder: Path) -> dict[str, Any]:
@@ -277,21 +279,34 @@ def _timed(config: RunConfig, share: float) -> RunConfig:
     return replace(config, model=replace(model, chunkers=chunkers), train=train)
 
 
-def _scheduled(member: Member, plan: ComparisonPlan) -> Member:
-    """The member with the steps, validations and checkpoints of the plan. Raises UsageError for too few bytes."""
+def _scheduled(plan: ComparisonPlan) -> list[Member]:
+    """The members with the steps, validations and checkpoints of the plan. Raises UsageError for too few bytes.
+
+    All validate on the same bytes in the same windows, those of `ComparisonPlan.context` bytes.
+    """
+    for member in plan.members:
+        size = member.config.train.batch_bytes
+        if round(plan.bytes / size) < LEAST_STEPS:
+            raise UsageError(
+                f"{plan.bytes:,} bytes are less than {LEAST_STEPS} steps of {size:,} for {member.name}",
+                "give more, or a smaller train.batch_bytes with --set",
+            )
+    affordable = 3 * VALIDATION_SHARE * plan.bytes  # a forward pass is a third of a step
+    wanted = min(ENOUGH, plan.dataset.nbytes("val"))
+    validations = max(FEWEST_VALIDATIONS, min(MOST_VALIDATIONS, int(affordable / wanted)))
+    eval_bytes = max(plan.context, min(int(affordable / validations), plan.dataset.nbytes("val")))
+    return [_with_schedule(member, plan, validations, eval_bytes) for member in plan.members]
+
+
+def _with_schedule(member: Member, plan: ComparisonPlan, validations: int, eval_bytes: int) -> Member:
     train = member.config.train
     steps = round(plan.bytes / train.batch_bytes)
-    if steps < LEAST_STEPS:
-        raise UsageError(
-            f"{plan.bytes:,} bytes are less than {LEAST_STEPS} steps of {train.batch_bytes:,} for {member.name}",
-            "give more, or a smaller train.batch_bytes with --set",
-        )
-    every = max(1, round(steps / VALIDATIONS))
-    affordable = int(3 * VALIDATION_SHARE * steps * train.batch_bytes / -(-steps // every))
+    every = max(1, round(steps / validations))
     member = member.with_train(
         steps=steps,
         eval_every=every,
-        eval_bytes=max(train.sequence_length, min(affordable, plan.dataset.nbytes("val"))),
+        eval_bytes=eval_bytes,
+        eval_window=plan.context,
         checkpoint_every=max(every, steps // 8),
         keep_checkpoints=1,
         samples=False,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-import hnet_cli
+from hnet_cli import provenance
 from hnet_cli.comparison.curves import Curve, crossover, efficiency
 from hnet_cli.comparison.measures import Exam
 from hnet_cli.comparison.members import Member
@@ -42,6 +40,8 @@ class Scored:
     """Validations over seconds of training, mean over seeds."""
     spent: list[float]
     """Seconds of training, per seed."""
+    validation: Json
+    """The record of the last validation of the curves."""
     unsteady: float
     """Upper over lower quartile of the speeds that the trainings recorded: 1 on a machine with nothing else to do."""
 
@@ -79,6 +79,7 @@ def scored(plan: ComparisonPlan, measured: Mapping[str, Json]) -> list[Scored]:
 
 def _scored(member: Member, runs: Sequence[MemberRun], measured: Sequence[Json]) -> Scored:
     places, curves, spent, speeds = [], [], list[float](), list[float]()
+    validation: Json = {}
     for run in runs:
         records = history.read_metrics(run.folder)
         clock = history.clock(records)
@@ -86,12 +87,13 @@ def _scored(member: Member, runs: Sequence[MemberRun], measured: Sequence[Json])
         places.append(xs)
         curves.append(np.array([[clock(x) for x in xs], ys]))
         spent.append(clock(member.bytes))
+        validation = history.last_validation(records)
         speeds += history.series(records, "bytes_per_s")[1]
     points = min(map(len, places))
     seconds, values = np.mean([curve[:, :points] for curve in curves], axis=0).tolist()
     over_bytes, over_seconds = Curve.of(places[0][:points], values), Curve.of(seconds, values)
     slow, fast = np.percentile(speeds or [1.0], [25, 75])
-    return Scored(member, runs, measured, over_bytes, over_seconds, spent, float(fast / max(slow, 1e-9)))
+    return Scored(member, runs, measured, over_bytes, over_seconds, spent, validation, float(fast / max(slow, 1e-9)))
 
 
 def reference(members: Sequence[Member]) -> str | None:
@@ -129,11 +131,13 @@ def results(
             if rival and entry is not rival
         },
         "efficiency": _efficiencies(entries),
+        "curves": _curves(entries),
         "failed": dict(failed),
         "missing": [run.name for run in plan.runs if run.name not in measured and run.name not in failed],
         "exam": {
             "documents": exam.chosen,
             "bytes": exam.bytes,
+            "of": plan.dataset.nbytes("val"),
             "context": plan.context,
             "unit": entries[0].measured[0]["unit"] if entries else None,
         },
@@ -291,19 +295,24 @@ def _dataset(plan: ComparisonPlan) -> dict[str, Any]:
         "train_bytes": plan.dataset.nbytes("train"),
         "val_bytes": plan.dataset.nbytes("val"),
         "epochs": plan.epochs,
-        "baselines": history.baselines_of(plan.dataset.about),
+    }
+
+
+def _curves(entries: Sequence[Scored]) -> dict[str, Any]:
+    """The held-out bytes that the curves are of, `alike` if they are the same for all, and baselines on just these."""
+    last = entries[0].validation if entries else {}
+    alike = len({history.sample_of(entry.validation) for entry in entries}) < 2
+    return {
+        "bytes": last.get("val_bytes"),
+        "of": last.get("val_of"),
+        "read": history.bytes_of(last),
+        "alike": alike,
+        "baselines": history.beside(last, {}) if alike else {},
     }
 
 
 def _machine(plan: ComparisonPlan) -> dict[str, Any]:
-    import torch
-
-    versions = {"hnet": hnet_cli.__version__, "torch": torch.__version__, "numpy": np.__version__}
-    return {
-        "device": plan.machine.device,
-        "name": plan.machine.name,
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "system": platform.platform(),
-        "versions": versions | {"python": platform.python_version()},
-    }
+    made = provenance.made(plan.machine.device, plan.machine.name)
+    versions = {"hnet": made["hnet"], **made["packages"], "python": made["python"]}
+    # Without what differs when only the page is written anew.
+    return {key: value for key, value in made.items() if key not in ("command", "time")} | {"versions": versions}

@@ -27,6 +27,8 @@ DEFINITIONS = {
     "100 where they cost nothing, more where they leave bytes out. "
     "(The paper's score needs multiple choice, where models of this size only guess.)",
     "time": "of training steps alone, measured here; validations and pauses do not count.",
+    "curves": "bits per byte of the validations in training, the same {read} for all, in windows as above. They are "
+    "another sample than that of the tables where there are more held-out bytes, and then another figure.",
     "crossover": "from where on a member's validation stays below {reference}'s, linear in log bytes (seconds) between "
     "validations.",
     "data efficiency": "how many times fewer bytes (seconds) a member needed to come down to where {reference} ended; "
@@ -38,6 +40,7 @@ def definitions(figures: Json) -> dict[str, str]:
     """The meaning of every figure, in words."""
     unit, against = figures["exam"]["unit"] or "document", figures["reference"] or "another"
     known = {"context": figures["exam"]["context"], "unit": unit, "reference": against}
+    known["read"] = figures["curves"]["read"]
     return {name: text.format(**known) for name, text in DEFINITIONS.items()}
 
 
@@ -116,10 +119,12 @@ def show_results(figures: Json) -> None:
 
 def grids(figures: Json) -> dict[str, Rows]:
     """Tables by title; those without rows are left out."""
+    exam, curves = figures["exam"], figures["curves"]
+    part = "all" if exam["bytes"] == exam["of"] else f"{exam['of']:,}"
     titled = {
-        "Held-out documents": _scores(figures),
+        f"Held-out documents, {exam['bytes']:,} bytes of {part}": _scores(figures),
         "Distorted documents: bits per byte": _distorted(figures),
-        "Along the way": _way(figures),
+        f"Along the way, validated on {curves['read']}": _way(figures),
         "Seeds": _seeds(figures),
     }
     return {title: rows for title, rows in titled.items() if len(rows) > 1}

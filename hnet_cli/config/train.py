@@ -112,7 +112,10 @@ class TrainConfig:
     eval_every: Annotated[int, Bounds(least=0)] = 250
     """Steps between two validations; 0 for only the last one."""
     eval_bytes: Count = 262_144
-    """At most this many validation bytes each time; the last validation too."""
+    """At most this many validation bytes each time, the same every time: all, or a sample spread over the split."""
+    eval_window: Annotated[int, Bounds(least=0)] = 0
+    """Bytes of the windows they are read in; a byte is predicted from those before it in its window, and one more. 0:
+    train.sequence_length."""
     samples: bool = True
     """True if every validation leaves its chunks of a few bytes and a continuation of them in samples.jsonl."""
     tensorboard: bool = False

@@ -114,31 +114,71 @@ class Batches:
         return self._epochs[epoch]
 
 
-def windows(
-    dataset: Dataset, split: str, length: int, *, batch_bytes: int = 1 << 16, max_bytes: int | None = None
-) -> Iterator[Batch]:
-    """Every byte of a split (of its first `max_bytes`) once, in order, for evaluation.
+class Windows:
+    """Windows of a split to evaluate on: all of it, or a sample spread over it.
 
-    Documents are cut into windows of `length` bytes, the last shorter, each a packed sequence; a batch holds as many as
-    fit into `batch_bytes`, at least one.
+    The stretches of documents in a split are cut into windows of `length` bytes, the last of each shorter. A window
+    that does not begin its stretch begins with the byte before it and knows nothing older, in a sample as in the whole.
+    A sample has one window, at a place fixed by a hash, of every run of as many neighbours: each window has the same
+    chance, so that documents, and places in them, count as they do in the whole.
     """
-    left = dataset.nbytes(split) if max_bytes is None else max_bytes
-    waiting: list[tuple[int, int, int, int]] = []
-    size = 0
-    for document, begin, total in dataset.ranges(split).tolist():
-        total = min(total, left)
-        left -= total
-        for start in range(begin, begin + total, length):
-            piece = min(length, begin + total - start)
-            if waiting and size + piece > batch_bytes:
-                yield _gather(dataset, *np.array(waiting, np.int64).T)
-                waiting, size = [], 0
-            waiting.append((document, begin, start, piece))
-            size += piece
-        if not left:
-            break
-    if waiting:
-        yield _gather(dataset, *np.array(waiting, np.int64).T)
+
+    def __init__(self, dataset: Dataset, split: str, length: int, limit: int | None = None) -> None:
+        """At most `limit` bytes, None for all. They depend on the dataset and these numbers alone."""
+        self.dataset, self.split, self.length = dataset, split, length
+        self.of = dataset.nbytes(split)
+        """Bytes of the split."""
+        ranges = dataset.ranges(split)[:]
+        counts = -(-ranges[:, 2] // length)
+        ends = np.cumsum(counts)
+        number = int(ends[-1]) if len(ends) else 0
+        wanted = number if limit is None or self.of <= limit else max(1, number * limit // self.of)
+        while True:
+            chosen = _spread(number, wanted)
+            row = np.searchsorted(ends, chosen, side="right")
+            start = ranges[row, 1] + (chosen - ends[row] + counts[row]) * length
+            sizes = np.minimum(length, ranges[row, 1] + ranges[row, 2] - start)
+            self.bytes = int(sizes.sum())
+            """Bytes of the windows."""
+            if limit is None or self.bytes <= limit or wanted <= 1:
+                break
+            wanted = max(1, min(wanted - 1, wanted * limit // self.bytes))
+        if limit is not None and self.bytes > limit:  # less than a window
+            sizes[0] = self.bytes = limit
+        self.table = np.stack([ranges[row, 0], ranges[row, 1], start, sizes], 1)
+        """(n, 4) int64: document, first byte of the stretch, first byte of the window, bytes."""
+
+    @property
+    def key(self) -> str:
+        """A short hash: figures with equal keys are of the same bytes in the same windows."""
+        digest = hashlib.sha256(f"{self.dataset.fingerprint} {self.length} ".encode())
+        digest.update(self.table.astype("<i8").tobytes())
+        return digest.hexdigest()[:16]
+
+    def read(self) -> bytes:
+        """The windows joined, as the model reads them."""
+        starts = self.dataset.table[self.table[:, 0], 0] + self.table[:, 2]
+        return self.dataset.translate(self.dataset.shards.gather(starts, self.table[:, 3])).tobytes()
+
+    def batches(self, batch_bytes: int = 1 << 16) -> Iterator[Batch]:
+        """Every window once, in order, each a packed sequence; as many in a batch as fit, at least one."""
+        sizes, begin = self.table[:, 3], 0
+        ends = np.cumsum(sizes)
+        while begin < len(sizes):
+            done = int(ends[begin] - sizes[begin])
+            end = max(begin + 1, int(np.searchsorted(ends, done + batch_bytes, side="right")))
+            yield _gather(self.dataset, *self.table[begin:end].T)
+            begin = end
+
+
+def _spread(number: int, wanted: int) -> np.ndarray:
+    """`wanted` of `number` positions, ascending int64: one of every run of number / wanted of them."""
+    if wanted >= number:
+        return np.arange(number)
+    borders = np.arange(wanted + 1) * number // wanted
+    widths = np.diff(borders)
+    jitter: np.ndarray = shuffled(np.arange(wanted), wanted, "validation")
+    return borders[:-1] + jitter * widths // wanted
 
 
 def _gather(dataset: Dataset, document: np.ndarray, limit: np.ndarray, start: np.ndarray, length: np.ndarray) -> Batch:

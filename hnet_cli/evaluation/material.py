@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from hnet_cli.config.run import resolve
-from hnet_cli.data.baselines import TRAIN_LIMIT, sample
+from hnet_cli.data.baselines import train_sample
 from hnet_cli.data.dataset import Dataset
-from hnet_cli.data.loader import shuffled
+from hnet_cli.data.loader import Windows
 from hnet_cli.data.prepare.contents import sources_of
 from hnet_cli.errors import HNetError, InputError, UsageError
 from hnet_cli.modality import Document, Modality, Refused, Source, begin_text
@@ -22,6 +22,8 @@ from hnet_cli.storage.streams import open_input, shown
 
 LEAST_SHARE = 64
 """Bytes of a document below which distorting it says nothing."""
+STRETCHES, LONGEST_STRETCH = 64, 1 << 16
+"""Stretches that a sample of a split has at least if they are longer than the context, and their most bytes."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Material:
     """A sample of the training split, translated as the model reads it, for baselines that need one."""
     refused: dict[str, int] = field(default_factory=dict)
     """Number of items left out, by reason."""
+    owners: Sequence[int] | None = None
+    """Of a sample: per item of `documents`, a stretch of one, the document it is of. None: each is its own."""
 
     @property
     def bytes(self) -> int:
@@ -57,52 +61,50 @@ def own_dataset(model: str) -> Path | None:
     return None
 
 
-def gather(data: Sequence[str], modality: Modality | None, limit: int | None, field: str | None = None) -> Material:
-    """The held-out split of one dataset, or the documents of files. Raises UsageError, InputError, DamagedError."""
+def gather(
+    data: Sequence[str], modality: Modality | None, limit: int | None, field: str | None = None, context: int = 2048
+) -> Material:
+    """The held-out split of one dataset, or the documents of files. Raises UsageError, InputError, DamagedError.
+
+    A split of more than `limit` bytes is sampled in stretches of documents, whole windows of `context` bytes (0: whole
+    documents), spread over all of it.
+    """
     if len(data) == 1 and is_dataset(Path(data[0])):
         if field is not None:
             raise UsageError(f"{data[0]} is a dataset: it has no rows, to which --field {field} could apply")
-        return _held_out(Dataset.open(Path(data[0])), modality, limit)
+        return _held_out(Dataset.open(Path(data[0])), modality, limit, context)
     for name in data:
         if is_dataset(Path(name)):
             raise UsageError(f"{name} is a dataset, and there is other data beside it", "evaluate one after the other")
     return _files(data, modality or Modality(), limit, field)
 
 
-def _held_out(dataset: Dataset, modality: Modality | None, limit: int | None) -> Material:
+def _held_out(dataset: Dataset, modality: Modality | None, limit: int | None, context: int) -> Material:
     if modality is not None and modality.name != dataset.modality:
         raise InputError(
             f"{dataset.path} holds {dataset.modality}, the model reads {modality.name}",
             f"to evaluate it all the same, give the files themselves and --modality {modality.name}",
         )
-    ranges, total = dataset.ranges("val")[:], dataset.nbytes("val")
-    order = np.arange(len(ranges))
-    part = "all"
+    total, part, owners = dataset.nbytes("val"), "all", None
+    length = max(total, 1)
     if limit is not None and total > limit:
-        # The split may be a few long documents after many short ones, so not its beginning but a seeded order.
-        order = np.argsort(shuffled(order, len(ranges), "eval"), kind="stable")
-        part = f"{limit:,} bytes of documents chosen by a fixed seed, of {total:,}"
+        length = LONGEST_STRETCH
+        if context:
+            length = max(context, min(length, limit // STRETCHES) // context * context)
+    chosen = Windows(dataset, "val", length, limit)
+    if chosen.bytes < total:
+        part = (
+            f"{chosen.bytes:,} of its {total:,} bytes, stretches of at most {length:,} bytes spread over it, each read "
+            "as if a document began there"
+        )
+        owners = np.unique(chosen.table[:, 0], return_inverse=True)[1].tolist()
     documents: list[Document] = []
-    left = total if limit is None else limit
-    for row in order:
-        document, start, length = ranges[row].tolist()
+    for document, _, start, size in chosen.table.tolist():
         at = int(dataset.table[document, 0]) + start
         source, _, record = dataset.name(document).partition("\t")
-        data = dataset.shards.read(at, at + min(length, left))
+        data = dataset.shards.read(at, at + size)
         documents.append(Document(data, record or source, source, "", int(dataset.table[document, 3]) + start))
-        left -= len(data)
-        if left <= 0:
-            break
-    return Material(documents, f"held-out split of {dataset.path}: {part}", _train_sample(dataset))
-
-
-def _train_sample(dataset: Dataset) -> bytes | None:
-    if "train" not in dataset.splits or not dataset.nbytes("train"):
-        return None
-    ranges = dataset.ranges("train")[:]
-    starts = dataset.table[ranges[:, 0], 0] + ranges[:, 1]
-    stored = sample(dataset.shards.read, [(starts, starts + ranges[:, 2])], dataset.nbytes("train"), TRAIN_LIMIT)
-    return dataset.translate(np.frombuffer(stored, np.uint8)).tobytes()
+    return Material(documents, f"held-out split of {dataset.path}: {part}", train_sample(dataset), owners=owners)
 
 
 def _files(data: Sequence[str], modality: Modality, limit: int | None, field: str | None) -> Material:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from hnet_cli import modality as modalities
-from hnet_cli import storage
+from hnet_cli import provenance, storage
 from hnet_cli.checkpoints.find import default_model, find, load
 from hnet_cli.checkpoints.model_folder import LoadedModel
 from hnet_cli.data.prepare.contents import sources_of
@@ -30,7 +30,7 @@ from hnet_cli.model import HNetConfig
 from hnet_cli.terminal.console import literal, progress, say
 
 UNITS_BYTES = 200_000
-"""Bytes of the documents whose units (`Modality.units`) are compared with the boundaries."""
+"""Bytes of the documents whose units (`Modality.units`) are compared with the boundaries; every one gives its share."""
 NOISE_BYTES = 100_000
 """Bytes of the documents that are distorted, in each of the ways; every document gives its share."""
 PRECISIONS = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -123,13 +123,16 @@ def evaluate(models: Sequence[str], request: EvaluationRequest, device: str | No
     evaluations = [_Evaluation(name, model, request, context) for name, model in zip(models, loaded, strict=True)]
     material, baselines = None, dict[str, Any]()
     if request.data:
-        material = gather(request.data, evaluations[0].modality, request.max_bytes or None, request.field)
+        material = gather(request.data, evaluations[0].modality, request.max_bytes or None, request.field, context)
     for evaluation in evaluations:
         evaluation.check(material)
     if material is not None:
         with progress("baselines"):
-            baselines = compression.baselines(evaluations[0].read(material), material.train)
+            baselines = evaluations[0].baselines(material)
     results = [evaluation.figures(material, baselines) for evaluation in evaluations]
+    now = provenance.made(str(loaded[0].embeddings.weight.device), kernels=loaded[0].kernels().names)
+    for result, _ in results:
+        result["evaluated"] = now
     if len(results) == 1:
         return results[0][0]
     (first, before), (second, after) = results
@@ -189,6 +192,11 @@ class _Evaluation:
         """The documents as the model reads them."""
         return [document.data.translate(self.table) for document in material.documents]
 
+    def baselines(self, material: Material) -> dict[str, Any]:
+        """Figures without a neural network on the same documents."""
+        letters = self.modality.letters() if self.modality else b""
+        return compression.baselines(self.read(material), material.train, letters)
+
     def score(self, documents: Sequence[bytes], update: Callable[[int], None] = lambda done: None) -> Scores:
         """The scores of documents as the model reads them."""
         return score(self.model, documents, self.context or None, self.request.stride, update)
@@ -214,6 +222,7 @@ class _Evaluation:
         result: dict[str, Any] = {
             "model": self.name,
             "modality": self.modality.name if self.modality else None,
+            "made": self.model.config.extra.get("made"),
             "definition": {"context": context or None, "stride": stride or None, "precision": name},
         }
         scores = None
@@ -237,23 +246,24 @@ class _Evaluation:
     def _add_documents(self, result: dict[str, Any], material: Material, baselines: Mapping[str, Any]) -> Scores:
         started = time.perf_counter()
         with progress("scoring", material.bytes) as bar:
-            scores = self.score(self.read(material), bar.update)
+            each = self.score(self.read(material), bar.update)
+        scores = each.grouped(material.owners)
         seconds = time.perf_counter() - started
         result["definition"] |= {"bytes_counted": material.chosen, "uncertainty": f"bootstrap over {scores.unit}s"}
         result |= compression.figures(scores)
-        result["baselines"] = {**baselines, **_uniform(self.modality)}
+        result["baselines"] = dict(baselines)
         result["stages"] = compression.stages(scores, self.model.config)
         if self.modality is not None:
-            self._add_by_modality(result, self.modality, material, scores)
+            self._add_by_modality(result, self.modality, material, each)
         if material.refused:
             result["left_out"] = material.refused
         result["speed"] = {"bytes_per_s": result["bytes"] / seconds, "seconds": seconds}
         return scores
 
-    def _add_by_modality(self, result: dict[str, Any], modality: Modality, material: Material, scores: Scores) -> None:
-        """Add edges of known units, the other strand, samples and noise."""
+    def _add_by_modality(self, result: dict[str, Any], modality: Modality, material: Material, each: Scores) -> None:
+        """Add edges of known units, the other strand, samples and noise. `each`: by item of the material."""
         if self.model.config.num_stages:
-            units = gold.known_units(modality, material.documents, UNITS_BYTES)
+            units = gold.known_units(modality, equal_shares(material.documents, UNITS_BYTES), UNITS_BYTES)
             found = gold.against_gold(self.model, modality, units)
             for number, stage in enumerate(result["stages"]):
                 stage["edges"] = {kind: rows[number] for kind, rows in found["kinds"].items()}
@@ -262,7 +272,7 @@ class _Evaluation:
         other_strand = [data for data in mirrored if data is not None]
         if len(other_strand) == len(mirrored):
             with progress("other strand", material.bytes) as bar:
-                result["strands"] = _strands(scores, self.score(other_strand, bar.update))
+                result["strands"] = _strands(each, self.score(other_strand, bar.update), material.owners)
         if self.request.samples is not False and self.model.tokenizer is None:
             drawn = self.request.samples or worth_sampling(self.model, result["bytes"])
             result["validity"] = validity(self.model, modality) if drawn else None
@@ -306,20 +316,15 @@ class _Evaluation:
         return result
 
 
-def _strands(one: Scores, other: Scores) -> dict[str, Any]:
+def _strands(one: Scores, other: Scores, owners: Sequence[int] | None = None) -> dict[str, Any]:
     """bpb of both strands, and of the mean of their log-likelihoods."""
+    # The first window of one strand lies where the last of the other does.
+    turned = np.lexsort((-np.arange(len(other.owner)), other.owner))
+    other = Scores(other.owner, other.bytes[turned], other.nats[turned], other.stages[turned])
+    one, other = one.grouped(owners), other.grouped(owners)
     forward, reverse = (scores.units(scores.bits, scores.bytes) for scores in (one, other))
-    result = with_interval("forward", forward) | with_interval("reverse", reverse)
-    if one.unit == "window":  # the first of one strand lies where the last of the other does
-        reverse = reverse[np.lexsort((-np.arange(len(other.owner)), other.owner))]
-    return result | with_interval("mean", forward + reverse)
-
-
-def _uniform(modality: Modality | None) -> dict[str, float]:
-    """log2 of the number of letters, where the modality is an alphabet."""
-    if modality is None or len(modality.automaton().transitions) != 1:
-        return {}
-    return {"uniform": float(np.log2(sum(state >= 0 for state in modality.automaton().transitions[0])))}
+    both = with_interval("forward", forward) | with_interval("reverse", reverse)
+    return both | with_interval("mean", forward + reverse)
 
 
 def worth_sampling(model: LoadedModel, scored: int) -> bool:

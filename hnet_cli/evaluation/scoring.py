@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -202,6 +202,10 @@ class Scores:
         starts = np.searchsorted(self.owner, np.arange(self.documents))
         summed: np.ndarray = np.add.reduceat(values, starts, axis=0) if len(values) else values
         return summed
+
+    def grouped(self, owners: Sequence[int] | None) -> Scores:
+        """The same windows, where what was scored are stretches: `owners` are the documents of these, ascending."""
+        return self if owners is None else replace(self, owner=np.asarray(owners, np.int64)[self.owner])
 
     def by_document(self) -> Scores:
         """The same sums with one window per document."""

@@ -7,6 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
+from hnet_cli import provenance
+from hnet_cli.evaluation.compression import ORDER_K_LIMIT
 from hnet_cli.evaluation.tasks import PLACES
 from hnet_cli.terminal.console import literal, size, table
 
@@ -34,9 +36,14 @@ def tables(result: Json) -> Iterator[Table | str]:
 def _model(result: Json) -> Iterator[Table | str]:
     byte = _unit(result)
     yield f"[bold]{literal(result['model'])}[/]"
+    for name, about in (("Model", result.get("made")), ("Evaluated", result.get("evaluated"))):
+        if about := provenance.line(about):
+            yield f"[dim]{name}: {literal(about)}[/]"
     if "bpb" in result:
         yield _definition(result, byte)
         yield _compression(result, byte)
+        if "order_k_adaptive" not in result["baselines"]:
+            yield f"[dim]No order-k models: they are measured on at most {size(ORDER_K_LIMIT)} (--max-bytes).[/]"
         yield _stages(result["stages"], byte)
         yield from _edges(result, byte)
     if "validity" in result:

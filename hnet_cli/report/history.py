@@ -11,12 +11,13 @@ import binascii
 import json
 import os
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hnet_cli import storage
+from hnet_cli.data.figures import named
 from hnet_cli.errors import StorageError
 from hnet_cli.report.stages import VALIDATION, StageFigures, number, stages_of
 
@@ -25,8 +26,9 @@ EVENTS = "events.jsonl"
 
 
 def read_metrics(run: Path) -> list[Record]:
-    """The records of `metrics.jsonl`, in order; `bytes` is a number in each."""
-    return [record for record in _lines(run / "metrics.jsonl") if number(record.get("bytes")) is not None]
+    """The records of `metrics.jsonl`, in order; `bytes` is a number in each. Validations of other bytes than the last
+    one's are left out."""
+    return comparable([record for record in _lines(run / "metrics.jsonl") if number(record.get("bytes")) is not None])
 
 
 def _lines(path: Path) -> list[Record]:
@@ -181,6 +183,12 @@ class Glance:
     stages: list[StageFigures]
     """Figures of the last validation, else of the last logged step."""
     bytes_per_s: float | None
+    held_out: str
+    """The bytes that validations read, in words."""
+    sample: str
+    """A key that runs validated on the same bytes share."""
+    made: dict[str, Any] | None
+    """The versions, command and machine of the newest checkpoint: `provenance.made`."""
     when: float
     """Time of the last write, in seconds since the epoch."""
 
@@ -248,12 +256,52 @@ def dataset_of(run: Path, config: dict[str, Any]) -> dict[str, Any]:
     return (_object(_text(data / "dataset.json")) if data else None) or {}
 
 
-def baselines_of(dataset: dict[str, Any]) -> dict[str, float]:
-    """The baselines of a dataset to draw beside a model, by name, in bits per byte."""
-    baselines = dataset.get("baselines")
-    baselines = baselines if isinstance(baselines, dict) else {}
-    named = {"xz": baselines.get("xz"), f"order-{baselines.get('k')}": baselines.get("order_k")}
-    return {name: bits for name, value in named.items() if (bits := number(value))}
+def bytes_of(record: Mapping[str, Any]) -> str:
+    """The held-out bytes that a validation has read, in words."""
+    read, whole = (number(record.get(VALIDATION + key)) for key in ("bytes", "of"))
+    if read is None:
+        return "unknown bytes"
+    if whole is None:  # by an early version
+        return f"{read:,.0f} bytes"
+    return f"all {read:,.0f} bytes" if read == whole else f"{read:,.0f} of {whole:,.0f} bytes"
+
+
+def beside(record: Mapping[str, Any], dataset: Mapping[str, Any]) -> dict[str, float]:
+    """Baselines on the same bytes as a validation, by name, in bits per byte.
+
+    Those of the record; else those of the `dataset` (its `dataset.json`) where both are of all held-out bytes.
+    """
+    measured = {key: record.get(VALIDATION + key) for key in ("xz", "order_k", "k", "uniform")}
+    if found := named(measured):
+        return found
+    known, splits = dataset.get("baselines"), dataset.get("splits")
+    val = splits.get("val") if isinstance(splits, dict) else None
+    whole = val.get("bytes") if isinstance(val, dict) else None
+    if isinstance(known, dict) and record.get(VALIDATION + "bytes") == known.get("bytes") == whole is not None:
+        return named(known)
+    return {}
+
+
+def last_validation(records: Iterable[Record]) -> Record:
+    """The last record of a validation; empty where there is none."""
+    return next((r for r in reversed(list(records)) if number(r.get("val_bpb")) is not None), {})
+
+
+def comparable(records: Sequence[Record]) -> list[Record]:
+    """The records without validations of other bytes than the last one's: a run can go on with another sample."""
+    last = last_validation(records)
+    whole = last.get("val_bytes") == last.get("val_of")
+
+    def fits(record: Record) -> bool:
+        early = whole and "val_sample" not in record and record.get("val_bytes") == last.get("val_bytes")
+        return early or sample_of(record) == sample_of(last)
+
+    return [record for record in records if "val_bpb" not in record or fits(record)]
+
+
+def sample_of(record: Mapping[str, Any]) -> str:
+    """A key that validations of the same bytes share; of an early version, the number of bytes."""
+    return str(record.get("val_sample") or record.get("val_bytes"))[:100]
 
 
 def glance(run: Path) -> Glance:
@@ -262,8 +310,11 @@ def glance(run: Path) -> Glance:
         return _glance(run)
     except Exception as error:
         about = str(error) or type(error).__name__
-        nothing = dict.fromkeys(("preset", "modality", "data", "steps", "bpb_best", "bpb_last", "bytes_per_s"))
-        return Glance(run.name, run, "damaged", about, step=0, bytes=0.0, stages=[], when=0.0, **nothing)
+        nothing: dict[str, Any] = dict.fromkeys(
+            ("preset", "modality", "data", "steps", "bpb_best", "bpb_last", "bytes_per_s", "made")
+        )
+        numbers: dict[str, Any] = {"step": 0, "bytes": 0.0, "stages": [], "when": 0.0, "held_out": "", "sample": ""}
+        return Glance(run.name, run, "damaged", about, **numbers, **nothing)
 
 
 def _glance(run: Path) -> Glance:
@@ -276,17 +327,20 @@ def _glance(run: Path) -> Glance:
     tail = [record for line in lines[-20:] if (record := _object(line))]
     logged = [record for record in tail if "bpb" in record][-1:]
     validations = (_object(line) or {} for line in lines if '"val_bpb"' in line)
-    scored = [record for record in validations if number(record.get("val_bpb")) is not None]
+    scored = comparable([record for record in validations if number(record.get("val_bpb")) is not None])
     last = max((*tail, *scored[-1:]), key=lambda r: number(r.get("bytes")) or 0.0, default={})
     stages = [stages_of(r) for r in logged] + [stages_of(r, VALIDATION) for r in scored[-1:]]
     state, about = _state(run, config, step_of(last), steps)
+    about_model, made = _about(run), None
+    if isinstance(about_model.get("made"), dict):
+        made = about_model["made"]
     return Glance(
         name=run.resolve().name,
         path=run,
         state=state,
         about=about,
         preset=_word(config, "name"),
-        modality=_modality(run, config or {}),
+        modality=_word(about_model, "modality") or _word(dataset_of(run, config or {}), "modality"),
         data=_word(config, "data"),
         step=step_of(last),
         steps=steps if isinstance(steps, int) else None,
@@ -295,8 +349,16 @@ def _glance(run: Path) -> Glance:
         bpb_last=scored[-1]["val_bpb"] if scored else None,
         stages=[stage for stage in stages[-1] if stage.bytes_per_chunk is not None] if stages else [],
         bytes_per_s=number(logged[0].get("bytes_per_s")) if logged else None,
+        held_out=bytes_of(scored[-1]) if scored else "",
+        sample=_sample(scored[-1], _word(config, "data")) if scored else "",
+        made=made,
         when=max((file.stat().st_mtime for file in files if file.exists()), default=0.0),
     )
+
+
+def _sample(record: Record, data: str | None) -> str:
+    """The key of a run's sample; of an early version, whose records have none, with the name of the data."""
+    return sample_of(record) if record.get("val_sample") else f"{data}: {sample_of(record)}"
 
 
 def _word(config: dict[str, Any] | None, key: str) -> str | None:
@@ -304,12 +366,11 @@ def _word(config: dict[str, Any] | None, key: str) -> str | None:
     return str(value) if value else None
 
 
-def _modality(run: Path, config: dict[str, Any]) -> str | None:
-    if newest := _text(run / "latest").strip():
-        extra = (_object(_text(run / "checkpoints" / newest / "config.json")) or {}).get("hnet")
-        if isinstance(extra, dict) and isinstance(extra.get("modality"), str):
-            return str(extra["modality"])
-    return _word(dataset_of(run, config), "modality")
+def _about(run: Path) -> dict[str, Any]:
+    """The `hnet` entry of the newest checkpoint's `config.json`; empty where there is none."""
+    newest = _text(run / "latest").strip()
+    extra = (_object(_text(run / "checkpoints" / newest / "config.json")) or {}).get("hnet") if newest else None
+    return extra if isinstance(extra, dict) else {}
 
 
 def _state(run: Path, config: dict[str, Any] | None, step: int, steps: Any) -> tuple[str, str]:

@@ -19,6 +19,7 @@ from hnet_cli.inference.render import shower, whole_characters
 from hnet_cli.pages import html
 from hnet_cli.pages.html import visible
 from hnet_cli.pages.plot import Chart, Line, Mark, chart, heat_map, look, smoothed
+from hnet_cli.provenance import line
 from hnet_cli.report import history
 from hnet_cli.report.history import Glance, Record, Sample, Sketch, series
 from hnet_cli.report.stages import VALIDATION, number, number_of_stages, stage_key, stages_of
@@ -80,7 +81,8 @@ class Curves:
 def page(run: Path) -> str:
     """The report as HTML."""
     curves, known = Curves.of(run), history.glance(run)
-    baselines = history.baselines_of(history.dataset_of(run, history.read_config(run) or {}))
+    last = history.last_validation(curves.records)
+    baselines = history.beside(last, history.dataset_of(run, history.read_config(run) or {}))
     events = history.read_events(run, curves.records)
     marks = [
         Mark(
@@ -91,12 +93,12 @@ def page(run: Path) -> str:
         for event in events or ()
     ]
     sections = {
-        "How well it predicts": _prediction(curves, baselines),
+        "How well it predicts": _prediction(curves, baselines, known.held_out),
         "Where it puts boundaries": _boundaries(curves),
         "How it learns": _learning(curves),
     }
     written = datetime.fromtimestamp(known.when, UTC).strftime("%Y-%m-%d %H:%M UTC") if known.when else ""
-    facts = (known.preset and f"preset {known.preset}", known.modality, known.data, written)
+    facts = (known.preset and f"preset {known.preset}", known.modality, known.data, written, line(known.made))
     return html.page(
         "report.html",
         run=known,
@@ -133,7 +135,7 @@ def _tiles(known: Glance, curves: Curves, baselines: Mapping[str, float]) -> Ite
     yield "step", f"{known.step:,}", f"of {known.steps:,}" if known.steps else ""
     if known.bpb_best is not None:
         beside = ", ".join(f"{name} {bits:.3f}" for name, bits in baselines.items()) or "no baselines"
-        yield "validation", f"{known.bpb_best:.3f}", f"bits per byte, the best; {beside}"
+        yield "validation", f"{known.bpb_best:.3f}", f"bits per byte, the best; {beside}; on {known.held_out} held out"
     for s, stage in enumerate(known.stages):
         target = f"target {stage.target_bytes_per_chunk:.1f}" if stage.target_bytes_per_chunk else ""
         yield f"bytes per chunk{_of_stage(s, len(known.stages))}", f"{stage.bytes_per_chunk:.2f}", target
@@ -146,9 +148,10 @@ def _of_stage(s: int, stages: int) -> str:
     return f", stage {s}" if stages > 1 else ""
 
 
-def _prediction(curves: Curves, baselines: Mapping[str, float]) -> Iterator[Chart]:
+def _prediction(curves: Curves, baselines: Mapping[str, float], held_out: str) -> Iterator[Chart]:
     lines = [*curves.noisy("bpb", "training"), *curves.points("val_bpb", "validation", 1)]
-    yield Chart("Bits per byte", lines, "lower is better", baselines)
+    note = f"lower is better; validation{' and levels' * bool(baselines)} on {held_out} held out" if held_out else ""
+    yield Chart("Bits per byte", lines, note or "lower is better", baselines)
     yield Chart("Throughput", [curves.line("bytes_per_s", "bytes per second")], unit="bytes")
 
 
@@ -237,14 +240,19 @@ def comparison(runs: Mapping[str, Path], tables: Mapping[str, Sequence[Sequence[
     """Runs by name on one page: their curves over each other, and `tables` by title, whose first rows are heads."""
     curves = {name: Curves.of(run) for name, run in runs.items()}
     figures = []
+    samples = {name: history.sample_of(history.last_validation(run.records)) for name, run in curves.items()}
+    for sample in dict.fromkeys(samples.values()):  # a chart is of the same bytes
+        same = {name: run for name, run in curves.items() if samples[name] == sample}
+        on = history.bytes_of(history.last_validation(next(iter(same.values())).records))
+        lines = [run.line("val_bpb", name, *look(n)) for n, (name, run) in enumerate(curves.items()) if name in same]
+        figures.append(chart(Chart("Validation, bits per byte", lines, f"lower is better; on the same {on}")))
     for title, key, note in (
-        ("Validation, bits per byte", "val_bpb", "lower is better"),
         ("Training, bits per byte", "bpb", "smoothed"),
         ("Bytes per chunk, stage 0", stage_key(0, "bytes_per_chunk"), "smoothed"),
         ("Bytes per chunk, stage 1", stage_key(1, "bytes_per_chunk"), "smoothed"),
         ("Throughput", "bytes_per_s", "bytes per second"),
     ):
-        lines = [run.line(key, name, *look(n), smooth=key != "val_bpb") for n, (name, run) in enumerate(curves.items())]
+        lines = [run.line(key, name, *look(n), smooth=True) for n, (name, run) in enumerate(curves.items())]
         figures.append(chart(Chart(title, lines, note, unit="bytes" if key == "bytes_per_s" else "")))
     tables = {title: _upright(rows) for title, rows in tables.items()}
     heading = " · ".join(runs) if len(runs) <= MOST_NAMED else f"{len(runs)} runs"

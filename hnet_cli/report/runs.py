@@ -12,6 +12,7 @@ from rich.table import Table
 
 from hnet_cli import storage
 from hnet_cli.errors import InputError, UsageError
+from hnet_cli.provenance import line
 from hnet_cli.report import history
 from hnet_cli.report.history import Glance, interpolated, series
 from hnet_cli.terminal.console import duration, fits, literal, say, size, table
@@ -23,8 +24,14 @@ ORDERS: dict[str, Callable[[Glance], Any]] = {
     "bytes": lambda run: -run.bytes,
     "speed": lambda run: -(run.bytes_per_s or 0),
 }
-SPARE = ("last", "speed", "seen", "preset", "when", "data")
+SPARE = ("held out", "last", "speed", "seen", "preset", "when", "data")
 """Columns that a narrow terminal goes without, the first ones first; a name cut short is of no use to anybody."""
+UNLIKE = (
+    "[yellow]note:[/] these runs are validated on different bytes, so their bits per byte do not compare; "
+    "hnet eval RUN RUN --data DATA measures two on the same"
+)
+MADE = ("hnet", "commit", "python", "torch", "device", "name", "threads", "kernels")
+"""Of what runs were made with, that which changes their numbers."""
 SHARES = (0.25, 0.5, 1.0)
 """Shares of the bytes that all of the runs have seen at which their validations are compared."""
 
@@ -49,6 +56,8 @@ def show(paths: Sequence[Path], sort: str = "when", out: Path | None = None, ove
     runs = [history.glance(path) for path in dict.fromkeys(_found(paths or [Path("runs")]))]
     if not named:
         runs.sort(key=ORDERS[sort])
+        if sort == "bpb" and not _alike(runs):
+            say(UNLIKE)
     usable = [run for run in runs if run.is_readable] or runs
     comparison = _Comparison(usable) if len(usable) > 1 and (named or out) else None
     if out is not None:
@@ -56,6 +65,8 @@ def show(paths: Sequence[Path], sort: str = "when", out: Path | None = None, ove
     if named and comparison:
         _say_what_is_wrong([run for run in runs if run not in usable])
         return comparison.shown()
+    if named and (made := line(runs[0].made)):
+        say(f"[dim]made with {literal(made)}[/]")
     return RunsShown([_list(runs)], {"runs": [run.to_dict() for run in runs]})
 
 
@@ -87,6 +98,7 @@ def _list(runs: Sequence[Glance]) -> Table:
             "step": f"{run.step:,}" + (f"/{run.steps:,}" if run.steps else ""),
             "state": run.state,
             "seen": size(run.bytes),
+            "held out": run.held_out or "-",
             "bits per byte": _bits(run.bpb_best),
             "last": _bits(run.bpb_last),
             "bytes/chunk": _chunks(run),
@@ -107,6 +119,18 @@ def _list(runs: Sequence[Glance]) -> Table:
         if fits(made) or not (name := next(spare, "")):
             return made
         columns.remove(name)
+
+
+def _alike(runs: Sequence[Glance]) -> bool:
+    """All are validated on the same bytes."""
+    return len({run.sample for run in runs if run.sample}) < 2
+
+
+def _made(run: Glance, name: str) -> str:
+    made = run.made or {}
+    packages = made.get("packages")
+    value = packages.get(name) if name == "torch" and isinstance(packages, dict) else made.get(name)
+    return "-" if value in (None, "", {}) else str(value)[:200]
 
 
 def _say_what_is_wrong(runs: Iterable[Glance]) -> None:
@@ -137,11 +161,14 @@ class _Comparison:
         self.runs = {str(run.path) if names.count(run.name) > 1 else run.name: run for run in runs}
         self.records = [history.read_metrics(run.path) for run in runs]
         self.differences = self._differences()
-        self.at_equal_bytes = self._at_equal_bytes()
+        self.alike = _alike(runs)
+        self.at_equal_bytes = self._at_equal_bytes() if self.alike else []
 
     def shown(self) -> RunsShown:
         """The tables in order, those of one row left out."""
         tables = []
+        if not self.alike:
+            say(UNLIKE)
         for title, rows in self.tables().items():
             tables.append(table(*map(literal, rows[0]), title=f"[bold]{title}[/]"))
             for row in rows[1:]:
@@ -162,13 +189,17 @@ class _Comparison:
             "step": [f"{run.step:,}" for run in runs],
             "seen": [size(run.bytes) for run in runs],
             "training time": [duration(seconds) for seconds in spent],
+            "held out": [run.held_out or "-" for run in runs],
             "bits per byte, best": [_bits(run.bpb_best) for run in runs],
             "bits per byte, last": [_bits(run.bpb_last) for run in runs],
             "bytes per chunk": [_chunks(run) for run in runs],
         }
+        made = {name: [_made(run, name) for run in runs] for name in MADE}
+        made = {name: row for name, row in made.items() if len(set(row)) > 1}
         at_equal_bytes = {size(count): [_bits(value) for value in bits] for count, bits in self.at_equal_bytes}
         tables = {
             "Settings that differ": self.differences,
+            "Made with, where that differs": made,
             "Figures": figures,
             "Bits per byte at equal bytes": at_equal_bytes,
         }

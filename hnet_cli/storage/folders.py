@@ -39,7 +39,7 @@ _KEYS = {"format", "kind", "version", "files"}
 _KINDS = {None, "checkpoint", "dataset", "dataset part", "model", "teacher"}
 LONG_PATH = 2000
 """Length from which on a path comes near what the system takes, 4,096 bytes."""
-BYPRODUCTS = {".verified.json", ".DS_Store"}
+BYPRODUCTS = {".baselines.json", ".made.json", ".verified.json", ".DS_Store"}
 """Files beside those of a manifest that nobody misses."""
 MANIFEST_LIMIT = 16 << 20
 """Bytes of the largest manifest that is read; a dataset of 100 TB has one of this size."""

@@ -155,6 +155,7 @@ class Task:
     def __init__(self, label: str, total: float | None, bar: Progress | None) -> None:
         self.label, self.total, self.bar, self.done, self.note = label, total, bar, 0.0, ""
         self.started = self.printed = time.monotonic()
+        self.within: Task | None = None
         self.first: float | None = None
         """Units done before this task began: a resumed run does not start at nothing."""
         self.id = bar.add_task(escape(label), total=total, note="") if bar else None
@@ -172,6 +173,21 @@ class Task:
         elif time.monotonic() - self.printed >= self.EVERY:
             self.printed = time.monotonic()
             self._line()
+
+    def part(self, label: str, total: float | None) -> Task:
+        """Work in between, shown instead of this until its `close`."""
+        if self.bar is not None and self.id is not None:
+            self.bar.update(self.id, visible=False)
+        part = Task(label, total, self.bar)
+        part.within = self
+        return part
+
+    def close(self) -> None:
+        """Show the work again that this is a part of."""
+        if self.bar is not None and self.id is not None:
+            self.bar.remove_task(self.id)
+            if self.within is not None and self.within.id is not None:
+                self.bar.update(self.within.id, visible=True)
 
     def _line(self) -> None:
         if _verbosity < 0 or not self.total:

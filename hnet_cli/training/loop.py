@@ -23,23 +23,25 @@ from typing import Any
 
 import torch
 
-from hnet_cli import storage
+from hnet_cli import provenance, storage
 from hnet_cli.checkpoints.find import begin_from, has_any
+from hnet_cli.checkpoints.model_folder import read_json
 from hnet_cli.checkpoints.training_state import TrainingState, checkpoint_size, save_checkpoint
 from hnet_cli.config.run import RunConfig, TrainConfig, to_yaml
-from hnet_cli.data import tokens
+from hnet_cli.data import baselines, tokens
+from hnet_cli.data.baselines import TRAIN_LIMIT
 from hnet_cli.data.dataset import Dataset
-from hnet_cli.data.loader import Batch, Batches
+from hnet_cli.data.loader import Batch, Batches, Windows
 from hnet_cli.distributed.device import this_machine
 from hnet_cli.distributed.world import ALONE, World, own
-from hnet_cli.errors import BusyError, NumericalError, Stopped, StorageError
+from hnet_cli.errors import BusyError, InputError, NumericalError, Stopped, StorageError
 from hnet_cli.storage.jsonl import RecordFile
 from hnet_cli.terminal.process import Stop, catch_signals
 from hnet_cli.training import budget
 from hnet_cli.training.build import build_model, multiplies_in_bf16, precision_context
 from hnet_cli.training.events import EventLog, Listener
 from hnet_cli.training.health import all_finite
-from hnet_cli.training.optim import build_optimizer
+from hnet_cli.training.optim import build_optimizer, schedule
 from hnet_cli.training.pace import Pace
 from hnet_cli.training.probe import Probe
 from hnet_cli.training.resume import restore, with_its_micro_batches
@@ -54,10 +56,23 @@ MAX_SKIPPED = 3
 """Consecutive skipped steps after which the run ends."""
 MAX_FAILED_SAVES = 3
 """Consecutive periodic checkpoints that cannot be written after which the run ends."""
+FEWEST_WINDOWS = 16
+"""Windows that a validation reads, however short the time."""
+SAMPLE_SHARE = 0.01
+"""Share of a limited time after which a sample is long enough."""
+TRAIN_LIMIT_PER_SECOND = 20_000
+"""Bytes that the order-k model is counted on per second of a run with limited time."""
+BESIDE = ("xz", "order_k", "k", "uniform")
+"""Baselines in the record of a validation."""
 CONFIG_STRIDE = 10
 """Steps between updates of `config.yaml` while the number of steps of a run with limited time changes."""
 MAX_DOCUMENTS = 100
 """Document indices in the record of a skipped step."""
+
+
+Between = Callable[[str, int, int | None], None]
+"""Called with what goes on between steps ("validation", "checkpoint", "baselines"; "" when steps go on), how much of it
+is done, and the total where it is known."""
 
 
 @dataclass
@@ -93,7 +108,9 @@ def train(
     strict: bool = False,
     device: str = "cpu",
     seconds: float = math.inf,
+    most: float = math.inf,
     listen: Listener = lambda kind, record: None,
+    show: Between = lambda name, done, total: None,
     world: World = ALONE,
     clock: Callable[[], float] = time.monotonic,
 ) -> Result:
@@ -105,14 +122,16 @@ def train(
     UsageError (a setting that a run cannot change).
 
     With `seconds` (of `clock`) the run ends in about that time: whenever the pace changes, the schedule is laid out
-    anew over as many steps as fit, at most those of `config`. `config.yaml` has the current number.
+    anew over as many steps as fit, at most `most`. `config.yaml` has the current number. Validations are spread over
+    the time, unless there are none before the last, and read so little that several fit. `show` gets what goes on
+    between steps.
 
     With a `world` of several ranks each calls this. All see the same folders and rank 0 writes. An error on one rank,
     or a signal to it, is raised on all; EnvironmentLimit if a rank is gone.
     """
     events = EventLog(run, listen, silent=not world.is_main)
     with contextlib.ExitStack() as stack:
-        pace = None if seconds == math.inf else Pace(seconds, config.train.steps, clock())
+        pace = None if seconds == math.inf else Pace(seconds, most, clock(), config.train.steps)
         with world.together():
             dataset = Dataset.open(data)
             if resume and config.train.micro_batches == "auto":
@@ -128,7 +147,7 @@ def train(
                 dataset.verify()
         pieces = int(world.largest(config.train.pieces))  # ranks may have seen different amounts of memory
         config = replace(config, train=replace(config.train, micro_batches=pieces))
-        trainer = _Trainer(config, dataset, run, torch.device(device), events, stop, world, clock)
+        trainer = _Trainer(config, dataset, run, torch.device(device), events, stop, world, clock, show)
         return trainer.go(resume, strict, pace)
 
 
@@ -155,8 +174,10 @@ class _Trainer:
         stop: Stop,
         world: World = ALONE,
         clock: Callable[[], float] = time.monotonic,
+        show: Between = lambda name, done, total: None,
     ) -> None:
         train = config.train
+        self.show = show
         self.config, self.dataset, self.run, self.device = config, dataset, run, device
         self.events, self.listen, self.stop, self.world = events, events.hear, stop, world
         self.clock = clock
@@ -171,11 +192,17 @@ class _Trainer:
         self.written_steps = train.steps
         """Number of steps in `config.yaml`."""
         self.durations = dict[str, float]()
-        """Seconds of the last validation ("eval") and the last "checkpoint"."""
+        """Seconds of the last "validation", "checkpoint" and measuring of "baselines"."""
+        self.pace: Pace | None = None
+        self.beside: dict[str, Any] | None = None
+        """Baselines on the validation's bytes, once they are measured."""
+        self.ended: tuple[int, float] | None = None
+        """Of a run that goes on: the last step recorded before, and its learning rate."""
         self.slices = world.slices(train.rows, train.pieces)
         with world.together():
             self.batches = Batches(dataset, sequence_length=train.sequence_length, rows=train.rows, seed=train.seed)
             self.probe = Probe(dataset)
+            self._hold_out()
             sharded = budget.is_sharded(config, this_machine(str(device), world.local_size), world.size)
         self._build(sharded=bool(world.largest(sharded)))
         self.ahead = device.type == "cuda" and skips_on_device(self.optimizer)
@@ -184,6 +211,12 @@ class _Trainer:
         self.prefetched = dict[int, Future[list[Batch]]]()
         """The next step's micro-batches, by step."""
         self.state = TrainingState(dataset=dataset.fingerprint)
+        self.made = self._made_with()
+
+    def _made_with(self) -> dict[str, Any]:
+        with self.autocast():
+            names = self.model.kernels().names
+        return provenance.made(str(self.device), this_machine(str(self.device), self.world.local_size).name, names)
 
     def _build(self, sharded: bool) -> None:
         """Make model and optimizer, from the run's seed."""
@@ -201,6 +234,7 @@ class _Trainer:
     def go(self, resume: bool, strict: bool = False, pace: Pace | None = None) -> Result:
         """Train to the last step, with records, validations and checkpoints when they are due."""
         start = self.clock()
+        self.pace = pace
         self._start(resume, strict)
         self.unlogged_steps, self.log_start = 0, self.clock()
         with ThreadPoolExecutor(1) as self.executor:
@@ -223,6 +257,8 @@ class _Trainer:
             )
         step = self.state.step
         self.saved = self.run / "checkpoints" / f"step-{step:08d}" if step else None
+        if self.saved is not None and world.is_main:
+            self.made = provenance.after(self.made, read_json(self.saved / "config.json").get("hnet"))
         with world.together():
             if not step and train.start:
                 source = begin_from(train.start, self.model)
@@ -234,6 +270,9 @@ class _Trainer:
         self.watch = Watch(learned, round(train.warmup * train.steps), self.state.watch)
         with world.together():
             self._open_records()
+        self._compare_with_before()
+        if self.pace is not None and step >= train.steps:  # the time is for more steps
+            self.config = replace(self.config, train=replace(train, steps=step + 1))
 
     def _open_records(self) -> None:
         if self.world.is_main:
@@ -248,6 +287,20 @@ class _Trainer:
         )
         self.events.open(self.state.step)
         self.last: dict[str, Any] = next((record for record in reversed(self.metrics.kept) if "val_bpb" in record), {})
+
+    def _compare_with_before(self) -> None:
+        """Begin the best anew where validations now read other bytes; remember the rate that the run ended with."""
+        before, held_out = self.last.get("val_sample"), self.held_out
+        whole = before is None and self.last.get("val_bytes") == held_out.bytes == held_out.of
+        if self.world.of_main(bool(self.last) and before != held_out.key and not whole):
+            self.state.best_bpb = self.state.best_step = None
+            message = (
+                f"validations read {held_out.bytes:,} of {held_out.of:,} held-out bytes from now on, other ones than "
+                "before: earlier figures are no longer compared with, and the best begins anew"
+            )
+            self.listen("warning", {"message": message})
+        rates = [(record["step"], record["lr"]) for record in self.metrics.kept[-1000:] if "lr" in record]
+        self.ended = rates[-1] if rates else None
 
     def _write_config(self) -> None:
         storage.write_text(self.run / "config.yaml", to_yaml(self.config))
@@ -325,12 +378,27 @@ class _Trainer:
         for name, message in alerts:
             warning = {"step": done.step, "event": name, "message": f"step {done.step}: {message}"}
             self.listen("warning", warning | {key: record[key] for key in ("documents",) if key in record})
+        self._warn_of_higher_rate(done)
         self.listen("step", record)
         self.unlogged_steps += 1
         if alerts or done.step == train.steps or done.step % train.log_every == 0:
             self._log_step(record, train.batch_bytes)
         if state.skipped_in_a_row == MAX_SKIPPED:
             self._give_up(done.step)
+
+    def _warn_of_higher_rate(self, done: _PendingStep) -> None:
+        """Say once that a run goes on with a higher learning rate than it ended with, the rise of a warm-up apart."""
+        if self.ended is None or (self.pace is not None and not self.pace.is_known):
+            return
+        (before, rate), self.ended = self.ended, None
+        now = done.train.lr * schedule(before - 1, done.train)
+        if now > 1.01 * rate:
+            goes_on = done.train.lr * schedule(done.step - 1, done.train)
+            message = (
+                f"the learning rate, {rate:.2g} at step {before}, goes on at {goes_on:.2g}, so the loss rises at first"
+            )
+            warning = {"step": done.step, "event": "higher rate", "message": f"step {done.step}: {message}"}
+            self.listen("warning", warning)
 
     def _log_step(self, record: dict[str, Any], batch_bytes: int) -> None:
         """Write a step's record, with the speed since the last one written."""
@@ -373,10 +441,19 @@ class _Trainer:
     def _reschedule(self, pace: Pace) -> None:
         """Lay the schedule out over the steps that fit into the remaining time."""
         train, step = self.config.train, self.state.step
-        # Before the first validation: a forward pass is about a third of a step.
-        estimate = pace.seconds_per_step * min(train.eval_bytes, self.dataset.nbytes("val")) / train.batch_bytes / 3
-        closing = self.durations.get("eval", estimate) + self.durations.get("checkpoint", 0.0)
-        steps = int(self.world.of_main(pace.total(self.clock(), step, closing)))
+        now, fitting = self.clock(), self.held_out.bytes
+        pace.note(now, step)
+        late = now > pace.end - pace.seconds / 2
+        if (pace.is_known or late) and not self.last:  # all validations read the same
+            fitting = max(FEWEST_WINDOWS * self.held_out.length, pace.affordable(train.batch_bytes))
+        fitting = int(self.world.of_main(fitting))
+        if fitting < self.held_out.bytes:
+            train = replace(train, eval_bytes=fitting)
+            self.config, self.written_steps = replace(self.config, train=train), 0
+            self._hold_out()
+        cost = self._validation_cost(pace)
+        closing = cost * (1 + (pace.validations_left(now, cost) if train.eval_every else 0))
+        steps = int(self.world.of_main(pace.total(now, step, closing)))
         if steps != train.steps:
             self.config = replace(self.config, train=replace(train, steps=steps))
             self.listen("shortened", {"step": step, "steps": steps})
@@ -388,12 +465,33 @@ class _Trainer:
 
     # -- validation and checkpoints ------------------------------------------------------------------------------------
 
+    def _hold_out(self) -> None:
+        """Choose the bytes of the validations. Raises InputError where there are none."""
+        train = self.config.train
+        self.held_out = Windows(self.dataset, "val", train.eval_window or train.sequence_length, train.eval_bytes)
+        if not self.held_out.bytes:
+            raise InputError(f"{self.dataset.path} holds nothing out", "prepare it with --val or --val-input")
+
+    def _validation_cost(self, pace: Pace) -> float:
+        """Seconds of a validation and the checkpoint after it."""
+        # Before the first validation: a forward pass is about a third of a step.
+        estimate = pace.seconds_per_step * self.held_out.bytes / self.config.train.batch_bytes / 3
+        return self.durations.get("validation", estimate) + self.durations.get("checkpoint", 0.0)
+
+    def _is_validation_due(self) -> bool:
+        every, pace = self.config.train.eval_every, self.pace
+        if not every or pace is None:
+            return bool(every) and self.state.step % every == 0
+        return bool(self.world.of_main(pace.is_due(self.clock(), self._validation_cost(pace))))
+
     def _validate_and_save_if_due(self) -> None:
         """Raises Stopped if a signal has arrived, the state saved."""
         train, state = self.config.train, self.state
         done = state.step == train.steps
-        if done or (train.eval_every and state.step % train.eval_every == 0):
-            self._between_steps("eval", self._validate)
+        if done or self._is_validation_due():
+            if self.beside is None:
+                self._between_steps("baselines", self._measure_beside)
+            self._between_steps("validation", self._validate)
         stopping = self._stop_requested() and not done
         if done or stopping or state.step % train.checkpoint_every == 0 or state.best_step == state.step:
             self._between_steps("checkpoint", partial(self._save, done or stopping))
@@ -415,26 +513,44 @@ class _Trainer:
         """Finish all steps, then act; its duration is noted, and left out of the steps' speed."""
         self._finish_steps()
         start = self.clock()
+        self.show(name, 0, None)
         act()
+        self.show("", 0, None)
         self.durations[name] = self.clock() - start
         self.log_start += self.durations[name]
+        if self.pace is not None:
+            self.pace.pause(self.durations[name])
+
+    def _measure_beside(self) -> None:
+        limit = TRAIN_LIMIT if self.pace is None else min(TRAIN_LIMIT, int(TRAIN_LIMIT_PER_SECOND * self.pace.seconds))
+        with self.world.together():
+            self.beside = baselines.beside(self.held_out, limit) if self.world.is_main else {}
 
     def _validate(self) -> None:
         train, state, sharded = self.config.train, self.state, self.world.sharded
         piece, ratios = min(PIECE, train.batch_bytes // train.pieces), train.ratios(state.step)
         with self.autocast():
             scores = validation(
-                self.model, self.dataset, train.sequence_length, train.eval_bytes, ratios, piece, self.world
+                self.model,
+                self.held_out,
+                ratios,
+                piece,
+                self.world,
+                lambda done: self.show("validation", done, self.held_out.bytes),
             )
             decisions = self.probe.decide(self.model, sharded) if self.world.is_main or sharded else None
         position = {"step": state.step, "bytes": state.bytes_seen}
+        scores |= {"of": self.held_out.of, "sample": self.held_out.key}
+        scores |= {name: value for name in BESIDE if (value := (self.beside or {}).get(name)) is not None}
         record = position | {f"val_{name}": value for name, value in scores.items()}
         if decisions is not None:
             if state.probe_depth:
                 record |= self.probe.flips(state.probe_depth, decisions.depth, len(train.target_ratios))
             state.probe_depth = decisions.depth
             if train.samples:
-                sample = self.probe.record(self.model, decisions, None if sharded else state.step)
+                deadline = math.inf if self.pace is None else self.clock() + SAMPLE_SHARE * self.pace.seconds
+                seed = None if sharded else state.step
+                sample = self.probe.record(self.model, decisions, seed, lambda: self.clock() > deadline)
                 self._write(self.samples, position | sample)
         self._write(self.metrics, record)
         self.last = record
@@ -471,7 +587,12 @@ class _Trainer:
             self.model,
             self.optimizer,
             self.state,
-            {"modality": self.dataset.modality, "sequence_length": train.sequence_length, "preset": config.name},
+            {
+                "modality": self.dataset.modality,
+                "sequence_length": train.sequence_length,
+                "preset": config.name,
+                "made": self.made,
+            },
             train.ratios(),
             train.keep_checkpoints,
             to_yaml(config),

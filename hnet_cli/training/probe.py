@@ -7,6 +7,7 @@ settled; a continuation of it shows what the model has learned.
 from __future__ import annotations
 
 from base64 import b64encode
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,8 +99,15 @@ class Probe:
                 shares |= StageFigures(flips=float(np.mean((old > s)[both] != (new > s)[both]))).flat(s)
         return shares
 
-    def record(self, model: HNetForCausalLM, decisions: Decisions, seed: int | None) -> dict[str, Any]:
-        """The bytes shown with their chunks, and a continuation of the first of them drawn from `seed` (None: none).
+    def record(
+        self,
+        model: HNetForCausalLM,
+        decisions: Decisions,
+        seed: int | None,
+        enough: Callable[[], bool] = lambda: False,
+    ) -> dict[str, Any]:
+        """The bytes shown with their chunks, and a continuation of the first of them drawn from `seed` (None: none),
+        which ends early where it is `enough`.
 
         "probe": {"base64", "depth": [..], "probability": [[.. per byte, null where it is no position], .. per stage]};
         "sample": {"prompt", "base64", "depth"}, left out where the logits are not finite. Leaves torch's random state
@@ -116,16 +124,18 @@ class Probe:
         if seed is None or model.tokenizer is not None:  # tokens continue a prompt in tokens, not in bytes
             return {"probe": probe}
         try:
-            steps = list(
-                generate(
-                    model,
-                    [self.prompt],
-                    max_bytes=GENERATED_BYTES,
-                    seed=seed,
-                    automaton=self.automaton,
-                    input_table=self.input_table,
-                )
-            )
+            steps = []
+            for step in generate(
+                model,
+                [self.prompt],
+                max_bytes=GENERATED_BYTES,
+                seed=seed,
+                automaton=self.automaton,
+                input_table=self.input_table,
+            ):
+                steps.append(step)
+                if enough():
+                    break
         except NumericalError:
             return {"probe": probe}
         sample = {

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hnet_cli import storage
+from hnet_cli import provenance, storage
 from hnet_cli.distributed.threads import meter
 from hnet_cli.distributed.world import ALONE, OtherRank, World
 from hnet_cli.errors import BusyError, HNetError
@@ -26,14 +26,21 @@ from hnet_cli.training.timing import settle_threads
 
 
 def follow(
-    plan: Plan, *, resume: bool = False, strict: bool = False, seconds: float = math.inf, world: World = ALONE
+    plan: Plan,
+    *,
+    resume: bool = False,
+    strict: bool = False,
+    seconds: float = math.inf,
+    most: float = math.inf,
+    world: World = ALONE,
 ) -> Result:
-    """Train a plan, in about `seconds` at most, and show it; end with a table, the report and what to do next."""
+    """Train a plan, if `seconds` are given for about so long and at most `most` steps, and show it; end with a table,
+    the report and what to do next."""
     began = time.monotonic()
     if plan.machine.device == "cpu" and 60 <= seconds < math.inf and not resume and world.size == 1:
         settle_threads(plan.config, seconds / 20)
         seconds -= time.monotonic() - began
-    result = attend(plan, resume=resume, strict=strict, seconds=seconds, world=world)
+    result = attend(plan, resume=resume, strict=strict, seconds=seconds, most=most, world=world)
     if world.is_main:
         finish(plan, result)
     return result
@@ -45,6 +52,7 @@ def attend(
     resume: bool = False,
     strict: bool = False,
     seconds: float = math.inf,
+    most: float = math.inf,
     world: World = ALONE,
     label: str = "training",
     brief: bool = False,
@@ -62,20 +70,23 @@ def attend(
         strict=strict,
         device=plan.machine.device,
         seconds=seconds,
+        most=most,
         world=world,
     )
     if not world.is_main:
         return run()
     with contextlib.ExitStack() as held:
         board = held.enter_context(contextlib.closing(Board(plan.run))) if plan.config.train.tensorboard else None
-        task = held.enter_context(progress(label, total=plan.config.train.steps))
-        screen = _Screen(task, plan.run / "log.txt", board, brief)
+        limited = seconds < math.inf
+        task = held.enter_context(progress(label, total=seconds if limited else plan.config.train.steps))
+        screen = _Screen(task, plan.run / "log.txt", board, brief, limited, plan.config.train.steps)
+        screen.wait(f"made with {provenance.line(provenance.made(plan.machine.device, plan.machine.name))}")
         if plan.machine.device == "cpu" and (busy := meter.note()):
             screen.log(f"busy machine: {busy}")
             if not brief:
                 say(f"[yellow]busy machine:[/] {busy}, so this takes longer")
         try:
-            return run(listen=screen.hear)
+            return run(listen=screen.hear, show=screen.show_part)
         except BusyError:
             raise  # the log is another process's
         except BaseException as error:
@@ -92,8 +103,20 @@ class _Screen:
     REPORTING = 0.01
     """Share of the time that may go into keeping the report up to date."""
 
-    def __init__(self, task: Task, log: Path, board: Board | None, brief: bool = False) -> None:
+    def __init__(
+        self,
+        task: Task,
+        log: Path,
+        board: Board | None,
+        brief: bool = False,
+        limited: bool = False,
+        steps: int | None = None,
+    ) -> None:
+        """`limited`: the bar is of the time that there is, not of the steps, `steps` of them."""
         self.task, self.path, self.note, self.board, self.brief = task, log, "", board, brief
+        self.limited, self.steps, self.began = limited, steps, time.monotonic()
+        self.part: Task | None = None
+        """Work between steps, shown instead of the steps."""
         self.report_due = 0.0
         """On the monotonic clock."""
         self.fitting = 0
@@ -105,19 +128,20 @@ class _Screen:
         if self.board:
             self.board.hear(kind, record)
         if kind == "step":
-            self.task.update(record["step"], note=self.note)
+            self._move(record["step"])
         elif kind == "log":
             self.note = _line(record)
-            self.task.update(record["step"], note=self.note)
+            self._move(record["step"])
             self.log(f"step {record['step']}  {self.note}")
         elif kind == "eval":
             bits, chunks = f"{record['val_bpb']:.3f}", _chunks(record, VALIDATION)
+            on = history.bytes_of(record)
             if not self.brief:
-                say(f"step {record['step']:>6}  validation [bold]{bits}[/] bits per byte  {chunks}")
-            self.log(f"step {record['step']}  validation {bits} bits per byte  {chunks}")
+                say(f"step {record['step']:>6}  validation [bold]{bits}[/] bits per byte on {on}  {chunks}")
+            self.log(f"step {record['step']}  validation {bits} bits per byte on {on}  {chunks}")
             self.report()
         elif kind == "shortened":
-            self.task.update(record["step"], total=record["steps"])
+            self.steps = record["steps"]
             if abs(record["steps"] - self.fitting) > record["steps"] / 10:
                 self.fitting = record["steps"]
                 self.log(f"step {record['step']}  {record['steps']} steps fit into the time")
@@ -127,11 +151,30 @@ class _Screen:
             changed = "".join(f"; {change}" for change in record["changed"])
             say(f"Going on from step {record['step']} ({literal(record['folder'] + changed)}).")
             self.log(f"going on from step {record['step']}{changed}")
-            if self.task.total is not None and record["step"] >= self.task.total:
+            if not self.limited and self.steps is not None and record["step"] >= self.steps:
                 say(f"It is finished: all {record['step']:,} steps are done. --set train.steps=N goes further.")
         elif kind == "warning":
             say(f"[yellow]warning:[/] {literal(record['message'])}")
             self.log(f"warning: {record['message']}")
+
+    def _move(self, step: int) -> None:
+        """Bring the bar to a step, or to the time."""
+        if not self.limited:
+            self.task.update(step, note=self.note)
+            return
+        spent = min(time.monotonic() - self.began, 0.99 * (self.task.total or 0.0))
+        of = f" of about {self.steps:,}" if self.fitting and self.steps else ""
+        self.task.update(spent, note=f"step {step:,}{of}  {self.note}")
+
+    def show_part(self, name: str, done: int, total: int | None) -> None:
+        """Show the validation or saving that begins, its progress, or the steps again."""
+        if self.part is not None and self.part.label != name:
+            self.part.close()
+            self.part = None
+        if name and self.part is None:
+            self.part = self.task.part(name, total)
+        if self.part is not None:
+            self.part.update(done, total=total)
 
     def report(self) -> None:
         """Bring `report.html` up to date, unless that was done just now; that it cannot be must not end a run."""
@@ -141,9 +184,13 @@ class _Screen:
                 run_page.write(self.path.parent)
             self.report_due = time.monotonic() + (time.monotonic() - began) / self.REPORTING
 
+    def wait(self, text: str) -> None:
+        """A line for `log.txt`, written with the next."""
+        self.unwritten = [*self.unwritten, f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}\n"][-self.MOST_UNWRITTEN :]
+
     def log(self, text: str) -> None:
         """A line for `log.txt`. One that cannot be written now does not end a run: it is written with the next."""
-        self.unwritten = [*self.unwritten, f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}\n"][-self.MOST_UNWRITTEN :]
+        self.wait(text)
         with contextlib.suppress(HNetError):
             storage.append_text(self.path, "".join(self.unwritten))
             self.unwritten = []
@@ -161,16 +208,17 @@ def _line(record: dict[str, Any]) -> str:
 
 def finish(plan: Plan, result: Result) -> None:
     """The end of a run: validation against the baselines, chunks against target, the report."""
-    page = run_page.write(plan.run)
+    with progress("writing the report"):
+        page = run_page.write(plan.run)
     records = history.read_metrics(plan.run)
     _, losses = history.series(records, "bpb")
     say(f"bits per byte    {spark(losses)}  {losses[-1] if losses else 0:.3f} in training")
     _, ratios = history.series(records, stage_key(0, "bytes_per_chunk"))
     if ratios:
         say(f"bytes per chunk  {spark(ratios)}  {ratios[-1]:.2f}")
-    rows = table("held out", "bits per byte")
+    rows = table(f"on {history.bytes_of(result.last)} held out", "bits per byte")
     rows.add_row(f"this model, {result.state.step} steps", f"[bold]{result.last.get('val_bpb', 0):.3f}[/]")
-    for name, value in history.baselines_of(plan.dataset).items():
+    for name, value in history.beside(result.last, plan.dataset).items():
         rows.add_row(name, f"{value:.3f}")
     show(rows)
     run = literal(shlex.quote(str(plan.run)))

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from hnet_cli import storage
+from hnet_cli import provenance, storage
 from hnet_cli.checkpoints import llama
 from hnet_cli.checkpoints.convert import Weights
 from hnet_cli.checkpoints.llama import TokenModel
@@ -77,6 +77,7 @@ def retrofit(
     with storage.staged_folder(target, overwrite=overwrite, manifest={"kind": "model"}) as folder:
         about = config.model.to_dict()
         about["hnet"] |= {"target_ratios": config.train.ratios(), "sequence_length": config.train.sequence_length}
+        about["hnet"]["made"] = provenance.made()
         storage.write_json(folder / "config.json", about | {"model_type": MODEL_TYPE})
         storage.write_text(folder / SETTINGS, to_yaml(config))
         storage.write_text(folder / TOKENIZER, teacher.tokenizer)

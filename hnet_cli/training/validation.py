@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hnet_cli.data.dataset import Dataset
-from hnet_cli.data.loader import Batch, windows
+from hnet_cli.data.loader import Batch, Windows
 from hnet_cli.data.tokens import tokenised
 from hnet_cli.distributed.world import ALONE, World
 from hnet_cli.kernels.packing import send
@@ -27,19 +27,19 @@ PIECE = 32_768
 @torch.no_grad()
 def validation(
     model: HNetForCausalLM,
-    dataset: Dataset,
-    length: int,
-    max_bytes: int,
+    held_out: Windows,
     target_ratios: list[float],
     piece: int | None = None,
     world: World = ALONE,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
-    """Score the validation split, at most `max_bytes` of it, in windows of `length` bytes.
+    """Score windows of the validation split.
 
     `piece`: bytes per forward pass; that of training takes no more memory than training. Every byte counts exactly
     once, the first of a document too (it is predicted from the document mark); a window that does not begin a document
-    begins with the byte before it and knows nothing older. Returns `bpb` (bits per byte, unweighted), `bytes`, and the
-    figures of `stage_metrics`. The ranks of a `world` take the passes in turn; the result is that of one rank.
+    begins with the byte before it and knows nothing older. `progress` gets the bytes begun. Returns `bpb` (bits per
+    byte, unweighted), `bytes`, and the figures of `stage_metrics`. The ranks of a `world` take the passes in turn; the
+    result is that of one rank.
     """
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
@@ -52,10 +52,11 @@ def validation(
         nats.append(F.cross_entropy(out.logits.float(), targets, reduction="sum").to(exact(device)))
         counts.append(routing_counts(out.routing))
 
-    for batch in windows(dataset, "val", length, batch_bytes=piece or PIECE, max_bytes=max_bytes):
+    for batch in held_out.batches(piece or PIECE):
         if passes % world.size == world.rank:
             score(batch)
         passes, total = passes + 1, total + batch.nbytes
+        progress(total)
     if len(nats) * world.size < passes:  # every rank gathers as many; this one is not counted
         score(batch)
     model.train(was_training)

@@ -6,7 +6,7 @@ import re
 import pytest
 from clikit import check_mistake, hnet
 
-from hnet_cli.cli.quickstart import ENOUGH, closing_seconds, poor, validated_bytes
+from hnet_cli.cli.quickstart import ENOUGH, closing_seconds, poor
 
 
 @pytest.mark.parametrize(
@@ -23,14 +23,12 @@ def test_a_mistake_is_one_line_and_a_code(home, capsys, line, code, message):
 @pytest.mark.parametrize("speed", [10, 36, 400, 5000, 100_000])
 @pytest.mark.parametrize("minutes", [0.1, 5.0, 60.0])
 def test_every_phase_has_a_share_of_the_time_at_any_speed(speed, minutes):
-    """At `speed` bytes per second of training; validation takes a third of that, a sampled byte as long as fifteen."""
+    """At `speed` bytes per second of training, a sampled byte takes as long as fifteen."""
     left = 60 * minutes
     kept = closing_seconds(1 / speed, left)
     training = left - kept
     assert training >= 0.75 * left
     assert kept >= min(left / 4, 300 * 15 / speed)
-    validation = validated_bytes(1 / speed, training) / (3 * speed)
-    assert validation <= max(0.1 * training, 1024 / (3 * speed))
 
 
 def test_a_poor_result_is_explained_with_what_would_do():

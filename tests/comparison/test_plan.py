@@ -1,9 +1,12 @@
 """The plan of a comparison: what holds in its folder, what is refused."""
 
+from dataclasses import replace
+
 import pytest
 
-from hnet_cli.comparison.plan import ComparisonRequest, choose, write
+from hnet_cli.comparison.plan import ComparisonRequest, _scheduled, choose, write
 from hnet_cli.config.run import resolve
+from hnet_cli.data.loader import Windows
 from hnet_cli.errors import DamagedError, UsageError
 
 
@@ -54,3 +57,15 @@ def test_what_a_comparison_began_with_holds(arena, tmp_path, capsys):
     (folder / "runs" / "mine-s0" / "config.yaml").touch()
     with pytest.raises(DamagedError, match="trainings but no plan"):
         choose(request)
+
+
+def test_all_members_validate_on_the_same_bytes(request_of, tmp_path):
+    plan = choose(request_of(tmp_path, "learned,plain"))
+    longer = plan.members[1].with_train(sequence_length=128)
+    members = _scheduled(replace(plan, members=[plan.members[0], longer]))
+    keys = set()
+    for member in members:
+        train = member.config.train
+        keys.add(Windows(plan.dataset, "val", train.eval_window, train.eval_bytes).key)
+    assert len(keys) == 1
+    assert {member.config.train.eval_window for member in members} == {plan.context}

@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hnet_cli.data import baselines as module
-from hnet_cli.data.baselines import baselines, order_k, sample
+from hnet_cli.data.baselines import baselines, beside, order_k, sample
 from hnet_cli.data.dataset import Dataset
+from hnet_cli.data.figures import to_beat
+from hnet_cli.data.loader import Windows
 from hnet_cli.data.prepare.preparation import prepare
 
 
@@ -65,9 +67,42 @@ def test_known_sources() -> None:
     assert found["xz"] < 0.2
 
 
+@pytest.mark.parametrize("size", [50, 3000])
+def test_bits_to_beat_on_letters_are_at_most_those_of_their_number(tmp_path: Path, size: int) -> None:
+    rng = np.random.default_rng(1)
+    bases = np.frombuffer(b"ACGT", np.uint8)[rng.integers(0, 4, 4000 + size)].tobytes()
+    found = baselines(bases[size:], bases[:size], b"ACGT")
+    assert found["uniform"] == 2.0
+    assert found["xz"] > 2.0
+    assert to_beat(found)[1] <= 2.0
+    assert found["order_k"] < 2.1  # its last resort is the uniform distribution over the four, not over 256 bytes
+    assert "uniform" not in baselines(bases[size:], b"N" + bases[:size], b"ACGT")
+
+
+def test_what_stands_beside_a_sample_is_measured_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    easy, hard = tmp_path / "easy.txt", tmp_path / "hard.txt"
+    easy.write_bytes(b"the same line\n" * 700)
+    hard.write_bytes(np.random.default_rng(0).integers(33, 126, 10_000, np.uint8).tobytes())
+    prepare([tree(tmp_path / "in", 30)], Lines(), tmp_path / "out", val_inputs=[easy, hard])
+    dataset = Dataset.open(tmp_path / "out")
+    whole, some = Windows(dataset, "val", 100), Windows(dataset, "val", 100, 4000)
+    assert beside(whole) == dataset.about["baselines"]
+    assert beside(whole)["xz"] == pytest.approx(module.xz_bits(whole.read()) / whole.bytes, abs=1e-4)
+    found = beside(some)
+    assert 3900 <= some.bytes <= 4000
+    assert found["bytes"] == some.bytes
+    assert found["xz"] == pytest.approx(module.xz_bits(some.read()) / some.bytes, abs=1e-4)
+    assert some.read().count(b"the same") == pytest.approx(2000 / 13, rel=0.1)  # half of it
+    monkeypatch.setattr(module, "baselines", lambda *_: pytest.fail("it is known"))
+    assert beside(some) == found
+    assert beside(Windows(dataset, "val", 100, 4000)) == found
+    dataset.about["baselines"] = {}
+    assert beside(some) == {}
+
+
 def test_samples_are_spread(tmp_path: Path) -> None:
     summary = prepare([tree(tmp_path / "in", 30)], Lines(), tmp_path / "out", val=0.1)
-    assert set(summary.baselines) == {"xz", "zstd", "order_k", "k", "bytes"}
+    assert set(summary.baselines) == {"xz", "zstd", "order_k", "k", "bytes", "method"}
     dataset = Dataset.open(tmp_path / "out")
     ranges = dataset.ranges("train")
     starts = dataset.table[ranges[:, 0], 0] + ranges[:, 1]

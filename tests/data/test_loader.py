@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hnet_cli.data.dataset import Dataset
-from hnet_cli.data.loader import Batch, Batches, shuffled, windows
+from hnet_cli.data.loader import Batch, Batches, Windows, shuffled
 from hnet_cli.data.prepare.preparation import prepare
 from hnet_cli.errors import InputError
 from hnet_cli.model.config import BOS
@@ -132,18 +132,46 @@ def test_input_table_weights_and_divided_documents(weighted: Dataset) -> None:
 
 
 @settings(max_examples=15, deadline=None)
-@example(length=1, batch_bytes=100, limit=300)
-@given(length=st.integers(20, 300), batch_bytes=st.integers(1, 2000), limit=st.one_of(st.none(), st.integers(1, 9000)))
-def test_windows_give_every_byte_once_in_order(
-    dataset: Dataset, length: int, batch_bytes: int, limit: int | None
-) -> None:
-    parts = []
-    for batch in windows(dataset, "val", length, batch_bytes=batch_bytes, max_bytes=limit):
+@example(length=1, batch_bytes=100)
+@given(length=st.integers(20, 300), batch_bytes=st.integers(1, 2000))
+def test_windows_give_every_byte_once_in_order(dataset: Dataset, length: int, batch_bytes: int) -> None:
+    parts, windows = [], Windows(dataset, "val", length)
+    for batch in windows.batches(batch_bytes):
         assert len(batch.targets) <= max(batch_bytes, length)
         assert np.diff(batch.cu_seqlens).max() <= length
         pieces(dataset, "val", batch)
         parts.append(batch.targets.tobytes())
-    assert b"".join(parts) == b"".join(dataset.documents("val"))[:limit]
+    assert b"".join(parts) == b"".join(dataset.documents("val")) == windows.read()
+    assert windows.bytes == windows.of == dataset.nbytes("val")
+
+
+@settings(max_examples=25, deadline=None)
+@given(length=st.integers(5, 300), limit=st.integers(1, 9000))
+def test_a_sample_has_whole_windows_from_everywhere(dataset: Dataset, length: int, limit: int) -> None:
+    whole, sample = Windows(dataset, "val", length), Windows(dataset, "val", length, limit)
+    assert b"".join(batch.targets.tobytes() for batch in sample.batches(700)) == sample.read()
+    assert sample.bytes == len(sample.read()) <= limit
+    if limit >= whole.of:
+        assert sample.key == whole.key
+        return
+    assert sample.key == Windows(dataset, "val", length, limit).key != whole.key
+    if sample.bytes < length == sample.table[0, 3]:
+        return  # less than a window
+    rows = [row.tolist() for row in whole.table]
+    places = [rows.index(row.tolist()) for row in sample.table] if len(sample.table) > 1 else [0]
+    assert places == sorted(set(places))
+    gaps = np.diff([-1, *places, len(rows)])
+    if len(places) > 1:  # one of every so many neighbours
+        assert gaps.max() <= 2 * len(rows) / len(places) + 1
+        assert sample.bytes >= limit - 2 * length * max(1, len(places) // 4)
+
+
+def test_every_window_has_the_same_chance() -> None:
+    from hnet_cli.data.loader import _spread
+
+    hits = sum(np.bincount(_spread(1000, wanted), minlength=1000) for wanted in range(50, 500))
+    assert hits.std() / hits.mean() < 0.15
+    assert np.array_equal(_spread(7, 9), np.arange(7))
 
 
 @settings(deadline=None)

@@ -19,7 +19,7 @@ from hnet_cli.cli import app as cli
 from hnet_cli.config.run import resolve
 from hnet_cli.data import tokens
 from hnet_cli.data.dataset import Dataset
-from hnet_cli.data.loader import Batches
+from hnet_cli.data.loader import Batches, Windows
 from hnet_cli.errors import DamagedError, EnvironmentLimit, InputError, UsageError
 from hnet_cli.evaluation.scoring import loglikelihoods, passes, score, stretches
 from hnet_cli.inference.segment import segment_bytes
@@ -312,14 +312,14 @@ def test_a_model_folder_has_its_tokenizer(run):
     folder, data, _ = run
     model = finding.load(folder)
     assert model.tokenizer.text == (folder / "tokenizer.json").read_text()
-    scored = validation(model, Dataset.open(data), 64, 512, [])
+    scored = validation(model, Windows(Dataset.open(data), "val", 64, 512), [])
     last = [record for record in metrics(folder) if "val_bpb" in record][-1]
     assert scored["bpb"] == pytest.approx(last["val_bpb"], rel=1e-5)
     assert scored["bytes"] == 512
-    documents = [next(Dataset.open(data).documents("val"))[:512]]
-    scores = score(model, documents, 64)
-    assert scores.bytes.sum() == 512
-    assert scores.nats.sum() / 512 / math.log(2) == pytest.approx(scored["bpb"], rel=1e-5)
+    whole = validation(model, Windows(Dataset.open(data), "val", 64), [])
+    scores = score(model, Dataset.open(data).documents("val"), 64)
+    assert scores.bytes.sum() == whole["bytes"]
+    assert scores.nats.sum() / whole["bytes"] / math.log(2) == pytest.approx(whole["bpb"], rel=1e-5)
     with pytest.raises(UsageError, match="no chunking stages"):
         segment_bytes(model, b"abc")
 

@@ -7,6 +7,7 @@ from runkit import dataset
 
 from hnet_cli.errors import InputError, UsageError
 from hnet_cli.evaluation.material import LEAST_SHARE, equal_shares, file_source, gather
+from hnet_cli.evaluation.scoring import score
 from hnet_cli.modality import Document
 from hnet_cli.modality import get as modality
 
@@ -20,9 +21,10 @@ def test_a_dataset_beyond_the_limit_gives_whole_documents_from_everywhere(tmp_pa
     everything = gather([str(data)], modality("text"), None)
     assert len(everything.documents) == 30
     some = gather([str(data)], modality("text"), 2000)
-    assert some.bytes == 2000
-    assert [len(each.data) for each in some.documents[:-1]] == [360] * 5
-    assert {each.data for each in some.documents[:-1]} <= {each.data for each in everything.documents}
+    assert [len(each.data) for each in some.documents] == [360] * 5
+    assert {each.data for each in some.documents} <= {each.data for each in everything.documents}
+    places = sorted(int(each.data[9:11]) for each in some.documents)
+    assert [(place - 10) // 6 for place in places] == [0, 1, 2, 3, 4]
     assert [each.name for each in some.documents] == [each.name for each in gather([str(data)], None, 2000).documents]
     assert some.train is not None
 
@@ -82,3 +84,26 @@ def test_of_very_many_documents_some_give_their_share():
     assert [each.name for each in kept] == [str(n) for n in range(0, 1000, 32)]
     assert all(len(each.data) == 10 for each in kept)
     assert len(equal_shares([Document(b"x" * 10, "", "")] * 1000, 1)) == 1
+
+
+def test_long_documents_are_read_from_everywhere_and_count_as_documents(tmp_path, model):
+    """Two files of which each is longer than the limit: half of the bytes are of either."""
+    easy, hard = tmp_path / "easy.txt", tmp_path / "hard.txt"
+    easy.write_bytes(b"a" * 20_000)
+    hard.write_bytes(b"b" * 20_000)
+    (tmp_path / "train.txt").write_bytes(b"ab" * 500)
+    data = dataset(tmp_path / "set", tmp_path / "train.txt", val_inputs=[str(easy), str(hard)])
+    some = gather([str(data)], modality("text"), 8000, context=64)
+    assert 7500 <= some.bytes <= 8000
+    assert len(some.documents) >= 60
+    assert all(len(each.data) % 64 == 0 or each.offset + len(each.data) == 20_000 for each in some.documents)
+    counts = [
+        sum(len(each.data) for each in some.documents if each.source.endswith(name)) for name in ("y.txt", "d.txt")
+    ]
+    assert counts == pytest.approx([4000, 4000], rel=0.05)
+    assert max(each.offset for each in some.documents) > 19_000
+    assert "of its 40,000 bytes, stretches of at most 64 bytes" in some.chosen
+    scores = score(model, [each.data for each in some.documents], 64).grouped(some.owners)
+    assert scores.documents == 2
+    assert scores.unit == "window"
+    assert scores.bytes.sum() == some.bytes

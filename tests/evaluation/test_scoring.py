@@ -9,6 +9,7 @@ from modelkit import tiny_config, tiny_model
 from runkit import dataset, tiny
 
 from hnet_cli.data.dataset import Dataset
+from hnet_cli.data.loader import Windows
 from hnet_cli.evaluation import compression
 from hnet_cli.evaluation.scoring import COLUMNS, loglikelihoods, score, stretches
 from hnet_cli.training.build import build_model
@@ -89,7 +90,7 @@ def test_it_agrees_with_the_validation_of_training(tmp_path):
     torch.manual_seed(0)
     held_out = Dataset.open(dataset(tmp_path))
     trained = build_model(tiny()).eval()
-    expected = validation(trained, held_out, 64, 10**9, [4.0])
+    expected = validation(trained, Windows(held_out, "val", 64), [4.0])
     figures = compression.figures(score(trained, list(held_out.documents("val")), 64))
     assert figures["bpb"] == pytest.approx(expected["bpb"], rel=1e-5)
     assert figures["bytes"] == expected["bytes"]

@@ -53,7 +53,7 @@ def whole(told, word=""):
         "curves": {"bytes": 5, "of": 10, "read": "5 of 10 bytes", "alike": True, "baselines": {"xz": 3.0}},
         "machine": {"device": "cpu", "name": word, "threads": 1, "versions": {"hnet": "0"}},
     }
-    told["dataset"] |= {"name": word or "x", "baselines": {}}
+    told["dataset"] |= {"name": word or "x"}
     for model in told["models"]:
         model |= {
             "layout": "m1",

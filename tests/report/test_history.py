@@ -53,3 +53,35 @@ def test_a_run_that_stopped_says_why(tmp_path, kind):
     lines = [{"step": 1, "kind": "failed", "text": "before"}, {"step": 2, "kind": kind, "text": "the disk is full"}]
     (tmp_path / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert history.ending(tmp_path) == ("" if kind == "spike" else "the disk is full")
+
+
+def test_a_validation_says_which_bytes_it_is_of():
+    old, whole = {"val_bytes": 512}, {"val_bytes": 512, "val_of": 512, "val_sample": "a"}
+    assert history.bytes_of(old) == "512 bytes"
+    assert history.bytes_of(whole) == "all 512 bytes"
+    assert history.bytes_of({"val_bytes": 5120, "val_of": 10_000}) == "5,120 of 10,000 bytes"
+    dataset = {"baselines": {"xz": 3.0, "order_k": 2.5, "k": 4, "bytes": 512}, "splits": {"val": {"bytes": 512}}}
+    assert history.beside(old, dataset) == {"xz": 3.0, "order-4": 2.5}
+    assert history.beside({"val_bytes": 511}, dataset) == {}  # measured on other bytes
+    assert history.beside(old, dataset | {"splits": {"val": {"bytes": 900}}}) == {}
+    measured = whole | {"val_xz": 1.5, "val_order_k": float("nan"), "val_k": 1, "val_uniform": 2.0}
+    assert history.beside(measured, dataset) == {"xz": 1.5, "uniform": 2.0}
+    for foreign in (None, [], {"val": 3}):
+        assert history.beside(old, {"baselines": foreign, "splits": foreign}) == {}
+
+
+def test_validations_of_other_bytes_are_not_compared(tmp_path):
+    rows = [
+        {"val_bpb": 1.0, "val_bytes": 9},
+        {"val_bpb": 2.0, "val_bytes": 10, "val_of": 20, "val_sample": "a"},
+        {"bpb": 3.0},
+        {"val_bpb": 4.0, "val_bytes": 12, "val_of": 20, "val_sample": "b"},
+        {"val_bpb": 3.5, "val_bytes": 12, "val_of": 20, "val_sample": "b"},
+    ]
+    lines = [json.dumps(record | row) for record, row in zip(RECORDS, rows, strict=True)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    assert history.series(history.read_metrics(tmp_path), "val_bpb")[1] == [4.0, 3.5]
+    run = history.glance(tmp_path)
+    assert (run.bpb_best, run.held_out, run.sample) == (3.5, "12 of 20 bytes", "b")
+    early = [{"val_bpb": 1.0, "val_bytes": 20}, {"val_bpb": 2.0, "val_bytes": 20, "val_of": 20, "val_sample": "a"}]
+    assert history.comparable(early) == early  # all of it, then and now

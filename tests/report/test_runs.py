@@ -193,6 +193,25 @@ print([name for name in ("torch", "numpy") if name in sys.modules], file=sys.std
     assert done.stderr.strip() == "[]", done.stderr
 
 
+def test_runs_validated_on_other_bytes_are_not_compared(tmp_path, capsys):
+    """Neither in figures at equal bytes nor in one chart; versions that differ are told."""
+    one, two = (fake(tmp_path / name, [3, 2, 1]) for name in ("one", "two"))
+    assert "bpb_at_equal_bytes" in show([one, two]).data
+    assert show([one, two]).data["bpb_at_equal_bytes"]
+    for run, sample in ((one, "aa"), (two, "bb")):
+        file = run / "metrics.jsonl"
+        marks = f'"val_bytes": 9, "val_of": 10, "val_sample": "{sample}", "val_bpb"'
+        file.write_text(file.read_text().replace('"val_bpb"', marks))
+    out = tmp_path / "runs.html"
+    shown = show([one, two], out=out)
+    assert shown.data["bpb_at_equal_bytes"] == []
+    assert "validated on different bytes" in capsys.readouterr().err
+    assert out.read_text().count("Validation, bits per byte") >= 2
+    assert [run["held_out"] for run in shown.data["runs"]] == ["9 of 10 bytes"] * 2
+    show([tmp_path], sort="bpb")
+    assert "validated on different bytes" in capsys.readouterr().err
+
+
 def nul_in_latest(run):
     (run / "latest").write_bytes(b"step-\0\n")
 

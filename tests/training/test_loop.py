@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import re
 import resource
 import shutil
 import signal
@@ -10,13 +12,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from runkit import FLAT, TWO_STAGES, metrics, newest_model, sending, tiny, weights, when
+from runkit import FLAT, TWO_STAGES, fox, metrics, newest_model, sending, tiny, weights, when
 
 from hnet_cli import storage
 from hnet_cli.checkpoints.find import newest
 from hnet_cli.config.run import resolve
+from hnet_cli.data import baselines
+from hnet_cli.data.baselines import xz_bits
 from hnet_cli.data.dataset import Dataset
+from hnet_cli.data.loader import Windows
+from hnet_cli.data.prepare import preparation
 from hnet_cli.errors import BusyError, DamagedError, InputError, Stopped, StorageError
+from hnet_cli.modality import get
 from hnet_cli.training.loop import train
 
 RECORD = {"step", "bytes", "loss", "bpb", "ratio_loss", "alignment_loss", "grad_norm", "lr"}
@@ -67,11 +74,11 @@ def test_records_are_flat_and_complete(whole):
     stage = {f"stage0_{key}" for key in STAGE}
     parts = {f"grad_norm_{part}" for part in PARTS} | {"lr_stage0", "lr_stage1"}
     assert all(set(r) == RECORD | stage | parts for r in steps)
-    of_validation = {"step", "bytes", "val_bpb", "val_bytes"} | {f"val_{key}" for key in stage}
+    of_validation = {"step", "bytes", "val_bpb", "val_bytes", "val_of", "val_sample"} | {f"val_{key}" for key in stage}
     assert [set(r) - of_validation for r in validations] == [set(), {"stage0_flips"}, {"stage0_flips"}]
     assert all(set(r) >= of_validation for r in validations)
     lists = {key for r in records for key, value in r.items() if not isinstance(value, int | float)}
-    assert lists == {"stage0_prob_histogram", "val_stage0_prob_histogram"}
+    assert lists == {"stage0_prob_histogram", "val_stage0_prob_histogram", "val_sample"}
     assert steps[-1]["bytes"] == 12 * 256
     assert validations[-1]["val_bytes"] == 512
     assert steps[0]["stage0_target_bytes_per_chunk"] == 4
@@ -303,3 +310,46 @@ def test_three_checkpoints_in_a_row_that_cannot_be_written_end_the_run(data, tmp
             listen=when("step", 2, lambda: file_limit(100_000)),
         )
     assert newest(tmp_path / "run").name == "step-00000001"
+
+
+# -- which bytes -------------------------------------------------------------------------------------------------------
+
+
+def test_easy_and_hard_text_are_both_validated_on_beside_baselines_of_the_same(tmp_path):
+    """Two documents are held out, the easy one first and longer than a validation."""
+    easy, hard = tmp_path / "easy.txt", tmp_path / "hard.txt"
+    easy.write_bytes(b"All work and no play.\n" * 200)
+    hard.write_bytes(bytes(random.Random(0).choices(range(33, 127), k=4400)))
+    preparation.prepare([fox(tmp_path)], get("text"), tmp_path / "d", val_inputs=[easy, hard])
+    data, run = Dataset.open(tmp_path / "d"), tmp_path / "run"
+    config = tiny("train.steps=4", "train.eval_every=2", "train.eval_bytes=1024")
+    result = train(config, tmp_path / "d", run)
+    windows = Windows(data, "val", 64, 1024)
+    assert windows.table[:, 0].tolist() == [1] * 8 + [2] * 8
+    records = [record for record in metrics(run) if "val_bpb" in record]
+    assert len(records) == 2
+    for record in records:
+        assert (record["val_bytes"], record["val_of"], record["val_sample"]) == (1024, 8800, windows.key)
+        assert record["val_xz"] == pytest.approx(xz_bits(windows.read()) / 1024, abs=1e-4)
+        assert record["val_order_k"] == baselines.beside(windows)["order_k"]
+    assert result.last == records[-1]
+
+    # with another sample the best begins anew
+    said, more = [], tiny("train.steps=6", "train.eval_every=2", "train.eval_bytes=512")
+    again = train(more, tmp_path / "d", run, resume=True, listen=lambda kind, record: said.append(record))
+    assert any("512 of 8,800 held-out bytes from now on" in record.get("message", "") for record in said)
+    assert again.state.best_step == 6
+    assert again.state.best_bpb == again.last["val_bpb"]
+
+
+def test_a_higher_learning_rate_than_a_run_ended_with_is_said(data, tmp_path, signals):
+    def resumed(*settings):
+        said = []
+        train(tiny(*settings), data, tmp_path, resume=True, listen=lambda kind, record: said.append(record))
+        return [record["message"] for record in said if record.get("event") == "higher rate"]
+
+    with pytest.raises(Stopped):  # while it warms up
+        train(tiny("train.warmup=0.5"), data, tmp_path, listen=when("step", 3, sending("SIGINT")))
+    assert resumed("train.warmup=0.5") == []
+    (message,) = resumed("train.warmup=0.5", "train.steps=24")
+    assert re.search("step 13: the learning rate, 4e-05 at step 12, goes on at 0.002, so the loss rises", message)

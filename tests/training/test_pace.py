@@ -1,5 +1,6 @@
 """A run with limited time: it uses it, ends in it, and its schedule with it, whatever its steps take."""
 
+import itertools
 import json
 import random
 from dataclasses import replace
@@ -19,7 +20,7 @@ MOST = 100_000
 
 def simulated(seconds, times, most=MOST):
     """(time that it ends at, totals after each step) of a run whose step n takes `times(n)` seconds."""
-    pace, now, totals = Pace(seconds, most, 0.0), 0.0, []
+    pace, now, totals = Pace(seconds, most, 0.0, most), 0.0, []
     while len(totals) < (totals[-1] if totals else most):
         now += times(len(totals))
         totals.append(pace.total(now, len(totals) + 1))
@@ -73,7 +74,7 @@ def test_time_that_is_up_leaves_one_more_step_for_the_end_of_the_schedule():
 
 
 def test_what_comes_after_the_last_step_has_its_time():
-    pace = Pace(100, MOST, 0.0)
+    pace = Pace(100, MOST, 0.0, MOST)
     for step in range(1, 21):
         total = pace.total(float(step), step, closing=30.0)
     assert total == 70
@@ -112,3 +113,65 @@ def test_a_run_whose_first_step_is_slow_uses_its_time_and_ends_decayed(tmp_path)
     assert rates[-1] == pytest.approx(0.02)
     assert max(rates[:5]) < 0.5
     assert json.loads((newest(run) / "state.json").read_text())["step"] == steps
+
+
+@pytest.mark.parametrize("step", [0.01, 1.0, 20.0])
+def test_the_time_has_a_handful_of_validations_whatever_the_steps_take(step):
+    pace, now, steps, made = Pace(200, MOST, 0.0, 1000), 0.0, 0, []
+    while steps < (pace.steps if steps else 1):
+        now, steps, cost = now + step, steps + 1, 1.5
+        pace.total(now, steps, cost * (1 + pace.validations_left(now, cost)))
+        if pace.is_due(now, cost):
+            made.append(now)
+            now += cost
+            pace.pause(cost)
+    assert 6 <= len(made) <= 40
+    assert max(b - a for a, b in itertools.pairwise([0, *made, 200])) <= 2 * 200 / len(made) + step
+    assert now + 1.5 == pytest.approx(200, rel=0.1)
+
+
+def test_a_slow_machine_validates_on_less():
+    pace = Pace(80, MOST, 0.0, 1000)
+    pace.total(10.0, 1)
+    assert not pace.is_known
+    pace.total(12.0, 2)
+    assert pace.is_known
+    assert pace.affordable(1024) == 3072  # a fifth of 80 s for 8, a pass at three times the speed of steps of 2 s
+
+
+def test_a_run_grows_beyond_its_preset_and_one_that_is_finished_goes_on(tmp_path):
+    data, run, config = dataset(tmp_path / "data"), tmp_path / "run", tiny("train.steps=8", "train.warmup=0.2")
+    clock = Clock(first=3.0, step=1.0, eval=1.0, checkpoint=0.5)
+    result = train(config, data, run, seconds=50, clock=clock, listen=clock.hear)
+    assert clock.now == pytest.approx(50, rel=0.1)
+    assert result.state.step > 20
+    scored = [record for record in metrics(run) if "val_bpb" in record]
+    assert 6 <= len(scored) <= 12
+    assert len({record["val_sample"] for record in scored}) == 1
+
+    config = resolve(str(run / "config.yaml"))
+    assert config.train.steps == result.state.step
+    said, clock = [], Clock(first=0.0, step=1.0, eval=1.0, checkpoint=0.5)
+
+    def listen(kind, record):
+        said.append(record.get("message", ""))
+        clock.hear(kind, record)
+
+    again = train(config, data, run, resume=True, seconds=20, clock=clock, listen=listen)
+    assert clock.now == pytest.approx(20, rel=0.1)
+    assert again.state.step > result.state.step + 8
+    assert any("learning rate" in message and "goes on at" in message for message in said)
+
+
+def test_steps_that_were_asked_for_are_the_most(tmp_path):
+    clock = Clock(first=1.0, step=1.0)
+    result = train(
+        tiny("train.steps=8"),
+        dataset(tmp_path / "d"),
+        tmp_path / "run",
+        seconds=50,
+        most=8,
+        clock=clock,
+        listen=clock.hear,
+    )
+    assert result.state.step == 8

@@ -1,5 +1,11 @@
 """Lines that a run prints and keeps in its log."""
 
+import io
+
+import pytest
+from rich.console import Console
+
+from hnet_cli.terminal import console
 from hnet_cli.terminal.console import Task
 from hnet_cli.training import progress
 
@@ -21,3 +27,40 @@ def test_a_disk_that_stays_full_does_not_fill_the_memory(tmp_path):
         screen.log(str(n))
     assert len(screen.unwritten) == progress._Screen.MOST_UNWRITTEN
     assert screen.unwritten[-1].endswith(f"  {3 * progress._Screen.MOST_UNWRITTEN - 1}\n")
+
+
+def test_a_run_with_limited_time_shows_the_time(tmp_path, monkeypatch):
+    task = Task("training", 60.0, None)
+    screen = progress._Screen(task, tmp_path / "log.txt", None, limited=True, steps=1000)
+    screen.began -= 15
+    screen.hear("step", {"step": 3})
+    assert task.done == pytest.approx(15, abs=2)
+    assert task.total == 60
+    screen.hear("shortened", {"step": 3, "steps": 12})
+    screen.began -= 600
+    screen.hear("step", {"step": 4})
+    assert task.done < task.total
+    assert "step 4 of about 12" in task.note
+
+
+def test_what_goes_on_between_steps_has_its_own_bar(tmp_path):
+    with console.progress("training", 10) as task:
+        screen = progress._Screen(task, tmp_path / "log.txt", None)
+        screen.hear("step", {"step": 10})
+        screen.show_part("validation", 0, None)
+        screen.show_part("validation", 400, 1000)
+        assert (screen.part.label, screen.part.done, screen.part.total) == ("validation", 400, 1000)
+        screen.show_part("checkpoint", 0, None)
+        assert screen.part.label == "checkpoint"
+        screen.show_part("", 0, None)
+        assert screen.part is None
+
+
+def test_on_a_terminal_the_steps_give_way_to_it(monkeypatch):
+    monkeypatch.setattr(console, "console", Console(force_terminal=True, file=io.StringIO(), width=100))
+    with console.progress("training", 10) as task:
+        task.update(10)
+        part = task.part("validation", 5)
+        assert [shown.description for shown in task.bar.tasks if shown.visible] == ["validation"]
+        part.close()
+        assert [shown.description for shown in task.bar.tasks if shown.visible] == ["training"]

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hnet_cli.data.dataset import Dataset
-from hnet_cli.data.loader import Batches
+from hnet_cli.data.loader import Batches, Windows
 from hnet_cli.distributed.world import World
 from hnet_cli.errors import UsageError
 from hnet_cli.kernels import reference
@@ -46,7 +46,7 @@ def worked(data):
     batch = Batches(data, sequence_length=64, rows=4, seed=0).batch(0, (0, 4))
     with Wide() as wide:
         record = train_step(model, optimizer, [batch], 0, config, autocast)()
-        bpb = validation(model, data, 64, 2000, [3.0, 2.0])["bpb"]
+        bpb = validation(model, Windows(data, "val", 64, 2000), [3.0, 2.0])["bpb"]
         state = model.allocate_state(1, 600)
         logits = [model.prefill([b"The quick brown fox"], state), model.step(torch.tensor([32]), state)[0]]
         logits.append(model.extend(b"jumps over the lazy dog" * 10, state).logits)

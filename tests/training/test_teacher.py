@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from hnet_cli import storage
 from hnet_cli.data.dataset import Dataset
-from hnet_cli.data.loader import BOS, Batches, windows
+from hnet_cli.data.loader import BOS, Batches, Windows
 from hnet_cli.data.tokens import learned
 from hnet_cli.training.build import build_model
 from hnet_cli.training.teacher import CUT, TABLE, TOKENIZER, Teacher
@@ -35,7 +35,7 @@ def made(tokenizer, tmp_path_factory):
 def test_a_lesson_gives_the_transformer_what_it_is_used_to_read(made, data, tokenizer):
     """BOS, then token after token: so the main network computes what the Transformer computed."""
     teacher, table = made
-    batch = next(windows(Dataset.open(data), "train", 64, batch_bytes=512))  # the first begins with the document mark
+    batch = next(Windows(Dataset.open(data), "train", 64).batches(512))  # the first begins with the document mark
     assert batch.inputs[0] == BOS
     lesson = teacher.lesson(batch, torch.device("cpu"))
     at = 0

@@ -7,6 +7,7 @@ import torch
 from runkit import dataset, tiny
 
 from hnet_cli.data.dataset import Dataset
+from hnet_cli.data.loader import Windows
 from hnet_cli.model.config import BOS
 from hnet_cli.training import validation as evaluate
 from hnet_cli.training.build import build_model
@@ -27,30 +28,32 @@ def model():
 @pytest.mark.parametrize("max_bytes", [100, 1000, 10**9])
 def test_bits_per_byte_are_those_of_every_byte_once(data, model, max_bytes):
     (held_out,) = data.documents("val")
-    held_out = held_out[:max_bytes]
-    nats = 0.0
-    for start in range(0, len(held_out), 64):
-        target = held_out[start : start + 64]
+    windows = Windows(data, "val", 64, max_bytes)
+    first = windows.table[0, 1]
+    nats, count = 0.0, 0
+    for start, size in (windows.table[:, 2:] - [first, 0]).tolist():
+        target = held_out[start : start + size]
+        count += size
         given = bytes([BOS if start == 0 else held_out[start - 1]]) + target[:-1]
         with torch.no_grad():
             logits = model(torch.tensor([list(given)])).logits[0]
         nats += float(torch.nn.functional.cross_entropy(logits, torch.tensor(list(target)), reduction="sum"))
-    scored = validation(model, data, 64, max_bytes, [4.0])
-    assert scored["bytes"] == len(held_out)
-    assert scored["bpb"] == pytest.approx(nats / len(held_out) / math.log(2), rel=1e-5)
+    scored = validation(model, windows, [4.0])
+    assert scored["bytes"] == count == min(len(held_out), max_bytes // 64 * 64 if max_bytes < 10**9 else 10**9)
+    assert scored["bpb"] == pytest.approx(nats / count / math.log(2), rel=1e-5)
 
 
 def test_the_size_of_a_pass_changes_nothing(data, model, monkeypatch):
-    whole = validation(model, data, 64, 2000, [4.0])
+    whole = validation(model, Windows(data, "val", 64, 2000), [4.0])
     monkeypatch.setattr(evaluate, "PIECE", 100)
-    pieces = validation(model, data, 64, 2000, [4.0])
+    pieces = validation(model, Windows(data, "val", 64, 2000), [4.0])
     assert pieces.pop("stage0_prob_histogram") == whole.pop("stage0_prob_histogram")
     assert pieces == pytest.approx(whole, rel=1e-5)
 
 
 def test_an_untrained_model_knows_nothing_and_stays_in_training(data, model):
     model.train()
-    scored = validation(model, data, 64, 500, [4.0])
+    scored = validation(model, Windows(data, "val", 64, 500), [4.0])
     assert scored["bpb"] == pytest.approx(8, abs=0.4)
     assert model.training
     assert scored["stage0_target_fraction"] == 0.25

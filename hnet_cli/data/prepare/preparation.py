@@ -300,9 +300,10 @@ def _refuse_useless(request: PrepareRequest, account: Account) -> None:
 
 def _measure(folder: Path, splits: dict[str, Any], modality: Modality) -> dict[str, Any]:
     """Baselines of the split just made, on what the model will read."""
-    parts = []
-    for split, limit in (("train", TRAIN_LIMIT), ("val", VAL_LIMIT)):
+
+    def read(split: str, limit: int) -> bytes:
         ranges = ((part[:, 2], part[:, 3]) for part in stretches(folder, split))
         data = sample(partial(read_shards, folder), ranges, splits[split]["bytes"], limit)
-        parts.append(data if modality.input_table is None else data.translate(modality.input_table))
-    return baselines(*parts)
+        return data if modality.input_table is None else data.translate(modality.input_table)
+
+    return baselines(read("train", TRAIN_LIMIT), read("val", VAL_LIMIT), modality.letters())

@@ -1,0 +1,141 @@
+"""The versions, command and machine that a run, a model folder, a dataset or a figure was made with."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import re
+import shlex
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import hnet_cli
+from hnet_cli import storage
+from hnet_cli.errors import HNetError
+
+PACKAGES = ("torch", "numpy", "triton", "mamba-ssm", "flash-attn", "causal-conv1d")
+"""Packages that numbers depend on."""
+FILE = ".made.json"
+"""In the folder of a dataset, whose other files are the same whenever and wherever it is prepared."""
+_LONGEST = 2000
+"""Characters of a command."""
+_MOST = 20
+"""Sessions of a run that are kept."""
+
+
+def made(device: str = "", name: str = "", kernels: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What is being made, is made with this: JSON-able.
+
+    {"hnet", "commit" (of hnet's source, where it is a checkout), "python", "packages": {name: version}, "command",
+    "system", "cpus", "threads" (torch's; None before torch is imported), "device", "name" (of the device), "kernels"
+    (backend by operation), "time" (UTC, ISO 8601)}.
+    """
+    torch = sys.modules.get("torch")
+    return {
+        "hnet": hnet_cli.__version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "packages": dict(_versions()),
+        "command": _command(),
+        "system": platform.platform(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads() if torch is not None and hasattr(torch, "get_num_threads") else None,
+        "device": device,
+        "name": name,
+        "kernels": dict(kernels or {}),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def write(dataset: Path) -> None:
+    """Say in the folder of a dataset what it was made with, if it can be written to."""
+    with contextlib.suppress(HNetError):
+        storage.write_json(dataset / FILE, made())
+
+
+def line(about: Any) -> str:
+    """What `made` returned, which may come from anywhere, in one line for people; empty where nothing is known."""
+    if not isinstance(about, Mapping):
+        return ""
+    packages = about.get("packages")
+    kernels, threads = about.get("kernels"), about.get("threads")
+    backends = sorted({str(name) for name in kernels.values()}) if isinstance(kernels, Mapping) else []
+    device = " ".join(filter(None, (str(about.get("device") or ""), f"({about['name']})" if about.get("name") else "")))
+    parts = [
+        f"hnet {about.get('hnet')}" + (f" ({str(about['commit'])[:12]})" if about.get("commit") else ""),
+        *([f"torch {packages['torch']}"] if isinstance(packages, Mapping) and packages.get("torch") else []),
+        f"Python {about.get('python')}",
+        *([device] if device else []),
+        *([f"{threads} thread{'s' * (threads != 1)}"] if isinstance(threads, int) else []),
+        *([f"kernels: {', '.join(backends)}"] if backends else []),
+        *([str(about["time"])] if about.get("time") else []),
+        *([f"`{about['command']}`"] if about.get("command") else []),
+    ]
+    return ", ".join(part[:_LONGEST] for part in parts)
+
+
+def after(now: dict[str, Any], about: Any) -> dict[str, Any]:
+    """`now` with what the same was made with before, the newest first, under "before".
+
+    `about`: the `hnet` entry of a model's `config.json`, which may come from anywhere.
+    """
+    last = about.get("made") if isinstance(about, Mapping) else None
+    if not isinstance(last, Mapping):
+        return now
+    earlier = last.get("before")
+    earlier = [item for item in earlier if isinstance(item, Mapping)] if isinstance(earlier, list) else []
+    last = {key: value for key, value in last.items() if key != "before"}
+    return now | {"before": [last, *earlier][:_MOST]}
+
+
+@cache
+def _versions() -> tuple[tuple[str, str], ...]:
+    found = []
+    for package in PACKAGES:
+        try:
+            found.append((package, version(package)))
+        except PackageNotFoundError:
+            continue
+    return tuple(found)
+
+
+def _command() -> str:
+    """The command line without what is secret in addresses: a password, a signature."""
+    program = Path(sys.argv[0]).name if sys.argv else ""
+    if program == "__main__.py":
+        program = "hnet"
+    command = shlex.join([program, *sys.argv[1:]])
+    command = re.sub(r"(\w+://)[^/@\s']*@", r"\1", command)
+    return re.sub(r"(\w+://[^?\s']*)\?[^\s']*", r"\1?...", command)[:_LONGEST]
+
+
+@cache
+def _commit() -> str | None:
+    """The commit of the checkout that this package is run from, read without git; None where there is none."""
+    root = Path(hnet_cli.__file__).parents[1]
+    try:
+        git = root / ".git"
+        if git.is_file():  # a worktree
+            git = root / git.read_text(encoding="utf-8").removeprefix("gitdir:").strip()
+        head = (git / "HEAD").read_text(encoding="utf-8").strip()
+        if head.startswith("ref:"):
+            head = _reference(git, head.removeprefix("ref:").strip())
+    except (OSError, ValueError):
+        return None
+    return head if re.fullmatch(r"[0-9a-f]{40,64}", head) else None
+
+
+def _reference(git: Path, name: str) -> str:
+    common = git / "commondir"
+    shared = git / common.read_text(encoding="utf-8").strip() if common.is_file() else git
+    for folder in (git, shared):
+        if (folder / name).is_file():
+            return (folder / name).read_text(encoding="utf-8").strip()
+    packed = (shared / "packed-refs").read_text(encoding="utf-8").splitlines()
+    return next((row.split()[0] for row in packed if row.endswith(" " + name)), "")
