@@ -20,7 +20,6 @@ import struct
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hnet_cli.checkpoints.safetensors_file import Stored
 from hnet_cli.errors import DamagedError, InputError
 from hnet_cli.storage import shown
 
@@ -79,16 +79,6 @@ _LITERALS = {
     *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
     *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BINSTRING", "SHORT_BINSTRING"),
 }
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A tensor in a file, not yet read."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    read: Callable[[], Tensor]
-    """Read it, contiguous. Raises DamagedError if its bytes are not those that were written."""
 
 
 @dataclass(frozen=True, eq=False)

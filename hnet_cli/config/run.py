@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import yaml
 
+from hnet_cli.config.bounds import STRICT
 from hnet_cli.config.presets import merge, nearest, preset
-from hnet_cli.config.train import STRICT, SettingError, TrainConfig
+from hnet_cli.config.train import SettingError, TrainConfig
 from hnet_cli.config.yaml import Dumper, parse, read_text
 from hnet_cli.errors import UsageError
 from hnet_cli.model.config import SWITCHES, HNetConfig

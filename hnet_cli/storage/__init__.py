@@ -33,4 +33,13 @@ from hnet_cli.storage.folders import (
     verify_folder,
 )
 from hnet_cli.storage.lock import FolderLock, lock_holder, refuse_if_held
+from hnet_cli.storage.reading import (
+    RECORDS,
+    TOKENIZER,
+    map_file,
+    open_file,
+    read_bytes,
+    read_json,
+    read_text,
+)
 from hnet_cli.storage.streams import decompressed, open_input, shown

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
-import json
 import os
 import re
 import secrets
@@ -28,6 +27,7 @@ from hnet_cli.storage.files import (
     write_json,
 )
 from hnet_cli.storage.lock import FolderLock
+from hnet_cli.storage.reading import json_object, read_bytes
 from hnet_cli.storage.streams import shown
 
 MANIFEST = "manifest.json"
@@ -142,23 +142,19 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """`manifest.json` of a folder, checked to be what was written, byte for byte. Raises DamagedError."""
     file = Path(path) / MANIFEST
     try:
-        if not file.is_file() or file.stat().st_size > MANIFEST_LIMIT:
-            raise FileNotFoundError
-        text = file.read_bytes()
-        manifest = json.loads(text)
+        text = read_bytes(file, MANIFEST_LIMIT)
+        manifest = json_object(text, file)
         entries = manifest["files"].items()
         if (version := manifest["format"]) != MANIFEST_FORMAT:
             raise DamagedError(
-                f"{shown(file)} has format {version!r}; this version of hnet reads {MANIFEST_FORMAT}", "update hnet"
+                f"{shown(file)} has format {version!r:.40}; this version of hnet reads {MANIFEST_FORMAT}", "update hnet"
             )
-        sound = all(isinstance(e["size"], int) and isinstance(e["sha256"], str) and _inside(n) for n, e in entries)
+        sound = all(_is_size(e["size"]) and isinstance(e["sha256"], str) and _inside(n) for n, e in entries)
         # There is no digest of the manifest, but nothing in it, spaces included, may be other than it must.
         known = not manifest.keys() - _KEYS and manifest.get("kind") in _KINDS and manifest.get("version", 1) == 1
         written = known and text == json_bytes(manifest)
     except FileNotFoundError as error:
         raise DamagedError(f"{shown(file)} is missing: the folder is incomplete or not one of ours") from error
-    except OSError as error:
-        raise StorageError(f"cannot read {shown(file)}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedError(f"{shown(file)} is damaged: not a manifest") from error
     if not (sound and written):
@@ -192,6 +188,10 @@ def _refuse_existing(target: Path, overwrite: bool) -> bool:
     if not target.is_dir() or (not (target / MANIFEST).exists() and any(target.iterdir())):
         raise BusyError(f"{shown(target)} exists and was not written by hnet: it is not overwritten", "choose another")
     return True
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
 
 
 def _inside(name: str) -> bool:

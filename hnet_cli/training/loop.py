@@ -231,7 +231,7 @@ class _Trainer:
             for name in ("metrics.jsonl", "samples.jsonl")
         )
         self.events.open(self.state.step)
-        self.last: dict[str, Any] = next((record for record in reversed(self.metrics.kept) if "val_bpb" in record), {})
+        self.last: dict[str, Any] = self.metrics.last("val_bpb")
 
     def _write_config(self) -> None:
         storage.write_text(self.run / "config.yaml", to_yaml(self.config))

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hnet_cli import storage
+from hnet_cli.checkpoints.model_folder import read_tensors
 from hnet_cli.data.loader import Batch
 from hnet_cli.data.tokens import Tokenizer
 from hnet_cli.errors import DamagedError, InputError
@@ -75,12 +75,11 @@ class Teacher:
                 "boundary and embedding losses need train.start, a folder of `hnet retrofit`",
             )
         storage.verify_folder(folder, FILES)
-        self.tokenizer = Tokenizer((folder / TOKENIZER).read_text(encoding="utf-8"), folder / TOKENIZER)
-        try:
-            with safe_open(folder / TABLE, "pt") as file:
-                self.table: Tensor = file.get_tensor("embeddings")
-        except (SafetensorError, OSError) as error:
-            raise DamagedError(f"{folder / TABLE} is damaged: {error}") from error
+        self.tokenizer = Tokenizer(storage.read_text(folder / TOKENIZER, storage.TOKENIZER), folder / TOKENIZER)
+        stored = read_tensors(folder / TABLE).get("embeddings")
+        if stored is None or len(stored.shape) != 2 or stored.shape[0] < self.tokenizer.size:
+            raise DamagedError(f"{shown(folder / TABLE)} does not hold an embedding of every token")
+        self.table: Tensor = stored.read()
         self.scale = float(self.table.float().square().sum(-1).mean())
 
     def lesson(self, batch: Batch, device: torch.device) -> Lesson:
@@ -116,6 +115,6 @@ def keep(source: Path, run: Path) -> None:
     storage.verify_folder(source, FILES)
     with storage.staged_folder(run / "teacher", overwrite=True, manifest={"kind": "teacher"}) as folder:
         for name in FILES:
-            with storage.NewFile(folder / name) as new, open(source / name, "rb") as old:
+            with storage.NewFile(folder / name) as new, storage.open_file(source / name) as old:
                 while block := old.read(1 << 24):
                     new.write(block)
