@@ -196,7 +196,7 @@ def _configuration(weights: Weights, file: Path, given: Path | None) -> tuple[HN
         return HNetConfig.from_json(path), str(path)
     except FileNotFoundError as error:
         raise InputError(f"there is no configuration at {shown(path)}") from error
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, DamagedError) as error:
         kind = UsageError if given else DamagedError
         raise kind(f"{shown(path)}: {error}", "give the model's configuration with --config") from error
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
-from hnet_cli.errors import InputError, UsageError
-from hnet_cli.storage.streams import open_raw
+from hnet_cli import storage
+from hnet_cli.errors import DamagedError, UsageError
+from hnet_cli.storage import shown
 
 MOST_BYTES = 1 << 16
 """Size limit of a configuration: the parser takes a second for so much."""
@@ -72,16 +73,11 @@ Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.va
 def read_text(path: Path, kind: str, limit: int = MOST_BYTES) -> str:
     """The text of a regular UTF-8 file of at most `limit` bytes. Raises UsageError that calls it `kind`."""
     try:
-        with open_raw(path) as file:
-            content = file.read(limit + 1)
-    except InputError as error:
+        return storage.read_text(path, limit)
+    except FileNotFoundError as error:
+        raise UsageError(f"cannot read the {kind}: {shown(path)} does not exist") from error
+    except DamagedError as error:
         raise UsageError(f"cannot read the {kind}: {error}", error.hint) from error
-    if len(content) > limit:
-        raise UsageError(f"{path} is larger than {limit:,} bytes, too large for a {kind}")
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text, which a {kind} is") from error
 
 
 def parse(text: str, where: str) -> tuple[dict[str, Any], dict[str, int]]:

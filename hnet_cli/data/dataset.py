@@ -10,17 +10,28 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
-import mmap
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from hnet_cli.config.bounds import Bounds, typed
 from hnet_cli.errors import BusyError, DamagedError, InputError, StorageError
-from hnet_cli.storage import MANIFEST, read_manifest, verify_file, write_json
+from hnet_cli.storage import (
+    LARGE,
+    MANIFEST,
+    map_file,
+    open_file,
+    read_bytes,
+    read_json,
+    read_manifest,
+    verify_file,
+    write_json,
+)
+from hnet_cli.storage.reading import json_object
 from hnet_cli.storage.streams import shown
 
 DATASET_FORMAT = 1
@@ -38,6 +49,60 @@ def shard_name(index: int) -> str:
     return f"shard-{index:05d}.bin"
 
 
+TABLE_ROWS = 1 << 16
+"""Rows of a table that are checked at once."""
+LONGEST_NAME = 1 << 16
+"""Bytes of a document's name that are shown."""
+Size = Annotated[int, Bounds(least=0, most=1 << 62)]
+
+
+@dataclass
+class _Entry:
+    size: Size
+    sha256: str
+
+
+@dataclass
+class _Split:
+    documents: Size
+    bytes: Size
+
+
+@dataclass
+class _About:
+    """What is read of `dataset.json`, typed and bounded."""
+
+    modality: str
+    documents: Size
+    bytes: Size
+    splits: dict[str, _Split]
+    files: dict[str, _Entry]
+    input_table: list[Annotated[int, Bounds(least=0, most=255)]] | None
+    loss_weights: list[Annotated[float, Bounds(least=0, most=1e6)]] | None
+
+
+_READ = {field.name for field in fields(_About)}
+
+
+def _check_about(about: _About, where: str) -> None:
+    """Raise DamagedError where the fields do not fit together."""
+    blocks = -(-about.bytes // CHECKSUM_BYTES) * 4
+    sizes = {"documents.bin": 8 * len(COLUMNS) * about.documents, "blocks.bin": blocks, "names.txt": None}
+    sizes |= {f"split-{name}.bin": None for name in about.splits}
+    shards = {shard_name(n): about.bytes - n * SHARD_BYTES for n in range(min(1 << 24, -(-about.bytes // SHARD_BYTES)))}
+    sizes |= {name: min(SHARD_BYTES, size) for name, size in shards.items()}
+    problem = ""
+    for name, table in (("input_table", about.input_table), ("loss_weights", about.loss_weights)):
+        if table is not None and len(table) != 256:
+            problem = f"{name} has {len(table)} entries, not 256"
+    if unlisted := sizes.keys() - about.files.keys():
+        problem = f"it lists no {shown(min(unlisted))}"
+    elif wrong := [name for name, size in sizes.items() if size not in (None, about.files[name].size)]:
+        problem = f"{shown(wrong[0])} has {about.files[wrong[0]].size:,} bytes, not {sizes[wrong[0]]:,}"
+    if problem:
+        raise DamagedError(f"{where} is damaged: {problem}")
+
+
 class Shards:
     """Random access to the joined shards; the checksum of a block is verified when the block is first touched."""
 
@@ -51,12 +116,9 @@ class Shards:
     @staticmethod
     def _map(file: Path) -> memoryview:
         try:
-            with open(file, "rb") as opened:
-                return memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
+            return map_file(file)
         except FileNotFoundError as error:
             raise DamagedError(f"{shown(file)} is missing") from error
-        except (OSError, ValueError) as error:
-            raise StorageError(f"cannot read {shown(file)}: {error}") from error
 
     def check(self, starts: np.ndarray, ends: np.ndarray) -> None:
         """Verify the blocks that the non-empty ranges [start, end) touch. Raises DamagedError naming file and place."""
@@ -126,35 +188,56 @@ class Dataset:
         path = Path(path)
         file = path / "dataset.json"
         try:
-            text = file.read_bytes()
-        except OSError as error:
+            text = read_bytes(file, LARGE)
+        except FileNotFoundError as error:
             if not path.exists():
                 raise InputError(f"no dataset {shown(path)}", "make it with `hnet prepare`") from error
-            raise DamagedError(f"{shown(file)} is missing or unreadable: {shown(path)} is no dataset") from error
+            raise DamagedError(f"{shown(file)} is missing: {shown(path)} is no dataset") from error
         fingerprint = hashlib.sha256(text).hexdigest()
-        try:
-            about = json.loads(text)
-            version = about["format"]
-            entries = dict(about["files"])
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DamagedError(f"{shown(file)} is damaged: not the description of a dataset") from error
-        if version != DATASET_FORMAT:
+        about = json_object(text, file)
+        if (version := about.get("format")) != DATASET_FORMAT:
             raise DamagedError(
-                f"{shown(path)} has dataset format {version!r}; this version of hnet reads {DATASET_FORMAT}"
+                f"{shown(path)} has dataset format {version!r:.40}; this version of hnet reads {DATASET_FORMAT}"
             )
+        entries = about.get("files")
+        _check_about(typed(_About, {key: about[key] for key in _READ & about.keys()}, shown(file)), shown(file))
         try:
             promised = read_manifest(path)["files"]
             verify_file(path, "dataset.json", promised["dataset.json"])
             if promised != entries | {"dataset.json": promised["dataset.json"]}:
                 raise DamagedError(f"{shown(path / MANIFEST)} is damaged: it is not that of dataset.json")
-            tables = {"documents.bin", "names.txt", "blocks.bin", *(f"split-{name}.bin" for name in about["splits"])}
-            if unlisted := tables - entries.keys():
-                raise DamagedError(f"{shown(file)} is damaged: it lists no {shown(min(unlisted))}")
             for name, entry in entries.items():
                 verify_file(path, name, entry, digest=not name.startswith("shard-"))
-            return cls(path, about, fingerprint)
+            opened = cls(path, about, fingerprint)
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedError(f"{shown(file)} is damaged: {error}") from error
+        opened._check_tables()
+        return opened
+
+    def _check_tables(self) -> None:
+        """Raise DamagedError where a table points out of what it is a table of."""
+
+        def refuse_if(wrong: bool | np.bool_, name: str, what: str) -> None:
+            if wrong:
+                raise DamagedError(f"{shown(self.path / name)} is damaged: {what}")
+
+        size, names = self.about["bytes"], self.about["files"]["names.txt"]["size"]
+        refuse_if(len(self.table) != self.about["documents"], "documents.bin", "its rows are not the documents")
+        for at in range(0, len(self.table), TABLE_ROWS):
+            start, length, _, _, name, _ = self.table[at : at + TABLE_ROWS].T
+            inside = (start >= 0) & (start <= size) & (length >= 0) & (length <= size - start)
+            refuse_if(not inside.all(), "documents.bin", "a document lies outside of the shards")
+            refuse_if(((name < 0) | (name > names)).any(), "documents.bin", "a name lies outside of names.txt")
+        for split, about in self.about["splits"].items():
+            file, ranges, total = f"split-{split}.bin", self.ranges(split), 0
+            for at in range(0, len(ranges), TABLE_ROWS):
+                document, begin, length = ranges[at : at + TABLE_ROWS].T
+                refuse_if(((document < 0) | (document >= len(self.table))).any(), file, "it names no document")
+                whole = self.table[document, 1]
+                inside = (begin >= 0) & (begin <= whole) & (length > 0) & (length <= whole - begin)
+                refuse_if(not inside.all(), file, "a stretch lies outside of its document")
+                total += int(length.sum())
+            refuse_if(total != about["bytes"], file, f"{total:,} bytes, not {about['bytes']:,}")
 
     def verify(self) -> None:
         """Check the SHA-256 of shards that changed since they were last checked. Raises DamagedError naming one.
@@ -165,8 +248,8 @@ class Dataset:
         shards = {name: entry for name, entry in self.about["files"].items() if name.startswith("shard-")}
         now = {name: [entry["sha256"], (self.path / name).stat().st_mtime_ns] for name, entry in shards.items()}
         try:
-            known = dict(json.loads(file.read_bytes()))
-        except (OSError, ValueError, TypeError, RecursionError):
+            known = read_json(file, LARGE)
+        except (FileNotFoundError, DamagedError):
             known = {}
         unchecked = [name for name in now if known.get(name) != now[name]]
         for name in unchecked:
@@ -192,9 +275,9 @@ class Dataset:
 
     def name(self, document: int) -> str:
         """Name of a document: its source, then a tab and its record where it has one."""
-        with open(self.path / "names.txt", "rb") as file:
+        with open_file(self.path / "names.txt") as file:
             file.seek(int(self.table[document, 4]))
-            return file.readline().decode().rstrip("\n")
+            return file.readline(LONGEST_NAME).decode("utf-8", "replace").rstrip("\n")
 
     def translate(self, stored: np.ndarray) -> np.ndarray:
         """The bytes that the model reads for stored bytes (uint8, any shape)."""
@@ -207,5 +290,4 @@ class Dataset:
 
     def _array(self, name: str, kind: type, columns: int = 0) -> np.ndarray:
         shape: Sequence[int] = (-1, columns) if columns else (-1,)
-        data = np.memmap(self.path / name, np.dtype(kind).newbyteorder("<"), "r")
-        return np.asarray(data).reshape(shape)
+        return np.frombuffer(map_file(self.path / name), np.dtype(kind).newbyteorder("<")).reshape(shape)

@@ -22,6 +22,7 @@ from hnet_cli import storage
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Batch, shuffled
 from hnet_cli.errors import DamagedError, EnvironmentLimit, HNetError, InputError, UsageError
+from hnet_cli.storage import shown
 
 FILE = "tokenizer.json"
 SAMPLE_PER_ID, MOST_SAMPLE, PIECE = 1 << 11, 1 << 26, 1 << 16
@@ -157,13 +158,13 @@ def of_model(folder: Path, vocabulary: int) -> Tokenizer:
     """The tokenizer of a model folder whose model has `vocabulary` ids. Raises DamagedError."""
     file = folder / FILE
     try:
-        tokenizer = Tokenizer(file.read_text(encoding="utf-8"), file)
+        tokenizer = Tokenizer(storage.read_text(file, storage.TOKENIZER), file)
         check_size(tokenizer, vocabulary)
         return tokenizer
     except FileNotFoundError as error:
-        raise DamagedError(f"{folder} has no {FILE}", "the folder is not a complete model") from error
-    except (OSError, UnicodeDecodeError, InputError, UsageError) as error:
-        raise DamagedError(f"{file} cannot be used: {error}") from error
+        raise DamagedError(f"{shown(folder)} has no {FILE}", "the folder is not a complete model") from error
+    except (InputError, UsageError) as error:
+        raise DamagedError(f"{shown(file)} cannot be used: {error}") from error
 
 
 def of_setting(setting: str, dataset: Dataset) -> Tokenizer:
@@ -175,9 +176,9 @@ def of_setting(setting: str, dataset: Dataset) -> Tokenizer:
     if kind == "bpe":
         return learned(dataset, int(size))
     try:
-        return Tokenizer(Path(setting).read_text(encoding="utf-8"), setting)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the tokenizer {setting}: {getattr(error, 'strerror', None) or error}") from error
+        return Tokenizer(storage.read_text(setting, storage.TOKENIZER), setting)
+    except (OSError, DamagedError) as error:
+        raise UsageError(f"cannot read the tokenizer {shown(setting)}: {error}") from error
 
 
 @lru_cache(maxsize=4)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from hnet_cli import storage
 from hnet_cli.model.settings import (
     AttnConfig,
     Chunker,
@@ -170,14 +171,9 @@ class HNetConfig:
 
     @classmethod
     def from_json(cls, path: str | Path) -> HNetConfig:
-        """Raises ValueError (not JSON, or not a configuration) or OSError."""
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from error
-        if not isinstance(data, dict):
-            raise ValueError(f"{path} does not hold a model configuration")
-        return cls.from_dict(data)
+        """Raises ValueError for what is no configuration, FileNotFoundError, DamagedError or StorageError for what is
+        no JSON file."""
+        return cls.from_dict(storage.read_json(path))
 
     def to_dict(self) -> dict[str, Any]:
         """The official fields; "hnet" only where something differs from the official model."""

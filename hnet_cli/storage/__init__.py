@@ -34,6 +34,7 @@ from hnet_cli.storage.folders import (
 )
 from hnet_cli.storage.lock import FolderLock, lock_holder, refuse_if_held
 from hnet_cli.storage.reading import (
+    LARGE,
     RECORDS,
     TOKENIZER,
     map_file,

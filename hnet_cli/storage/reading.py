@@ -6,11 +6,12 @@ in the place of a file never hangs or floods the reader, whatever the folder's o
 
 from __future__ import annotations
 
+import io
 import json
 import mmap
 import os
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, cast
 
 from hnet_cli.errors import DamagedError, HNetError, InputError, StorageError
 from hnet_cli.storage.streams import open_raw, shown
@@ -19,12 +20,16 @@ SMALL = 16 << 20
 """Bytes of the largest description (JSON, YAML, manifest) that is read."""
 RECORDS = 128 << 20
 """Bytes of the largest file of records: those of a million steps."""
+LARGE = 256 << 20
+"""Bytes of a description that grows with the data: the sources of a dataset of a million files."""
+MOST_PARTS = 1 << 22
+"""Lists and mappings in a JSON file."""
 TOKENIZER = 64 << 20
 """Bytes of the largest tokenizer.json; the largest that is published has 33 MB."""
 
 
-def open_file(path: str | os.PathLike[str], limit: int | None = None) -> BinaryIO:
-    """The bytes of a regular file, unbuffered. Raises FileNotFoundError where there is nothing, StorageError where the
+def open_file(path: str | os.PathLike[str], limit: int | None = None) -> io.BufferedReader:
+    """The bytes of a regular file. Raises FileNotFoundError where there is nothing, StorageError where the
     disk fails or permission is denied, DamagedError for what is no regular file or has more than `limit` bytes."""
     path = Path(path)
     try:
@@ -38,7 +43,7 @@ def open_file(path: str | os.PathLike[str], limit: int | None = None) -> BinaryI
     if limit is not None and (size := os.fstat(file.fileno()).st_size) > limit:
         file.close()
         raise _too_large(path, size, limit)
-    return file
+    return io.BufferedReader(cast(io.RawIOBase, file))
 
 
 def read_bytes(path: str | os.PathLike[str], limit: int = SMALL) -> bytes:
@@ -65,12 +70,15 @@ def read_text(path: str | os.PathLike[str], limit: int = SMALL, errors: str = "s
 
 
 def read_json(path: str | os.PathLike[str], limit: int = SMALL) -> dict[str, Any]:
-    """The JSON object in a file. Raises as `read_text`, and DamagedError for anything but an object."""
-    return json_object(read_text(path, limit), path)
+    """The JSON object in a file. Raises as `read_bytes` and `json_object`."""
+    return json_object(read_bytes(path, limit), path)
 
 
-def json_object(text: str | bytes, path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A JSON object. Raises DamagedError, naming `path`, for anything else, such as numbers of thousands of digits."""
+def json_object(text: bytes, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A JSON object. Raises DamagedError, naming `path`, for anything else, such as numbers of thousands of digits, and
+    for more parts than memory should hold: an empty list takes two bytes in a file and 64 in memory."""
+    if text.count(b"[") + text.count(b"{") > MOST_PARTS or text.count(b":") > 2 * MOST_PARTS:
+        raise DamagedError(f"{shown(path)} is damaged: it has more than {MOST_PARTS:,} lists and mappings")
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -117,6 +117,9 @@ class _RawFile(RawReader):
     def fileno(self) -> int:
         return self.stream.fileno()
 
+    def seekable(self) -> bool:
+        return True
+
     def seek(self, position: int, whence: int = 0) -> int:
         return self.stream.seek(position, whence)
 

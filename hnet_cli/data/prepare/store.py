@@ -13,32 +13,36 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
+from hnet_cli.config.bounds import Bounds
 from hnet_cli.data.dataset import CHECKSUM_BYTES, COLUMNS, SHARD_BYTES, shard_name
 from hnet_cli.modality import escape
-from hnet_cli.storage import GrowingFile, remove_file
+from hnet_cli.storage import GrowingFile, open_file, remove_file
 
 ROW = 8 * len(COLUMNS)
 """Bytes of a row of `documents.bin`."""
+
+
+Position = Annotated[int, Bounds(least=0, most=1 << 52)]
 
 
 @dataclass
 class WriterState:
     """A writer's position, and checksums (CRC-32) of the bytes written since the state before."""
 
-    bytes: int
-    documents: int
-    names: int
+    bytes: Position
+    documents: Position
+    names: Position
     """Bytes of `names.txt`."""
-    blocks: list[int]
+    blocks: list[Position]
     """Checksums of the blocks filled since the state before."""
-    rest: int
+    rest: Position
     """Checksum of the bytes in the block that is not full."""
-    table: int
-    lines: int
+    table: Position
+    lines: Position
     """Checksums of the rows of `documents.bin` and the lines of `names.txt` since the state before."""
 
 
@@ -90,12 +94,12 @@ class Writer:
         for rows in table_rows(folder):
             self._write_tables((rows + shift).astype("<i8").tobytes(), b"")
             self.documents += len(rows)
-        with open(folder / "names.txt", "rb") as names:
+        with open_file(folder / "names.txt") as names:
             while lines := names.read(CHECKSUM_BYTES):
                 self._write_tables(b"", lines)
                 self._names_end += len(lines)
         for index in range(len(list(folder.glob("shard-*")))):
-            with open(folder / shard_name(index), "rb") as shard:
+            with open_file(folder / shard_name(index)) as shard:
                 while data := shard.read(CHECKSUM_BYTES):
                     self._append(data)
         self.bytes = self._appended
@@ -249,9 +253,9 @@ def _stretches(file: GrowingFile, start: int, end: int) -> Iterator[bytes]:
 
 def table_rows(folder: Path, name: str = "documents.bin", columns: int = len(COLUMNS)) -> Iterator[np.ndarray]:
     """A table of int64 in parts of (n, columns), some MB each: a memory map would count as memory in use."""
-    with open(folder / name, "rb") as file:
-        while len(rows := np.fromfile(file, "<i8", columns << 16)):
-            yield rows.reshape(-1, columns)
+    with open_file(folder / name) as file:
+        while data := file.read(8 * columns << 16):
+            yield np.frombuffer(data, "<i8").reshape(-1, columns)
 
 
 def read_shards(folder: Path, start: int, end: int) -> bytes:
@@ -260,7 +264,7 @@ def read_shards(folder: Path, start: int, end: int) -> bytes:
     data = b""
     while start < end:
         index, at = divmod(start, SHARD_BYTES)
-        with open(folder / shard_name(index), "rb") as shard:
+        with open_file(folder / shard_name(index)) as shard:
             shard.seek(at)
             data += shard.read(min(end - start, SHARD_BYTES - at))
         start = min(end, (index + 1) * SHARD_BYTES)
