@@ -80,6 +80,11 @@ def read_text(path: Path, kind: str, limit: int = MOST_BYTES) -> str:
         raise UsageError(f"cannot read the {kind}: {error}", error.hint) from error
 
 
+def read(path: Path, kind: str) -> dict[str, Any]:
+    """The mapping in a file. Raises UsageError, naming the line, for anything that `parse` refuses."""
+    return parse(read_text(path, kind), shown(path))[0]
+
+
 def parse(text: str, where: str) -> tuple[dict[str, Any], dict[str, int]]:
     """The mapping in `text`, and the line of each dotted key. Raises UsageError with `where` and the line."""
     lines: dict[str, int] = {}

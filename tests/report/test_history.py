@@ -39,7 +39,7 @@ def test_events_have_their_place_among_the_records(tmp_path):
     (tmp_path / "events.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n[1]\n{"step": 4, "kind": "spi')
     events = [(e.kind, e.step, e.bytes, e.text) for e in history.read_events(tmp_path, RECORDS)]
     assert events == [
-        ("7", 0, 1000, ""),
+        ("", 0, 1000, ""),
         ("resume", 3, 3000, "went on"),
         ("skipped", 5, 5000, "not finite; documents 4, 7"),
         ("spike", 99, 5000, ""),
