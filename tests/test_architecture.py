@@ -172,6 +172,47 @@ def test_storage_alone_writes() -> None:
     assert not found, found
 
 
+READS_ITS_OWN = {
+    *("config.presets", "pages.html", "kernels.tuned"),  # files of the package
+    *("distributed.device", "cli.machine"),  # those of the system: memory, processor
+    "terminal.process",  # /dev/null
+    "checkpoints.safetensors_file",  # by the library, once the file and its header have been looked at
+}
+READERS = {"open", "io.open", "os.open", "np.memmap", "np.fromfile", "np.load", "json.load", "mmap.mmap", "torch.load"}
+READING_METHODS = {"read_text", "read_bytes", "safe_open", "load_file"}
+
+
+def reads(path: Path) -> Iterator[str]:
+    """Calls in a file that read a path past `hnet_cli.storage`."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    imported = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(("hnet_cli.storage", "hnet_cli.config"))
+        for alias in node.names
+    }
+    own = imported | {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            owner, _, name = called.rpartition(".")
+            ours = owner == "storage" or (not owner and name in own)
+            opens = name == "open" and owner.partition("(")[0] in ("Path", "path", "file", "self.path")
+            if called in READERS or opens or (name in READING_METHODS and not ours):
+                yield f"{path.name}:{node.lineno}: {called}"
+
+
+def test_storage_alone_reads() -> None:
+    """So that what stands in the place of a file (a pipe, a device, 8 GB of zeros) is refused everywhere."""
+    found = [
+        read
+        for name, path in modules().items()
+        if room(name) != "storage" and name not in READS_ITS_OWN
+        for read in reads(path)
+    ]
+    assert not found, found
+
+
 def test_the_core_never_names_a_modality() -> None:
     plugins = {path.stem for path in PLUGINS.glob("*.py")} - {"__init__"}
     for name, path in modules().items():

@@ -8,7 +8,7 @@ import time
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from hnet_cli import modality
+from hnet_cli import modality, storage
 from hnet_cli.checkpoints.find import load, starters
 from hnet_cli.checkpoints.model_folder import LoadedModel
 from hnet_cli.config.run import resolve
@@ -38,7 +38,7 @@ def run(out: Path, minutes: float, device: str) -> None:
         with progress("reading") as task:
             summary = preparation.prepare([file], text, data, val=0.05, progress=task.update)
         say(f"   {size(summary.bytes)} of public-domain English; {size(summary.splits['val']['bytes'])} held out.")
-        excerpt = _excerpt(file.read_bytes())
+        excerpt = _excerpt(storage.read_bytes(file))
     config = dataclasses.replace(resolve("nano"), data=str(data))
     command = f"hnet train --preset nano --data {literal(data)} --run {literal(folder)}"
     say(f"[bold]2. train[/]    {command} --minutes {minutes:g}")

@@ -77,7 +77,7 @@ class Schedule(Bounds):
 
 
 @cache
-def _adapter(kind: type[T]) -> TypeAdapter[T]:
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)
@@ -91,7 +91,8 @@ def typed(kind: type[T], data: Any, where: str) -> T:
     from pydantic import ValidationError
 
     try:
-        return _adapter(kind).validate_json(json.dumps(data), strict=True)
+        value: T = _adapter(kind).validate_json(json.dumps(data), strict=True)
+        return value
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(map(str, problem["loc"]))[:100]

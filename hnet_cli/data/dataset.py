@@ -199,8 +199,8 @@ class Dataset:
             raise DamagedError(
                 f"{shown(path)} has dataset format {version!r:.40}; this version of hnet reads {DATASET_FORMAT}"
             )
-        entries = about.get("files")
         _check_about(typed(_About, {key: about[key] for key in _READ & about.keys()}, shown(file)), shown(file))
+        entries = dict(about["files"])
         try:
             promised = read_manifest(path)["files"]
             verify_file(path, "dataset.json", promised["dataset.json"])

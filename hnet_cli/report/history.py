@@ -69,7 +69,7 @@ def _text(path: Path) -> str:
 
 def step_of(record: Record) -> int:
     """The step of a record; 0 where it has none."""
-    step = record.get("step")
+    step = record.get("step", 0)
     return int(step) if is_step(step) else 0
 
 

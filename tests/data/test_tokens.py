@@ -156,7 +156,7 @@ def test_a_tokenizer_as_llama_3_has_it():
     ("text", "said"),
     [
         ("{", "Expecting"),
-        ("[]", "list indices"),
+        ("[]", "JSON object"),
         ('{"model": {"type": "WordPiece"}}', "its model is WordPiece"),
         (changed(normalizer={"type": "NFC"}), "NFC"),
         (changed(pre_tokenizer={"type": "Metaspace"}), "Metaspace"),
