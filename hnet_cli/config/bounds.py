@@ -9,7 +9,7 @@ import json
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from hnet_cli.errors import DamagedError
 
@@ -91,7 +91,7 @@ def typed(kind: type[T], data: Any, where: str) -> T:
     from pydantic import ValidationError
 
     try:
-        value: T = _adapter(kind).validate_json(json.dumps(data), strict=True)
+        value: T = _adapter(cast(Any, kind)).validate_json(json.dumps(data), strict=True)
         return value
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
