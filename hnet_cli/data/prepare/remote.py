@@ -164,7 +164,8 @@ class _RemoteFile(io.RawIOBase):
 
     def __init__(self, file: Any, open_file: Callable[..., Any], url: str) -> None:
         """`open_file(block_size=...)` opens the same again, to be asked for less."""
-        self._file, self._open, self._url, self._size = file, open_file, url, int(file.size)
+        self._turn, self._file = 0, (0, file)
+        self._open, self._url, self._size = open_file, url, int(file.size)
         self._request, self._at = REQUEST_BYTES, 0
 
     def readable(self) -> bool:
@@ -180,7 +181,10 @@ class _RemoteFile(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         def read() -> bytes:
-            file = self._file = self._file or self._open(block_size=self._request)
+            turn, (opened, file) = self._turn, self._file
+            if opened != turn:  # the file of a thread that came too late is that thread's
+                file = self._open(block_size=self._request)
+                self._file = turn, file
             file.seek(self._at)
             data: bytes = file.read(min(len(buffer), self._request))
             return data
@@ -191,7 +195,7 @@ class _RemoteFile(io.RawIOBase):
         return len(data)
 
     def _on_late(self) -> None:
-        self._file, self._request = None, SLOW_REQUEST_BYTES
+        self._turn, self._request = self._turn + 1, SLOW_REQUEST_BYTES
 
 
 def _is_transient(error: Exception) -> bool:
