@@ -295,3 +295,33 @@ def test_ruff_is_content() -> None:
         [sys.executable, "-m", "ruff", "check", "--no-cache", "."], capture_output=True, text=True, cwd=ROOT
     )
     assert run.returncode == 0, run.stdout
+
+
+SAFE = {"literal", "size", "count", "duration", "spark", "len"}
+"""Functions that make text safe, or numbers into text."""
+
+
+def unsafe_markup(node: ast.AST) -> Iterator[str]:
+    """Values in markup that are neither numbers in a format nor through a function of `SAFE`."""
+    if isinstance(node, ast.Call) and ast.unparse(node.func) in SAFE:
+        return
+    if isinstance(node, ast.FormattedValue):
+        format = ast.unparse(node.format_spec) if node.format_spec else ""
+        safe = isinstance(node.value, ast.Call) and ast.unparse(node.value.func) in SAFE
+        if not safe and not set(",fgd%") & set(format.removeprefix("f")):
+            yield ast.unparse(node.value)
+        return
+    for child in ast.iter_child_nodes(node):
+        yield from unsafe_markup(child)
+
+
+def test_foreign_text_goes_through_one_function() -> None:
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.Call)
+                and ast.unparse(node.func) in ("say", "console.print")
+                and room(name) != "terminal"
+            ):
+                found = [value for argument in node.args for value in unsafe_markup(argument)]
+                assert not found, f"hnet_cli/{name}:{node.lineno}: {found} past `literal`"

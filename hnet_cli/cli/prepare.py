@@ -72,7 +72,7 @@ def prepare(
             raise UsageError(f"--val is a share between 0 and 1, not {val}")
         if modality is None:
             modality, _, why = detection.detect(inputs, field)
-            say(f"These look like [bold]{modality}[/] ({literal(why)}); say --modality to choose another.")
+            say(f"These look like [bold]{literal(modality)}[/] ({literal(why)}); say --modality to choose another.")
         out = out or Path("data") / default_name(inputs[0])
         with progress("reading") as task:
             summary = preparation.prepare(
@@ -135,7 +135,7 @@ def show_summary(summary: Summary) -> None:
     if bits := summary.baselines:
         say(f"[dim]Held out: {literal(summary.rule)}.[/]", verbose=True)
         say(
-            f"To beat on the held-out bytes: xz [bold]{bits['xz']:.3f}[/] bits per byte, an order-{bits['k']} model "
+            f"To beat on the held-out bytes: xz [bold]{bits['xz']:.3f}[/] bits per byte, an order-{bits['k']:d} model "
             f"[bold]{bits['order_k']:.3f}[/]."
         )
         if (held_out := summary.splits["val"]["bytes"]) < FEW:
@@ -143,9 +143,9 @@ def show_summary(summary: Summary) -> None:
                 f"{held_out:,} held-out bytes are too few to compare by: xz has hardly begun to learn. More data, or a "
                 "larger --val."
             )
-        following = f"hnet train --data {literal(shlex.quote(str(summary.path)))}"
+        following = f"hnet train --data {shlex.quote(str(summary.path))}"
     speed = summary.bytes / max(summary.seconds, 1e-9)
     say(
         f"Wrote {literal(summary.path)} ({size(summary.bytes)} in {summary.seconds:.1f} s, {size(speed)}/s). "
-        f"Next: {following}"
+        f"Next: {literal(following)}"
     )

@@ -34,20 +34,20 @@ def run(out: Path, minutes: float, device: str) -> None:
     text = modality.get("text")
     data, folder = out / "data", out / "run"
     with as_file(files("hnet_cli.starters") / TEXT) as file:
-        say(f"[bold]1. prepare[/]  hnet prepare {TEXT} --out {literal(data)}")
+        say(f"[bold]1. prepare[/]  hnet prepare {literal(TEXT)} --out {literal(data)}")
         with progress("reading") as task:
             summary = preparation.prepare([file], text, data, val=0.05, progress=task.update)
         say(f"   {size(summary.bytes)} of public-domain English; {size(summary.splits['val']['bytes'])} held out.")
         excerpt = _excerpt(storage.read_bytes(file))
     config = dataclasses.replace(resolve("nano"), data=str(data))
     command = f"hnet train --preset nano --data {literal(data)} --run {literal(folder)}"
-    say(f"[bold]2. train[/]    {command} --minutes {minutes:g}")
+    say(f"[bold]2. train[/]    {literal(command)} --minutes {minutes:g}")
     plan = Plan(config, data, Dataset.open(data).about, folder, this_machine(device))
     started = time.monotonic()
     follow(plan, seconds=60 * minutes)
     spent = duration(time.monotonic() - started)
     model = load(folder, device)
-    say(f"[bold]3. sample[/]   hnet sample {literal(folder)} --prompt {PROMPT.decode()!r}")
+    say(f"[bold]3. sample[/]   hnet sample {literal(folder)} --prompt {literal(repr(PROMPT.decode()))}")
     for piece in sample.sample(model, [PROMPT], text, max_bytes=300, temperature=0.8, seed=1):
         sys.stdout.write(piece)
         sys.stdout.flush()
@@ -65,7 +65,7 @@ def _excerpt(data: bytes) -> bytes:
 
 
 def _show(title: str, model: LoadedModel, text: modality.Modality, excerpt: bytes) -> None:
-    say(f"   [dim]{title}:[/]")
+    say(f"   [dim]{literal(title)}:[/]")
     format = "pretty" if render.use_colour(sys.stdout) else "plain"
     sys.stdout.writelines(segment.segment(model, [Source.of_bytes(excerpt)], text, format=format, stage=0))
     sys.stdout.write("\n")

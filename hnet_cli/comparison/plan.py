@@ -221,8 +221,11 @@ def _warn_of_decided_settings(request: ComparisonRequest) -> None:
     if not (request.bytes or request.minutes):
         decided.remove("train.steps")
     if vain := [key for setting in request.settings if (key := setting.partition("=")[0].strip()) in decided]:
-        names = literal(", ".join(vain))
-        say(f"[yellow]note:[/] --set {names} has no effect: the comparison decides that itself (--bytes, --seeds).")
+        names = ", ".join(vain)
+        say(
+            f"[yellow]note:[/] --set {literal(names)} has no effect: the comparison decides that itself (--bytes, "
+            "--seeds)."
+        )
 
 
 def _refuse_another(
@@ -261,8 +264,8 @@ def _affordable(plan: ComparisonPlan, minutes: float) -> int:
             "give more minutes, fewer members (--line-up) or seeds, or a smaller --max-bytes",
         )
     slowest = max(times, key=lambda name: times[name])
-    speed = f"{literal(slowest)} is the slowest, {size(1 / times[slowest])}/s"
-    say(f"{minutes:g} minutes for all together: {size(affordable)} for each, the same bytes ({speed}).")
+    speed = f"{slowest} is the slowest, {size(1 / times[slowest])}/s"
+    say(f"{minutes:g} minutes for all together: {size(affordable)} for each, the same bytes ({literal(speed)}).")
     return affordable
 
 

@@ -268,8 +268,9 @@ class _Evaluation:
             found = gold.against_gold(self.model, self._known, stretches())
         first: dict[str, Any] = next(iter(found["kinds"].values()))[0] if found["kinds"] else {}
         if refused:
-            lines = f"{len(refused):,} line{'s' * (len(refused) != 1)}"
-            say(f"[yellow]left out of the gold file:[/] {lines}, first {refused[0].where}: {refused[0].reason}")
+            first_place = f"first {refused[0].where}: {refused[0].reason}"
+            lines = f"{len(refused):,} line{'s' * (len(refused) != 1)}, {first_place}"
+            say(f"[yellow]left out of the gold file:[/] {literal(lines)}")
         return {**first, **found, "left_out": len(refused)}
 
     def _annotation(self, material: Material | None) -> dict[str, Any]:

@@ -210,7 +210,7 @@ def _own_format(windows: Iterable[Window], stages: Sequence[int], modality: Moda
             document = Document(b"", document.name, document.source, offset=document.offset)
         own = chunks(of_document(first))
         for line in modality.render(document, own, format):
-            yield line + "\n"
+            yield escape(line, keep="\t") + "\n"
         for _ in own:  # what a careless plugin left
             pass
 

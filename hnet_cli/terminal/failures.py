@@ -9,6 +9,9 @@ from hnet_cli.errors import INTERRUPTED, EnvironmentLimit, HNetError, StorageErr
 from hnet_cli.modality import escape
 from hnet_cli.terminal.console import is_verbose
 
+LONGEST = 4000
+"""Characters of a message that are printed: it may quote a file."""
+
 
 def report(error: BaseException) -> int:
     """Print in one line what ended the command; its exit code."""
@@ -19,11 +22,12 @@ def report(error: BaseException) -> int:
         print("hnet: interrupted", file=sys.stderr)
         return INTERRUPTED
     if is_verbose() and not hasattr(error, "format_message"):
-        traceback.print_exception(error)
+        print(escape("".join(traceback.format_exception(error))), file=sys.stderr)
     shown = _user_error(error)
     message = f"{shown} ({shown.hint})" if shown.hint else str(shown)
     if message:  # else another rank of the run prints it
-        print(f"hnet: {escape(' '.join(message.split()))}", file=sys.stderr)
+        line = escape(" ".join(message[:LONGEST].split()))
+        print(f"hnet: {line}{'...' * (len(message) > LONGEST)}", file=sys.stderr)
     return shown.exit_code
 
 

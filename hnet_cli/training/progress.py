@@ -103,7 +103,7 @@ class _Screen:
         elif kind == "eval":
             bits, chunks = f"{record['val_bpb']:.3f}", _chunks(record, VALIDATION)
             if not self.brief:
-                say(f"step {record['step']:>6}  validation [bold]{bits}[/] bits per byte  {chunks}")
+                say(f"step {record['step']:>6d}  validation [bold]{literal(bits)}[/] bits per byte  {literal(chunks)}")
             self.log(f"step {record['step']}  validation {bits} bits per byte  {chunks}")
             self.report()
         elif kind == "shortened":
@@ -115,7 +115,7 @@ class _Screen:
             self.log(f"step {record['step']}  saved")
         elif kind == "resume":
             changed = "".join(f"; {change}" for change in record["changed"])
-            say(f"Going on from step {record['step']} ({literal(record['folder'] + changed)}).")
+            say(f"Going on from step {record['step']:d} ({literal(record['folder'] + changed)}).")
             self.log(f"going on from step {record['step']}{changed}")
             if self.task.total is not None and record["step"] >= self.task.total:
                 say(f"It is finished: all {record['step']:,} steps are done. --set train.steps=N goes further.")
@@ -163,9 +163,9 @@ def finish(plan: Plan, result: Result) -> None:
     for name, value in history.baselines_of(plan.dataset).items():
         rows.add_row(name, f"{value:.3f}")
     show(rows)
-    run = literal(shlex.quote(str(plan.run)))
+    run = shlex.quote(str(plan.run))
     say(f"Done in {duration(result.seconds)}. Report: {literal(page)}")
     if plan.config.tokenizer:
-        say(f"Next: hnet eval {run}")  # tokens are neither sampled byte by byte nor learned chunks
+        say(f"Next: hnet eval {literal(run)}")  # tokens are neither sampled byte by byte nor learned chunks
     else:
-        say(f"Next: hnet sample {run}    hnet segment --model {run} FILE")
+        say(f"Next: hnet sample {literal(run)}    hnet segment --model {literal(run)} FILE")
