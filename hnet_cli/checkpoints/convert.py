@@ -8,6 +8,7 @@ gathered in memory.
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -88,12 +89,13 @@ def convert(
         settings = replace(settings, extra={**settings.extra, "modality": modality})
     size = sum(map(_size, weights.values()))
     with progress(f"converting {shown(files[0].name)}", size) as task:
-        done = 0
+        done, odd = 0, 0
 
         def count(stored: Stored) -> torch.Tensor:
-            nonlocal done
+            nonlocal done, odd
             with _reading(files[0]):
                 tensor = stored.read()
+            odd += not torch.isfinite(tensor).all()
             done += _size(stored)
             task.update(done)
             return tensor
@@ -102,6 +104,9 @@ def convert(
             _write_official(target, settings, weights, count, size)
         else:
             _write_folder(target, settings, weights, count, overwrite)
+    if odd:
+        what = f"{odd} of the {len(weights)} tensors of {shown(files[0])} hold numbers that are not finite"
+        warnings.warn(f"{what}: the model predicts nothing", stacklevel=2)
     return Converted(
         source=str(source),
         target=str(target),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -69,7 +68,7 @@ def sample(
         if raw:
             choice["automaton"] = None
         for record in generate.sample_records(loaded, prompts, modality, show_chunks=show_chunks, **choice):
-            print(json.dumps(record, ensure_ascii=False), flush=True)
+            print(render.json_line(record), flush=True)
     elif raw:
         input_table = modality.input_table if modality else None
         for piece in generate.sample_bytes(loaded, prompts, input_table=input_table, **choice):
