@@ -49,6 +49,8 @@ def shard_name(index: int) -> str:
     return f"shard-{index:05d}.bin"
 
 
+SPLIT_ROW = 24
+"""Bytes of a row of `split-*.bin`."""
 TABLE_ROWS = 1 << 16
 """Rows of a table that are checked at once."""
 LONGEST_NAME = 1 << 16
@@ -97,6 +99,8 @@ def _check_about(about: _About, where: str) -> None:
             problem = f"{name} has {len(table)} entries, not 256"
     if unlisted := sizes.keys() - about.files.keys():
         problem = f"it lists no {shown(min(unlisted))}"
+    elif odd := [name for name in sizes if name.startswith("split-") and about.files[name].size % SPLIT_ROW]:
+        problem = f"{shown(odd[0])} has {about.files[odd[0]].size:,} bytes, no multiple of {SPLIT_ROW}"
     elif wrong := [name for name, size in sizes.items() if size not in (None, about.files[name].size)]:
         problem = f"{shown(wrong[0])} has {about.files[wrong[0]].size:,} bytes, not {sizes[wrong[0]]:,}"
     if problem:

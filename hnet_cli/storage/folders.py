@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import re
@@ -176,6 +177,8 @@ def verify_file(folder: Path, name: str, entry: dict[str, Any], *, digest: bool 
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DamagedError(f"{shown(file)} is missing") from error
     except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+            raise DamagedError(f"{shown(file)} is not a file: {error.strerror}") from error
         raise StorageError(f"cannot read {shown(file)}: {error.strerror}") from error
 
 
