@@ -27,7 +27,7 @@ def sample(
         typer.Option(min=0.0, max=1.0, help="Choose among the likeliest bytes that together have this probability."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
-    number: Annotated[int, typer.Option("-n", min=1, help="Number of continuations.")] = 1,
+    number: Annotated[int, typer.Option("-n", min=1, max=1000, help="Number of continuations.")] = 1,
     show_chunks: Annotated[
         bool, typer.Option("--show-chunks", help='Mark where chunks begin; with --json: "boundaries".')
     ] = False,

@@ -20,6 +20,8 @@ MOST_LEVELS = 16
 """Upper limit of levels."""
 MOST_BLOCK = 1 << 16
 """Upper limit of the block length of the scan."""
+MOST_WIDTH = 256
+"""Upper limit of the width of the convolution."""
 MOST_REAL = 1e15
 """Upper limit of numbers that are no integers."""
 
@@ -150,8 +152,9 @@ class SSMConfig:
     def __post_init__(self) -> None:
         for f in fields(self):
             integer(getattr(self, f.name), f"ssm_cfg.{f.name}", LEAST.get(f.name, 1))
-        if self.chunk_size > MOST_BLOCK:
-            raise ValueError(f"ssm_cfg.chunk_size must be at most {MOST_BLOCK}, got {self.chunk_size}")
+        for name, most in (("chunk_size", MOST_BLOCK), ("d_conv", MOST_WIDTH)):
+            if getattr(self, name) > most:
+                raise ValueError(f"ssm_cfg.{name} must be at most {most}, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
