@@ -36,11 +36,11 @@ from hnet_cli.config.run import resolve
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Batches
 from hnet_cli.data.prepare import preparation
-from hnet_cli.model.chunking import space_like
+from hnet_cli.model.settings import space_like
 from hnet_cli.training.budget import chunk_fractions
 
 BATCHES = 200
-"""Of each size, drawn from the rows that were routed."""
+"""Batches of each size, drawn from the rows that were routed."""
 
 
 def counted(dataset: Dataset, kind: str, length: int, most: int) -> tuple[np.ndarray, np.ndarray]:

@@ -45,7 +45,7 @@ from hnet_cli.training.step import train_step
 
 MICRO_BATCHES = 4
 LENGTHS: tuple[list[list[int]], ...] = ([[1, 63, 64, 65, 700, 2500]], [[1]], [[64]], [[63], [65]])
-"""Of the documents of each check. Triton compiles anew for every group: each is a process of its own."""
+"""Document lengths of each check. Triton compiles anew for every group: each is a process of its own."""
 CHECKS = [*(f"bfloat16 {group}" for group in range(len(LENGTHS))), "float32 0"]
 PARITY = ["float32", "bfloat16", "steps"]
 BATCHES = (1, 64, 8)
@@ -433,7 +433,7 @@ KINDS = {  # the first that fits: names of attention kernels have cutlass in the
 
 
 def kernel_time(o: argparse.Namespace, step: Callable[[], None], seconds: float) -> dict[str, Any]:
-    """Of a step that takes so many seconds: milliseconds by kind of kernel, the share of the time that the device was
+    """Profile a step of `seconds`: milliseconds by kind of kernel, the share of the time that the device was
     busy, and the longest kernels as [ms, launches, name]."""
     from torch.profiler import ProfilerActivity, profile
 

@@ -164,7 +164,7 @@ def tune_briefly() -> None:
 
 
 def one_configuration() -> None:
-    """Of each kernel the configuration with the smallest blocks, which compiles fast: nothing is tuned."""
+    """Configuration of each kernel with the smallest blocks, which compiles fast: nothing is tuned."""
 
     def size(config: Any) -> int:
         product = config.num_stages

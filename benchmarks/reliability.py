@@ -78,7 +78,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def figures(case: dict[str, Any]) -> str:
-    """What was measured in one case, after its name."""
+    """Figures measured in one case, after its name."""
     measured = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in case.items() if key not in OWN)
     return ": ".join(part for part in (case.get("case"), measured) if part)
 

@@ -63,7 +63,7 @@ def chosen(settings: list[str]) -> list[str]:
 
 @torch.inference_mode()
 def measure(model: HNetForCausalLM, teacher: Teacher, data: Dataset, length: int, most: int) -> dict[str, float]:
-    """Of the H-Net on at most `most` held-out bytes."""
+    """Bits per byte of the H-Net on at most `most` held-out bytes."""
     nats = distance = 0.0
     total = chunks = 0
     counts = torch.zeros(4)  # judged positions by (is first byte, is boundary)

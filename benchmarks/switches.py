@@ -39,6 +39,7 @@ COMMON = ["train.alignment_loss_weight=0", "train.eval_every=0", "train.eval_byt
 PIECES = ["train.micro_batches=4"]
 CHOICES: dict[str, tuple[str, list[str]]] = {
     "muon": ("base", ["train.optimizer=muon"]),
+    "smoothing of the input": ("base", ["model.smoothing=input"]),
     "alignment loss 0.1": ("base", ["train.alignment_loss_weight=0.1"]),
     "alignment by entropy": ("base", ["train.alignment=entropy", "train.alignment_loss_weight=0.5"]),
     "alpha 1 to 0.03": ("base", ["train.ratio_loss_weight=[[0, 1.0], [0.6, 0.03]]"]),

@@ -120,6 +120,11 @@ class Annotation:
         """Positions in the document by kind of place, ascending; kinds may overlap."""
         return {}
 
+    def left_out(self, read: Mapping[str, int]) -> Mapping[str, tuple[int, str]]:
+        """By reason, the number of rows that say nothing and where the first is. `read`: for each record that is read,
+        the position up to which it is."""
+        return {}
+
 
 @dataclass(frozen=True, slots=True)
 class Variant:
@@ -135,9 +140,13 @@ class Variant:
     ends: bool = False
     """True if `after` reaches the end of its record."""
     fields: Mapping[str, str] = field(default_factory=dict)
-    """Fields of the file about it."""
+    """Fields of the file about it; those without a value are missing."""
     baselines: Mapping[str, float] = field(default_factory=dict)
     """Model-free baseline scores."""
+    record: str = ""
+    """The name of its record, as `Document.name` has it."""
+    position: int = 0
+    """Position of the first byte of `reference` in the record, from 0."""
 
 
 Perturbation = Callable[[bytes, random.Random], bytes]

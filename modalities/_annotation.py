@@ -1,6 +1,8 @@
 """Annotations of DNA: GFF3 and GTF, or GenBank (read with Biopython), as edges and as kinds of places.
 
-GFF is parsed by hand: five columns of a row are used, in one pass, where libraries build a database of all features.
+GFF3 is read by the specification of the Sequence Ontology, version 1.26
+(https://github.com/The-Sequence-Ontology/Specifications/blob/master/gff3.md), by hand: seven columns of a row are used,
+in one pass, where libraries build a database of all features.
 """
 
 from __future__ import annotations
@@ -8,52 +10,115 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import accumulate, chain, pairwise
+from urllib.parse import unquote
 
 import numpy as np
 from Bio import BiopythonParserWarning, SeqIO
+from Bio.SeqFeature import SeqFeature
 from Bio.SeqRecord import SeqRecord
 
 from hnet_cli.errors import InputError
 from hnet_cli.modality import Annotation, Document, Source
 
-from ._bytes import is_place
+from ._bytes import is_place, text_lines
 
-KINDS = ("gene", "exon", "CDS")
+LONGEST_TYPE = 100  # letters that are looked at; patterns backtrack
+LAST = 1 << 62  # position
+WITH_EDGES = ("gene", "exon", "CDS")
 STRANDS = {"+": 1, "-": -1}
+PHASES = {"0": 0, "1": 1, "2": 2}
 SHORTEST_INTRON = 10  # bases; a smaller gap between parts is a frameshift of the ribosome
-PARENT = re.compile(r'(?:Parent=|transcript_id[ =]"?)([^;"]+)')
+TRANS_SPLICED = re.compile(r"trans[-_ ]splic")
+TYPES = {
+    "gene": re.compile(r".*gene(_segment|_with_\w+)?"),
+    "transcript": re.compile(r".*(rna|transcript)(_with_\w+)?"),
+    "exon": re.compile(r".*exon"),
+    "UTR": re.compile(r".*utr|start_codon|stop_codon"),
+    "CDS": re.compile(r"(\w+_)?cds(_\w+)?"),
+    "intron": re.compile(r".*intron"),
+}
+"""Types of features, in lower case, by their kind here. The names of the Sequence Ontology are composed: ncRNA_gene,
+pseudogene, transposable_element_gene; pre_miRNA, pseudogenic_transcript; noncoding_exon. The stop codon of GTF is in an
+exon but not in the CDS."""
+ACCESSIONS = {
+    **dict.fromkeys(("SO:0000704", "SO:0000336", "SO:0001217", "SO:0001263"), "gene"),
+    **dict.fromkeys(("SO:0000673", "SO:0000234", "SO:0000655", "SO:0000252", "SO:0000253"), "transcript"),
+    **dict.fromkeys(("SO:0000203", "SO:0000204", "SO:0000205"), "UTR"),
+    **{"SO:0000147": "exon", "SO:0000316": "CDS", "SO:0000188": "intron"},
+}
+"""The kinds of types that are given by their number in the Sequence Ontology."""
+APART = {"CDS": {"trans_splicing", "pseudo", "pseudogene"}}
+"""Qualifiers of GenBank by kind, for `_Gff.apart`."""
+# Possessive, and begun where a name begins: linear in what a row holds, whatever that is.
+GFF3 = re.compile(r'\s*+[^\s;="]++\s*+=')
+GFF3_PAIR = re.compile(r"(?:^|;)\s*+(ID|Parent|exception|gene_id|Is_circular|pseudo|transcript_id)\s*+=([^;]*+)")
+GTF_PAIR = re.compile(r'(?<![^\s;])([^\s;"]++)\s++(?:"([^"]*+)"\s*+(?:;|$)|([^;]*+))')
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Feature:
     """A stretch of a record. Coordinates from 0, half open."""
 
     kind: str
+    """A key of `TYPES`, or "gap": between the parts of a transcript, too short for an intron."""
     start: int
     end: int
     strand: int
-    phase: int | None
+    phase: int | None = None
     """Bases of a CDS before its first whole codon, in the direction of the strand."""
 
 
 class Features(Annotation):
     """Features by record. A gene that is read on the other strand counts for the other strand's codon positions."""
 
-    def __init__(self, records: dict[str, list[Feature]], declared: Collection[str] = ()) -> None:
-        """`declared`: records that were annotated, whether or not anything was found on them."""
-        self.records, self.declared = records, declared
+    def __init__(
+        self,
+        rows: Mapping[str, list[Feature]],
+        implied: Mapping[str, list[Feature]],
+        declared: Iterable[str] = (),
+        refused: Mapping[str, tuple[int, str]] | None = None,
+    ) -> None:
+        """`implied`: features that follow from `rows`. `declared`: records that were annotated, whether or not anything
+        was found on them. `refused`: by reason, the number of rows that cannot be used and where the first is."""
+        self.rows, self.implied, self.declared, self.refused = rows, implied, declared, refused or {}
+        self._tables: dict[str, tuple[list[Feature], np.ndarray, np.ndarray]] = {}
+        """Features by record, their starts, their ends."""
 
     def names(self) -> Collection[str]:
-        return list(dict.fromkeys([*(name for name, features in self.records.items() if features), *self.declared]))
+        return list(dict.fromkeys([*(name for name, features in self.rows.items() if features), *self.declared]))
+
+    def left_out(self, read: Mapping[str, int]) -> Mapping[str, tuple[int, str]]:
+        result = dict(self.refused)
+        known = {id(self.rows.get(name)) for name in read}  # a record of GenBank has two names
+        unread = {id(rows): name for name, rows in self.rows.items() if rows and id(rows) not in known}
+        if unread:
+            names = ", ".join(name[:40] for name in [*unread.values()][:3]) + ", ..." * (len(unread) > 3)
+            result["on a record that is not read"] = sum(len(self.rows[name]) for name in unread.values()), names
+        beyond = [
+            f"{name[:40]}, base {feature.start + 1}"
+            for name, end in read.items()
+            for feature in self.rows.get(name, ())
+            if feature.end > end
+        ]
+        if beyond:
+            result["ends beyond what is read of its record"] = len(beyond), beyond[0]
+        return result
 
     def _within(self, document: Document) -> Iterator[Feature]:
-        end = document.offset + len(document.data)
-        for feature in self.records.get(document.name, []):
-            if feature.start < end and feature.end > document.offset:
-                yield feature
+        name = document.name
+        if name not in self._tables:
+            features = [*self.rows.get(name, ()), *self.implied.get(name, ())]
+            starts, ends = (np.array([getattr(each, at) for each in features], np.int64) for at in ("start", "end"))
+            self._tables[name] = features, starts, ends
+        features, starts, ends = self._tables[name]
+        inside = (starts < document.offset + len(document.data)) & (ends > document.offset)
+        return (features[at] for at in np.flatnonzero(inside))
 
     def edges(self, document: Document) -> Mapping[str, Sequence[int]]:
         """Positions where features of each kind begin and end: "gene edge", "exon edge", "CDS edge"."""
@@ -61,121 +126,292 @@ class Features(Annotation):
         edges: dict[str, set[int]] = {}
         for feature in self._within(document):
             ends = (feature.start - document.offset, feature.end - document.offset)
-            if feature.kind != "intron":
+            if feature.kind in WITH_EDGES:
                 edges.setdefault(f"{feature.kind} edge", set()).update(end for end in ends if 0 < end < size)
         return {kind: sorted(positions) for kind, positions in sorted(edges.items())}
 
     def regions(self, document: Document) -> Mapping[str, Sequence[int]]:
-        """Positions by kind: "gene", "exon", "CDS", "intron" (in a gene that has exons, outside of all exons),
-        "intergenic", and "codon position 1+" to "3+", "1-" to "3-": the place in the codon, by strand."""
+        """Positions by kind: "gene" (genes of all types, with all that is theirs) or "intergenic"; in genes "exon" (CDS
+        and UTR are in exons) or "intron" (between the parts of a transcript, and in no exon); "CDS"; and "codon
+        position 1+" to "3+", "1-" to "3-": the place in the codon, by strand."""
         size = len(document.data)
-        marks = {kind: np.zeros(size, bool) for kind in (*KINDS, "intron")}
+        marks = {kind: np.zeros(size, bool) for kind in (*WITH_EDGES, "intron")}
         codons = {(place, strand): np.zeros(size, bool) for strand in (1, -1) for place in range(3)}
         for feature in self._within(document):
             start, end = feature.start - document.offset, feature.end - document.offset
             low, high = max(0, start), min(size, end)
-            marks[feature.kind][low:high] = True
+            marks.get("exon" if feature.kind == "UTR" else feature.kind, marks["gene"])[low:high] = True
             if feature.kind == "CDS" and feature.phase is not None and feature.strand:
                 for place in range(3):
                     shift = feature.phase + place
                     base = start + shift if feature.strand > 0 else end - 1 - shift
                     codons[place, feature.strand][low + (base - low) % 3 : high : 3] = True
-        kinds = {kind: mark for kind, mark in marks.items() if mark.any()}
-        kinds["intron"] = marks["intron"] & ~marks["exon"] & ~marks["CDS"]
-        kinds["intergenic"] = ~(marks["gene"] | marks["CDS"] | marks["exon"])
+        marks["exon"] |= marks["CDS"]
+        marks["gene"] |= marks["exon"] | marks["intron"]
+        marks["intron"] &= ~marks["exon"]
+        marks["intergenic"] = ~marks["gene"]
         for (place, strand), mark in codons.items():
-            kinds[f"codon position {place + 1}{'+' if strand > 0 else '-'}"] = mark
-        return {kind: np.flatnonzero(mark) for kind, mark in kinds.items() if mark.any()}  # type: ignore[misc]
+            marks[f"codon position {place + 1}{'+' if strand > 0 else '-'}"] = mark
+        return {kind: np.flatnonzero(mark) for kind, mark in marks.items() if mark.any()}  # type: ignore[misc]
 
 
 def annotation(source: Source) -> Features:
     """The features of a GFF, GTF or GenBank file. Raises InputError for a file with none, or that is neither."""
     with source.open() as stream:
-        genbank = stream.readline().startswith(b"LOCUS")
-    with source.open() as stream:
-        text = io.TextIOWrapper(stream, "utf-8", "replace")
-        declared: set[str] = set()
-        records = _genbank(source.name, text) if genbank else _gff(source.name, text, declared)
-    if not any(records.values()):
-        raise InputError(f"{source.name} holds no gene, exon or CDS", "give GFF3, GTF or GenBank")
-    return Features(records, sorted(declared))
+        genbank = stream.readline(100).removeprefix(b"\xef\xbb\xbf").startswith(b"LOCUS")
+    features = _genbank(source) if genbank else _Gff(source).features()
+    if not any(features.rows.values()):
+        reason = next((f": {reason} ({where})" for reason, (_, where) in features.refused.items()), "")
+        raise InputError(f"{source.name} holds no gene, exon or CDS{reason}", "give GFF3, GTF or GenBank")
+    return features
 
 
-def _gff(name: str, lines: Iterable[str], declared: set[str]) -> dict[str, list[Feature]]:
-    """The features by record; records that the file declares are added to `declared`."""
-    records: dict[str, list[Feature]] = {}
-    parts: dict[tuple[str, str, str], list[tuple[int, int]]] = {}
-    unphased: dict[tuple[str, str], list[int]] = {}  # indices of the CDS of one transcript that tell no phase
-    for number, line in enumerate(lines, 1):
-        if line.startswith("##FASTA"):
-            break
-        if line.startswith("##sequence-region") and len(words := line.split()) > 1:
-            declared.add(words[1])
-        if line.startswith("#") or not line.strip():
-            continue
-        columns = line.rstrip("\n").split("\t")
+@lru_cache(1024)
+def kind_of(type_name: str) -> str:
+    """The key of `TYPES` for a type of the Sequence Ontology, of GTF or of GenBank; "" if it is of no gene."""
+    lower = type_name[:LONGEST_TYPE].lower()
+    fitting = (kind for kind, pattern in TYPES.items() if pattern.fullmatch(lower))
+    return ACCESSIONS.get(type_name) or next(fitting, "")
+
+
+@dataclass(slots=True)
+class Transcript:
+    """Features that belong together by `Parent` or by ID: those of a transcript, or of a gene that has only parts."""
+
+    rows: list[Feature] = field(default_factory=list)
+    """Its own rows, several where it is discontinuous."""
+    parents: list[str] = field(default_factory=list)
+    exons: list[Feature] = field(default_factory=list)
+    """With UTR."""
+    cds: dict[str, list[Feature]] = field(default_factory=dict)
+    """By ID, "" for those without."""
+
+    def coding(self) -> list[list[Feature]]:
+        """The coding sequences: one for each ID where rows share an ID, else all rows are of one."""
+        if any(name and len(rows) > 1 for name, rows in self.cds.items()):
+            return list(self.cds.values())
+        return [[*chain(*self.cds.values())]]
+
+    def spliced(self) -> list[list[Feature]]:
+        """Lists of features between which there are introns."""
+        if self.exons:
+            return [[*self.exons, *chain(*self.cds.values())]]
+        return self.coding() if self.cds else [self.rows]
+
+
+class _Gff:
+    """A GFF3 or GTF file, read row by row."""
+
+    def __init__(self, source: Source) -> None:
+        self.rows: dict[str, list[Feature]] = {}
+        self.declared: dict[str, int] = {}
+        """The ends of records that the file declares, 0 if it does not say."""
+        self.circular: set[str] = set()
+        self.transcripts: defaultdict[tuple[str, str], Transcript] = defaultdict(Transcript)
+        """By record and ID."""
+        self.apart: set[tuple[str, str]] = set()
+        """Records and IDs of what is not joined by splicing: trans-spliced, or a pseudogene that is interrupted."""
+        self.genes: defaultdict[tuple[str, str], list[Feature]] = defaultdict(list)
+        """Rows by record and ID, several of a gene that is transcribed in parts."""
+        self.refused: dict[str, tuple[int, str]] = {}
+        for number, line in text_lines(source):
+            if line.startswith((">", "##FASTA")):
+                break
+            if line.startswith("##sequence-region") and len(words := line.split()) > 1:
+                self.declared[unquote(words[1])] = int(words[3]) if len(words) > 3 and is_place(words[3]) else 0
+            if line.strip() and not line.startswith("#") and (reason := self._row(line.split("\t"), number)):
+                count, where = self.refused.get(reason, (0, f"{source.name}, line {number}"))
+                self.refused[reason] = count + 1, where
+
+    def _row(self, columns: list[str], number: int) -> str:
+        """Take a row. Returns the reason if it cannot be used."""
         if len(columns) < 8 or not (is_place(columns[3]) and is_place(columns[4])):
-            raise InputError(f"{name}, line {number}: no row of GFF", "its nine columns are set by tabs")
-        if columns[2] in KINDS and not columns[1].startswith("RNASeq"):
-            phase = int(columns[7]) if columns[7] in ("0", "1", "2") else None
-            start, end = int(columns[3]) - 1, int(columns[4])
-            feature = Feature(columns[2], start, end, STRANDS.get(columns[6], 0), phase)
-            features = records.setdefault(columns[0], [])
-            features.append(feature)
-            match = PARENT.search(columns[8]) if len(columns) > 8 else None
-            transcripts = match[1].split(",") if match else []
-            if feature.kind != "gene":
-                for transcript in transcripts:
-                    parts.setdefault((columns[0], feature.kind, transcript), []).append((start, end))
-            if feature.kind == "CDS" and phase is None:
-                first = transcripts[0] if transcripts else f"line {number}"
-                unphased.setdefault((columns[0], first), []).append(len(features) - 1)
-    for (record, _), indices in unphased.items():
-        _phase(records[record], indices)
-    for (record, _, _), pairs in parts.items():
-        records[record] += introns(sorted(pairs))
-    return records
+            return "no row of GFF, whose nine columns are set by tabs"
+        start, end = int(columns[3]) - 1, int(columns[4])
+        if not 0 <= start < end:
+            return "starts at 0 or after its end"
+        kind, given = kind_of(columns[2]), columns[8] if len(columns) > 8 else ""
+        gtf = bool(given.strip(". ")) and not GFF3.match(given)
+        record = columns[0] if gtf else unquote(columns[0])
+        found = _attributes(given, gtf) if kind or "Is_circular" in given else {}
+        if found.get("Is_circular", "").lower() == "true":
+            self.circular.add(record)
+            self.declared[record] = max(end, self.declared.get(record, 0))
+        if not kind:
+            return ""
+        parents = [unquote(parent.strip()) for parent in found.get("Parent", "").split(",")]
+        own, transcript, gene = unquote(found.get("ID", "")), found.get("transcript_id", ""), found.get("gene_id", "")
+        if gtf:
+            own, parents = (transcript, [gene]) if kind == "transcript" else ("", [transcript or gene])
+        elif kind not in ("gene", "transcript") and parents == [""]:
+            parents = [transcript]
+        phase = PHASES.get(columns[7]) if kind == "CDS" else None
+        feature = Feature(kind, start, end, STRANDS.get(columns[6], 0), phase)
+        apart = bool(TRANS_SPLICED.search(found.get("exception", "")))
+        apart |= kind == "CDS" and found.get("pseudo") == "true"
+        self._add(record, feature, own, list(dict.fromkeys(filter(None, parents))), apart, number)
+        return ""
+
+    def _add(self, record: str, feature: Feature, own: str, parents: list[str], apart: bool, number: int) -> None:
+        """Put a feature where it belongs; `own`: its ID or "", `parents`: those of what it is a part of."""
+        alone = own or f"\n{number}"  # as no ID is
+        groups = [alone]
+        if feature.kind == "intron":
+            if not parents:
+                return  # evidence from reads, not part of a gene
+        elif feature.kind == "gene":
+            self.genes[record, alone].append(feature)
+        elif feature.kind == "transcript":
+            transcript = self.transcripts[record, alone]
+            transcript.rows.append(feature)
+            transcript.parents += parents
+            if apart:
+                feature.kind = "trans-spliced"
+            elif not parents:
+                feature.kind = "gene"
+        else:
+            groups = parents or [alone]
+            for group in groups:
+                transcript = self.transcripts[record, group]
+                rows = transcript.cds.setdefault(own, []) if feature.kind == "CDS" else transcript.exons
+                rows.append(feature)
+        if apart:
+            self.apart.update((record, group) for group in groups)
+        if feature.kind != "trans-spliced":
+            self.rows.setdefault(record, []).append(feature)
+
+    def features(self) -> Features:
+        implied: defaultdict[str, list[Feature]] = defaultdict(list)
+        for (record, name), transcript in self.transcripts.items():
+            owners = [(record, owner) for owner in dict.fromkeys((name, *transcript.parents))]
+            for parts in transcript.coding():
+                _phase(parts)
+            if not any(self._has_parts(owner) for owner in owners):
+                implied[record] += [Feature("exon", row.start, row.end, row.strand) for row in transcript.rows]
+            genes = [row for owner in owners for row in self.genes.get(owner, ())]
+            if len(genes) < 2:
+                genes = []
+            whole = not genes and self.apart.isdisjoint(owners)
+            length = self.declared.get(record, 0) if record in self.circular else 0
+            for parts in transcript.spliced():
+                for strand in {part.strand for part in parts}:
+                    same = [(part.start, part.end) for part in parts if part.strand == strand]
+                    implied[record] += introns(_gaps(same, length), None if whole else genes)
+        for record in self.circular:
+            for table in (self.rows, implied):
+                if record in table:
+                    table[record] = [part for row in table[record] for part in _wrapped(row, self.declared[record])]
+        return Features(self.rows, implied, self.declared, self.refused)
+
+    def _has_parts(self, key: tuple[str, str]) -> bool:
+        transcript = self.transcripts.get(key)
+        return transcript is not None and bool(transcript.exons or transcript.cds)
 
 
-def _phase(features: list[Feature], indices: list[int]) -> None:
-    """Give the CDS of one transcript their phases, if they are whole codons together and hence begin with one."""
-    parts = [features[at] for at in indices]
-    if sum(part.end - part.start for part in parts) % 3 or len({part.strand for part in parts}) > 1:
+def _attributes(text: str, gtf: bool) -> dict[str, str]:
+    """The attributes of a row that are of use here. The escapes of GFF3 are left, for commas without one set values
+    apart."""
+    if gtf:
+        return {key: quoted or bare.strip() for key, quoted, bare in GTF_PAIR.findall(text)}
+    return {key: value.strip() for key, value in GFF3_PAIR.findall(text)}
+
+
+def _phase(parts: list[Feature]) -> None:
+    """Give the parts of one CDS that tell no phase theirs, if they are whole codons together and so begin with one."""
+    untold = [part for part in parts if part.phase is None]
+    if sum(part.end - part.start for part in untold) % 3 or len({part.strand for part in untold}) > 1:
         return
     phase = 0
-    for at in sorted(indices, key=lambda at: features[at].start * (features[at].strand or 1)):
-        features[at] = replace(features[at], phase=phase)
-        phase = (phase - (features[at].end - features[at].start)) % 3
+    for part in sorted(untold, key=lambda part: part.start * (part.strand or 1)):
+        part.phase = phase
+        phase = (phase - (part.end - part.start)) % 3
 
 
-def introns(parts: Iterable[tuple[int, int]]) -> list[Feature]:
-    """The gaps between the parts of one transcript, which ascend; none where it crosses the origin of a circle."""
+def _gaps(parts: Iterable[tuple[int, int]], length: int) -> list[tuple[int, int]]:
+    """What lies between the parts of a transcript. On a circle of `length` bases that it closes by parts at both ends,
+    the longest gap is what lies outside."""
+    ordered = sorted(parts)
+    gaps, end = [], ordered[0][1]
+    for start, next_end in ordered[1:]:
+        if start > end:
+            gaps.append((end, start))
+        end = max(end, next_end)
+    if gaps and length and (ordered[0][0], end) == (0, length):
+        gaps.remove(max(gaps, key=lambda gap: gap[1] - gap[0]))
+    return gaps
+
+
+def introns(gaps: Iterable[tuple[int, int]], loci: Sequence[Feature] | None = None) -> list[Feature]:
+    """Introns, or gaps too short for one. Of a transcript that is joined from several, only those within one of its
+    `loci`: the places that are transcribed as a whole."""
+    ordered = sorted((locus.start, locus.end) for locus in loci or ())
+    starts = [start for start, _ in ordered]
+    reach = [0, *accumulate((end for _, end in ordered), max)]  # of the loci up to each start
     return [
-        Feature("intron", end, start, 0, None)
-        for (_, end), (start, _) in pairwise(parts)
-        if start - end >= SHORTEST_INTRON
+        Feature("intron" if end - start >= SHORTEST_INTRON else "gap", start, end, 0)
+        for start, end in gaps
+        if loci is None or end <= reach[bisect_right(starts, start)]
     ]
 
 
-def _genbank(name: str, text: io.TextIOWrapper) -> dict[str, list[Feature]]:
-    records: dict[str, list[Feature]] = {}
+def _wrapped(feature: Feature, length: int) -> list[Feature]:
+    """A feature on a circle: what ends beyond `length` goes on at the start of the record."""
+    kind, start, end, strand, phase = feature.kind, feature.start, feature.end, feature.strand, feature.phase
+    if not length < end <= 2 * length:
+        return [feature]
+    if start >= length:
+        return [Feature(kind, start - length, end - length, strand, phase)]
+    before = phase if phase is None or strand > 0 else (phase - (end - length)) % 3
+    after = phase if phase is None or strand < 0 else (phase - (length - start)) % 3
+    return [Feature(kind, start, length, strand, before), Feature(kind, 0, end - length, strand, after)]
+
+
+def _genbank(source: Source) -> Features:
+    rows: dict[str, list[Feature]] = {}
+    implied: dict[str, list[Feature]] = {}
     try:
-        for record in _parsed(text):
-            features = records.setdefault(str(record.id), [])
-            records[record.name] = features  # LOCUS, where the FASTA file has no version
-            for entry in record.features:
-                if entry.type not in KINDS or entry.location is None:
-                    continue
-                parts = [(int(part.start), int(part.end)) for part in entry.location.parts]  # as they are read
-                features += introns(parts[::-1] if entry.location.strand == -1 else parts)
-                phase = int(entry.qualifiers.get("codon_start", ["1"])[0]) - 1
-                for part, (start, end) in zip(entry.location.parts, parts, strict=True):
-                    known = phase if entry.type == "CDS" else None
-                    features.append(Feature(entry.type, start, end, part.strand or 0, known))
-                    phase = (phase - len(part)) % 3
+        with source.open() as stream:
+            for record in _parsed(io.TextIOWrapper(stream, "utf-8-sig", "replace")):
+                own = rows[record.name] = rows.setdefault(str(record.id), [])  # LOCUS: FASTA without versions
+                between = implied[record.name] = implied.setdefault(str(record.id), [])
+                features = [(kind_of(entry.type), entry, _parts(entry)) for entry in record.features]
+                apart = [entry.qualifiers.keys() & APART.get(kind, {"trans_splicing"}) for kind, entry, _ in features]
+                loci = [
+                    part
+                    for (kind, _, parts), split in zip(features, apart, strict=True)
+                    for part in parts
+                    if split and kind == "gene" and len(parts) > 1
+                ]
+                for (kind, _, parts), split in zip(features, apart, strict=True):
+                    own += parts
+                    if kind not in ("gene", "intron"):
+                        between += introns(_between(parts), loci if split else None)
     except (ValueError, AssertionError, KeyError, IndexError) as error:
-        raise InputError(f"{name} is no whole GenBank file: {' '.join(str(error).split())}") from error
-    return records
+        raise InputError(f"{source.name} is no whole GenBank file: {' '.join(str(error).split())}") from error
+    return Features(rows, implied)
+
+
+def _parts(entry: SeqFeature) -> list[Feature]:
+    """The parts of a feature in the order in which they are read; those of other records are left out."""
+    kind = kind_of(entry.type)
+    if not kind or entry.location is None or (kind == "intron" and not entry.qualifiers.keys() & {"gene", "locus_tag"}):
+        return []
+    phase = {"1": 0, "2": 1, "3": 2}.get(entry.qualifiers.get("codon_start", ["1"])[0]) if kind == "CDS" else None
+    features = []
+    for part in entry.location.parts:
+        if part.ref is None:
+            strand, kind = part.strand or 0, "exon" if kind == "transcript" else kind
+            features.append(Feature(kind, min(part.start, LAST), min(part.end, LAST), strand, phase))
+        phase = None if phase is None else (phase - len(part)) % 3
+    return features
+
+
+def _between(parts: list[Feature]) -> Iterator[tuple[int, int]]:
+    """The gaps between parts that follow each other on a strand; none where they go back, as across an origin."""
+    for part, other in pairwise(parts):
+        low, high = (other.end, part.start) if part.strand < 0 else (part.end, other.start)
+        if part.strand == other.strand and low < high:
+            yield low, high
 
 
 def _parsed(text: io.TextIOWrapper) -> Iterator[SeqRecord]:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import BinaryIO
 
+from hnet_cli.errors import InputError
+from hnet_cli.modality import Source
+
+LONGEST_LINE = 1 << 26
+"""Bytes of a line of a table; without a bound, a file without line ends would be one."""
 MAGIC = {
     b"%PDF-": "PDF",
     b"PK\x03\x04": "a zip archive or an office document",
@@ -36,6 +42,31 @@ def read(stream: BinaryIO, size: int = -1) -> bytes:
         if size >= 0:
             missing -= len(part)
     return b"".join(parts)
+
+
+def as_text(data: bytes) -> str:
+    """Decode UTF-8, or else Latin-1, in which nothing is wrong."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+def text_lines(source: Source) -> Iterator[tuple[int, str]]:
+    """The lines of a table with their numbers, from 1, without their ends (LF, CR LF or CR) and a byte-order mark.
+
+    Raises InputError for binary data and for a line that is too long.
+    """
+    number = 0
+    with source.open() as stream:
+        while block := stream.readline(LONGEST_LINE):
+            if not number and (reason := binary_reason(block)):
+                raise InputError(f"{source.name}: {reason}")
+            if len(block) == LONGEST_LINE and not block.endswith(b"\n"):
+                raise InputError(f"{source.name}: line {number + 1} is longer than {LONGEST_LINE:,} bytes")
+            for line in block.removeprefix(b"\xef\xbb\xbf" if not number else b"").splitlines():
+                number += 1
+                yield number, as_text(line)
 
 
 def is_place(text: str) -> bool:

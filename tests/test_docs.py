@@ -1,4 +1,4 @@
-"""What the README says is so: its commands parse, its test command is CI's, its links and names exist."""
+"""The README is true: its commands parse, its test command is CI's, its links and names exist."""
 
 from __future__ import annotations
 

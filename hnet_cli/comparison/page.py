@@ -10,11 +10,10 @@ from markupsafe import Markup
 from hnet_cli.comparison.curves import Curve
 from hnet_cli.comparison.tables import around, definitions, grids
 from hnet_cli.pages import html
-from hnet_cli.pages.plot import AXES, Bar, Chart, Line, bars, chart
+from hnet_cli.pages.plot import AXES, Bar, Chart, Line, bars, chart, look
 from hnet_cli.terminal.console import count, duration, size
 
 Json = dict[str, Any]
-STYLES = ("solid", "dashed", "dotted")
 BEGIN = 0.1
 """Share of the budget from which on curves are drawn: the first steps would flatten all that comes after them."""
 PAPER = {  # arXiv 2507.07955, by modality: where it stands, and bits per byte of the members
@@ -81,7 +80,7 @@ def page(told: Json) -> str:
             ["model", "bits per byte here", "bits per byte in the paper"],
             *([m["name"], f"{m['bpb']:.3f}", f"{bits[m['name']]:.3f}"] for m in told["models"] if m["name"] in bits),
         ],
-        settings=told["settings"],
+        settings="Settings: " + ", ".join(told["settings"]) if told["settings"] else "",
         plan=_plan(told),
         definitions=definitions(told),
     )
@@ -97,17 +96,12 @@ def _tiles(told: Json) -> list[tuple[str, str, str]]:
     ]
 
 
-def _style(n: int) -> tuple[int, str]:
-    """Colour and dashes of the n-th member."""
-    return n % 6, STYLES[n // 6 % 3]
-
-
 def _curves(told: Json) -> Markup:
     lines = []
     for n, model in enumerate(told["models"]):
         points = _drawn(told, model)
         xs = {"bytes": [x for x, _, _ in points], "time": [x for _, x, _ in points]}
-        lines.append(Line(model["name"], xs, [y for *_, y in points], *_style(n)))
+        lines.append(Line(model["name"], xs, [y for *_, y in points], *look(n)))
     return chart(Chart("Validation, bits per byte", lines, "lower is better", told["dataset"]["baselines"]))
 
 
@@ -128,7 +122,7 @@ def _gaps(told: Json, axis: str) -> Markup:
         places = [(x if axis == "bytes" else s, y) for x, s, y in _drawn(told, model)]
         points = [(x, y - there) for x, y in places if (there := curve.at(x)) is not None]
         if model is not rival and points:
-            lines.append(Line(model["name"], {axis: [x for x, _ in points]}, [y for _, y in points], *_style(n)))
+            lines.append(Line(model["name"], {axis: [x for x, _ in points]}, [y for _, y in points], *look(n)))
     note = f"below 0: better than {rival['name']} after as many {'bytes' if axis == 'bytes' else 'seconds'}"
     return chart(Chart(f"Bits per byte minus {rival['name']}", lines, note, {rival["name"]: 0.0}))
 
@@ -137,7 +131,7 @@ def _bars(told: Json) -> list[Markup]:
     models, against = told["models"], told["reference"]
 
     def bar(n: int, value: float, form: str, ci95: Sequence[float] | None = None) -> Bar:
-        return Bar(models[n]["name"], value, f"{value:{form}}{around(ci95, form)}", ci95, _style(n)[0])
+        return Bar(models[n]["name"], value, f"{value:{form}}{around(ci95, form)}", ci95, n)
 
     gaps = [(n, model["differences"].get(against)) for n, model in enumerate(models)]
     sturdy = [(n, model["robustness"]["score"]) for n, model in enumerate(models)]
@@ -160,10 +154,7 @@ def _bars(told: Json) -> list[Markup]:
         ),
         bars(
             "Speed of training",
-            [
-                Bar(m["name"], m["bytes_per_s"], f"{size(m['bytes_per_s'])}/s", None, _style(n)[0])
-                for n, m in enumerate(models)
-            ],
+            [Bar(m["name"], m["bytes_per_s"], f"{size(m['bytes_per_s'])}/s", None, n) for n, m in enumerate(models)],
             "bytes per second, measured here",
             "bytes",
         ),
@@ -174,7 +165,7 @@ def _bars(told: Json) -> list[Markup]:
         ),
         bars(
             "Parameters",
-            [Bar(m["name"], m["parameters"], count(m["parameters"]), None, _style(n)[0]) for n, m in enumerate(models)],
+            [Bar(m["name"], m["parameters"], count(m["parameters"]), None, n) for n, m in enumerate(models)],
             "not equal: FLOPs are",
             "count",
         ),

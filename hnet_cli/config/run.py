@@ -46,7 +46,7 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     """Settings of training."""
     kernels: Literal["auto", "reference", "fast"] = "auto"
-    """Which implementations run: see `hnet doctor`."""
+    """Set of kernels: `hnet doctor` says which this machine has."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of matrix products; the residual stream, the router and the smoothing are fp32 always."""
     tokenizer: str = ""

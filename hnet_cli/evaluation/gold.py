@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hnet_cli.errors import InputError
-from hnet_cli.evaluation.material import beginning
+from hnet_cli.evaluation.material import beginning, few
 from hnet_cli.evaluation.resampling import ratio, with_interval
 from hnet_cli.inference.windows import windows
 from hnet_cli.modality import Annotation, Document, Gold, Modality
@@ -194,20 +194,13 @@ def by_region(
 ) -> dict[str, Any]:
     """`hnet eval --annotation`: boundaries per position at each kind of place, and against the annotated edges.
 
-    {"bases", "left_out", "regions": {kind: {"positions", "stages": [{"rate", "rate_ci95", "enrichment",
-    "enrichment_ci95"}]}}, "edges": as the "kinds" of `against_gold`}; enrichment is the rate over that of all
-    positions. Records that are not annotated, "left_out" bases of them, are not counted. Intervals are over stretches
-    of `STRETCH` positions. Raises InputError where no document is one of the annotated records.
+    {"bases", "left_out", "left_out_first", "rows_left_out", "rows_left_out_first", "regions": {kind: {"positions",
+    "stages": [{"rate", "rate_ci95", "enrichment", "enrichment_ci95"}]}}, "edges": as the "kinds" of `against_gold`};
+    enrichment is the rate over that of all positions. Records that are not annotated, "left_out" bases of them, are not
+    counted. "rows_left_out": numbers of rows of the annotation by the reason why they say nothing here. Intervals are
+    over stretches of `STRETCH` positions. Raises InputError as `annotated` does.
     """
-    annotated = annotation.names()
-    known = [document for document in documents if document.name in annotated] if annotated else list(documents)
-    if not known:
-        names = [document.name for document in documents]
-        there, about = (", ".join(list(dict.fromkeys(some))[:3]) for some in (names, annotated))
-        raise InputError(
-            f"no record that is read is annotated: the sequence has {there}, the annotation {about}",
-            "names must be the same in both files",
-        )
+    known = annotated(documents, annotation)
     edges: dict[str, list[ByRule]] = {
         kind: [{} for _ in range(model.config.num_stages)] for document in known for kind in annotation.edges(document)
     }
@@ -224,9 +217,17 @@ def by_region(
             _count(rows, document.data, stages, wanted.get(kind, ()), settled)
     kinds = dict.fromkeys(kind for by_kind, _ in counts for kind in by_kind)
     size = sum(len(document.data) for document in known)
+    read: dict[str, int] = {}
+    for document in documents:
+        read[document.name] = max(read.get(document.name, 0), document.offset + len(document.data))
+    unused = annotation.left_out(read)
+    counted = {document.name for document in known}
     return {
         "bases": size,
         "left_out": sum(len(document.data) for document in documents) - size,
+        "left_out_first": few(name for name in read if name not in counted),
+        "rows_left_out": {reason: count for reason, (count, _) in unused.items()},
+        "rows_left_out_first": {reason: where for reason, (_, where) in unused.items()},
         "regions": {
             kind: _region(
                 np.concatenate([np.hstack([by_kind.get(kind, 0 * whole), whole]) for by_kind, whole in counts])
@@ -235,6 +236,19 @@ def by_region(
         },
         "edges": {kind: [_figures(stage) for stage in stages] for kind, stages in edges.items()},
     }
+
+
+def annotated(documents: Sequence[Document], annotation: Annotation) -> list[Document]:
+    """The documents that an annotation is about. Raises InputError where there are none."""
+    names = dict.fromkeys(annotation.names())
+    known = [document for document in documents if document.name in names or not names]
+    if not known:
+        read = (document.name for document in documents)
+        raise InputError(
+            f"no record that is read is annotated: the sequence has {few(read)}, the annotation {few(names)}",
+            "names must be the same in both files",
+        )
+    return known
 
 
 def _by_stretch(positions: np.ndarray, marks: np.ndarray) -> np.ndarray:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +143,12 @@ def _documents_of(source: Source, modality: Modality) -> Iterator[Document | Ref
 def file_source(path: Path) -> Source:
     """One plain or compressed file."""
     return Source(shown(path), lambda: open_input(path))
+
+
+def few(names: Iterable[str], most: int = 3) -> str:
+    """The first of some names, each once and no longer than 40 characters."""
+    first = [name[:40] for name in islice(dict.fromkeys(names), most + 1)]
+    return ", ".join(first[:most]) + ", ..." * (len(first) > most)
 
 
 def beginning(document: Document, length: int) -> Document:

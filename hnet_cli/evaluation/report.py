@@ -18,11 +18,10 @@ from hnet_cli.checkpoints.model_folder import LoadedModel
 from hnet_cli.data.prepare.contents import sources_of
 from hnet_cli.distributed.device import this_machine
 from hnet_cli.errors import UsageError
-from hnet_cli.evaluation import compression, gold, noise, tasks
+from hnet_cli.evaluation import compression, gold, noise, tasks, variants
 from hnet_cli.evaluation.material import Material, equal_shares, file_source, gather, own_dataset
 from hnet_cli.evaluation.resampling import mean_with_interval, share_interval, with_interval
 from hnet_cli.evaluation.scoring import Scores, score
-from hnet_cli.evaluation.variants import score_variants
 from hnet_cli.inference import generate as sampling
 from hnet_cli.inference.windows import window_of
 from hnet_cli.modality import Gold, Modality, Refused
@@ -98,6 +97,8 @@ def evaluate(models: Sequence[str], request: EvaluationRequest, device: str | No
     """
     if len(models) > 2:
         raise UsageError(f"{len(models)} models are given, two can be compared", "give one or two")
+    if len(models) == 2 and request.scores:
+        raise UsageError("--scores is one file, and two models are given", "give one, then the other")
     if not models:
         models = [default_model(request.modality)]
         say(f"Model: [bold]{literal(models[0])}[/]")
@@ -118,6 +119,9 @@ def evaluate(models: Sequence[str], request: EvaluationRequest, device: str | No
     material, baselines = None, dict[str, Any]()
     if request.data:
         material = gather(request.data, evaluations[0].modality, request.max_bytes or None, request.field)
+    for evaluation in evaluations:
+        evaluation.check(material)
+    if material is not None:
         with progress("baselines"):
             baselines = compression.baselines(evaluations[0].read(material), material.train)
     results = [evaluation.figures(material, baselines) for evaluation in evaluations]
@@ -161,6 +165,9 @@ class _Evaluation:
         kind = request.modality or model.modality
         self.modality = modalities.get(kind) if kind else None
         self.annotation = self._known.annotation(file_source(request.annotation)) if request.annotation else None
+        self.annotated: Material | None = None
+        """What the annotation is about."""
+        self.calls: variants.Calls | None = None
         self.items = {path.name: tasks.read_items(path)[: request.limit] for path in request.tasks}
 
     @property
@@ -181,6 +188,19 @@ class _Evaluation:
         """The scores of documents as the model reads them."""
         return score(self.model, documents, self.context or None, self.request.stride, update)
 
+    def check(self, material: Material | None) -> None:
+        """Read what goes with others and see that it fits, before anything is scored. Raises UsageError, InputError."""
+        request = self.request
+        if self.annotation is not None:
+            self.annotated = material
+            if request.fasta:
+                self.annotated = gather([str(request.fasta)], self.modality, request.max_bytes or None)
+            if self.annotated is None:
+                raise UsageError("--annotation needs the sequence it is about", "give the FASTA file too")
+            gold.annotated(self.annotated.documents, self.annotation)
+        if request.vcf and request.fasta:
+            self.calls = variants.read(self._known, request.vcf, request.fasta, request.label)
+
     def figures(self, material: Material | None, baselines: Mapping[str, Any]) -> tuple[dict[str, Any], Scores | None]:
         """The result object, and the scores on the documents where there are any."""
         request, context = self.request, self.context
@@ -197,14 +217,14 @@ class _Evaluation:
                 scores = self._add_documents(result, material, baselines)
             if request.gold:
                 result["gold"] = self._gold()
-            if self.annotation is not None:
-                result["annotation"] = self._annotation(material)
+            if self.annotation is not None and self.annotated is not None:
+                with progress("annotation"):
+                    documents = self.annotated.documents
+                    result["annotation"] = gold.by_region(self.model, self._known, documents, self.annotation)
             if self.items:
                 result["tasks"] = {name: self._task(name, items) for name, items in self.items.items()}
-            if request.vcf and request.fasta:
-                result["variants"] = score_variants(
-                    self.model, self._known, request.vcf, request.fasta, context or 2048, request.scores, request.label
-                )
+            if self.calls is not None:
+                result["variants"] = variants.score(self.model, self.calls, context or 2048, request.scores)
         return result, scores
 
     def _add_documents(self, result: dict[str, Any], material: Material, baselines: Mapping[str, Any]) -> Scores:
@@ -272,15 +292,6 @@ class _Evaluation:
             lines = f"{len(refused):,} line{'s' * (len(refused) != 1)}, {first_place}"
             say(f"[yellow]left out of the gold file:[/] {literal(lines)}")
         return {**first, **found, "left_out": len(refused)}
-
-    def _annotation(self, material: Material | None) -> dict[str, Any]:
-        assert self.annotation is not None
-        if self.request.fasta:
-            material = gather([str(self.request.fasta)], self.modality, self.request.max_bytes or None)
-        if material is None:
-            raise UsageError("--annotation needs the sequence it is about", "give the FASTA file too")
-        with progress("annotation"):
-            return gold.by_region(self.model, self._known, material.documents, self.annotation)
 
     def _task(self, name: str, items: Sequence[tasks.Item]) -> dict[str, Any]:
         with progress(name, len(items)) as bar:

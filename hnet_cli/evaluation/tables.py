@@ -202,7 +202,8 @@ def _validity(valid: Json | None) -> str:
 def _annotation(found: Json, byte: str) -> Iterator[Table | str]:
     levels = len(next(iter(found["regions"].values()))["stages"]) if found["regions"] else 0
     columns = [name for stage in range(levels) for name in (f"stage {stage}", "over all", "95%")]
-    beside = f" ({found['left_out']:,} more are of records that are not annotated)" if found["left_out"] else ""
+    which = literal(found["left_out_first"])
+    beside = f" ({found['left_out']:,} more are of records that are not annotated: {which})" if which else ""
     yield (
         f"[dim]Boundaries on {found['bases']:,} bases{beside} by the kind of place, and over those of all bases, then "
         "against edges of features. Intervals: 95%, bootstrap over stretches of 10,000 bases, if there are 8. "
@@ -213,6 +214,10 @@ def _annotation(found: Json, byte: str) -> Iterator[Table | str]:
         cells = [cell for s in region["stages"] for cell in (f"{s['rate']:.4f}", *_cells(s, "enrichment", ".3f"))]
         rows.add_row(literal(kind), f"{region['positions']:,}", *cells)
     yield rows
+    for reason, count in found["rows_left_out"].items():
+        where = found["rows_left_out_first"][reason]
+        rows_of = f"{count:,} row{'s' * (count != 1)} of the annotation left out"
+        yield f"[dim]{literal(f'{rows_of}: {reason}, first {where}')}[/]"
     yield from _boundaries(found["edges"], byte)
 
 
@@ -262,6 +267,8 @@ def _variants(found: Json) -> Iterator[Table | str]:
         rows.add_row("the two strands' scores, Spearman", *_cells(found, "strand_correlation", ".3f"))
     if "label" in found:
         label = found["label"]
+        if label["left_out"]:
+            rows.add_row(f"no value of {literal(label['field'])} to compare with", f"{label['left_out']:,}", "")
         rows.add_row(f"{label['measure']} with {literal(label['field'])}", *_cells(label, "model", ".3f"))
         for name in label["baselines"]:
             if not name.endswith("_ci95"):

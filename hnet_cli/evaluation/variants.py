@@ -10,7 +10,8 @@ pay for; compare like with like. Ranks and areas are hand-written: ten lines aga
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 
 from hnet_cli import storage
 from hnet_cli.errors import InputError
-from hnet_cli.evaluation.material import file_source
+from hnet_cli.evaluation.material import few, file_source
 from hnet_cli.evaluation.resampling import FEWEST, mean_with_interval
 from hnet_cli.evaluation.scoring import loglikelihoods
 from hnet_cli.inference.windows import BOS
@@ -31,53 +32,109 @@ AT_ONCE = 64
 """Variants scored together."""
 TIMES = 200
 """Draws for the interval of a correlation."""
+MOST_FIELDS = 20
+"""Names of fields shown to choose from."""
 
 
-def score_variants(
-    model: HNetForCausalLM,
-    modality: Modality,
-    calls: Path,
-    reference: Path,
-    context: int,
-    out: Path | None = None,
-    label: str | None = None,
-) -> dict[str, Any]:
-    """Score every variant of a file of calls; half of `context` is read on either side. `out`: a TSV, a line each.
+@dataclass(frozen=True)
+class Calls:
+    """A file of calls that has been read and fits its reference."""
 
-    `label`: a field of the file to compare with; default AF where it is there. Raises InputError if nothing is scored.
-    """
-    refused: Counter[str] = Counter()
-    first: dict[str, str] = {}
+    modality: Modality
+    calls: Path
+    reference: Path
+    number: int
+    """Variants that can be scored."""
+    left_out: Mapping[str, int]
+    """Number of those that cannot, by reason."""
+    left_out_first: Mapping[str, str]
+    label: str | None
+    """The field to compare with."""
+    values: np.ndarray
+    """(number,) float64: that field; NaN where a variant has none. Empty without a label."""
 
-    def variants() -> Iterator[Variant]:
-        for item in modality.variants(file_source(calls), file_source(reference), max(1, context // 2)):
-            if isinstance(item, Refused):
-                refused[item.reason] += 1
-                first.setdefault(item.reason, item.where)
-            else:
+    def variants(self, flank: int) -> Iterator[Variant]:
+        for item in self.modality.variants(file_source(self.calls), file_source(self.reference), flank):
+            if isinstance(item, Variant):
                 yield item
 
+
+def read(modality: Modality, calls: Path, reference: Path, label: str | None = None) -> Calls:
+    """Read a file of calls, to see before anything is scored what can be.
+
+    `label`: a field of the file to compare the scores with; default AF, if there are values to compare. Raises
+    InputError where no variant can be scored or compared.
+    """
+    left_out: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    given: list[str | None] = []
+    fields: dict[str, None] = {}
+    for item in modality.variants(file_source(calls), file_source(reference), 1):
+        if isinstance(item, Refused):
+            left_out[item.reason] += 1
+            first.setdefault(item.reason, item.where)
+        else:
+            given.append(item.fields.get(label or "AF"))
+            fields.update(dict.fromkeys(islice(item.fields, MOST_FIELDS)) if len(fields) < MOST_FIELDS else {})
+    if not given:
+        reason = left_out.most_common(1)[0][0] if left_out else "it is empty"
+        raise InputError(f"no variant of {calls} can be scored: {reason}{f' ({first[reason]})' if left_out else ''}")
+    values = np.empty(0)
+    try:
+        values = _numbers(label or "AF", given)
+    except InputError as error:
+        if label:
+            raise InputError(str(error), f"name another field with --label: {few(fields, MOST_FIELDS)}") from error
+    compared = (label or "AF") if len(values) else None
+    return Calls(modality, calls, reference, len(given), dict(left_out), first, compared, values)
+
+
+def _numbers(label: str, given: Sequence[str | None]) -> np.ndarray:
+    """(n,) float64: the values of a field, NaN where there is none; of two words, 1 for the later in the alphabet.
+
+    Raises InputError where there is nothing to compare with.
+    """
+    known = [value for value in given if value is not None and "," not in value]
+    words = sorted(set(known))
+    try:
+        table = {word: float(word) for word in words}
+    except ValueError as error:
+        if len(words) != 2:
+            raise InputError(f"{label} is neither a number nor one of two values: {few(words)}") from error
+        table = {words[0]: 0.0, words[1]: 1.0}
+    numbers = np.array([table.get(value, np.nan) if value is not None else np.nan for value in given])
+    numbers[~np.isfinite(numbers)] = np.nan
+    if len(np.unique(numbers[np.isfinite(numbers)])) < 2:
+        if words:
+            raise InputError(f"{label} has fewer than two different values: {few(words)}")
+        raise InputError(
+            f"{label} has several values for an allele" if any(given) else f"no variant has a value of {label}"
+        )
+    return numbers
+
+
+def score(model: HNetForCausalLM, calls: Calls, context: int, out: Path | None = None) -> dict[str, Any]:
+    """Score every variant; half of `context` is read on either side. `out`: a TSV, a line each."""
     scored: list[Variant] = []
     parts: list[np.ndarray] = []
-    waiting, strands = variants(), modality.mirror(b"") is not None
-    with progress("variants") as bar:
+    waiting, strands = calls.variants(max(1, context // 2)), calls.modality.mirror(b"") is not None
+    with progress("variants", calls.number) as bar:
         while batch := list(islice(waiting, AT_ONCE)):
             forward = _ratios(model, batch)
-            backward = _ratios(model, [_mirrored(modality, variant) for variant in batch]) if strands else forward
+            backward = _ratios(model, [_mirrored(calls.modality, each) for each in batch]) if strands else forward
             parts.append(np.stack([forward, backward], 1))
-            scored += batch
+            scored += [replace(variant, before=b"", after=b"", fields={}) for variant in batch]  # flanks are long
             bar.update(len(scored))
-    if not scored:
-        reason = refused.most_common(1)[0][0] if refused else "it is empty"
-        raise InputError(f"no variant of {calls} can be scored: {reason}{f' ({first[reason]})' if refused else ''}")
+    if len(scored) != calls.number:
+        raise InputError(f"{calls.calls} or {calls.reference} has changed since it was read", "run this again")
     table = np.concatenate(parts)
     mean, kinds = table.mean(1), np.array([_kind(variant) for variant in scored])
     if out is not None:
         _write(out, scored, table)
     result: dict[str, Any] = {
         "variants": len(scored),
-        "left_out": dict(refused),
-        "left_out_first": first,
+        "left_out": calls.left_out,
+        "left_out_first": calls.left_out_first,
         "kinds": dict(Counter(kinds.tolist())),
         **mean_with_interval("llr", mean),
     }
@@ -85,8 +142,7 @@ def score_variants(
         result |= mean_with_interval(f"llr_{kind}", mean[kinds == kind])
     if strands:
         result |= _rank_interval("strand_correlation", _spearman, table[:, 0], table[:, 1])
-    label = label or ("AF" if all("AF" in variant.fields for variant in scored) else None)
-    return result | ({"label": _labelled(scored, mean, label)} if label else {})
+    return result | ({"label": _labelled(scored, mean, calls)} if calls.label else {})
 
 
 def _rank_interval(
@@ -132,31 +188,22 @@ def _baselines(variants: list[Variant]) -> dict[str, np.ndarray]:
     return {name: np.array([variant.baselines.get(name, 0.0) for variant in variants]) for name in names}
 
 
-def _labelled(variants: list[Variant], scores: np.ndarray, label: str) -> dict[str, Any]:
-    """Agreement of the scores (n,), and of baselines, with a field: Spearman's rho, or, for a field of two values, the
-    area under the ROC curve for the greater one; with intervals over variants. Raises InputError."""
-    try:
-        given = [variant.fields[label] for variant in variants]
-    except KeyError as error:
-        raise InputError(f"a variant has no field {label}", "name another with --label") from error
-    classes = sorted(set(given))
-    try:
-        numbers = np.array([float(value.split(",")[0]) for value in given])
-    except ValueError as error:
-        if len(classes) != 2:
-            raise InputError(f"{label} is neither a number nor one of two values") from error
-        numbers = np.array([float(value == classes[1]) for value in given])
-    if not np.isfinite(numbers).all():
-        raise InputError(f"{label} is not finite for every variant", "leave those out of the file")
-    binary = len(set(numbers.tolist())) == 2
+def _labelled(variants: list[Variant], scores: np.ndarray, calls: Calls) -> dict[str, Any]:
+    """Agreement of the scores (n,), and of baselines, with a field of the variants that have a value: Spearman's rho,
+    or, for a field of two values, the area under the ROC curve for the greater one; with intervals over variants."""
+    known = np.isfinite(calls.values)
+    numbers = calls.values[known]
+    binary = len(np.unique(numbers)) == 2
     measure = _auc if binary else _spearman
     rivals: dict[str, Any] = {}
     for name, values in _baselines(variants).items():
-        rivals |= _rank_interval(name, measure, values, numbers)
+        rivals |= _rank_interval(name, measure, values[known], numbers)
     return {
-        "field": label,
+        "field": calls.label,
+        "variants": len(numbers),
+        "left_out": len(known) - len(numbers),
         "measure": "auroc" if binary else "spearman",
-        **_rank_interval("model", measure, scores, numbers),
+        **_rank_interval("model", measure, scores[known], numbers),
         "baselines": rivals,
     }
 
@@ -183,10 +230,14 @@ def _auc(scores: np.ndarray, values: np.ndarray) -> float:
 
 
 def _write(out: Path, variants: list[Variant], table: np.ndarray) -> None:
-    """A TSV of `table` (n, 2), the scores of both strands, with their mean and the baselines. Raises StorageError."""
+    """A TSV of `table` (n, 2), the scores of both strands, with their mean and the baselines; CHROM, POS, REF and ALT
+    as in VCF. Raises StorageError."""
     baselines = _baselines(variants)
-    lines = ["\t".join(["variant", "kind", "llr", "llr_forward", "llr_reverse", *baselines])]
+    names = ["CHROM", "POS", "REF", "ALT", "variant", "kind", "llr", "llr_forward", "llr_reverse", *baselines]
     columns = np.column_stack([table.mean(1), table, *baselines.values()])
-    for variant, row in zip(variants, columns.tolist(), strict=True):
-        lines.append("\t".join([variant.name, _kind(variant), *(f"{number:.6g}" for number in row)]))
-    storage.write_text(out, "\n".join(lines) + "\n")
+    with storage.staged_file(out) as file:
+        file.write(("\t".join(names) + "\n").encode())
+        for variant, row in zip(variants, columns.tolist(), strict=True):
+            alleles = variant.reference.decode("latin-1"), variant.alternative.decode("latin-1")
+            place = variant.record, str(variant.position + 1), *alleles, variant.name, _kind(variant)
+            file.write(("\t".join([*place, *(f"{number:.6g}" for number in row)]) + "\n").encode())

@@ -112,7 +112,7 @@ class GraphSteps:
     def __init__(self, model: HNetForCausalLM, state: GenerationState, capture: Capture | None = None) -> None:
         self.model, self.state, self.capture = model, state, capture
         self.failure: str | None = None
-        """Why recording was given up."""
+        """Reason that recording was given up; None while it works."""
         self.device = state.level.position.device
         self._begin()
 
@@ -286,8 +286,8 @@ class GraphSteps:
     def _given(self, number: int, rows: Tensor | None) -> Tensor:
         if number == 0:
             return self.model.embeddings(pick(self.tokens, rows))
-        encoded = self.levels[number - 1].buffers["encoded"]
-        return self.levels[number].net.enter(pick(encoded, rows), self.state.kernels)
+        outer = self.levels[number - 1]
+        return outer.net.inner_input(pick(outer.buffers["encoded"], rows), outer.state, rows, self.state.kernels)
 
     def _leave(self, number: int, hidden: Tensor, now: Now) -> None:
         """Hands what a level gives to the outer one, and counts the position."""

@@ -167,9 +167,11 @@ class Waiting:
 
     def _descend(self, number: int, must: bool) -> list[int]:
         """Takes all that wait into the inner network, and what comes out of it up again: those rows."""
-        level, inner = self.levels[number : number + 2]
+        level = self.levels[number]
         rows, level.waiting = sorted(level.waiting), []
-        entering = inner.net.enter(pick(level.buffers["encoded"], level.index(rows)), self.kernels)
+        index = level.index(rows)
+        encoded = pick(level.buffers["encoded"], index)
+        entering = level.net.inner_input(encoded, level.state, index, self.kernels)
         rows, chunk = self._advance(number + 1, rows, entering, must)
         if rows:
             index = level.index(rows)

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -48,6 +49,10 @@ class ConvStep(Protocol):
     def __call__(self, x: Tensor, state: Tensor, taps: Tensor, bias: Tensor, rows: Tensor | None = ...) -> Tensor: ...
 
 
+class Rotary(Protocol):
+    def __call__(self, qkv: Tensor, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
 class Attention(Protocol):
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, packing: Packing, window: int = ...) -> Tensor: ...
 
@@ -76,6 +81,7 @@ class Kernels:
     ssd_step: ScanStep = reference.ssd_step
     causal_conv: Callable[[Tensor, Tensor, Tensor, Packing], Tensor] = reference.causal_conv
     causal_conv_step: ConvStep = reference.causal_conv_step
+    rotary: Rotary = reference.rotary
     attention: Attention = reference.attention
     attention_step: AttentionStep = reference.attention_step
     ema_scan: Callable[[Tensor, Tensor, Packing], Tensor] = reference.ema_scan
@@ -101,6 +107,7 @@ class Kernels:
 OPERATIONS = [f.name for f in fields(Kernels) if f.name not in ("names", "ssd_scan_states", "ssd_state", "step_weight")]
 """The operations that are reported and checked; the other functions come with one of them."""
 REFERENCE = Kernels()
+ELEMENTWISE = ["rotary", "causal_conv", "add_rms_norm", "gated_rms_norm", "swiglu"]
 HALF = (torch.bfloat16, torch.float16)
 FLOATS = (*HALF, torch.float32)
 
@@ -181,6 +188,12 @@ def _flash() -> tuple[str, Kernels]:
     return version, Kernels(attention=cuda.flash_attention(function))
 
 
+def _own() -> tuple[str, Kernels]:
+    version = cuda.load_triton()
+    own = importlib.import_module("hnet_cli.kernels.triton_elementwise")
+    return version, Kernels(**{operation: getattr(own, operation) for operation in ELEMENTWISE})
+
+
 def _fused() -> tuple[str, Kernels]:
     return cuda.load_triton(), Kernels(**cuda.compiled_elementwise())
 
@@ -200,7 +213,8 @@ def backends(device: str) -> tuple[Backend, ...]:
         _probe("mamba-ssm", FLOATS, ["ssd_scan", "ssd_step"], _mamba),
         _probe("torch varlen_attn", HALF, ["attention"], _varlen),
         _probe("flash-attn", HALF, ["attention"], _flash),
-        _probe("torch.compile", FLOATS, ["causal_conv", "add_rms_norm", "gated_rms_norm", "swiglu"], _fused),
+        _probe("triton", FLOATS, ELEMENTWISE, _own),
+        _probe("torch.compile", FLOATS, ELEMENTWISE[1:], _fused),
         _probe("split weights", (torch.bfloat16,), ["wide_linear"], _split),
     )
 

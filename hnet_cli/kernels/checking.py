@@ -84,6 +84,9 @@ def inputs(operation: str, packing: Packing, generator: torch.Generator, sizes: 
             return [normal(rows, 1024), normal(rows, 3, 1024), normal(4, 1024), normal(1024)]
         case "step_linear":
             return [normal(12, 512), normal(600, 512)]
+        case "rotary":
+            angle = normal(total, 1, 1, width // 4)
+            return [normal(total, 3, heads, width), (angle.cos(), angle.sin())]
         case "attention":
             return [*normal(3, total, heads, width), packing, 100]
         case "attention_step":
@@ -137,6 +140,8 @@ def placed(
         copy = state(value, *value.shape)
         copy.fill(value)
         return copy
+    if isinstance(argument, tuple):
+        return tuple(placed(part, dtype, device) for part in argument)
     if isinstance(argument, Tensor):
         return argument.to(device, dtype if argument.is_floating_point() else argument.dtype, copy=True)
     return argument
@@ -181,7 +186,7 @@ def compare(
         values = run(flat(operation, function), own)
     except Exception as error:  # reported as the result
         return Comparison(operation, backend, name, float("nan"), bound, f"{type(error).__name__}: {error}", False)
-    results = 2 if operation == "add_rms_norm" or run is stepped else 1
+    results = 2 if run is stepped else {"add_rms_norm": 2, "rotary": 3}.get(operation, 1)
     least = FLOOR * max(float(e.detach().square().mean().sqrt()) for e in expected)
     errors = [relative(v, e, least) for v, e in zip(values, expected, strict=True)]
     at = worst(errors)

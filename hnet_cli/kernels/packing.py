@@ -28,7 +28,7 @@ class Packing:
     start: list[int] | None = None
     """Positions of each document that were read before and are not in the tensor; None: none of any."""
     rows: list[int] | None = None
-    """Which row of a state each document is, ascending; None: all of them in order."""
+    """Row of the state for each document, ascending; None: all rows in order."""
     _cache: dict[object, Any] = field(default_factory=dict, repr=False)
 
     @classmethod

@@ -101,6 +101,26 @@ def step_linear(x: Tensor, weight: Tensor, row_by_row: bool = False) -> Tensor:
     return F.linear(x, weight)
 
 
+# -- rotary positions --------------------------------------------------------------------------------------------------
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the first 2 * cos.shape[-1] coordinates, half-split. x (..., H, P); cos, sin (..., 1, R)."""
+    half = cos.shape[-1]
+    if half == 0:
+        return x
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1)
+
+
+def rotary(qkv: Tensor, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values (T, H, P) from qkv (T, 3, H, P), which may be overwritten: q and k turned by `tables`,
+    cos and sin (T, 1, 1, R)."""
+    qk, v = qkv.split((2, 1), dim=1)
+    q, k = rotate(qk, *tables).unbind(1)
+    return q, k, v.squeeze(1)
+
+
 # -- causal convolution ------------------------------------------------------------------------------------------------
 
 

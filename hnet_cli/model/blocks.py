@@ -16,10 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 from hnet_cli.kernels import Kernels, continuing
 from hnet_cli.kernels.packing import Packing
-from hnet_cli.kernels.reference import ScanInputs, wide
+from hnet_cli.kernels.reference import ScanInputs, rotate, wide
 from hnet_cli.model import rotary
 from hnet_cli.model.config import HNetConfig
-from hnet_cli.model.rotary import rotate
 from hnet_cli.model.settings import Rotary
 from hnet_cli.model.state import AttentionState, LayerState, MambaState, Now
 
@@ -123,9 +122,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, packing: Packing, kernels: Kernels, state: AttentionState | None = None) -> Tensor:
         """x (T, D) -> (T, D). Documents go on from `state`, if given, which is brought to their ends."""
-        qk, v = self.Wqkv(x).unflatten(-1, (3, self.heads, -1)).split((2, 1), dim=-3)
-        q, k = rotate(qk, *rotary.of_packing(packing, self.rotary_dim, qk.dtype, self.rotary)).unbind(-3)
-        v = v.squeeze(-3)
+        qkv = self.Wqkv(x).unflatten(-1, (3, self.heads, -1))
+        q, k, v = kernels.rotary(qkv, rotary.of_packing(packing, self.rotary_dim, qkv.dtype, self.rotary))
         if state is None:
             y = kernels.attention(q, k, v, packing, self.window)
         else:

@@ -21,7 +21,7 @@ from hnet_cli.kernels.continuing import pick, put
 from hnet_cli.kernels.packing import Packing, true_positions
 from hnet_cli.kernels.reference import wide
 from hnet_cli.model.blocks import WideLinear
-from hnet_cli.model.settings import Chunker
+from hnet_cli.model.settings import Chunker, continuation, space_like
 from hnet_cli.model.state import LevelState, Now
 
 Probability = TypeVar("Probability", Tensor, float)
@@ -160,19 +160,6 @@ class FixedRouting(nn.Module):
         return mask.to(torch.promote_types(hidden.dtype, torch.float32))
 
 
-def space_like(ids: Tensor) -> Tensor:
-    """SpaceByte's rule: neither a letter or digit of ASCII nor a UTF-8 continuation byte. int64 -> bool, same shape."""
-    lower = ids | 0x20
-    letter = (lower >= ord("a")) & (lower <= ord("z"))
-    digit = (ids >= ord("0")) & (ids <= ord("9"))
-    return ~(letter | digit | continuation(ids))
-
-
-def continuation(ids: Tensor) -> Tensor:
-    """Bytes that go on with a UTF-8 character: int64 -> bool, same shape."""
-    return (ids >= 0x80) & (ids < 0xC0)
-
-
 class ChunkLayer(nn.Module):
     """Direct selection: keep the vectors at boundaries (paper, 2.2.1)."""
 
@@ -196,8 +183,30 @@ class ChunkLayer(nn.Module):
         return hidden.index_select(0, index), inner, index
 
 
+def smooth(kernels: Kernels, x: Tensor, prob: Tensor, packing: Packing, before: Tensor | None = None) -> Tensor:
+    """The moving average of paper eq 5: x (T, D), prob (T,) -> (T, D), float32 or wider.
+
+    `before` (B, D): the averages that the documents go on from.
+    """
+    if before is None:
+        return kernels.ema_scan(x, _weight(prob), packing)
+    return continuing.ema_scan(kernels, x, _weight(prob), packing, before)
+
+
+def smooth_step(x: Tensor, prob: Tensor, before: Tensor) -> Tensor:
+    """`smooth` of one position: x (R, D), prob (R,), before (R, D) -> (R, D)."""
+    return torch.lerp(before, wide(x), _weight(prob)[:, None])
+
+
 class DeChunkLayer(nn.Module):
-    """Smoothing and upsampling (paper eq 5 and 8): average over chunks, then each position gets its chunk's vector."""
+    """Smoothing and upsampling (paper eq 5 and 8): average over chunks, then each position gets its chunk's vector.
+
+    Without `over_chunks` the chunks stay as they are; the average was taken before they were selected.
+    """
+
+    def __init__(self, over_chunks: bool = True) -> None:
+        super().__init__()
+        self.over_chunks = over_chunks
 
     def smooth(
         self,
@@ -209,14 +218,14 @@ class DeChunkLayer(nn.Module):
         state: LevelState | None = None,
     ) -> Tensor:
         """The average over chunks (M, D) -> (M, D), float32 or wider. `index` (M,): where each chunk begins."""
-        prob = _weight(routing.boundary_prob.index_select(0, index))
-        if state is None:
-            return kernels.ema_scan(chunks, prob, inner)
-        return continuing.ema_scan(kernels, chunks, prob, inner, pick(state.smoothed, inner.row_index))
+        if not self.over_chunks:
+            return wide(chunks)
+        prob = routing.boundary_prob.index_select(0, index)
+        return smooth(kernels, chunks, prob, inner, None if state is None else pick(state.smoothed, inner.row_index))
 
     def step(self, chunk: Tensor, prob: Tensor, state: LevelState, rows: Tensor | None) -> None:
         """`smooth` of one chunk for each of some rows (None: all), chunk (R, D), prob (R,): moves `state.smoothed`."""
-        smoothed = torch.lerp(pick(state.smoothed, rows), wide(chunk), _weight(prob)[:, None])
+        smoothed = smooth_step(chunk, prob, pick(state.smoothed, rows)) if self.over_chunks else wide(chunk)
         if rows is None:
             state.smoothed = smoothed
         else:

@@ -37,7 +37,7 @@ BOS = 254
 MLP_MULTIPLE = 128
 MOST_CHARACTERS = 1000
 """Upper limit of the words under "hnet"."""
-SWITCHES = ("rotary", "adapter_width", "network_norms", "residual")
+SWITCHES = ("rotary", "adapter_width", "network_norms", "residual", "smoothing")
 """Fields of ours that change the network. In a file they stand under "hnet" where they differ from the default."""
 TRANSFORMERS_KEYS = ("model_type", "architectures", "dtype", "transformers_version")
 """Keys that the library `transformers` needs in the file, or adds to it; they say nothing about the model."""
@@ -95,6 +95,9 @@ class HNetConfig:
     residual: str = "projection"
     """Around each inner network: `projection`, the paper's linear map, every position given the vector of its chunk; or
     `spacebyte`, the encoder's output as it is, to which a chunk's vector is added at its first position only."""
+    smoothing: str = "chunks"
+    """Moving average with weight p: `chunks`, of the inner network's output (paper eq 5); or `input`, of the encoder's
+    output over positions, before chunks are selected (SOMBRERO), and not of the chunks."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Whatever else stands under "hnet" (modality, ...); carried along, never read by the model."""
 
@@ -124,6 +127,8 @@ class HNetConfig:
             raise ValueError(f"network_norms must be true or false, got {brief(self.network_norms)}")
         if self.residual not in ("projection", "spacebyte"):
             raise ValueError(f"residual must be projection or spacebyte, got {brief(self.residual)}")
+        if self.smoothing not in ("chunks", "input"):
+            raise ValueError(f"smoothing must be chunks or input, got {brief(self.smoothing)}")
         for s, (level, d) in enumerate(zip(levels, self.d_model, strict=True)):
             if s and d < self.d_model[s - 1]:
                 raise ValueError(f"d_model must not shrink inwards: level {s} has {d} after {self.d_model[s - 1]}")
@@ -167,11 +172,6 @@ class HNetConfig:
         official = ("arch_layout", "d_model", "d_intermediate", "vocab_size", "ssm_cfg", "attn_cfg", "tie_embeddings")
         data = {key: value for key, value in data.items() if key not in TRANSFORMERS_KEYS}
         ours = _mapping(data.get("hnet") or {}, "hnet")
-        for part in (data, ours):
-            if (smoothing := part.pop("smoothing", "chunks")) != "chunks":
-                raise ValueError(
-                    f"smoothing: {brief(smoothing)} is no longer supported, only 'chunks' (paper, equation 5)"
-                )
         check_keys(data, (*official, "hnet"), "the model configuration")
         missing = [k for k in ("arch_layout", "d_model", "d_intermediate", "attn_cfg") if k not in data]
         if missing:

@@ -26,6 +26,8 @@ from hnet_cli.model.chunking import (
     RoutingOutput,
     add_residual,
     is_boundary,
+    smooth,
+    smooth_step,
 )
 from hnet_cli.model.config import HNetConfig
 from hnet_cli.model.state import GenerationState, LevelState, Now, StepRouting
@@ -86,7 +88,7 @@ class HNet(nn.Module):
         chunker = config.chunkers[level]
         self.routing_module = RoutingModule(d_model, chunker) if chunker.learned else FixedRouting(chunker)
         self.chunk_layer = ChunkLayer()
-        self.dechunk_layer = DeChunkLayer()
+        self.dechunk_layer = DeChunkLayer(over_chunks=config.smoothing == "chunks")
         self.residual_proj: WideLinear | None = None
         if config.residual == "projection":
             self.residual_proj = WideLinear(d_model, d_model, dtype=torch.float32)
@@ -127,7 +129,8 @@ class HNet(nn.Module):
         encoded = self.encoder(hidden, packing, kernels, stacks.get("encoder"))
         residual = None if until else self.project_residual(encoded, kernels)
         routing = self.routing_module(encoded, packing, input_ids, kernels, state)
-        chunks, inner, index = self.chunk_layer(encoded, routing, packing, state)
+        source = self.chunk_source(encoded, routing, packing, kernels, state)
+        chunks, inner, index = self.chunk_layer(source, routing, packing, state)
         if state is not None:
             routing.cu_seqlens = state.offsets(packing)
         assert isinstance(self.main_network, HNet)
@@ -148,6 +151,18 @@ class HNet(nn.Module):
         joined = self.join(upsampled, residual, routing.boundary_prob, routing.boundary_mask, encoded.dtype)
         out = self.decoder(joined, packing, kernels, stacks.get("decoder"))
         return LevelOutput(out[:, : self.outer_width], stages, deeper.embedding)
+
+    def chunk_source(
+        self, encoded: Tensor, routing: RoutingOutput, packing: Packing, kernels: Kernels, state: LevelState | None
+    ) -> Tensor:
+        """The vectors (T, D) that chunks are selected from: the encoder's output, or its average over positions."""
+        if self.dechunk_layer.over_chunks:
+            return encoded
+        before = None if state is None else pick(state.average, packing.row_index)
+        average = smooth(kernels, encoded, routing.boundary_prob, packing, before)
+        if state is not None:
+            put(state.average, packing.row_index, average[packing.last])
+        return average.to(encoded.dtype)
 
     def unreached(self, like: RoutingOutput) -> list[RoutingOutput]:
         """The routing of this stage and the inner ones where none of their positions is reached."""
@@ -181,6 +196,8 @@ class HNet(nn.Module):
             state.inner = self.main_network.allocate(batch_size, kernels)
             state.last, state.projection = (t.to(weight.device) for t in self.routing_module.allocate(batch_size))
             state.smoothed = wide(weight[:0]).new_zeros(batch_size, self.main_network.outer_width)
+            if not self.dechunk_layer.over_chunks:
+                state.average = torch.zeros_like(state.smoothed)
         return state
 
     def step(
@@ -211,7 +228,7 @@ class HNet(nn.Module):
                 inner = state.inner.begin(now.host, now.rows)
             else:
                 inner = state.inner.begin(chosen if now.host is None else [now.host[i] for i in chosen])
-            entered = self.main_network.enter(pick(encoded, some), kernels)
+            entered = self.inner_input(pick(encoded, some), state, inner.rows, kernels)
             chunk = self.main_network.step(entered, state.inner, inner, kernels, routing)
             self.dechunk_layer.step(chunk, pick(prob, some), state, inner.rows)
         else:
@@ -228,7 +245,17 @@ class HNet(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """`step` as far as the boundary: the encoder's output (R, D) and the probability of a boundary (R,)."""
         encoded = self.encoder.step(hidden, state.layers["encoder"], now, kernels)
-        return encoded, self.routing_module.step(encoded, tokens, state, now)
+        prob = self.routing_module.step(encoded, tokens, state, now)
+        if not self.dechunk_layer.over_chunks:
+            put(state.average, now.rows, smooth_step(encoded, prob, pick(state.average, now.rows)))
+        return encoded, prob
+
+    def inner_input(self, encoded: Tensor, state: LevelState, rows: Tensor | None, kernels: Kernels) -> Tensor:
+        """Input of the inner network (R, inner width) for rows at a boundary (None: all), after `step_in` gave their
+        `encoded` (R, D)."""
+        assert isinstance(self.main_network, HNet)
+        source = encoded if self.dechunk_layer.over_chunks else pick(state.average, rows).to(encoded.dtype)
+        return self.main_network.enter(source, kernels)
 
     def step_out(self, encoded: Tensor, prob: Tensor, state: LevelState, now: Now, kernels: Kernels) -> Tensor:
         """`step` from the dechunk layer on: encoded (R, D), prob (R,) -> (R, outer width)."""

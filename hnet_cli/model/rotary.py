@@ -29,12 +29,3 @@ def table(position: Tensor, dim: int, dtype: torch.dtype, rotary: Rotary) -> tup
 def of_packing(packing: Packing, dim: int, dtype: torch.dtype, rotary: Rotary) -> tuple[Tensor, Tensor]:
     """cos and sin of every packed position, (T, 1, 1, dim/2) each: for queries and keys at once, (T, 2, H, P)."""
     return packing.cached(("rotary", dim, dtype, rotary), lambda: table(packing.absolute, dim, dtype, rotary))
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the first 2 * cos.shape[-1] coordinates, half-split. x (..., H, P); cos, sin (..., 1, R)."""
-    half = cos.shape[-1]
-    if half == 0:
-        return x
-    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1)

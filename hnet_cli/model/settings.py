@@ -7,7 +7,13 @@ import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+Ids = TypeVar("Ids", "Tensor", "np.ndarray")
 
 _STACK = re.compile(r"(?:[mMtT][0-9]{1,4})+")
 MOST = 2**31 - 1
@@ -246,3 +252,16 @@ class Chunker:
             raise ValueError(f"a chunker is a mapping such as {{'kind': 'learned'}}, got {brief(data)}")
         check_keys(data, ("kind", "k"), "chunker")
         return cls(**data)
+
+
+def space_like(ids: Ids) -> Ids:
+    """SpaceByte's rule: neither a letter or digit of ASCII nor a UTF-8 continuation byte. int64 -> bool, same shape."""
+    lower = ids | 0x20
+    letter = (lower >= ord("a")) & (lower <= ord("z"))
+    digit = (ids >= ord("0")) & (ids <= ord("9"))
+    return ~(letter | digit | continuation(ids))
+
+
+def continuation(ids: Ids) -> Ids:
+    """Bytes that go on with a UTF-8 character: int64 -> bool, same shape."""
+    return (ids >= 0x80) & (ids < 0xC0)

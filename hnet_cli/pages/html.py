@@ -33,8 +33,13 @@ def macro(file: str, name: str) -> Callable[..., Markup]:
 
 def visible(text: str) -> Markup:
     """A text with its line breaks and tabs shown."""
-    shown = escape_html(escape(text)).replace("\n", Markup("<u>↵</u>\n"))
+    shown = escape_html(_plain(text)).replace("\n", Markup("<u>↵</u>\n"))
     return shown.replace("\t", Markup("<u>→</u>\t"))
+
+
+def _plain(text: str) -> str:
+    """A text without control characters, and without what UTF-8 cannot hold, such as half of a pair in JSON."""
+    return escape(text).encode("utf-8", "backslashreplace").decode()
 
 
 @cache
@@ -43,7 +48,7 @@ def _environment() -> Environment:
         loader=FunctionLoader(_asset),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=lambda value: value if isinstance(value, Markup) else escape(str(value)),
+        finalize=lambda value: value if isinstance(value, Markup) else _plain(str(value)),
         trim_blocks=True,
         lstrip_blocks=True,
     )

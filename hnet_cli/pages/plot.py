@@ -7,10 +7,11 @@ the script needs lies beside each plot as JSON; it reads the curves themselves b
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import cycle, pairwise
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
@@ -23,7 +24,13 @@ MOST_POINTS = 600
 """Points that a curve is drawn with at most, about; its extremes are kept."""
 MOST_COLUMNS = 120
 """Columns of a heat map at most."""
+FEW, REACH, DECADES = 0.03, 2.0, 3.0
+"""Share of the values at either end that may lie beyond the vertical axis, if they are further from the others than
+`REACH` times the range of these, and on a logarithmic axis than so many powers of ten."""
+FURTHEST = 1e5
+"""Place of a point far beyond the axis, in thousandths of the box: no renderer is asked for more."""
 SHADES = 16
+COLOURS, DASHES = 6, ("solid", "dashed", "dotted", "dashdot")
 AXES = ("bytes", "time")
 """Bytes of training data seen, and seconds of training."""
 VIRIDIS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
@@ -39,7 +46,12 @@ class Line:
     ys: Sequence[float]
     colour: int = 0
     style: str = "solid"
-    """"solid", "faint", "dashed", "dotted" or "dots" (points alone)."""
+    """One of `DASHES`, "faint", or "dots" (points alone)."""
+
+
+def look(n: int) -> tuple[int, str]:
+    """Colour and dashes of the n-th curve of many: 24 pairs, neighbours differing in both."""
+    return n % COLOURS, DASHES[(n - n // COLOURS * 3) % len(DASHES)]
 
 
 @dataclass(frozen=True)
@@ -98,32 +110,53 @@ class Plot(NamedTuple):
 
 def chart(given: Chart) -> Markup:
     """A chart as a `<figure>`; empty if nothing can be drawn."""
-    lines = [line for line in (map(_logarithmic, given.lines) if given.log else given.lines) if line.ys]
+    given = replace(given, log=given.log or _diverges([sorted(line.ys) for line in given.lines if line.ys]))
+    lines = [line for line in (_drawable(line, given.log) for line in given.lines) if line.ys]
     if not lines:
         return Markup()
     low, high = _bounds(lines, given)
-    legend = [(line.label, line.style, line.colour % 6) for line in lines if line.style != "faint"]
+    legend = [(line.label, line.style, line.colour % COLOURS) for line in lines if line.label and line.style != "faint"]
     legend += [(f"{label} {_value(y)}", style, 5) for label, y, style in _levels(given)]
     plots = [_plot(axis, given, lines, low, high) for axis in AXES if all(axis in line.xs for line in lines)]
-    return macro("charts.html", "chart")(given.title, given.note, legend, plots)
+    most, least = max(y for line in lines for y in line.ys), min(y for line in lines for y in line.ys)
+    beyond = [f"▴ up to {_told(most, given)}"] * (most > high) + [f"▾ down to {_told(least, given)}"] * (least < low)
+    return macro("charts.html", "chart")(given.title, "; ".join(filter(None, [given.note, *beyond])), legend, plots)
 
 
-def _logarithmic(line: Line) -> Line:
-    positive = [n for n, y in enumerate(line.ys) if y > 0]
-    xs = {axis: [values[n] for n in positive] for axis, values in line.xs.items()}
-    return Line(line.label, xs, [math.log10(line.ys[n]) for n in positive], line.colour, line.style)
+def _diverges(curves: list[list[float]]) -> bool:
+    """True for positive values, sorted, of which more than a few are `DECADES` above one curve's median: a plain axis
+    would flatten that curve."""
+    ys = sorted(y for curve in curves for y in curve)
+    medians = (curve[len(curve) // 2] for curve in curves)
+    return bool(ys) and ys[0] > 0 and ys[-1 - int(FEW * len(ys))] > 10**DECADES * min(medians)
+
+
+def _drawable(line: Line, log: bool) -> Line:
+    """The points of a line that have a place: finite, and positive where logarithms are drawn."""
+    known = [n for n, y in enumerate(line.ys) if all(map(math.isfinite, (y, *(xs[n] for xs in line.xs.values()))))]
+    known = [n for n in known if line.ys[n] > 0 or not log]
+    xs = {axis: [values[n] for n in known] for axis, values in line.xs.items()}
+    return replace(line, xs=xs, ys=[math.log10(line.ys[n]) if log else line.ys[n] for n in known])
 
 
 def _levels(given: Chart) -> Iterator[tuple[str, float, str]]:
-    for (label, y), style in zip(given.levels.items(), cycle(("dashed", "dotted")), strict=False):
-        yield label, y, style
+    known = {label: y for label, y in given.levels.items() if y > 0 or not given.log}
+    for n, (label, y) in enumerate(known.items()):
+        yield label, y, "level other" if n % 2 else "level"
 
 
 def _bounds(lines: Sequence[Line], given: Chart) -> tuple[float, float]:
-    """The range of the vertical axis. The first steps start at 8 bits and would flatten all that comes after them."""
+    """The range of the vertical axis: of all values but those few (`FEW`) that would flatten the others, and of the
+    levels that would not."""
     ys = sorted(y for line in lines for y in line.ys)
-    levels = [math.log10(y) if given.log else y for y in given.levels.values() if y > 0 or not given.log]
-    low, high = min([ys[0], *levels]), max([ys[int(0.97 * (len(ys) - 1))], *levels])
+    few = int(FEW * len(ys))
+    low, high = ys[few], ys[-1 - few]
+    reach = max(REACH * (high - low), DECADES * given.log)
+    low, high = next(y for y in ys if y >= low - reach), next(y for y in reversed(ys) if y <= high + reach)
+    levels = [math.log10(y) if given.log else y for _, y, _ in _levels(given)]
+    reach = 10 * max(high - low, abs(low), abs(high), DECADES * given.log) or math.inf
+    levels = [y for y in levels if low - reach <= y <= high + reach]
+    low, high = min([low, *levels]), max([high, *levels])
     pad = 0.06 * (high - low) or max(1e-3, 0.05 * abs(high))
     return (max(low - pad, 0.0) if low >= 0 and not given.log else low - pad), high + pad
 
@@ -141,13 +174,20 @@ def _plot(axis: str, given: Chart, lines: Sequence[Line], low: float, high: floa
     shapes = [Shape("rule", "".join(f"M0 {down(y):.1f}H1000" for y in ticks))]
     for _, y, style in _levels(given):
         shapes.append(Shape(f"{style} s5", f"M0 {down(math.log10(y) if given.log else y):.2f}H1000"))
+    marks = [(m.kind, f"{min(across(m.at[axis]), 1000) / 10:.2f}", m.label) for m in given.marks if axis in m.at]
+    beyond: dict[tuple[str, int], tuple[float, str]] = {}  # by side and percent of the width, the furthest there
     for line in lines:
-        points = [f"{across(line.xs[axis][n]):.2f},{down(line.ys[n]):.2f}" for n in _thinned(line.ys)]
+        places = [(across(line.xs[axis][n]), down(line.ys[n]), line.ys[n]) for n in _thinned(line.ys)]
+        for x, place, y in places:
+            if line.label and not 0 <= place <= 1000:
+                key = "over" if place < 0 else "under", round(x / 10)
+                beyond[key] = max(beyond.get(key, (0.0, "")), (abs(place - 500), f"{line.label}: {_told(y, given)}"))
+        points = [f"{x:.2f},{min(max(place, -FURTHEST), FURTHEST):.2f}" for x, place, _ in places]
         dots = line.style == "dots" or len(points) == 1
-        css = f"{'dots' if dots else line.style} s{line.colour % 6}{' curve' * bool(line.label)}"
+        css = f"{'dots' if dots else line.style} s{line.colour % COLOURS}{' curve' * bool(line.label)}"
         shapes.append(Shape(css, "".join(f"M{point}h0" for point in points) if dots else f"M{' '.join(points)}"))
     labels = [Label("y", f"{down(y) / 10:.2f}", _value(10**y if given.log else y, given.unit)) for y in ticks]
-    ends = (f"{line.label} {_value(10 ** line.ys[-1] if given.log else line.ys[-1])}" for line in lines if line.label)
+    ends = (f"{line.label} {_told(line.ys[-1], given)}" for line in lines if line.label)
     return Plot(
         f"{given.title}. At the end: {', '.join(dict.fromkeys(ends))}",
         shapes,
@@ -159,7 +199,7 @@ def _plot(axis: str, given: Chart, lines: Sequence[Line], low: float, high: floa
             "labels": [escape(line.label) for line in lines if line.label],
         },
         axis,
-        [(m.kind, f"{min(across(m.at[axis]), 1000) / 10:.2f}", m.label) for m in given.marks if axis in m.at],
+        [*marks, *((side, str(at), label) for (side, at), (_, label) in beyond.items())],
     )
 
 
@@ -195,6 +235,11 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return ticks[:: max(1, math.ceil(len(ticks) / 6))]
 
 
+def _told(y: float, given: Chart) -> str:
+    """A value of a chart, given as it is drawn."""
+    return _value(10**y if given.log else y, given.unit)
+
+
 def _value(value: float, unit: str = "") -> str:
     if unit == "bytes":
         number, name = size(value).split(" ")
@@ -217,13 +262,20 @@ def _thinned(ys: Sequence[float]) -> list[int]:
 
 
 def smoothed(ys: Sequence[float]) -> list[float]:
-    """The running mean over about a twentieth of the curve, centred, narrower at the ends."""
-    reach = len(ys) // 40
-    sums = [0.0]
-    for y in ys:
-        sums.append(sums[-1] + y)
-    radii = [min(reach, n, len(ys) - 1 - n) for n in range(len(ys))]
-    return [(sums[n + radius + 1] - sums[n - radius]) / (2 * radius + 1) for n, radius in enumerate(radii)]
+    """The mean of the middle half of the values within about a twentieth of the curve, centred, narrower at the ends;
+    so that a spike leaves no plateau."""
+    reach, window, means = len(ys) // 40, list[float](), list[float]()
+    start = end = 0
+    for n in range(len(ys)):
+        radius = min(reach, n, len(ys) - 1 - n)
+        for y in ys[end : n + radius + 1]:
+            insort(window, y)
+        for y in ys[start : n - radius]:
+            del window[bisect_left(window, y)]
+        start, end = n - radius, n + radius + 1
+        middle = window[len(window) // 4 : len(window) - len(window) // 4]
+        means.append(sum(middle) / len(middle))
+    return means
 
 
 @dataclass(frozen=True)
@@ -259,42 +311,47 @@ def bars(title: str, rows: Sequence[Bar], note: str = "", unit: str = "", origin
     return macro("charts.html", "bars")(title, note, rows, far, span, ticks, zero)
 
 
-def heat_map(title: str, xs: Sequence[float], columns: Sequence[Sequence[float]], note: str = "") -> Markup:
-    """Histograms over [0, 1], one column each from its place on the axis of bytes to the next, as a `<figure>`.
+def heat_map(
+    title: str, xs: Mapping[str, Sequence[float]], columns: Sequence[Sequence[float]], note: str = ""
+) -> Markup:
+    """Histograms over [0, 1] as a `<figure>`: one column each, from the place of the record before it on every axis to
+    its own.
 
-    The first reaches back by the width of a column, for nothing was recorded in that stretch before it. A column's
+    The first reaches back by the width of the next, for nothing was recorded in that stretch before it. A column's
     shares of its sum are drawn on a logarithmic scale from 0.1% to 100%, for most of p is near 0.
     """
-    every = max(1, math.ceil(len(xs) / MOST_COLUMNS))
-    chosen = list(zip(xs, columns, strict=True))[::every]
-    shares = [(x, [number / sum(column) for number in column]) for x, column in chosen if sum(column) > 0]
-    if not shares:
+    drawn = [n for n, column in enumerate(columns) if sum(column) > 0 and all(math.isfinite(x[n]) for x in xs.values())]
+    drawn = drawn[::-1][:: max(1, math.ceil(len(drawn) / MOST_COLUMNS))][::-1]
+    if not drawn:
         return Markup()
-    right = max(xs[-1], shares[-1][0]) * (1 + 1 / len(shares))
-    first = max(0.0, 2 * shares[0][0] - shares[1][0]) if len(shares) > 1 else 0.0
-    places = [1000 * x / right for x in (first, *(x for x, _ in shares[1:]), right)]
+    shares = [[number / sum(columns[n]) for number in columns[n]] for n in drawn]
+    plots = [_heat(title, axis, [x[n] for n in drawn], shares) for axis, x in xs.items()]
+    return macro("charts.html", "heat_map")(title, note, [_viridis(n / 7) for n in range(8)], plots)
+
+
+def _heat(title: str, axis: str, ends: Sequence[float], shares: Sequence[Sequence[float]]) -> Plot:
+    right = max(ends) if max(ends) > 0 else 1.0
+    first = max(0.0, 2 * ends[0] - ends[1]) if len(ends) > 1 else 0.0
+    across = _scale(0, right)
+    places = [min(max(across(x), 0.0), 1000.0) for x in (first, *ends)]
     cells: dict[int, list[str]] = defaultdict(list)
-    for (left, end), (_, column) in zip(pairwise(places), shares, strict=True):
-        height = 1000 / len(column)
+    for (left, end), column in zip(pairwise(places), shares, strict=True):
+        height, edge = 1000 / len(column), min(end + 0.4, 1000)
         for n, share in enumerate(column, start=1):
             if share >= 1e-3:
                 shade = min(SHADES - 1, int((math.log10(share) + 3) / 3 * SHADES))
-                cells[shade].append(
-                    f"M{left:.1f} {1000 - n * height:.0f}h{end - left + 0.4:.1f}v{height:.0f}H{left:.1f}z"
-                )
+                cells[shade].append(f"M{left:.1f} {1000 - n * height:.0f}H{edge:.1f}v{height:.0f}H{left:.1f}z")
     shapes = [Shape("heat", "".join(cells[shade]), _viridis(shade / (SHADES - 1))) for shade in sorted(cells)]
-    labels = [Label("y", f"{100 - 100 * p:.0f}", f"{p:g}") for p in (0, 0.25, 0.5, 0.75, 1)]
     heat = [
-        [round(place, 1), *(round(share, 4) for share in column)]
-        for place, (_, column) in zip(places, shares, strict=False)
+        [round(place, 1), *(round(share, 4) for share in column)] for place, column in zip(places, shares, strict=False)
     ]
-    plot = Plot(
+    return Plot(
         title,
-        [*shapes, Shape("dashed s5", "M0 500H1000")],
-        labels + _x_labels("bytes", 0, right),
+        [*shapes, Shape("level", "M0 500H1000")],
+        [Label("y", f"{100 - 100 * p:.0f}", f"{p:g}") for p in (0, 0.25, 0.5, 0.75, 1)] + _x_labels(axis, 0, right),
         {"range": [0, right, 0, 1], "heat": heat},
+        axis,
     )
-    return macro("charts.html", "heat_map")(title, note, [_viridis(n / 7) for n in range(8)], plot)
 
 
 def _viridis(share: float) -> str:

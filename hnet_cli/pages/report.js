@@ -1,4 +1,6 @@
-// Values under the pointer are read back from the curves themselves, whose points are thousandths of their box.
+// Values under the pointer are read back from the curves themselves, whose points are thousandths of their box; those that
+// are FURTHEST out lie still further.
+const FURTHEST = 1e5, MOST_TOLD = 12;
 addEventListener("DOMContentLoaded", () => {
   const tip = document.createElement("div");
   tip.className = "tip";
@@ -52,7 +54,9 @@ addEventListener("DOMContentLoaded", () => {
         return { label, best };
       });
       if (heat) {
-        const column = heat.findLast(([x]) => x <= at) || heat[0];
+        const column = heat.findLast(([x]) => x <= at);
+        tip.hidden = !column;
+        if (!column) return;
         const bin = Math.floor((1 - (event.clientY - box.top) / box.height) * (column.length - 1));
         const share = column[1 + Math.min(column.length - 2, Math.max(0, bin))];
         const width = 1 / (column.length - 1);
@@ -65,10 +69,14 @@ addEventListener("DOMContentLoaded", () => {
       hair.style.left = `${found / 10}%`;
       const x = x0 + (found / 1000) * (x1 - x0);
       const rows = [plot.classList.contains("by-time") ? time(x) : bytes(x)];
-      for (const mark of plot.querySelectorAll(".mark"))
+      for (const mark of plot.querySelectorAll(".mark:not(.over, .under)"))
         if (Math.abs(parseFloat(mark.style.left) * 10 - at) < 6) rows.push(`▾ ${mark.title}`);
-      for (const { label, best } of nearest)
-        if (best && Math.abs(best[0] - found) < 40) rows.push(`${label}: ${format(value(best[1]))}`);
+      const height = ((event.clientY - box.top) / box.height) * 1000;
+      const near = nearest.filter(({ best }) => best && Math.abs(best[0] - found) < 40)
+        .sort((a, b) => Math.abs(a.best[1] - height) - Math.abs(b.best[1] - height));
+      for (const { label, best: [, y] } of near.slice(0, MOST_TOLD).sort((a, b) => a.best[1] - b.best[1]))
+        rows.push(`${label}: ${y <= -FURTHEST ? "over " : y >= FURTHEST ? "under " : ""}${format(value(y))}`);
+      if (near.length > MOST_TOLD) rows.push(`and ${near.length - MOST_TOLD} further away`);
       show(event, rows.join("\n"));
     });
   }

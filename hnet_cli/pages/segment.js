@@ -107,7 +107,11 @@ addEventListener("DOMContentLoaded", () => {
       else { inView.delete(target); plain(target); }
     }
   }, { rootMargin: "1500px" });
-  for (const block of document.querySelectorAll(".chunks")) watcher.observe(block);
+  const blocks = document.querySelectorAll(".chunks");
+  for (const block of blocks) watcher.observe(block);
+  if (blocks.length) paint(blocks[0]);
+  addEventListener("beforeprint", () => blocks.forEach((block) => block.painted || paint(block)));
+  addEventListener("afterprint", () => blocks.forEach((block) => inView.has(block) || plain(block)));
   document.querySelector(".choices").addEventListener("input", () => {
     document.querySelector("output").textContent = (least.value / 100).toFixed(2);
     inView.forEach(paint);

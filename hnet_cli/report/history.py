@@ -94,7 +94,7 @@ def clock(records: Sequence[Record]) -> Callable[[float], float]:
     seen, spent = [0.0], [0.0]
     for record in records:
         speed = number(record.get("bytes_per_s"))
-        if speed and record["bytes"] > seen[-1]:
+        if speed and speed > 1e-9 and record["bytes"] > seen[-1]:
             spent.append(spent[-1] + (record["bytes"] - seen[-1]) / speed)
             seen.append(float(record["bytes"]))
 
@@ -341,6 +341,6 @@ def _state(run: Path, config: dict[str, Any] | None, step: int, steps: Any) -> t
 
 
 def ending(run: Path) -> str:
-    """Why a run stopped before its last step, where its last event says so; else nothing."""
+    """Return the reason a run stopped before its last step, from its last event; "" if none is recorded."""
     last = (_lines(run / EVENTS) or [{}])[-1]
     return (_word(last, "text") or "") if last.get("kind") in ("stopped", "failed") else ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from hnet_cli import storage
 from hnet_cli.inference.render import shower, whole_characters
 from hnet_cli.pages import html
 from hnet_cli.pages.html import visible
-from hnet_cli.pages.plot import Chart, Line, Mark, chart, heat_map, smoothed
+from hnet_cli.pages.plot import Chart, Line, Mark, chart, heat_map, look, smoothed
 from hnet_cli.report import history
 from hnet_cli.report.history import Glance, Record, Sample, Sketch, series
 from hnet_cli.report.stages import VALIDATION, number, number_of_stages, stage_key, stages_of
@@ -30,7 +30,6 @@ MOST_FRAMES = 60
 MOST_ROWS = 40
 MOST_NAMED = 4
 """Runs that the heading of a page of several names; the legends name them all."""
-STYLES = ("solid", "dashed", "dotted")
 
 
 def write(run: Path, out: Path | None = None) -> Path:
@@ -47,6 +46,10 @@ class Curves:
     records: Sequence[Record]
     seconds: Callable[[float], float]
     """Training time after a number of bytes."""
+
+    @cached_property
+    def stages(self) -> int:
+        return number_of_stages(self.records)
 
     @staticmethod
     def of(run: Path) -> Curves:
@@ -98,15 +101,19 @@ def page(run: Path) -> str:
     return html.page(
         "report.html",
         run=known,
-        facts=" · ".join(fact for fact in facts if fact),
+        facts=[fact for fact in facts if fact],
         tile_rows=list(_tiles(known, curves, baselines)),
         has_records=bool(curves.records),
         sections={title: _drawn(charts, marks) for title, charts in sections.items()},
         samples=_spread(history.read_samples(run)),
         draw=drawn,
         events=events,
+        event_rows=[
+            ["step", "seen", "event", ""],
+            *([f"{e.step:,}", size(e.bytes), e.kind, e.text] for e in (events or [])[-MOST_ROWS:]),
+        ],
         most_rows=MOST_ROWS,
-        evaluations=_evaluations(curves.records),
+        evaluations=_evaluations(curves),
     )
 
 
@@ -147,9 +154,9 @@ def _prediction(curves: Curves, baselines: Mapping[str, float]) -> Iterator[Char
 
 
 def _boundaries(curves: Curves) -> Iterator[Chart | Markup]:
-    stages = number_of_stages(curves.records)
-    for s in range(stages):
-        of, key = _of_stage(s, stages), partial(stage_key, s)
+    figures = [(float(record["bytes"]), stages_of(record)) for record in curves.records]
+    for s in range(curves.stages):
+        of, key = _of_stage(s, curves.stages), partial(stage_key, s)
         lines = [
             *curves.noisy(key("bytes_per_chunk"), "training"),
             *curves.points(key("bytes_per_chunk", VALIDATION), "validation", 1),
@@ -160,12 +167,10 @@ def _boundaries(curves: Curves) -> Iterator[Chart | Markup]:
             *curves.noisy(key("mean_boundary_prob"), "mean p", 2),
         ]
         yield Chart(f"Boundaries{of}", lines, "share of the positions", curves.target(key("target_fraction")))
-        histograms = [
-            (float(record["bytes"]), found[s].prob_histogram or [])
-            for record in curves.records
-            if len(found := stages_of(record)) > s and found[s].prob_histogram
-        ]
-        xs, columns = [x for x, _ in histograms], [column for _, column in histograms]
+        histograms = {x: found[s].prob_histogram or [] for x, found in figures if len(found) > s}
+        places = sorted(histograms)
+        xs = {"bytes": places, "time": [curves.seconds(x) for x in places]}
+        columns = [histograms[x] for x in places]
         yield heat_map(f"Boundary probability p{of}", xs, columns, "a boundary where p > 0.5")
         lines = [
             *curves.noisy(key("undecided"), "p between 0.45 and 0.55"),
@@ -177,24 +182,24 @@ def _boundaries(curves: Curves) -> Iterator[Chart | Markup]:
 def _learning(curves: Curves) -> Iterator[Chart]:
     keys = {key for record in curves.records for key in record}
     parts = sorted(key for key in keys if key.startswith("grad_norm_"))
-    lines = curves.noisy("grad_norm", "all", 5 if parts else 0)
-    for n, key in enumerate(parts):
-        lines.append(curves.line(key, key.removeprefix("grad_norm_"), n, STYLES[n // 5 % 3], smooth=True))
+    lines = curves.noisy("grad_norm", "all")
+    for n, key in enumerate(parts, start=1):
+        lines.append(curves.line(key, key.removeprefix("grad_norm_"), *look(n), smooth=True))
     yield Chart("Gradient norm", lines, "before clipping", log=True)
     levels = sorted(key for key in keys if key.startswith("lr_stage"))
-    rates = [curves.line(key, f"level {n}", n) for n, key in enumerate(levels)] or [curves.line("lr", "main network")]
-    yield Chart("Learning rate", rates)
+    rates = [curves.line(key, f"level {n}", *look(n)) for n, key in enumerate(levels)]
+    yield Chart("Learning rate", rates or [curves.line("lr", "main network")])
     lines = [*curves.noisy("ratio_loss", "ratio loss"), *curves.noisy("alignment_loss", "alignment loss", 1)]
     yield Chart("Losses of the boundaries", lines, "before their weights")
 
 
-def _evaluations(records: Sequence[Record]) -> list[list[str]]:
+def _evaluations(curves: Curves) -> list[list[str]]:
     """Rows of the table of validations, the first of heads."""
-    stages = range(number_of_stages(records))
+    records, stages = curves.records, range(curves.stages)
     rows = [["step", "seen", "bits per byte", *(f"bytes per chunk, stage {s}" for s in stages)]]
     for record in [record for record in records if number(record.get("val_bpb")) is not None][-MOST_ROWS:]:
         chunks = [number(record.get(stage_key(s, "bytes_per_chunk", VALIDATION))) for s in stages]
-        cells = [f"{history.step_of(record)}", size(record["bytes"]), f"{record['val_bpb']:.4f}"]
+        cells = [f"{history.step_of(record):,}", size(record["bytes"]), f"{record['val_bpb']:.4f}"]
         rows.append(cells + ["" if value is None else f"{value:.2f}" for value in chunks])
     return rows
 
@@ -240,10 +245,13 @@ def comparison(runs: Mapping[str, Path], tables: Mapping[str, Sequence[Sequence[
         ("Bytes per chunk, stage 1", stage_key(1, "bytes_per_chunk"), "smoothed"),
         ("Throughput", "bytes_per_s", "bytes per second"),
     ):
-        lines = [
-            run.line(key, name, n, STYLES[n // 6 % 3], smooth=key != "val_bpb")
-            for n, (name, run) in enumerate(curves.items())
-        ]
+        lines = [run.line(key, name, *look(n), smooth=key != "val_bpb") for n, (name, run) in enumerate(curves.items())]
         figures.append(chart(Chart(title, lines, note, unit="bytes" if key == "bytes_per_s" else "")))
+    tables = {title: _upright(rows) for title, rows in tables.items()}
     heading = " · ".join(runs) if len(runs) <= MOST_NAMED else f"{len(runs)} runs"
     return html.page("runs.html", heading=heading, figures=figures, tables=tables)
+
+
+def _upright(rows: Sequence[Sequence[str]]) -> Sequence[Sequence[str]]:
+    """A table with more columns than rows, turned."""
+    return list(zip(*rows, strict=True)) if len(rows[0]) > max(len(rows), MOST_NAMED) else rows

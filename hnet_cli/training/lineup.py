@@ -21,7 +21,7 @@ from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Batches
 from hnet_cli.errors import UsageError
 from hnet_cli.modality import get
-from hnet_cli.model.settings import compact_stack
+from hnet_cli.model.settings import compact_stack, space_like
 from hnet_cli.training import budget
 
 MEASURED_BYTES = 1 << 18
@@ -122,12 +122,9 @@ def _tokens_per_byte(setting: str, path: Path, fingerprint: str, length: int) ->
 
 @lru_cache(maxsize=32)
 def _space_fraction(path: Path, fingerprint: str, length: int) -> float:
-    """Chunks per byte of SpaceByte's rule: at a byte that is neither letter, digit nor UTF-8 continuation, after one of
-    these, and at the first byte of a sequence."""
+    """Chunks per byte of SpaceByte's rule: the first of adjacent space-like bytes, and the first of a sequence."""
     batch = _batches(Dataset.open(path), length).batch(0)
-    byte, lower = batch.inputs, batch.inputs | 0x20
-    letter, digit = (lower >= ord("a")) & (lower <= ord("z")), (byte >= ord("0")) & (byte <= ord("9"))
-    space = ~(letter | digit | ((byte >= 0x80) & (byte < 0xC0)))
+    space = space_like(batch.inputs)
     begins = space & ~np.concatenate([[False], space[:-1]])
     begins[batch.cu_seqlens[:-1]] = True
     return float(begins.mean())

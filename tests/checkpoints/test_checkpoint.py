@@ -111,7 +111,7 @@ def test_the_python_interface(trained):
 
 
 def is_mapped(tensor, path):
-    """Whether the tensor lies in pages of the file, as the system tells."""
+    """Return True if the system maps the tensor's pages from the file."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         bounds, name = line.split()[0], line.partition("/")[2]
         low, high = (int(bound, 16) for bound in bounds.split("-"))

@@ -123,7 +123,7 @@ def test_quiet(own, capsys):
 
 
 def test_the_first_three_commands(own):
-    """As written in the README, on a machine that cannot hold the model (here by its memory limit)."""
+    """The README's command on a machine that cannot hold the model (here by its memory limit)."""
     shutil.rmtree(own / "data")
     assert hnet("prepare --modality dna genome.fa") == 0
     too_large = child("train --preset 2stage-xl", preexec_fn=limit(resource.RLIMIT_AS, 4 * 2**30))

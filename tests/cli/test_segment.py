@@ -39,7 +39,7 @@ def test_a_reader_that_has_seen_enough(home):
 
 
 def test_segment_tells_what_prepare_would(own, capsys):
-    """Of documents that are not as in the file; and a limit of bytes falls between characters."""
+    """Offsets of documents that differ from the file; a limit of bytes falls between characters."""
     Path("twice.fa").write_text(">alpha\nACGTACGTAA\n>alpha\nACGTTTTGGA\n")
     assert hnet("segment twice.fa --model starter:dna --format bed") == 0
     out, err = capsys.readouterr()

@@ -1,6 +1,5 @@
 """Many ranks give what one gives: the same weights, records and files, whatever happens to one of them."""
 
-import contextlib
 import json
 import os
 import resource
@@ -8,21 +7,16 @@ import shutil
 import signal
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from rankkit import Ranks, hnet, losses, ranks_of, trained, without
-from runkit import FLAT, SETTINGS, TWO_STAGES, dataset, metrics, tiny, weights
-from stepkit import batch
+from rankkit import hnet, losses, ranks_of, trained, without
+from runkit import SETTINGS, TWO_STAGES, dataset, metrics, tiny, weights
 
 from hnet_cli.checkpoints.find import newest
 from hnet_cli.config.run import TrainConfig
-from hnet_cli.distributed.parallel import GradientSum
-from hnet_cli.distributed.world import ALONE, World, joined, place
+from hnet_cli.distributed.world import ALONE, World, place
 from hnet_cli.errors import UsageError
 from hnet_cli.modality import Document, Modality
-from hnet_cli.training.build import build_model
-from hnet_cli.training.step import accumulate
 
 
 class Loud(Modality):
@@ -122,7 +116,7 @@ def test_shares_of_a_model_are_a_model(data, pair, tmp_path):
 
 
 def test_ranks_that_multiply_in_bfloat16(data, tmp_path):
-    """What autocast rounds on one rank FSDP2 gathers rounded; layers are computed twice."""
+    """FSDP2 gathers weights rounded as autocast rounds them on one rank; layers are recomputed."""
     each = ["precision=bf16", "train.activation_checkpointing=all", "train.steps=2", "train.eval_every=0"]
     one = trained(config("train.micro_batches=2", *each), data, tmp_path / "one", 1)
     two = trained(config("train.shard=full", *each), data, tmp_path / "two", 2)
@@ -137,42 +131,6 @@ def test_statistics_of_the_batch_are_those_of_one_pass(data, tmp_path):
     for key in ("loss", "ratio_loss", "grad_norm"):
         found, wanted = ([r[key] for r in metrics(each) if key in r] for each in (two, one))
         assert found == pytest.approx(wanted, rel=1e-5), key
-
-
-def test_a_rank_that_has_to_split_adds_the_same_gradient(tmp_path):
-    """Its memory runs out in the middle of the backward pass during which gradients would have left."""
-    configuration = tiny("train.batch_bytes=256", "train.micro_batches=2", "train.ratio_loss_weight=0")
-    batches = [batch([40, 24, 64], 1), batch([100, 28], 2)]
-    weight_sum = sum(float(each.weights.sum()) for each in batches)
-
-    def gradient(world, own, fails):
-        torch.manual_seed(0)
-        model = build_model(configuration)
-        world.spread(model, torch.device("cpu"), False)
-
-        def fail(*_):
-            if fails:
-                fails.pop()
-                raise torch.OutOfMemoryError("none left")
-
-        model.backbone.encoder.layers[0].mixer.register_full_backward_hook(fail)
-        splits = accumulate(model, own, weight_sum, 0, configuration, contextlib.nullcontext, False, world)[2]
-        return splits, [parameter.grad for parameter in model.parameters()]
-
-    def work(rank):
-        with joined("cpu") as world:
-            found = gradient(world, batches[rank : rank + 1], [1] * rank)
-        if rank == 1:
-            torch.save(found, tmp_path / "found")
-        return 0
-
-    ranks = Ranks(2, work, tmp_path / "said")
-    assert ranks.wait() == [0, 0], [ranks.said(rank) for rank in range(2)]
-    none, wanted = gradient(ALONE, batches, [])
-    splits, found = torch.load(tmp_path / "found")
-    assert (none, splits) == (0, 1)
-    for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 def test_a_full_disk_ends_all_ranks(data, tmp_path):
@@ -236,15 +194,6 @@ def test_an_environment_that_makes_no_sense(monkeypatch, told):
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match="names no rank"):
         place()
-
-
-def test_every_gradient_travels_once():
-    for more in ([], TWO_STAGES, FLAT, ["model.residual=spacebyte"], ["model.adapter_width=16"]):
-        model = build_model(tiny(*more))
-        model.lm_head.weight.requires_grad_(False)
-        sent = [parameter for bucket in GradientSum(model).buckets for parameter in bucket]
-        assert len(sent) == len(set(sent))
-        assert set(sent) == {parameter for parameter in model.parameters() if parameter.requires_grad}
 
 
 @given(st.integers(1, 8), st.integers(1, 6), st.integers(1, 12))

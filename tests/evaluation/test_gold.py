@@ -1,5 +1,6 @@
 """Boundaries against what people have marked: readers of gold files; precision, recall, F1 beside the trivial rules."""
 
+import gzip
 from functools import cache
 from itertools import pairwise
 
@@ -13,10 +14,11 @@ from modelkit import tiny_config, tiny_model
 
 from hnet_cli import modality
 from hnet_cli.checkpoints.find import load
-from hnet_cli.evaluation import gold
+from hnet_cli.evaluation import gold, report
 from hnet_cli.evaluation.gold import Counts, _compared, _figures, against_gold, by_region, known_units
 from hnet_cli.modality import Document, Gold, Source
 
+OTHERS = "".join(f"chr{number}\tx\tgene\t1\t9\t.\t+\t.\n" for number in (3, 4, 5))
 get = cache(modality.get)  # reads the metadata of all installed packages
 
 
@@ -86,7 +88,7 @@ def test_units_stop_at_the_limit():
 
 
 def test_a_long_record_is_several_stretches(monkeypatch):
-    """Which together have every boundary and edge but the edges that they begin with."""
+    """Stretches of a document together hold every boundary and edge except those that they begin with."""
     monkeypatch.setattr(gold, "STRETCH", 1000)
     data = b"ACGTTGCAAC" * 900
     edges, found, settled = np.arange(40, 8990, 35), np.arange(0, 9000, 3), np.arange(9001)
@@ -139,10 +141,34 @@ def test_the_command(hnet, evaluated, tmp_path):
     code, out, _ = hnet(*annotated)
     assert code == 0
     assert "codon position 1+" in out
-    (tmp_path / "x.fa").write_text(">1\nACGTTGCAAC\n")
-    code, _, err = hnet(*annotated)
+    (tmp_path / "x.gff.gz").write_bytes(gzip.compress(f"\ufeff{GFF}chr2\tx\tgene\t1\t9\n{OTHERS}".encode()))
+    (tmp_path / "x.fa").write_text(">chr1\n" + "ACGTTGCAAC" * 4 + "\n>chrM\nACGTTGCAAC\n")
+    annotated[3] = tmp_path / "x.gff.gz"
+    found = evaluated(*annotated[1:])["annotation"]
+    assert (found["bases"], found["left_out"], found["left_out_first"]) == (40, 10, "chrM")
+    assert found["rows_left_out"] == {
+        "no row of GFF, whose nine columns are set by tabs": 1,
+        "on a record that is not read": 3,
+        "ends beyond what is read of its record": 1,
+    }
+    code, out, _ = hnet(*annotated)
+    words = " ".join(out.split())
+    assert "10 more are of records that are not annotated: chrM" in words
+    assert "3 rows of the annotation left out: on a record that is not read, first chr3, chr4, chr5" in words
+    assert "1 row of the annotation left out: ends beyond what is read of its record, first chr1, base 41" in words
+
+
+@pytest.mark.parametrize("beside", [[], ["x.fa"]])
+def test_what_does_not_fit_is_said_before_anything_is_scored(hnet, tmp_path, monkeypatch, beside):
+    (tmp_path / "x.fa").write_text(">1\nACGTTGCAAC\n>2\nACGTTGCAAC\n>3\nACG\n>4\nACG\n")
+    (tmp_path / "x.gff").write_text(GFF)
+    monkeypatch.setattr(report, "score", None)
+    monkeypatch.setattr(gold, "boundaries", None)
+    files = [tmp_path / name for name in beside]
+    annotated = ["--annotation", tmp_path / "x.gff", *([] if beside else ["--fasta", tmp_path / "x.fa"])]
+    code, _, err = hnet("eval", "starter:dna", *files, *annotated)
     assert code == 3
-    assert "the sequence has 1, the annotation chr1" in err
+    assert "the sequence has 1, 2, 3, ..., the annotation chr1" in " ".join(err.split())
 
 
 def test_starters_beat_random_boundaries():

@@ -23,7 +23,7 @@ def test_dearer_is_measured_in_bits_of_the_same_content(model):
 
 
 def test_few_documents_are_paired_window_by_window(model):
-    """As many bits and bytes as there are, each with the clean ones of the same part of its document."""
+    """Bits and bytes of every document, paired with the clean ones of the same part."""
     documents = [bytes(range(97, 122)) * 40, b"another, of a few windows " * 9]
     doubled = {"Doubled": lambda data, random: b"".join(bytes([byte] * 2) for byte in data)}
     found = noise.robustness(lambda data: score(model, data, 64), documents, doubled)

@@ -1,4 +1,4 @@
-"""How sure a figure is: intervals of known figures."""
+"""Confidence intervals of known figures."""
 
 import numpy as np
 import pytest

@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hnet_cli import modality
+from hnet_cli.errors import InputError
 from hnet_cli.evaluation import variants
 from hnet_cli.evaluation.scoring import loglikelihoods
+from hnet_cli.evaluation.tables import tables
 from hnet_cli.inference.windows import BOS
 from hnet_cli.modality import Variant
 
@@ -45,8 +47,9 @@ def test_scores_and_labels(tmp_path, evaluated):
     for figures, name in ((rivals, "cpg"), (found, "strand_correlation"), (found, "llr_substitution")):
         assert figures[f"{name}_ci95"][0] <= figures[name] <= figures[f"{name}_ci95"][1]
     header, *lines = (tmp_path / "s.tsv").read_text().splitlines()
-    assert header.split("\t")[:3] == ["variant", "kind", "llr"]
-    table = np.array([[float(each) for each in line.split("\t")[2:5]] for line in lines])
+    assert header.split("\t")[:7] == ["CHROM", "POS", "REF", "ALT", "variant", "kind", "llr"]
+    assert [tuple(line.split("\t")[:5]) for line in lines] == [(r[0], str(r[1]), r[3], r[4], r[2]) for r in rows]
+    table = np.array([[float(each) for each in line.split("\t")[6:9]] for line in lines])
     assert table[:, 0] == pytest.approx(table[:, 1:].mean(1), rel=1e-4, abs=1e-4)
     assert found["llr"] == pytest.approx(table[:, 0].mean(), rel=1e-4)
 
@@ -58,8 +61,8 @@ def test_a_modality_without_another_strand_has_one_score(tmp_path, model):
 
     vcf, fasta = calls(tmp_path, *map(substitution, (10, 11, 12)))
     out = tmp_path / "s.tsv"
-    found = variants.score_variants(model, OneStrand(), vcf, fasta, 64, out)
-    table = np.array([[float(each) for each in line.split("\t")[2:5]] for line in out.read_text().splitlines()[1:]])
+    found = variants.score(model, variants.read(OneStrand(), vcf, fasta), 64, out)
+    table = np.array([[float(each) for each in line.split("\t")[6:9]] for line in out.read_text().splitlines()[1:]])
     assert np.array_equal(table[:, 0], table[:, 1])
     assert "strand_correlation" not in found
 
@@ -96,7 +99,6 @@ ROW = "chr1\t{}\t.\t{}\tG\t.\t.\tAF={}\n"
         ("chr1 2 C T\n", "not CHROM"),
         ("chr1\t2\t.\tA\tG\n", "REF is not"),
         (f"chr1\t{'9' * 5000}\t.\tA\tG\n", "not CHROM"),
-        (ROW.format(2, "C", "nan") + ROW.format(4, "T", 0.3), "AF is not finite"),
     ],
 )
 def test_calls_that_cannot_be_used(tmp_path, hnet, text, says):
@@ -105,3 +107,77 @@ def test_calls_that_cannot_be_used(tmp_path, hnet, text, says):
     code, _, err = hnet("eval", "starter:dna", "--vcf", vcf, "--fasta", fasta)
     assert code == 3
     assert says in err
+
+
+FLOAT = "##INFO=<ID=X,Number={},Type=Float,Description=x>\n"
+
+
+@pytest.mark.parametrize(
+    ("header", "values", "compared"),
+    [
+        ("", ["X=0.1", "X=.", "Y=1", "X=0.3", "X=nan", "X=inf"], [0.1, None, None, 0.3, None, None]),
+        (FLOAT.format("A"), ["X=0.1", "X=", "X=0.1,.", "X=0.3", "X=low", "."], [0.1, None, None, 0.3, None, None]),
+        (FLOAT.format("R"), ["X=0.9,0.1", "X=0.7,0.3", "X=0.3"], [0.1, 0.3, None]),
+        ("##INFO=<ID=X,Number=0,Type=Flag,Description=x>\n", ["X", ".", "Y=1"], [1, 0, 0]),
+        ("", ["X;Y=1", "Y=1", "X"], [1, 0, 1]),
+        ("", ["X=benign", "X=pathogenic", "X=.", "Y=1"], [0, 1, None, None]),
+    ],
+)
+def test_a_variant_without_a_value_is_left_out_of_the_comparison(tmp_path, header, values, compared):
+    vcf, fasta = calls(tmp_path, *(substitution(10 + at, value) for at, value in enumerate(values)))
+    vcf.write_text(header + vcf.read_text())
+    found = variants.read(modality.get("dna"), vcf, fasta, "X")
+    assert found.number == len(values)
+    assert [None if np.isnan(value) else value for value in found.values] == compared
+
+
+@pytest.mark.parametrize(
+    ("header", "values", "says"),
+    [
+        ("", ["Y=1", "Y=2"], "no variant has a value of X"),
+        ("", ["X=.", "X="], "no variant has a value of X"),
+        ("", ["X=1", "X=1", "X=."], "X has fewer than two different values: 1"),
+        ("", ["X=a", "X=b", "X=c", "X=d"], "X is neither a number nor one of two values: a, b, c, ..."),
+        (FLOAT.format("G"), ["X=1,2,3", "X=3,4,5"], "X has several values for an allele"),
+        (FLOAT.format(2), ["X=1,2", "X=3,4"], "X has several values for an allele"),
+        ("", [f"X={letter * 10**6}" for letter in "abc"], f"two values: {'a' * 40}, {'b' * 40}, {'c' * 40}"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_before_anything_is_scored(tmp_path, hnet, monkeypatch, header, values, says):
+    vcf, fasta = calls(tmp_path, *(substitution(10 + at, value) for at, value in enumerate(values)))
+    vcf.write_text(header + vcf.read_text())
+    monkeypatch.setattr(variants, "loglikelihoods", None)
+    code, _, err = hnet("eval", "starter:dna", fasta, "--vcf", vcf, "--fasta", fasta, "--label", "X")
+    assert code == 3
+    assert says in err
+    assert len(err) < 1500
+
+
+def test_an_unasked_comparison_is_left_out_where_it_says_nothing(tmp_path, model):
+    dna, rows = modality.get("dna"), [substitution(10, "AF=."), substitution(11, "AF=0.5"), substitution(12)]
+    found = variants.score(model, variants.read(dna, *calls(tmp_path, *rows)), 64)
+    assert (found["variants"], "label" in found) == (3, False)
+    found = variants.score(model, variants.read(dna, *calls(tmp_path, *rows, substitution(13, "AF=0.1"))), 64)
+    assert (found["variants"], found["label"]["variants"], found["label"]["left_out"]) == (4, 2, 2)
+    table = [*tables({"model": "x", "variants": found})][-1]
+    assert "no value of AF to compare with" in table.columns[0].cells
+
+
+def test_the_comparison_is_of_the_variants_that_have_a_value(tmp_path, model):
+    dna, rows = modality.get("dna"), [substitution(at, f"AF={at / 100}" if at % 2 else "AF=.") for at in range(10, 30)]
+    with_gaps, without = (variants.read(dna, *calls(tmp_path, *some)) for some in (rows, rows[1::2]))
+    calls(tmp_path, *rows)
+    labelled = variants.score(model, with_gaps, 64)["label"]
+    calls(tmp_path, *rows[1::2])
+    assert labelled | {"left_out": 0} == variants.score(model, without, 64)["label"]
+    with pytest.raises(InputError, match="has changed since it was read"):
+        variants.score(model, with_gaps, 64)
+
+
+def test_scores_are_of_one_model(tmp_path, hnet):
+    vcf, fasta = calls(tmp_path, substitution(10))
+    scores = tmp_path / "s.tsv"
+    arguments = ["--vcf", vcf, "--fasta", fasta, "--scores", scores]
+    code, _, err = hnet("eval", "starter:dna", "starter:dna", *arguments)
+    assert (code, scores.exists()) == (2, False)
+    assert "--scores is one file" in err

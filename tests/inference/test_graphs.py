@@ -27,7 +27,7 @@ each_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 
 
 class Tape(TorchDispatchMode):
-    """What CUDA graphs do, on a CPU: remembers operations with the very tensors they had, and does them again.
+    """CUDA graphs on a CPU: record operations with their tensors and replay them.
 
     Python does not run again, so what it decided is fixed; a value read on the host is an error.
     """

@@ -42,7 +42,7 @@ def test_the_step_of_one_row_is_compared():
 
 
 def test_gradients_that_are_nothing_but_rounding():
-    """Of a document of one position nothing depends on its query or its key. What depends on its value still counts."""
+    """With one position, no gradient reaches query or key; the gradient of the value is still compared."""
     where = (torch.device("cpu"), torch.float32)
     assert compare("attention", "right", reference.attention, *where, lengths=[1]).ok
 

@@ -35,6 +35,7 @@ def test_what_is_missing_is_said_in_the_words_of_the_exception():
         "mamba-ssm",
         "torch varlen_attn",
         "flash-attn",
+        "triton",
         "torch.compile",
         "split weights",
     }

@@ -10,7 +10,7 @@ from hnet_cli.kernels.packing import Packing, scattered_positions, true_position
 
 
 def test_groups_of_documents_below_a_limit():
-    """How the 32-bit offsets of a kernel are respected."""
+    """Blocks of documents that keep a kernel's offsets below 2**31."""
     packing = Packing.of_lengths([3, 4, 9, 2, 2])
     groups = list(packing.groups(7))
     assert [(start, g.lengths) for start, g in groups] == [(0, [3, 4]), (7, [9]), (16, [2, 2])]

@@ -36,7 +36,7 @@ SMALLER = [
 
 
 def poll(condition: Callable[[], object], seconds: float) -> bool:
-    """Whether `condition` came to hold within `seconds`."""
+    """Wait until `condition` holds; False if it does not within `seconds`."""
     until = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > until:

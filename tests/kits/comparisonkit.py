@@ -1,10 +1,11 @@
 """The content of a `compare.json` of figures that are known."""
 
 from hnet_cli.comparison.results import judged
+from hnet_cli.comparison.verdict import verdict
 
 
 def told_of(*members, seeds=1):
-    """What `compare.json` would hold of members (name, learned, bpb); intervals of 0.02 around differences."""
+    """`compare.json` of members (name, learned, bpb), with intervals of 0.02 around differences."""
     rival = next(name for name, learned, _ in members if not learned)
     level = {name: bpb for name, _, bpb in members}
     models = []
@@ -38,3 +39,35 @@ def told_of(*members, seeds=1):
         "exam": {"unit": "document"},
         "budget": {"bytes": 10**6, "flops_per_byte": 1e6, "seeds": seeds, "minutes": None},
     }
+
+
+def whole(told, word=""):
+    """`told_of` with all that a page shows; `word` stands where foreign words may."""
+    told |= {
+        "size": "nano",
+        "settings": [word] if word else [],
+        "crossovers": {},
+        "efficiency": {},
+        "format": 1,
+        "exam": {"documents": "all", "bytes": 9, "of": 10, "context": 64, "unit": "document"},
+        "curves": {"bytes": 5, "of": 10, "read": "5 of 10 bytes", "alike": True, "baselines": {"xz": 3.0}},
+        "machine": {"device": "cpu", "name": word, "threads": 1, "versions": {"hnet": "0"}},
+    }
+    told["dataset"] |= {"name": word or "x", "baselines": {}}
+    for model in told["models"]:
+        model |= {
+            "layout": "m1",
+            "parameters": 10,
+            "planned_flops_per_byte": 1.0,
+            "bytes": 10,
+            "steps": 1,
+            "stages": [],
+            "bytes_per_chunk": 1.0,
+            "seconds": 1.0,
+            "bytes_per_s": 1.0,
+            "curve": [[500_000, 2.5], [10**6, model["bpb"]]],
+            "curve_seconds": [[1, 2.5], [2, model["bpb"]]],
+            "seeds": [{"seed": 0, "bpb": model["bpb"]}],
+            "robustness": {"score": 50.0, "bpb": 4.0, "clean_bpb": 2.0, "distortions": {}},
+        }
+    return told | {"verdict": verdict(told)}

@@ -1,4 +1,4 @@
-"""Where the host waits for a GPU, found without one: a training step and steps of generation on tensors that say they
+"""Places where the host waits for a GPU, found without one: training and generation steps on tensors that say they
 are on a GPU and have a shape and a dtype, but no values.
 
     python tests/kits/fake_gpu.py [--presets 2stage-xl small] [--rows 2] [--set train.alignment=entropy ...]
@@ -192,7 +192,7 @@ class MadeUp(World):
 
 @functools.cache
 def have_guard() -> None:
-    """What torch does where it knows GPUs but finds none, for a torch that does not know them: streams and the like are
+    """Give a torch built without CUDA the behaviour of one that finds no GPU: streams and the like are
     those of no device. It asks for a guard that counts no devices, and puts one that does nothing in its place."""
     if torch.version.cuda is not None:
         return
@@ -218,7 +218,7 @@ def documents(rows: int, length: int, seed: int = 0) -> Any:
 
 
 def training(config: Any, rows: int) -> dict[str, int]:
-    """Of a step of two micro-batches that is recorded with histograms."""
+    """Waits of a training step with two micro-batches, recorded with histograms."""
     from hnet_cli.training.budget import chunk_fractions
     from hnet_cli.training.build import precision_context
     from hnet_cli.training.optim import build_optimizer
@@ -237,7 +237,7 @@ def training(config: Any, rows: int) -> dict[str, int]:
 
 
 def generation(config: Any, rows: int) -> dict[str, dict[str, int]]:
-    """Of one byte, every row at a boundary of every stage: plain, and as it is recorded; and of its choice."""
+    """Waits of one byte with every row at a boundary of every stage: plain, as a graph, and of its choice."""
     from hnet_cli import modality
     from hnet_cli.inference.generate import Choice, Chooser, Grammar
     from hnet_cli.inference.graphs import GraphSteps
@@ -271,7 +271,7 @@ def generation(config: Any, rows: int) -> dict[str, dict[str, int]]:
 
 
 def waits(name: str, rows: int, settings: list[str], float64: bool) -> dict[str, Any]:
-    """Of a preset; `float64`: whether the device has it."""
+    """Waits of a preset; `float64` says that the device has it."""
     from hnet_cli.config.run import resolve
 
     have_guard()

@@ -1,101 +1,73 @@
-"""What strangers put into files and in the place of files: odd values by type and size, and odd kinds of files."""
+"""Every page of this package, with a foreign text in each place that is filled from a file."""
 
 from __future__ import annotations
 
-import hashlib
+import base64
 import json
-import os
-import random
-from collections.abc import Callable, Iterator
+import math
 from pathlib import Path
-from typing import Any
 
-from hnet_cli.storage.files import json_bytes
+from comparisonkit import told_of, whole
 
-NUMBERS = (
-    "-1",
-    "0",
-    "1",
-    "255",
-    "2147483648",
-    "9223372036854775808",
-    "1e400",
-    "-1e400",
-    "NaN",
-    "Infinity",
-    "0.5",
-    "1e15",
-)
-HOSTILE = (
-    *NUMBERS,
-    *("9" * 400, "9" * 5000, "null", "true", '""', '"x"', '"' + "y" * 5000 + '"', '"\\u001b]0;t\\u0007[/red]"', "[]"),
-    *("{}", "[1]", '{"a": 1}', "[" * 900 + "]" * 900, "[" + "7," * 299 + "7]", '"/dev/zero"', '"../../x"', "[[], {}]"),
-)
-"""Values as JSON text, some of which no parser takes."""
-MARK = "@hostile@"
+from hnet_cli.comparison import page as comparison_page
+from hnet_cli.inference import chunks_page
+from hnet_cli.inference.chunks_page import Piece
+from hnet_cli.inference.render import shower
+from hnet_cli.report import run_page
 
 
-def places(data: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Paths of all values in parsed JSON."""
-    if path:
-        yield path
-    inner = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
-    for key, value in inner:
-        yield from places(value, (*path, key))
+def records(steps, evaluations=1, stages=1, spike=0):
+    """Records of a run of so many logged steps: all figures there are, and a gradient norm of 80 at step `spike`."""
+    found = []
+    for n in range(1, steps + 1):
+        record = {"step": n, "bytes": 1000 * n, "bpb": 2 + 6 / n, "bytes_per_s": 500, "ratio_loss": 1.0, "lr": 1e-3}
+        record |= {"grad_norm": 80 if n == spike else 1 + 1 / n, "grad_norm_main": 0.5, "lr_stage0": 1e-3}
+        for s in range(stages):
+            record |= {f"stage{s}_bytes_per_chunk": 4 - 1 / n, f"stage{s}_target_bytes_per_chunk": 5.0}
+            record |= {f"stage{s}_boundary_fraction": 0.2, f"stage{s}_prob_histogram": [n, *range(18), n]}
+        found.append(record)
+        if evaluations and n % math.ceil(steps / evaluations) == 0:
+            found.append({"step": n, "bytes": 1000 * n, "val_bpb": 2.1 + 5 / n, "stage0_flips": 0.1})
+    return found
 
 
-def changed(data: Any, luck: random.Random) -> tuple[str, str]:
-    """Parsed JSON as text with one value replaced, removed or put twice; and what was done."""
-    data = json.loads(json.dumps(data))
-    path = luck.choice(list(places(data)))
-    place = data
-    for key in path[:-1]:
-        place = place[key]
-    if luck.random() < 0.1:
-        del place[path[-1]]
-        return json.dumps(data), f"{path} removed"
-    value = luck.choice(HOSTILE)
-    place[path[-1]] = MARK
-    return json.dumps(data, indent=2).replace(f'"{MARK}"', value), f"{path} = {value[:60]}"
+def written(run: Path, records, word="", samples=1):
+    """A run folder of these records; `word` wherever a run has words."""
+    run.mkdir(exist_ok=True, parents=True)
+    encoded = base64.b64encode((word or "Some words.").encode("utf-8", "surrogatepass")).decode()
+    sketch = {"base64": encoded, "prompt": encoded, "depth": [1, 0, 2, 1], "probability": [[0.9, None, 0.7, 0.6]]}
+    lines = {
+        "metrics": records,
+        "samples": [{"step": n, "bytes": n, "probe": sketch, "sample": sketch} for n in range(1, samples + 1)],
+        "events": [{"step": 1, "kind": word or "spike", "text": word, "documents": [word]}],
+    }
+    for name, rows in lines.items():
+        (run / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {"name": word or "nano", "data": word or "fox", "train": {"steps": len(records)}}
+    (run / "config.yaml").write_text(json.dumps(config))
+    return run
 
 
-def _fifo(path: Path) -> None:
-    os.mkfifo(path)
+def chunks(data: bytes, size=4, heading="a.txt", label="", note="", further=0.8):
+    """The page of a text in chunks of `size` bytes; with every second one a chunk of stage 1 begins, of p `further`."""
+    show = shower(None)
+    pieces = [
+        Piece(at, at + len(part), part, (0.9, further if n % 2 == 0 else math.nan), [1.0] * len(part))
+        for n, at in enumerate(range(0, len(data), size))
+        if (part := data[at : at + size])
+    ]
+    return "".join(chunks_page.page([(heading, 0, pieces)], show, [0, 1], label, lambda: note))
 
 
-def _sparse(path: Path) -> None:
-    with path.open("wb") as file:
-        file.truncate(8 << 30)
-
-
-KINDS: dict[str, Callable[[Path], object]] = {
-    "fifo": _fifo,
-    "folder": lambda path: path.mkdir(),
-    "zeros": lambda path: path.symlink_to("/dev/zero"),
-    "kernel": lambda path: path.symlink_to("/proc/kmsg"),
-    "loop": lambda path: path.symlink_to(path.name),
-    "nowhere": lambda path: path.symlink_to("nothing/at/all"),
-    "sparse": _sparse,
-    "empty": lambda path: path.write_bytes(b""),
-    "noise": lambda path: path.write_bytes(random.Random(0).randbytes(5000)),
-    "deep": lambda path: path.write_text('{"a":' * 200_000),
-    "one long line": lambda path: path.write_text("{" * 3_000_000),
-}
-"""What may stand where a file should."""
-
-
-def replaced(path: Path, kind: str) -> None:
-    """Put another kind of thing in the place of a file."""
-    path.unlink(missing_ok=True)
-    KINDS[kind](path)
-
-
-def resealed(folder: Path) -> None:
-    """Write the manifest of a folder anew, as its owner can: digests are no defence against a stranger."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    for name in list(manifest["files"]):
-        path = folder / name
-        if path.is_file() and path.stat().st_size < 1 << 24:
-            data = path.read_bytes()
-            manifest["files"][name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (folder / "manifest.json").write_bytes(json_bytes(manifest))
+def pages(folder: Path, word: str) -> dict[str, str]:
+    """The pages by name."""
+    name = word.encode("utf-8", "ignore").decode().replace("/", "").replace("\0", "")[:60].strip(". ") or "run"
+    rows = [*records(9), {"step": word, "bytes": 9500, f"grad_norm_{word}": 1.0, "val_bpb": word, "lr": word}]
+    run = written(folder / name, rows, word)
+    told = whole(told_of(("fixed", False, 2.0), (f"learned {word}", True, 1.9)), word)
+    return {
+        "report": run_page.page(run),
+        "runs": run_page.comparison({word: run, f"{word}2": run}, {word: [["", word, word], [word, word, word]]}),
+        "compare": comparison_page.page(told),
+        "chunks": chunks(word.encode("utf-8", "surrogatepass") * 9, 7, word, word, word),
+    }

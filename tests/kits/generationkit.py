@@ -16,6 +16,7 @@ CONFIGS = {
     "no stage": tiny_config(("T1m1M1",), window=4),
     "characters": tiny_config(chunker=[{"kind": "characters"}, {"kind": "learned"}]),
     "adapters": tiny_config(("m1", ("T1",), "m1"), adapter_width=24, rotary=[{}, {"base": 500.0}]),
+    "smoothing of the input": tiny_config(("M1T1", ("m2",), "m1"), window=5, smoothing="input"),
     "space, fixed": tiny_config(chunker=[{"kind": "space"}, {"kind": "fixed", "k": 2}]),
     "spacebyte": tiny_config(
         chunker=[{"kind": "space"}, {"kind": "learned"}], network_norms=False, residual="spacebyte"

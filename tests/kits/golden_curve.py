@@ -1,4 +1,4 @@
-"""What a run in tests/golden goes on with, and the build of torch it was computed with."""
+"""Resume a run of tests/golden, and name the build of torch it was computed with."""
 
 from __future__ import annotations
 
@@ -30,5 +30,5 @@ def of(folder: Path) -> list[list[float]]:
 
 
 def build() -> dict[str, Any]:
-    """What the same bits may be expected of."""
+    """The versions on which the same bits may be expected."""
     return {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}

@@ -85,7 +85,7 @@ def command(place: Path, given: str, kind: str, *options: str) -> int:
 
 
 def is_clear(error: str, code: int, name: str, why: str) -> bool:
-    """Whether an error is one line that names the file, says what is wrong and, in brackets, what to do."""
+    """Return True if an error is one line with the file, the fault and, in brackets, the remedy."""
     lines = error.strip().splitlines()
     why = re.sub(r"(jsonl|tar):", r"\1(\\.\\w+)?:", why)  # the same, compressed
     good = re.search(why, error, re.DOTALL) is not None and "Traceback" not in error and "a bug of ours" not in error

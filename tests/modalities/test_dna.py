@@ -1,4 +1,4 @@
-"""What the DNA plugin makes of FASTA as people have it, and of what is not FASTA."""
+"""The DNA plugin on FASTA as people have it, and on files that are not FASTA."""
 
 from __future__ import annotations
 

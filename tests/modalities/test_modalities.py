@@ -120,7 +120,7 @@ def test_bytes_add_up(name: str, data: bytes) -> None:
 @quickly
 @given(data=contents)
 def test_documents_are_legal_output(plugin: Modality, data: bytes) -> None:
-    """What is trained on, as the model reads it, is what sampling may produce."""
+    """Sampling may produce exactly the bytes that a model of this modality is trained on."""
     automaton = plugin.automaton()
     for item in items(plugin, data):
         if isinstance(item, Document):

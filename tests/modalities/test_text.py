@@ -55,7 +55,7 @@ def test_a_byte_order_mark_is_dropped_and_counted() -> None:
 
 @pytest.mark.parametrize("size", range(len("“é🙂中”".encode()) + 1))
 def test_a_file_that_was_cut_by_bytes_loses_a_part_of_one_character(size: int) -> None:
-    """As `head -c` and `tail -c` leave it: what is missing is said, and offsets are those of the file."""
+    """A file cut by `head -c` or `tail -c`: cut characters are reported, and offsets are those of the file."""
     whole = "“é🙂中”".encode()
     for data, place in ((b"x" * 40 + whole[:size], "end"), (whole[size:] + "中".encode() * 9, "beginning")):
         items = read(data)

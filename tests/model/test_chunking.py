@@ -22,9 +22,9 @@ from hnet_cli.model.chunking import (
     add_residual,
     is_boundary,
     ratio_loss,
-    space_like,
+    smooth,
 )
-from hnet_cli.model.settings import Chunker
+from hnet_cli.model.settings import Chunker, space_like
 
 lengths_strategy = st.lists(st.integers(1, 12), min_size=1, max_size=6)
 
@@ -63,7 +63,7 @@ def test_routing_formula_and_letters():
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=4), st.integers(0, 99))
 def test_characters_stay_whole(texts, seed):
-    """Where a character begins the probability is the learned one; inside a character it is 0."""
+    """The probability is the learned one at the first byte of a character and 0 at its other bytes."""
     packing, router, hidden, routing = routed([len(text.encode()) for text in texts], seed)
     ids = torch.tensor(list("".join(texts).encode()))
     router.characters = True
@@ -76,7 +76,7 @@ def test_characters_stay_whole(texts, seed):
 
 
 def test_split_weights_decide_as_float32_does():
-    """Of the router's products on a GPU: on what a trained encoder gives in bfloat16, from a few thousand bytes."""
+    """The router's split products, as a GPU computes them, on a trained encoder's bfloat16 output for 4,096 bytes."""
     model = load("starter:text")
     text = (Path(__file__).parents[1] / "data/text/shakespeare.txt").read_bytes()[:4096]
     packing = Packing.of_lengths([3000, 1096])
@@ -208,6 +208,34 @@ def test_space_like_bytes():
     ids = torch.arange(256)
     legal = [chr(i).isascii() and chr(i).isalnum() for i in range(256)]
     assert space_like(ids).tolist() == [not legal[i] and not 0x80 <= i < 0xC0 for i in range(256)]
+
+
+@settings(max_examples=20, deadline=None)
+@given(lengths_strategy, st.integers(0, 99))
+def test_smoothing_is_the_recurrence(lengths, seed):
+    """Equation 5 at every position of a document, from nothing or from an average, at once or step by step."""
+    packing, _, hidden, routing = routed(lengths, seed)
+    kernels, prob, start = choose("cpu", torch.float64), routing.boundary_prob, torch.randn(len(lengths), 8).double()
+    fresh, packing.start = smooth(kernels, hidden, prob, packing), [1] * len(lengths)
+    for before, got in ((torch.zeros_like(start), fresh), (start, smooth(kernels, hidden, prob, packing, start))):
+        parts = zip(*(t.split(lengths) for t in (hidden, prob.clamp(1e-4, 1 - 1e-4), got)), before, strict=True)
+        for rows, weights, expected, average in parts:
+            for h, p, e in zip(rows, weights, expected, strict=True):
+                average = p * h + (1 - p) * average
+                torch.testing.assert_close(e, average, rtol=1e-9, atol=1e-9)
+
+
+def test_smoothing_of_the_input_is_that_of_chunks_for_certain_boundaries():
+    """Where p is 0 or 1 there is nothing to average, whatever is averaged; where it is not, it matters what."""
+    ids = torch.randint(0, 256, (3, 40), generator=torch.Generator().manual_seed(1))
+    away = {}
+    for kind in ({"kind": "fixed", "k": 3}, {"kind": "learned"}):
+        one, other = (
+            tiny_model(config=tiny_config(("m1", ("T1",), "m1"), chunker=kind, smoothing=name))(ids).logits
+            for name in ("chunks", "input")
+        )
+        away[kind["kind"]] = (one - other).abs().max() / one.abs().max()
+    assert away["fixed"] < 0.01 < 0.1 < away["learned"]
 
 
 @settings(max_examples=20, deadline=None)

@@ -57,10 +57,8 @@ def test_switches_are_counted_and_kept():
     assert more == pytest.approx(0.25 * 2 * 2 * 3 * 128 * 40)
 
 
-@pytest.mark.parametrize("ours", [{}, {"smoothing": "chunks"}])
-def test_an_official_file_stays_official(ours):
-    """`smoothing` was a switch once: files may still name the one value that is left."""
-    assert "hnet" not in HNetConfig.from_dict(small(hnet=ours, **ours)).to_dict()
+def test_an_official_file_stays_official():
+    assert "hnet" not in HNetConfig.from_dict(SMALL).to_dict()
 
 
 @pytest.mark.parametrize(
@@ -98,7 +96,7 @@ def test_an_official_file_stays_official(ours):
         ({"hnet": {"rotary": [{}, {}, {"theta": 1}]}}, "unknown key 'theta' in rotary"),
         ({"hnet": {"rotary": [{}, {}, {"base": 0}]}}, "rotary.base must be a number above 0"),
         ({"hnet": {"rotary": 500000}}, "a mapping per level"),
-        ({"hnet": {"smoothing": "input"}}, "'input' is no longer supported"),
+        ({"hnet": {"smoothing": "bytes"}}, "smoothing must be chunks or input, got 'bytes'"),
         ({"hnet": {"adapter_width": -1}}, "adapter_width must be an integer"),
         (
             {

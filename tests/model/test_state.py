@@ -1,4 +1,4 @@
-"""What generation remembers: rows that are selected, caches that grow with use up to the window."""
+"""The state of generation: selected rows, caches that grow up to the window."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_caches_are_bounded_by_the_window_and_grow_with_use():
 
 @pytest.mark.parametrize(("name", "many"), [("two stages, windows", 6), ("DNA layout", 7)])
 def test_rows_that_leave_the_cache(name, many, monkeypatch):
-    """What a CPU does for many rows of a larger model, some of which are dropped."""
+    """The blocked products and tiled caches a CPU uses for many rows of a larger model, after rows are dropped."""
     monkeypatch.setattr(host, "TILE", 1)
     monkeypatch.setattr(host_step, "LARGE", 1)
     monkeypatch.setattr(host_step, "CACHED", 0)

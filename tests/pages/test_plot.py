@@ -3,13 +3,14 @@
 import json
 import math
 import re
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hnet_cli.pages.plot import Chart, Line, Mark, chart, heat_map, smoothed
+from hnet_cli.pages.plot import FURTHEST, Chart, Line, Mark, chart, heat_map, look, smoothed
 
 finite = st.floats(-1e6, 1e6).map(lambda y: round(y, 6))
 curve = st.lists(st.tuples(st.integers(0, 10**12), finite), min_size=1, max_size=9).map(sorted)
@@ -25,7 +26,7 @@ def parsed(figure):
 
 
 def data(figure, plot=0):
-    """What the script is given with a plot."""
+    """The data that the page's script receives with a plot."""
     return json.loads(parsed(figure).findall("div")[plot].find("script").text)
 
 
@@ -66,10 +67,58 @@ def test_figures_are_well_formed_and_have_labels(points):
 
 def test_levels_and_most_of_the_curve_are_in_view():
     ys = [8.0, *(2 + 1 / n for n in range(1, 100))]
-    figure = chart(Chart("bits", [line(list(enumerate(ys)))], levels={"xz": 3.5, "order-4": 1.5}))
+    figure = chart(Chart("bits", [line(list(enumerate(ys)))], levels={"xz": 3.5, "order-4": 1.5, "foreign": 1e29}))
     *_, low, high = data(figure)["range"]
     assert low < 1.5
     assert 3.5 < high < 8
+
+
+def beyond(figure):
+    """Side, place in percent and text of the marks of values beyond the axis, in the first plot."""
+    marks = [(mark.get("class").split(), mark.get("style"), mark.get("title")) for mark in parsed(figure).iter("i")]
+    return {(css[1], float(style[5:-1]), title) for css, style, title in marks if {"over", "under"} & {*css}}
+
+
+@pytest.mark.parametrize("spike", [80.0, 1e29])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_spike_beyond_the_axis_is_marked_and_told(spike, sign):
+    ys = [sign * (2 + (n % 7) / 10) for n in range(101)]
+    ys[40] = sign * spike
+    figure = chart(Chart("norm", [line(list(enumerate(ys)))]))
+    side, text = ("over", "▴ up to") if sign > 0 else ("under", "▾ down to")
+    assert beyond(figure) == {(side, 40.0, f"a: {sign * spike:g}")}
+    assert parsed(figure).find("figcaption/small").text == f"{text} {sign * spike:g}"
+    ((_, drawn),) = points(figure)
+    assert max(abs(y) for _, y in drawn) <= FURTHEST
+    assert sum(0 <= y <= 1000 for _, y in drawn) == 100
+
+
+@given(st.lists(st.floats(0.1, 1e3), min_size=1, max_size=99))
+def test_a_logarithmic_axis_of_three_decades_cuts_nothing(ys):
+    figure = chart(Chart("norm", [line(list(enumerate(ys)))], log=True))
+    assert all(0 <= y <= 1000 for _, drawn in points(figure) for _, y in drawn)
+    assert not beyond(figure)
+
+
+def test_a_curve_that_diverges_leaves_the_others_in_view():
+    """A plain axis up to 1e9 would draw the other curve as its lower edge."""
+    wild, tame = line([(n, 10.0 ** (n / 10)) for n in range(90)], "wild"), line([(n, 2 + n / 90) for n in range(90)])
+    drawn = dict(points(chart(Chart("bits", [wild, tame], levels={"fixed": 0.0}))))
+    assert drawn["a"][0][1] - drawn["a"][-1][1] > 10
+
+
+@pytest.mark.parametrize("x", [math.inf, -math.inf, math.nan])
+def test_points_without_a_place_are_left_out(x):
+    odd = Line("a", {"bytes": [1, 2, 3], "time": [1, x, 3]}, [1.0, 2.0, 3.0])
+    ((_, drawn),) = points(chart(Chart("t", [odd])))
+    assert len(drawn) == 2
+    assert len(data(heat_map("p", odd.xs, [[1]] * 3))["heat"]) == 2
+
+
+def test_two_dozen_curves_look_different_and_neighbours_in_both_ways():
+    looks = [look(n) for n in range(24)]
+    assert len(set(looks)) == 24
+    assert all(colour != other and dash != others for (colour, dash), (other, others) in pairwise(looks))
 
 
 def test_long_curves_are_thinned_and_keep_their_extremes():
@@ -93,15 +142,15 @@ def test_marks_tell_what_happened():
 @pytest.mark.parametrize("lines", [[], [line([])], [line([(1, -1), (2, 0)])]])
 def test_nothing_to_draw_is_no_figure(lines):
     assert chart(Chart("t", lines, log=True)) == ""
-    assert heat_map("t", [], []) == heat_map("t", [1, 2], [[0, 0], [0, 0]]) == ""
+    assert heat_map("t", {"bytes": []}, []) == heat_map("t", {"bytes": [1, 2]}, [[0, 0], [0, 0]]) == ""
 
 
 @settings(max_examples=20)
 @given(st.lists(st.lists(st.integers(0, 10**9), min_size=20, max_size=20), min_size=1, max_size=200))
 def test_a_heat_map_holds_every_share_it_draws(columns):
-    figure = heat_map("p", [100.0 * (n + 1) for n in range(len(columns))], columns)
+    figure = heat_map("p", {"bytes": [100.0 * (n + 1) for n in range(len(columns))]}, columns)
     if not figure:
-        assert not any(map(sum, columns[:1]))
+        assert not any(map(sum, columns))
         return
     told = data(figure)["heat"]
     assert len(told) <= 120
@@ -110,13 +159,21 @@ def test_a_heat_map_holds_every_share_it_draws(columns):
     assert all(0 <= x < 1000 for x, *_ in told)
 
 
-def test_a_heat_map_begins_where_its_records_do():
-    """The first column reaches back by a column, not to the beginning of a run that recorded nothing then."""
-    one, late = ([1] * 20,) * 2, ([1] * 20,) * 3
-    places = [x for x, *_ in data(heat_map("p", [500.0, 600.0, 700.0], late))["heat"]]
-    assert places == pytest.approx([x / (700 * 4 / 3) * 1000 for x in (400, 600, 700)], abs=0.1)
-    places = [x for x, *_ in data(heat_map("p", [100.0, 200.0], one))["heat"]]
-    assert places[0] == 0
+@pytest.mark.parametrize(
+    ("ends", "starts"),
+    [((500.0, 600.0, 700.0), (400, 500, 600)), ((100.0, 200.0), (0, 100)), ((300.0,), (0,)), ((0.0,), (0,))],
+)
+def test_a_heat_map_is_as_wide_as_what_was_seen(ends, starts):
+    """A record's column ends at its place; the first reaches back by a column, not to the beginning of a run that
+    recorded nothing then."""
+    figure = heat_map("p", {"bytes": ends, "time": [x / 50 for x in ends]}, [[1] * 20] * len(ends))
+    for plot, unit in ((0, 1), (1, 50)):
+        given = data(figure, plot)
+        right = given["range"][1]
+        assert right == (ends[-1] / unit or 1)
+        assert [x for x, *_ in given["heat"]] == pytest.approx([1000 * x / unit / right for x in starts], abs=0.1)
+    path = "".join(path.get("d") for path in parsed(figure).find("div").iter("path") if path.get("class") == "heat")
+    assert max(float(x) for x in re.findall(r"H([\d.]+)", path)) == (1000 if ends[-1] else 0.4)
 
 
 @given(st.lists(st.floats(0, 1e6), max_size=200))
@@ -126,3 +183,11 @@ def test_smoothing_keeps_length_range_and_straight_lines(ys):
         assert min(ys) - 1e-6 <= min(smoothed(ys))
         assert max(smoothed(ys)) <= max(ys) + 1e-6
     assert smoothed(range(len(ys))) == pytest.approx(list(range(len(ys))))
+
+
+@pytest.mark.parametrize("spike", [9.0, 1e29, -1e29])
+def test_smoothing_leaves_no_trace_of_a_spike(spike):
+    """Neither a plateau around it, nor lost digits after it."""
+    ys = [2.0] * 400
+    ys[200] = spike
+    assert smoothed(ys) == [2.0] * 400

@@ -51,7 +51,7 @@ class Saver:
             parameter.grad = torch.randn_like(parameter)
         self.optimizer.step()
         self.known: dict[str, str] = {}
-        """What is wrong with a checkpoint of this manifest."""
+        """Fault found in the checkpoint of each manifest; "" if none."""
 
     def save(self, run: Path, step: int, best: int | None = None, keep: int = 2) -> None:
         with torch.no_grad():
@@ -62,7 +62,7 @@ class Saver:
             save_checkpoint(run, self.model, self.optimizer, state, {"modality": "text"}, [], keep, "train: {}\n")
 
     def wrong(self, run: Path, least: int, most: int) -> str:
-        """What is wrong with the newest checkpoint of a run, which must be of step `least` to `most`; "" if nothing."""
+        """Return the fault of a run's newest checkpoint, which must be of step `least` to `most`; "" if none."""
         messages: list[str] = []
         step = newest_step(run, messages.append)
         if messages or not least <= step <= most:
@@ -96,7 +96,7 @@ class Case:
     prepare: Callable[[Path], object]
     write: Callable[[Path], object]
     wrong: Callable[[Path, bool], str]
-    """What is wrong with the folder; the flag: the writing had returned."""
+    """Return the fault of the folder, "" if none; the flag says that the write had returned."""
     exchanges: bool = True
 
     def write_on(self, root: Path, fault: Fault = lambda *_: None) -> Disk:
@@ -206,7 +206,7 @@ def test_r1_a_fault_at_every_operation(case: Case, before: Path, tmp_path: Path,
 
 
 def _try(case: Case, root: Path, fault: Fault, kind: str) -> str:
-    """What is wrong after a fault; "" if nothing."""
+    """Return what a fault at this operation broke; "" if nothing."""
     done = False
     try:
         case.write_on(root, fault)
@@ -225,7 +225,7 @@ def _try(case: Case, root: Path, fault: Fault, kind: str) -> str:
 
 @each_case
 def test_r1_a_power_cut_at_every_operation(case: Case, before: Path, tmp_path: Path, tally: Any) -> None:
-    """What was not fsynced is lost, kept, or kept in part, each write and name by itself."""
+    """Writes and names that were not fsynced are lost, kept, or kept in part, each independently."""
     counted = tally("R1", "power cut after each operation, unsynced writes lost or reordered", case.name)
     left, pool = tmp_path / "left", tmp_path / "pool"
     pool.mkdir()
@@ -293,7 +293,7 @@ def test_r11_one_sound_checkpoint_always_remains(tmp_path: Path, tally: Any) -> 
 
 
 def attempt(save: Callable[[], None], run: Path, kind: str, luck: random.Random) -> bool:
-    """Whether a save returned, which a kill or a full disk may meet at any of its operations."""
+    """Save under a fault at any operation, a kill or a full disk; return True if the save completed."""
     at = luck.randrange(120)
     faults = {"kill": killing(at), "full": raising(at, FULL, for_good=luck.random() < 0.5)}
     try:

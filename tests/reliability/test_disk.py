@@ -61,7 +61,7 @@ def copy(original: Path, tmp_path: Path) -> Callable[[], Path]:
 
 
 def loss(root: Path, converted: bool = False) -> str:
-    """What a command that failed has damaged of what was there before; "" if nothing."""
+    """Describe what a failed command damaged of the earlier files; "" if nothing."""
     try:
         messages: list[str] = []
         folder = newest(root / "run", messages.append)

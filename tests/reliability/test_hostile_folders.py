@@ -201,7 +201,7 @@ def test_r18_books(tally: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("bad", "code"), [(1, 0), (2, 3)])
 def test_r18_more_than_one_percent(bad: int, code: int, tally: Any, tmp_path: Path, capfd: Any) -> None:
-    """Of 150 rows one may be damaged, two may not, unless --allow-skips; in any case it is reported."""
+    """One damaged row of 150 is reported and skipped; two are refused without --allow-skips."""
     counted = tally("R18", "damaged rows of 150: refused from two on, told from the first", f"{bad}")
     rows = [json.dumps({"text": f"row {n} " + "words " * 20}) for n in range(150 - bad)] + ["{" + " " * 80] * bad
     (tmp_path / "x.jsonl").write_text("\n".join(rows) + "\n")
@@ -213,7 +213,7 @@ def test_r18_more_than_one_percent(bad: int, code: int, tally: Any, tmp_path: Pa
 
 
 def test_r18_a_damaged_file_gives_nothing(tally: Any, tmp_path: Path) -> None:
-    """What stands before the damage is not kept: nobody knows whether it is sound. All else is, byte for byte."""
+    """A damaged file gives no documents, not even those before the damage; all other files are kept, byte for byte."""
     counted = tally("R18", "documents before the damage in a file of a folder")
     folder = tmp_path / "in"
     folder.mkdir()

@@ -124,7 +124,7 @@ BAD: dict[str, tuple[str, bytes, str, int]] = {
 
 
 def ways(name: str, content: bytes) -> list[tuple[str, str, bytes]]:
-    """How a file is given: as it is, compressed, in a folder, on standard input; the file's name then and content."""
+    """Ways to hand over a file (plain, compressed, in a folder, on standard input), as (way, name, content)."""
     made = [("file", name, content)]
     if content and not name.endswith((".gz", ".zst", ".parquet", ".docx", ".7z", ".rar")):
         made += [("file", f"{name}.{suffix}", pack(content)) for suffix, pack in PACKERS.items()]

@@ -95,7 +95,7 @@ def poison(trial: int, value: float, random: np.random.Generator) -> Act:
 
 
 def finite(folder: Path) -> bool:
-    """Whether a checkpoint holds finite weights only."""
+    """Return True if all weights of a checkpoint are finite."""
     return all(bool(torch.isfinite(parameter).all()) for parameter in load_folder(folder).parameters())
 
 

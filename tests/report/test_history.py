@@ -1,4 +1,4 @@
-"""What a run folder holds, whole, torn or foreign."""
+"""Records of a run folder, whole, torn or foreign."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What is read off a step: the routers' decisions and the gradient of every part."""
+"""Figures of a step: the routers' decisions and the gradient norm of every part."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def test_all_is_read_at_once():
 
 
 def test_a_model_without_stages_is_read_on_a_gpu_too():
-    """As far as the values of a GPU that is pretended, which there are none of."""
+    """Reading stops only at the values, which a fake GPU does not have."""
     with FakeTensorMode(), pytest.raises(DataDependentOutputException):
         read({"loss": torch.ones(2, device="cuda"), "counts": routing_counts([])})
 

@@ -12,7 +12,7 @@ from hnet_cli.training import plan as planning
 
 @pytest.fixture
 def plan(data, tmp_path, monkeypatch):
-    """Of `small` on the dataset of the tests, on a CPU."""
+    """Plan of `small` on the dataset of the tests, on a CPU."""
     monkeypatch.chdir(tmp_path)
     return planning.choose("small", data, None, [], resume=False, device="cpu")
 

@@ -22,7 +22,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory):
-    """Of many short documents with characters of several bytes."""
+    """Dataset of many short documents with characters of several bytes."""
     folder = tmp_path_factory.mktemp("probe")
     lines = [f'{{"text": "Zeile {i}: für Æther, 文本 {"ab" * (i % 7)}"}}\n' for i in range(2000)]
     (folder / "lines.jsonl").write_text("".join(lines), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What a run says on the way, and keeps in its log."""
+"""Lines that a run prints and keeps in its log."""
 
 from hnet_cli.terminal.console import Task
 from hnet_cli.training import progress

@@ -22,7 +22,7 @@ from hnet_cli.training.validation import to_device
 
 
 def parts(config, data, seed=0):
-    """What `train_step` needs: model, optimizer, and a function that gives a batch in pieces."""
+    """Operands of `train_step`: model, optimizer, and a function that returns a batch in micro-batches."""
     torch.manual_seed(seed)
     model = build_model(config)
     train = config.train

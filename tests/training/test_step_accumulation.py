@@ -46,7 +46,7 @@ def test_checkpointing_changes_no_bit(choice):
 
 
 def test_checkpointing_keeps_less():
-    """What autograd holds between the passes, against what the plan says."""
+    """Memory that autograd holds between the passes shrinks as the plan predicts."""
     held = {}
     for choice in ("none", "main", "all"):
         config = tiny("model.arch_layout=[m2, [T3], m2]", f"train.activation_checkpointing={choice}")

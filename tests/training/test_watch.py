@@ -11,7 +11,7 @@ BYTES, DOCUMENTS = 4096, 16
 
 
 def record(step, share=0.2, loss=1.5, target=5.0, undecided=0.2):
-    """Of a step whose free positions are boundaries with probability `share`."""
+    """Record of a step whose free positions are boundaries with probability `share`."""
     chunks = DOCUMENTS + share * (BYTES - DOCUMENTS)
     numbers = {
         "step": step,

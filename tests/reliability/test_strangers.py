@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 from commands import SMALLER, forked
-from foreignkit import KINDS, changed, replaced, resealed
 from forms import trials
 from runkit import SETTINGS
+from strangerkit import KINDS, changed, replaced, resealed
 
 from hnet_cli.cli.app import run
 

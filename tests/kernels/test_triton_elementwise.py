@@ -1,0 +1,81 @@
+"""Our Triton kernels against the reference: in the interpreter, and compiled for GPUs that are not here."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+INTERPRETED = """
+import sys, torch
+from hnet_cli.kernels import ELEMENTWISE, reference, triton_elementwise as own
+from hnet_cli.kernels.checking import compare, differentiated, inputs, placed, relative
+from hnet_cli.kernels.packing import Packing
+
+torch.use_deterministic_algorithms(True)  # memory that nobody has written is NaN
+torch.utils.deterministic.fill_uninitialized_memory = True
+cpu = torch.device("cpu")
+for operation in ELEMENTWISE:
+    function, known = getattr(own, operation), getattr(reference, operation)
+    for dtype, lengths in ((torch.float32, [70, 1, 3]), (torch.bfloat16, [64, 65]), (torch.float32, [1])):
+        found = compare(operation, "triton", function, cpu, dtype, lengths=lengths)
+        assert found.ok, found
+        if dtype == torch.float32:
+            assert found.error < 1e-5, found
+    # no rows at all (a packing has some), and rows that lie apart
+    args = [placed(a, torch.float32, cpu) for a in inputs(operation, Packing.of_lengths([9]), torch.Generator())]
+    if operation != "causal_conv":
+        nothing = [a[:0] if torch.is_tensor(a) and len(a) == 9 else a for a in args]
+        nothing = [tuple(t[:0] for t in a) if isinstance(a, tuple) else a for a in nothing]
+        assert all(bool((x == 0).all()) for x in differentiated(function, nothing)), operation
+    apart = [torch.stack([a, a + 1], 1)[:, 0] if torch.is_tensor(a) and len(a) == 9 else a for a in args]
+    assert operation == "rotary" or not apart[0].is_contiguous()
+    for value, expected in zip(function(*apart), known(*args)):
+        assert relative(value, expected) < 1e-5, operation
+hidden, weight = torch.randn(5, 12, requires_grad=True), torch.ones(12, requires_grad=True)
+for function in (own.add_rms_norm, reference.add_rms_norm):  # a first layer, and a stream whose norm nobody uses
+    normed, stream = function(hidden, None, weight, 1e-5)
+    grads = [torch.autograd.grad(out.square().sum(), hidden, retain_graph=True)[0] for out in (normed + stream, stream)]
+    saved = grads if function is own.add_rms_norm else [relative(a, b) < 1e-5 for a, b in zip(saved, grads)]
+assert saved == [True, True]
+"""
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton")
+
+
+def test_values_and_gradients_in_the_interpreter():
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", INTERPRETED], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_kernels_compile_for_a_gpu(capability, tmp_path, monkeypatch):
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from hnet_cli.kernels import triton_elementwise as own
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    numbers = {"total", "width", "heads", "half", "stride"}
+    kernels = [value for value in vars(own).values() if isinstance(value, triton.runtime.JITFunction)]
+    assert len(kernels) == 10
+    for kernel in kernels:
+        constants = {"ROWS": 16, "COLUMNS": 128, "HALF": 32, "TAPS": 4, "SUMS": 8, "FIRST": False, "ALONE": False}
+        constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+        kinds = dict.fromkeys(constants, "constexpr") | {"eps": "fp32", "position": "*i64"}
+        signature = {
+            name: kinds.get(name) or ("i32" if name in numbers or name.endswith("_stride") else "*bf16")
+            for name in kernel.arg_names
+        }
+        source = ASTSource(kernel, signature, constants)
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+        assert compiled.asm["cubin"]
+        assert compiled.metadata.shared < 100_000
