@@ -269,8 +269,6 @@ assert CliRunner().invoke(app, {arguments!r}).exit_code == 0
 
 
 WITHOUT_TESTS = {
-    *("hnet_cli/checkpoints/find.py", "hnet_cli/checkpoints/model_folder.py", "hnet_cli/checkpoints/training_state.py"),
-    *("hnet_cli/checkpoints/llama.py", "hnet_cli/checkpoints/safetensors_file.py"),
     *("hnet_cli/cli/options.py", "hnet_cli/cli/retrofit.py", "hnet_cli/errors.py", "hnet_cli/modality.py"),
     *("modalities/_lexers.py", "modalities/_noise.py", "modalities/_utf8.py"),
 }
