@@ -133,7 +133,7 @@ def commands() -> str:
 Data goes to standard output, all else to standard error. Exit codes: 0 done; 1 a bug of ours; 2 usage or configuration;
 3 input data; 4 a damaged or incompatible checkpoint or dataset; 5 numerical failure; 69 environment (no such
 device, too little memory, a missing optional package); 73 folder in use or not creatable; 74 I/O error, disk full;
-75 stopped by a signal, saved, to be resumed; 130 interrupted.
+75 stopped by a signal, saved, to be resumed; 130 interrupted; 129 and 143 ended by SIGHUP and SIGTERM.
 """
     pairs = [("hnet", group), *((f"hnet {name}", one) for name, one in group.commands.items())]
     for title, command in pairs:

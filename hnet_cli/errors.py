@@ -6,6 +6,8 @@ anything else that escapes is a bug of ours (exit code 1).
 
 from __future__ import annotations
 
+import errno
+
 INTERRUPTED = 130
 """Exit code after a second Ctrl-C."""
 
@@ -15,7 +17,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     PyTorch's CPU allocator and cuBLAS say so in words only."""
     words = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory")
     by_words = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-    return by_words or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    by_number = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    return by_words or by_number or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 class HNetError(Exception):

@@ -38,7 +38,7 @@ class Source:
     """The name shown to the user and written to segment output: `corpus.tar:books/a.txt`, `x.jsonl:17`, `-`."""
     open: Callable[[], BinaryIO]
     group: str = ""
-    """Documents that must fall on one side of the split share it: the repository, the file."""
+    """The group to give to documents that must fall on one side of the split: the repository, the file."""
     whole: bool = False
     """True where the source is one document already (a row of JSONL or parquet)."""
     offset: int = 0
@@ -62,6 +62,8 @@ class Document(NamedTuple):
     """Name within the source: the record of a FASTA file, else the source's own name."""
     source: str
     group: str = ""
+    """Documents of one group fall on one side of the split. "": the group that `select` or `select_members` put the
+    source into with others; if none, a group of its own, with all documents of the same bytes."""
     offset: int = 0
     """Position of data[0]: bytes from the start of the decompressed source (of its UTF-8 form where the plugin
     converts the encoding, as `notes` then says), or bases from the start of the record."""

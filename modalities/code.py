@@ -123,6 +123,10 @@ class Code(Utf8):
         return CODE
 
 
+Specs = tuple[tuple[int, GitIgnoreSpec], ...]
+"""The .gitignore files from the root down, each with the number of folders above it."""
+
+
 class Ignored:
     """Judges whether git would ignore a path below the root, by the .gitignore files there and below.
 
@@ -132,25 +136,30 @@ class Ignored:
 
     def __init__(self, text: Callable[[Path], str]) -> None:
         self.text = text
-        self.spec, self.ignores_folder = cache(self._spec), cache(self._folder)
+        self.known: dict[str, tuple[bool, Specs]] = {"": (False, self._specs((), "", 0))}
+        """By folder: whether it is ignored, and the .gitignore files that decide about what is in it."""
 
     def __call__(self, path: Path) -> str:
-        return "named by .gitignore" if self.ignores_folder(path.parent) or self._named(path, path.name) else ""
+        parts, folder = path.parts, ""
+        ignored, specs = self.known[folder]
+        for depth, name in enumerate(parts[:-1], 1):
+            folder += f"{name}/"
+            if folder not in self.known:
+                ignored = ignored or _is_named(specs, parts[:depth], "/")
+                self.known[folder] = ignored, self._specs(specs, folder, depth)
+            ignored, specs = self.known[folder]
+        return "named by .gitignore" if ignored or _is_named(specs, parts, "") else ""
 
-    def _folder(self, path: Path) -> bool:
-        return path != Path(".") and (self.ignores_folder(path.parent) or self._named(path, f"{path.name}/"))
+    def _specs(self, above: Specs, folder: str, depth: int) -> Specs:
+        lines = self.text(Path(folder, ".gitignore")).splitlines()
+        return (*above, (depth, GitIgnoreSpec.from_lines(lines))) if lines else above
 
-    def _named(self, path: Path, tail: str) -> bool:
-        for parent in path.parents:
-            if spec := self.spec(parent):
-                below = path.parent.relative_to(parent)
-                if (verdict := spec.check_file((below / "x").as_posix()[:-1] + tail).include) is not None:
-                    return verdict
-        return False
 
-    def _spec(self, folder: Path) -> GitIgnoreSpec | None:
-        lines = self.text(folder / ".gitignore").splitlines()
-        return GitIgnoreSpec.from_lines(lines) if lines else None
+def _is_named(specs: Specs, parts: Sequence[str], ending: str) -> bool:
+    for depth, spec in reversed(specs):
+        if (verdict := spec.check_file("/".join(parts[depth:]) + ending).include) is not None:
+            return verdict
+    return False
 
 
 class Groups:
@@ -213,7 +222,7 @@ def _head(file: Path) -> bytes | None:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(errors="replace") if file.is_file() else ""
+        return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
     except OSError:
         return ""
 

@@ -176,9 +176,8 @@ READS_ITS_OWN = {
     *("config.presets", "pages.html", "kernels.tuned"),  # files of the package
     *("distributed.device", "cli.machine"),  # those of the system: memory, processor
     "terminal.process",  # /dev/null
-    "checkpoints.safetensors_file",  # by the library, once the file and its header have been looked at
 }
-READERS = {"open", "io.open", "os.open", "np.memmap", "np.fromfile", "np.load", "json.load", "mmap.mmap", "torch.load"}
+READERS = {"open", "io.open", "np.memmap", "np.fromfile", "np.load", "json.load", "mmap.mmap", "torch.load"}
 READING_METHODS = {"read_text", "read_bytes", "safe_open", "load_file"}
 
 

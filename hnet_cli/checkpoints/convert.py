@@ -7,7 +7,9 @@ gathered in memory.
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,9 +22,9 @@ import torch
 
 from hnet_cli import storage
 from hnet_cli.checkpoints.find import find
-from hnet_cli.checkpoints.model_folder import EMBEDDING, HEAD, MODEL_TYPE, Weights, checked, expected_shapes
-from hnet_cli.checkpoints.safetensors_file import Stored, elements, read_safetensors, write_safetensors
-from hnet_cli.checkpoints.torch_file import read_torch_file
+from hnet_cli.checkpoints.model_folder import EMBEDDING, FLOATS, HEAD, MODEL_TYPE, Weights, checked, expected_shapes
+from hnet_cli.checkpoints.safetensors_file import elements, open_safetensors, write_safetensors
+from hnet_cli.checkpoints.torch_file import Stored, read_torch_file
 from hnet_cli.config.presets import preset_names
 from hnet_cli.config.run import resolve
 from hnet_cli.errors import BusyError, DamagedError, InputError, StorageError, UsageError
@@ -75,7 +77,11 @@ def convert(
     if modality is not None and modality not in modality_names():
         raise UsageError(f"no modality is called {modality!r}", f"installed: {', '.join(modality_names())}")
     official = target.suffix in (".pt", ".safetensors")
-    _refuse_existing([target, target.with_suffix(".json")] if official else [target], overwrite)
+    if official:
+        for path in (target, target.with_suffix(".json")):
+            storage.refuse_output(path, overwrite)
+    elif os.path.lexists(target) and not overwrite:
+        raise BusyError(f"{shown(target)} exists already", "choose another name, or give --overwrite to replace it")
     files = weight_files(source)
     with _reading(files[0]):
         weights = _without_prefix({key: value for file in files for key, value in read_weights(file).items()})
@@ -101,7 +107,7 @@ def convert(
             return tensor
 
         if official:
-            _write_official(target, settings, weights, count, size)
+            _write_official(target, settings, weights, count, size, overwrite)
         else:
             _write_folder(target, settings, weights, count, overwrite)
     if odd:
@@ -177,7 +183,10 @@ def read_weights(path: Path) -> Weights:
         )
     if head[8:9] != b"{":
         raise InputError(f"{shown(path)} holds no weights: it is neither a .pt nor a .safetensors file")
-    return read_safetensors(path)
+    weights = open_safetensors(storage.HeldFile(path))
+    if odd := next((name for name, stored in weights.items() if stored.dtype not in FLOATS), None):
+        raise InputError(f"{shown(path)}: {odd!a} has dtype {weights[odd].dtype}, weights are floating-point numbers")
+    return weights
 
 
 def _without_prefix(weights: Weights) -> Weights:
@@ -233,14 +242,6 @@ def _recognised(weights: Weights, file: Path) -> tuple[HNetConfig, str]:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def _refuse_existing(paths: list[Path], overwrite: bool) -> None:
-    for path in paths:
-        if path.exists() and not overwrite:
-            raise BusyError(f"{shown(path)} exists already", "choose another name, or give --overwrite to replace it")
-    if len(paths) > 1 and paths[0].is_dir():
-        raise BusyError(f"{shown(paths[0])} is a folder", "choose another name")
-
-
 def _write_folder(
     target: Path, settings: HNetConfig, weights: Weights, read: Callable[[Stored], torch.Tensor], overwrite: bool
 ) -> None:
@@ -255,7 +256,12 @@ def _write_folder(
 
 
 def _write_official(
-    target: Path, settings: HNetConfig, weights: Weights, read: Callable[[Stored], torch.Tensor], size: int
+    target: Path,
+    settings: HNetConfig,
+    weights: Weights,
+    read: Callable[[Stored], torch.Tensor],
+    size: int,
+    overwrite: bool,
 ) -> None:
     """Write one file of weights and the configuration beside it, in fields that the official code knows."""
     hint = "convert to a folder (a name without .pt or .safetensors) to keep it as it is"
@@ -267,7 +273,7 @@ def _write_official(
     fields.pop("hnet", None)
     if "headdim" in fields["ssm_cfg"]:
         raise UsageError(f"the official code knows only ssm headdim 64, not {settings.ssm_cfg.headdim}", hint)
-    with storage.staged_file(target, size) as file:
+    with storage.output_file(target, overwrite, needed=size) as file:
         if target.suffix == ".pt":
             tensors = {name: read(stored) for name, stored in weights.items()}
             if settings.tie_embeddings:
@@ -275,4 +281,4 @@ def _write_official(
             torch.save(tensors, cast(BinaryIO, file))
         else:
             write_safetensors(file, weights, read, metadata={"format": "pt"})
-    storage.write_json(target.with_suffix(".json"), fields)
+    storage.write_output(target.with_suffix(".json"), json.dumps(fields, indent=2) + "\n", overwrite)

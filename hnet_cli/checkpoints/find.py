@@ -161,7 +161,7 @@ def modality_of(folder: Path) -> str | None:
     try:
         config = _use(folder, *2 * (lambda folder: read_json(folder / "config.json"),))
         return config.get("hnet", {}).get("modality")
-    except (HNetError, AttributeError):
+    except (HNetError, AttributeError, OSError, ValueError):
         return None
 
 
@@ -172,7 +172,7 @@ def default_model(modality: str | None = None) -> str:
     """
     if chosen := os.environ.get("HNET_MODEL"):
         return chosen
-    saved = sorted(Path("runs").glob("*/latest"), key=lambda path: path.stat().st_mtime, reverse=True)
+    saved = sorted(Path("runs").glob("*/latest"), key=lambda path: path.lstat().st_mtime, reverse=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for run in (path.parent for path in saved):

@@ -17,7 +17,7 @@ from hnet_cli import storage
 from hnet_cli.checkpoints.convert import checked, read_weights, weight_files
 from hnet_cli.checkpoints.find import find
 from hnet_cli.checkpoints.model_folder import Weights
-from hnet_cli.checkpoints.safetensors_file import Stored
+from hnet_cli.checkpoints.torch_file import Stored
 from hnet_cli.errors import DamagedError, InputError, UsageError
 from hnet_cli.model import HNetConfig
 from hnet_cli.model.blocks import EPS

@@ -5,6 +5,7 @@ A `manifest.json` with sizes and SHA-256 stands beside; a folder appears under i
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,12 +14,13 @@ from typing import Any
 import torch
 
 from hnet_cli import storage
-from hnet_cli.checkpoints.safetensors_file import Stored, elements, read_safetensors, write_safetensors
+from hnet_cli.checkpoints.safetensors_file import elements, open_safetensors, write_safetensors
+from hnet_cli.checkpoints.torch_file import Stored
 from hnet_cli.data import tokens
 from hnet_cli.errors import DamagedError
 from hnet_cli.model import HNetConfig, HNetForCausalLM
 from hnet_cli.model.init import skeleton, stays_float32
-from hnet_cli.storage import shown
+from hnet_cli.storage import HeldFile, shown
 from hnet_cli.storage.reading import reason
 
 STARTERS = Path(__file__).parents[1] / "starters"
@@ -108,10 +110,7 @@ def read_config(folder: Path) -> HNetConfig:
 
 def read_tensors(path: Path) -> Weights:
     """The tensors of a file in a folder of ours, not yet read. Raises DamagedError, StorageError."""
-    try:
-        return read_safetensors(path)
-    except FileNotFoundError as error:
-        raise DamagedError(f"{shown(path.parent)} has no {path.name}", "the folder is not a complete model") from error
+    return open_safetensors(HeldFile(path))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -173,22 +172,26 @@ def load_folder(
     """The model in a model folder, in evaluation mode. Raises DamagedError naming the file and the fault.
 
     `dtype` of the weights: by default float32, and bfloat16 for what is larger than `WIDENED`; the residual projections
-    and Mamba's D are float32, as in the release. On a CPU what is stored in that dtype is not copied but mapped from
-    the file: pages are read when they are needed, and the system may drop them.
+    and Mamba's D are float32, as in the release. Shapes are checked before anything is read.
     """
+    weights = HeldFile(folder / "model.safetensors")
     if os.path.lexists(folder / storage.MANIFEST):
-        storage.verify_folder(folder, (*MODEL_FILES, tokens.FILE))
+        entries = storage.verify_folder(folder, ("config.json", tokens.FILE))["files"]
+        if weights.path.name in entries:
+            weights.verify(entries[weights.path.name])
     config = read_config(folder)
-    file = folder / "model.safetensors"
-    weights = checked(read_tensors(file), config, file, "its config.json")
+    stored = checked(open_safetensors(weights), config, weights.path, "its config.json")
     model = skeleton(LoadedModel, config)
-    tensors = {name: stored.read() for name, stored in weights.items()}
     if dtype is None:
-        halves = sum(tensor.nbytes for tensor in tensors.values() if tensor.dtype.itemsize == 2)
+        halves = sum(2 * math.prod(each.shape) for each in stored.values() if each.dtype.itemsize == 2)
         dtype = torch.bfloat16 if halves > WIDENED else torch.float32
-    for name, tensor in tensors.items():
-        tensors[name] = tensor.to(device, torch.float32 if stays_float32(name) else dtype)
-    model.load_state_dict(tensors, assign=True)
+    model.load_state_dict(
+        {
+            name: each.read().to(device, torch.float32 if stays_float32(name) else dtype)
+            for name, each in stored.items()
+        },
+        assign=True,
+    )
     if config.tie_embeddings:
         model.lm_head.weight = model.embeddings.weight
     model.backend = kernels

@@ -1,8 +1,8 @@
-"""Safetensors files, written tensor by tensor, and read so that nothing is believed before it is checked.
+"""Safetensors files, read and written tensor by tensor: memory holds one at a time.
 
-Writing is our own because `safetensors.torch.save_file` opens and writes by itself, past `hnet_cli.storage`, which
-makes a file appear whole or not at all. A file that is read may come from anybody: its header is bounded before it is
-parsed, and a tensor is read when names, shapes and dtypes of all have been seen.
+Our own because those of the library open files by themselves: `save_file` past `hnet_cli.storage`, which makes a file
+appear whole or not at all; `load_file` as a memory map, which changes with the file and ends the process (SIGBUS) when
+somebody cuts that short.
 """
 
 from __future__ import annotations
@@ -11,18 +11,14 @@ import json
 import math
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from hnet_cli import storage
+from hnet_cli.checkpoints.torch_file import Stored
 from hnet_cli.errors import DamagedError
-from hnet_cli.storage import NewFile, shown
-from hnet_cli.storage.reading import reason
+from hnet_cli.storage import HeldFile, NewFile, shown
 
 SAFETENSORS_DTYPES = {
     torch.float64: "F64",
@@ -31,12 +27,19 @@ SAFETENSORS_DTYPES = {
     torch.bfloat16: "BF16",
     torch.uint8: "U8",
 }
-
-
-TORCH_DTYPES = {name: dtype for dtype, name in SAFETENSORS_DTYPES.items()}
-MOST_HEADER = 16 << 20
-"""Bytes of the largest header that is read; that of 1,000 layers has 1 MB."""
-MOST_DIMENSIONS = 8
+_OTHERS = {
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "BOOL": torch.bool,
+}
+"""Dtypes that are read, but not written."""
+_READ = {name: dtype for dtype, name in SAFETENSORS_DTYPES.items()} | _OTHERS
+HEADER_LIMIT = 16 << 20
+"""Bytes of the largest list of tensors that is read."""
 
 
 class Described(Protocol):
@@ -78,45 +81,43 @@ def write_safetensors(
         file.write(read(tensors[name]).detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A tensor in a file, not yet read."""
+def open_safetensors(file: HeldFile) -> dict[str, Stored]:
+    """The tensors of a file, not yet read. Raises DamagedError unless they fill the file, in some order, without a gap.
 
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    read: Callable[[], torch.Tensor]
-    """Read it, contiguous. Raises DamagedError if its bytes are not those that were written."""
-
-
-def read_safetensors(path: Path) -> dict[str, Stored]:
-    """The tensors of a file, not yet read. Raises FileNotFoundError, StorageError, DamagedError (not such a file, cut
-    off, a header that is too large, a dtype that we never write)."""
-    with storage.open_file(path) as file:
-        head = file.read(8)
-    length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-    if not 2 <= length <= MOST_HEADER:
-        raise DamagedError(f"{shown(path)} is damaged: it is no safetensors file", "fetch or copy it again")
+    Reading one raises DamagedError where the file has become shorter, or has been written to.
+    """
     try:
-        opened = safe_open(path, "pt")
-        slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (it is no mapping)
-        kinds = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
-    except (SafetensorError, OSError, ValueError, OverflowError) as error:
-        raise DamagedError(f"{shown(path)} is damaged: {reason(error)}", "fetch or copy it again") from error
-    for name, (kind, shape) in kinds.items():
-        if kind not in TORCH_DTYPES or len(shape) > MOST_DIMENSIONS:
-            what = f"dtype {kind}" if kind not in TORCH_DTYPES else f"{len(shape)} dimensions"
-            raise DamagedError(f"{shown(path)}: {name[:80]!a} has {what}, which no model has")
-    return {
-        name: Stored(shape, TORCH_DTYPES[kind], partial(_read, path, opened, name))
-        for name, (kind, shape) in kinds.items()
-    }
+        return _tensors(file)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, struct.error) as error:
+        reason = ascii(str(error)[:200])[1:-1]
+        raise DamagedError(f"{shown(file.path)} is damaged: {reason}", "fetch or copy it again") from error
 
 
-def _read(path: Path, opened: Any, name: str) -> torch.Tensor:
-    try:
-        tensor: torch.Tensor = opened.get_tensor(name)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise DamagedError(f"{shown(path)} is damaged: {reason(error)}", "fetch or copy it again") from error
+def _tensors(file: HeldFile) -> dict[str, Stored]:
+    length = int.from_bytes(file.read(0, 8), "little") if file.size > 8 else 0
+    if not 0 < length <= min(HEADER_LIMIT, file.size - 8):
+        raise ValueError(f"a list of tensors of {length:,} bytes in a file of {file.size:,}")
+    header = json.loads(file.read(8, length))
+    header.pop("__metadata__", None)
+    tensors, end = dict[str, Stored](), 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        dtype, shape, (start, stop) = _READ[entry["dtype"]], entry["shape"], entry["data_offsets"]
+        if not all(type(number) is int and 0 <= number < 1 << 48 for number in (*shape, start, stop)):
+            raise ValueError(f"{name} has no sizes")
+        if len(shape) > 16 or start != end or stop - start != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"{name} of shape {shape} is not {stop - start} bytes from {start}")
+        tensors[name] = Stored(tuple(shape), dtype, partial(_read, file, 8 + length + start, tuple(shape), dtype))
+        end = stop
+    if 8 + length + end != file.size:
+        raise ValueError(f"{file.size:,} bytes, not {8 + length + end:,}")
+    return {name: tensors[name] for name in header}
+
+
+def _read(file: HeldFile, start: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    tensor = torch.empty(shape, dtype=dtype)
+    file.read_into(tensor.reshape(-1).view(torch.uint8).numpy().data, start)
+    if file.has_changed():
+        raise DamagedError(f"{shown(file.path)} was written to while it was read", "run the command again")
     return tensor
 
 

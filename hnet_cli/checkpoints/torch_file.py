@@ -20,6 +20,7 @@ import struct
 import sys
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hnet_cli.checkpoints.safetensors_file import Stored
 from hnet_cli.errors import DamagedError, InputError
 from hnet_cli.storage import open_file, shown
 
@@ -79,6 +79,16 @@ _LITERALS = {
     *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
     *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BINSTRING", "SHORT_BINSTRING"),
 }
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file, not yet read."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+    """Read it, contiguous. Raises DamagedError if its bytes are not those that were written."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,10 +219,11 @@ class _Reader:
             self.stack[-1].extend(items)
 
     def _set(self, flat: list[Any]) -> None:
-        # Keys other than strings and numbers are no names of tensors; hashing a nested tuple could take forever.
+        # Other keys are no names of tensors; hashing a nested tuple or a huge number could take forever, as could the
+        # comparisons of numbers chosen to have one hash, which only those beyond 2^61 - 1 can have.
         if isinstance(target := self.stack[-1], dict):
             pairs = zip(flat[::2], flat[1::2], strict=True)
-            target.update((key, value) for key, value in pairs if isinstance(key, str | int))
+            target.update((key, value) for key, value in pairs if type(key) is str or _is_small(key))
 
     def _global(self, module: str, name: str) -> _Global:
         if not isinstance(module, str) or not isinstance(name, str):
@@ -263,8 +274,12 @@ class _Reader:
         return _Inert()
 
 
+def _is_small(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 48
+
+
 def _is_counts(values: Any) -> bool:
-    return isinstance(values, tuple) and len(values) <= 8 and all(type(v) is int and 0 <= v < 1 << 48 for v in values)
+    return isinstance(values, tuple) and len(values) <= 8 and all(map(_is_small, values))
 
 
 class _Archive:

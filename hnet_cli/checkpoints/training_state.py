@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from hnet_cli.checkpoints.model_folder import (
 from hnet_cli.checkpoints.safetensors_file import in_order
 from hnet_cli.config.bounds import STRICT, typed
 from hnet_cli.distributed.world import divided_like, whole
-from hnet_cli.errors import DamagedError, HNetError
+from hnet_cli.errors import BusyError, DamagedError, HNetError
 from hnet_cli.model import HNetForCausalLM
 from hnet_cli.storage import shown
 
@@ -100,18 +101,24 @@ def save_checkpoint(
     keep: int,
     settings: str = "",
     is_main: bool = True,
+    written: set[Path] | None = None,
 ) -> Path:
     """Write the checkpoint of `state.step`, point `latest` at it, and remove the ones no longer kept.
 
-    `settings`: the run's configuration as YAML, sealed with it. Of several ranks all call this, and the main one
-    writes. Raises StorageError or BusyError (disk full, I/O, not writable); whatever was there before is whole then.
+    `settings`: the run's configuration as YAML, sealed with it. `written`: the checkpoints that this process wrote,
+    which this one is added to; where `checkpoints` is a link no others are removed or replaced, for they may be of
+    another run. Of several ranks all call this, and the main one writes. Raises StorageError or BusyError (disk full,
+    I/O, not writable, another run's); whatever was there before is whole then.
     """
     folder = run / "checkpoints" / f"step-{state.step:08d}"
+    own = (written or set()) if folder.parent.is_symlink() else None
     moments = dict(_optimizer_tensors(model, optimizer))
     gathering = _Gathering(weights_of(model), moments)
     try:
         if not is_main:
             return folder
+        if os.path.lexists(folder):
+            _make_way(folder, own)
         files: dict[str, dict[str, Any]] = {}
         manifest = {"kind": "checkpoint", "files": files}
         staging = storage.staged_folder(folder, overwrite=True, manifest=manifest)
@@ -127,19 +134,33 @@ def save_checkpoint(
     storage.write_text(run / "latest", folder.name + "\n")
     if state.best_step == state.step:
         storage.write_text(run / "best", folder.name + "\n")
-    _prune(run, keep, folder)
+    if written is not None:
+        written.add(folder)
+    _prune(run, keep, folder, own)
     return folder
 
 
-def _prune(run: Path, keep: int, written: Path) -> None:
+def _make_way(folder: Path, own: set[Path] | None) -> None:
+    """Remove a damaged checkpoint that is about to be written anew. Raises BusyError for one of another run's."""
+    if folder.is_symlink() or (own is not None and folder not in own):
+        raise BusyError(
+            f"{storage.shown(folder)} may be of another run, for it is behind a link: it is not replaced",
+            "remove it, or the link",
+        )
+    if not _is_sound(folder):
+        storage.remove_folder(folder)
+
+
+def _prune(run: Path, keep: int, written: Path, own: set[Path] | None) -> None:
     """Remove all but the newest `keep` checkpoints that verify, what is newer than those, and the best.
 
-    `written` has just been; a damaged one is no reason to remove a sound one.
+    `written` has just been; a damaged one is no reason to remove a sound one. `own`: those that may be removed; None:
+    all but links.
     """
-    steps, best, sound = steps_of(run), best_of(run), 0
+    steps, best, sound = [step for step in steps_of(run) if own is None or step in own], best_of(run), 0
     for folder in steps if len(steps) > keep else ():
         if sound == keep:
-            if folder != best:
+            if folder != best and not folder.is_symlink():
                 storage.remove_folder(folder)
         elif folder == written or _is_sound(folder):
             sound += 1

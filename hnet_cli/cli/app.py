@@ -102,11 +102,13 @@ for name, command in COMMANDS.items():
 
 def run(arguments: list[str] | None = None) -> int:
     """Run one command line and return its exit code (design: 0, 1 bug, 2 usage, 3 input, 4 damaged, 5 numerical, 69
-    environment, 73 busy, 74 I/O, 75 stopped, 130 interrupted)."""
+    environment, 73 busy, 74 I/O, 75 stopped, 130 interrupted, 128 + N ended by signal N)."""
     warnings.formatwarning = lambda message, *_: f"hnet: warning: {escape(str(message), keep='')}\n"
+    process.utf8_stdout()
     try:
-        code = app(args=arguments, prog_name="hnet", standalone_mode=False)
-        sys.stdout.flush()
+        with process.terminable():
+            code = app(args=arguments, prog_name="hnet", standalone_mode=False)
+            sys.stdout.flush()
         if code == INTERRUPTED:  # Typer's answer to Ctrl-C
             print("hnet: interrupted", file=sys.stderr)
         return code if isinstance(code, int) else 0

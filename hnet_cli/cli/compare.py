@@ -39,6 +39,7 @@ def compare(
         str | None, typer.Option(metavar="0,1,...", help="Train on these GPUs, a member on each at a time.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the page here. Default: compare.html in the folder.")] = None,
+    overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,
     device: options.Device = None,
     as_json: options.Json = False,
@@ -66,7 +67,7 @@ def compare(
         settings=settings or [],
         gpus=[] if gpus is None else _numbers(gpus),
     )
-    told = session.compare(request, out=out, dry_run=dry_run)
+    told = session.compare(request, out=out, overwrite=overwrite, dry_run=dry_run)
     if as_json:
         options.print_json(told)
     elif not dry_run:

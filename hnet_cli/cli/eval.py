@@ -66,6 +66,7 @@ def evaluate(
     ] = None,
     modality: Annotated[str | None, typer.Option(help="How to read the files. Default: the model's.")] = None,
     field: options.Field = None,
+    overwrite: options.Overwrite = False,
     device: options.Device = None,
     as_json: options.Json = False,
 ) -> None:
@@ -88,6 +89,7 @@ def evaluate(
         vcf=vcf,
         fasta=fasta,
         scores=scores,
+        overwrite=overwrite,
         label=label,
         noise=noise,
         max_bytes=max_bytes,

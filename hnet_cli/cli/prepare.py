@@ -132,8 +132,9 @@ def show_summary(summary: Summary) -> None:
     for note, number in summary.notes.items():
         say(f"[dim]{literal(note)}: {number:,}[/]")
     following = "when all parts are there: hnet prepare --join PARTS..."
+    if summary.rule:
+        _show_held_out(summary)
     if bits := summary.baselines:
-        say(f"[dim]Held out: {literal(summary.rule)}.[/]", verbose=True)
         say(
             f"To beat on the held-out bytes: xz [bold]{bits['xz']:.3f}[/] bits per byte, an order-{bits['k']:d} model "
             f"[bold]{bits['order_k']:.3f}[/]."
@@ -149,3 +150,24 @@ def show_summary(summary: Summary) -> None:
         f"Wrote {literal(summary.path)} ({size(summary.bytes)} in {summary.seconds:.1f} s, {size(speed)}/s). "
         f"Next: {literal(following)}"
     )
+
+
+def _show_held_out(summary: Summary) -> None:
+    """Name the first few held-out documents, and say what would make them worth little."""
+    from hnet_cli.data.prepare.split import LEAST_GROUPS
+    from hnet_cli.terminal.console import literal, say
+
+    names = ", ".join(" ".join(name.split("\t")) for name in summary.held_out)
+    why = ""
+    if summary.rule == "the end of the corpus":
+        few = "all documents are of one group" if summary.groups == 1 else f"there are only {summary.groups} groups"
+        why = f", for {few if summary.groups < LEAST_GROUPS else 'no groups of documents are of the right size'}"
+    more = "" if len(summary.held_out) == summary.splits["val"]["documents"] else ", ..."
+    say(f"[dim]Held out: {literal(f'{summary.rule}{why}')}: {literal(names + more)}[/]")
+    alike = summary.near_duplicates
+    if alike["found"]:
+        name, like = alike["first"][0]
+        say(
+            f"{alike['found']:,} of {alike['held_out']:,} held-out documents looked at are much like one to train on "
+            f"({literal(name)} like {literal(like)}; {alike['trained_on']:,} looked at): scores on them say little."
+        )

@@ -18,13 +18,14 @@ def runs(
     out: Annotated[
         Path | None, typer.Option(help="Write a page of the runs here: the report of one, the curves of several.")
     ] = None,
+    overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
     """List runs, or compare the runs you name."""
     from hnet_cli.report import runs as listing
     from hnet_cli.terminal.console import show_data
 
-    shown = listing.show(paths or [], sort, out)
+    shown = listing.show(paths or [], sort, out, overwrite)
     if as_json:
         options.print_json(shown.data)
     else:

@@ -47,7 +47,6 @@ def sample(
     from hnet_cli.checkpoints.find import default_model, load
     from hnet_cli.inference import generate, render
     from hnet_cli.terminal.console import literal, say
-    from hnet_cli.terminal.process import utf8_stdout
 
     if model is None:
         model = default_model()
@@ -75,7 +74,7 @@ def sample(
             sys.stdout.buffer.write(piece)
             sys.stdout.buffer.flush()
     else:
-        stream = utf8_stdout()
+        stream = sys.stdout
         colour = render.use_colour(stream)
         for text in generate.sample(loaded, prompts, modality, show_chunks=show_chunks, colour=colour, **choice):
             stream.write(text)

@@ -47,6 +47,7 @@ def segment(
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write here instead of standard output.")] = None,
+    overwrite: options.Overwrite = False,
     max_bytes: Annotated[
         int | None, typer.Option(min=1, help="Stop after this many bytes. Default: all; html: 1 MB.")
     ] = None,
@@ -62,16 +63,19 @@ def segment(
     from hnet_cli.inference import render
     from hnet_cli.inference import segment as segmenting
     from hnet_cli.terminal.console import literal, progress, say, size
-    from hnet_cli.terminal.process import utf8_stdout
 
-    if out is not None and out.exists() and out.is_dir():
-        raise UsageError(f"--out {out} is a folder", "name a file")
+    if out is not None:
+        if out.is_dir():
+            raise UsageError(f"--out {out} is a folder", "name a file")
+        storage.refuse_output(out, overwrite, files)
+        if out.suffix == ".gz" and format in TRACKS:
+            storage.refuse_output(index_of(out), overwrite)
     loaded, plugin = model_for(files, model, modality, field, options.device_name(device))
     format = format or ("pretty" if out is None and render.use_colour(sys.stdout) else "plain")
     summary = segmenting.Summary(loaded.config, plugin)
     pieces = segmenting.segment(
         loaded,
-        readable_sources(files, plugin, field),
+        readable_sources(files, plugin, field, summary),
         plugin,
         format=format,
         stage=stage,
@@ -82,19 +86,23 @@ def segment(
         carried=carry,
     )
     if out is None:
-        write_text(pieces, utf8_stdout())
+        write_text(pieces, sys.stdout)
     else:
         total = plain_bytes(files)
         total = min(total, max_bytes) if total and max_bytes else total
-        with storage.staged_file(out) as binary, progress("segmenting", total) as task:
+        with storage.output_file(out, overwrite, files) as binary, progress("segmenting", total) as task:
             advancing = after_each(pieces, lambda: task.update(summary.bytes, note=size(summary.bytes)))
             write_file(advancing, binary, compressed=out.suffix == ".gz")
         say(f"Wrote {literal(out)}.")
-        if out.suffix == ".gz" and format in TRACKS:
+        if out.suffix == ".gz" and format in TRACKS and out.is_file():
             write_index(out)
     show_summary(summary)
     if summary.cut:
         say(f"There is more: this is the first {summary.bytes:,} bytes; --max-bytes says how many are wanted.")
+    if damaged := summary.damaged:
+        for error in damaged[1:]:
+            say(f"[yellow]left out:[/] {literal(error)}")
+        raise InputError(f"{damaged[0]}; the rest is segmented", damaged[0].hint)
 
 
 def model_for(
@@ -129,13 +137,15 @@ def model_for(
     return loaded, modalities.get(name) if name else None
 
 
-def readable_sources(files: list[str], modality: Modality | None, field: str | None) -> Iterator[Source]:
+def readable_sources(
+    files: list[str], modality: Modality | None, field: str | None, summary: Summary
+) -> Iterator[Source]:
     """The sources that the files hold. One that cannot be read is reported and left out."""
     from hnet_cli.data.prepare.contents import sources_of
     from hnet_cli.modality import Modality, Refused
     from hnet_cli.terminal.console import literal, say
 
-    for source in sources_of(files, modality or Modality(), field):
+    for source in sources_of(files, modality or Modality(), field, summary.damaged.append):
         if isinstance(source, Refused):
             say(f"[yellow]left out:[/] {literal(source.where)}: {literal(source.reason)}")
         else:
@@ -182,6 +192,11 @@ def write_file(pieces: Iterable[str], binary: NewFile, compressed: bool) -> None
     blocks.flush()  # an empty block marks the end of a whole file
 
 
+def index_of(track: Path) -> Path:
+    """The tabix index beside a track."""
+    return track.with_name(f"{track.name}.tbi")
+
+
 def write_index(track: Path) -> None:
     """Write the tabix index beside a compressed track, if pysam is installed."""
     from hnet_cli.terminal.console import literal, say
@@ -196,7 +211,7 @@ def write_index(track: Path) -> None:
     except OSError as error:  # a sequence in two files is in two places, which no index allows
         say(f"[yellow]No index:[/] {literal(str(error))}; give files whose sequences have names of their own.")
         return
-    say(f"Wrote {literal(track)}.tbi.")
+    say(f"Wrote {literal(index_of(track))}.")
 
 
 def show_summary(summary: Summary) -> None:

@@ -21,6 +21,7 @@ from hnet_cli.data.dataset import Dataset
 from hnet_cli.distributed.device import Machine, this_machine
 from hnet_cli.errors import DamagedError, InputError, UsageError
 from hnet_cli.model.config import Chunker
+from hnet_cli.report import history
 from hnet_cli.storage import shown
 from hnet_cli.terminal.console import literal, progress, say, size
 from hnet_cli.training import lineup
@@ -156,7 +157,9 @@ def choose(request: ComparisonRequest) -> ComparisonPlan:
     for gpu in request.gpus if request.device != "cpu" else ():
         this_machine(f"cuda:{gpu}")  # raises where it is not there
     stored = _stored(request.run) if request.run else {}
-    data = request.data or (Path(stored["data"]) if stored else None)
+    data = request.data
+    if data is None and stored and request.run is not None:
+        data = history.data_of(request.run, stored["data"]) or Path(str(stored["data"]))
     if data is None:
         data = newest_dataset()
         say(f"Data: [bold]{literal(data)}[/]")
@@ -315,7 +318,9 @@ def _scheduled(member: Member, plan: ComparisonPlan) -> Member:
         samples=False,
         log_every=max(1, min(train.log_every, every)),
     )
-    return replace(member, config=replace(member.config, name=member.name, data=str(plan.data)))
+    return replace(
+        member, config=replace(member.config, name=member.name, data=history.stored_path(plan.data, plan.folder))
+    )
 
 
 def write(plan: ComparisonPlan, request: ComparisonRequest) -> None:
@@ -329,7 +334,7 @@ def write(plan: ComparisonPlan, request: ComparisonRequest) -> None:
     record = {name: getattr(plan, name) for name in ("bytes", "max_bytes", "minutes", "seeds", "settings", "size")}
     record |= {
         "format": FORMAT,
-        "data": str(plan.data),
+        "data": history.stored_path(plan.data, plan.folder),
         "dataset": plan.dataset.fingerprint,
         "modality": plan.dataset.modality,
         "asked": stored.get("asked") or request.budgets,

@@ -22,7 +22,8 @@ from hnet_cli.comparison.plan import ComparisonPlan, ComparisonRequest, MemberRu
 from hnet_cli.comparison.results import results
 from hnet_cli.comparison.verdict import verdict
 from hnet_cli.config.run import to_yaml
-from hnet_cli.errors import HNetError, NumericalError, Stopped
+from hnet_cli.data.dataset import Dataset
+from hnet_cli.errors import HNetError, InputError, NumericalError, Stopped
 from hnet_cli.report import history
 from hnet_cli.terminal.console import literal, progress, say
 from hnet_cli.terminal.process import Stop, catch_signals
@@ -34,17 +35,26 @@ POLL = 0.2
 """Seconds between two looks at the workers."""
 
 
-def compare(request: ComparisonRequest, *, out: Path | None = None, dry_run: bool = False) -> dict[str, Any]:
+def compare(
+    request: ComparisonRequest, *, out: Path | None = None, overwrite: bool = False, dry_run: bool = False
+) -> dict[str, Any]:
     """Plan, train what is not trained, measure what is not measured, write `compare.json` and the page (to `out`).
+
+    `overwrite`: whatever is at `out`, not only a page of hnet's.
 
     Returns what `compare.json` holds, or with `dry_run` the plan. Raises whatever a plan, a training or an evaluation
     raises; Stopped after a signal: all that is done is kept, and the same call continues.
     """
+    if out is not None:
+        storage.refuse_output(out, overwrite)
     plan = planning.choose(request)
     exam = Exam.of(plan)
     if dry_run:
         return tables.describe(plan, planning.seconds_per_byte(plan))
     with catch_signals() as stop, storage.FolderLock(plan.folder):
+        if not (plan.folder / planning.NAME).exists():
+            for name in (JSON, PAGE):
+                storage.refuse_output(plan.folder / name)
         planning.write(plan, request)
         tables.describe(plan, {})
         failed = _train_all(plan, stop)
@@ -53,7 +63,7 @@ def compare(request: ComparisonRequest, *, out: Path | None = None, dry_run: boo
         figures["definitions"] = tables.definitions(figures)
         storage.write_json(plan.folder / JSON, figures)
         where = out or plan.folder / PAGE
-        storage.write_text(where, page(figures))
+        storage.write_output(where, page(figures), overwrite or out is None)
     say(f"Wrote {literal(plan.folder / JSON)} and {literal(where)}.")
     return figures
 
@@ -101,6 +111,7 @@ def _in_turn(plan: ComparisonPlan, left: Sequence[MemberRun], stop: Stop) -> dic
     failed: dict[str, str] = {}
     for n, run in enumerate(left, 1):
         _refuse_if_stopped(stop, plan)
+        _refuse_other_data(plan)
         try:
             label = f"{run.name} ({n} of {len(left)})"
             attend(_training_plan(plan, run), label=label, resume=_has_begun(run), brief=True)
@@ -130,6 +141,15 @@ def _refuse_if_stopped(stop: Stop, plan: ComparisonPlan) -> None:
         raise _stopped(f"stopped by {stop.signal}; all that is done is kept in {plan.folder}", plan)
 
 
+def _refuse_other_data(plan: ComparisonPlan) -> None:
+    """Raise InputError where another dataset has taken the name since the comparison began."""
+    if Dataset.open(plan.data).fingerprint != plan.dataset.fingerprint:
+        raise InputError(
+            f"{plan.data} was made anew while the comparison ran, so the rest would be trained on other data",
+            "restore it, or begin another comparison with --run",
+        )
+
+
 def _side_by_side(plan: ComparisonPlan, left: Sequence[MemberRun], stop: Stop) -> dict[str, str]:
     """One worker process per GPU: `hnet train` with only that GPU visible. Ctrl-C comes to this process alone."""
     waiting, failed = list(left), dict[str, str]()
@@ -145,6 +165,7 @@ def _side_by_side(plan: ComparisonPlan, left: Sequence[MemberRun], stop: Stop) -
                                 failed, run, history.ending(run.folder) or f"the worker ended with {worker.returncode}"
                             )
                     if gpu not in working and waiting and not stop.signal:
+                        _refuse_other_data(plan)
                         run = waiting.pop(0)
                         working[gpu] = run, _worker(plan, run, gpu)
                 if stop.signal:

@@ -110,7 +110,7 @@ class Batches:
             order = shuffled(np.arange(len(self._ranges)), len(self._ranges), f"{self.seed} documents {epoch}")
             while len(self._epochs) > 1:
                 self._epochs.pop(next(iter(self._epochs)))
-            self._epochs[epoch] = order, np.cumsum(self._ranges[order, 2])
+            self._epochs[epoch] = order, np.cumsum(self._ranges[:, 2][order])
         return self._epochs[epoch]
 
 

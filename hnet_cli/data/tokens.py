@@ -229,7 +229,10 @@ def of_setting(setting: str, dataset: Dataset) -> Tokenizer:
 
 @lru_cache(maxsize=4)
 def _learned(path: Path, fingerprint: str, size: int) -> Tokenizer:
-    return Tokenizer(learn(_sample(Dataset.open(path), min(MOST_SAMPLE, SAMPLE_PER_ID * size)), size))
+    dataset = Dataset.open(path)
+    if dataset.fingerprint != fingerprint:
+        raise InputError(f"{path} was made anew while it was in use", "run the command again")
+    return Tokenizer(learn(_sample(dataset, min(MOST_SAMPLE, SAMPLE_PER_ID * size)), size))
 
 
 def learned(dataset: Dataset, size: int) -> Tokenizer:

@@ -17,6 +17,7 @@ from hnet_cli.data.loader import shuffled
 from hnet_cli.data.prepare.contents import sources_of
 from hnet_cli.errors import HNetError, InputError, UsageError
 from hnet_cli.modality import Document, Modality, Refused, Source
+from hnet_cli.report.history import data_of
 from hnet_cli.storage.streams import open_input, shown
 
 LEAST_SHARE = 64
@@ -50,10 +51,9 @@ def own_dataset(model: str) -> Path | None:
     for run in (folder, folder.parent.parent):
         if (run / "config.yaml").is_file():
             try:
-                data = resolve(str(run / "config.yaml")).data
+                return data_of(run, resolve(str(run / "config.yaml")).data)
             except HNetError:
                 return None
-            return Path(data) if data and is_dataset(Path(data)) else None
     return None
 
 
@@ -73,7 +73,7 @@ def _held_out(dataset: Dataset, modality: Modality | None, limit: int | None) ->
             f"{dataset.path} holds {dataset.modality}, the model reads {modality.name}",
             f"to evaluate it all the same, give the files themselves and --modality {modality.name}",
         )
-    ranges, total = dataset.ranges("val"), dataset.nbytes("val")
+    ranges, total = dataset.ranges("val")[:], dataset.nbytes("val")
     order = np.arange(len(ranges))
     part = "all"
     if limit is not None and total > limit:
@@ -97,7 +97,7 @@ def _held_out(dataset: Dataset, modality: Modality | None, limit: int | None) ->
 def _train_sample(dataset: Dataset) -> bytes | None:
     if "train" not in dataset.splits or not dataset.nbytes("train"):
         return None
-    ranges = dataset.ranges("train")
+    ranges = dataset.ranges("train")[:]
     starts = dataset.table[ranges[:, 0], 0] + ranges[:, 1]
     stored = sample(dataset.shards.read, [(starts, starts + ranges[:, 2])], dataset.nbytes("train"), TRAIN_LIMIT)
     return dataset.translate(np.frombuffer(stored, np.uint8)).tobytes()

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from hnet_cli import modality as modalities
+from hnet_cli import storage
 from hnet_cli.checkpoints.find import default_model, find, load
 from hnet_cli.checkpoints.model_folder import LoadedModel
 from hnet_cli.data.prepare.contents import sources_of
@@ -61,6 +62,8 @@ class EvaluationRequest:
     vcf: Path | None = None
     scores: Path | None = None
     """TSV that the variants' scores are written to."""
+    overwrite: bool = False
+    """Replace what is at `scores`."""
     label: str | None = None
     tasks: Sequence[Path] = ()
     limit: int | None = None
@@ -97,8 +100,11 @@ def evaluate(models: Sequence[str], request: EvaluationRequest, device: str | No
     """
     if len(models) > 2:
         raise UsageError(f"{len(models)} models are given, two can be compared", "give one or two")
-    if len(models) == 2 and request.scores:
-        raise UsageError("--scores is one file, and two models are given", "give one, then the other")
+    if request.scores is not None:
+        if len(models) > 1:
+            raise UsageError("--scores is one file, and two models are given", "give one, then the other")
+        inputs = [path for path in (request.vcf, request.fasta) if path is not None]
+        storage.refuse_output(request.scores, request.overwrite, inputs)
     if not models:
         models = [default_model(request.modality)]
         say(f"Model: [bold]{literal(models[0])}[/]")
@@ -224,7 +230,9 @@ class _Evaluation:
             if self.items:
                 result["tasks"] = {name: self._task(name, items) for name, items in self.items.items()}
             if self.calls is not None:
-                result["variants"] = variants.score(self.model, self.calls, context or 2048, request.scores)
+                result["variants"] = variants.score(
+                    self.model, self.calls, context or 2048, request.scores, request.overwrite
+                )
         return result, scores
 
     def _add_documents(self, result: dict[str, Any], material: Material, baselines: Mapping[str, Any]) -> Scores:

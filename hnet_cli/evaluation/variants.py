@@ -113,7 +113,9 @@ def _numbers(label: str, given: Sequence[str | None]) -> np.ndarray:
     return numbers
 
 
-def score(model: HNetForCausalLM, calls: Calls, context: int, out: Path | None = None) -> dict[str, Any]:
+def score(
+    model: HNetForCausalLM, calls: Calls, context: int, out: Path | None = None, overwrite: bool = False
+) -> dict[str, Any]:
     """Score every variant; half of `context` is read on either side. `out`: a TSV, a line each."""
     scored: list[Variant] = []
     parts: list[np.ndarray] = []
@@ -130,7 +132,7 @@ def score(model: HNetForCausalLM, calls: Calls, context: int, out: Path | None =
     table = np.concatenate(parts)
     mean, kinds = table.mean(1), np.array([_kind(variant) for variant in scored])
     if out is not None:
-        _write(out, scored, table)
+        _write(out, scored, table, overwrite)
     result: dict[str, Any] = {
         "variants": len(scored),
         "left_out": calls.left_out,
@@ -229,13 +231,13 @@ def _auc(scores: np.ndarray, values: np.ndarray) -> float:
     return float((_ranks(scores)[high].sum() - positive * (positive + 1) / 2) / (positive * negative))
 
 
-def _write(out: Path, variants: list[Variant], table: np.ndarray) -> None:
+def _write(out: Path, variants: list[Variant], table: np.ndarray, overwrite: bool) -> None:
     """A TSV of `table` (n, 2), the scores of both strands, with their mean and the baselines; CHROM, POS, REF and ALT
     as in VCF. Raises StorageError."""
     baselines = _baselines(variants)
     names = ["CHROM", "POS", "REF", "ALT", "variant", "kind", "llr", "llr_forward", "llr_reverse", *baselines]
     columns = np.column_stack([table.mean(1), table, *baselines.values()])
-    with storage.staged_file(out) as file:
+    with storage.output_file(out, overwrite) as file:
         file.write(("\t".join(names) + "\n").encode())
         for variant, row in zip(variants, columns.tolist(), strict=True):
             alleles = variant.reference.decode("latin-1"), variant.alternative.decode("latin-1")

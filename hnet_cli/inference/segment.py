@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from hnet_cli.model import HNetConfig, HNetForCausalLM
 PAGE_BYTES = 1_000_000
 """An HTML page holds at most this many bytes of text unless told otherwise: more than anybody reads, and its surprisal
 takes the whole network."""
+T = TypeVar("T")
 SCORED_BYTES = 1 << 16
 """Reference edges are asked for at most about this many bytes at once."""
 
@@ -76,6 +77,8 @@ class Summary:
     """Number of documents by remark (`Document.notes`)."""
     cut: bool = False
     """True if there was more than `max_bytes`."""
+    damaged: list[InputError] = field(default_factory=list)
+    """One for each file that could not be read, or not to its end."""
 
     def __post_init__(self) -> None:
         stages = self.config.num_stages
@@ -154,8 +157,9 @@ def segment(
     `modality` None reads every source as one document of raw bytes. `format` is one of `render.formats(modality)`.
     `headings` names each source in the formats for people. `summary` is filled on the way, `on_refused` told what is
     not used. After `max_bytes` (of all documents together; html has `PAGE_BYTES` where nothing is said) it ends, and
-    `summary.cut` is true. `label` names the model on the page. `carried` as in `windows`. Raises UsageError for an
-    unknown format or stage at once, InputError at the end if there was nothing.
+    `summary.cut` is true. `label` names the model on the page. `carried` as in `windows`. A source that turns out to be
+    damaged ends there, and the others follow. Raises UsageError for an unknown format or stage at once, InputError at
+    the end if there was nothing, or no source was whole.
     """
     stages = stages_of(model.config, stage)
     render.check(format, modality)
@@ -164,14 +168,20 @@ def segment(
     refused: list[Refused] = []
     limit = _Limit(max_bytes or (PAGE_BYTES if format == "html" else None), summary, modality or Modality())
 
+    whole = 0
+
     def documents() -> Iterator[Document | Stream]:
+        nonlocal whole
         for source in sources:
-            for item in modality.documents(source) if modality else [_raw(source)]:
+            before = len(summary.damaged)
+            for item in until_damaged(modality.documents(source) if modality else [_raw(source)]):
                 if not isinstance(item, Refused):
                     if limit.left == 0:
                         summary.cut = True
                         return
                     summary.notes.update(item.notes if isinstance(item, Document) else ())
+                    if isinstance(item, Stream):
+                        item = dataclasses.replace(item, blocks=until_damaged(item.blocks))
                     yield limit(item)
                     continue
                 refused[1:] = []  # the first is enough for a message
@@ -179,6 +189,13 @@ def segment(
                 summary.refuse(item)
                 if on_refused:
                     on_refused(item)
+            whole += len(summary.damaged) == before
+
+    def until_damaged(items: Iterable[T]) -> Iterator[T]:
+        try:
+            yield from items
+        except InputError as error:
+            summary.damaged.append(error)
 
     def counted() -> Iterator[Window]:
         before = summary.bytes
@@ -187,6 +204,8 @@ def segment(
         for window in windows(model, documents(), input_table=table, **asked):
             summary.add(window)
             yield window
+        if summary.damaged and not whole and not summary.cut:
+            raise summary.damaged[0]
         if summary.bytes == before:
             raise InputError(
                 f"nothing to segment: {f'{refused[0].where}: {refused[0].reason}' if refused else 'empty'}"

@@ -208,6 +208,11 @@ class Glance:
     when: float
     """Time of the last write, in seconds since the epoch."""
 
+    @property
+    def is_readable(self) -> bool:
+        """False where not even a record of it is there."""
+        return self.state != "damaged" or self.step > 0
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         stages = [{"bytes_per_chunk": s.bytes_per_chunk, "target": s.target_bytes_per_chunk} for s in self.stages]
@@ -215,8 +220,15 @@ class Glance:
 
 
 def is_run(path: Path) -> bool:
-    """True for the folder of a run; a model folder has a config too, but of another form."""
-    return any(os.path.lexists(path / name) for name in ("config.yaml", "metrics.jsonl"))
+    """True for the folder of a run; a model folder has a config too, but of another form. So is one that nobody may
+    look into: it is listed as damaged."""
+    try:
+        os.lstat(path / "config.yaml")
+        return True
+    except (FileNotFoundError, NotADirectoryError):
+        return os.path.lexists(path / "metrics.jsonl")
+    except OSError:
+        return True
 
 
 def find(folder: Path) -> list[Path]:
@@ -237,14 +249,28 @@ def read_config(run: Path) -> dict[str, Any] | None:
         return None
 
 
+def data_of(run: Path, data: object) -> Path | None:
+    """The dataset that a run calls `data` in its configuration, from wherever it is looked for: relative to a folder
+    that the run lies in, one of which it was trained from, or to the current one. None where it is no longer there."""
+    if not isinstance(data, str) or not data or "\0" in data:
+        return None
+    above = dict.fromkeys((*Path(os.path.abspath(run)).parents, *run.resolve().parents))
+    places = (base / data for base in (*above, Path()))
+    return next((place for place in places if (place / "dataset.json").is_file()), None)
+
+
+def stored_path(data: Path, run: Path) -> str:
+    """The path of a dataset as the configuration of a run keeps it, for `data_of`: relative, so that a project can be
+    moved, where the run lies below the current folder; else absolute."""
+    here = Path.cwd() in Path(os.path.abspath(run)).parents
+    return str(data) if here and ".." not in data.parts else str(data.absolute())
+
+
 def dataset_of(run: Path, config: dict[str, Any]) -> dict[str, Any]:
     """`dataset.json` of the data a run was trained on; empty where it is no longer there."""
-    data = config.get("data")
-    if not isinstance(data, str):
-        return {}
-    for base in (Path(), run.parent.parent):  # from where it was trained, or beside runs/
-        with contextlib.suppress(FileNotFoundError, DamagedError, ValueError):
-            return storage.read_json(base / data / "dataset.json", storage.LARGE)
+    if (data := data_of(run, config.get("data"))) is not None:
+        with contextlib.suppress(FileNotFoundError, DamagedError):
+            return storage.read_json(data / "dataset.json", storage.LARGE)
     return {}
 
 
@@ -258,15 +284,20 @@ def baselines_of(dataset: dict[str, Any]) -> dict[str, float]:
 
 
 def glance(run: Path) -> Glance:
-    """A run at a glance; only the lines of `metrics.jsonl` that are needed are parsed. One of which a file is no file,
-    or larger than a run's can be, is damaged."""
+    """A run at a glance. One that cannot be read, whatever is wrong with it, is damaged: the others are still shown."""
     try:
-        return _glance(run, lines_of(run / "metrics.jsonl"))
-    except DamagedError as error:
-        return replace(_glance(run, []), state="damaged", about=str(error))
+        try:
+            return _glance(run, lines_of(run / "metrics.jsonl"))
+        except DamagedError as error:
+            return replace(_glance(run, []), state="damaged", about=str(error))
+    except Exception as error:
+        about = str(error) or type(error).__name__
+        nothing = dict.fromkeys(("preset", "modality", "data", "steps", "bpb_best", "bpb_last", "bytes_per_s"))
+        return Glance(run.name, run, "damaged", about, step=0, bytes=0.0, stages=[], when=0.0, **nothing)
 
 
 def _glance(run: Path, lines: list[str]) -> Glance:
+    """Only the lines of `metrics.jsonl` that are needed are parsed."""
     config = read_config(run)
     train = (config or {}).get("train")
     steps = train.get("steps") if isinstance(train, dict) else None

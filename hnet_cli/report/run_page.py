@@ -32,11 +32,10 @@ MOST_NAMED = 4
 """Runs that the heading of a page of several names; the legends name them all."""
 
 
-def write(run: Path, out: Path | None = None) -> Path:
-    """Write the report of a run, by default `report.html` in its folder; return its path. Raises StorageError."""
-    path = out or run / FILE_NAME
-    storage.write_text(path, page(run))
-    return path
+def write(run: Path) -> Path:
+    """Write the report of a run, `report.html` in its folder; return its path. Raises StorageError."""
+    storage.write_text(run / FILE_NAME, page(run))
+    return run / FILE_NAME
 
 
 @dataclass(frozen=True)

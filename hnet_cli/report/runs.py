@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -37,10 +37,10 @@ class RunsShown:
     data: dict[str, Any]
 
 
-def show(paths: Sequence[Path], sort: str = "when", out: Path | None = None) -> RunsShown:
+def show(paths: Sequence[Path], sort: str = "when", out: Path | None = None, overwrite: bool = False) -> RunsShown:
     """The runs in folders, or the runs given; two or more of these are compared. `out` gets the page of them.
 
-    Raises UsageError for an unknown order, InputError where there is no run.
+    Raises UsageError for an unknown order, InputError where there is no run, and what `storage.refuse_output` does.
     """
     if sort not in ORDERS:
         raise UsageError(f"runs cannot be sorted by {sort!r}", f"choose from {', '.join(ORDERS)}")
@@ -49,10 +49,12 @@ def show(paths: Sequence[Path], sort: str = "when", out: Path | None = None) -> 
     runs = [history.glance(path) for path in dict.fromkeys(_found(paths or [Path("runs")]))]
     if not named:
         runs.sort(key=ORDERS[sort])
-    comparison = _Comparison(runs) if len(runs) > 1 and (named or out) else None
+    usable = [run for run in runs if run.is_readable] or runs
+    comparison = _Comparison(usable) if len(usable) > 1 and (named or out) else None
     if out is not None:
-        _write(out, runs, comparison)
+        _write(out, usable, comparison, overwrite)
     if named and comparison:
+        _say_what_is_wrong([run for run in runs if run not in usable])
         return comparison.shown()
     return RunsShown([_list(runs)], {"runs": [run.to_dict() for run in runs]})
 
@@ -93,9 +95,7 @@ def _list(runs: Sequence[Glance]) -> Table:
         }
         for run in runs
     ]
-    for run in runs:
-        if run.about and run.state != "running":
-            say(f"[yellow]{literal(run.name)}:[/] {literal(run.about)}")
+    _say_what_is_wrong(runs)
     columns, spare = list(rows[0]), iter(SPARE)
     while True:
         made = table(*columns)
@@ -107,6 +107,12 @@ def _list(runs: Sequence[Glance]) -> Table:
         if fits(made) or not (name := next(spare, "")):
             return made
         columns.remove(name)
+
+
+def _say_what_is_wrong(runs: Iterable[Glance]) -> None:
+    for run in runs:
+        if run.about and run.state != "running":
+            say(f"[yellow]{literal(run.name)}:[/] {literal(run.about)}")
 
 
 def _data(run: Glance) -> str:
@@ -192,12 +198,13 @@ def _flat(config: Mapping[str, Any], above: str = "") -> dict[str, str]:
     return flat
 
 
-def _write(out: Path, runs: Sequence[Glance], comparison: _Comparison | None) -> None:
+def _write(out: Path, runs: Sequence[Glance], comparison: _Comparison | None, overwrite: bool) -> None:
     from hnet_cli.report import run_page
 
     if comparison is None:
-        run_page.write(runs[0].path, out)
+        page = run_page.page(runs[0].path)
     else:
         paths = {name: run.path for name, run in comparison.runs.items()}
-        storage.write_text(out, run_page.comparison(paths, comparison.tables()))
+        page = run_page.comparison(paths, comparison.tables())
+    storage.write_output(out, page, overwrite)
     say(f"Wrote {literal(out)}.")

@@ -32,12 +32,13 @@ from hnet_cli.storage.folders import (
     verify_file,
     verify_folder,
 )
+from hnet_cli.storage.held import HeldFile
 from hnet_cli.storage.lock import FolderLock, lock_holder, refuse_if_held
+from hnet_cli.storage.outputs import output_file, refuse_output, write_output
 from hnet_cli.storage.reading import (
     LARGE,
     RECORDS,
     TOKENIZER,
-    map_file,
     open_file,
     read_bytes,
     read_json,

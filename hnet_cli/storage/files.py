@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def os_errors(path: str | os.PathLike[str], needed: int | None = None) -> Iterat
         code = error.errno if isinstance(error, OSError) else None
         if code is None and (number := re.search(r"os error (\d+)", str(error))):
             code = int(number[1])
-        if code is None:
+        if code is None or code == errno.ENOMEM:  # of a process that could not be started
             raise
         raise _translated(code, Path(path), needed) from error
 
@@ -74,12 +75,16 @@ def free_bytes(path: Path) -> int:
 
 
 class NewFile(io.BufferedIOBase):
-    """A file being created, unbuffered and hashed on the way. Raises FileExistsError where there is one."""
+    """A file being created, unbuffered and hashed on the way. Raises FileExistsError where there is one.
 
-    def __init__(self, path: Path) -> None:
+    `through`: write into what is there, a device or pipe, instead.
+    """
+
+    def __init__(self, path: Path, through: bool = False) -> None:
         super().__init__()
         self.name, self._digest, self.size = str(path), hashlib.sha256(), 0
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        flags = os.O_APPEND if through else os.O_CREAT | os.O_EXCL
+        self._descriptor = os.open(path, os.O_WRONLY | flags | os.O_CLOEXEC, 0o666)
 
     def writable(self) -> bool:
         return True
@@ -113,11 +118,14 @@ class GrowingFile:
 
     def __init__(self, path: Path) -> None:
         self.path, self.size, self._digest = path, 0, hashlib.sha256()
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._descriptor = _open_own(path, os.O_RDWR | os.O_CREAT)
 
     def write(self, data: Any) -> None:
         """Append a buffer."""
-        view, at = memoryview(data).cast("B"), self.size
+        view, at = memoryview(data), self.size
+        if not view.nbytes:  # an empty array of several dimensions cannot be cast
+            return
+        view = view.cast("B")
         while view:
             written = os.pwrite(self._descriptor, view, at)
             view, at = view[written:], at + written
@@ -151,6 +159,21 @@ def _write(descriptor: int, data: memoryview) -> None:
         data = data[os.write(descriptor, data) :]
 
 
+def _open_own(path: Path, flags: int) -> int:
+    """Open a file to change it in place. Links are not followed: a folder may come from anybody.
+
+    A file with further names (`cp -al`) is first replaced by a copy, so that what has the other names stays as it is.
+    """
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    status = os.fstat(descriptor)
+    if status.st_nlink < 2 or not stat.S_ISREG(status.st_mode):
+        return descriptor
+    os.close(descriptor)
+    with open(path, "rb") as shared, staged_file(path) as copy:
+        shutil.copyfileobj(shared, copy, 1 << 20)
+    return _open_own(path, flags)
+
+
 @contextlib.contextmanager
 def staged_file(target: Path, needed: int | None = None) -> Iterator[NewFile]:
     """A new file, open for writing, that replaces `target` when the block ends without an exception.
@@ -158,7 +181,7 @@ def staged_file(target: Path, needed: int | None = None) -> Iterator[NewFile]:
     After a crash `target` holds the old content or the new, never a part. `needed`: bytes, see `os_errors`.
     """
     target = Path(target)
-    temporary = sibling(target, f"tmp-{secrets.token_hex(4)}")
+    temporary = sibling(target, f"hnet-tmp-{secrets.token_hex(4)}")
     with os_errors(target, needed):
         try:
             with NewFile(temporary) as file:
@@ -174,8 +197,8 @@ def staged_file(target: Path, needed: int | None = None) -> Iterator[NewFile]:
 
 def sweep_files(folder: Path) -> None:
     """Remove what `staged_file` left in `folder` when its process died. The caller must hold the folder's lock."""
-    for path in folder.glob(".*.tmp-*"):
-        if re.fullmatch(r"\..+\.tmp-[0-9a-f]{8}", path.name):
+    for path in folder.glob(".*.hnet-tmp-*"):
+        if re.fullmatch(r"\..+\.hnet-tmp-[0-9a-f]{8}", path.name) and path.is_file():
             with contextlib.suppress(OSError):
                 os.unlink(path)
 
@@ -187,8 +210,8 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_bytes` of UTF-8 text."""
-    write_bytes(path, text.encode())
+    """`write_bytes` of UTF-8 text; halves of surrogate pairs, as file names have them, become escapes."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, obj: Any) -> None:
@@ -198,18 +221,17 @@ def write_json(path: Path, obj: Any) -> None:
 
 def json_bytes(obj: Any) -> bytes:
     """The bytes that `write_json` writes."""
-    return (json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return (json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "backslashreplace")
 
 
 def append_text(path: Path, text: str, *, sync: bool = False) -> None:
     """Append UTF-8 text, all or none: on a full disk the part that was written is cut off again.
 
-    `sync`: make it survive a power cut. Links are not followed: a run folder may come from anybody.
+    `sync`: make it survive a power cut.
     """
     data = text.encode("utf-8", "backslashreplace")
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with os_errors(path, len(data)):
-        descriptor = os.open(path, flags, 0o666)
+        descriptor = _open_own(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         try:
             end = os.fstat(descriptor).st_size
             try:
@@ -226,7 +248,7 @@ def append_text(path: Path, text: str, *, sync: bool = False) -> None:
 def cut_file(path: Path, size: int) -> None:
     """Cut a file, if there is one, back to `size` bytes."""
     with os_errors(path), contextlib.suppress(FileNotFoundError):
-        descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = _open_own(path, os.O_WRONLY)
         try:
             os.ftruncate(descriptor, size)
         finally:

@@ -30,6 +30,15 @@ class FolderLock:
         """The folder and its parents, as far as they did not exist."""
 
     def __enter__(self) -> FolderLock:
+        try:
+            return self._entered()
+        except BusyError:
+            raise
+        except BaseException:
+            self._remove_if_empty()
+            raise
+
+    def _entered(self) -> FolderLock:
         file = self.path / ".lock"
         with os_errors(file):
             self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
@@ -38,9 +47,14 @@ class FolderLock:
         try:
             with os_errors(file):
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.ftruncate(descriptor, 0)
-                os.write(descriptor, f"{socket.gethostname()} {os.getpid()}\n".encode())
-            if ours := _is_at(descriptor, file):  # else its last holder took it away
+                ours = _is_at(descriptor, file)  # else its last holder took it away
+                if ours and os.fstat(descriptor).st_nlink > 1:  # shared with a hard-linked copy of the folder
+                    os.unlink(file)
+                    ours = False
+                if ours:
+                    os.ftruncate(descriptor, 0)
+                    os.write(descriptor, f"{socket.gethostname()} {os.getpid()}\n".encode())
+            if ours:
                 sweep_files(self.path)
         except BaseException as error:
             holder = _holder(descriptor)
@@ -50,7 +64,7 @@ class FolderLock:
             raise _in_use(self.path, holder) from None
         if not ours:
             os.close(descriptor)
-            return self.__enter__()
+            return self._entered()
         self._descriptor = descriptor
         return self
 
@@ -58,14 +72,18 @@ class FolderLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            with contextlib.suppress(OSError):
-                if self._made and os.listdir(self.path) == [".lock"]:
-                    os.unlink(self.path / ".lock")
-                    for folder in self._made:
-                        os.rmdir(folder)
+            self._remove_if_empty()
         finally:
             os.close(self._descriptor)
             self._descriptor = -1
+
+    def _remove_if_empty(self) -> None:
+        with contextlib.suppress(OSError):
+            if self._made and os.listdir(self.path) in ([], [".lock"]):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.path / ".lock")
+                for folder in self._made:
+                    os.rmdir(folder)
 
 
 def _is_at(descriptor: int, file: Path) -> bool:

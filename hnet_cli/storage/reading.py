@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import mmap
 import os
 from pathlib import Path
 from typing import Any, cast
@@ -86,17 +85,6 @@ def json_object(text: bytes, path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise DamagedError(f"{shown(path)} is damaged: it does not hold a JSON object")
     return data
-
-
-def map_file(path: str | os.PathLike[str]) -> memoryview:
-    """The content of a regular file, mapped: read when it is looked at. Raises as `open_file`."""
-    with open_file(path) as file:
-        if not os.fstat(file.fileno()).st_size:
-            return memoryview(b"")
-        try:
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        except (OSError, ValueError) as error:
-            raise StorageError(f"cannot read {shown(path)}: {reason(error)}") from error
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:

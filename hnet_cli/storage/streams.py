@@ -43,7 +43,7 @@ def open_raw(path: Path) -> BinaryIO:
     except (OSError, ValueError) as error:
         raise read_error(error, name) from error
     status = os.fstat(descriptor)
-    if stat.S_ISREG(status.st_mode) and status.st_dev not in _kernel():
+    if stat.S_ISREG(status.st_mode) and status.st_dev not in kernel_devices():
         return cast(BinaryIO, _RawFile(open(descriptor, "rb", buffering=0), name))
     os.close(descriptor)
     kind = "a device, pipe or socket"
@@ -53,7 +53,7 @@ def open_raw(path: Path) -> BinaryIO:
 
 
 @cache
-def _kernel() -> set[int]:
+def kernel_devices() -> set[int]:
     """Devices of the file systems whose files are no files: reading one may hang, never end or change something."""
     places = ("/proc", "/sys")
     return {os.stat(place).st_dev for place in places if os.path.ismount(place)}

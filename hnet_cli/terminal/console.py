@@ -19,7 +19,13 @@ from rich.text import Text
 
 from hnet_cli.modality import escape
 
-console = Console(stderr=True, highlight=False, emoji=False)
+
+def make_console(**options: Any) -> Console:
+    """A console that shows text as it stands: no colours for numbers, no emoji for `:x:`."""
+    return Console(highlight=False, emoji=False, **options)
+
+
+console = make_console(stderr=True)
 WIDE = 400
 """Columns where standard output is no terminal."""
 _verbosity = 0
@@ -88,15 +94,13 @@ def show_data(renderable: Any) -> None:
 
 def fits(renderable: Any) -> bool:
     """True if `show_data` prints this unbroken."""
-    wide = Console(
-        width=WIDE, height=WIDE, emoji=False
-    )  # with a height, lest Rich takes a dumb terminal's width to be 80
+    wide = make_console(width=WIDE, height=WIDE)  # with a height, lest Rich takes a dumb terminal's width to be 80
     return wide.measure(renderable).maximum <= _standard_output().width
 
 
 def _standard_output() -> Console:
     width, height = get_terminal_size() if sys.stdout.isatty() else (WIDE, WIDE)
-    return Console(width=width, height=height, highlight=False, emoji=False)
+    return make_console(width=width, height=height)
 
 
 def size(count: float) -> str:
@@ -161,7 +165,7 @@ class Task:
         self.started = self.printed = time.monotonic()
         self.first: float | None = None
         """Units done before this task began: a resumed run does not start at nothing."""
-        self.id = bar.add_task(literal(label), total=total, note="") if bar else None
+        self.id = bar.add_task(escape(label), total=total, note="") if bar else None
 
     def update(self, done: float, total: float | None = None, note: str | None = None) -> None:
         """`done` of `total` units; `note` is shown behind the bar."""
@@ -172,7 +176,7 @@ class Task:
         if self.bar is not None and self.id is not None:
             # On a narrow terminal the times come first, the note gets what is left.
             room = max(0, console.width - len(self.label) - _bar_width() - 30)
-            self.bar.update(self.id, completed=done, total=self.total, note=literal(self.note[:room]))
+            self.bar.update(self.id, completed=done, total=self.total, note=escape(self.note[:room]))
         elif time.monotonic() - self.printed >= self.EVERY:
             self.printed = time.monotonic()
             self._line()
@@ -192,13 +196,13 @@ def progress(label: str, total: float | None = None) -> Iterator[Task]:
     """A `Task` for the duration of a block."""
     if console.is_terminal and _verbosity >= 0:
         columns: list[ProgressColumn] = [
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=_bar_width()),
             TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         ]
         with Progress(*columns, console=console, transient=True) as bar:
             yield Task(label, total, bar)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 import traceback
+from concurrent.futures import BrokenExecutor
 
 from hnet_cli.errors import INTERRUPTED, EnvironmentLimit, HNetError, StorageError, UsageError, is_out_of_memory
 from hnet_cli.modality import escape
 from hnet_cli.terminal.console import is_verbose
+from hnet_cli.terminal.process import Terminated
 
 LONGEST = 4000
 """Characters of a message that are printed: it may quote a file."""
@@ -21,6 +23,9 @@ def report(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
         print("hnet: interrupted", file=sys.stderr)
         return INTERRUPTED
+    if isinstance(error, Terminated):
+        print(f"hnet: {error}", file=sys.stderr)
+        return 128 + error.number
     if is_verbose() and not hasattr(error, "format_message"):
         print(escape("".join(traceback.format_exception(error))), file=sys.stderr)
     shown = _user_error(error)
@@ -39,7 +44,11 @@ def _user_error(error: BaseException) -> HNetError:
         command = getattr(getattr(error, "ctx", None), "command_path", None) or "hnet"
         return UsageError(error.format_message(), f"see {command} --help")
     if is_out_of_memory(error):
-        return EnvironmentLimit("out of memory", "a smaller preset, or more train.micro_batches, needs less")
+        return EnvironmentLimit(
+            "out of memory", "a smaller preset, more train.micro_batches or fewer --workers need less"
+        )
+    if isinstance(error, BrokenExecutor):
+        return EnvironmentLimit("a worker process died, perhaps for lack of memory", "use fewer --workers")
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return StorageError(f"{place}{error.strerror or error}")

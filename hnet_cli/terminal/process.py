@@ -46,6 +46,38 @@ def utf8_stdout() -> TextIO:
     return sys.stdout
 
 
+class Terminated(BaseException):
+    """A signal that ends the command, as KeyboardInterrupt does: what it was writing is cleaned up."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"ended by {signal.Signals(number).name}")
+        self.number = number
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM, SIGHUP and SIGXCPU raise `Terminated` where they would end the process at once; what follows the first
+    is ignored, so that it can clean up. `catch_signals` comes first in its block."""
+
+    def on_signal(received: int, _: FrameType | None) -> None:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
+        raise Terminated(received)
+
+    numbers = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP", "SIGXCPU")]
+    before = [number for number in numbers if number and signal.getsignal(number) == signal.SIG_DFL]
+    try:
+        for number in before:
+            signal.signal(number, on_signal)
+    except ValueError:  # not in the main thread: somebody else handles signals
+        before = []
+    try:
+        yield
+    finally:
+        for number in before:
+            signal.signal(number, signal.SIG_DFL)
+
+
 @dataclass
 class Stop:
     """Set by a signal, read between steps."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import shlex
 import signal
 import time
@@ -47,6 +48,8 @@ from hnet_cli.training.teacher import Teacher, keep
 from hnet_cli.training.validation import PIECE, pinned, validation
 from hnet_cli.training.watch import Watch
 
+OVERWRITTEN = ("metrics.jsonl", "samples.jsonl", "events.jsonl", "latest", "best", "report.html", tokens.FILE)
+"""Files of a run that are not there before its `config.yaml`."""
 MAX_SKIPPED = 3
 """Consecutive skipped steps after which the run ends."""
 MAX_FAILED_SAVES = 3
@@ -119,16 +122,26 @@ def train(
                 stack.enter_context(storage.FolderLock(run))
             stack.enter_context(events.until_the_end())
             stop = stack.enter_context(catch_signals())
-            if world.is_main and not resume and ((run / "config.yaml").exists() or has_any(run)):
-                raise BusyError(
-                    f"{run} already holds a run", "add --resume to go on with it, or --run NAME for another"
-                )
+            if world.is_main:
+                _refuse_what_is_there(run, resume)
             if world.local_rank == 0:
                 dataset.verify()
         pieces = int(world.largest(config.train.pieces))  # ranks may have seen different amounts of memory
         config = replace(config, train=replace(config.train, micro_batches=pieces))
         trainer = _Trainer(config, dataset, run, torch.device(device), events, stop, world, clock)
         return trainer.go(resume, strict, pace)
+
+
+def _refuse_what_is_there(run: Path, resume: bool) -> None:
+    """Raise BusyError for a folder with a run, unless that is resumed, or with files of somebody's that a run has."""
+    if (run / "config.yaml").exists() or has_any(run):
+        if not resume:
+            raise BusyError(f"{run} already holds a run", "add --resume to go on with it, or --run NAME for another")
+    elif others := [name for name in OVERWRITTEN if os.path.lexists(run / name)]:
+        raise BusyError(
+            f"{run} holds no run, but a file {others[0]}, which would be overwritten",
+            "move it away, or choose another folder with --run NAME",
+        )
 
 
 class _Trainer:
@@ -149,6 +162,8 @@ class _Trainer:
         self.clock = clock
         self.failed_saves = 0
         """Consecutive."""
+        self.written = set[Path]()
+        """Checkpoints of this process."""
         self.saved: Path | None = None
         """The last checkpoint."""
         self.good: Path | None = None
@@ -223,6 +238,7 @@ class _Trainer:
     def _open_records(self) -> None:
         if self.world.is_main:
             self._warn_of_little_space()
+            self._say_what_is_a_link()
             self._write_config()
             if self.model.tokenizer is not None:
                 storage.write_text(self.run / tokens.FILE, self.model.tokenizer.text)
@@ -235,6 +251,15 @@ class _Trainer:
 
     def _write_config(self) -> None:
         storage.write_text(self.run / "config.yaml", to_yaml(self.config))
+
+    def _say_what_is_a_link(self) -> None:
+        for folder in (self.run / "checkpoints", self.run / "tensorboard"):
+            if folder.is_symlink():
+                target = storage.shown(os.path.realpath(folder))
+                message = (
+                    f"{folder} is a link: {target} is written to, and only what this process wrote is removed there"
+                )
+                self.listen("warning", {"message": message})
 
     def _warn_of_little_space(self) -> None:
         """Warn at the start, not after hours, if the disk cannot hold the checkpoints to come."""
@@ -451,6 +476,7 @@ class _Trainer:
             train.keep_checkpoints,
             to_yaml(config),
             self.world.is_main,
+            self.written,
         )
         self.failed_saves = 0
         self.listen("checkpoint", {"step": self.state.step})

@@ -60,9 +60,10 @@ def newest_dataset() -> Path:
 def _newest_run() -> Path | None:
     """The newest run under `runs/`, an unfinished one if there is any: what `--resume` without a name continues.
 
+    One whose configuration cannot be read is passed over.
     A run in progress counts, and is refused later: the user did not mean an older one.
     """
-    runs = [history.glance(path) for path in history.find(Path("runs"))]
+    runs = [run for path in history.find(Path("runs")) if (run := history.glance(path)).steps is not None]
     return max(runs, key=lambda run: (run.state != "finished", run.when)).path if runs else None
 
 
@@ -83,8 +84,10 @@ def choose(
     config = resolve(preset, settings) if preset is not None else None
     if resume and run is not None:
         config = _stored(run, config, settings)
+    known, found = config.data if config is not None and data is None else None, None
     if data is None:
-        data = Path(config.data) if config is not None and config.data else newest_dataset()
+        found = history.data_of(run, known) if resume and run is not None else None
+        data = found or (Path(known) if known else newest_dataset())
         say(f"Data: [bold]{literal(data)}[/]")
     dataset = dataset_at(data)
     if config is None:
@@ -100,7 +103,7 @@ def choose(
         if resume:
             config = _stored(run, config, settings)
     Batches(dataset, sequence_length=config.train.sequence_length, rows=config.train.rows)  # raises if data are too few
-    config = dataclasses.replace(config, data=str(data))
+    config = dataclasses.replace(config, data=known if found and known else history.stored_path(data, run))
     is_auto = config.train.micro_batches == "auto"
     config = budget.settled(config, here, world.size)
     if is_auto:

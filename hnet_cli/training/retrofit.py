@@ -18,7 +18,8 @@ from hnet_cli import storage
 from hnet_cli.checkpoints import llama
 from hnet_cli.checkpoints.llama import TokenModel
 from hnet_cli.checkpoints.model_folder import MODEL_TYPE, Weights
-from hnet_cli.checkpoints.safetensors_file import Stored, write_safetensors
+from hnet_cli.checkpoints.safetensors_file import write_safetensors
+from hnet_cli.checkpoints.torch_file import Stored
 from hnet_cli.checkpoints.training_state import SETTINGS
 from hnet_cli.config.run import RunConfig, resolve, to_yaml
 from hnet_cli.data.tokens import Tokenizer

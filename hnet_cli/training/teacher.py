@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from hnet_cli import storage
-from hnet_cli.checkpoints.model_folder import read_tensors
+from hnet_cli.checkpoints.safetensors_file import open_safetensors
 from hnet_cli.data.loader import Batch
 from hnet_cli.data.tokens import Tokenizer
 from hnet_cli.errors import DamagedError, InputError
 from hnet_cli.kernels.packing import send
 from hnet_cli.model import RoutingOutput
 from hnet_cli.model.config import BOS
-from hnet_cli.storage import shown
+from hnet_cli.storage import HeldFile, shown
 
 TOKENIZER, TABLE = "teacher-tokenizer.json", "teacher.safetensors"
 FILES = (TOKENIZER, TABLE)
@@ -74,12 +74,13 @@ class Teacher:
                 f"{shown(folder)} has no teacher: no {TABLE}",
                 "boundary and embedding losses need train.start, a folder of `hnet retrofit`",
             )
-        storage.verify_folder(folder, FILES)
+        table = HeldFile(folder / TABLE)
+        table.verify(storage.verify_folder(folder, (TOKENIZER,))["files"].get(TABLE, {"size": 0}))
         self.tokenizer = Tokenizer(storage.read_text(folder / TOKENIZER, storage.TOKENIZER), folder / TOKENIZER)
-        stored = read_tensors(folder / TABLE).get("embeddings")
-        if stored is None or len(stored.shape) != 2 or stored.shape[0] < self.tokenizer.size:
-            raise DamagedError(f"{shown(folder / TABLE)} does not hold an embedding of every token")
-        self.table: Tensor = stored.read()
+        embeddings = open_safetensors(table).get("embeddings")
+        if embeddings is None or len(embeddings.shape) != 2 or embeddings.shape[0] < self.tokenizer.size:
+            raise DamagedError(f"{shown(folder / TABLE)} is damaged: it does not hold an embedding of every token")
+        self.table: Tensor = embeddings.read()
         self.scale = float(self.table.float().square().sum(-1).mean())
 
     def lesson(self, batch: Batch, device: torch.device) -> Lesson:

@@ -168,7 +168,16 @@ def tensor(offset: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> byte
     return STORAGE + number(offset) + many(shape) + many(stride) + b"\x89}tR"
 
 
+def long(value: int) -> bytes:
+    data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+    return b"\x8a" + bytes([len(data)]) + data
+
+
 BOMBS = {
+    "keys of one hash": b"}(" + b"".join(long(((1 << 61) - 1) * (n << 61)) + b"N" for n in range(1, 80_000)) + b"u",
+    "a huge key, hashed often": (
+        b"}q\x01" + b"\x8b" + struct.pack("<i", 1 << 20) + b"\x01" * (1 << 20) + b"q\x0200" + b"h\x01h\x02Ns0" * 120_000
+    ),
     "beyond its bytes": tensor(0, (5,), (1,)),
     "offset beyond": tensor(4, (1,), (1,)),
     "negative offset": tensor(-1, (1,), (1,)),

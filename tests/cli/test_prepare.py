@@ -1,5 +1,8 @@
 """`hnet prepare`: its summary, and what cannot be asked for."""
 
+import json
+import random
+import re
 from pathlib import Path
 
 import pytest
@@ -35,3 +38,69 @@ def test_prepare_says_when_too_little_is_held_out(tmp_path, monkeypatch, capsys,
     said = " ".join(capsys.readouterr().err.split())
     assert "To beat on the held-out bytes: xz" in said
     assert ("held-out bytes are too few" in said) == few
+
+
+def sentences(seed, count=60):
+    words = random.Random(0).choices(range(10**6), k=2000)
+    return "".join(f"{word} " for word in random.Random(seed).choices(words, k=count)) + "\n"
+
+
+def corpus(folder, files=60):
+    folder.mkdir()
+    for number in range(files):
+        (folder / f"{number:02}.txt").write_text(sentences(number), encoding="utf-8")
+
+
+def told(capsys):
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_the_summary_names_held_out_documents(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    corpus(Path("in"))
+    assert hnet("prepare in --val 0.2") == 0
+    said = told(capsys)
+    assert hnet("prepare in --val 0.2 --out again --json") == 0
+    summary = json.loads(capsys.readouterr().out)
+    names = json.loads(Path("data/in/dataset.json").read_bytes())["held_out"]
+    assert summary["held_out"] == names
+    assert len(names) == 5
+    assert f"Held out: whole groups: {', '.join(names)}, ..." in said
+    assert "much like" not in said
+    assert summary["near_duplicates"]["found"] == 0
+
+
+@pytest.mark.parametrize(("files", "why"), [(1, "all documents are of one group"), (3, "there are only 3 groups")])
+def test_why_the_end_is_held_out_is_said(tmp_path, monkeypatch, capsys, files, why):
+    monkeypatch.chdir(tmp_path)
+    corpus(Path("in"), files)
+    Path("in/00.txt").write_text("".join(map(sentences, range(99))), encoding="utf-8")
+    assert hnet("prepare in --val 0.02") == 0
+    assert f"Held out: the end of the corpus, for {why}: " in told(capsys)
+
+
+def test_near_duplicates_are_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    corpus(Path("in"))
+    for file in list(Path("in").iterdir()):
+        file.with_name(f"new-{file.name}").write_text(f"Changed. {file.read_text()}", encoding="utf-8")
+    assert hnet("prepare in --val 0.1") == 0
+    said = told(capsys)
+    assert re.search(
+        r"\d+ of \d+ held-out documents looked at are much like one to train on \(in/.*\.txt like in/", said
+    )
+
+
+def test_a_project_folder_is_prepared_twice(tmp_path, monkeypatch, capsys):
+    """Also into itself, over the first dataset: what hnet wrote there is not read again."""
+    monkeypatch.chdir(tmp_path)
+    corpus(Path("texts"))
+    sizes = []
+    for out in ("data/one", "data/two", "data/two"):
+        assert hnet(f"prepare . --out {out} --overwrite --json") == 0
+        captured = capsys.readouterr()
+        sizes.append(json.loads(captured.out)["bytes"])
+    assert len(set(sizes)) == 1
+    assert json.loads(captured.out)["refused"] == {"dataset made by hnet": [2, 0, "data/one"]}
+    assert hnet("prepare data/one") == 3
+    assert "no data in data/one: dataset made by hnet (data/one)" in told(capsys)

@@ -175,3 +175,28 @@ def test_a_full_disk(own, capsys):
     assert "Traceback" not in err
     assert newest(own / "runs/fox") == before
     assert hnet("-q train --run runs/fox --resume") == 0
+
+
+def test_a_run_found_from_another_folder_finds_its_data(own, tmp_path, capsys, monkeypatch):
+    """Where a dataset of the same name lies in the current folder too."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    (elsewhere / "file.txt").write_text("Quite another text, as short as it may be.\n" * 400)
+    assert hnet("-q prepare file.txt") == 0
+    project = os.path.relpath(own)
+    capsys.readouterr()
+    assert hnet(f"train --run {project}/runs/fox --resume --set train.steps=6 --json") == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["steps"] == 6
+    assert str(own / "data" / "file") in err
+    assert hnet(f"eval {own}/runs/fox --max-bytes 500 --json") == 0
+    assert str(own) in capsys.readouterr().err
+    assert hnet(f"-q train --preset {project}/tiny.yaml --data data/file --run {own}/runs/far") == 0
+    monkeypatch.chdir(own)
+    assert hnet("eval runs/far --max-bytes 500 --json") == 0
+    assert str(elsewhere / "data" / "file") in capsys.readouterr().err
+    own.rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    assert hnet("eval moved/runs/fox --max-bytes 500 --json") == 0
+    assert "moved/data/file" in capsys.readouterr().err

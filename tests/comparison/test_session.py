@@ -11,9 +11,13 @@ import pytest
 from commands import forked
 from pagekit import checked
 
+from hnet_cli import modality
 from hnet_cli.cli import app as cli
+from hnet_cli.comparison import session
+from hnet_cli.comparison.plan import ComparisonRequest, choose
 from hnet_cli.comparison.session import compare
-from hnet_cli.errors import BusyError, Stopped
+from hnet_cli.data.prepare import preparation
+from hnet_cli.errors import BusyError, InputError, Stopped
 from hnet_cli.storage import FolderLock
 
 CLOCK = {"seconds", "bytes_per_s", "curve_seconds", "equal_time", "stable_seconds", "verdict", "run", "unsteady"}
@@ -98,3 +102,16 @@ def test_a_comparison_killed_and_stopped_goes_on_to_the_same_figures(whole, requ
 def test_a_second_comparison_in_the_folder_is_refused(request_of, tmp_path):
     with FolderLock(tmp_path / "c"), pytest.raises(BusyError, match="in use"):
         compare(request_of(tmp_path / "c", "learned"))
+
+
+def test_a_dataset_made_anew_between_trainings_is_refused(arena, tmp_path):
+    """The first training makes it anew; the next would be trained on other data."""
+    data = shutil.copytree(arena / "dataset", tmp_path / "dataset")
+    request = ComparisonRequest(data, str(arena / "learned.yaml"), bytes=5120, run=tmp_path / "c", device="cpu")
+    plan = choose(request)
+    session._refuse_other_data(plan)
+    text = tmp_path / "other.txt"
+    text.write_text("Quite another text, of other words and another length.\n" * 300)
+    preparation.prepare([text], modality.get("text"), data, val=0.3, measure=False, overwrite=True)
+    with pytest.raises(InputError, match="made anew while the comparison ran"):
+        session._refuse_other_data(plan)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import shutil
+import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +62,57 @@ def test_coordinates_names_and_sources(tmp_path: Path) -> None:
         assert dataset.shards.read(start, start + length) == files[source][offset : offset + length]
         assert dataset.name(document).endswith(f"{'ab'[source]}@{offset}")
     assert [entry["size"] for entry in dataset.about["sources"]] == [len(file) for file in files]
+
+
+def test_a_dataset_in_use_stays_what_it_was(tmp_path: Path) -> None:
+    """Made anew with another text, then deleted."""
+    _, dataset = make(tmp_path / "out", tree(tmp_path / "in", 20), val=0.2)
+    before = {split: b"".join(dataset.documents(split)) for split in dataset.splits}
+    again = Dataset.open(tmp_path / "out")  # its shards are not read before the change
+    names = [dataset.name(document) for document in range(len(dataset.table))]
+    make(tmp_path / "out", tree(tmp_path / "other", 7), val=0.2, overwrite=True)
+    shutil.rmtree(tmp_path / "out")
+    again.verify()
+    for each in (dataset, again):
+        assert {split: b"".join(each.documents(split)) for split in each.splits} == before
+        assert [each.name(document) for document in range(len(each.table))] == names
+
+
+@pytest.mark.parametrize("name", ["shard-00000.bin", "documents.bin", "split-val.bin"])
+def test_what_is_cut_or_changed_in_place_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The same size and all: looked at when first read, and when the file has changed since."""
+    monkeypatch.setattr("hnet_cli.data.dataset.TABLE_BYTES", 0)
+    _, dataset = make(tmp_path / "out", tree(tmp_path / "in", 20), val=0.2)
+    whole, file = b"".join(dataset.documents("val")), tmp_path / "out" / name
+    good = file.read_bytes()
+    file.write_bytes(good)
+    os.utime(file, (1, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert b"".join(dataset.documents("val")) == whole, "written anew, but the same"
+    with open(file, "r+b") as opened:
+        opened.write(bytes(255 - byte for byte in good))
+    os.utime(file, (2, 2))
+    with pytest.raises(DamagedError, match=name), pytest.warns() if "shard" in name else nullcontext():
+        b"".join(dataset.documents("val"))
+    os.truncate(file, 5)
+    with pytest.raises(DamagedError, match=name), pytest.warns() if "shard" in name else nullcontext():
+        b"".join(dataset.documents("val"))
+
+
+def test_large_tables_are_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hnet_cli.data.dataset.PART_ROWS", 3)
+    monkeypatch.setattr("hnet_cli.data.dataset.TABLE_BYTES", 0)
+    _, dataset = make(tmp_path / "out", tree(tmp_path / "in", 20), val=0.2)
+    table, rows = np.asarray(dataset.table), np.random.default_rng(0).integers(0, len(dataset.table), 9)
+    assert np.array_equal(dataset.table[rows, 0], table[rows, 0])
+    assert np.array_equal(dataset.table[rows], table[rows])
+    assert np.array_equal(dataset.table[:, 1], table[:, 1])
+    assert np.array_equal(dataset.table[1:17:2], table[1:17:2])
+    assert np.array_equal(dataset.table[rows[:0], 0], table[rows[:0], 0])
+    assert dataset.table[3, 1] == table[3, 1]
+    with pytest.raises(DamagedError, match="there is none"):
+        dataset.table[np.array([0, len(table)])]
 
 
 def test_a_description_of_a_stranger_is_refused_or_can_be_read(tmp_path):

@@ -12,11 +12,13 @@ from pagekit import checked
 from runkit import dataset, tiny
 
 from hnet_cli import storage
+from hnet_cli.checkpoints.find import default_model
 from hnet_cli.cli import app as cli
 from hnet_cli.errors import InputError, UsageError
 from hnet_cli.report import history
 from hnet_cli.report.runs import ORDERS, show
 from hnet_cli.training.loop import train
+from hnet_cli.training.plan import _newest_run
 
 
 def fake(run, bits, steps=100, **changes):
@@ -189,3 +191,69 @@ print([name for name in ("torch", "numpy") if name in sys.modules], file=sys.std
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr.strip() == "[]", done.stderr
+
+
+def nul_in_latest(run):
+    (run / "latest").write_bytes(b"step-\0\n")
+
+
+def a_number_of_400_digits(run):
+    (run / "metrics.jsonl").write_text('{"step": 10, "bytes": %s, "val_bpb": 1.0}\n' % ("9" * 400))
+
+
+def a_step_of_5000_digits(run):
+    (run / "metrics.jsonl").write_text('{"step": %s, "bytes": 1000}\n' % ("9" * 5000))
+
+
+def steps_of_400_digits(run):
+    (run / "config.yaml").write_text('{"train": {"steps": %s}}' % ("9" * 400))
+
+
+def deep(run):
+    (run / "metrics.jsonl").write_text('{"step":' * 100_000)
+    (run / "config.yaml").write_text("[" * 100_000)
+
+
+def folders_for_files(run):
+    for name in ("metrics.jsonl", "latest", "events.jsonl"):
+        (run / name).unlink(missing_ok=True)
+        (run / name).mkdir()
+
+
+def odd_types(run):
+    (run / "metrics.jsonl").write_text('{"step": [1], "bytes": 5, "bpb": {}, "val_bpb": "x", "bytes_per_s": null}\n')
+    (run / "config.yaml").write_text('{"name": [1], "data": {"a": 1}, "train": [1]}')
+
+
+def not_utf8(run):
+    (run / "config.yaml").write_bytes(b"name: \xff\xfe\n")
+    (run / "latest").write_bytes(b"\xff\xfe\n")
+
+
+def link_loop(run):
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.jsonl").symlink_to("metrics.jsonl")
+
+
+ODD = [nul_in_latest, a_number_of_400_digits, a_step_of_5000_digits, steps_of_400_digits, deep, folders_for_files]
+ODD += [odd_types, not_utf8, link_loop]
+
+
+@pytest.mark.parametrize("spoil", ODD)
+def test_one_odd_run_hides_no_other(tmp_path, capsys, monkeypatch, spoil):
+    monkeypatch.chdir(tmp_path)
+    for name, bits in (("a", [3.0, 2.5]), ("odd", [2.0]), ("z", [2.7, 2.4])):
+        fake(tmp_path / "runs" / name, bits)
+    spoil(tmp_path / "runs" / "odd")
+    for line in ("runs", "runs --json", "runs --out page.html", "runs runs/a runs/odd runs/z --json"):
+        assert cli.run(line.split()) == 0
+        out = capsys.readouterr().out
+        if "--json" in line:
+            runs = {run["name"]: run for run in json.loads(out)["runs"]}
+            assert (runs["a"]["bpb_best"], runs["z"]["bpb_best"]) == (2.5, 2.4)
+        else:
+            assert "2.500" in out
+            assert "2.400" in out
+    checked((tmp_path / "page.html").read_text())
+    assert _newest_run() in (Path("runs/a"), Path("runs/z"), Path("runs/odd"))
+    assert default_model("text") == "starter:text"

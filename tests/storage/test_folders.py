@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -87,10 +88,106 @@ def test_a_second_writer_is_refused_and_dead_ones_are_swept(tmp_path: Path) -> N
         storage.staged_folder(tmp_path / "a"),
     ):
         pass
-    (tmp_path / ".b.tmp-1-00000000").mkdir()
-    (tmp_path / ".b.del-00000000").mkdir()
+    for name in (".b.hnet-tmp-1-00000000", ".b.hnet-del-00000000"):
+        (tmp_path / name).mkdir()
+        fill(tmp_path / name, **{".hnet": b"", "half": b"1"})
+    (tmp_path / ".b.hnet-tmp-1-00000001").mkdir()  # killed before it could be marked
     write(tmp_path / "b", x=b"1")
     assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+
+STRANGERS = [
+    ".foo.tmp-deadbeef",
+    ".x.del-0000cafe",
+    ".work.old-12345678",
+    ".b.hnet-del-0000cafe",
+    ".b.hnet-old-12345678",
+]
+
+
+@pytest.mark.parametrize("name", [*STRANGERS, ".b.partial"])
+def test_what_is_called_like_ours_but_holds_no_mark_stays(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    fill(tmp_path / name, thesis=b"five years", **{"manifest.json": b'{"name": "app", "files": {}}'})
+    write(tmp_path / "b", x=b"1")
+    if name == ".b.partial":
+        with pytest.raises(BusyError, match="in the way"), storage.resumable_folder(tmp_path / "b", overwrite=True):
+            pass
+    else:
+        storage.remove_folder(tmp_path / "b")
+    assert (tmp_path / name / "thesis").read_bytes() == b"five years"
+
+
+def test_files_called_like_ours_stay(tmp_path: Path) -> None:
+    fill(tmp_path, **{".foo.tmp-deadbeef": b"mine", ".foo.hnet-tmp-deadbeef": b"left by a kill"})
+    (tmp_path / ".foo.hnet-tmp-deadbeee").mkdir()
+    with storage.FolderLock(tmp_path):
+        assert sorted(os.listdir(tmp_path)) == [".foo.hnet-tmp-deadbeee", ".foo.tmp-deadbeef", ".lock"]
+
+
+@pytest.mark.parametrize(
+    ("files", "why"),
+    [
+        ({"manifest.json": b'{"name": "app", "start_url": "/"}', "index.html": b""}, "not written by hnet as a model"),
+        ({"index.html": b""}, "not written by hnet"),
+        ({}, ""),
+    ],
+)
+def test_only_what_carries_our_mark_is_overwritten(tmp_path: Path, files: dict[str, bytes], why: str) -> None:
+    target = tmp_path / "a"
+    target.mkdir()
+    fill(target, **files)
+    model = {"kind": "model"}
+    if why:
+        with pytest.raises(BusyError, match=why), storage.staged_folder(target, overwrite=True, manifest=model):
+            pass
+        assert sorted(os.listdir(target)) == sorted(files)
+        return
+    with storage.staged_folder(target, overwrite=True, manifest=model) as folder:
+        fill(folder, x=b"1")
+    another = storage.resumable_folder(target, overwrite=True, manifest={"kind": "dataset"})
+    with pytest.raises(BusyError, match="not written by hnet as a dataset"), another:
+        pass
+    fill(target, **{"notes.txt": b"mine"})
+    with (
+        pytest.raises(BusyError, match=r"holds .*notes.txt"),
+        storage.staged_folder(target, overwrite=True, manifest=model),
+    ):
+        pass
+    assert (target / "notes.txt").exists()
+
+
+def test_a_link_is_followed_for_writing_and_never_for_deleting(tmp_path: Path) -> None:
+    (tmp_path / "big").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "big" / "a")
+    for overwrite in (False, True):
+        write(tmp_path / "link", overwrite=overwrite, x=b"1")
+        assert (tmp_path / "link").is_symlink()
+        assert os.listdir(tmp_path / "big") == ["a"]
+    storage.discard(tmp_path / "link")
+    assert (tmp_path / "big" / "a" / "x").exists()
+    assert not (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize(("name", "depth"), [("d", 1200), ("a folder with a long name " * 8, 60)])
+def test_deep_folders_are_deleted(tmp_path: Path, name: str, depth: int) -> None:
+    """Deeper than Python's stack, and than the longest path the system takes."""
+    here = os.open(".", os.O_RDONLY)
+    try:
+        os.mkdir(tmp_path / "a")
+        os.chdir(tmp_path / "a")
+        for _ in range(depth):
+            os.mkdir(name)
+            os.chdir(name)
+        Path("file").write_text("at the bottom")
+    finally:
+        os.chdir(here)
+        os.close(here)
+    try:
+        storage.discard(tmp_path / "a")
+        assert os.listdir(tmp_path) == []
+    finally:
+        subprocess.run(["rm", "-rf", tmp_path / "a"], check=True)  # pytest cannot
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -54,3 +54,16 @@ def test_a_lock_that_was_taken_away_is_not_held(tmp_path: Path, monkeypatch: pyt
             storage.FolderLock(tmp_path / "run").__enter__()
         assert (tmp_path / "run").exists()
     assert not (tmp_path / "run").exists()
+
+
+def test_a_hard_linked_copy_has_a_lock_of_its_own(tmp_path: Path) -> None:
+    for name in ("a", "copy"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "a" / ".lock").write_text("elsewhere 1\n")
+    os.link(tmp_path / "a" / ".lock", tmp_path / "copy" / ".lock")
+    with storage.FolderLock(tmp_path / "copy"):
+        assert (tmp_path / "a" / ".lock").read_text() == "elsewhere 1\n"
+        with storage.FolderLock(tmp_path / "a"):
+            pass
+        with pytest.raises(BusyError, match="in use"), storage.FolderLock(tmp_path / "copy"):
+            pass

@@ -1,12 +1,15 @@
 """Numbers for people, and text from data that stays text."""
 
 import io
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+import hnet_cli
 from hnet_cli.terminal import console
 
 
@@ -33,10 +36,13 @@ def test_numbers_for_people(function, number, shown):
     assert function(number) == shown
 
 
-@pytest.mark.parametrize("text", ["[red]x[/]", "[/]", "a[bold", "\x1b[31mx", "\x07\x9b\u202e", "\\[x]", "C:\\"])
+@pytest.mark.parametrize(
+    "text", ["[red]x[/]", "[/]", "a[bold", "\x1b[31mx", "\x07\x9b\u202e", "\\[x]", "C:\\", "exp:x:1"]
+)
 def test_what_comes_from_data_is_shown_as_it_stands(text):
     out = io.StringIO()
-    Console(file=out, force_terminal=True, color_system=None, soft_wrap=True).print(f"[bold]{console.literal(text)}[/]")
+    options = {"file": out, "force_terminal": True, "color_system": None, "soft_wrap": True}
+    console.make_console(**options).print(f"[bold]{console.literal(text)}[/]")
     shown = out.getvalue().rstrip("\n")
     assert shown.isprintable()
     if text.isprintable():
@@ -45,8 +51,9 @@ def test_what_comes_from_data_is_shown_as_it_stands(text):
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_shows_names_as_they_stand(terminal, capsys, monkeypatch):
-    shown, name = io.StringIO(), "my[/run]\x1b[31m"
-    monkeypatch.setattr(console, "console", Console(file=shown, force_terminal=terminal, color_system=None, width=120))
+    shown, name = io.StringIO(), "my[/run]:x:\x1b[31m"
+    made = console.make_console(file=shown, force_terminal=terminal, color_system=None, width=120)
+    monkeypatch.setattr(console, "console", made)
     monkeypatch.setattr(console.Task, "EVERY", 0.0)
     monkeypatch.setattr(console, "_verbosity", 0)
     with console.progress(name, total=4) as task:
@@ -54,7 +61,34 @@ def test_progress_shows_names_as_they_stand(terminal, capsys, monkeypatch):
         if task.bar:
             task.bar.refresh()
     text = shown.getvalue() + capsys.readouterr().err
-    assert text.count("my[/run]\\x1b[31m") >= 2
+    assert text.count("my[/run]:x:\\x1b[31m") >= 2
+
+
+def test_no_name_becomes_an_emoji(capfd, monkeypatch):
+    """In a message, a table with a title, its header and cells, on either stream."""
+    monkeypatch.setattr(console, "console", console.make_console(stderr=True))
+    monkeypatch.setattr(console, "_verbosity", 0)
+    name = "exp:x:1:smile:"
+    rows = console.table(name, name, title=name)
+    rows.add_row(console.literal(name), console.literal(name))
+    console.say(f"Wrote {console.literal(name)}.")
+    console.show(rows)
+    console.show_data(rows)
+    console.show_data(console.literal(name))
+    assert console.fits(rows)
+    out, err = capfd.readouterr()
+    assert (out.count(name), err.count(name)) == (6, 6)
+
+
+def test_consoles_are_made_in_one_place():
+    """Rich turns `:x:` into an emoji unless it is told not to, wherever it makes a console or reads markup."""
+    makes = re.compile(r"\b(Console|Text\.from_markup|render_markup|TextColumn|rich\.print|Prompt|Live|Status)\(")
+    found = {}
+    for path in Path(hnet_cli.__file__).parent.rglob("*.py"):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if makes.search(line) and "emoji=False" not in line and "markup=False" not in line:
+                found.setdefault(path.name, []).append(line.strip())
+    assert found == {"console.py": ['TextColumn("{task.percentage:>3.0f}%"),', 'TextColumn("left"),']}
 
 
 def test_a_narrow_terminal_shows_the_times_whole(monkeypatch):
@@ -113,7 +147,7 @@ def test_a_rising_line_rises():
 def test_whatever_is_said_neither_fails_nor_reaches_the_terminal_raw(text):
     """With markup that is none too: then it is shown as it stands."""
     out = io.StringIO()
-    before, console.console.file = console.console.file, out
+    before, console.console.file = console.console._file, out
     try:
         console.say(text)
         console.say(f"[bold]{console.literal(text)}[/]")

@@ -1,6 +1,7 @@
 """A command that fails says why in one line, and exits with the code of the kind of failure."""
 
 import errno
+from concurrent.futures.process import BrokenProcessPool
 
 import click
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from hnet_cli.errors import HNetError, InputError
 from hnet_cli.terminal import console, failures
+from hnet_cli.terminal.process import Terminated
 
 
 @pytest.mark.parametrize(
@@ -17,6 +19,7 @@ from hnet_cli.terminal import console, failures
         (HNetError(""), 1, ""),  # another rank says it
         (KeyboardInterrupt(), 130, "hnet: interrupted\n"),
         (click.Abort(), 130, "hnet: interrupted\n"),
+        (Terminated(15), 143, "hnet: ended by SIGTERM\n"),
         (click.UsageError("No such option: --x"), 2, "hnet: No such option: --x (see hnet --help)\n"),
         (OSError(errno.ENOSPC, "No space left on device", "x.bin"), 74, "hnet: x.bin: No space left on device\n"),
         (OSError("closed"), 74, "hnet: closed\n"),
@@ -41,11 +44,17 @@ def test_one_line_and_a_code(capsys, error, code, line):
             "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried 8 bytes"
         ),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
     ],
 )
 def test_memory_that_ran_out_is_no_bug(capsys, error):
     assert failures.report(error) == 69
     assert "micro_batches" in capsys.readouterr().err
+
+
+def test_a_worker_that_died_is_no_bug(capsys):
+    assert failures.report(BrokenProcessPool("a child process terminated abruptly")) == 69
+    assert "fewer --workers" in capsys.readouterr().err
 
 
 def test_what_speaks_of_memory_elsewhere_is_a_bug(capsys):

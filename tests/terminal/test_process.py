@@ -13,7 +13,7 @@ from runkit import TINY, fox
 
 from hnet_cli.checkpoints.find import newest
 from hnet_cli.cli.app import main
-from hnet_cli.terminal.process import catch_signals
+from hnet_cli.terminal.process import Terminated, catch_signals, terminable
 
 ROOT = Path(__file__).parents[2]
 STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}
@@ -101,3 +101,32 @@ def test_signals_ask_for_a_stop_and_are_as_before_afterwards():
         assert handlers == {name: signal.getsignal(name) for name in handlers}
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_that_ends_a_command_raises_and_the_next_are_ignored():
+    """Nested in a block that catches signals itself, as training does, that comes first; ignored ones stay ignored."""
+    before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    cleaned = []
+
+    def command():
+        with terminable():
+            os.kill(os.getpid(), signal.SIGHUP)
+            with catch_signals() as stop:
+                os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.signal == "SIGTERM"
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)
+                cleaned.append(True)
+
+    try:
+        with pytest.raises(Terminated, match="ended by SIGTERM"):
+            command()
+        assert cleaned
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -47,14 +47,25 @@ class _Reading:
 
 
 def sources_of(
-    inputs: Sequence[str | Path], modality: Modality, field: str | None = None
+    inputs: Sequence[str | Path],
+    modality: Modality,
+    field: str | None = None,
+    on_damaged: Callable[[InputError], None] | None = None,
 ) -> Iterator[Source | Refused]:
-    """Every source in the user's inputs in order, and refusals. Raises InputError for an input that is not there."""
+    """Every source in the user's inputs in order, and refusals. Raises InputError for an input that is not there.
+
+    `on_damaged`: called for a file that cannot be read (on), after which the others follow; else that is raised.
+    """
     for _, item in expand(inputs, modality):
         if isinstance(item, Refused):
             yield item
-        else:
+            continue
+        try:
             yield from sources(FileReader(item), field, Counter(), modality)
+        except InputError as error:
+            if on_damaged is None:
+                raise
+            on_damaged(error)
 
 
 def sources(

@@ -17,7 +17,7 @@ from hnet_cli.data.prepare.contents import sources
 from hnet_cli.data.prepare.inputs import FileReader, InputFile, expand
 from hnet_cli.errors import HNetError, InputError
 from hnet_cli.modality import Modality, Refused
-from hnet_cli.storage.streams import decompressed
+from hnet_cli.storage.streams import decompressed, shown
 
 FLOOR = 0.1
 """Confidence below which no modality claims the input."""
@@ -71,7 +71,8 @@ def _samples(inputs: Sequence[str | Path], field: str | None) -> list[tuple[str,
     samples: list[tuple[str, bytes, float]] = []
     damaged: list[Refused] = []
     failure = None
-    files = [item for _, item in expand(inputs, Modality()) if isinstance(item, InputFile)]
+    items = [item for _, item in expand(inputs, Modality())]
+    files = [item for item in items if isinstance(item, InputFile)]
     for file in files[:: max(1, -(-len(files) // FILES))]:
         try:
             heads = [(name, head) for name, head in _heads(file, field, damaged) if head]
@@ -81,7 +82,8 @@ def _samples(inputs: Sequence[str | Path], field: str | None) -> list[tuple[str,
     if not samples:
         if damaged and not failure:
             failure = InputError(f"{damaged[0].where}: {damaged[0].reason}", "name other input, or another --field")
-        raise failure or InputError(f"no data in {', '.join(map(str, inputs))}", "name files that are not empty")
+        why = next((f": {item.reason} ({item.where})" for item in items if isinstance(item, Refused)), "")
+        raise failure or InputError(f"no data in {', '.join(map(shown, inputs))}{why}", "name files that are not empty")
     return samples
 
 

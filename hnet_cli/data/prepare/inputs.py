@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import io
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from hnet_cli.data.prepare import remote
-from hnet_cli.errors import InputError
+from hnet_cli.errors import HNetError, InputError
 from hnet_cli.modality import Modality, Refused
 from hnet_cli.storage.streams import READ_BYTES, RawReader, decompressed, open_raw, read_error, shown
+
+MADE_BY_HNET = "made by hnet"
+_MARK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,10 @@ class InputFile:
     """A stretch: the lines, or row groups of a parquet file, that begin in these bytes. None: all of it."""
     table: bool = False
     """True if the stretch is one of row groups."""
+    shared: bool = False
+    """True if the modality put it into a group of another name than its own."""
+    identity: str = ""
+    """The same for all names of a file; "" where nobody knows."""
 
     @property
     def is_stdin(self) -> bool:
@@ -61,10 +69,10 @@ def expand(inputs: Sequence[str | Path], modality: Modality) -> Iterator[tuple[i
     """
     for argument, given in enumerate(inputs):
         if str(given) == "-":
-            yield argument, InputFile("-", None, "-", argument)
+            yield argument, InputFile("-", None, "-", argument, identity=_stdin_identity())
         elif remote.is_url(given):
             for url, name, size, stamp in remote.expand(str(given)):
-                yield argument, InputFile(name, None, name, argument, size, url=url, stamp=stamp)
+                yield argument, InputFile(name, None, name, argument, size, url=url, stamp=stamp, identity=url)
         elif not str(given):
             raise InputError("an input has an empty name", "name files, folders or -; . is the current folder")
         else:
@@ -79,7 +87,8 @@ def _expand_path(path: Path, name: str, argument: int, modality: Modality) -> It
         raise read_error(error, name) from error
     if not stat.S_ISDIR(status.st_mode):
         open_raw(path).close()
-        yield InputFile(name, path, name, argument, status.st_size, stamp=str(status.st_mtime_ns))
+        stamp, identity = str(status.st_mtime_ns), _identity(status)
+        yield InputFile(name, path, name, argument, status.st_size, stamp=stamp, identity=identity)
         return
     refused: list[Refused] = []
     for item in modality.select(path, _files_below(path, refused, set())):
@@ -89,30 +98,68 @@ def _expand_path(path: Path, name: str, argument: int, modality: Modality) -> It
             file, group = item
             try:
                 status = file.stat()
-                size, stamp = status.st_size, str(status.st_mtime_ns)
+                size, stamp, identity = status.st_size, str(status.st_mtime_ns), _identity(status)
             except OSError:
-                size, stamp = 0, "gone"
-            yield InputFile(shown(file), file, f"{name}/{group}", argument, size, named=False, stamp=stamp)
+                size, stamp, identity = 0, "gone", ""
+            yield InputFile(
+                shown(file),
+                file,
+                f"{name}/{group}",
+                argument,
+                size,
+                named=False,
+                stamp=stamp,
+                shared=group != file.relative_to(path).as_posix(),
+                identity=identity,
+            )
     yield from refused
 
 
-def _files_below(folder: Path, refused: list[Refused], seen: set[tuple[int, int]]) -> Iterator[Path]:
+def _identity(status: os.stat_result) -> str:
+    """Device and inode. Size and time guard against file systems that give numbers twice, or none at all."""
+    return f"{status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns}" if status.st_ino else ""
+
+
+def _stdin_identity() -> str:
+    """That of a file that standard input comes from."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        status = os.fstat(sys.stdin.fileno())
+        return _identity(status) if stat.S_ISREG(status.st_mode) else "-"
+    return "-"
+
+
+_MARKS = {
+    "dataset.json": ("dataset", (b'"split_rule"',), {"documents.bin"}),
+    "part.json": ("part of a dataset", (b'"planned"',), {"documents.bin"}),
+    "plan.json": ("comparison", (b'"flops_per_byte"', b'"line_up"'), {"members", "runs"}),
+    "config.yaml": ("run", (b"arch_layout",), {"metrics.jsonl", "events.jsonl", "log.txt", "checkpoints"}),
+    "config.json": ("model folder", (b'"arch_layout"',), {"model.safetensors", "manifest.json"}),
+}
+"""By file: what a folder with it is, what its beginning holds, and what else is there: at least one."""
+
+
+def made_by_hnet(folder: Path, names: Collection[str]) -> str:
+    """The kind of thing that hnet, or the H-Net release, wrote into a folder with entries `names`; "" for any other."""
+    for name, (kind, marks, company) in _MARKS.items():
+        if name in names and company & set(names):
+            with contextlib.suppress(HNetError, OSError), open_raw(folder / name) as file:
+                head = file.read(_MARK_BYTES)
+                if all(mark in head for mark in marks):
+                    return kind
+    return ""
+
+
+def _files_below(top: Path, refused: list[Refused], seen: set[tuple[int, int]]) -> Iterator[Path]:
     """Regular, readable files below a folder, sorted by the bytes of their names; the rest is appended to `refused`.
 
-    `seen`: device and inode number of the folders read already.
+    `seen`: device and inode number of the folders read already. However deep the folders are, the stack stays short.
     """
-    try:
-        status = folder.stat()
-        entries = sorted(os.scandir(folder), key=lambda entry: os.fsencode(entry.name))
-    except OSError as error:
-        refused.append(Refused(f"unreadable folder: {os.strerror(error.errno or 0)}", shown(folder), damaged=True))
-        return
-    if (status.st_dev, status.st_ino) in seen:
-        refused.append(Refused("link to a folder read already", shown(folder)))
-        return
-    seen.add((status.st_dev, status.st_ino))
-    for entry in entries:
-        path, reason, mode = folder / entry.name, "", 0
+    reading = [_entries(top, refused, seen)]
+    while reading:
+        if (entry := next(reading[-1], None)) is None:
+            reading.pop()
+            continue
+        path, reason, mode = Path(entry.path), "", 0
         if entry.name[0] == ".":
             reason = "hidden file or folder"
         else:
@@ -122,7 +169,7 @@ def _files_below(folder: Path, refused: list[Refused], seen: set[tuple[int, int]
                 dangling = entry.is_symlink() and error.errno in (errno.ENOENT, errno.ELOOP)
                 reason = "link to nothing" if dangling else f"unreadable: {os.strerror(error.errno or 0)}"
         if stat.S_ISDIR(mode):
-            yield from _files_below(path, refused, seen)
+            reading.append(_entries(path, refused, seen))
             continue
         if not reason and not stat.S_ISREG(mode):
             reason = "device, pipe or socket"
@@ -132,6 +179,24 @@ def _files_below(folder: Path, refused: list[Refused], seen: set[tuple[int, int]
             refused.append(Refused(reason, shown(path), damaged=reason.startswith("unreadable")))
         else:
             yield path
+
+
+def _entries(folder: Path, refused: list[Refused], seen: set[tuple[int, int]]) -> Iterator[os.DirEntry[str]]:
+    try:
+        status = folder.stat()
+        entries = sorted(os.scandir(folder), key=lambda entry: os.fsencode(entry.name))
+    except OSError as error:
+        refused.append(Refused(f"unreadable folder: {os.strerror(error.errno or 0)}", shown(folder), damaged=True))
+        return
+    if (status.st_dev, status.st_ino) in seen:
+        reason = "link to a folder read already" if folder.is_symlink() else "folder read already through a link"
+        refused.append(Refused(reason, shown(folder)))
+        return
+    seen.add((status.st_dev, status.st_ino))
+    if kind := made_by_hnet(folder, {entry.name for entry in entries}):
+        refused.append(Refused(f"{kind} {MADE_BY_HNET}", shown(folder)))
+        return
+    yield from entries
 
 
 # --- one file ---------------------------------------------------------------------------------------------------------

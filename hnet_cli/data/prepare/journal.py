@@ -40,6 +40,9 @@ class Account:
     """Documents by index of the user's input."""
     first_refusal: dict[int, str] = field(default_factory=dict)
     bytes_read: Amount = 0
+    elsewhere: list[int] = field(default_factory=list)
+    """Indices of the user's inputs with files that are read as another's or held out, or with what hnet wrote: they may
+    give no documents if others do."""
 
     def refuse(self, argument: int, refused: Refused) -> None:
         """Count something refused of the user's input with index `argument`."""
@@ -60,6 +63,7 @@ class Account:
         self.documents.update(later.documents)
         self.first_refusal = later.first_refusal | self.first_refusal
         self.bytes_read += later.bytes_read
+        self.elsewhere += later.elsewhere
 
     def refuse_damage(self, document_bytes: int, tolerated: float) -> None:
         """Raise InputError where more than a share `tolerated` of the items or bytes is damaged."""

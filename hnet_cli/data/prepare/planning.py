@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +13,9 @@ import hnet_cli
 from hnet_cli.config.bounds import typed
 from hnet_cli.data.dataset import DATASET_FORMAT
 from hnet_cli.data.prepare.contents import ROWS, row_groups
-from hnet_cli.data.prepare.inputs import InputFile, expand
+from hnet_cli.data.prepare.inputs import MADE_BY_HNET, InputFile, expand
 from hnet_cli.data.prepare.journal import Account
+from hnet_cli.data.prepare.store import TABLES
 from hnet_cli.errors import InputError, UsageError
 from hnet_cli.modality import Modality, Refused, suffix
 from hnet_cli.storage.streams import is_compressed, open_raw
@@ -94,7 +94,7 @@ class ReadingPlan:
 
 
 def _version(request: PrepareRequest) -> list[Any]:
-    return [DATASET_FORMAT, hnet_cli.__version__, request.modality]
+    return [DATASET_FORMAT, TABLES, hnet_cli.__version__, request.modality]
 
 
 def digest(data: Any) -> str:
@@ -106,26 +106,40 @@ def _unit_size(unit: Unit) -> int:
     return sum(file.part_size for file in unit)
 
 
-def make_plan(names: Sequence[str | Path], training: int, modality: Modality) -> ReadingPlan:
+def make_plan(names: Sequence[str | Path], training: int, modality: Modality, work: str = "") -> ReadingPlan:
     """The plan for the files that `names` stand for; those from index `training` on are held out.
 
-    A held-out file is not trained on. A plain file of several units whose lines or row groups stand for themselves is
-    divided.
+    A file is read once, under the first of its names; a held-out file is not trained on. A plain file of several units
+    whose lines or row groups stand for themselves is divided. `work`: name of the hidden folder that is written to
+    meanwhile, which is not counted.
     """
     account = Account()
     files: list[InputFile] = []
     for argument, item in expand(names, modality):
         if isinstance(item, Refused):
-            account.refuse(argument, item)
+            if not work or Path(item.where).name != work:
+                account.refuse(argument, item)
+            if item.reason.endswith(MADE_BY_HNET) and argument not in account.elsewhere:
+                account.elsewhere.append(argument)
         else:
             files.append(item)
-    held_out = {_identity(file) for file in files if file.argument >= training} - {None}
+    held_out = {file.identity for file in files if file.argument >= training} - {""}
+    read: dict[str, str] = {}
     units: list[Unit] = []
     size = 0
     for file in files:
-        if file.argument < training and held_out and _identity(file) in held_out:
+        held, again = file.argument < training and file.identity in held_out, read.get(file.identity)
+        if held:
             account.notes["files held out by --val-input, so not trained on"] += 1
+        elif again is not None:
+            where = f"{file.name} is {again}"
+            account.refuse(file.argument, Refused("the same file as one read already", where, file.size))
+        if held or again is not None:
+            if file.argument not in account.elsewhere:
+                account.elsewhere.append(file.argument)
             continue
+        if file.identity:
+            read[file.identity] = file.name
         for piece in _pieces(file, modality):
             new_side = units and (units[-1][0].argument < training) != (piece.argument < training)
             if not units or new_side or size + piece.part_size > UNIT_BYTES or len(units[-1]) == UNIT_FILES:
@@ -159,11 +173,3 @@ def _pieces(file: InputFile, modality: Modality) -> Iterator[InputFile]:
     else:
         for start, end in zip(starts, [*starts[1:], file.size], strict=True):
             yield replace(file, part=(start, end), table=table)
-
-
-def _identity(file: InputFile) -> tuple[int, int] | str | None:
-    try:
-        status = os.stat(file.path) if file.path is not None else None
-    except OSError:
-        return None
-    return (status.st_dev, status.st_ino) if status else file.url or None

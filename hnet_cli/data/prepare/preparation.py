@@ -12,16 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hnet_cli import modality as modalities
 from hnet_cli.data.baselines import TRAIN_LIMIT, VAL_LIMIT, baselines, sample
 from hnet_cli.data.dataset import DATASET_FORMAT
+from hnet_cli.data.prepare import similar
 from hnet_cli.data.prepare.journal import TOLERATED, Account, UnitJournal
 from hnet_cli.data.prepare.planning import UNIT_BYTES, PrepareRequest, ReadingPlan, digest, make_plan
 from hnet_cli.data.prepare.reading import UnitReader, read_all
 from hnet_cli.data.prepare.split import make_split
-from hnet_cli.data.prepare.store import Writer, read_shards, table_rows
+from hnet_cli.data.prepare.store import TABLES, Writer, read_shards, stretches
 from hnet_cli.errors import DamagedError, InputError, StorageError, UsageError
 from hnet_cli.modality import Modality
 from hnet_cli.storage import LARGE, free_bytes, read_json, read_manifest, resumable_folder, verify_folder, write_json
@@ -47,8 +46,14 @@ class Summary:
     seconds: float = 0.0
     rule: str = ""
     """Rule of the split: "whole groups", "the end of the corpus", "the inputs given for validation"; "" for a part."""
+    groups: int = 0
+    """Number of groups of documents; 0 where the user has named what is held out."""
     splits: dict[str, dict[str, int]] = field(default_factory=dict)
     """By name: {"documents": stretches of documents, "bytes": n}."""
+    held_out: list[str] = field(default_factory=list)
+    """Names of the first few held-out documents."""
+    near_duplicates: dict[str, Any] = field(default_factory=dict)
+    """Fields of `similar.Similar`."""
     baselines: dict[str, Any] = field(default_factory=dict)
 
 
@@ -68,7 +73,7 @@ class _Build:
 
 
 @contextlib.contextmanager
-def _build(target: Path, overwrite: bool, kind: str) -> Iterator[_Build]:
+def _build(target: Path, overwrite: bool, kind: str, modality: Modality) -> Iterator[_Build]:
     """A build in its work folder, which becomes `target` at the end. An interrupted one continues."""
     files: dict[str, Any] = {}
     builds: list[_Build] = []
@@ -78,7 +83,7 @@ def _build(target: Path, overwrite: bool, kind: str) -> Iterator[_Build]:
 
     manifest = {"kind": kind, "files": files}
     with resumable_folder(target, overwrite=overwrite, manifest=manifest, worth_keeping=worth_keeping) as work:
-        builds.append(_Build(target, work, Writer(work / "done"), files))
+        builds.append(_Build(target, work, Writer(work / "done", modality.input_table), files))
         yield builds[0]
 
 
@@ -109,8 +114,8 @@ def prepare(
     shown_inputs, shown_val = (tuple(map(shown, names)) for names in (inputs, val_inputs))
     request = PrepareRequest(modality.name, shown_inputs, shown_val, val, field)
     target = part_folder(out, *part) if part else Path(out)
-    with _build(target, overwrite, "dataset part" if part else "dataset") as build:
-        whole = make_plan([*inputs, *val_inputs], len(inputs), modality)
+    with _build(target, overwrite, "dataset part" if part else "dataset", modality) as build:
+        whole = make_plan([*inputs, *val_inputs], len(inputs), modality, work=shown(build.work.name))
         plan = whole.share(*part) if part else whole
         _refuse_too_large(target, plan, build.writer.folder)
         total = None if plan.streamed else plan.size
@@ -169,7 +174,7 @@ def join(
     account: Account = ordered[0][1]["planned"]
     keys = [digest(read_manifest(folder)) for folder, _ in ordered]
     total = sum(about["account"].bytes_read for _, about in ordered)
-    with _build(Path(out), overwrite, "dataset") as build:
+    with _build(Path(out), overwrite, "dataset", modality) as build:
         journal = UnitJournal(build.work)
         done = journal.replay(keys, build.writer, account)
         for (folder, about), key in list(zip(ordered, keys, strict=True))[done:]:
@@ -187,8 +192,10 @@ def _about_part(folder: Path) -> dict[str, Any]:
     """Content of `part.json` of a part, whose manifest is read first."""
     if not folder.is_dir():
         raise InputError(f"no folder {shown(folder)}", "name the part folders that `hnet prepare --part` wrote")
-    if read_manifest(folder).get("kind") != "dataset part":
+    if (manifest := read_manifest(folder)).get("kind") != "dataset part":
         raise DamagedError(f"{shown(folder)} is not a part of a dataset", "name the folders of `hnet prepare --part`")
+    if missing := [name for name in TABLES if name not in manifest["files"]]:
+        raise DamagedError(f"{shown(folder)} lacks {missing[0]}: an older hnet made it", "prepare this part again")
     try:
         about = read_json(folder / PART, LARGE)
         if (version := about["format"]) != DATASET_FORMAT:
@@ -236,11 +243,14 @@ def _finish(
     account.refuse_damage(writer.bytes, tolerated)
     writer.close()
     first_val = sum(count for argument, count in account.documents.items() if argument < training)
-    rule, splits, tables = make_split(
+    split = make_split(
         writer.folder, writer.bytes, request.val, first_val if request.val_inputs else None, modality.cut
     )
-    bits = _measure(writer.folder, splits, modality) if measure else {}
-    build.files.update(tables, **writer.files)
+    bits = _measure(writer.folder, split.counts, modality) if measure else {}
+    alike = similar.find(writer.folder, split.counts, modality.input_table)
+    held_out = similar.first_names(writer.folder, "val")
+    account.notes.update(split.notes)
+    build.files.update(split.files, **writer.files)
     refused = {
         reason: {"count": count, "bytes": size, "first": first, "damaged": reason in account.damage}
         for reason, (count, size, first) in account.refused.items()
@@ -253,8 +263,11 @@ def _finish(
         "options": {"val": request.val, "val_inputs": list(request.val_inputs), "field": request.field},
         "documents": writer.documents,
         "bytes": writer.bytes,
-        "split_rule": rule,
-        "splits": splits,
+        "split_rule": split.rule,
+        "groups": split.groups,
+        "splits": split.counts,
+        "held_out": held_out,
+        "near_duplicates": vars(alike),
         "refused": refused,
         "notes": dict(account.notes),
         "baselines": bits,
@@ -262,7 +275,8 @@ def _finish(
         "sources": account.sources,
     }
     write_json(writer.folder / "dataset.json", about)
-    return build.summary(modality, account, rule=rule, splits=splits, baselines=bits)
+    more: dict[str, Any] = {"rule": split.rule, "groups": split.groups, "splits": split.counts, "held_out": held_out}
+    return build.summary(modality, account, near_duplicates=vars(alike), baselines=bits, **more)
 
 
 def _refuse_too_large(out: Path, plan: ReadingPlan, folder: Path) -> None:
@@ -278,7 +292,8 @@ def _refuse_too_large(out: Path, plan: ReadingPlan, folder: Path) -> None:
 def _refuse_useless(request: PrepareRequest, account: Account) -> None:
     """Raise InputError for an input of the user's that gave no document."""
     for argument, name in enumerate([*request.inputs, *request.val_inputs]):
-        if not account.documents[argument]:
+        excused = argument in account.elsewhere and account.documents.total()
+        if not account.documents[argument] and not excused:
             why = account.first_refusal.get(argument, "it is empty, or holds nothing of the kind")
             called = "standard input" if name == "-" else name
             raise InputError(f"nothing to use in {called}: {why}", "name other input, or another --modality")
@@ -288,22 +303,7 @@ def _measure(folder: Path, splits: dict[str, Any], modality: Modality) -> dict[s
     """Baselines of the split just made, on what the model will read."""
     parts = []
     for split, limit in (("train", TRAIN_LIMIT), ("val", VAL_LIMIT)):
-        data = sample(partial(read_shards, folder), _stretches(folder, split), splits[split]["bytes"], limit)
+        ranges = ((part[:, 2], part[:, 3]) for part in stretches(folder, split))
+        data = sample(partial(read_shards, folder), ranges, splits[split]["bytes"], limit)
         parts.append(data if modality.input_table is None else data.translate(modality.input_table))
     return baselines(*parts)
-
-
-def _stretches(folder: Path, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Starts and ends, in the shards, of the stretches of a split, in parts."""
-    parts = table_rows(folder, f"split-{split}.bin", 3)
-    waiting, seen = next(parts), 0
-    for table in table_rows(folder):
-        while waiting[-1, 0] < seen + len(table) and (more := next(parts, None)) is not None:
-            waiting = np.concatenate([waiting, more])
-        here = int(np.searchsorted(waiting[:, 0], seen + len(table)))
-        if here:
-            starts = table[waiting[:here, 0] - seen, 0] + waiting[:here, 1]
-            yield starts, starts + waiting[:here, 2]
-        waiting, seen = waiting[here:], seen + len(table)
-        if not len(waiting):
-            break

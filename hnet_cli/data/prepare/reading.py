@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from hnet_cli.data.prepare.contents import NoField, sources
 from hnet_cli.data.prepare.inputs import Changed, FileReader, InputFile
@@ -18,7 +19,7 @@ from hnet_cli.data.prepare.journal import Account, UnitJournal
 from hnet_cli.data.prepare.planning import Unit
 from hnet_cli.data.prepare.store import Writer
 from hnet_cli.errors import DamagedError, EnvironmentLimit, InputError
-from hnet_cli.modality import Modality, Refused
+from hnet_cli.modality import Modality, Refused, Source
 from hnet_cli.storage import LARGE, discard, make_folder, read_json, rename_folder, verify_file, write_json
 from hnet_cli.storage.streams import open_raw
 
@@ -76,7 +77,8 @@ class UnitReader:
                     account.refuse(file.argument, Refused("empty", item.name))
                 else:
                     name = item.source if item.name == item.source else f"{item.source}\t{item.name}"
-                    writer.add(item.data, index, item.offset, name, item.group or source.group)  # type: ignore[union-attr]
+                    group = item.group or _common_group(file, cast(Source, source))
+                    writer.add(item.data, index, item.offset, name, group)
                     documents += 1
                     if item.notes:
                         account.notes.update(item.notes)
@@ -96,12 +98,22 @@ class UnitReader:
         for folder in (piece, temporary):
             discard(folder)
         make_folder(temporary)
-        writer = Writer(temporary)
+        writer = Writer(temporary, self.modality.input_table)
         account = self.read_unit(unit, writer, lambda size: None, 0)
         writer.close()
         write_json(temporary / PIECE, {"files": writer.files, "account": account.to_json()})
         rename_folder(temporary, piece)
         return piece
+
+
+def _common_group(file: InputFile, source: Source) -> str:
+    """The group that the modality put a source into with others; "" where a source is its own."""
+    if source.whole:
+        return ""
+    if source.group == file.group:
+        return source.group if file.shared else ""
+    inside = source.group.removeprefix(f"{file.name}/")  # of an archive
+    return "" if source.name.endswith(inside) else source.group
 
 
 def read_all(
@@ -162,7 +174,7 @@ def _ahead(units: list[Unit], keys: list[str], reader: UnitReader, work: Path, w
         while queue:
             yield next_piece()
     except BrokenExecutor as error:
-        raise EnvironmentLimit("a worker process died, perhaps for lack of memory", "use --workers 1") from error
+        raise EnvironmentLimit("a worker process died, perhaps for lack of memory", "use fewer --workers") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -24,6 +24,8 @@ from hnet_cli.storage import GrowingFile, open_file, remove_file
 
 ROW = 8 * len(COLUMNS)
 """Bytes of a row of `documents.bin`."""
+TABLES = ("documents.bin", "names.txt", "hashes.bin")
+"""Files that grow with each document."""
 
 
 Position = Annotated[int, Bounds(least=0, most=1 << 52)]
@@ -43,7 +45,8 @@ class WriterState:
     """Checksum of the bytes in the block that is not full."""
     table: Position
     lines: Position
-    """Checksums of the rows of `documents.bin` and the lines of `names.txt` since the state before."""
+    contents: Position
+    """Checksums of the rows of `documents.bin`, the lines of `names.txt` and `hashes.bin` since the state before."""
 
 
 class _Mark(NamedTuple):
@@ -52,17 +55,19 @@ class _Mark(NamedTuple):
     names_end: int
     blocks: int
     block_crc: int
-    crcs: tuple[int, int]
-    table: tuple[int, Any]
-    names: tuple[int, Any]
+    crcs: tuple[int, ...]
+    tables: list[tuple[int, Any]]
     shard: tuple[int, Any] | None
 
 
 class Writer:
-    """Appends documents to the shards and tables in `folder`. A worker's folder can be appended to another's."""
+    """Appends documents to the shards and tables in `folder`. A worker's folder can be appended to another's.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    `input_table`: of the modality; documents that the model reads alike have one hash.
+    """
+
+    def __init__(self, folder: Path, input_table: bytes | None = None) -> None:
+        self.folder, self.input_table = folder, input_table
         self.bytes = 0
         self.documents = 0
         self.files: dict[str, dict[str, Any]] = {}
@@ -74,13 +79,15 @@ class Writer:
         self._waiting: list[tuple[bytes, int, int, str, str]] = []
         """Arguments of `add`, written together: short documents would take longer to write than to read."""
         self._appended = 0  # bytes, without those that wait
-        self._table = GrowingFile(folder / "documents.bin")
+        self._tables = [GrowingFile(folder / name) for name in TABLES]
         self._names_end = 0
-        self._names = GrowingFile(folder / "names.txt")
-        self._crcs = 0, 0  # of rows and lines since the last state
+        self._crcs: tuple[int, ...] = (0,) * len(TABLES)  # of what each table has got since the last state
 
     def add(self, data: bytes, source: int, offset: int, name: str, group: str) -> None:
-        """Add a document: `source` is an index, `offset` its first byte's coordinate, `name` as shown to the user."""
+        """Add a document: `source` is an index, `offset` its first byte's coordinate, `name` as shown to the user.
+
+        Without a `group` it is a group of its own, with all documents of its content.
+        """
         self._waiting.append((data, source, offset, name, group))
         self.bytes += len(data)
         self.documents += 1
@@ -92,12 +99,14 @@ class Writer:
         self._flush()
         shift = np.array([self.bytes, 0, sources, 0, self._names_end, 0])
         for rows in table_rows(folder):
-            self._write_tables((rows + shift).astype("<i8").tobytes(), b"")
+            self._write_tables((rows + shift).astype("<i8").tobytes(), b"", b"")
             self.documents += len(rows)
-        with open_file(folder / "names.txt") as names:
+        with open_file(folder / "names.txt") as names, open_file(folder / "hashes.bin") as contents:
             while lines := names.read(CHECKSUM_BYTES):
-                self._write_tables(b"", lines)
+                self._write_tables(b"", lines, b"")
                 self._names_end += len(lines)
+            while hashes := contents.read(CHECKSUM_BYTES):
+                self._write_tables(b"", b"", hashes)
         for index in range(len(list(folder.glob("shard-*")))):
             with open_file(folder / shard_name(index)) as shard:
                 while data := shard.read(CHECKSUM_BYTES):
@@ -112,8 +121,8 @@ class Writer:
         self._end_shard()
         checksums = GrowingFile(self.folder / "blocks.bin")
         checksums.write(np.array(self._checksums, "<u4"))
-        for name, file in (("documents.bin", self._table), ("names.txt", self._names), ("blocks.bin", checksums)):
-            self.files[name] = file.close()
+        for file in (*self._tables, checksums):
+            self.files[file.path.name] = file.close()
 
     # --- going back, and going on -------------------------------------------------------------------------------------
 
@@ -122,15 +131,15 @@ class Writer:
         self._flush()
         shard = self._shard.mark() if self._shard else None
         counts = self.bytes, self.documents, self._names_end, len(self._checksums)
-        return _Mark(*counts, self._block_crc, self._crcs, self._table.mark(), self._names.mark(), shard)
+        return _Mark(*counts, self._block_crc, self._crcs, [table.mark() for table in self._tables], shard)
 
     def rollback(self, mark: _Mark) -> None:
         """Forget all documents added since `mark`."""
         changed = self._appended > mark.bytes
         self._waiting, self._appended = [], mark.bytes
         self.bytes, self.documents, self._names_end, self._crcs = mark.bytes, mark.documents, mark.names_end, mark.crcs
-        self._table.rollback(mark.table)
-        self._names.rollback(mark.names)
+        for table, place in zip(self._tables, mark.tables, strict=True):
+            table.rollback(place)
         del self._checksums[mark.blocks :]
         self._block_crc = mark.block_crc
         if changed or mark.shard is None:
@@ -145,7 +154,7 @@ class Writer:
         """The state that `restore` can return to; all of it is on disk then."""
         self._flush()
         blocks, self._reported = self._checksums[self._reported :].tolist(), len(self._checksums)
-        crcs, self._crcs = self._crcs, (0, 0)
+        crcs, self._crcs = self._crcs, (0,) * len(TABLES)
         return WriterState(self.bytes, self.documents, self._names_end, blocks, self._block_crc, *crcs)
 
     def restore(self, state: WriterState) -> bool:
@@ -161,11 +170,10 @@ class Writer:
         return sound
 
     def _restore(self, state: WriterState) -> bool:
-        for data in _stretches(self._table, self.documents * ROW, state.documents * ROW):
-            self._write_tables(data, b"", adopt=True)
-        for data in _stretches(self._names, self._names_end, state.names):
-            self._write_tables(b"", data, adopt=True)
-        if self._crcs != (state.table, state.lines):
+        for index, end in enumerate((state.documents * ROW, state.names, state.documents * 8)):
+            for data in _stretches(self._tables[index], end):
+                self._write_tables(*(data if index == n else b"" for n in range(len(TABLES))), adopt=True)
+        if self._crcs != (state.table, state.lines, state.contents):
             return False
         while self._appended < state.bytes:
             at = self._appended % SHARD_BYTES
@@ -174,7 +182,8 @@ class Writer:
                 return False
             self._append(data, adopt=True)
         self.bytes, self.documents, self._names_end = state.bytes, state.documents, state.names
-        blocks, self._reported, self._crcs = self._checksums[self._reported :].tolist(), len(self._checksums), (0, 0)
+        blocks, self._reported = self._checksums[self._reported :].tolist(), len(self._checksums)
+        self._crcs = (0,) * len(TABLES)
         return (self._appended, blocks, self._block_crc) == (state.bytes, state.blocks, state.rest)
 
     def remove_others(self) -> None:
@@ -183,7 +192,7 @@ class Writer:
         current = {self._shard.path.name} if self._shard is not None else set()
         self.files = {name: entry for name, entry in self.files.items() if name in shards}
         for entry in list(os.scandir(self.folder)):
-            if entry.name not in shards | current | {"documents.bin", "names.txt"}:
+            if entry.name not in shards | current | set(TABLES):
                 remove_file(Path(entry.path))
 
     # --- shards and tables --------------------------------------------------------------------------------------------
@@ -219,22 +228,24 @@ class Writer:
         data, sources, offsets, names, groups = zip(*self._waiting, strict=True)
         lines = _lines(names)
         hashes = {group: group_hash(group) for group in set(groups)}
+        contents = [content_hash(document, self.input_table) for document in data]
         rows = np.empty((len(data), len(COLUMNS)), "<i8")
         rows[:, 1] = [len(document) for document in data]
         rows[:, 0] = self._appended + np.cumsum(rows[:, 1]) - rows[:, 1]
         rows[:, 2], rows[:, 3] = sources, offsets
         line_ends = np.flatnonzero(np.frombuffer(lines, np.uint8) == 0x0A) + 1
         rows[:, 4] = self._names_end + np.r_[0, line_ends[:-1]]
-        rows[:, 5] = [hashes[group] for group in groups]
-        self._write_tables(rows.tobytes(), lines)
+        rows[:, 5] = [hashes[group] if group else own for group, own in zip(groups, contents, strict=True)]
+        self._write_tables(rows.tobytes(), lines, np.array(contents, "<i8").tobytes())
         self._names_end += len(lines)
         self._append(b"".join(data))
         self._waiting = []
 
-    def _write_tables(self, rows: bytes, lines: bytes, adopt: bool = False) -> None:
-        for file, data in ((self._table, rows), (self._names, lines)):
+    def _write_tables(self, *parts: bytes, adopt: bool = False) -> None:
+        """Append to each of TABLES its part."""
+        for file, data in zip(self._tables, parts, strict=True):
             (file.adopt if adopt else file.write)(data)
-        self._crcs = zlib.crc32(rows, self._crcs[0]), zlib.crc32(lines, self._crcs[1])
+        self._crcs = tuple(zlib.crc32(data, crc) for data, crc in zip(parts, self._crcs, strict=True))
 
 
 def _lines(names: Sequence[str]) -> bytes:
@@ -245,17 +256,44 @@ def _lines(names: Sequence[str]) -> bytes:
     return escape(joined).encode("utf-8", "backslashreplace")
 
 
-def _stretches(file: GrowingFile, start: int, end: int) -> Iterator[bytes]:
-    while start < end and (data := file.read(start, min(CHECKSUM_BYTES, end - start))):
+def _stretches(file: GrowingFile, end: int) -> Iterator[bytes]:
+    """The bytes on disk from the file's size, which grows meanwhile, to `end`."""
+    while file.size < end and (data := file.read(file.size, min(CHECKSUM_BYTES, end - file.size))):
         yield data
-        start += len(data)
 
 
-def table_rows(folder: Path, name: str = "documents.bin", columns: int = len(COLUMNS)) -> Iterator[np.ndarray]:
-    """A table of int64 in parts of (n, columns), some MB each: a memory map would count as memory in use."""
+def table_rows(
+    folder: Path, name: str = "documents.bin", columns: int = len(COLUMNS), at_once: int = 1 << 16
+) -> Iterator[np.ndarray]:
+    """A table of int64 in parts of (`at_once`, columns), some MB: a memory map would count as memory in use."""
     with open_file(folder / name) as file:
-        while data := file.read(8 * columns << 16):
+        while data := file.read(8 * columns * at_once):
             yield np.frombuffer(data, "<i8").reshape(-1, columns)
+
+
+def stretches(folder: Path, split: str) -> Iterator[np.ndarray]:
+    """The stretches of a split in parts of (n, 4): document, where its line begins in `names.txt`, start and end in the
+    shards."""
+    parts = table_rows(folder, f"split-{split}.bin", 3)
+    waiting, seen = next(parts), 0
+    for table in table_rows(folder):
+        while waiting[-1, 0] < seen + len(table) and (more := next(parts, None)) is not None:
+            waiting = np.concatenate([waiting, more])
+        here = int(np.searchsorted(waiting[:, 0], seen + len(table)))
+        if here:
+            rows = table[waiting[:here, 0] - seen]
+            starts = rows[:, 0] + waiting[:here, 1]
+            yield np.stack([waiting[:here, 0], rows[:, 4], starts, starts + waiting[:here, 2]], axis=1)
+        waiting, seen = waiting[here:], seen + len(table)
+        if not len(waiting):
+            break
+
+
+def name_at(folder: Path, place: int) -> str:
+    """The name of the document whose line in `names.txt` begins at byte `place`."""
+    with open_file(folder / "names.txt") as file:
+        file.seek(place)
+        return file.readline().decode().rstrip("\n")
 
 
 def read_shards(folder: Path, start: int, end: int) -> bytes:
@@ -276,3 +314,8 @@ def group_hash(group: str) -> int:
     return int.from_bytes(
         hashlib.sha256(f"hnet {group}".encode("utf-8", "replace")).digest()[:8], "little", signed=True
     )
+
+
+def content_hash(data: bytes, input_table: bytes | None = None) -> int:
+    """64 bits that stand for the content of a document, as the model reads it."""
+    return int.from_bytes(hashlib.sha256(data.translate(input_table)).digest()[:8], "little", signed=True)

@@ -8,14 +8,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from corpuskit import Lines, make, text, tree
 
+from hnet_cli import modality
 from hnet_cli.data.dataset import Dataset
+from hnet_cli.data.prepare.detection import detect
+from hnet_cli.data.prepare.inputs import InputFile, expand
 from hnet_cli.data.prepare.preparation import prepare
 from hnet_cli.errors import BusyError, InputError
 from hnet_cli.modality import Document, Refused, Source
+from hnet_cli.storage import discard
 
 
 class Grown(Lines):
@@ -97,3 +102,142 @@ def test_standard_input(tmp_path: Path) -> None:
         done = subprocess.run(command, input=data, capture_output=True, check=True)
         assert int(done.stdout) == len(text(1))
     assert Dataset.open(tmp_path / "out0").about["sources"][0]["size"] == len(text(1))
+
+
+@pytest.mark.parametrize("kind", ["text", "code"])
+def test_a_folder_of_1200_levels(tmp_path: Path, kind: str) -> None:
+    """Deeper than Python's stack."""
+    here = os.open(".", os.O_RDONLY)
+    top = tmp_path / "top"
+    top.mkdir()
+    try:
+        os.chdir(top)
+        for _ in range(1200):
+            os.mkdir("d")
+            os.chdir("d")
+        Path("deep.py").write_text("print('at the bottom')\n" * 100)
+    finally:
+        os.chdir(here)
+        os.close(here)
+    (top / "flat.py").write_text("print('at the top')\n" * 100)
+    try:
+        summary = prepare([top], modality.get(kind), tmp_path / "out", val=0.5, measure=False)
+        assert summary.documents == 2
+    finally:
+        discard(top)  # pytest cannot
+
+
+SAME = "the same file as one read already"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "again"),
+    [
+        (["in", "in"], 3),
+        (["in", "in/001.txt", "./in/002.txt", "other/../in"], 5),
+        (["in/001.txt", "in"], 1),
+        (["in", "links"], 3),
+        (["links", "in"], 3),
+        (["in", "linked folder"], 3),
+        (["in", "in/001.txt", "a link"], 2),
+        (["hard", "in"], 3),
+        ([".", "in"], None),
+    ],
+)
+def test_a_file_is_read_once_whatever_its_names(
+    inputs: list[str], again: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tree(tmp_path / "in", 3)
+    for folder in ("other", "links", "hard"):
+        (tmp_path / folder).mkdir()
+    for file in sorted(source.iterdir()):
+        (tmp_path / "links" / f"z{file.name}").symlink_to(file)
+        (tmp_path / "hard" / file.name).hardlink_to(file)
+    (tmp_path / "links" / "loop").symlink_to("loop")
+    (tmp_path / "linked folder").symlink_to(source)
+    (tmp_path / "a link").symlink_to("linked folder/002.txt")
+    monkeypatch.chdir(tmp_path)
+    summary, dataset = make(tmp_path / "out", *map(Path, inputs))
+    assert summary.bytes == sum(file.stat().st_size for file in source.iterdir())
+    assert len(dataset.about["sources"]) == 3
+    if again is not None:
+        assert summary.refused[SAME][0] == again
+
+
+def test_a_link_to_a_held_out_file_is_not_trained_on(tmp_path: Path) -> None:
+    source = tree(tmp_path / "in", 10)
+    (source / "z.txt").symlink_to("003.txt")
+    (source / "h.txt").hardlink_to(source / "003.txt")
+    (tmp_path / "val").symlink_to(source / "003.txt")
+    summary, dataset = make(tmp_path / "out", source, val_inputs=[tmp_path / "val", source / "z.txt"])
+    assert b"".join(dataset.documents("val")) == text(3)
+    assert text(3) not in b"".join(dataset.documents("train"))
+    assert summary.notes == {"files held out by --val-input, so not trained on": 3}
+    assert summary.refused[SAME][0] == 1
+
+
+def test_files_that_a_disk_gives_no_numbers_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """File systems over a network: every file has inode 0, or two have one number."""
+    source, fstat = tree(tmp_path / "in", 3), os.stat
+
+    class Numberless:
+        def __init__(self, status: os.stat_result, number: int) -> None:
+            self.status, self.st_ino = status, number
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.status, name)
+
+    for number in (0, 7):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "stat", lambda *a, **k: Numberless(fstat(*a, **k), number))  # noqa: B023
+            found = [item for _, item in expand([source], Lines())]
+        assert len(found) == 3
+        files = [item for item in found if isinstance(item, InputFile)]
+        assert len({file.identity for file in files} - {""}) in (0, 3)
+
+
+@pytest.mark.parametrize("kind", ["dataset", "part of a dataset", "run", "comparison", "model folder"])
+def test_what_hnet_wrote_is_left_out(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder that is read, and where it is named; a folder of the same files without our content is not."""
+    source = tree(tmp_path / "in", 3)
+    written = source / "sub" / "written"
+    if kind == "dataset":
+        make(written, source / "001.txt")
+    elif kind == "part of a dataset":
+        written = make_part(written, source / "001.txt")
+    else:
+        files = {
+            "run": {"config.yaml": "model:\n  arch_layout: [m1]\n", "metrics.jsonl": '{"loss": 1}\n', "log.txt": "x"},
+            "comparison": {"plan.json": '{"flops_per_byte": {}, "line_up": []}', "members/a.yaml": "a: 1"},
+            "model folder": {"config.json": '{"arch_layout": ["m1"]}', "model.safetensors": "x"},
+        }
+        write_files(written, files[kind])
+    summary, _ = make(tmp_path / "out", source)
+    assert summary.refused == {f"{kind} made by hnet": (1, 0, str(written))}
+    assert summary.bytes == sum(len(text(n)) for n in range(3))
+    with pytest.raises(InputError, match=f"{written}: {kind} made by hnet"):
+        make(tmp_path / "out2", written)
+    with pytest.raises(InputError, match=f"{kind} made by hnet"):
+        detect([written])
+    summary, _ = make(tmp_path / "out5", *sorted(source.iterdir()))  # as a shell expands *
+    assert summary.refused[f"{kind} made by hnet"][0] == 1
+    (written.parent / "x.txt").write_bytes(text(9))
+    _, dataset = make(tmp_path / "out3", source, val_inputs=[written.parent])
+    assert b"".join(dataset.documents("val")) == text(9)
+    monkeypatch.chdir(source)
+    make(Path("sub/out"), Path())  # into the folder that is read
+    names = ["config.yaml", "log.txt", "plan.json", "manifest.json", "config.json", "dataset.json"]
+    write_files(source / "foreign", dict.fromkeys(names, "{}\n"))
+    summary, dataset = make(tmp_path / "out4", source / "foreign", source / "001.txt")
+    assert len(dataset.about["sources"]) == len(names) + 1
+
+
+def make_part(out: Path, source: Path) -> Path:
+    out.parent.mkdir()
+    return prepare([source], Lines(), out, part=(1, 2), measure=False).path
+
+
+def write_files(folder: Path, files: dict[str, str]) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)

@@ -60,6 +60,8 @@ def test_parts_joined_are_the_whole(parts: int, tmp_path: Path, monkeypatch: pyt
     source = tree(tmp_path / "in", 20)
     (source / "loop").symlink_to(source)
     (source / "bad.txt").write_bytes(b"# refused\n" * 40)
+    (source / "copy.txt").write_bytes(text(4))  # of the one held out
+    (source / "link.txt").symlink_to("007.txt")
     (source / "x.jsonl").write_text(json.dumps({"text": "from a row\n" * 30}) + "\n{\n")
     options: dict[str, Any] = {"val_inputs": [source / "004.txt"], "modality": modality.get("text"), "tolerated": 0.2}
     whole = tmp_path / "whole"
@@ -90,11 +92,11 @@ def test_wrong_parts_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             join(folders, tmp_path / "joined", measure=False)
     with pytest.raises(InputError, match="no folder"):
         join([one, tmp_path / "none"], tmp_path / "joined")
-    for name in ("part.json", "manifest.json", "shard-00000.bin", "documents.bin"):
+    for name in ("part.json", "manifest.json", "shard-00000.bin", "documents.bin", "hashes.bin"):
         copy = tmp_path / "copy"
         shutil.copytree(two, copy)
         data = bytearray((copy / name).read_bytes())
-        data[len(data) // 2] ^= 4
+        data[3 if name == "manifest.json" else len(data) // 2] ^= 4  # else in the digest of some other file
         (copy / name).write_bytes(data)
         with pytest.raises(DamagedError, match=name):
             join([one, copy, three], tmp_path / "joined", measure=False)

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import gzip
+import json
+import multiprocessing
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from corpuskit import make, text, tree
+from corpuskit import Lines, make, text, tree
 
-from hnet_cli.errors import InputError
+from hnet_cli.data.prepare.preparation import prepare
+from hnet_cli.errors import EnvironmentLimit, InputError
+from hnet_cli.modality import Document, Refused, Source
 
 
 def test_same_bytes_whatever_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hnet_cli.data.prepare.planning.UNIT_FILES", 4)
     source = tree(tmp_path / "in")
     (source / "z.gz").write_bytes(gzip.compress(text(77) + b"# refused\n"))
+    (source / "copy.txt").write_bytes(text(5))
+    (source / "rows.jsonl").write_text("".join(json.dumps({"text": f"row {n % 7}\n"}) + "\n" for n in range(70)))
     seen: list[int] = []
     for out, workers in (("one", 1), ("two", 2), ("again", 1)):
         make(tmp_path / out, source, workers=workers, measure=True, progress=lambda done, total: seen.append(done))
@@ -32,3 +40,21 @@ def test_errors_in_workers_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(InputError, match=r"damaged file: 1, first .*015\.txt\.gz is truncated"):
         make(tmp_path / "out", source, workers=2)
     assert os.listdir(tmp_path) == ["in"]
+
+
+class Dying(Lines):
+    """Ends its process as the system does for lack of memory; in a worker only."""
+
+    def documents(self, source: Source) -> Iterator[Document | Refused]:
+        if multiprocessing.parent_process() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().documents(source)
+
+
+def test_a_worker_that_is_killed_is_the_machines_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hnet_cli.data.prepare.planning.UNIT_FILES", 7)
+    source = tree(tmp_path / "in", 30)
+    with pytest.raises(EnvironmentLimit, match="worker") as caught:
+        prepare([source], Dying(), tmp_path / "out", measure=False, workers=2)
+    assert "--workers" in caught.value.hint
+    assert not (tmp_path / "out").exists()

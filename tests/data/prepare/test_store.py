@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hnet_cli.data.dataset import Shards
 from hnet_cli.data.prepare.store import Writer, read_shards
 from hnet_cli.errors import StorageError
+from hnet_cli.storage import HeldFile
 
 
 def test_full_disk(tmp_path: Path) -> None:
@@ -46,7 +47,8 @@ def test_shards_join_without_a_seam(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         writer.add(data, 0, 0, "x", "x")
     writer.close()
     joined = b"".join(documents)
-    shards = Shards(tmp_path, len(joined), np.fromfile(tmp_path / "blocks.bin", "<u4"))
+    files = [HeldFile(file) for file in sorted(tmp_path.glob("shard-*"))]
+    shards = Shards(files, len(joined), np.fromfile(tmp_path / "blocks.bin", "<u4"))
     starts = rng.integers(0, len(joined) - 6000, 200)
     lengths = rng.integers(1, 6000, 200)
     expected = b"".join(joined[a : a + n] for a, n in zip(starts.tolist(), lengths.tolist(), strict=True))
