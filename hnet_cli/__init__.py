@@ -12,6 +12,10 @@ __version__ = "0.1.0"
 if not (Path(__file__).parent / "modalities").is_dir():
     __path__.append(str(Path(__file__).parent.parent))
 
+from hnet_cli.distributed import threads
+
+threads.prepare_environment()  # every entry passes here, workers too, before torch is imported
+
 if TYPE_CHECKING:
     from hnet_cli.checkpoints.find import load
     from hnet_cli.model import HNetConfig, HNetForCausalLM, parameter_groups, ratio_loss

@@ -11,6 +11,7 @@ and import nothing of hnet but this module and `hnet_cli.errors`. Only `name`, `
 
 from __future__ import annotations
 
+import codecs
 import io
 import random
 import re
@@ -21,10 +22,14 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import BinaryIO, ClassVar, NamedTuple
 
-from hnet_cli.errors import EnvironmentLimit, UsageError
+from hnet_cli.errors import EnvironmentLimit, InputError, UsageError
 
 GROUP = "hnet.modalities"
 COMPRESSIONS = (".gz", ".bgz", ".bz2", ".xz", ".zst")
+MARK = codecs.BOM_UTF8
+"""The byte order mark with which some programs begin text in UTF-8; it is no part of the text."""
+MARK_LEFT_OUT = "byte order mark"
+"""End of the `Refused.reason` of a mark: one character of the source, as `segment` counts them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,8 @@ class Document(NamedTuple):
     notes: tuple[str, ...] = ()
     """Remarks for the user, short and countable like `Refused.reason`: "converted from GB18030", "traditional
     characters". `prepare` counts documents by note."""
+    encoding: str = "UTF-8"
+    """The encoding of the source, if the plugin converts (`Modality.converts`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +208,12 @@ class Modality:
     """256 bytes: the byte that the model reads for each stored byte (`bytes.translate`). None: as stored."""
     loss_weights: ClassVar[tuple[float, ...] | None] = None
     """256 weights by stored byte for the loss of predicting it. None: all 1."""
+    records: ClassVar[bool] = False
+    """True if a source holds records: `Document.name` is the record's, and `offset` counts from its start."""
+    converts: ClassVar[bool] = False
+    """True if documents may be in another encoding than their source; `Document.encoding` then tells which."""
+    verbatim: ClassVar[frozenset[str]] = frozenset()
+    """Extensions of files that are documents as they are, though they look like JSON rows; not so with `--field`."""
     consults: ClassVar[frozenset[str]] = frozenset()
     """Names of files and folders in an archive that decide about its other members (.gitignore). If there are any,
     archives are walked twice."""
@@ -296,6 +309,59 @@ def suffix(name: str) -> str:
     """The extension of `name` without that of a compression, in lower case: ".fa" of "a/Genome.FA.gz"."""
     path = Path(name.lower())
     return Path(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix
+
+
+def begin_text(stream: io.BufferedReader, name: str) -> io.BufferedReader:
+    """`stream`, which is at the beginning of text in UTF-8, after its byte order mark if it has one.
+
+    Raises InputError for text in UTF-16 or UTF-32, with `name`.
+    """
+    head = stream.peek(4096)[:4096]
+    if reason := wide_reason(head):
+        raise InputError(f"{name} is {reason}")
+    if head.startswith(MARK):
+        stream.read(len(MARK))
+    return stream
+
+
+_WIDE = {b"\xff\xfe\0\0": "UTF-32LE", b"\0\0\xfe\xff": "UTF-32BE", b"\xff\xfe": "UTF-16LE", b"\xfe\xff": "UTF-16BE"}
+_WIDE_MARKS = tuple(_WIDE)
+# Code points of letters and marks that most text is made of: Latin, Greek, Cyrillic; punctuation; CJK, kana, Hangul.
+_USUAL = (
+    *((9, 14), (32, 127), (160, 0x530), (0x2010, 0x2040), (0x3000, 0x3100), (0x4E00, 0xA000), (0xAC00, 0xD7A4)),
+    (0xFF00, 0xFFF0),
+)
+
+
+def wide_encoding(head: bytes) -> str:
+    """The encoding, as iconv calls it, of text in UTF-16 or UTF-32 that begins with `head`; "" for anything else.
+
+    Told by its mark; without one, if there is a zero byte, by what it decodes to.
+    """
+    if head.startswith(_WIDE_MARKS):
+        return next(name for mark, name in _WIDE.items() if head.startswith(mark))
+    if b"\0" not in head[:4096]:
+        return ""
+    scores = {name: _usual_share(head[:4096], name) for name in _WIDE.values()}
+    best = max(scores, key=scores.__getitem__)
+    return best if scores[best] > 0.9 else ""
+
+
+def _usual_share(head: bytes, codec: str) -> float:
+    """Share of usual characters in what `head` decodes to, ASCII counting twice; 0 where it does not."""
+    try:
+        text = codecs.getincrementaldecoder(codec)().decode(head)
+    except UnicodeDecodeError:
+        return 0.0
+    usual = sum(any(low <= ord(char) < high for low, high in _USUAL) for char in text)
+    ascii_too = sum(" " <= char < "\x7f" for char in text)
+    return (usual + ascii_too) / len(text) if usual > 0.9 * len(text) > 3 else 0.0
+
+
+def wide_reason(head: bytes) -> str:
+    """The reason why text in UTF-16 or UTF-32 is not read, or ""."""
+    name = wide_encoding(head)
+    return f"{name}: convert it first, for example with iconv -f {name} -t UTF-8" if name else ""
 
 
 def escape(text: str, keep: str = "\n\t") -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from hnet_cli.errors import InputError
-from hnet_cli.modality import Source
+from hnet_cli.modality import MARK, Source, wide_reason
 
 LONGEST_LINE = 1 << 26
 """Bytes of a line of a table; without a bound, a file without line ends would be one."""
@@ -53,7 +53,7 @@ def as_text(data: bytes) -> str:
 
 
 def text_lines(source: Source) -> Iterator[tuple[int, str]]:
-    """The lines of a table with their numbers, from 1, without their ends (LF, CR LF or CR) and a byte-order mark.
+    """The lines of a table with their numbers, from 1, without their ends (LF, CR LF or CR) and byte order marks.
 
     Raises InputError for binary data and for a line that is too long.
     """
@@ -64,7 +64,7 @@ def text_lines(source: Source) -> Iterator[tuple[int, str]]:
                 raise InputError(f"{source.name}: {reason}")
             if len(block) == LONGEST_LINE and not block.endswith(b"\n"):
                 raise InputError(f"{source.name}: line {number + 1} is longer than {LONGEST_LINE:,} bytes")
-            for line in block.removeprefix(b"\xef\xbb\xbf" if not number else b"").splitlines():
+            for line in block.removeprefix(MARK).splitlines():
                 number += 1
                 yield number, as_text(line)
 
@@ -86,8 +86,8 @@ def binary_reason(head: bytes) -> str:
     """The reason why `head` cannot begin a file of text, or ""."""
     if head.startswith(_MAGIC):
         return f"binary data: {next(what for magic, what in MAGIC.items() if head.startswith(magic))}"
-    if head.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")):
-        return "UTF-16 or UTF-32: convert it first, for example with iconv -f UTF-16 -t UTF-8"
+    if reason := wide_reason(head):
+        return reason
     sample = head[:65536]
     controls = len(sample) - len(sample.translate(None, CONTROL))
     return "binary data" if b"\0" in head or controls > len(sample) // 10 else ""

@@ -8,7 +8,7 @@ from itertools import accumulate, chain
 from typing import BinaryIO
 
 from hnet_cli.errors import InputError
-from hnet_cli.modality import Gold, Refused, Source
+from hnet_cli.modality import Gold, Refused, Source, wide_reason
 
 from ._utf8 import cut_character
 
@@ -64,6 +64,8 @@ def _lines(stream: BinaryIO, name: str, cut: list[Refused], other: str) -> Itera
             if number > 1 and cut_character(line, "utf-8"):
                 cut.append(Refused("line cut off at the end", where, len(line)))
                 return
+            if number == 1 and (reason := wide_reason(line)):
+                raise InputError(f"{name} is {reason}") from error
             hint = f"convert the file, perhaps with iconv -f {other} -t UTF-8"
             raise InputError(f"{where}: byte 0x{line[error.start]:02x} is not UTF-8", hint) from error
         yield text.removeprefix("\ufeff").rstrip("\r\n")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO, ClassVar
 
 import numpy as np
 
-from hnet_cli.modality import Automaton, Document, Modality, Refused, Source
+from hnet_cli.modality import MARK, MARK_LEFT_OUT, Automaton, Document, Modality, Refused, Source
 
 from ._bytes import binary_reason, blank_reason, drain, read
 
 PIECE = 1 << 20  # longest document in bytes; a longer source is divided
-BOM = codecs.BOM_UTF8
+MARKS = {"utf-8": ("UTF-8", MARK), "gb18030": ("GB18030", "\ufeff".encode("gb18030"))}
+"""By codec: the name of the encoding for people, and U+FEFF in it."""
 TAILS = bytes(range(0x80, 0xC0))  # continuation bytes
 WHITE = np.array([code for code in range(0x3001) if chr(code).isspace()])  # code points; U+3000 is the last
 
@@ -23,18 +25,20 @@ class Utf8(Modality):
     else between characters, all of one group so that they stay on one side of the split.
 
     Bytes that do not decode are never repaired: their piece is refused, the rest is kept. A file that was cut by bytes
-    (`head -c`, `split -b`) lacks a part of its first or last character only: those few bytes are refused.
+    (`head -c`, `split -b`) lacks a part of its first or last character only: those few bytes are refused. Not so a row.
     """
 
     encodings: ClassVar[str] = "UTF-8"
     """The encodings that `encoding` can return, as a refusal names them."""
+    errors: ClassVar[str] = "strict"
+    """Error handler of decoding."""
 
     def encoding(self, head: bytes) -> str:
         """The codec of a source that begins with `head`; documents in another one than UTF-8 are converted."""
         return "utf-8"
 
-    def notes(self, text: str, encoding: str) -> tuple[str, ...]:
-        """`Document.notes` of a piece."""
+    def notes(self, text: str, encoding: str, piece: bytes) -> tuple[str, ...]:
+        """`Document.notes` of a piece of the source whose text is `text`."""
         return ()
 
     def divisible(self, head: bytes) -> bool:
@@ -44,22 +48,30 @@ class Utf8(Modality):
     def documents(self, source: Source) -> Iterator[Document | Refused]:
         with source.open() as stream:
             head = read(stream, -1 if source.whole else PIECE)
-            reason = (len(head) < PIECE and blank_reason(head.removeprefix(BOM))) or binary_reason(head)
+            encoding = self.encoding(head)
+            name, mark = MARKS.get(encoding, ("", b""))
+            reason = (len(head) < PIECE and blank_reason(head.removeprefix(mark))) or binary_reason(head)
             if reason:
                 yield Refused(reason, source.name, len(head) + drain(stream))
                 return
             at = offset = source.offset
-            if not at:
-                mark = len(BOM) if head.startswith(BOM) else 0
-                if lost := mark or rest_of_character(head):
-                    reason = "UTF-8 byte order mark" if mark else "character cut off at the beginning"
-                    yield Refused(reason, f"{source.name}: byte 0", lost)
+            if not at and not source.whole and (lost := rest_of_character(head)):
+                yield Refused("character cut off at the beginning", f"{source.name}: byte 0", lost)
                 at = offset = lost
                 head = head[lost:]
-            encoding = self.encoding(head)
-            for piece, last in [(head, True)] if source.whole else pieces(head, stream, encoding):
+            parts: Iterable[tuple[bytes, bool]] = [(head, True)]
+            if not source.whole:
+                parts = at_marks(pieces(head, stream, encoding), mark, rb"(?:\A|(?<=\n))")
+            elif mark and head.startswith(mark):
+                parts = at_marks(parts, mark, rb"\A")
+            for piece, last in parts:
+                if piece == mark:
+                    yield Refused(f"{name} {MARK_LEFT_OUT}", f"{source.name}: byte {at}", len(piece))
+                    at, offset = at + len(piece), offset + len(MARK)
+                    continue
                 item = self._document(piece, source, encoding, at, offset)
-                lost = cut_character(piece, encoding) if last and isinstance(item, Refused) and item.damaged else 0
+                cut = last and not source.whole and isinstance(item, Refused) and item.damaged
+                lost = cut_character(piece, encoding, self.errors) if cut else 0
                 if 0 < lost < at + len(piece):  # a source of these bytes alone is no text
                     if kept := piece[:-lost]:
                         yield self._document(kept, source, encoding, at, offset)
@@ -74,12 +86,17 @@ class Utf8(Modality):
         if (nul := piece.find(b"\0")) >= 0:
             return Refused("binary data", f"{source.name}: byte {at + nul} is 0", len(piece))
         try:
-            text = piece.decode(encoding)
+            text = piece.decode(encoding, self.errors)
             data = piece if encoding == "utf-8" else text.encode()
         except UnicodeDecodeError as error:
             where = f"{source.name}: byte {at + error.start} is 0x{piece[error.start]:02x}"
             return Refused(f"not {self.encodings}", where, len(piece), damaged=True)
-        return Document(data, source.name, source.name, source.group or source.name, offset, self.notes(text, encoding))
+        group, notes = source.group or source.name, self.notes(text, encoding, piece)
+        return Document(data, source.name, source.name, group, offset, notes, self.shown(encoding))
+
+    def shown(self, encoding: str) -> str:
+        """The name for people of a codec that `encoding` returned."""
+        return "UTF-8"
 
     def cut(self, data: bytes, near: int) -> int:
         """After white space if there is any in the 256 bytes before `near`, else between two characters."""
@@ -109,6 +126,17 @@ def pieces(head: bytes, stream: BinaryIO, encoding: str) -> Iterator[tuple[bytes
             rest = rest[at:]
     if rest:
         yield rest, True
+
+
+def at_marks(parts: Iterable[tuple[bytes, bool]], mark: bytes, where: bytes) -> Iterator[tuple[bytes, bool]]:
+    """The pieces, divided around each byte order mark in a place `where` (a pattern) text may begin: at the start, or
+    at a line's where files were joined."""
+    for piece, last in parts:
+        if not mark or mark not in piece:
+            yield piece, last
+            continue
+        found = [part for part in re.split(rb"%b(%b)" % (where, re.escape(mark)), piece) if part]
+        yield from ((part, last and part is found[-1]) for part in found)
 
 
 def divide(data: bytes, near: int, encoding: str = "utf-8") -> int:
@@ -156,9 +184,9 @@ def rest_of_character(head: bytes) -> int:
     return size if text and not text.isascii() else 0
 
 
-def cut_character(piece: bytes, encoding: str) -> int:
+def cut_character(piece: bytes, encoding: str, errors: str = "strict") -> int:
     """Number of bytes at the end of `piece` that begin a character and do not end it; 0 where other bytes are wrong."""
-    decoder = codecs.getincrementaldecoder(encoding)()
+    decoder = codecs.getincrementaldecoder(encoding)(errors)
     try:
         decoder.decode(piece)
     except UnicodeDecodeError:

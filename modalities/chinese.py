@@ -5,6 +5,7 @@ Units known without training: `character` starts and, where the optional package
 
 from __future__ import annotations
 
+import codecs
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
@@ -16,9 +17,11 @@ from hnet_cli.modality import Gold, Perturbation, Refused, Source, suffix
 from ._bytes import binary_reason
 from ._gold import gold
 from ._noise import CHINESE
-from ._utf8 import Utf8, code_points, decoded, han_count
+from ._utf8 import MARKS, Utf8, code_points, decoded, han_count
 
 LEGACY = {"gb18030": "GB18030", "big5hkscs": "Big5"}  # Python codec: name shown
+CP936, CP936_REPLACE = "hnet-cp936", "hnet-cp936-replace"
+EURO = "euro sign of cp936"
 
 # One character per place: the same words in the two scripts. Only characters that the other script does not use.
 SIMPLIFIED = "这们来为国说时会对过经学现动还进开实军长关业将两间问应战头见产话给门员论处义认条气题变总电数报结类"
@@ -40,9 +43,12 @@ FREQUENT = (
 
 class Chinese(Utf8):
     name = "chinese"
+    presets = {"nano": "nano-chinese", "small": "small-chinese", "base": "base-chinese"}  # noqa: RUF012
     line_up = ("transformer", "space", "2stage")  # paper, section 3.2
     summary = "Chinese, simplified or traditional; GB18030 and Big5 are converted to UTF-8"
     encodings = "UTF-8, GB18030 or Big5"
+    errors = CP936
+    converts = True
 
     def detect(self, name: str, head: bytes) -> float:
         if binary_reason(head) or suffix(name) in (".fa", ".fasta"):
@@ -62,10 +68,16 @@ class Chinese(Utf8):
         """UTF-8 if `head` is, else the legacy encoding whose characters are Chinese."""
         return "utf-8" if decoded(head) is not None else legacy_encoding(head) or "utf-8"
 
-    def notes(self, text: str, encoding: str) -> tuple[str, ...]:
-        converted = (f"converted from {LEGACY[encoding]} to UTF-8",) if encoding in LEGACY else ()
-        script = dominant_script(text)
-        return (*converted, f"{script} characters") if script else converted
+    def shown(self, encoding: str) -> str:
+        return LEGACY.get(encoding, "UTF-8")
+
+    def notes(self, text: str, encoding: str, piece: bytes) -> tuple[str, ...]:
+        notes = [f"converted from {LEGACY[encoding]} to UTF-8"] if encoding in LEGACY else []
+        if encoding == "gb18030" and text.count("€") > piece.count("€".encode(encoding)):
+            notes.append(EURO)
+        if script := dominant_script(text):
+            notes.append(f"{script} characters")
+        return tuple(notes)
 
     def reference_edges(self, data: bytes) -> Mapping[str, Sequence[int]]:
         """`character`: every start of a UTF-8 character. `word`: every start of a word in the segmentation of jieba
@@ -89,9 +101,14 @@ def legacy_encoding(head: bytes) -> str:
 
     Every candidate decodes; the right one gives frequent characters and hardly any undecodable bytes.
     """
+    if head.startswith(MARKS["gb18030"][1]):
+        return "gb18030"
+    text = head[:65536].decode("utf-8", "replace")
+    if 3 * text.count("\ufffd") < sum(char > "\x7f" for char in text):
+        return ""  # UTF-8 with some bytes that are wrong
     best, best_score = "", 0.15
     for codec in LEGACY:
-        text = head[:65536].decode(codec, "replace")
+        text = head[:65536].decode(codec, CP936_REPLACE)
         if kana_count(text) > 0.25 * sum(char > "\x7f" for char in text):
             return ""  # EUC-JP, whose kana stand in the same places in GB18030
         frequent = sum(char in FREQUENT for char in text)
@@ -99,6 +116,24 @@ def legacy_encoding(head: bytes) -> str:
         if score > best_score:
             best, best_score = codec, score
     return best
+
+
+def _euro(error: UnicodeError) -> tuple[str, int]:
+    """Error handler: the byte 0x80 is the euro sign where Windows wrote GBK (code page 936)."""
+    if isinstance(error, UnicodeDecodeError) and error.encoding == "gb18030" and error.object[error.start] == 0x80:
+        return "€", error.start + 1
+    raise error
+
+
+def _euro_or_replace(error: UnicodeError) -> tuple[str | bytes, int]:
+    try:
+        return _euro(error)
+    except UnicodeError:
+        return codecs.replace_errors(error)
+
+
+codecs.register_error(CP936, _euro)
+codecs.register_error(CP936_REPLACE, _euro_or_replace)
 
 
 def kana_count(text: str) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pathspec import GitIgnoreSpec
 
-from hnet_cli.modality import Document, Perturbation, Refused, suffix
+from hnet_cli.modality import MARK, Document, Perturbation, Refused, suffix
 
 from ._bytes import binary_reason, words
 from ._lexers import syntax, token_starts
@@ -56,8 +56,10 @@ TOKEN = re.compile(
 
 class Code(Utf8):
     name = "code"
+    presets = {"nano": "nano-code", "small": "small", "base": "base"}  # noqa: RUF012
     line_up = ("transformer", "space", "2stage")  # paper, section 3.2
     consults = frozenset((".gitignore", *MARKERS))
+    verbatim = SUFFIXES | MARKUP
     summary = "Source code: folders with .gitignore respected, one repository on one side of the split"
 
     def detect(self, name: str, head: bytes) -> float:
@@ -68,7 +70,7 @@ class Code(Utf8):
             return 0.9
         if decoded(head) is None:
             return 0.0
-        return 0.85 if SHEBANG.match(head) else 0.45 if suffix(name) in MARKUP else 0.0
+        return 0.85 if SHEBANG.match(head.removeprefix(MARK)) else 0.45 if suffix(name) in MARKUP else 0.0
 
     def select(self, root: Path, files: Iterable[Path]) -> Iterator[tuple[Path, str] | Refused]:
         """The source files below `root` by repository, as `Groups` finds it."""
@@ -84,7 +86,7 @@ class Code(Utf8):
 
     def select_members(self, consulted: Mapping[str, bytes]) -> Callable[[str, int, bytes], tuple[str, str]]:
         """`select` for the members of an archive, by its own .gitignore and markers."""
-        ignored = Ignored(lambda path: consulted.get(path.as_posix(), b"").decode(errors="replace"))
+        ignored = Ignored(lambda path: consulted.get(path.as_posix(), b"").decode("utf-8-sig", "replace"))
         groups = Groups(lambda path: path.as_posix() in consulted)
 
         def judged(name: str, size: int, head: bytes) -> tuple[str, str]:
@@ -207,7 +209,7 @@ def _by_content(path: Path, size: int, head: Callable[[], bytes | None]) -> str:
         return ""
     if binary_reason(first):
         return "binary data"
-    if not path.suffix and path.name.lower() not in NAMES and not SHEBANG.match(first):
+    if not path.suffix and path.name.lower() not in NAMES and not SHEBANG.match(first.removeprefix(MARK)):
         return "not source code by its name"
     return "generated" if GENERATED.search(first[:1024]) else ""
 
@@ -222,7 +224,7 @@ def _head(file: Path) -> bytes | None:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+        return file.read_text("utf-8-sig", errors="replace") if file.is_file() else ""
     except OSError:
         return ""
 

@@ -8,7 +8,7 @@ refused with their number of bases and divide the record, so that no document jo
 Case is kept: a lower-case base is a soft-masked repeat. The model reads upper case (`input_table`), and predicting a
 masked base weighs 0.1 (`loss_weights`; Evo 2's trainer Savanna calls it `lowercase_loss_reweighting: 0.1`; the weight
 goes with the base that is predicted, not with the one that is read). A record without any upper-case base is not masked
-but just written so, and stored in upper case.
+but just written so, and stored in upper case; a long one that begins in lower case is looked at twice to know.
 
 FASTA is parsed by hand, block by block: Biopython's parser holds a whole record, up to gigabytes, and is slower.
 """
@@ -16,13 +16,16 @@ FASTA is parsed by hand, block by block: Biopython's parser holds a whole record
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
 import numpy as np
 
+from hnet_cli.errors import InputError
 from hnet_cli.modality import (
+    MARK,
     Annotation,
     Automaton,
     Chunk,
@@ -36,13 +39,15 @@ from hnet_cli.modality import (
 )
 
 from ._annotation import annotation
-from ._bytes import binary_reason, blank_reason, drain, read, words
+from ._bytes import as_text, binary_reason, blank_reason, drain, read, words
 from ._noise import DNA, reverse_complement
 from ._variants import variants
 
 PARSE_BYTES = 1 << 18  # bytes of a file parsed at once; small enough for a processor's cache
 PIECE = 1 << 20  # longest document in bases
 SHORTEST = 32  # bases; a shorter stretch between two gaps teaches nothing
+HELD = 4 << 20  # letters at the start of a record, none of an upper-case base, that wait for one
+LONGEST_TITLE = 1 << 16  # bytes; the end of a longer one is dropped
 MASKED_WEIGHT = 0.1
 NAMES_KEPT = 500_000  # record names remembered to tell repeated ones apart; beyond, memory would grow with the file
 
@@ -60,7 +65,7 @@ HEADER = re.compile(rb"^>", re.MULTILINE)
 COMMENT = re.compile(rb"^;.*\n?", re.MULTILINE)
 BARE = re.compile(rb"[ACGTUNacgtun\s]+\Z")
 LETTERS = re.compile(rb"\s*[A-Za-z.-][A-Za-z.\s-]*\Z")
-UPPER = re.compile(rb"[ACGTU]")
+UPPER, LOWER = b"ACGTU", b"acgtu"
 REASONS = ("", "run of N", "IUPAC ambiguity code", "gap", "letter that is no base")
 IUPAC = b"RYSWKMBDHVryswkmbdhv"
 SPACE = b" \t\n\r\v\f"
@@ -77,12 +82,13 @@ class Dna(Modality):
     presets = {"nano": "nano-dna", "small": "small-dna", "base": "base-dna"}  # noqa: RUF012
     line_up = ("dna-transformer", "dna-mamba", "dna-1stage-transformer", "dna-1stage-mamba")  # paper, Table 5
     formats = ("bed", "bedgraph")
+    records = True
     input_table = bytes.maketrans(b"acgtuU", b"ACGTTT")
     loss_weights = tuple(MASKED_WEIGHT if byte in b"acgtu" else 1.0 for byte in range(256))
 
     def detect(self, name: str, head: bytes) -> float:
         by_name = 0.6 if suffix(name) in SUFFIXES else 0.0
-        head = head[:65536].replace(b"\r", b"\n").lstrip()
+        head = head[:65536].removeprefix(MARK).replace(b"\r", b"\n").lstrip()
         if any(pattern.match(head) for pattern, _ in OTHER_FORMATS):
             return 0.7  # sequences or notes about them, though not FASTA: this plugin can say so
         if len(head) >= 100 and BARE.match(head):
@@ -98,9 +104,9 @@ class Dna(Modality):
         return 0.99 if not reason else max(by_name, 0.8 if reason == PROTEIN else 0.0)
 
     def documents(self, source: Source) -> Iterator[Document | Refused]:
-        with source.open() as stream:
+        with source.open() as stream, closing(cased(source)) as cases:
             raw = read(stream, -1 if source.whole else PARSE_BYTES)
-            head = _line_feeds(raw)
+            head = _without_marks(_line_feeds(raw.removeprefix(MARK)))
             if source.whole and LETTERS.match(head) and not not_dna(head):  # a row that holds a sequence and no header
                 head = b">" + "_".join(source.name.split()).encode() + b"\n" + head
             if reason := not_fasta(head):
@@ -111,15 +117,26 @@ class Dna(Modality):
                 yield Refused("text before the first record", source.name, len(before))
             parts = Parts(head[first:], stream)
             seen: dict[str, int] = {}
-            record = None
+            record, number, asked = None, -1, -1
+
+            def is_masked() -> bool:
+                nonlocal asked
+                try:
+                    while asked < number:
+                        masked, asked = next(cases), asked + 1
+                except InputError:  # standard input: such a long stretch of repeats begins hardly any record
+                    return False
+                return masked
+
             for title, sequence, ends in parts:
                 if record is None:
+                    number += 1
                     name, notes = unique_name(title, seen)
                     group = f"{source.group or source.name}:{name}"
                     if ends and 0 < len(sequence) <= PIECE and not sequence.translate(None, b"ACGT"):
                         yield Document(sequence, name, source.name, group, 0, notes)  # what most records are
                         continue
-                    record = Record(name, source.name, group, notes)
+                    record = Record(name, source.name, group, notes, is_masked)
                 yield from record.add(sequence, ends)
                 record = None if ends else record
             if comments := len(COMMENT.findall(head[:first])) + parts.comments:
@@ -169,11 +186,16 @@ def unique_name(title: str, seen: dict[str, int]) -> tuple[str, tuple[str, ...]]
     words = title.split(None, 1)
     name = words[0] if words else "unnamed"
     times = seen.get(name, 0) + 1
-    if times > 1 or len(seen) < NAMES_KEPT:
-        seen[name] = times
     if times == 1:
+        if len(seen) < NAMES_KEPT:
+            seen[name] = 1
         return name, ()
-    return f"{name}#{times}", ("name of an earlier record, told apart as NAME#2, NAME#3",) if words else ()
+    while (free := f"{name}#{times}") in seen:
+        times += 1
+    seen[name] = times
+    if len(seen) < NAMES_KEPT:
+        seen[free] = 1
+    return free, ("name of an earlier record, told apart as NAME#2, NAME#3",) if words else ()
 
 
 @dataclass
@@ -184,16 +206,39 @@ class Record:
     source: str
     group: str
     notes: tuple[str, ...]
+    is_masked: Callable[[], bool]
+    """Looks ahead: True if the record has an upper-case base, so that lower case means something."""
     position: int = 0
     """Bases read so far."""
     stretch: bytearray = field(default_factory=bytearray)
     """Bases of the next document; they end at `position`."""
     stretch_cut: bool = False
     """True if `stretch` continues a document."""
-    masked: bool = False
-    """True if there is an upper-case base, so that lower case means something."""
+    masked: bool | None = None
+    """None as long as it is not known."""
+    waiting: list[bytes] = field(default_factory=list)
+    """Parts not yet looked at, for that reason."""
 
     def add(self, sequence: bytes, ends: bool) -> Iterator[Document | Refused]:
+        """Take the next part of the sequence; `ends`: the last one."""
+        if self.masked is None:
+            self.waiting.append(sequence)
+            lower = any(holds(part, LOWER) for part in self.waiting)
+            if ends or holds(sequence, UPPER):
+                self.masked = holds(sequence, UPPER)
+            elif lower and sum(map(len, self.waiting)) <= HELD:
+                return
+            elif lower:
+                self.masked = self.is_masked()
+            if self.masked is False and lower:
+                self._note("all lower case, stored in upper case")
+            *before, sequence = self.waiting
+            self.waiting = []
+            for part in before:
+                yield from self._add(part, ends=False)
+        yield from self._add(sequence, ends)
+
+    def _add(self, sequence: bytes, ends: bool) -> Iterator[Document | Refused]:
         odd = sequence.translate(None, b"ACGTacgt")
         if odd.translate(None, SPACE) != odd:
             sequence, odd = sequence.translate(None, SPACE), odd.translate(None, SPACE)
@@ -203,12 +248,8 @@ class Record:
             return
         if b"U" in odd or b"u" in odd:
             self._note("RNA, U read as T")
-        # Decided by the first part, which is the whole record or PARSE_BYTES bytes of it.
         if not self.masked:
-            self.masked = bool(UPPER.search(sequence))
-            if not self.masked and sequence:
-                sequence = sequence.upper()
-                self._note("all lower case, stored in upper case")
+            sequence = sequence.upper()
         for kind, start, end in runs(sequence) if odd else [(0, 0, len(sequence))]:
             if kind:
                 yield from self._close(ends=False)
@@ -267,6 +308,8 @@ class Parts:
             more = read(self.stream, PARSE_BYTES)
             block, ends = self._next_block(at_end=not more)
             self.rest += _line_feeds(more)
+            if MARK[-1:] in more:  # the last byte of one, where blocks tear it apart too
+                self.rest = _without_marks(self.rest)
             if block or not more:
                 yield from self._parse(block, inside, ends)
                 inside = not ends
@@ -285,6 +328,9 @@ class Parts:
         if len(rest) < PARSE_BYTES:
             return b"", True
         at = rest.rfind(b"\n")  # kept for the next block, which may begin with a header
+        if at < 0 and rest.startswith(b">"):
+            self.rest = rest[:LONGEST_TITLE]
+            return b"", True
         at = at if at > 0 else len(rest)
         self.rest = rest[at:]
         return rest[:at], False
@@ -301,9 +347,28 @@ class Parts:
             end = block.find(b"\n>", at) + 1 or len(block)
             line = block.find(b"\n", at, end)
             line = line if line >= 0 else end
-            title = block[at + 1 : line].decode("latin-1").rstrip()
-            yield title, joined(block[line + 1 : end]), ends or end < len(block)
+            yield as_text(block[at + 1 : line]).rstrip(), joined(block[line + 1 : end]), ends or end < len(block)
             at = end
+
+
+def cased(source: Source) -> Generator[bool, None, None]:
+    """For each record of a FASTA file, True if it has an upper-case base; reads no further than it must."""
+    with source.open() as stream:
+        head = _without_marks(_line_feeds(read(stream, PARSE_BYTES).removeprefix(MARK)))
+        start = HEADER.search(head)
+        upper = False
+        for _, sequence, ends in Parts(head[start.start() if start else 0 :], stream):
+            if not upper and holds(sequence, UPPER):
+                upper = True
+                yield True
+            elif ends and not upper:
+                yield False
+            upper = upper and not ends
+
+
+def holds(sequence: bytes, letters: bytes) -> bool:
+    """True if one of the letters is in the sequence."""
+    return len(sequence.translate(None, letters)) < len(sequence)
 
 
 PROTEIN = "protein, not DNA"
@@ -357,3 +422,8 @@ def not_fasta(head: bytes) -> str:
 def _line_feeds(block: bytes) -> bytes:
     """Convert line ends to line feeds. A pair torn apart between two blocks becomes an empty line: harmless."""
     return block.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in block else block
+
+
+def _without_marks(block: bytes) -> bytes:
+    """Drop the byte order marks that begin lines, where files were joined."""
+    return block.replace(b"\n" + MARK, b"\n") if MARK in block else block

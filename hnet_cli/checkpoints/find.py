@@ -13,14 +13,17 @@ import torch
 
 from hnet_cli import storage
 from hnet_cli.checkpoints.model_folder import MODEL_FILES, STARTERS, LoadedModel, load_folder, read_json
+from hnet_cli.config.run import resolve
 from hnet_cli.data import tokens
 from hnet_cli.distributed.world import divided_like
 from hnet_cli.errors import DamagedError, HNetError, InputError, StorageError, UsageError
 from hnet_cli.model import HNetForCausalLM
 from hnet_cli.storage import shown
 from hnet_cli.storage.jsonl import is_step
+from hnet_cli.terminal.console import ago, literal, say
 
 T = TypeVar("T")
+MODELS = "give a run (runs/NAME), a checkpoint, a converted model, or starter:text"
 
 
 def steps_of(run: Path) -> list[Path]:
@@ -113,14 +116,14 @@ def _use(reference: str | Path, one: Callable[[Path], T], of_run: Callable[[Path
         return one(STARTERS / text.removeprefix("starter:"))
     folder = Path(reference)
     if not folder.exists():
-        raise InputError(f"there is no model at {folder}", "give a run (runs/NAME), a checkpoint, or starter:text")
+        raise InputError(f"there is no model at {folder}", MODELS)
     if (folder / "config.json").exists() or (folder / "model.safetensors").exists():
         return one(folder)
     if (folder / "checkpoints").is_dir() or (folder / "config.yaml").exists():
         if (found := _first(lambda: _best_first(folder), of_run, warnings.warn)) is not None:
             return found
         raise DamagedError(f"{folder} has no complete checkpoint", "go on training it with --resume")
-    raise DamagedError(f"{folder} is not a model: it has neither config.json nor checkpoints/")
+    raise DamagedError(f"{folder} is not a model: it has neither config.json nor checkpoints/", MODELS)
 
 
 def starters() -> list[str]:
@@ -165,22 +168,54 @@ def modality_of(folder: Path) -> str | None:
         return None
 
 
-def default_model(modality: str | None = None) -> str:
-    """$HNET_MODEL, else the newest run under `runs/` of this modality (None: of any), else its starter model (text's).
+def default_model(modality: str | None = None, why: str = "") -> str:
+    """$HNET_MODEL, else the newest run under `runs/` of this modality (None: of any), a finished one if there is any,
+    else its starter model (text's).
 
-    Raises InputError where there is none.
+    The choice is printed, with `why` it is this modality, and with the state and age of a run. Raises InputError where
+    there is none.
     """
+    kind = [" ".join(filter(None, (modality, why)))] if modality else []
     if chosen := os.environ.get("HNET_MODEL"):
-        return chosen
-    saved = sorted(Path("runs").glob("*/latest"), key=lambda path: path.lstat().st_mtime, reverse=True)
+        return _said(chosen, *kind, "$HNET_MODEL")
+    runs = sorted((path.parent for path in Path("runs").glob("*/latest")), key=_age_order)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for run in (path.parent for path in saved):
+        for run in runs:
             found = modality_of(run)
             if found is not None and found == (modality or found):
-                return str(run)
+                state = "finished" if _is_finished(run) else "not finished, saved"
+                return _said(str(run), *(kind or [found]), f"{state} {ago(_saved(run))}")
     name = f"starter:{modality or 'text'}"
     if name in starters():
-        return name
-    kind = f" for {modality}" if modality else ""
-    raise InputError(f"there is no model{kind} yet", "train one (hnet prepare, hnet train), or name one that you have")
+        return _said(name, *kind, "comes with hnet, as there is no run for it")
+    wanted = f" for {modality}" if modality else ""
+    raise InputError(
+        f"there is no model{wanted} yet", "train one (hnet prepare, hnet train), or name one that you have"
+    )
+
+
+def _said(model: str, *reasons: str) -> str:
+    say(f"Model: [bold]{literal(model)}[/] ({literal('; '.join(reasons))})")
+    return model
+
+
+def _age_order(run: Path) -> tuple[bool, float]:
+    return not _is_finished(run), -_saved(run)
+
+
+def _saved(run: Path) -> float:
+    """Time of a run's last checkpoint, in seconds since the epoch; 0 if it is gone."""
+    try:
+        return (run / "latest").lstat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _is_finished(run: Path) -> bool:
+    """True if the checkpoint that `latest` names is the last one its configuration asks for."""
+    try:
+        folder = _named(run, "latest")
+        return folder is not None and int(folder.name[5:]) >= resolve(str(folder / "config.yaml")).train.steps
+    except (HNetError, OSError):
+        return False

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -48,10 +49,24 @@ def _version(value: bool) -> None:
 def _global(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more; show a traceback for an error.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
+    threads: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            max=1024,
+            envvar="HNET_THREADS",
+            help="CPU threads to compute with; 0: as many as there are, or one where that was measured to be faster.",
+        ),
+    ] = 0,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
+    if threads:
+        from hnet_cli.distributed.threads import use
+
+        use(threads)
     if verbose or quiet or "hnet_cli.terminal.console" in sys.modules:  # help has no use for it
         from hnet_cli.terminal.console import set_verbosity
 
@@ -70,16 +85,17 @@ def doctor(
 
 def quickstart(
     out: Annotated[Path, typer.Option(help="A folder for the dataset and the run.")] = Path("hnet-quickstart"),
-    minutes: Annotated[float, typer.Option(min=0.1, help="Time for training.")] = 4.0,
+    minutes: Annotated[float, typer.Option(min=0.1, help="Time for all of it.")] = 5.0,
     device: options.Device = None,
 ) -> None:
-    """See the whole of it on a bundled text, in minutes.
+    """See the whole of it on a bundled text, in five minutes.
 
     It prepares, trains a small model, samples from it, and shows the chunks that it has learned.
     """
+    began = time.monotonic()
     from hnet_cli.cli import quickstart as tour
 
-    tour.run(out, minutes, options.device_name(device))
+    tour.run(out, minutes, options.device_name(device), began)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

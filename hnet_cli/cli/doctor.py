@@ -45,18 +45,41 @@ def render(answers: Json) -> Group:
         _part("GPU", answers["gpus"], _gpu),
         _part("Kernels", answers["kernels"], _kernel),
         _part(
-            "Optional packages", answers["packages"], lambda p: [p["name"], p["version"] or "[dim]no[/]", p["purpose"]]
+            "Optional packages",
+            answers["packages"],
+            lambda p: [p["name"], p["version"] or "[dim]no[/]", p["purpose"], _extra(p)],
         ),
         _part("Modalities", answers["modalities"], lambda m: [m["name"], escape(m["package"]), _plugin(m)]),
         _part(
             "Presets that fit for training",
-            answers["presets"],
+            _named_presets(answers["presets"]),
             lambda p: [p["name"], size(p["memory"]), _yes(p["fits"])],
         ),
     ]
     if "check" in answers:
         parts.append(_part("Comparison with the reference", answers["check"], _compared, empty="nothing to compare"))
+    parts.append(
+        _part(
+            "To train first",
+            answers["first"],
+            lambda p: [p["modality"], p["preset"], "" if p["fits"] else "[red]does not fit[/]", p["command"]],
+        )
+    )
+    verdict = answers["verdict"]
+    style = "bold green" if verdict["ok"] else "bold red"
+    parts.append([Text(f"\n{verdict['text']}.", style=style)])
     return Group(*(line for part in parts for line in part))
+
+
+def _named_presets(presets: Any) -> Any:
+    """Without the many of the line-up, which `hnet presets` lists."""
+    return [row for row in presets if row["group"] != "line-up"] if isinstance(presets, list) else presets
+
+
+def _extra(package: Json) -> str:
+    """The way to a package that is not there."""
+    extra = package["extra"]
+    return f"[dim]pip install 'hnet-cli\\[{extra}]'[/]" if extra and not package["version"] else ""
 
 
 def _part(title: str, rows: Any, cells: Callable[[Json], list[str]], empty: str = "none") -> list[Text | Padding]:
@@ -96,7 +119,9 @@ def _torch(torch: Json) -> str:
 
 
 def _cpu(cpu: Json) -> str:
-    return ", ".join([cpu["name"], f"{cpu['cores']} cores", *(name for name in ("avx512", "bf16", "amx") if cpu[name])])
+    features = [name for name in ("avx512", "bf16", "amx") if cpu[name]]
+    busy = [] if cpu["others"] is None else [f"{cpu['others']:.1f} of them busy with other work"]
+    return ", ".join([cpu["name"], f"{cpu['cores']} cores", *features, *busy])
 
 
 def _gpu(gpu: Json) -> list[str]:

@@ -16,23 +16,34 @@ from typing import Any
 import hnet_cli
 from hnet_cli import modality as modalities
 from hnet_cli import storage
-from hnet_cli.config.presets import preset_names
+from hnet_cli.config.presets import shipped
 from hnet_cli.config.run import resolve
 from hnet_cli.contract import check_modality
 from hnet_cli.distributed.device import cpu_memory, mps_memory, this_machine
+from hnet_cli.distributed.threads import cpus, meter
 from hnet_cli.errors import EnvironmentLimit, HNetError
 from hnet_cli.training import budget
 
 Json = dict[str, Any]
 OPTIONAL = {
-    "triton": "compiles GPU kernels",
-    "mamba-ssm": "fast Mamba-2 on a GPU",
-    "flash-attn": "fast attention on a GPU, where torch has no varlen attention",
-    "causal-conv1d": "fast convolution on a GPU",
-    "pyarrow": "reads .parquet",
-    "jieba": "words in `segment` and `eval` of Chinese",
+    "tokenizers": ("bpe", "models of tokens: `compare` with a BPE Transformer, `retrofit`"),
+    "pyarrow": ("parquet", "reads .parquet"),
+    "fsspec": ("remote", "reads URLs; s3:// and gs:// want s3fs and gcsfs besides"),
+    "aiohttp": ("remote", "reads http:// and https:// URLs"),
+    "requests": ("remote", "reads hf:// and some other URLs"),
+    "jieba": ("chinese", "words in `segment` and `eval` of Chinese"),
+    "isal": ("fast", "reads gzip three times as fast"),
+    "pysam": ("tabix", "an index beside .bed.gz tracks"),
+    "tensorboard": ("tensorboard", "`train --tensorboard`"),
+    "transformers": ("transformers", "models under AutoModelForCausalLM"),
+    "lm-eval": ("harness", "evaluation by lm-evaluation-harness"),
+    "triton": ("", "compiles GPU kernels; comes with torch for CUDA"),
+    "mamba-ssm": ("", "fast Mamba-2 on a GPU: docs/gpu.md"),
+    "einops": ("gpu", "needed by mamba-ssm"),
+    "flash-attn": ("", "fast attention on a GPU, where torch is older than 2.11: docs/gpu.md"),
+    "causal-conv1d": ("", "fast convolution on a GPU: docs/gpu.md"),
 }
-"""Packages that widen what the tool can do, and what for."""
+"""Packages that widen what the tool can do: the extra of hnet-cli that brings each, and what for."""
 
 
 def report(check: bool = False) -> Json:
@@ -45,16 +56,35 @@ def report(check: bool = False) -> Json:
         "disk": lambda: {"folder": os.getcwd(), "free": storage.free_bytes(Path.cwd())},
         "kernels": _kernels,
         "packages": lambda: [
-            {"name": n, "version": _version(n), "purpose": purpose} for n, purpose in OPTIONAL.items()
+            {"name": name, "version": _version(name), "extra": extra, "purpose": purpose}
+            for name, (extra, purpose) in OPTIONAL.items()
         ],
         "modalities": installed_modalities,
         "presets": _presets,
+        "first": _first,
     }
     if check:
         questions["check"] = _check
     system = {"version": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
     answers = {name: _answer(question) for name, question in questions.items()}
-    return {"hnet": hnet_cli.__version__, "python": system} | answers
+    answers = {"hnet": hnet_cli.__version__, "python": system} | answers
+    return answers | {"verdict": verdict(answers)}
+
+
+def verdict(answers: Json) -> Json:
+    """Whether one can train here, {"ok": .., "text": ..}: the first thing that is wrong, or what to do next."""
+    for part in ("torch", "modalities", "first", "gpus", "kernels"):
+        if isinstance(answers[part], dict) and (error := answers[part].get("error")):
+            return {"ok": False, "text": f"{part}: {error}"}
+    for modality in answers["modalities"]:
+        if modality["problems"]:
+            text = f"the modality {modality['name']} of {modality['package']}: {'; '.join(modality['problems'])}"
+            return {"ok": False, "text": text}
+    if not (fitting := [row for row in answers["first"] if row["fits"]]):
+        return {"ok": False, "text": "no preset fits into the memory that is free: close other programs"}
+    device = "its GPU" if answers["gpus"] and fitting[0]["device"] != "cpu" else "its CPU"
+    text = f"hnet works here, on {device}. Begin with `hnet quickstart`, or `hnet prepare FILE...` and `hnet train`"
+    return {"ok": True, "text": text}
 
 
 def _answer(question: Callable[[], Any]) -> Any:
@@ -99,7 +129,8 @@ def _cpu() -> Json:
     flags = set(info.get("flags", info.get("Features", "")).split())
     return {
         "name": info.get("model name") or platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cpus(),
+        "others": meter.others(),
         "avx512": "avx512f" in flags,
         "bf16": bool(flags & {"avx512_bf16", "amx_bf16", "bf16"}),
         "amx": "amx_bf16" in flags,
@@ -169,10 +200,11 @@ def installed_modalities() -> list[Json]:
 
 def _presets() -> list[Json]:
     here = this_machine()
-    plans = {name: resolve(name) for name in preset_names()}
+    plans = {name: resolve(name) for name in shipped()}
     return [
         {
             "name": name,
+            "group": shipped()[name].group,
             "parameters": plan.model.num_parameters,
             "device": here.device,
             "memory": budget.needs(plan, lean=budget.is_lean(plan, here.device)).memory,
@@ -180,3 +212,25 @@ def _presets() -> list[Json]:
         }
         for name, plan in sorted(plans.items(), key=lambda item: item[1].model.num_parameters)
     ]
+
+
+def _first() -> list[Json]:
+    """Of each modality that works, the preset that `hnet train` takes here, or a smaller one that fits."""
+    here, rows = this_machine(), []
+    for row in installed_modalities():
+        if not row["problems"]:
+            presets = modalities.get(row["name"]).presets
+            names = [presets[size] for size in ("small", "nano") if size == "nano" or here.device != "cpu"]
+            fitting = [name for name in names if budget.fits(resolve(name), here)]
+            name = fitting[0] if fitting else names[-1]
+            command = "hnet train" + (f" --preset {name}" if name != names[0] else "")
+            rows.append(
+                {
+                    "modality": row["name"],
+                    "preset": name,
+                    "device": here.device,
+                    "fits": bool(fitting),
+                    "command": f"hnet prepare --modality {row['name']} FILE... && {command}",
+                }
+            )
+    return rows

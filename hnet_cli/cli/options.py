@@ -30,7 +30,7 @@ Model = Annotated[
     ),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or mps. Default: a CUDA GPU if there is one.")]
-Field = Annotated[str | None, typer.Option(help="The text field of .jsonl and .parquet rows.")]
+Field = Annotated[str | None, typer.Option(help="The text field of rows: JSON lines, a JSON list, parquet.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 ModalityName = Annotated[
     str | None, typer.Option(help=f"How to read the files: {installed_modalities()}. Default: detected.")

@@ -23,8 +23,8 @@ def prepare(
         list[str],
         typer.Argument(
             metavar="INPUT...",
-            help="Files, folders, archives, URLs, or - for standard input; plain, .gz, .bz2, .xz, .zst, .tar, .jsonl, "
-            ".parquet.",
+            help="Files, folders, archives, URLs, or - for standard input; plain, .gz, .bz2, .xz, .zst, tar, JSON "
+            "lines or list, parquet; told by content.",
         ),
     ],
     modality: options.ModalityName = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -46,11 +47,9 @@ def sample(
     from hnet_cli import modality as modalities
     from hnet_cli.checkpoints.find import default_model, load
     from hnet_cli.inference import generate, render
-    from hnet_cli.terminal.console import literal, say
 
     if model is None:
         model = default_model()
-        say(f"Model: [bold]{literal(model)}[/]")
     loaded = load(model, options.device_name(device))
     modality = modalities.get(loaded.modality) if loaded.modality else None
     choice: dict[str, Any] = {
@@ -83,6 +82,7 @@ def sample(
 
 def read_prompt(prompt: str | None, prompt_file: str | None) -> bytes:
     """The bytes of `--prompt`, of `--prompt-file`, or none. Raises UsageError if both are given."""
+    from hnet_cli.modality import begin_text
     from hnet_cli.storage.streams import open_input
 
     if prompt is not None and prompt_file is not None:
@@ -90,6 +90,6 @@ def read_prompt(prompt: str | None, prompt_file: str | None) -> bytes:
     if prompt_file is None:
         return (prompt or "").encode("utf-8", "surrogateescape")
     if prompt_file == "-":
-        return sys.stdin.buffer.read()
+        return begin_text(io.BufferedReader(io.BytesIO(sys.stdin.buffer.read())), "the prompt").read()
     with contextlib.closing(open_input(Path(prompt_file))) as file:
-        return file.read()
+        return begin_text(file, prompt_file).read()

@@ -112,7 +112,6 @@ def model_for(
     from hnet_cli import modality as modalities
     from hnet_cli.checkpoints.find import default_model, load
     from hnet_cli.data.prepare import detection
-    from hnet_cli.terminal.console import literal, say
 
     detected, confidence, why = modality, 1.0, ""
     if detected is None:
@@ -123,12 +122,10 @@ def model_for(
                 raise
     else:
         modalities.get(detected)
-    reference = model or default_model(detected or "text")
+    reference = model or default_model(detected or "text", why)
     loaded = load(reference, device)
     trained = loaded.modality
-    if model is None:
-        say(f"Model: [bold]{literal(reference)}[/] ({literal(', '.join(filter(None, (detected, why))))})")
-    elif modality is None and trained and detected and detected != trained and confidence >= SURE:
+    if model is not None and modality is None and trained and detected and detected != trained and confidence >= SURE:
         raise InputError(
             f"{files[0]} looks like {detected}, but {reference} is a model of {trained}",
             f"leave out --model, or say --modality {trained} to read it so",

@@ -9,7 +9,8 @@ from typing import Any
 
 from hnet_cli.config.run import RunConfig, differences, resolve
 from hnet_cli.data.dataset import Dataset
-from hnet_cli.errors import UsageError
+from hnet_cli.errors import EnvironmentLimit, UsageError
+from hnet_cli.terminal.console import literal, say
 from hnet_cli.training import lineup
 
 ALIASES = {"bpe": "transformer", "bpe-2x": "transformer-2x"}
@@ -60,30 +61,54 @@ def line_up(
     flops: float | None,
     settings: list[str],
     before: dict[str, Path],
+    asked: bool = True,
 ) -> tuple[list[Member], float]:
     """The members called `names`, and the FLOPs per byte they are sized to: by default those of the first one's preset.
 
     A name that ends in .yaml is a preset of the user's own. `before`: configurations by name that were decided
-    before, which hold. Raises UsageError, with the nearest name, or where a file no longer says what was decided.
+    before, which hold. A member that needs a package which is not installed is left out, with a notice, unless it was
+    `asked` for. Raises UsageError, with the nearest name, or where a file no longer says what was decided;
+    EnvironmentLimit.
     """
     members: list[Member] = []
     for given in map(str.strip, names):
-        file = given if given.endswith((".yaml", ".yml")) else None
-        name = Path(file).stem if file else ALIASES.get(given, given)
-        share = lineup.share_of_budget(name)
-        if name in before:
-            config = resolve(str(before[name]))
-            if file and flops:
-                _refuse_edited(config, lineup.sized(resolve(file, settings), dataset, share * flops), file)
+        try:
+            member, flops = _member(given, scale, dataset, flops, settings, before)
+        except EnvironmentLimit as error:
+            if asked:
+                raise EnvironmentLimit(f"{given}: {error}", error.hint) from error
+            say(f"[yellow]left out:[/] {literal(given)}: {literal(error)} ({literal(error.hint)})")
         else:
-            config = resolve(file, settings) if file else lineup.member(name, scale, settings)
-            flops = flops or lineup.flops_per_byte(config, dataset) / share
-            config = lineup.sized(config, dataset, share * flops)
-        members.append(Member(name, config, lineup.flops_per_byte(config, dataset), share))
+            members.append(member)
+    if not members:
+        raise EnvironmentLimit("no member of the line-up can run here", "install what they need, or name others")
     if len({member.name for member in members}) < len(members):
         raise UsageError("a member is named twice", "each has one folder, of its name")
     assert flops is not None
     return members, flops
+
+
+def _member(
+    given: str,
+    scale: str,
+    dataset: Dataset,
+    flops: float | None,
+    settings: list[str],
+    before: dict[str, Path],
+) -> tuple[Member, float | None]:
+    """A member of `line_up`, and the FLOPs per byte that all are sized to: its own if `flops` is None."""
+    file = given if given.endswith((".yaml", ".yml")) else None
+    name = Path(file).stem if file else ALIASES.get(given, given)
+    share = lineup.share_of_budget(name)
+    if name in before:
+        config = resolve(str(before[name]))
+        if file and flops:
+            _refuse_edited(config, lineup.sized(resolve(file, settings), dataset, share * flops), file)
+    else:
+        config = resolve(file, settings) if file else lineup.member(name, scale, settings)
+        flops = flops or lineup.flops_per_byte(config, dataset) / share
+        config = lineup.sized(config, dataset, share * flops)
+    return Member(name, config, lineup.flops_per_byte(config, dataset), share), flops
 
 
 def _refuse_edited(before: RunConfig, now: RunConfig, file: str) -> None:

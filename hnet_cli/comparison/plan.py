@@ -162,7 +162,6 @@ def choose(request: ComparisonRequest) -> ComparisonPlan:
         data = history.data_of(request.run, stored["data"]) or Path(str(stored["data"]))
     if data is None:
         data = newest_dataset()
-        say(f"Data: [bold]{literal(data)}[/]")
     dataset = dataset_at(data)
     if "val" not in dataset.splits or not dataset.nbytes("val"):
         raise InputError(f"{data} holds nothing out", "prepare it with --val or --val-input")
@@ -180,7 +179,7 @@ def choose(request: ComparisonRequest) -> ComparisonPlan:
     settings = list(request.settings) or stored.get("settings", [])
     before = {file.stem: file for file in (folder / "members").glob("*.yaml")} if stored else {}
     flops = request.flops or stored.get("flops_per_byte")
-    members, flops = line_up(names, scale, dataset, flops, settings, before)
+    members, flops = line_up(names, scale, dataset, flops, settings, before, asked=bool(given or stored))
     plan = ComparisonPlan(
         folder=folder,
         data=data,

@@ -23,6 +23,7 @@ from hnet_cli.comparison.results import results
 from hnet_cli.comparison.verdict import verdict
 from hnet_cli.config.run import to_yaml
 from hnet_cli.data.dataset import Dataset
+from hnet_cli.distributed.threads import meter
 from hnet_cli.errors import HNetError, InputError, NumericalError, Stopped
 from hnet_cli.report import history
 from hnet_cli.terminal.console import literal, progress, say
@@ -49,6 +50,8 @@ def compare(
         storage.refuse_output(out, overwrite)
     plan = planning.choose(request)
     exam = Exam.of(plan)
+    if plan.machine.device == "cpu" and (busy := meter.note()):
+        say(f"[yellow]busy machine:[/] {literal(busy)}, so this takes longer")
     if dry_run:
         return tables.describe(plan, planning.seconds_per_byte(plan))
     with catch_signals() as stop, storage.FolderLock(plan.folder):

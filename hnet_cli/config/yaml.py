@@ -10,6 +10,7 @@ import yaml
 
 from hnet_cli import storage
 from hnet_cli.errors import DamagedError, UsageError
+from hnet_cli.modality import wide_encoding
 from hnet_cli.storage import shown
 
 MOST_BYTES = 1 << 16
@@ -73,11 +74,17 @@ Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.va
 def read_text(path: Path, kind: str, limit: int = MOST_BYTES) -> str:
     """The text of a regular UTF-8 file of at most `limit` bytes. Raises UsageError that calls it `kind`."""
     try:
-        return storage.read_text(path, limit)
+        content = storage.read_bytes(path, limit)
     except FileNotFoundError as error:
         raise UsageError(f"cannot read the {kind}: {shown(path)} does not exist") from error
     except DamagedError as error:
         raise UsageError(f"cannot read the {kind}: {error}", error.hint) from error
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        encoding = wide_encoding(content)
+        what = f"is text in {encoding}, not in UTF-8 as" if encoding else "is not UTF-8 text, which"
+        raise UsageError(f"{shown(path)} {what} a {kind} is", encoding and f"iconv -f {encoding} -t UTF-8") from error
 
 
 def read(path: Path, kind: str) -> dict[str, Any]:

@@ -82,12 +82,18 @@ class Tokenizer:
             ) from error
         byte_of = {letter: byte for byte, letter in enumerate(_byte_letters())}
         self._bytes = [b""] * (max([*vocabulary.values(), *added]) + 1)
+        written = _written(data["model"], vocabulary)
         for token, number in vocabulary.items():
-            if number not in added:
+            if (token in written or number not in added) and byte_of.keys() >= set(token):
                 self._bytes[number] = bytes(byte_of[letter] for letter in token)
         self._of_byte = np.array([vocabulary[letter] for letter in _byte_letters()], np.int64)
-        self.bos = next((number for number, special in added.items() if special), len(self._bytes))
-        """The mark before a sequence: the file's first special token, else one id more than it has."""
+        marks = [number for number, special in added.items() if special]
+        self.bos = next((number for number in marks if not self._bytes[number]), len(self._bytes))
+        """The mark before a sequence: the file's first special token, but for those that text can become; one id more
+        than it has where it has none."""
+        if marks and self.bos == len(self._bytes):
+            reason = "its special tokens are all ordinary text too, so that no mark is left for the start"
+            raise InputError(f"{where} cannot be used: {reason}", "give another tokenizer.json, or bpe:4096")
         self.size = max(len(self._bytes), self.bos + 1)
         """Ids are below this."""
         self.lengths = np.array([len(token) for token in self._bytes] + [0] * (self.size - len(self._bytes)), np.int64)
@@ -145,7 +151,18 @@ def _checked(data: Any) -> dict[str, int]:
     missing = [byte for byte, letter in enumerate(_byte_letters()) if letter not in vocabulary]
     if missing:
         raise ValueError(f"{len(missing)} bytes have no token")
+    if len(set(vocabulary.values())) < len(vocabulary):
+        raise ValueError("two of its tokens have one id")
     return vocabulary
+
+
+def _written(model: dict[str, Any], vocabulary: dict[str, int]) -> set[str]:
+    """The tokens that text can become, though the file may call some of them special: each byte, and what is merged;
+    with `ignore_merges` whatever is in the vocabulary."""
+    if model.get("ignore_merges"):
+        return set(vocabulary)
+    merges = (merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges") or ())
+    return {*_byte_letters(), *("".join(merge) for merge in merges)}
 
 
 _PART = re.compile(

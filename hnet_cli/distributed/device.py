@@ -9,6 +9,7 @@ import resource
 from dataclasses import dataclass
 from pathlib import Path
 
+from hnet_cli.distributed.threads import cpus
 from hnet_cli.errors import EnvironmentLimit, UsageError
 
 GIB = 1024**3
@@ -44,7 +45,7 @@ def this_machine(device: str | None = None, ranks: int = 1) -> Machine:
             return there
         if device is not None:
             raise EnvironmentLimit(f"there is no {device}: no GPU can be used here", "`hnet doctor` says why")
-    return Machine("cpu", cpu_memory() // ranks, f"{os.cpu_count()} CPU cores")
+    return Machine("cpu", cpu_memory() // ranks, f"{cpus()} CPU cores")
 
 
 def _cuda(index: int) -> Machine | None:

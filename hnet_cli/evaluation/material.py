@@ -16,7 +16,7 @@ from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import shuffled
 from hnet_cli.data.prepare.contents import sources_of
 from hnet_cli.errors import HNetError, InputError, UsageError
-from hnet_cli.modality import Document, Modality, Refused, Source
+from hnet_cli.modality import Document, Modality, Refused, Source, begin_text
 from hnet_cli.report.history import data_of
 from hnet_cli.storage.streams import open_input, shown
 
@@ -60,6 +60,8 @@ def own_dataset(model: str) -> Path | None:
 def gather(data: Sequence[str], modality: Modality | None, limit: int | None, field: str | None = None) -> Material:
     """The held-out split of one dataset, or the documents of files. Raises UsageError, InputError, DamagedError."""
     if len(data) == 1 and is_dataset(Path(data[0])):
+        if field is not None:
+            raise UsageError(f"{data[0]} is a dataset: it has no rows, to which --field {field} could apply")
         return _held_out(Dataset.open(Path(data[0])), modality, limit)
     for name in data:
         if is_dataset(Path(name)):
@@ -142,7 +144,7 @@ def _documents_of(source: Source, modality: Modality) -> Iterator[Document | Ref
 
 def file_source(path: Path) -> Source:
     """One plain or compressed file."""
-    return Source(shown(path), lambda: open_input(path))
+    return Source(shown(path), lambda: begin_text(open_input(path), shown(path)))
 
 
 def few(names: Iterable[str], most: int = 3) -> str:

@@ -107,7 +107,6 @@ def evaluate(models: Sequence[str], request: EvaluationRequest, device: str | No
         storage.refuse_output(request.scores, request.overwrite, inputs)
     if not models:
         models = [default_model(request.modality)]
-        say(f"Model: [bold]{literal(models[0])}[/]")
     if request.needs_data:
         request = replace(request, data=[str(_trained_on(models))])
     loaded = [load(name, this_machine(device).device) for name in models]
@@ -121,6 +120,8 @@ def evaluate(models: Sequence[str], request: EvaluationRequest, device: str | No
     if request.stride and request.stride > context:
         too_long = f"--stride {request.stride} is longer than the context of {context}: bytes would be left out"
         raise UsageError(too_long, "give a smaller --stride or a larger --context")
+    if request.field is not None and not request.data:
+        raise UsageError(f"--field {request.field} applies to rows of files, and none are given", "leave it out")
     evaluations = [_Evaluation(name, model, request, context) for name, model in zip(models, loaded, strict=True)]
     material, baselines = None, dict[str, Any]()
     if request.data:

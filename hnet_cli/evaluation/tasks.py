@@ -21,7 +21,7 @@ from hnet_cli.errors import InputError
 from hnet_cli.evaluation.resampling import draws, interval, mean_with_interval, ratio, with_interval
 from hnet_cli.evaluation.scoring import loglikelihoods
 from hnet_cli.inference.windows import BOS
-from hnet_cli.modality import Perturbation
+from hnet_cli.modality import Perturbation, begin_text
 from hnet_cli.model import HNetForCausalLM
 from hnet_cli.storage import open_input, shown
 from hnet_cli.storage.reading import reason
@@ -61,11 +61,11 @@ def read_items(path: Path) -> list[Item]:
     """The items of a file: HellaSwag in six lines each, or JSON lines of HellaSwag, PIQA, ARC, LAMBADA, or `query`,
     `choices`, `gold`. Raises InputError naming the line that cannot be read."""
     with open_input(path) as file:
-        content = file.read(MOST_BYTES + 1)
+        content = begin_text(file, shown(path)).read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
         raise InputError(f"{shown(path)} has more than {MOST_BYTES:,} bytes", "give fewer items")
     try:
-        lines = content.decode("utf-8").replace("\r\n", "\n").split("\n")
+        lines = content.decode("utf-8").replace("\n\ufeff", "\n").replace("\r\n", "\n").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{shown(path)}: byte {error.start} is not UTF-8") from error
     items = _rows(path, lines) if lines[0].lstrip().startswith("{") else _six_lines(path, lines)

@@ -22,7 +22,7 @@ from hnet_cli.errors import UsageError
 from hnet_cli.inference import chunks_page as chunkpage
 from hnet_cli.inference.chunks import Assembler, Block, record_of
 from hnet_cli.inference.chunks_page import Piece
-from hnet_cli.modality import Chunk, Document, Modality, escape
+from hnet_cli.modality import MARK, MARK_LEFT_OUT, Chunk, Document, Modality, escape
 
 if TYPE_CHECKING:
     from hnet_cli.inference.windows import Window
@@ -66,7 +66,7 @@ def render(
     `note` is asked at the end for what is still to be said."""
     check(format, modality)
     if format == "jsonl":
-        return _jsonl(windows, stages)
+        return _jsonl(windows, stages, modality)
     if format == "tsv":
         return _tsv(windows, stages, shower(modality))
     if format not in COMMON:
@@ -114,7 +114,10 @@ def _payload(data: bytes) -> str:
 
 
 class _Characters:
-    """Character offsets in a source, for one stage. None where they are unknown: after a gap, or inside a character."""
+    """Character offsets in a source, for one stage. None where they are unknown: after a gap, or inside a character.
+
+    A byte order mark is a character of its source.
+    """
 
     def __init__(self) -> None:
         self.source, self.end, self.count = "", 0, 0
@@ -124,7 +127,9 @@ class _Characters:
         start, end = document.offset + block.starts[0], document.offset + block.starts[-1]
         if document.source != self.source:
             self.source, self.end, self.count = document.source, 0, 0
-        if start != self.end or record_of(document) is not None:
+        if isinstance(document, Document) and MARK_LEFT_OUT in document.notes and start == self.end + len(MARK):
+            self.end, self.count = start, self.count + 1
+        if start != self.end:
             self.end = -1  # some bytes were left out: nobody knows how many characters they are
             return [None] * len(block.starts)
         self.end = end
@@ -137,32 +142,30 @@ class _Characters:
         return [count if ok else None for count, ok in zip(before[at].tolist(), whole.tolist(), strict=True)]
 
 
-def _jsonl(windows: Iterable[Window], stages: Sequence[int]) -> Iterator[str]:
+def _jsonl(windows: Iterable[Window], stages: Sequence[int], modality: Modality | None) -> Iterator[str]:
+    """Every line of an output has the same keys: of a document's text "char_start" and "char_end", null where they are
+    unknown, or "record" where there are records; "encoding" where the source's may differ."""
     assemblers, characters = [Assembler(stage) for stage in stages], [_Characters() for _ in stages]
     for window in windows:
-        document, record = window.document, record_of(window.document)
-        head = f'{{"source": {json_line(document.source)}, ' + (
-            f'"record": {json_line(record)}, ' if record is not None else ""
-        )
+        document = window.document
+        record = document.name if modality and modality.records else record_of(document)
+        head = f'{{"source": {json_line(document.source)}, '
+        head += f'"record": {json_line(record)}, ' if record is not None else ""
+        if modality and modality.converts and isinstance(document, Document):
+            head += f'"encoding": {json_line(document.encoding)}, '
         for assemble, count in zip(assemblers, characters, strict=True):
             block = assemble(window)
             if not block.chunks:
                 continue
             fixed = f'{head}"document": {window.index}, "stage": {assemble.stage}, "start": '
             starts = [document.offset + start for start in block.starts]
-            chars = count(block)
+            chars = count(block) if record is None else []
             lines = []
-            for a, b, c, d, chunk, p in zip(
-                starts,
-                starts[1:],
-                chars,
-                chars[1:],
-                block.chunks,
-                block.probability[:, assemble.stage].tolist(),
-                strict=False,
-            ):
-                payload = _payload(chunk)
-                place = "" if c is None or d is None or payload[1] == "b" else f'"char_start": {c}, "char_end": {d}, '
+            probability = block.probability[:, assemble.stage].tolist()
+            for n, (a, b, chunk, p) in enumerate(zip(starts, starts[1:], block.chunks, probability, strict=False)):
+                payload, place = _payload(chunk), ""
+                if chars and payload[1] == "t":
+                    place = f'"char_start": {json.dumps(chars[n])}, "char_end": {json.dumps(chars[n + 1])}, '
                 lines.append(f'{fixed}{a}, "end": {b}, {place}{payload}, "probability": {p:.4f}}}\n')
             yield "".join(lines)
 

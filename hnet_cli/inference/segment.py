@@ -17,7 +17,7 @@ from hnet_cli.errors import InputError, UsageError
 from hnet_cli.inference import render
 from hnet_cli.inference.agreement import Agreement
 from hnet_cli.inference.windows import READ_BYTES, Stream, Window, windows
-from hnet_cli.modality import Document, Modality, Refused, Source
+from hnet_cli.modality import MARK_LEFT_OUT, Document, Modality, Refused, Source
 from hnet_cli.model import HNetConfig, HNetForCausalLM
 
 PAGE_BYTES = 1_000_000
@@ -174,16 +174,21 @@ def segment(
         nonlocal whole
         for source in sources:
             before = len(summary.damaged)
+            marked = False  # a byte order mark was left out just now
             for item in until_damaged(modality.documents(source) if modality else [_raw(source)]):
                 if not isinstance(item, Refused):
                     if limit.left == 0:
                         summary.cut = True
                         return
-                    summary.notes.update(item.notes if isinstance(item, Document) else ())
                     if isinstance(item, Stream):
                         item = dataclasses.replace(item, blocks=until_damaged(item.blocks))
+                    else:
+                        summary.notes.update(item.notes)
+                        item = item._replace(notes=(*item.notes, *[MARK_LEFT_OUT] * marked))
+                    marked = False
                     yield limit(item)
                     continue
+                marked = item.reason.endswith(MARK_LEFT_OUT)
                 refused[1:] = []  # the first is enough for a message
                 refused.append(item)
                 summary.refuse(item)

@@ -63,7 +63,7 @@ def read_bytes(path: str | os.PathLike[str], limit: int = SMALL) -> bytes:
 def read_text(path: str | os.PathLike[str], limit: int = SMALL, errors: str = "strict") -> str:
     """The same as UTF-8 text. Raises DamagedError too for what is not UTF-8, unless `errors` says otherwise."""
     try:
-        return read_bytes(path, limit).decode("utf-8", errors)
+        return read_bytes(path, limit).decode("utf-8-sig", errors)
     except UnicodeDecodeError as error:
         raise DamagedError(f"{shown(path)} is damaged: byte {error.start} is not UTF-8") from error
 

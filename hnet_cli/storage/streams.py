@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import errno
 import io
 import lzma
@@ -14,10 +15,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from hnet_cli.errors import InputError, StorageError
+from hnet_cli.errors import EnvironmentLimit, InputError, StorageError
 
 READ_BYTES = 1 << 20
 """Bytes read, and at most decompressed, at once."""
+_HEAD_BYTES = 64
+"""First bytes of a member, which tell its compression and the memory it needs."""
+
+
+class Unreadable(InputError):
+    """A file that is sound, as far as is known, but more than can be read here."""
 
 
 def shown(path: str | os.PathLike[str]) -> str:
@@ -79,7 +86,7 @@ def decompressed(stream: BinaryIO, name: str) -> io.BufferedReader:
     `name` is for messages. Closing the result closes `stream`; `peek(n)` shows n bytes (up to 1 MiB) if there are.
     """
     head = b""
-    while len(head) < 10 and (more := stream.read(10 - len(head))):
+    while len(head) < _HEAD_BYTES and (more := stream.read(_HEAD_BYTES - len(head))):
         head += more
     codec = _codec(head)
     return io.BufferedReader(_Plain(head, stream) if codec is None else _Decoded(head, stream, codec, name), READ_BYTES)
@@ -88,6 +95,11 @@ def decompressed(stream: BinaryIO, name: str) -> io.BufferedReader:
 def is_compressed(head: bytes) -> bool:
     """True if a file that begins with `head` (10 bytes or more) is compressed in a way `decompressed` undoes."""
     return _codec(head) is not None
+
+
+def window_bytes(stream: io.BufferedReader) -> int:
+    """Bytes of memory that a stream of `decompressed` needs for what its compression looks back to; 0 if unknown."""
+    return stream.raw.window if isinstance(stream.raw, _Decoded) else 0
 
 
 class RawReader(io.RawIOBase):
@@ -181,8 +193,8 @@ class _Zstd:
     def __init__(self) -> None:
         import zstandard
 
-        # 2 GiB windows are legal (`zstd --long=31`); more than 128 MiB would break the promise of flat memory.
-        self._inner = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj()
+        # As much as the library can: 2 GiB (`zstd --long=31`). The window fills up with what was read, no faster.
+        self._inner = zstandard.ZstdDecompressor(max_window_size=1 << zstandard.WINDOWLOG_MAX).decompressobj()
         self._input, self._at = b"", 0
 
     def decompress(self, data: bytes, limit: int) -> bytes:
@@ -224,13 +236,47 @@ def _codec(head: bytes) -> Callable[[], Any] | None:
     return None
 
 
+def _window(head: bytes) -> int:
+    """Bytes that a member which begins with `head` looks back: of zstd and xz, where they can be many; else 0."""
+    if head[:4] == b"\x28\xb5\x2f\xfd":
+        import zstandard
+
+        with contextlib.suppress(zstandard.ZstdError):  # too large for the library, which says so on reading
+            return int(zstandard.get_frame_parameters(head).window_size)
+    elif head[:6] == b"\xfd7zXZ\x00" and len(head) > 32:
+        # The block header: its size, flags, optional sizes, then the filters; LZMA2 is 0x21 with one byte.
+        at = head.find(b"\x21\x01", 14, 12 + 4 * (head[12] + 1))
+        bits = head[at + 2] if at > 0 else 0
+        return (2 | bits & 1) << (bits // 2 + 11) if 0 < bits < 40 else 0
+    return 0
+
+
+def _is_bgzf(head: bytes) -> bool:
+    """True if a member is a block of BGZF: gzip with an extra field "BC" (SAM specification, section 4.1)."""
+    has_extra = head[:3] == b"\x1f\x8b\x08" and len(head) > 12 and head[3] & 4
+    extra = head[12 : 12 + int.from_bytes(head[10:12], "little")] if has_extra else b""
+    while len(extra) >= 4:
+        if extra[:4] == b"BC\x02\x00":
+            return True
+        extra = extra[4 + int.from_bytes(extra[2:4], "little") :]
+    return False
+
+
 class _Decoded(RawReader):
     """Streaming decompression of one or many members (bgzip, `cat a.gz b.gz`), memory bounded whatever the input."""
 
     def __init__(self, head: bytes, stream: BinaryIO, codec: Callable[[], Any], name: str) -> None:
         super().__init__(stream)
-        self._name, self._decoder = name, codec()
-        self._input, self._output = head, memoryview(b"")
+        self._name = name
+        self._output = memoryview(b"")
+        self._begin(codec, head)
+
+    def _begin(self, codec: Callable[[], Any], head: bytes) -> None:
+        self._decoder, self._input = codec(), head
+        self.window = _window(head)
+        # What the format says must follow: after a block of BGZF an empty one, after pzstd's note of a size its frame.
+        self._unfinished = head[:8] == b"\x50\x2a\x4d\x18\x04\0\0\0"
+        self._is_block = _is_bgzf(head)
 
     def readinto(self, buffer: Any) -> int:
         filled = 0
@@ -248,27 +294,47 @@ class _Decoded(RawReader):
         if self._decoder.needs_input and not self._input:
             self._input = self.stream.read(READ_BYTES // 4)
             if not self._input:
-                raise InputError(f"{self._name} is truncated: its compressed data ends too early", "get the file again")
+                raise self._truncated("its compressed data ends too early")
         data, self._input = self._input, b""
         try:
             self._output = memoryview(self._decoder.decompress(data, READ_BYTES))
-        except MemoryError:
-            raise
         except Exception as error:  # each codec has its own: zlib.error, LZMAError, OSError, ZstdError, EOFError
-            raise InputError(f"{self._name} is damaged: {error}", "get the file again") from error
+            raise self._failure(error) from error
+        self._unfinished = self._unfinished or (self._is_block and len(self._output) > 0)
         return True
+
+    def _truncated(self, why: str) -> InputError:
+        return InputError(f"{self._name} is truncated: {why}", "get the file again")
+
+    def _failure(self, error: Exception) -> InputError | EnvironmentLimit:
+        """The error for the user: damage, unless it is the decoder that cannot."""
+        why = str(error)
+        if isinstance(error, MemoryError) or "llocation error" in why:
+            need = f": its compression looks {self.window:,} bytes back" if self.window else ""
+            hint = "free some, or unpack it elsewhere"
+            return EnvironmentLimit(f"not enough memory to unpack {self._name}{need}", hint)
+        if "too much memory" in why:
+            why, hint = "its zstd window is larger than the 2 GiB that zstd reads", "pack it anew with a smaller window"
+            return Unreadable(f"cannot unpack {self._name}: {why}", hint)
+        if "nsupported" in why:
+            return Unreadable(f"cannot unpack {self._name}: {why}", "unpack it with the program that packed it")
+        if "Dictionary mismatch" in why:
+            return Unreadable(f"{self._name} was packed with a dictionary", "unpack it first: zstd -d -D DICTIONARY")
+        return InputError(f"{self._name} is damaged: {why}", "get the file again")
 
     def _next_member(self) -> bool:
         """Begin the next member, over zeros that pad to a block as tapes and xz have them; False where none follows."""
         rest = (self._decoder.unused_data + self._input).lstrip(b"\0")
-        while len(rest) < 10 and (more := self.stream.read(READ_BYTES // 4)):
+        while len(rest) < _HEAD_BYTES and (more := self.stream.read(READ_BYTES // 4)):
             rest = (rest + more).lstrip(b"\0")
         if not rest:
+            if self._unfinished:
+                raise self._truncated("the block that marks its end is missing")
             return False
         codec = _codec(rest)
         if codec is None:
             raise InputError(
                 f"{self._name} is damaged: other data follows the end of the compressed data", "get the file again"
             )
-        self._decoder, self._input = codec(), rest
+        self._begin(codec, rest)
         return True

@@ -135,6 +135,16 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes % 60:02d} min" if hours < 72 else f"{hours / 24:.0f} days"
 
 
+def ago(when: float) -> str:
+    """A time, in seconds since the epoch, for people: 3 days ago."""
+    seconds = max(0.0, time.time() - when)
+    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= length:
+            number = int(seconds / length)
+            return f"{number} {unit}{'s' * (number != 1)} ago"
+    return "just now"
+
+
 def spark(values: Sequence[float], width: int = 40) -> str:
     """A curve as one line of text."""
     if not values:
@@ -143,8 +153,8 @@ def spark(values: Sequence[float], width: int = 40) -> str:
     picked = [values[n * (len(values) - 1) // max(1, points - 1)] for n in range(points)]
     ranked = sorted(picked)
     low, high = ranked[0], ranked[len(ranked) - 1 - len(ranked) // 10]  # the first losses would flatten all the others
-    scale = 7 / (high - low) if high > low else 0
-    return "".join("▁▂▃▄▅▆▇█"[int((min(value, high) - low) * scale)] for value in picked)
+    span = high - low if high > low else 1.0
+    return "".join("▁▂▃▄▅▆▇█"[int((min(value, high) - low) / span * 7)] for value in picked)
 
 
 def _bar_width() -> int:

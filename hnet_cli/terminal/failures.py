@@ -11,6 +11,8 @@ from hnet_cli.modality import escape
 from hnet_cli.terminal.console import is_verbose
 from hnet_cli.terminal.process import Terminated
 
+GLOBAL = ("--threads", "--verbose", "-v", "--quiet", "-q", "--version")
+"""Options of `hnet` itself."""
 LONGEST = 4000
 """Characters of a message that are printed: it may quote a file."""
 
@@ -42,6 +44,8 @@ def _user_error(error: BaseException) -> HNetError:
         return error
     if hasattr(error, "format_message"):  # Typer's: a wrong option or argument
         command = getattr(getattr(error, "ctx", None), "command_path", None) or "hnet"
+        if getattr(error, "option_name", None) in GLOBAL and command != "hnet":
+            return UsageError(error.format_message(), "it goes before the command: hnet OPTION COMMAND")
         return UsageError(error.format_message(), f"see {command} --help")
     if is_out_of_memory(error):
         return EnvironmentLimit(

@@ -15,10 +15,11 @@ from hnet_cli.config.run import RunConfig, differences, resolve
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Batches
 from hnet_cli.distributed.device import GIB, Machine, this_machine
+from hnet_cli.distributed.threads import meter
 from hnet_cli.distributed.world import ALONE, World
 from hnet_cli.errors import EnvironmentLimit, HNetError, InputError
 from hnet_cli.report import history
-from hnet_cli.terminal.console import count, duration, literal, say, show, size, table
+from hnet_cli.terminal.console import ago, count, duration, literal, say, show, size, table
 from hnet_cli.training import budget, lineup
 
 MAX_EPOCHS = 16
@@ -50,21 +51,22 @@ def dataset_at(data: Path) -> Dataset:
 
 
 def newest_dataset() -> Path:
-    """The newest dataset under `data/`. Raises InputError if there is none."""
+    """The newest dataset under `data/`, which is said with its age. Raises InputError if there is none."""
     datasets = sorted(Path("data").glob("*/dataset.json"), key=lambda path: path.stat().st_mtime)
     if not datasets:
         raise InputError("there is no dataset under data/", "make one with `hnet prepare FILE`, or give --data")
+    say(f"Data: [bold]{literal(datasets[-1].parent)}[/] (prepared {ago(datasets[-1].stat().st_mtime)})")
     return datasets[-1].parent
 
 
-def _newest_run() -> Path | None:
+def _newest_run() -> history.Glance | None:
     """The newest run under `runs/`, an unfinished one if there is any: what `--resume` without a name continues.
 
     One whose configuration cannot be read is passed over.
     A run in progress counts, and is refused later: the user did not mean an older one.
     """
     runs = [run for path in history.find(Path("runs")) if (run := history.glance(path)).steps is not None]
-    return max(runs, key=lambda run: (run.state != "finished", run.when)).path if runs else None
+    return max(runs, key=lambda run: (run.state != "finished", run.when), default=None)
 
 
 def choose(
@@ -79,16 +81,19 @@ def choose(
 ) -> Plan:
     """Make and print the choices that the user left open. Raises UsageError, InputError or EnvironmentLimit."""
     here = this_machine(world.device(device), world.local_size)
-    if resume and run is None and preset is None and data is None and (run := _newest_run()) is not None:
-        say(f"Run: [bold]{literal(run)}[/] (the newest that goes on; --run names another)")
+    if resume and run is None and preset is None and data is None and (newest := _newest_run()) is not None:
+        run = newest.path
+        say(f"Run: [bold]{literal(run)}[/] ({newest.state} {ago(newest.when)}; --run names another)")
     config = resolve(preset, settings) if preset is not None else None
     if resume and run is not None:
         config = _stored(run, config, settings)
     known, found = config.data if config is not None and data is None else None, None
     if data is None:
         found = history.data_of(run, known) if resume and run is not None else None
-        data = found or (Path(known) if known else newest_dataset())
-        say(f"Data: [bold]{literal(data)}[/]")
+        if data := found or (Path(known) if known else None):
+            say(f"Data: [bold]{literal(data)}[/]")
+        else:
+            data = newest_dataset()
     dataset = dataset_at(data)
     if config is None:
         preset = modality.get(dataset.modality).presets["nano" if here.device == "cpu" else "small"]
@@ -251,6 +256,8 @@ def describe(plan: Plan, as_json: bool, minutes: float | None = None) -> None:
         print(json.dumps(data))
     else:
         _describe(plan, data)
+        if plan.machine.device == "cpu" and (busy := meter.note()):
+            say(f"[yellow]busy machine:[/] {busy}; without it this would be faster")
         if "seconds" in data and minutes is not None and 60 * minutes < data["seconds"]:
             steps = max(1, round(data["steps"] * 60 * minutes / data["seconds"]))
             say(f"In {minutes:g} minutes about {steps:,} of these steps.")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hnet_cli import storage
+from hnet_cli.distributed.threads import meter
 from hnet_cli.distributed.world import ALONE, OtherRank, World
 from hnet_cli.errors import BusyError, HNetError
 from hnet_cli.report import history, run_page
@@ -21,12 +22,17 @@ from hnet_cli.terminal.console import Task, duration, literal, progress, say, sh
 from hnet_cli.training.loop import Result, train
 from hnet_cli.training.plan import Plan
 from hnet_cli.training.tensorboard import Board
+from hnet_cli.training.timing import settle_threads
 
 
 def follow(
     plan: Plan, *, resume: bool = False, strict: bool = False, seconds: float = math.inf, world: World = ALONE
 ) -> Result:
     """Train a plan, in about `seconds` at most, and show it; end with a table, the report and what to do next."""
+    began = time.monotonic()
+    if plan.machine.device == "cpu" and 60 <= seconds < math.inf and not resume and world.size == 1:
+        settle_threads(plan.config, seconds / 20)
+        seconds -= time.monotonic() - began
     result = attend(plan, resume=resume, strict=strict, seconds=seconds, world=world)
     if world.is_main:
         finish(plan, result)
@@ -64,6 +70,10 @@ def attend(
         board = held.enter_context(contextlib.closing(Board(plan.run))) if plan.config.train.tensorboard else None
         task = held.enter_context(progress(label, total=plan.config.train.steps))
         screen = _Screen(task, plan.run / "log.txt", board, brief)
+        if plan.machine.device == "cpu" and (busy := meter.note()):
+            screen.log(f"busy machine: {busy}")
+            if not brief:
+                say(f"[yellow]busy machine:[/] {busy}, so this takes longer")
         try:
             return run(listen=screen.hear)
         except BusyError:

@@ -11,7 +11,9 @@ import torch
 
 from hnet_cli.config.run import RunConfig
 from hnet_cli.data.loader import Batch
+from hnet_cli.distributed import threads
 from hnet_cli.distributed.device import this_machine
+from hnet_cli.terminal.console import say
 from hnet_cli.training import budget
 from hnet_cli.training.build import build_model, precision_context
 from hnet_cli.training.optim import build_optimizer
@@ -27,7 +29,8 @@ def seconds_per_byte(
     """Seconds to train one byte on this machine, from steps of one micro-batch of random bytes.
 
     The first step, which may compile, is left out. Steps are made until two successive times agree or `seconds` (of
-    `clock`) have passed since then, but at least one.
+    `clock`) have passed since then, but at least one. On a CPU the same is done with one thread, unless the user has
+    decided on a number, and what is faster stays for this process.
     """
     config = budget.settled(config, this_machine(device))
     train, length = config.train, config.train.sequence_length
@@ -42,13 +45,33 @@ def seconds_per_byte(
     def step() -> float:
         train_step(model, optimizer, [batch], 0, config, autocast)()
         if device != "cpu":
-            torch.cuda.synchronize(device)  # the weights change after the metrics have arrived
+            torch.accelerator.synchronize(torch.device(device))  # the weights change after the metrics have arrived
         return clock()
 
+    best, number = _step_time(step, seconds, clock), torch.get_num_threads()
+    if device == "cpu" and number > 1 and not threads.decided():
+        torch.set_num_threads(1)
+        alone = _step_time(step, seconds, clock)
+        faster = alone < (1 - TOLERANCE) * best
+        threads.use(1 if faster else number)
+        if faster:
+            say(f"1 thread is used: it is {best / alone:.1f} times as fast here as {number} (hnet --threads {number}).")
+            best = alone
+    return best / (rows * length)
+
+
+def settle_threads(config: RunConfig, seconds: float) -> None:
+    """Measure for about `seconds` whether one thread of the CPU trains faster than all, if that is undecided."""
+    if torch.get_num_threads() > 1 and not threads.decided():
+        seconds_per_byte(config, "cpu", seconds / 2)
+
+
+def _step_time(step: Callable[[], float], seconds: float, clock: Callable[[], float]) -> float:
+    """Seconds of the faster of the last steps; `step` makes one and tells the time after it."""
     ends = [step()]
     while len(ends) < 2 or ends[-1] < ends[0] + seconds:
         ends.append(step())
         times = [after - before for before, after in pairwise(ends[-3:])]
         if len(times) == 2 and max(times) - min(times) <= TOLERANCE * max(times):
             break
-    return min(times) / (rows * length)
+    return min(times)

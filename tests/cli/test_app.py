@@ -143,13 +143,13 @@ def test_defaults_are_said(own, capsys):
     os.utime("data/genome/dataset.json")
     assert hnet("train --device cpu --set train.sequence_length=1000000 --set train.batch_bytes=1000000") == 3
     err = capsys.readouterr().err
-    assert "Data: data/genome" in err
+    assert "Data: data/genome (prepared " in err
     assert "Preset: nano-dna (the default for dna on cpu)" in err
     assert "Run: runs/genome-nano-dna" in err
     assert hnet("sample --max-bytes 1") == 0
     assert "Model: runs/fox" in capsys.readouterr().err
     assert hnet("segment file.txt") == 0
-    assert "Model: runs/fox (text, by the look of file.txt)" in " ".join(capsys.readouterr().err.split())
+    assert "Model: runs/fox (text by the look of file.txt; finished " in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_damaged_model_is_named(own, capsys):

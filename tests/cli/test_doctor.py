@@ -31,7 +31,18 @@ def text_of(report: dict[str, object]) -> str:
 
 def test_it_reads_well(found: dict) -> None:
     shown = text_of(found)
-    for word in ("torch", "CPU", "Kernels", "Modalities", "chinese", "mamba-ssm", "2stage-xl"):
+    assert shown.splitlines()[-1].startswith("hnet works here")
+    for word in (
+        "To train first",
+        "hnet train",
+        "torch",
+        "CPU",
+        "Kernels",
+        "Modalities",
+        "chinese",
+        "mamba-ssm",
+        "2stage-xl",
+    ):
         assert word in shown
 
 

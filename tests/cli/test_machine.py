@@ -1,6 +1,9 @@
 """Answers about this machine are what is so, and plain data."""
 
 import json
+import re
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,6 +36,33 @@ def test_it_says_what_is_so(found: dict) -> None:
     assert sizes == sorted(sizes)
     fits = {row["name"]: row["fits"] for row in found["presets"]}
     assert fits["nano"] >= fits["2stage-xl"]
+
+
+def test_every_optional_package_of_the_project_is_listed() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    builders = {"packaging", "ninja", "setuptools", "wheel"}
+    for extra, requirements in extras.items():
+        names = {re.split(r"[<>=\[ ]", line)[0].replace("_", "-") for line in requirements} - builders
+        if extra not in ("test", "dev"):
+            assert names <= machine.OPTIONAL.keys(), extra
+            assert {machine.OPTIONAL[name][0] for name in names} <= {extra, ""}
+    assert {extra for extra, _ in machine.OPTIONAL.values()} <= {*extras, ""}
+
+
+def test_the_verdict_says_what_is_wrong_first_or_what_to_do(found: dict) -> None:
+    assert found["verdict"]["ok"], found["verdict"]
+    assert "hnet quickstart" in found["verdict"]["text"]
+    first = {row["modality"]: row for row in found["first"]}
+    assert first["chinese"]["preset"] == "nano-chinese" or first["chinese"]["device"] != "cpu"
+    assert all(row["command"].startswith(f"hnet prepare --modality {name} ") for name, row in first.items())
+    wrong = {"torch": {"error": "ImportError: no torch"}, "gpus": {"error": "a driver too old"}}
+    assert machine.verdict(found | wrong) == {"ok": False, "text": "torch: ImportError: no torch"}
+    assert machine.verdict(found | {"gpus": wrong["gpus"]})["text"] == "gpus: a driver too old"
+    poor = [row | {"fits": False} for row in found["first"]]
+    assert "no preset fits" in machine.verdict(found | {"first": poor})["text"]
+    odd = [found["modalities"][0] | {"problems": ["no summary"]}]
+    assert "no summary" in machine.verdict(found | {"modalities": odd})["text"]
 
 
 def test_kernels_are_listed_with_reasons(found: dict) -> None:

@@ -27,7 +27,7 @@ def test_one_is_printed_as_yaml_that_can_be_used(capsys, tmp_path):
 def test_every_name_is_in_the_json(capsys):
     assert run(["presets", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
-    assert len(listed) == 66
+    assert len(listed) == 68
     assert listed["dna-mamba-nano"]["parameters"] == resolve("dna-mamba-nano").model.num_parameters
 
 

@@ -1,7 +1,12 @@
-"""`hnet quickstart`: what is refused."""
+"""`hnet quickstart`: its time is divided among all phases at any speed, a poor result is explained, and refusals."""
+
+import math
+import re
 
 import pytest
-from clikit import check_mistake
+from clikit import check_mistake, hnet
+
+from hnet_cli.cli.quickstart import ENOUGH, closing_seconds, poor, validated_bytes
 
 
 @pytest.mark.parametrize(
@@ -13,3 +18,38 @@ from clikit import check_mistake
 )
 def test_a_mistake_is_one_line_and_a_code(home, capsys, line, code, message):
     check_mistake(home, capsys, line, code, message)
+
+
+@pytest.mark.parametrize("speed", [10, 36, 400, 5000, 100_000])
+@pytest.mark.parametrize("minutes", [0.1, 5.0, 60.0])
+def test_every_phase_has_a_share_of_the_time_at_any_speed(speed, minutes):
+    """At `speed` bytes per second of training; validation takes a third of that, a sampled byte as long as fifteen."""
+    left = 60 * minutes
+    kept = closing_seconds(1 / speed, left)
+    training = left - kept
+    assert training >= 0.75 * left
+    assert kept >= min(left / 4, 300 * 15 / speed)
+    validation = validated_bytes(1 / speed, training) / (3 * speed)
+    assert validation <= max(0.1 * training, 1024 / (3 * speed))
+
+
+def test_a_poor_result_is_explained_with_what_would_do():
+    busy = poor(11, 45_056, 480.0, "other work takes 1.8 of 2 CPUs")
+    assert "only 11 steps (45.1 kB)" in busy
+    assert "other work takes 1.8 of 2 CPUs" in busy
+    slow = poor(11, 45_056, 480.0, "")
+    assert "this machine trains 94 bytes/s" in slow
+    minutes = int(re.search(r"--minutes (\d+)", slow)[1])
+    assert ENOUGH / 94 / 60 <= minutes <= ENOUGH / 94 / 60 + 2 + math.ceil(0.01 * minutes)
+    assert poor(0, 0, 0.0, "")
+
+
+@pytest.mark.slow
+def test_the_whole_of_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert hnet("quickstart --minutes 0.3 --device cpu") == 0
+    out, err = capsys.readouterr()
+    assert [f"{n}. {name}" in err for n, name in enumerate(("prepare", "train", "sample", "segment"), 1)] == [True] * 4
+    assert "too few to learn words" in err
+    assert out
+    assert (tmp_path / "hnet-quickstart/run/report.html").exists()

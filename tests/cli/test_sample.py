@@ -1,11 +1,14 @@
 """`hnet sample`: records, and what cannot be asked for."""
 
+import io
 import json
 
 import pytest
 from clikit import check_mistake
 
 from hnet_cli.cli.app import run
+from hnet_cli.cli.sample import read_prompt
+from hnet_cli.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -22,6 +25,16 @@ from hnet_cli.cli.app import run
 )
 def test_a_mistake_is_one_line_and_a_code(home, capsys, line, code, message):
     check_mistake(home, capsys, line, code, message)
+
+
+def test_a_prompt_begins_after_its_byte_order_mark(tmp_path, monkeypatch):
+    (tmp_path / "prompt.txt").write_text("Once", encoding="utf-8-sig")
+    assert read_prompt(None, str(tmp_path / "prompt.txt")) == b"Once"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfOnce")))
+    assert read_prompt(None, "-") == b"Once"
+    (tmp_path / "prompt.txt").write_text("Once", encoding="utf-16")
+    with pytest.raises(InputError, match=r"prompt\.txt is UTF-16LE"):
+        read_prompt(None, str(tmp_path / "prompt.txt"))
 
 
 def test_raw_records_know_no_rules(home, capsys):

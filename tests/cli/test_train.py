@@ -106,7 +106,7 @@ def test_resume_alone_goes_on_with_the_newest_run_that_is_not_finished(own, caps
     os.utime("runs/later/config.yaml")
     assert hnet("train --resume --set train.steps=5") == 0
     err = capsys.readouterr().err
-    assert "Run: runs/fox (the newest that goes on; --run names another)" in err
+    assert "Run: runs/fox (stopped " in err
     assert "Going on from step 4" in err
     assert "It is finished" not in err
     with FolderLock(Path("runs/later")):  # the one that is running is newer: it is meant, and busy

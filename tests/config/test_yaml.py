@@ -108,5 +108,10 @@ def test_files_that_are_no_configuration(tmp_path):
         with pytest.raises(UsageError, match=said):
             read_text(tmp_path / name, "configuration")
     assert len(read_text(tmp_path / "fits", "configuration")) == MOST_BYTES
+    (tmp_path / "marked").write_text("a: 1\n", encoding="utf-8-sig")
+    assert read_text(tmp_path / "marked", "configuration") == "a: 1\n"
+    (tmp_path / "wide").write_text("a: 1\n", encoding="utf-16")
+    with pytest.raises(UsageError, match="wide is text in UTF-16LE"):
+        read_text(tmp_path / "wide", "configuration")
     with pytest.raises(UsageError, match="device"):
         read_text(tmp_path / "/dev/zero", "configuration")

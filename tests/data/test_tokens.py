@@ -152,6 +152,62 @@ def test_a_tokenizer_as_llama_3_has_it():
     assert tokenizer.decode(ids) == TEXT
 
 
+def special(content, number):
+    parts = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": number, "content": content, "special": True, **parts}
+
+
+PLAIN = json.loads(TOKENIZER.text)["model"]
+MERGED = ["".join(merge.split(" ") if isinstance(merge, str) else merge) for merge in PLAIN["merges"]]
+
+
+@pytest.mark.parametrize("content", ["e", MERGED[0], MERGED[-1], "Ġ"])
+def test_a_special_token_that_text_can_become_keeps_its_bytes(content):
+    """As in a file whose list of special tokens names a word, a letter or a space; the mark is one that text cannot."""
+    number = PLAIN["vocab"][content]
+    marks = [special(content, number), special("<|mark|>", 600)]
+    tokenizer = tokens.Tokenizer(changed(added_tokens=marks))
+    data = TOKENIZER.decode([number])
+    assert [ids.tolist() for ids in tokenizer.encode([data])] == [[number]]
+    for text in (data, TEXT + data, TEXT):
+        (ids,) = tokenizer.encode([text])
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.lengths[ids].sum() == len(text)
+    assert (tokenizer.bos, tokenizer.size, tokenizer.decode([600])) == (600, 601, b"")
+    with pytest.raises(InputError, match="no mark is left"):
+        tokens.Tokenizer(changed(added_tokens=marks[:1]))
+    ordinary = tokens.Tokenizer(changed(added_tokens=[marks[0] | {"special": False}]))
+    assert ordinary.decode(ordinary.encode([data])[0]) == data
+
+
+def test_a_mark_in_the_vocabulary_that_nothing_merges_into_is_a_mark():
+    """GPT-2's; but with `ignore_merges` (Llama 3) a whole word is looked up, and the mark may be one."""
+    vocab = PLAIN["vocab"] | {"mark": len(PLAIN["vocab"])}
+    number = vocab["mark"]
+    text = b"mark a mark"
+    gpt2 = tokens.Tokenizer(changed(model__vocab=vocab, added_tokens=[special("mark", number)]))
+    assert (gpt2.bos, gpt2.decode([number])) == (number, b"")
+    assert number not in gpt2.encode([text])[0]
+    marks = [special("mark", number), special("<|other|>", number + 1)]
+    llama = tokens.Tokenizer(changed(model__vocab=vocab, model__ignore_merges=True, added_tokens=marks))
+    (ids,) = llama.encode([text])
+    assert number in ids
+    assert (llama.bos, llama.decode(ids)) == (number + 1, text)
+
+
+def test_a_token_outside_of_the_alphabet_of_bytes_is_no_text():
+    vocab = PLAIN["vocab"] | {"<unk 字>": len(PLAIN["vocab"])}
+    tokenizer = tokens.Tokenizer(changed(model__vocab=vocab))
+    assert tokenizer.decode(tokenizer.encode([TEXT])[0]) == TEXT
+    assert tokenizer.decode([vocab["<unk 字>"]]) == b""
+
+
+def test_a_byte_order_mark_before_a_tokenizer_is_skipped(tmp_path):
+    (tmp_path / "mine.json").write_text("\ufeff" + TOKENIZER.text)
+    assert tokens.of_setting(str(tmp_path / "mine.json"), None).text == TOKENIZER.text
+    assert tiny(*TOKENS[:-1], f"tokenizer={tmp_path / 'mine.json'}").model.vocab_size == TOKENIZER.size
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -164,6 +220,10 @@ def test_a_tokenizer_as_llama_3_has_it():
         (changed(pre_tokenizer__add_prefix_space=True), "space in front"),
         (changed(model__dropout=0.1), "chance"),
         (changed(model__vocab={"a": 0}, model__merges=[]), "255 bytes have no token"),
+        (
+            changed(model__vocab=json.loads(TOKENIZER.text)["model"]["vocab"] | {"xx": 7}),
+            "two of its tokens have one id",
+        ),
     ],
 )
 def test_what_would_lose_bytes_is_refused(text, said, tmp_path):
@@ -362,5 +422,5 @@ def test_patterns_that_could_take_forever_are_refused():
 def test_ids_are_bounded(number):
     data = json.loads(tokens.learn([b"some words"], 300))
     data["model"]["vocab"]["!"] = number
-    with pytest.raises(InputError, match="ids of tokens are integers"):
+    with pytest.raises(InputError, match="ids of tokens are integers|have one id"):
         tokens.Tokenizer(json.dumps(data))

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from runkit import dataset
 
 from hnet_cli.errors import InputError, UsageError
-from hnet_cli.evaluation.material import LEAST_SHARE, equal_shares, gather
+from hnet_cli.evaluation.material import LEAST_SHARE, equal_shares, file_source, gather
 from hnet_cli.modality import Document
 from hnet_cli.modality import get as modality
 
@@ -43,6 +43,25 @@ def test_material_that_does_not_fit_is_refused(tmp_path):
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(InputError, match="nothing to evaluate"):
         gather([str(tmp_path / "empty.txt")], modality("text"), None)
+
+
+def test_rows_are_not_asked_of_a_dataset(tmp_path):
+    with pytest.raises(UsageError, match="--field text"):
+        gather([str(dataset(tmp_path))], modality("text"), None, "text")
+
+
+def test_a_file_is_text_after_its_byte_order_mark(tmp_path):
+    """An annotation, calls, their reference; other encodings are named."""
+    (tmp_path / "x.gff").write_text("##gff-version 3\nchr1\tx\tgene\t4\t30\t.\t+\t.\tID=g\n", encoding="utf-8-sig")
+    with file_source(tmp_path / "x.gff").open() as stream:
+        assert stream.read(5) == b"##gff"
+    (tmp_path / "x.vcf").write_text("##fileformat=VCFv4.2\nchr1\t5\tv\tA\tG\n", encoding="utf-8-sig")
+    (tmp_path / "x.fa").write_text(f">chr1\n{'ACGT' * 9}\n>chr2\nACGT\n", encoding="utf-8-sig")
+    (variant,) = modality("dna").variants(file_source(tmp_path / "x.vcf"), file_source(tmp_path / "x.fa"), 9)
+    assert (variant.before, variant.reference) == (b"ACGT", b"A")
+    (tmp_path / "x.fa").write_text(">chr1\nACGT\n", encoding="utf-16")
+    with pytest.raises(InputError, match=r"x\.fa is UTF-16LE: convert it first"):
+        file_source(tmp_path / "x.fa").open()
 
 
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=12), st.integers(1, 1500))

@@ -36,6 +36,12 @@ def test_shapes_of_tasks(tmp_path):
         tasks.Item("I do not care about", ("signs",), 0),
         tasks.Item("a last", ("word",), 0),
     ]
+    marked = "".join(f"\ufeff{json.dumps(row)}\n" for row in ROWS)  # of files joined, each with its byte order mark
+    (tmp_path / "marked.jsonl").write_text(marked, encoding="utf-8")
+    assert tasks.read_items(tmp_path / "marked.jsonl") == tasks.read_items(file)
+    (tmp_path / "wide.jsonl").write_text(file.read_text(), encoding="utf-16")
+    with pytest.raises(InputError, match=r"wide\.jsonl is UTF-16LE: convert it first"):
+        tasks.read_items(tmp_path / "wide.jsonl")
     lines = tmp_path / "hellaswag.txt"
     lines.write_text("Cooking: she\n2\none\ntwo\nthree\nfour\n")
     assert tasks.read_items(lines) == [tasks.Item("Cooking: she", ("one", "two", "three", "four"), 2)]

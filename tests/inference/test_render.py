@@ -18,6 +18,7 @@ from hnet_cli import modality
 from hnet_cli.inference import render
 from hnet_cli.inference.chunks import Block
 from hnet_cli.inference.segment import segment
+from hnet_cli.modalities import _utf8
 from hnet_cli.modality import Chunk, Document, Modality, Source
 
 
@@ -41,6 +42,62 @@ def test_jsonl_has_every_byte_once(stage):
         assert 0.5 <= record["probability"] <= 1
     assert end == len(data)
     assert 0 < cut < len(records)
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_byte_order_mark_is_a_character_of_its_source(stage):
+    text = "\ufeff" + (TEXT * 20 + "end\n") + "\ufeff" + TEXT * 20  # the second where files were joined
+    source = Source("a.txt", lambda: io.BytesIO(text.encode()), "a.txt")
+    lines = "".join(segment(MODEL, [source], modality.get("text"), format="jsonl", stage=stage)).splitlines()
+    records = [json.loads(line) for line in lines]
+    assert (records[0]["start"], records[0]["document"]) == (3, 0)
+    assert records[-1]["document"] == 1
+    for record in records:
+        assert ("char_start" in record, "char_end" in record) == ("text" in record,) * 2
+        if "text" in record:
+            assert text[record["char_start"] : record["char_end"]] == record["text"]
+
+
+def test_characters_after_a_gap_are_unknown_in_every_line(monkeypatch):
+    monkeypatch.setattr(_utf8, "PIECE", 1000)
+    data = b"x" * 900 + b"\n" + b"\xff\xff" * 90 + b"\n" + "some é words\n".encode() * 200
+    source = Source("a.txt", lambda: io.BytesIO(data), "a.txt")
+    lines = "".join(segment(MODEL, [source], modality.get("text"), format="jsonl", stage=0)).splitlines()
+    records = [json.loads(line) for line in lines]
+    texts = [record for record in records if "text" in record]
+    assert {record["char_start"] is None for record in texts if record["start"] < 900} == {False}
+    assert {record["char_start"] for record in texts if record["start"] > 900} == {None}
+    assert all(record.keys() >= {"char_start", "char_end"} for record in texts)
+
+
+def test_converted_text_says_so_in_each_line():
+    chinese = "道可道，非常道。名可名，非常名。无名天地之始；有名万物之母。\n" * 30
+    files = {
+        "utf8.txt": chinese.encode(),
+        "gbk.txt": chinese.encode("gbk"),
+        "mark.txt": ("\ufeff" + chinese).encode("gb18030"),
+    }
+    sources = [Source(name, lambda data=data: io.BytesIO(data), name) for name, data in files.items()]
+    lines = "".join(segment(MODEL, sources, modality.get("chinese"), format="jsonl", stage=0)).splitlines()
+    records = [json.loads(line) for line in lines]
+    assert {(record["source"], record["encoding"]) for record in records} == {
+        ("utf8.txt", "UTF-8"),
+        ("gbk.txt", "GB18030"),
+        ("mark.txt", "GB18030"),
+    }
+    for record in records:
+        if "text" in record:
+            text = files[record["source"]].decode("utf-8" if record["encoding"] == "UTF-8" else "gb18030")
+            assert text[record["char_start"] : record["char_end"]] == record["text"]
+            assert text.encode()[record["start"] : record["end"]].decode() == record["text"]
+    assert not any("encoding" in line for line in written(TEXT, "jsonl").splitlines())
+
+
+def test_records_have_their_name_in_every_line():
+    """Also one that is called like its file."""
+    lines = written(">a.txt\nACGTTGCA\n>b\nTTTTGCA\n", "jsonl", plugin="dna").splitlines()
+    assert {json.loads(line)["record"] for line in lines} == {"a.txt", "b"}
+    assert not any("char_start" in line for line in lines)
 
 
 def test_formats_agree():

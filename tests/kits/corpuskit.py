@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,18 @@ def make(out: Path, *inputs: Path, **options: Any) -> tuple[Any, Dataset]:
 
 def stored(dataset: Dataset) -> bytes:
     return dataset.shards.read(0, dataset.about["bytes"])
+
+
+def bgzf(data: bytes, size: int = 1000) -> list[bytes]:
+    """The blocks of BGZF, with the empty one that marks the end."""
+    blocks = []
+    for part in [*(data[at : at + size] for at in range(0, len(data), size)), b""]:
+        packer = zlib.compressobj(wbits=-15)
+        packed = packer.compress(part) + packer.flush()
+        extra = b"BC\x02\x00" + (len(packed) + 25).to_bytes(2, "little")
+        blocks.append(b"\x1f\x8b\x08\x04" + bytes(5) + b"\xff\x06\x00" + extra + packed)
+        blocks[-1] += zlib.crc32(part).to_bytes(4, "little") + len(part).to_bytes(4, "little")
+    return blocks
 
 
 def tree(folder: Path, files: int = 30) -> Path:

@@ -56,6 +56,46 @@ def test_encodings(text: str, codec: str, notes: tuple[str, ...]) -> None:
     assert document.notes[: len(notes)] == notes
 
 
+EUROS = LAW[:200] + "价格：€5，或者€6。\n" + LAW[200:]
+
+
+def test_the_euro_sign_of_windows() -> None:
+    """The byte 0x80 in GBK as Windows writes it (code page 936), which is not in GB18030; also where it is the last."""
+    for text in (EUROS, EUROS + "€", "€" + EUROS):
+        document = only(text.encode("gb18030").replace("€".encode("gb18030"), b"\x80"))
+        assert document.data.decode() == text
+        assert document.notes[:2] == ("converted from GB18030 to UTF-8", "euro sign of cp936")
+        assert document.encoding == "GB18030"
+    assert "euro sign of cp936" not in only(EUROS.encode("gb18030")).notes
+    cut, rest = read(EUROS.encode("gb18030").replace("€".encode("gb18030"), b"\x80") + "山".encode("gb18030")[:1])
+    assert isinstance(cut, Document)
+    assert isinstance(rest, Refused)
+    assert (cut.data.decode(), rest.reason) == (EUROS, "character cut off at the end")
+
+
+@pytest.mark.parametrize("text", ["价格：€5，很贵。", LAW, LAOZI])
+@pytest.mark.parametrize("wrong", [b"\x80", b"\xff", "中".encode("gb18030")])
+def test_utf8_with_a_wrong_byte_is_no_other_encoding(text: str, wrong: bytes) -> None:
+    (refused,) = read(text.encode() + wrong + b"\n")
+    assert isinstance(refused, Refused)
+    assert (refused.reason, refused.damaged) == ("not UTF-8, GB18030 or Big5", True)
+
+
+def test_half_of_the_characters_may_be_euro_signs() -> None:
+    document = only(("的" + "€").encode("gb18030").replace("€".encode("gb18030"), b"\x80") * 50)
+    assert document.data.decode() == "的€" * 50
+
+
+@pytest.mark.parametrize("text", [LAW, LAOZI, "山", "of few Chinese characters: 山\n"])
+def test_a_mark_of_gb18030_is_left_out_and_tells_the_encoding(text: str) -> None:
+    mark, document = read(("\ufeff" + text).encode("gb18030"))
+    assert mark == Refused("GB18030 byte order mark", "a.txt: byte 0", 4)
+    assert isinstance(document, Document)
+    assert (document.data.decode(), document.offset, document.encoding) == (text, 3, "GB18030")
+    assert CHINESE.detect("a.txt", ("\ufeff" + text).encode("gb18030")) == 0.9
+    assert read("\ufeff".encode("gb18030")) == [Refused("empty", "a.txt", 4)]
+
+
 @pytest.mark.parametrize(("text", "codec"), [(LAW, "gb18030"), (LAOZI, "big5"), (LAW, "utf-8")])
 def test_a_file_cut_inside_its_last_character_is_read_without_it(text: str, codec: str) -> None:
     text = text.rstrip() + "山"
@@ -74,7 +114,7 @@ def test_a_file_cut_inside_its_last_character_is_read_without_it(text: str, code
         ("これは日本語の文章です。東京は日本の首都です。".encode("euc-jp") * 3, "not UTF-8, GB18030 or Big5"),
         ("東京は日本の首都であり、人口が多い。".encode("shift-jis") * 3, "not UTF-8, GB18030 or Big5"),
         ("서울은 대한민국의 수도이다. ".encode("euc-kr") * 5, "not UTF-8, GB18030 or Big5"),
-        (LAW.encode("utf-16"), "UTF-16 or UTF-32: convert it first, for example with iconv -f UTF-16 -t UTF-8"),
+        (LAW.encode("utf-16"), "UTF-16LE: convert it first, for example with iconv -f UTF-16LE -t UTF-8"),
         (b"", "empty"),
     ],
 )

@@ -16,6 +16,7 @@ from hnet_cli.modalities import code
 from hnet_cli.modality import Document, Refused, Source
 
 CODE = code.Code()
+NAMED = "named by .gitignore"
 
 
 def tree(root: Path, files: dict[str, str | bytes]) -> None:
@@ -113,6 +114,14 @@ def test_gitignore_as_git_reads_it(tmp_path: Path) -> None:
         sorted(name for name, reason in refused.items() if reason == "named by .gitignore" and name[-1] == "y")
         == told.stdout.split()
     )
+
+
+def test_a_byte_order_mark_hides_neither_pattern_nor_shebang(tmp_path: Path) -> None:
+    mark = "\ufeff"
+    tree(tmp_path, {".gitignore": f"{mark}a.py\n", "a.py": "x\n", "run": f"{mark}#!/bin/sh\nls\n"})
+    assert select(tmp_path) == ({"run": "run"}, {".gitignore": "not source code by its name", "a.py": NAMED})
+    assert CODE.select_members({".gitignore": f"{mark}a.py\n".encode()})("a.py", 2, b"x\n") == (NAMED, "")
+    assert CODE.detect("run", f"{mark}#!/bin/sh\n".encode()) == 0.85
 
 
 def test_a_repository_is_a_group(tmp_path: Path) -> None:

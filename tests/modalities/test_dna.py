@@ -13,7 +13,7 @@ from Bio.SeqIO.FastaIO import SimpleFastaParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hnet_cli.errors import UsageError
+from hnet_cli.errors import InputError, UsageError
 from hnet_cli.modalities import dna
 from hnet_cli.modality import Chunk, Document, Refused, Source
 
@@ -118,6 +118,53 @@ def test_a_gap_divides_a_record_and_keeps_coordinates() -> None:
     assert {d.group for d in documents} == {"x.fa:c1"}
 
 
+MARK = b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize("block", [8, 11, 1 << 18])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_a_byte_order_mark_hides_no_record(block: int, end: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the beginning, and where files were joined, wherever blocks tear it apart."""
+    monkeypatch.setattr(dna, "PARSE_BYTES", block)
+    for padding in range(12):
+        one = MARK + end.join([b">a", b"ACGT" * 9, b">b", b"C" * (40 + padding), b""])
+        documents, refused = outcome(stream(one + one.replace(b">", b">x")))
+        assert [d.name for d in documents] == ["a", "b", "xa", "xb"]
+        assert [len(d.data) for d in documents] == [36, 40 + padding] * 2
+        assert not refused
+    assert DNA.detect("a", MARK + b">x\nACGTNNACGT\n") == 0.99
+    assert DNA.detect("a.fq", MARK + b"@r\nACGT\n+\nIIII\n") == 0.7
+    (row,), _ = outcome(Source.of_bytes(MARK + b"ACGTACGTTTGA\n", "x.jsonl:3"))
+    assert row.data == b"ACGTACGTTTGA"
+
+
+@pytest.mark.parametrize(
+    ("title", "name"),
+    [
+        ("café_1 a gene".encode(), "café_1"),
+        ("café_1 a gene".encode("latin-1"), "café_1"),
+        ("染色体1".encode(), "染色体1"),
+        (b"\xe9\xa9", "é©"),
+    ],
+)
+def test_names_are_utf8_else_latin_1(title: bytes, name: str) -> None:
+    (document,), _ = outcome(stream(b">" + title + b"\nACGT\n"))
+    assert document.name == name
+
+
+def test_a_title_longer_than_a_block_is_no_sequence() -> None:
+    for size in (dna.PARSE_BYTES - 2, dna.PARSE_BYTES, 3 * dna.PARSE_BYTES):
+        documents, refused = outcome(stream(b">a " + b"long " * (size // 5) + b"\nACGTA\n>b\nCC\n"))
+        assert [(d.name, d.data) for d in documents] == [("a", b"ACGTA"), ("b", b"CC")]
+        assert not refused
+
+
+def test_a_repeated_name_gets_a_number_that_is_free() -> None:
+    names = ["chr1", "chr1#2", "chr1", "chr1", "b", "b", "b#2"]
+    documents, _ = outcome(stream(b"".join(b">%b\nACGT\n" % name.encode() for name in names)))
+    assert [d.name for d in documents] == ["chr1", "chr1#2", "chr1#3", "chr1#4", "b", "b#2", "b#2#2"]
+
+
 def test_records_are_groups_and_repeated_names_are_told_apart() -> None:
     documents, _ = outcome(stream(b">a\nACGT\n>a\nCCGT\n>b\nAC\n"))
     assert [d.name for d in documents] == ["a", "a#2", "b"]
@@ -149,6 +196,52 @@ def test_long_records_are_divided(length: int, width: int) -> None:
 
 
 LETTERS = st.text("ACGTacgtNn-RU", max_size=120)
+CASED = st.lists(st.sampled_from(["acgt" * 5, "acgt" * 30, "A", "NNN", "nn", "ttt", "G" * 40]), max_size=9).map("".join)
+
+
+@settings(max_examples=60, deadline=None)
+@given(records=st.lists(CASED, min_size=1, max_size=6), block=st.integers(8, 64), held=st.integers(0, 200))
+def test_case_is_decided_by_the_record(records: list[str], block: int, held: int) -> None:
+    """Wherever an upper-case base stands, and however little of the record is held in memory."""
+    text = "".join(
+        f">r{i}\n" + "".join(s[j : j + 60] + "\n" for j in range(0, len(s), 60)) for i, s in enumerate(records)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dna, "PARSE_BYTES", block)
+        patch.setattr(dna, "HELD", held)
+        patch.setattr(dna, "PIECE", 48)
+        documents, _ = outcome(stream(text.encode()))
+    for document in documents:
+        record = records[int(document.name[1:])]
+        stored = record if set(record) & set("ACGT") else record.upper()
+        assert document.data.decode() == stored[document.offset : document.offset + len(document.data)]
+        assert ("all lower case, stored in upper case" in document.notes) == (stored != record)
+
+
+def test_a_long_soft_masked_beginning_weighs_what_its_end_weighs() -> None:
+    """Longer than what is held; with 9 bases of a hundred in upper case, at the very end."""
+    size = dna.HELD + 3 * dna.PARSE_BYTES
+    sequence = b"acgtg" * (size // 5) + b"ACGTACGTA"
+    other = b"ttga" * (size // 4)
+    documents, _ = outcome(stream(b">low\n" + other + b"\n>mixed\n" + sequence + b"\n>low2\nacgt\n"))
+    by_name = {name: b"".join(d.data for d in documents if d.name == name) for name in ("low", "mixed", "low2")}
+    assert by_name == {"low": other.upper(), "mixed": sequence, "low2": b"ACGT"}
+
+
+def test_standard_input_decides_by_what_is_held() -> None:
+    def once(data: bytes) -> Source:
+        streams = [io.BytesIO(data)]
+
+        def take() -> io.BytesIO:
+            if not streams:
+                raise InputError("standard input can be read only once")
+            return streams.pop()
+
+        return Source("-", take)
+
+    for size in (dna.PARSE_BYTES * 3, dna.HELD * 2):
+        documents, _ = outcome(once(b">a\n" + b"acgt" * (size // 4) + b"ACGT\n"))
+        assert documents[0].data[:4] == (b"acgt" if size < dna.HELD else b"ACGT")
 
 
 @settings(max_examples=60, deadline=None)

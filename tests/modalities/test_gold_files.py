@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hnet_cli import modality
 from hnet_cli.errors import InputError
-from hnet_cli.modality import Document, Refused, Source
+from hnet_cli.modality import Refused, Source
 
 get = cache(modality.get)  # reads the metadata of all installed packages
 
@@ -108,6 +108,13 @@ def test_a_gold_file_in_another_encoding_is_named():
         list(get("chinese").gold(Source.of_bytes(b"a b\n" + "共同".encode("gb2312"), "gold")))
 
 
+def test_a_gold_file_in_a_wide_encoding_is_named():
+    with pytest.raises(InputError, match=r"x is UTF-16LE: convert it first"):
+        list(get("text").gold(Source.of_bytes(TREEBANK.encode("utf-16"), "x")))
+    marked = list(get("text").gold(Source.of_bytes(b"\xef\xbb\xbf" + TREEBANK.encode(), "x")))
+    assert marked == list(get("text").gold(Source.of_bytes(TREEBANK.encode(), "x")))
+
+
 @given(st.text(st.sampled_from("a ,é中\u3000\n😀")))
 def test_boundaries_settle_on_characters_that_are_seen(text):
     data = text.encode()
@@ -120,27 +127,3 @@ def test_boundaries_settle_on_characters_that_are_seen(text):
     starts.append(len(data))
     for position, to in enumerate(settled):
         assert to == min(start for start in starts if start >= position)
-
-
-def test_code_is_lexed_by_its_language():
-    code = get("code")
-    python = b'def f(x):\n    """A doc."""\n    return x + 1.5e-3  # why\n'
-    starts = code.units(Document(python, "a.py", "dir/a.py"))["token"]
-    tokens = [python[a:b].split()[0] for a, b in zip(starts, [*starts[1:], len(python)], strict=True)]
-    assert tokens == [b"def", b"f", b"(", b"x", b")", b":", b'"""A', b"return", b"x", b"+", b"1.5e-3", b"#"]
-    script = "const π = `a ${b}`; // été\n".encode()
-    starts = code.units(Document(script, "a.js", "a.js"))["token"]
-    assert script[starts[1] :].startswith("π".encode())
-    assert script[starts[-1] :] == "// été\n".encode()
-    broken = b"def f(:\n  'no end\n"
-    assert code.units(Document(broken, "b.py", "b.py"))["token"][0] == 0
-    unknown = code.units(Document(b"a  b", "x.unknown", "x.unknown"))["token"]
-    assert unknown == [0, 3]
-
-
-@given(st.text(st.sampled_from("ab_1 \n\t#'\"()é中\r\f\x0b;/*")), st.sampled_from(["a.py", "a.c", "a.js", "a.zzz"]))
-def test_units_ascend_and_begin_where_something_is_seen(text, name):
-    data = text.encode()
-    starts = get("code").units(Document(data, name, name))["token"]
-    assert starts == sorted(set(starts))
-    assert all(0 <= start < len(data) for start in starts)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from hnet_cli import modality
 from hnet_cli.errors import UsageError
+from hnet_cli.modalities.chinese import EURO
 from hnet_cli.modality import Document, Modality, Refused, Source
 
 DATA = Path(__file__).parents[1] / "data"
@@ -112,7 +113,9 @@ def test_bytes_add_up(name: str, data: bytes) -> None:
         else:
             converted = [note for note in item.notes if note.startswith("converted")]
             codec = {"Big5": "big5hkscs", "GB18030": "gb18030"}[converted[0].split()[2]] if converted else "utf-8"
-            total += len(item.data.decode().encode(codec))
+            # a euro sign may be one byte in the source: not every file of GBK is in GB18030
+            euros = EURO in item.notes and item.data.count("€".encode())
+            total += len(item.data.decode().encode(codec)) - euros
     assert total == len(data)
 
 

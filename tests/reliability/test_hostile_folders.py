@@ -120,7 +120,8 @@ def test_r17_files_that_change(what: str, tally: Any, tmp_path: Path) -> None:
 BAD_ROWS = {
     "{": "row is not JSON",
     "[]": "row is not a JSON object",
-    '{"text": null}': "row has no text in field 'text'",
+    '{"text": null}': "empty",
+    '{"text": 7}': "row has no text in field 'text'",
     '{"text": "\\ud800"}': "row with half a surrogate pair",
 }
 

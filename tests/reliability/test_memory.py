@@ -115,6 +115,16 @@ BOMBS: dict[str, tuple[str, Callable[[Path, int], Path], str]] = {
     "zeros in a tar": ("text", lambda p, n: tar_of_zeros(p / "x.tar.gz", n), "binary data"),
     "nothing but headers": ("dna", lambda p, n: repeated(p / "x.fa", b">" + b"n" * 62 + b"\n", n // 8), "without seq"),
     "gz in gz": ("text", lambda p, n: twice(p, n), "gzip"),
+    "one element of a list": (
+        "text",
+        lambda p, n: repeated(p / "x.json", b"x", n // 2, b'[{"text": "a"}, {"text": "'),
+        "JSON list does not end",
+    ),
+    "one record in lower case": (
+        "dna",
+        lambda p, n: repeated(p / "x.fa", b"acgttgca" * 8 + b"\n", n // 2, b">a\n"),
+        "",
+    ),
 }
 
 
@@ -158,6 +168,13 @@ def rows(path: Path, size: int) -> Path:
     return path
 
 
+def list_of_rows(path: Path, size: int) -> Path:
+    """The same as one JSON list."""
+    rows(path, size)
+    path.write_bytes(b"[" + path.read_bytes().strip().replace(b"}\n{", b"},\n{") + b"]\n")
+    return path
+
+
 def parquet_rows(path: Path, size: int) -> Path:
     """Row groups with the columns of FineWeb-Edu; the text cannot be compressed much."""
     strings = ("text", "id", "dump", "url", "date", "file_path", "language")
@@ -190,6 +207,7 @@ def tiny_records(path: Path, size: int) -> Path:
 FLAT: dict[str, tuple[str, Callable[[Path, int], Path], float, int]] = {
     "x.txt": ("text", lines_of_text, 20, 400),
     "x.jsonl": ("text", rows, 10, 400),
+    "x.json": ("text", list_of_rows, 10, 400),
     "x.parquet": ("text", parquet_rows, 8, 400),
     "x.fa": ("dna", tiny_records, 0.3, 40),
 }

@@ -90,14 +90,14 @@ def test_signals_ask_for_a_stop_and_are_as_before_afterwards():
     try:
         handlers = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
         with catch_signals() as stop:
-            os.kill(os.getpid(), signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)
             assert (stop.signal, stop.count) == ("", 0)
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
             assert (stop.signal, stop.count) == ("SIGTERM", 0)
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
             assert (stop.signal, stop.count) == ("SIGINT", 1)
             with pytest.raises(KeyboardInterrupt):
-                os.kill(os.getpid(), signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
         assert handlers == {name: signal.getsignal(name) for name in handlers}
     finally:
         signal.signal(signal.SIGHUP, before)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from runkit import dataset
 
 from hnet_cli.config.run import resolve
 from hnet_cli.distributed.device import GIB, Machine
@@ -22,16 +23,31 @@ def on(plan, gib, *settings, device="cpu", **changes):
     return replace(plan, config=config, machine=Machine(device, int(gib * GIB), "made up"), **changes)
 
 
-def test_the_rest_is_chosen(data, plan):
+def test_the_rest_is_chosen(data, plan, capsys):
     assert str(plan.run) == "runs/dataset-small"
     assert plan.config.data == str(data)
     assert isinstance(plan.config.train.micro_batches, int)
     default = planning.choose(None, data, None, [], resume=False, device="cpu")
     assert default.config.name == "nano"
+    assert "Preset: nano (the default for text on cpu)" in capsys.readouterr().err
     facts = planning.facts(plan)
     assert facts["bytes"] == plan.config.train.steps * plan.config.train.batch_bytes
     assert facts["epochs"] == pytest.approx(facts["bytes"] / plan.dataset["splits"]["train"]["bytes"])
     assert sum(facts["parameters_by_part"].values()) == facts["parameters"]
+
+
+TEXTS = {"chinese": "敏捷的棕色狐狸跳过了懒狗。\n", "code": "def f(x):\n    return x + 1\n", "dna": ">a\nACGTTGCA\n"}
+NAMES = {"chinese": "a.txt", "code": "a.py", "dna": "a.fa"}
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_the_preset_follows_the_modality_of_the_data(kind, tmp_path, capsys):
+    (tmp_path / NAMES[kind]).write_text(TEXTS[kind] * 1000)
+    folder = dataset(tmp_path, tmp_path / NAMES[kind], kind=kind)
+    settings = ["train.sequence_length=64", "train.batch_bytes=256"]
+    plan = planning.choose(None, folder, tmp_path / "run", settings, resume=False, device="cpu")
+    assert plan.config.name == f"nano-{kind}"
+    assert f"Preset: nano-{kind} (the default for {kind} on cpu)" in capsys.readouterr().err
 
 
 def test_a_folder_without_a_dataset_is_refused(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The time per byte that a plan announces, measured with a clock that tells times of the test's choice."""
 
 import pytest
+import torch
 from runkit import tiny
 
 from hnet_cli.training.timing import seconds_per_byte
@@ -30,6 +31,29 @@ def test_the_time_of_a_byte_is_that_of_a_step_when_two_agree(seconds, taken, lef
     clock = Ticks(*seconds)
     assert seconds_per_byte(tiny("train.micro_batches=2"), "cpu", 30.0, clock) == pytest.approx(taken / 128)
     assert len(clock.left) == left
+
+
+@pytest.mark.parametrize(
+    ("seconds", "threads", "taken"),
+    [([1, 4, 4, 4, 1, 1, 1, 1], 1, 1.0), ([1, 1, 1, 1, 9, 4, 4, 4], 2, 1.0), ([1, 1, 1, 1, 1, 1, 1, 1], 2, 1.0)],
+)
+def test_one_thread_is_tried_against_all_and_the_faster_is_kept(monkeypatch, capsys, seconds, threads, taken):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        clock = Ticks(*seconds)
+        assert seconds_per_byte(tiny(), "cpu", 30.0, clock) == pytest.approx(taken / 256)
+        assert torch.get_num_threads() == threads
+        assert ("4.0 times as fast here as 2" in capsys.readouterr().err) == (threads == 1)
+        left = len(clock.left)
+        clock.left += [1, 1, 1]
+        seconds_per_byte(tiny(), "cpu", 30.0, clock)  # decided: not measured again
+        assert len(clock.left) == left
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+        monkeypatch.undo()
 
 
 def test_the_time_of_a_byte_is_of_the_micro_batch_that_will_be_trained():

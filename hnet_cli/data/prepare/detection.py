@@ -6,17 +6,18 @@ import contextlib
 import io
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import cast
 
 from hnet_cli import modality as modalities
-from hnet_cli.data.prepare.contents import sources
+from hnet_cli.data.prepare.contents import first_sources, sources
 from hnet_cli.data.prepare.inputs import FileReader, InputFile, expand
+from hnet_cli.data.prepare.rows import NoField, NoRows
 from hnet_cli.errors import HNetError, InputError
-from hnet_cli.modality import Modality, Refused
+from hnet_cli.modality import Modality, Refused, Source, wide_reason
 from hnet_cli.storage.streams import decompressed, shown
 
 FLOOR = 0.1
@@ -48,8 +49,11 @@ def detect(inputs: Sequence[str | Path], field: str | None = None) -> tuple[str,
             votes[name] += confidence * size**0.5
             claims.setdefault(name, []).append((label, confidence))
     if not votes:
+        label, head, _ = heads[0]
+        if reason := wide_reason(head):
+            raise InputError(f"{label} is {reason}")
         hint = f"choose one of --modality {', '.join(modalities.names())}"
-        raise InputError(f"{heads[0][0]} is of no known modality", hint)
+        raise InputError(f"{label} is of no known modality", hint)
     likely = max(votes, key=votes.__getitem__)
     first, confidence = claims[likely][0][0], fmean(certainty for _, certainty in claims[likely])
     if len(heads) == 1:
@@ -69,32 +73,47 @@ def detect(inputs: Sequence[str | Path], field: str | None = None) -> tuple[str,
 def _samples(inputs: Sequence[str | Path], field: str | None) -> list[tuple[str, bytes, float]]:
     """(name, first bytes, weight in bytes) of some inputs, at least one. Raises InputError where there is none."""
     samples: list[tuple[str, bytes, float]] = []
-    damaged: list[Refused] = []
-    failure = None
+    refused: list[Refused] = []
+    failure: HNetError | None = None
     items = [item for _, item in expand(inputs, Modality())]
     files = [item for item in items if isinstance(item, InputFile)]
-    for file in files[:: max(1, -(-len(files) // FILES))]:
+    chosen = files[:: max(1, -(-len(files) // FILES))]
+    for number, file in enumerate([*chosen, *files]):
+        if number >= len(chosen) and (samples or not isinstance(failure, NoRows)):
+            break  # the others only in search of rows
         try:
-            heads = [(name, head) for name, head in _heads(file, field, damaged) if head]
+            heads = [(name, head) for name, head in _heads(file, field, refused) if head]
             samples += [(name, head, max(file.size, len(head)) / len(heads)) for name, head in heads]
-        except InputError as error:
+        except (InputError, NoField) as error:
+            if file.named and isinstance(error, NoField):
+                raise
             failure = failure or error
     if not samples:
-        if damaged and not failure:
-            failure = InputError(f"{damaged[0].where}: {damaged[0].reason}", "name other input, or another --field")
+        if refused and not failure:
+            failure = InputError(f"{refused[0].where}: {refused[0].reason}", "name other input, or another --field")
         why = next((f": {item.reason} ({item.where})" for item in items if isinstance(item, Refused)), "")
         raise failure or InputError(f"no data in {', '.join(map(shown, inputs))}{why}", "name files that are not empty")
     return samples
 
 
-def _heads(file: InputFile, field: str | None, damaged: list[Refused]) -> Iterator[tuple[str, bytes]]:
-    """Names and first decompressed bytes of a file's contents; unreadable ones are added to `damaged`."""
+def _heads(file: InputFile, field: str | None, refused: list[Refused]) -> Iterator[tuple[str, bytes]]:
+    """Names and first decompressed bytes of a file's contents; what cannot be read is added to `refused`."""
     if file.is_stdin:
-        yield "-", _peek()
+        found = list(_heads_of(_first_sources(file, head := _peek(), field), refused))
+        yield from found or [("-", head)]
         return
-    for source in islice(sources(FileReader(file), field, Counter()), PER_FILE):
+    yield from _heads_of(sources(FileReader(file), field, Counter()), refused)
+
+
+def _first_sources(file: InputFile, head: bytes, field: str | None) -> Iterator[Source | Refused]:
+    with contextlib.suppress(InputError, NoRows):  # it ends in the middle
+        yield from first_sources(FileReader(file), head, field)
+
+
+def _heads_of(sources: Iterable[Source | Refused], refused: list[Refused]) -> Iterator[tuple[str, bytes]]:
+    for source in islice(sources, PER_FILE):
         if isinstance(source, Refused):
-            damaged += [source] if source.damaged else []
+            refused.append(source)
         else:
             with source.open() as stream:
                 yield source.name, stream.read(SAMPLE_BYTES)

@@ -16,6 +16,7 @@ from hnet_cli.modality import Refused
 from hnet_cli.storage import append_text, cut_file, open_file, shown
 from hnet_cli.storage.reading import json_object
 
+UNREADABLE = "file that cannot be read here"
 TOLERATED = 0.01
 """Share of the input, by number or by bytes, that may be damaged."""
 
@@ -71,9 +72,10 @@ class Account:
         items, size = sum(n for n, _, _ in lost.values()), sum(size for _, size, _ in lost.values())
         share = max(items / max(1, items + self.documents.total()), size / max(1, size + document_bytes))
         if share > tolerated:
+            kind = "unreadable" if all(reason.startswith(UNREADABLE) for reason in self.damage) else "damaged"
             reasons = "; ".join(f"{reason}: {count:,}, first {where}" for reason, (count, _, where) in lost.items())
             raise InputError(
-                f"{100 * share:.2g}% of the input is damaged, more than {100 * tolerated:.2g}%: {reasons}",
+                f"{100 * share:.2g}% of the input is {kind}, more than {100 * tolerated:.2g}%: {reasons}",
                 "mend it, or give --allow-skips to go without it",
             )
 

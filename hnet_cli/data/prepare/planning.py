@@ -12,18 +12,18 @@ from typing import Any
 import hnet_cli
 from hnet_cli.config.bounds import typed
 from hnet_cli.data.dataset import DATASET_FORMAT
-from hnet_cli.data.prepare.contents import ROWS, row_groups
+from hnet_cli.data.prepare import rows
+from hnet_cli.data.prepare.archives import is_tar
 from hnet_cli.data.prepare.inputs import MADE_BY_HNET, InputFile, expand
 from hnet_cli.data.prepare.journal import Account
 from hnet_cli.data.prepare.store import TABLES
 from hnet_cli.errors import InputError, UsageError
-from hnet_cli.modality import Modality, Refused, suffix
+from hnet_cli.modality import Modality, Refused
 from hnet_cli.storage.streams import is_compressed, open_raw
 
 UNIT_BYTES = 32 << 20
 UNIT_FILES = 1000
 """A process takes so many consecutive files at once, in bytes or in number; a kill costs no more work than that."""
-_HEAD_BYTES = 1 << 16
 Unit = list[InputFile]
 
 
@@ -106,8 +106,10 @@ def _unit_size(unit: Unit) -> int:
     return sum(file.part_size for file in unit)
 
 
-def make_plan(names: Sequence[str | Path], training: int, modality: Modality, work: str = "") -> ReadingPlan:
-    """The plan for the files that `names` stand for; those from index `training` on are held out.
+def make_plan(
+    names: Sequence[str | Path], training: int, modality: Modality, field: str | None = None, work: str = ""
+) -> ReadingPlan:
+    """The plan for the files that `names` stand for; those from index `training` on are held out. `field`: of rows.
 
     A file is read once, under the first of its names; a held-out file is not trained on. A plain file of several units
     whose lines or row groups stand for themselves is divided. `work`: name of the hidden folder that is written to
@@ -140,7 +142,7 @@ def make_plan(names: Sequence[str | Path], training: int, modality: Modality, wo
             continue
         if file.identity:
             read[file.identity] = file.name
-        for piece in _pieces(file, modality):
+        for piece in _pieces(file, modality, field):
             new_side = units and (units[-1][0].argument < training) != (piece.argument < training)
             if not units or new_side or size + piece.part_size > UNIT_BYTES or len(units[-1]) == UNIT_FILES:
                 units.append([])
@@ -150,23 +152,24 @@ def make_plan(names: Sequence[str | Path], training: int, modality: Modality, wo
     return ReadingPlan(units, account)
 
 
-def _pieces(file: InputFile, modality: Modality) -> Iterator[InputFile]:
+def _pieces(file: InputFile, modality: Modality, field: str | None) -> Iterator[InputFile]:
     """The file, or stretches of it of about a unit each."""
     starts, table = [0], False
     if file.path is not None and file.size > 2 * UNIT_BYTES:
         try:
             with open_raw(file.path) as raw:
-                head = raw.read(_HEAD_BYTES)
+                head = raw.read(rows.FORM_BYTES)
         except InputError:  # gone in this instant: its reader says so
             head = b""
         table = head[:4] == b"PAR1"
-        packed = head[257:262] == b"ustar" or is_compressed(head)
+        form = rows.form(file.name, head, field, modality.verbatim)
+        packed = is_tar(head[:512]) or is_compressed(head) or form == rows.LIST
         if table:
-            groups = row_groups(file.path)[1:]
+            groups = rows.row_groups(file.path)[1:]
             for start, after in zip(groups, [*groups[1:], file.size], strict=True):
                 if after - starts[-1] > UNIT_BYTES and start > starts[-1]:
                     starts.append(start)
-        elif not packed and (suffix(file.name) in ROWS or modality.divisible(head)):
+        elif not packed and (form or modality.divisible(head)):
             starts = list(range(0, file.size, UNIT_BYTES))
     if len(starts) == 1:
         yield file

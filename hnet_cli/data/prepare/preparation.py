@@ -19,6 +19,7 @@ from hnet_cli.data.prepare import similar
 from hnet_cli.data.prepare.journal import TOLERATED, Account, UnitJournal
 from hnet_cli.data.prepare.planning import UNIT_BYTES, PrepareRequest, ReadingPlan, digest, make_plan
 from hnet_cli.data.prepare.reading import UnitReader, read_all
+from hnet_cli.data.prepare.rows import NO_ROWS
 from hnet_cli.data.prepare.split import make_split
 from hnet_cli.data.prepare.store import TABLES, Writer, read_shards, stretches
 from hnet_cli.errors import DamagedError, InputError, StorageError, UsageError
@@ -115,7 +116,7 @@ def prepare(
     request = PrepareRequest(modality.name, shown_inputs, shown_val, val, field)
     target = part_folder(out, *part) if part else Path(out)
     with _build(target, overwrite, "dataset part" if part else "dataset", modality) as build:
-        whole = make_plan([*inputs, *val_inputs], len(inputs), modality, work=shown(build.work.name))
+        whole = make_plan([*inputs, *val_inputs], len(inputs), modality, field, work=shown(build.work.name))
         plan = whole.share(*part) if part else whole
         _refuse_too_large(target, plan, build.writer.folder)
         total = None if plan.streamed else plan.size
@@ -290,13 +291,14 @@ def _refuse_too_large(out: Path, plan: ReadingPlan, folder: Path) -> None:
 
 
 def _refuse_useless(request: PrepareRequest, account: Account) -> None:
-    """Raise InputError for an input of the user's that gave no document."""
+    """Raise InputError, or UsageError about `--field`, for an input of the user's that gave no document."""
     for argument, name in enumerate([*request.inputs, *request.val_inputs]):
         excused = argument in account.elsewhere and account.documents.total()
         if not account.documents[argument] and not excused:
             why = account.first_refusal.get(argument, "it is empty, or holds nothing of the kind")
             called = "standard input" if name == "-" else name
-            raise InputError(f"nothing to use in {called}: {why}", "name other input, or another --modality")
+            kind = UsageError if why.startswith(NO_ROWS) else InputError
+            raise kind(f"nothing to use in {called}: {why}", "name other input, or another --modality")
 
 
 def _measure(folder: Path, splits: dict[str, Any], modality: Modality) -> dict[str, Any]:

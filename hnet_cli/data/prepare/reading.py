@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from hnet_cli.data.prepare.contents import NoField, sources
+from hnet_cli.data.prepare.contents import sources
 from hnet_cli.data.prepare.inputs import Changed, FileReader, InputFile
-from hnet_cli.data.prepare.journal import Account, UnitJournal
+from hnet_cli.data.prepare.journal import UNREADABLE, Account, UnitJournal
 from hnet_cli.data.prepare.planning import Unit
+from hnet_cli.data.prepare.rows import NO_ROWS, NoField, NoRows
 from hnet_cli.data.prepare.store import Writer
 from hnet_cli.errors import DamagedError, EnvironmentLimit, InputError
 from hnet_cli.modality import Modality, Refused, Source
 from hnet_cli.storage import LARGE, discard, make_folder, read_json, rename_folder, verify_file, write_json
-from hnet_cli.storage.streams import open_raw
+from hnet_cli.storage.streams import Unreadable, open_raw
 
 PIECE = "piece.json"
 Advance = Callable[[int], None]
@@ -49,8 +50,12 @@ class UnitReader:
                     raise
                 writer.rollback(mark)
                 part = Account(bytes_read=file.size)
-                reason = "damaged file" if isinstance(error, InputError) else "file without the field"
-                part.refuse(file.argument, Refused(reason, str(error), file.size, damaged=True))
+                if isinstance(error, NoRows):
+                    part.refuse(file.argument, Refused(NO_ROWS, file.name, file.size))
+                else:
+                    reason = "damaged file" if isinstance(error, InputError) else "file without the field"
+                    reason = UNREADABLE if isinstance(error, Unreadable) else reason
+                    part.refuse(file.argument, Refused(reason, str(error), file.size, damaged=True))
             account.merge(part)
         return account
 

@@ -1,4 +1,4 @@
-"""Archives, rows and containers: the same documents, and hostile ones named in one line."""
+"""Contents of files: told by content whatever the name, the same documents from every container."""
 
 from __future__ import annotations
 
@@ -7,47 +7,22 @@ import gzip
 import io
 import json
 import lzma
-import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import zstandard
 from corpuskit import Lines, make, stored, text
 
+from hnet_cli import modality
+from hnet_cli.data.prepare import contents
+from hnet_cli.data.prepare.contents import sources_of
+from hnet_cli.data.prepare.detection import detect
 from hnet_cli.data.prepare.preparation import prepare
-from hnet_cli.errors import InputError, UsageError
-from hnet_cli.modality import Document, Refused, Source
-
-
-def test_archives_full_of_traps(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "x.tar", "w") as archive:
-
-        def add(name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE, link: str = "") -> None:
-            member = tarfile.TarInfo(name)
-            member.size, member.type, member.linkname = len(data), kind, link
-            archive.addfile(member, io.BytesIO(data))
-
-        add("../../escape.txt", text(1))
-        add("/absolute.txt", text(2))
-        add("link", kind=tarfile.SYMTYPE, link="/etc/passwd")
-        add("hard", kind=tarfile.LNKTYPE, link="/etc/passwd")
-        add("device", kind=tarfile.CHRTYPE)
-        add("folder", kind=tarfile.DIRTYPE)
-        add(".git/config", text(3))
-    before = sorted(tmp_path.parent.rglob("*escape*"))
-    summary, dataset = make(tmp_path / "out", tmp_path / "x.tar")
-    assert stored(dataset) == text(1) + text(2)
-    assert summary.refused["link or device in an archive"][0] == 3
-    assert summary.refused["hidden file or folder"][:2] == (1, len(text(3)))
-    assert sorted(tmp_path.parent.rglob("*escape*")) == before
-    packed = (tmp_path / "x.tar").read_bytes()
-    for length in (600, 1024, 2048, len(text(1)) + 1100, 5000):
-        (tmp_path / "cut.tar").write_bytes(packed[:length])
-        with pytest.raises(InputError, match=r"cut\.tar is (damaged or )?truncated"):
-            make(tmp_path / "out2", tmp_path / "cut.tar")
-    assert sorted(os.listdir(tmp_path)) == ["cut.tar", "out", "x.tar"]
+from hnet_cli.data.prepare.rows import NO_ROWS
+from hnet_cli.errors import EnvironmentLimit, InputError, UsageError
+from hnet_cli.modality import MARK, Source
 
 
 @pytest.mark.parametrize(
@@ -56,7 +31,7 @@ def test_archives_full_of_traps(tmp_path: Path) -> None:
         ("empty", b"", "nothing to use in .*empty"),
         ("comments", b"# a\n# b\n", r"comment \(.*comments:0\)"),
         ("x.zip", b"PK\x03\x04" + bytes(50), "zip archive"),
-        ("x.gz", gzip.compress(text(1))[:-9], "truncated"),
+        ("x.gz", gzip.compress(text(1), mtime=0)[:-9], "truncated"),
         ("x.tar", b"not a tar" * 500, "damaged or truncated"),
         ("x.jsonl", b"\0\1\2\n" * 9, "row is not JSON"),
         ("cut.parquet", b"PAR1" + bytes(40), "parquet|damaged"),
@@ -89,47 +64,133 @@ def test_all_containers_give_the_same_documents(tmp_path: Path) -> None:
         assert stored(dataset) == data, file
 
 
-def test_large_members_of_archives_can_be_opened_twice(tmp_path: Path) -> None:
-    class Twice(Lines):
-        def documents(self, source: Source) -> Iterator[Document | Refused]:
-            with source.open() as stream:
-                first = stream.read(10)
-            with source.open() as stream:
-                data = stream.read()
-            assert data.startswith(first)
-            yield Document(data, source.name, source.name, source.group)
+ROWS = [{"id": n, "text": f'document {n} of words\n\n[brackets] \\ {{}} "é"'} for n in range(200)]
+LINES_OF_ROWS = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+LIST_OF_ROWS = json.dumps(ROWS, indent=1).encode()
+TEXTS = "".join(row["text"] for row in ROWS).encode()  # type: ignore[misc]
 
-    data = text(3) * 4000  # more than is kept in memory
-    with tarfile.open(tmp_path / "x.tar.gz", "w:gz", compresslevel=1) as archive:
-        for name in ("a", "b"):
+
+@pytest.mark.parametrize("field", ["text", None])
+@pytest.mark.parametrize("name", ["c4-train.00000-of-01024.json", "a.txt", "a.ndjson", "noextension", "a.json.gz"])
+@pytest.mark.parametrize("content", [LINES_OF_ROWS, LIST_OF_ROWS, MARK + LINES_OF_ROWS, MARK + LIST_OF_ROWS])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstandard.compress, lzma.compress])
+def test_rows_are_told_by_content(
+    name: str, content: bytes, pack: Callable[[bytes], bytes], field: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(pack(content))
+    (source, *rest) = sources_of([tmp_path / name], Lines(), field)
+    assert isinstance(source, Source)
+    assert source.open().read() == str(ROWS[0]["text"]).encode()
+    assert len(rest) == len(ROWS) - 1
+
+
+def test_rows_in_containers_by_any_name_are_one_corpus(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    def tar(name: str, data: bytes, form: int) -> bytes:
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w", format=form) as archive:
             member = tarfile.TarInfo(name)
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
-    summary = prepare([tmp_path / "x.tar.gz"], Twice(), tmp_path / "out", measure=False)
-    assert (summary.documents, summary.bytes) == (2, 2 * len(data))
+        return packed.getvalue()
+
+    parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "table")
+    ustar = tar("rows", LINES_OF_ROWS, tarfile.USTAR_FORMAT)
+    header = ustar[:148] + b" " * 8 + ustar[156:257] + bytes(255)  # as before POSIX: without the magic
+    old = header[:148] + b"%06o\0 " % sum(header) + header[156:] + ustar[512:]
+    for file, data in {
+        "a": ustar,
+        "b": old,
+        "c": gzip.compress(tar("x.json", LIST_OF_ROWS, tarfile.PAX_FORMAT)),
+    }.items():
+        (tmp_path / file).write_bytes(data)
+    for file in tmp_path.iterdir():
+        sources = list(sources_of([file], Lines(), "text"))
+        data = b"".join(source.open().read() for source in sources if isinstance(source, Source))
+        assert data == TEXTS, file
 
 
-def test_bad_rows_are_refused_by_reason_and_number(tmp_path: Path) -> None:
-    rows = [
-        json.dumps({"text": text(1).decode()}),
-        "{",
-        "[1]",
-        '{"text": 3}',
-        "{}",
-        '{"text": "\\ud800"}',
-        "[" * 100000,
-    ]
-    (tmp_path / "x.jsonl").write_text("\n".join(rows))
-    with pytest.raises(InputError, match=r"is damaged, more than 1%: row is not JSON: 2, first .*x\.jsonl:2;"):
-        make(tmp_path / "out", tmp_path / "x.jsonl")
-    summary, _ = make(tmp_path / "out", tmp_path / "x.jsonl", tolerated=1.0)
-    reasons = {reason: (count, where.split(":")[-1]) for reason, (count, _, where) in summary.refused.items()}
-    assert reasons == {
-        "row is not JSON": (2, "2"),
-        "row is not a JSON object": (1, "3"),
-        "row has no text in field 'text'": (2, "4"),
-        "row with half a surrogate pair": (1, "6"),
-    }
-    (tmp_path / "y.jsonl").write_text('{"prose": "x"}\n')
-    with pytest.raises(UsageError, match="none of the fields"):
-        make(tmp_path / "out2", tmp_path / "y.jsonl")
+def test_an_option_is_never_ignored(tmp_path: Path) -> None:
+    """`--field` where there are no rows: exit 2 for a file that is named or alone, said by reason in a folder."""
+    (tmp_path / "in").mkdir()
+    prose, pretty = tmp_path / "in" / "readme.txt", tmp_path / "in" / "config.json"
+    prose.write_bytes(text(1))
+    pretty.write_text(json.dumps({"text": ["a"], "b": {}}, indent=2))
+    for inputs in ([prose], [pretty], [tmp_path / "in"]):
+        with pytest.raises(UsageError, match="--field"):
+            make(tmp_path / "out", *inputs, field="text")
+        with pytest.raises(UsageError, match="--field"):
+            detect(inputs, "text")
+    with pytest.raises(UsageError, match="--field"):
+        list(sources_of([prose], Lines(), "text"))
+    (tmp_path / "in" / "z.json").write_bytes(LINES_OF_ROWS)
+    summary, dataset = make(tmp_path / "out", tmp_path / "in", field="text")
+    assert stored(dataset) == TEXTS
+    assert summary.refused[NO_ROWS][0] == 2
+    assert detect([tmp_path / "in"], "text")[0] == "text"
+    assert len(list(sources_of([tmp_path / "in"], Lines(), "text"))) == len(ROWS) + 2
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        archive.add(tmp_path / "in", "in")
+    summary, dataset = make(tmp_path / "out2", tmp_path / "x.tar", field="text")
+    assert (stored(dataset), summary.refused[NO_ROWS][0]) == (TEXTS, 2)
+
+
+def test_json_that_is_no_rows_stays_as_it_is(tmp_path: Path) -> None:
+    """Also a file of source code, whatever it looks like; but not where a field is named."""
+    code = modality.get("code")
+    for content in (LINES_OF_ROWS, LIST_OF_ROWS, b'{"a": 1}\n' * 9, b'{"text": "x"}\nand prose\n' + text(1), b"[1, 2]"):
+        (tmp_path / "a.json").write_bytes(content)
+        looks_like_rows = content in (LINES_OF_ROWS, LIST_OF_ROWS)
+        assert len(list(sources_of([tmp_path / "a.json"], Lines()))) == (len(ROWS) if looks_like_rows else 1)
+        for source in sources_of([tmp_path / "a.json"], code):
+            assert isinstance(source, Source)
+            assert source.open().read() == content
+        if looks_like_rows:
+            assert len(list(sources_of([tmp_path / "a.json"], code, "text"))) == len(ROWS)
+
+
+@pytest.mark.parametrize("codec", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.fa"])
+def test_a_wide_encoding_is_named(name: str, codec: str, tmp_path: Path) -> None:
+    content = ">a\n" + "ACGT\n" * 99 if name == "a.fa" else LINES_OF_ROWS.decode()
+    (tmp_path / name).write_bytes(content.encode(codec))
+    shown = codec.upper().replace("-LE", "LE").replace("-BE", "BE")
+    if name != "a.fa":  # whose modality is known
+        with pytest.raises(InputError, match=f"a.*{shown}"):
+            detect([tmp_path / name])
+    for plugin in ("text", "chinese", "code", "dna"):
+        with pytest.raises(InputError, match=f"nothing to use in .*: {shown}.*iconv -f {shown}"):
+            prepare([tmp_path / name], modality.get(plugin), tmp_path / "out", measure=False)
+
+
+@pytest.mark.parametrize(
+    ("head", "why"),
+    [
+        (b"7z\xbc\xaf\x27\x1c", "7z archive"),
+        (b"\x04\x22\x4d\x18", "lz4"),
+        (b"LZIP\x01", "lzip"),
+        (b"\x1f\x9d\x90", r"compress \(.Z\)"),
+        (b"\x5d\0\0\x80\0", "lzma of the old style"),
+        (b"ARROW1\0\0", "Arrow file"),
+    ],
+)
+def test_containers_that_are_not_read_are_named(head: bytes, why: str, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(head + bytes(range(256)) * 9)
+    with pytest.raises(InputError, match=f"nothing to use in .*x: {why}"):
+        make(tmp_path / "out", tmp_path / "x")
+
+
+def test_memory_for_unpacking_is_said_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packer = zstandard.ZstdCompressor(
+        compression_params=zstandard.ZstdCompressionParameters(window_log=27)
+    ).compressobj()
+    frame = packer.compress(LINES_OF_ROWS) + packer.flush()
+    (tmp_path / "RC_2024-01.zst").write_bytes(frame[:5] + bytes([21 << 3]) + frame[6:])  # zstd --ultra --long=31
+    summary, dataset = make(tmp_path / "out", tmp_path / "RC_2024-01.zst", field="text")
+    assert stored(dataset) == TEXTS
+    assert summary.notes["file that takes 2,048 MiB of memory to unpack"] == 1
+    monkeypatch.setattr(contents, "cpu_memory", lambda: 1 << 30)
+    with pytest.raises(EnvironmentLimit, match=r"RC_2024-01\.zst takes 2,048 MiB of memory, 1,024 are free"):
+        make(tmp_path / "out2", tmp_path / "RC_2024-01.zst", field="text")

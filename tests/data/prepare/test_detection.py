@@ -59,6 +59,7 @@ def test_detection(tmp_path: Path) -> None:
         "from hnet_cli.data.prepare.detection import detect\n"
         "import sys; print(detect(['-'])[0], len(sys.stdin.buffer.read()))"
     )
-    for data in (genome, gzip.compress(genome)):
+    rows = json.dumps({"text": genome[:3000].decode()}).encode() + b"\n"
+    for data in (genome, gzip.compress(genome), rows * 3, gzip.compress(rows * 30)):
         done = subprocess.run([sys.executable, "-c", program], input=data, capture_output=True, check=True)
         assert done.stdout.split() == [b"dna", b"%d" % len(data)]

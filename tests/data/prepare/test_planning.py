@@ -81,6 +81,25 @@ def test_large_rows_are_read_in_stretches(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(many.about["sources"]) > 50
 
 
+@pytest.mark.parametrize("field", [None, "content"])
+def test_large_rows_by_any_name_are_read_in_stretches(
+    field: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a byte order mark, at the beginning of a stretch too; a list of rows is not divided."""
+    rows = [{"id": n, "content": f"{n} " * (1 + n % 50 * 5)} for n in range(300)]
+    texts = "".join(str(row["content"]) for row in rows).encode()
+    mark = b"\xef\xbb\xbf"
+    (tmp_path / "c4.json").write_bytes(mark + mark.join(json.dumps(row).encode() + b"\n" for row in rows))
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    monkeypatch.setattr(planning, "UNIT_BYTES", 1000)
+    for name, divided in (("c4.json", True), ("list.json", False)):
+        prepare([tmp_path / name], modality.get("text"), tmp_path / f"{name}.out", measure=False, field=field)
+        dataset = Dataset.open(tmp_path / f"{name}.out")
+        assert dataset.shards.read(0, dataset.about["bytes"]) == texts
+        assert (len(dataset.about["sources"]) > 50) == divided
+        assert not dataset.about["refused"]
+
+
 @pytest.mark.parametrize("name", ["x.fa", "x.txt.gz", "x.tar"])
 def test_what_cannot_be_divided_is_not(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 

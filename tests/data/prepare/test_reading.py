@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from corpuskit import Lines, make, text, tree
+import zstandard
+from corpuskit import Lines, make, stored, text, tree
 
 from hnet_cli.data.prepare.preparation import prepare
 from hnet_cli.errors import EnvironmentLimit, InputError
@@ -40,6 +41,20 @@ def test_errors_in_workers_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(InputError, match=r"damaged file: 1, first .*015\.txt\.gz is truncated"):
         make(tmp_path / "out", source, workers=2)
     assert os.listdir(tmp_path) == ["in"]
+
+
+def test_a_file_that_cannot_be_read_here_is_not_called_damaged(tmp_path: Path) -> None:
+    packer = zstandard.ZstdCompressor(
+        compression_params=zstandard.ZstdCompressionParameters(window_log=27)
+    ).compressobj()
+    frame = packer.compress(text(1)) + packer.flush()
+    folder = tree(tmp_path / "in", files=3)
+    (folder / "a.zst").write_bytes(frame[:5] + bytes([23 << 3]) + frame[6:])  # it looks back 8 GiB
+    with pytest.raises(InputError, match=r"unreadable, more than 1%: file that cannot be read here: 1, .*a\.zst: its"):
+        make(tmp_path / "out", folder)
+    summary, dataset = make(tmp_path / "out", folder, tolerated=1.0)
+    assert summary.refused["file that cannot be read here"][0] == 1
+    assert stored(dataset) == text(0) + text(1) + text(2)
 
 
 class Dying(Lines):

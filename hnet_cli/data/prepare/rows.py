@@ -1,0 +1,304 @@
+"""Rows as sources: JSON lines, the elements of one JSON list, the rows of a parquet file. Told by content, not by name.
+
+A row that cannot be read is refused by reason; the others are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from hnet_cli.data.prepare.inputs import FileReader
+from hnet_cli.errors import EnvironmentLimit, InputError, UsageError
+from hnet_cli.modality import MARK, Refused, Source, suffix, wide_encoding
+from hnet_cli.storage.streams import READ_BYTES, Unreadable, open_raw
+
+ROW_LIMIT = 64 << 20
+"""Bytes in the longest row of JSON that is read."""
+FORM_BYTES = 1 << 16
+"""First bytes of a file by which `form` judges."""
+LINES, LIST = "lines", "list"
+NAMES = (".jsonl", ".ndjson")
+"""Extensions of files that hold nothing but rows."""
+NO_ROWS = "no rows, to which --field could apply"
+_FIELDS = ("text", "content", "body")
+_SPACE = b" \t\r\n"
+_LINES_JUDGED = 20
+_OPENS_LIST = re.compile(rb"\[[ \t\r\n]*\{")
+_USUAL_FIELD = re.compile(rb'"(?:text|content|body)"[ \t\r\n]*:[ \t\r\n]*"')
+_MARKS = re.compile(rb'["\[\]{}]')
+_REST_OF_STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+# Numbers are of no use here, and Python refuses whole ones of more than 4,300 digits.
+_DECODE = json.JSONDecoder(parse_int=float).decode
+
+
+class NoField(UsageError):
+    """The rows of a file lack the field."""
+
+
+class NoRows(NoField):
+    """`--field` is given, but the file has no rows."""
+
+
+def form(name: str, head: bytes, field: str | None, verbatim: Collection[str]) -> str:
+    """`LINES` or `LIST` for a file `name` that begins with `head` (`FORM_BYTES`, or all of it) and holds rows, else "".
+
+    Rows by any other name than `NAMES` have the field, or one of the usual ones where none is given; `verbatim` as in
+    `Modality`.
+    """
+    start = head.removeprefix(MARK).lstrip(_SPACE)
+    by_name = suffix(name) in NAMES
+    if wide_encoding(head) or not (by_name or start[:1] in (b"{", b"[")):
+        return ""
+    if _OPENS_LIST.match(start):
+        guessed = suffix(name) not in verbatim and _USUAL_FIELD.search(start)
+        return LIST if by_name or field is not None or guessed else ""
+    if by_name:
+        return LINES
+    if field is None and suffix(name) in verbatim:
+        return ""
+    *lines, last = start.split(b"\n", _LINES_JUDGED)
+    rows = [parsed(line) for line in lines if line.strip()]
+    if len(lines) < _LINES_JUDGED and not isinstance(row := parsed(last), InputError):
+        rows.append(row)  # else it is not all of the line
+    if not rows:
+        return LINES if start[:1] == b"{" and (field is not None or _USUAL_FIELD.search(start)) else ""
+    objects = [row for row in rows if isinstance(row, dict)]
+    usual = field is not None or any(isinstance(row.get(name), str) for row in objects for name in _FIELDS)
+    return LINES if usual and 2 * len(objects) >= max(1, len(rows)) else ""
+
+
+def parsed(line: bytes) -> Any:
+    """The value of a row of JSON; an InputError for what is none."""
+    try:
+        return _DECODE(line.removeprefix(MARK).decode())  # where files were joined, a mark may begin any line
+    except (ValueError, RecursionError) as error:
+        return InputError(str(error))
+
+
+@dataclass
+class RowReader:
+    """Reads the rows of one file or member of an archive."""
+
+    name: str
+    field: str | None
+    """Field of the rows; None: the first usual one of the first row."""
+    notes: Counter[str]
+    _guessed: str = ""
+
+    def lines(self, stream: BinaryIO, start: int | None = None, path: Path | None = None) -> Iterator[Source | Refused]:
+        """A source per line, named by its number.
+
+        In a stretch that begins at byte `start` of the file `path`, rows are named by the byte where they begin: nobody
+        has counted the lines before.
+        """
+        if start and path is not None and self.field is None:
+            self._look_ahead(path)
+        number, position = 0, start or 0
+        while line := stream.readline(ROW_LIMIT):
+            number += 1
+            where, size = f"{self.name}:{number}" if start is None else f"{self.name}@{position}", len(line)
+            if size == ROW_LIMIT and line[-1:] != b"\n":
+                while more := stream.readline(READ_BYTES):
+                    size += len(more)
+                    if more[-1:] == b"\n":
+                        break
+                line = b""
+            if line.strip() or size >= ROW_LIMIT:
+                yield self._row(where, line, size)
+            position += size
+
+    def elements(self, stream: BinaryIO) -> Iterator[Source | Refused]:
+        """A source per element of a JSON list, named by its number."""
+        for number, (content, size) in enumerate(_elements(self.name, stream), 1):
+            yield self._row(f"{self.name}:{number}", content, size)
+
+    def table(self, reader: FileReader) -> Iterator[Source | Refused]:
+        """A source per row of a parquet file, a few rows in memory at a time."""
+        pyarrow = _pyarrow(self.name)
+        try:
+            with _open_table(reader.open_seekable()) as table:
+                columns = table.schema_arrow.names
+                groups = [table.metadata.row_group(index) for index in range(table.num_row_groups)]
+                start, end = reader.file.part or (0, sys.maxsize)
+                mine = [index for index, group in enumerate(groups) if start <= _first_byte(group) < end]
+                if self.field is None:
+                    self._guess(columns)
+                    self.notes[self._guessed] += sum(groups[index].num_rows for index in mine)
+                if self.field not in columns:
+                    raise NoField(f"{self.name} has no column {self.field!r}", f"there is {columns[:8]}")
+                number = sum(group.num_rows for group in groups[: mine[0]]) if mine else 0
+                for batch in table.iter_batches(64, mine, columns=[self.field], use_threads=False):
+                    for value in _as_bytes(pyarrow, batch.column(0)):
+                        number += 1
+                        yield self._text(f"{self.name}:{number}", value, 0)
+        except (NotImplementedError, pyarrow.lib.ArrowCapacityError) as error:
+            reason = f"pyarrow cannot read {self.name}: {_one_line(error)}"
+            raise Unreadable(reason, "write it anew, in smaller row groups, as plain strings") from error
+        except pyarrow.lib.ArrowMemoryError as error:
+            reason = f"not enough memory to read {self.name}: {_one_line(error)}"
+            raise EnvironmentLimit(reason, "write it anew in smaller row groups") from error
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"{self.name} is damaged or truncated: {_one_line(error)}", "get the file again"
+            ) from error
+
+    def _row(self, where: str, line: bytes, size: int) -> Source | Refused:
+        """The source in a row of JSON; `line` is empty for one that was too long to be kept."""
+        if not line:
+            return Refused(f"row longer than {ROW_LIMIT >> 20} MiB", where, size)
+        row = parsed(line)
+        if row is None:
+            return Refused("empty", where, size)
+        if not isinstance(row, dict):
+            reason = "row is not JSON" if isinstance(row, InputError) else "row is not a JSON object"
+            return Refused(reason, where, size, damaged=True)
+        if self.field is None:
+            self._guess(row)
+        if self._guessed:
+            self.notes[self._guessed] += 1
+        return self._text(where, row.get(cast(str, self.field), False), size)
+
+    def _text(self, where: str, value: object, size: int) -> Source | Refused:
+        if value is None:
+            return Refused("empty", where, size)
+        if isinstance(value, bytes):
+            return Source.of_bytes(value, where, where)
+        if not isinstance(value, str):
+            return Refused(f"row has no text in field {self.field!r}", where, size, damaged=True)
+        try:
+            return Source.of_bytes(value.encode(), where, where)
+        except UnicodeEncodeError:
+            return Refused("row with half a surrogate pair", where, size, damaged=True)
+
+    def _look_ahead(self, path: Path) -> None:
+        """Choose the field by the first row of the file that is an object."""
+        with open_raw(path) as file:
+            rows = (parsed(file.readline(ROW_LIMIT)) for _ in range(1000))
+            first = next((row for row in rows if isinstance(row, dict)), None)
+        if first is not None:
+            self._guess(first)
+
+    def _guess(self, row: Iterable[str]) -> None:
+        """Choose the first usual field of a row, and what to note about it. Raises NoField."""
+        present = list(row)
+        for name in _FIELDS:
+            if name in present:
+                self.field, self._guessed = name, f"row read from its field {name!r}"
+                return
+        hint = f"name it with --field; there is {present[:8]}"
+        raise NoField(f"{self.name}: rows have none of the fields {', '.join(_FIELDS)}", hint)
+
+
+def _elements(name: str, stream: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """(content, size) of each element of a JSON list, or of lists one after the other; b"" for one beyond `ROW_LIMIT`.
+
+    Only brackets and strings are looked at: what is wrong inside of an element is known when that is read.
+    """
+    data, begin, at, depth, quoted, dropped = bytearray(), 0, 0, 0, False, 0
+
+    def between(end: int) -> Iterator[tuple[bytes, int]]:
+        """Elements that are neither objects nor lists, or stray text."""
+        pieces = bytes(data[begin:end]).split(b",") if not dropped else [b""]
+        yield from ((piece, dropped + len(piece)) for piece in pieces if dropped or piece.replace(MARK, b"").strip())
+
+    while block := stream.read(READ_BYTES):
+        data += block
+        while at < len(data):
+            if quoted:
+                if end := _REST_OF_STRING.match(data, at):
+                    at, quoted = end.end(), False
+                    continue
+                slashes = len(data) - max(at, len(data.rstrip(b"\\")))
+                at = len(data) - slashes % 2
+                break
+            if (sign := _MARKS.search(data, at)) is None:
+                at = len(data)
+                break
+            at = sign.end()
+            if sign[0] == b'"':
+                quoted = True
+            elif sign[0] in b"[{":
+                if depth < 2:
+                    yield from between(at - 1)
+                    begin, dropped = at - (depth == 1), 0
+                depth += 1
+            else:
+                depth = max(0, depth - 1)
+                if depth == 1:
+                    yield (b"" if dropped else bytes(data[begin:at])), dropped + at - begin
+                elif depth == 0:
+                    yield from between(at - 1)
+                if depth < 2:
+                    begin, dropped = at, 0
+        if dropped or at - begin > ROW_LIMIT:
+            dropped, begin = dropped + at - begin, at
+        del data[:begin]
+        at, begin = at - begin, 0
+    if depth or quoted:
+        raise InputError(f"{name} is truncated: its JSON list does not end", "get the file again")
+    yield from between(len(data))
+
+
+# --- parquet ----------------------------------------------------------------------------------------------------------
+
+
+def row_groups(path: Path) -> list[int]:
+    """Positions, in bytes, of a parquet file's row groups; [] for a file whose faults its reader is to report."""
+    try:
+        from pyarrow import ArrowException
+    except ImportError:
+        return []
+    try:
+        with _open_table(path) as table:
+            starts = [_first_byte(table.metadata.row_group(index)) for index in range(table.num_row_groups)]
+    except (ArrowException, OSError):
+        return []
+    return starts if starts == sorted(starts) else []
+
+
+def _pyarrow(name: str) -> Any:
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise EnvironmentLimit(f"{name}: reading parquet needs pyarrow", "pip install 'hnet-cli[parquet]'") from error
+    return pyarrow
+
+
+def _open_table(file: Any) -> Any:
+    from pyarrow import parquet
+
+    # Without a buffer size whole columns of a row group would be read at once, a gigabyte in some files; the limits are
+    # of the description at the end, which is large where there are many row groups.
+    limits = {"thrift_string_size_limit": 1 << 30, "thrift_container_size_limit": 1 << 28}
+    return parquet.ParquetFile(file, buffer_size=READ_BYTES, pre_buffer=False, **limits)
+
+
+def _first_byte(group: Any) -> int:
+    columns = [group.column(index) for index in range(group.num_columns)]
+    return min(min(c.data_page_offset, c.dictionary_page_offset or c.data_page_offset) for c in columns)
+
+
+def _as_bytes(pyarrow: Any, column: Any) -> list[bytes | bool | None]:
+    """The values of a column of strings as bytes, which arrow does not check to be UTF-8 and the modality judges; of
+    any other column, False. None for null."""
+    types = pyarrow.types
+    while isinstance(column, pyarrow.ExtensionArray):
+        column = column.storage
+    if types.is_dictionary(column.type):
+        values = pyarrow.array(_as_bytes(pyarrow, column.dictionary))
+        column = pyarrow.DictionaryArray.from_arrays(column.indices, values).dictionary_decode()
+    kinds = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view", "fixed_size_binary")
+    if not any(getattr(types, f"is_{kind}", lambda type: False)(column.type) for kind in kinds):
+        return [False if valid else None for valid in column.is_valid().to_pylist()]
+    return cast(list[bytes | bool | None], column.cast(pyarrow.large_binary()).to_pylist())
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,111 @@
+"""Members of tar archives: hostile ones refused by reason, nothing written, nothing lost."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zstandard
+from corpuskit import Lines, bgzf, make, stored, text
+
+from hnet_cli.data.prepare.archives import is_tar
+from hnet_cli.data.prepare.preparation import prepare
+from hnet_cli.errors import InputError
+from hnet_cli.modality import Document, Refused, Source
+
+
+def test_archives_full_of_traps(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+
+        def add(name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE, link: str = "") -> None:
+            member = tarfile.TarInfo(name)
+            member.size, member.type, member.linkname = len(data), kind, link
+            archive.addfile(member, io.BytesIO(data))
+
+        add("../../escape.txt", text(1))
+        add("/absolute.txt", text(2))
+        add("link", kind=tarfile.SYMTYPE, link="/etc/passwd")
+        add("hard", kind=tarfile.LNKTYPE, link="/etc/passwd")
+        add("device", kind=tarfile.CHRTYPE)
+        add("folder", kind=tarfile.DIRTYPE)
+        add(".git/config", text(3))
+    before = sorted(tmp_path.parent.rglob("*escape*"))
+    summary, dataset = make(tmp_path / "out", tmp_path / "x.tar")
+    assert stored(dataset) == text(1) + text(2)
+    assert summary.refused["link or device in an archive"][0] == 3
+    assert summary.refused["hidden file or folder"][:2] == (1, len(text(3)))
+    assert sorted(tmp_path.parent.rglob("*escape*")) == before
+    packed = (tmp_path / "x.tar").read_bytes()
+    for length in (600, 1024, 2048, len(text(1)) + 1100, 5000):
+        (tmp_path / "cut.tar").write_bytes(packed[:length])
+        with pytest.raises(InputError, match=r"cut\.tar is (damaged or )?truncated"):
+            make(tmp_path / "out2", tmp_path / "cut.tar")
+    assert sorted(os.listdir(tmp_path)) == ["cut.tar", "out", "x.tar"]
+
+
+def test_large_members_of_archives_can_be_opened_twice(tmp_path: Path) -> None:
+    class Twice(Lines):
+        def documents(self, source: Source) -> Iterator[Document | Refused]:
+            with source.open() as stream:
+                first = stream.read(10)
+            with source.open() as stream:
+                data = stream.read()
+            assert data.startswith(first)
+            yield Document(data, source.name, source.name, source.group)
+
+    data = text(3) * 4000  # more than is kept in memory
+    with tarfile.open(tmp_path / "x.tar.gz", "w:gz", compresslevel=1) as archive:
+        for name in ("a", "b"):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    summary = prepare([tmp_path / "x.tar.gz"], Twice(), tmp_path / "out", measure=False)
+    assert (summary.documents, summary.bytes) == (2, 2 * len(data))
+
+
+def test_a_member_that_cannot_be_unpacked_is_named_for_what_it_is(tmp_path: Path) -> None:
+    sound = zstandard.compress(text(1))
+    wide = b"\x28\xb5\x2f\xfd\x00\xb8\x01\x00\x00"  # a window of 8 GiB
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for name, data in {"a.zst": sound, "b.zst": wide, "c.bgz": b"".join(bgzf(text(2))[:-1])}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    summary, dataset = make(tmp_path / "out", tmp_path / "x.tar", tolerated=1.0)
+    assert stored(dataset) == text(1)
+    assert {reason: where.rpartition(":")[2] for reason, (_, _, where) in summary.refused.items()} == {
+        "file that cannot be read here, inside an archive": "b.zst",
+        "damaged file inside an archive": "c.bgz",
+    }
+
+
+def packed(*names: str) -> bytes:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as archive:
+        for seed, name in enumerate(names):
+            member = tarfile.TarInfo(name)
+            member.size = len(text(seed))
+            archive.addfile(member, io.BytesIO(text(seed)))
+    return content.getvalue()
+
+
+def test_what_follows_the_end_is_not_passed_over(tmp_path: Path) -> None:
+    """`cat a.tar b.tar`: the second would vanish; padding with zeros, of any length, is none."""
+    one = packed("a.txt", "b.txt")
+    (tmp_path / "x.tar").write_bytes(one + bytes(3 << 20))
+    _, dataset = make(tmp_path / "out", tmp_path / "x.tar")
+    assert stored(dataset) == text(0) + text(1)
+    for padding in (0, 512, 1 << 20):
+        (tmp_path / "x.tar").write_bytes(one + bytes(padding) + packed("c.txt"))
+        with pytest.raises(InputError, match=r"x\.tar: more data follows the archive's end"):
+            make(tmp_path / "out2", tmp_path / "x.tar")
+
+
+def test_a_tar_is_known_by_its_first_header() -> None:
+    head = packed("a.txt")[:512]
+    assert is_tar(head)
+    assert not any(map(is_tar, (b"", bytes(512), b"x" * 512, head[:148] + b"1234567\0" + head[156:257] + bytes(255))))

@@ -1,0 +1,190 @@
+"""Rows of JSON and parquet: one bad row costs itself, wherever blocks tear it apart."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+from corpuskit import make, stored, text
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from hnet_cli import modality
+from hnet_cli.data.dataset import Dataset
+from hnet_cli.data.prepare import rows
+from hnet_cli.data.prepare.preparation import prepare
+from hnet_cli.data.prepare.rows import LINES, LIST, RowReader, form
+from hnet_cli.errors import InputError, UsageError
+from hnet_cli.modality import Refused, Source
+
+
+def test_bad_rows_are_refused_by_reason_and_number(tmp_path: Path) -> None:
+    rows = [
+        json.dumps({"text": text(1).decode()}),
+        "{",
+        "[1]",
+        '{"text": 3}',
+        "{}",
+        '{"text": "\\ud800"}',
+        "[" * 100000,
+    ]
+    (tmp_path / "x.jsonl").write_text("\n".join(rows))
+    with pytest.raises(InputError, match=r"is damaged, more than 1%: row is not JSON: 2, first .*x\.jsonl:2;"):
+        make(tmp_path / "out", tmp_path / "x.jsonl")
+    summary, _ = make(tmp_path / "out", tmp_path / "x.jsonl", tolerated=1.0)
+    reasons = {reason: (count, where.split(":")[-1]) for reason, (count, _, where) in summary.refused.items()}
+    assert reasons == {
+        "row is not JSON": (2, "2"),
+        "row is not a JSON object": (1, "3"),
+        "row has no text in field 'text'": (2, "4"),
+        "row with half a surrogate pair": (1, "6"),
+    }
+    (tmp_path / "y.jsonl").write_text('{"prose": "x"}\n')
+    with pytest.raises(UsageError, match="none of the fields"):
+        make(tmp_path / "out2", tmp_path / "y.jsonl")
+
+
+GOOD = [json.dumps({"text": f"row {n}"}) for n in range(3)]
+ODD = {
+    "an integer of 5,000 digits": ('{"n": %s, "text": "kept"}' % ("9" * 5000), b"kept"),
+    "a text that is an integer": ('{"text": %s}' % ("9" * 5000), "row has no text in field 'text'"),
+    "not a number": ('{"n": [NaN, Infinity, -Infinity, 1e999], "text": "kept"}', b"kept"),
+    "keys twice": ('{"text": "first", "text": "kept"}', b"kept"),
+    "depth": ('{"text": "x", "n": %s}' % ("[" * 10_000 + "]" * 10_000), "row is not JSON"),
+    "half a pair": ('{"text": "\\ud800"}', "row with half a surrogate pair"),
+    "half a pair elsewhere": ('{"n": "\\ud800", "text": "kept"}', b"kept"),
+    "a pair": ('{"text": "\\ud83d\\ude00"}', "😀".encode()),
+    "null": ('{"text": null}', "empty"),
+    "a row of null": ("null", "empty"),
+    "a list": ("[1, 2]", "row is not a JSON object"),
+    "a string": ('"a, b"', "row is not"),
+    "a control character": ('{"text": "\x01"}', "row is not JSON"),
+    "a mark": ('{"text": "\\ufeffx"}', b"\xef\xbb\xbfx"),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("as_list", [False, True])
+def test_one_row_does_not_decide_about_a_file(odd: str, as_list: bool) -> None:
+    row, expected = ODD[odd]
+    joined = "[" + ",\n".join([*GOOD, row, *GOOD]) + "]" if as_list else "\n".join([*GOOD, row, *GOOD])
+    reader = RowReader("x", None, Counter())
+    read = reader.elements if as_list else reader.lines
+    items = list(read(io.BytesIO(joined.encode())))
+    found = [item.open().read() if isinstance(item, Source) else item.reason for item in items]
+    assert [item for item in found if str(item).startswith("b'row ")] == [b"row 0", b"row 1", b"row 2"] * 2
+    if isinstance(expected, bytes):
+        assert found[3] == expected
+    else:
+        assert {item[: len(expected)] for item in found[3:-3]} == {expected}
+        (refused, *_) = [item for item in items if isinstance(item, Refused)]
+        assert refused.damaged == (expected != "empty")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20) | st.text('"\\[]{},'),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    elements=st.lists(st.dictionaries(st.text(max_size=4), JSON, max_size=3), max_size=6),
+    block=st.integers(1, 40),
+    limit=st.sampled_from([40, 1 << 20]),
+    style=st.sampled_from([{}, {"indent": 1}, {"ensure_ascii": False}, {"separators": (",", ":")}]),
+)
+def test_elements_of_a_list_are_found_whatever_they_hold(
+    elements: list[Any], block: int, limit: int, style: dict[str, Any]
+) -> None:
+    """Torn apart anywhere; those that are too long are left out with their size."""
+    data = json.dumps(elements, **style).encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows, "READ_BYTES", block)
+        patch.setattr(rows, "ROW_LIMIT", limit)
+        found = list(rows._elements("x", io.BytesIO(b"\xef\xbb\xbf \n" + data + b"\n")))
+    assert len(found) == len(elements)
+    for (content, size), element in zip(found, elements, strict=True):
+        assert size >= len(json.dumps(element, ensure_ascii=False, separators=(",", ":")).encode())
+        assert json.loads(content) == element if content else size > limit
+        assert content or limit == 40
+
+
+def test_a_list_without_an_end_is_truncated() -> None:
+    whole = json.dumps([{"text": "a]}"}, {"text": "b"}]).encode()
+    for size in range(1, len(whole)):
+        with pytest.raises(InputError, match=r"x is truncated: its JSON list does not end"):
+            list(rows._elements("x", io.BytesIO(whole[:size])))
+    assert len(list(rows._elements("x", io.BytesIO(whole + whole)))) == 4
+
+
+@pytest.mark.parametrize(
+    ("head", "found"),
+    [
+        (b"", ""),
+        (b"prose\n", ""),
+        (b'{"text": "x"}', LINES),
+        (b'{"prose": "x"}\n', ""),
+        (b'{"text": 5}\n', ""),
+        (b'{"text": "x"}\n{oops\n{"text": "y"}\n', LINES),
+        (b'oops\n{"text": "x"}\n', ""),
+        (b'{\n  "text": "x"\n}\n', ""),
+        (b'{"text": "' + b"x" * (1 << 16), LINES),
+        (b'{"prose": "' + b"x" * (1 << 16), ""),
+        (b'{"text": "a row that was cut', LINES),
+        (b'[\n {"text": "x"}]', LIST),
+        (b'[{"prose": "x"}]', ""),
+        (b"[1, 2]\n", ""),
+    ],
+)
+def test_the_form_is_told_by_the_first_bytes(head: bytes, found: str) -> None:
+    assert form("x.txt", head, None, ()) == found
+    assert form("x.json", head, None, {".json"}) == ""
+    assert form("x.json", head, "prose", {".json"}) == (found or (LINES if head[:2] == b'{"' else "")) or b"[{" in head
+
+
+def strings(kind: pyarrow.DataType, values: list[bytes | None]) -> pyarrow.Array:
+    """An array of strings that need not be UTF-8."""
+    if pyarrow.types.is_dictionary(kind):
+        known = [value for value in dict.fromkeys(values) if value is not None]
+        indices = pyarrow.array([None if value is None else known.index(value) for value in values], pyarrow.int32())
+        return pyarrow.DictionaryArray.from_arrays(indices, strings(kind.value_type, [*known]))
+    plain = {"string": "binary", "large_string": "large_binary", "string_view": "binary_view"}.get(str(kind), str(kind))
+    array = pyarrow.array(values, getattr(pyarrow, plain)())
+    return pyarrow.Array.from_buffers(kind, len(array), array.buffers())
+
+
+KINDS = [pyarrow.string(), pyarrow.large_string(), pyarrow.string_view(), pyarrow.binary(), pyarrow.large_binary()]
+KINDS += [pyarrow.binary_view(), *(pyarrow.dictionary(pyarrow.int32(), kind) for kind in KINDS[:2])]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("options", [{}, {"store_schema": False}, {"use_dictionary": False, "compression": "zstd"}])
+def test_a_row_of_parquet_that_is_no_text_costs_itself(
+    kind: pyarrow.DataType, options: dict[str, Any], tmp_path: Path
+) -> None:
+    """In any of the types that hold strings, with nulls, which are empty rows and no damage."""
+    values: list[bytes | None] = [b"document %d, long enough to count " % n for n in range(400)]
+    values[7], values[100], values[333] = "caf\xe9".encode("latin-1"), None, b""
+    table = pyarrow.table({"text": strings(kind, values), "n": list(range(400))})
+    parquet.write_table(table, tmp_path / "x", row_group_size=90, **options)
+    summary = prepare([tmp_path / "x"], modality.get("text"), tmp_path / "out", measure=False)
+    dataset = Dataset.open(tmp_path / "out")
+    assert stored(dataset) == b"".join(value or b"" for n, value in enumerate(values) if n != 7)
+    assert {reason: count for reason, (count, _, _) in summary.refused.items()} == {"not UTF-8": 1, "empty": 2}
+    assert dataset.name(100).endswith("x:103")
+
+
+def test_a_column_that_holds_no_text_is_said_row_by_row(tmp_path: Path) -> None:
+    columns = {"text": [1, None], "list": [["a"], ["b"]], "struct": [{"a": "x"}, None]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "x.parquet")
+    for name in columns:
+        with pytest.raises(InputError, match=rf"nothing to use in .*row has no text in field '{name}' .*x\.parquet:1"):
+            make(tmp_path / "out", tmp_path / "x.parquet", field=name)
