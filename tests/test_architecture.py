@@ -291,7 +291,7 @@ def test_ruff_is_content() -> None:
     assert run.returncode == 0, run.stdout
 
 
-SAFE = {"literal", "size", "count", "duration", "spark", "len"}
+SAFE = {"literal", "size", "count", "duration", "ago", "spark", "len"}
 """Functions that make text safe, or numbers into text."""
 
 

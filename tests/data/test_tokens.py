@@ -422,5 +422,5 @@ def test_patterns_that_could_take_forever_are_refused():
 def test_ids_are_bounded(number):
     data = json.loads(tokens.learn([b"some words"], 300))
     data["model"]["vocab"]["!"] = number
-    with pytest.raises(InputError, match="ids of tokens are integers|have one id"):
+    with pytest.raises(InputError, match=r"ids of tokens are integers|have one id"):
         tokens.Tokenizer(json.dumps(data))
