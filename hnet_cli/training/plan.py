@@ -83,7 +83,7 @@ def choose(
     here = this_machine(world.device(device), world.local_size)
     if resume and run is None and preset is None and data is None and (newest := _newest_run()) is not None:
         run = newest.path
-        say(f"Run: [bold]{literal(run)}[/] ({newest.state} {ago(newest.when)}; --run names another)")
+        say(f"Run: [bold]{literal(run)}[/] ({literal(newest.state)} {ago(newest.when)}; --run names another)")
     config = resolve(preset, settings) if preset is not None else None
     if resume and run is not None:
         config = _stored(run, config, settings)
