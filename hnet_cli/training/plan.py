@@ -257,7 +257,7 @@ def describe(plan: Plan, as_json: bool, minutes: float | None = None) -> None:
     else:
         _describe(plan, data)
         if plan.machine.device == "cpu" and (busy := meter.note()):
-            say(f"[yellow]busy machine:[/] {busy}; without it this would be faster")
+            say(f"[yellow]busy machine:[/] {literal(busy)}; without it this would be faster")
         if "seconds" in data and minutes is not None and 60 * minutes < data["seconds"]:
             steps = max(1, round(data["steps"] * 60 * minutes / data["seconds"]))
             say(f"In {minutes:g} minutes about {steps:,} of these steps.")

@@ -73,7 +73,7 @@ def attend(
         if plan.machine.device == "cpu" and (busy := meter.note()):
             screen.log(f"busy machine: {busy}")
             if not brief:
-                say(f"[yellow]busy machine:[/] {busy}, so this takes longer")
+                say(f"[yellow]busy machine:[/] {literal(busy)}, so this takes longer")
         try:
             return run(listen=screen.hear)
         except BusyError:
