@@ -56,7 +56,8 @@ def seconds_per_byte(
         threads.use(1 if faster else number)
         if faster:
             say(
-                f"1 thread is used: it is {best / alone:.1f} times as fast here as {number:d} (hnet --threads {number:d})."
+                f"1 thread is used: it is {best / alone:.1f} times as fast here as {number:d} "
+                f"(hnet --threads {number:d})."
             )
             best = alone
     return best / (rows * length)
