@@ -14,7 +14,9 @@ from ._utf8 import cut_character
 
 TREEBANK_ROW = re.compile(r"\d{1,9}([-.]\d{1,9})?\t\S")
 
-LONGEST = 500  # letters of a word; aligning it with its morphemes takes the square of that
+LONGEST = 100  # letters of a word; aligning it with its morphemes takes the square of that
+LONGEST_LINE = 1 << 20  # bytes
+MOST_WORDS = 100_000  # words of a sentence
 
 
 def gold(source: Source, *, spaced: bool) -> Iterator[Gold | Refused]:
@@ -52,8 +54,10 @@ def _lines(stream: BinaryIO, name: str, cut: list[Refused], other: str) -> Itera
 
     `other`: the likely encoding of a file that is not UTF-8.
     """
-    for number, line in enumerate(stream, 1):
+    for number, line in enumerate(iter(lambda: stream.readline(LONGEST_LINE), b""), 1):
         where = f"{name}, line {number}"
+        if len(line) == LONGEST_LINE:
+            raise InputError(f"{where}: a line of {LONGEST_LINE:,} bytes or more", "give a sentence a line")
         try:
             text = line.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -96,6 +100,8 @@ def _treebank(lines: Iterator[str], name: str, spaced: bool) -> Iterator[Gold | 
         elif len(columns) < 2 or not TREEBANK_ROW.match(line):
             yield Refused("line is no row of CoNLL-U", f"{name}, line {number}")
         elif "-" in columns[0] or (columns[0].isdecimal() and int(columns[0]) > inside):
+            if len(words) == MOST_WORDS:
+                raise InputError(f"{name}, line {number}: a sentence of more than {MOST_WORDS:,} words")
             words.append(columns[1])
             spaces.append(spaced and "SpaceAfter=No" not in columns[-1])
             inside = int(columns[0].partition("-")[2] or 0) or inside

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,21 +22,17 @@ import torch
 
 from hnet_cli import provenance, storage
 from hnet_cli.checkpoints.find import find
-from hnet_cli.checkpoints.model_folder import MODEL_TYPE
-from hnet_cli.checkpoints.safetensors_file import open_safetensors, write_safetensors
+from hnet_cli.checkpoints.model_folder import EMBEDDING, FLOATS, HEAD, MODEL_TYPE, Weights, checked, expected_shapes
+from hnet_cli.checkpoints.safetensors_file import elements, open_safetensors, write_safetensors
 from hnet_cli.checkpoints.torch_file import Stored, read_torch_file
 from hnet_cli.config.presets import preset_names
 from hnet_cli.config.run import resolve
 from hnet_cli.errors import BusyError, DamagedError, InputError, StorageError, UsageError
 from hnet_cli.modality import names as modality_names
-from hnet_cli.model import HNetConfig, HNetForCausalLM
-from hnet_cli.model.init import skeleton
+from hnet_cli.model import HNetConfig
 from hnet_cli.storage import shown
 from hnet_cli.terminal.console import progress
 
-Weights = dict[str, Stored]
-_FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
-_HEAD, _EMBEDDING = "lm_head.weight", "embeddings.weight"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -89,7 +86,7 @@ def convert(
     with _reading(files[0]):
         weights = _without_prefix({key: value for file in files for key, value in read_weights(file).items()})
         settings, origin = _configuration(weights, files[0], config)
-        weights = checked(weights, settings, files[0], origin)
+        weights = checked(weights, settings, files[0], origin, "give the right one with --config")
     if dtype is not None:
         if dtype not in DTYPES:
             raise UsageError(f"--dtype {dtype!r} is not known", f"one of {', '.join(DTYPES)}")
@@ -98,12 +95,13 @@ def convert(
         settings = replace(settings, extra={**settings.extra, "modality": modality})
     size = sum(map(_size, weights.values()))
     with progress(f"converting {shown(files[0].name)}", size) as task:
-        done = 0
+        done, odd = 0, 0
 
         def count(stored: Stored) -> torch.Tensor:
-            nonlocal done
+            nonlocal done, odd
             with _reading(files[0]):
                 tensor = stored.read()
+            odd += not torch.isfinite(tensor).all()
             done += _size(stored)
             task.update(done)
             return tensor
@@ -112,6 +110,9 @@ def convert(
             _write_official(target, settings, weights, count, size, overwrite)
         else:
             _write_folder(target, settings, weights, count, overwrite)
+    if odd:
+        what = f"{odd} of the {len(weights)} tensors of {shown(files[0])} hold numbers that are not finite"
+        warnings.warn(f"{what}: the model predicts nothing", stacklevel=2)
     return Converted(
         source=str(source),
         target=str(target),
@@ -169,7 +170,7 @@ def weight_files(source: str | Path) -> list[Path]:
 
 def read_weights(path: Path) -> Weights:
     """The tensors of a file, not yet read; the format is recognised by its first bytes, not its name."""
-    with open(path, "rb") as file:
+    with storage.open_file(path) as file:
         head = file.read(16)
     if not head:
         raise InputError(f"{shown(path)} is empty")
@@ -183,7 +184,7 @@ def read_weights(path: Path) -> Weights:
     if head[8:9] != b"{":
         raise InputError(f"{shown(path)} holds no weights: it is neither a .pt nor a .safetensors file")
     weights = open_safetensors(storage.HeldFile(path))
-    if odd := next((name for name, stored in weights.items() if stored.dtype not in _FLOATS), None):
+    if odd := next((name for name, stored in weights.items() if stored.dtype not in FLOATS), None):
         raise InputError(f"{shown(path)}: {odd!a} has dtype {weights[odd].dtype}, weights are floating-point numbers")
     return weights
 
@@ -209,20 +210,19 @@ def _configuration(weights: Weights, file: Path, given: Path | None) -> tuple[HN
         return HNetConfig.from_json(path), str(path)
     except FileNotFoundError as error:
         raise InputError(f"there is no configuration at {shown(path)}") from error
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, DamagedError) as error:
         kind = UsageError if given else DamagedError
         raise kind(f"{shown(path)}: {error}", "give the model's configuration with --config") from error
 
 
 def _recognised(weights: Weights, file: Path) -> tuple[HNetConfig, str]:
     """The preset that has exactly these names and shapes."""
-    shapes = {name: stored.shape for name, stored in weights.items()}
-    elements = sum(map(math.prod, shapes.values()))
+    shapes, parameters = {name: stored.shape for name, stored in weights.items()}, elements(weights)
     presets = {name: resolve(name) for name in preset_names()}
     found = {
         name: preset
         for name, preset in presets.items()
-        if preset.model.num_parameters == elements
+        if preset.model.num_parameters == parameters
         and expected_shapes(preset.model) == shapes
         # A file without a configuration comes from the official code, which has no other chunker and no choices.
         and all(chunker.kind == "learned" for chunker in preset.model.chunkers)
@@ -234,52 +234,9 @@ def _recognised(weights: Weights, file: Path) -> tuple[HNetConfig, str]:
         return replace(preset.model, target_ratios=tuple(preset.train.ratios()) or None), f"preset {name}"
     many = f"presets {', '.join(found)} all have" if found else "no preset has"
     raise UsageError(
-        f"{shown(file)}: {many} these shapes ({elements:,} parameters)",
+        f"{shown(file)}: {many} these shapes ({parameters:,} parameters)",
         "give its configuration with --config FILE.json",
     )
-
-
-def expected_shapes(settings: HNetConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the state dict, in its order, without allocating it."""
-    model = skeleton(HNetForCausalLM, settings)
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-
-
-def checked(weights: Weights, settings: HNetConfig, file: Path, origin: str) -> Weights:
-    """The weights in the order of the state dict. Raises DamagedError unless names, shapes and dtypes fit."""
-    if settings.tie_embeddings and _EMBEDDING in weights:
-        weights.setdefault(_HEAD, weights[_EMBEDDING])
-    elements = sum(math.prod(stored.shape) for stored in weights.values())
-    if settings.num_parameters > 2 * elements + 1_000_000:  # before building what a hostile configuration describes
-        raise DamagedError(
-            f"{shown(file)} does not fit {origin}: {elements:,} parameters, not {settings.num_parameters:,}"
-        )
-    wanted = expected_shapes(settings)
-    problems = [
-        ("missing", [f"{name!a}" for name in wanted if name not in weights]),
-        ("unexpected", [f"{name!a}" for name in weights if name not in wanted]),
-        (
-            "of another shape",
-            [
-                f"{name!a} is {list(weights[name].shape)}, not {list(shape)}"
-                for name, shape in wanted.items()
-                if name in weights and weights[name].shape != shape
-            ],
-        ),
-        ("not of a float dtype", [f"{name!a}" for name, s in weights.items() if s.dtype not in _FLOATS]),
-    ]
-    reports = [
-        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for what, names in problems
-        if names
-    ]
-    if reports:
-        raise DamagedError(
-            f"{shown(file)} does not fit {origin}: {'; '.join(reports)}", "give the right one with --config"
-        )
-    if settings.tie_embeddings and not torch.equal(weights[_HEAD].read(), weights[_EMBEDDING].read()):
-        raise DamagedError(f"{shown(file)} does not fit {origin}: embeddings are tied, but the output layer differs")
-    return {name: weights[name] for name in wanted}
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -291,7 +248,7 @@ def _write_folder(
     if target.is_file():
         raise BusyError(f"{shown(target)} is a file", "choose another name; official forms end in .pt or .safetensors")
     if settings.tie_embeddings:
-        weights = {name: stored for name, stored in weights.items() if name != _HEAD}
+        weights = {name: stored for name, stored in weights.items() if name != HEAD}
     with storage.staged_folder(target, overwrite=overwrite, manifest={"kind": "model"}) as folder:
         config = settings.to_dict() | {"model_type": MODEL_TYPE}
         ours = config.get("hnet", {})
@@ -323,7 +280,7 @@ def _write_official(
         if target.suffix == ".pt":
             tensors = {name: read(stored) for name, stored in weights.items()}
             if settings.tie_embeddings:
-                tensors[_HEAD] = tensors[_EMBEDDING]
+                tensors[HEAD] = tensors[EMBEDDING]
             torch.save(tensors, cast(BinaryIO, file))
         else:
             write_safetensors(file, weights, read, metadata={"format": "pt"})

@@ -19,6 +19,7 @@ from hnet_cli.distributed.world import divided_like
 from hnet_cli.errors import DamagedError, HNetError, InputError, StorageError, UsageError
 from hnet_cli.model import HNetForCausalLM
 from hnet_cli.storage import shown
+from hnet_cli.storage.jsonl import is_step
 from hnet_cli.terminal.console import ago, literal, say
 
 T = TypeVar("T")
@@ -27,7 +28,8 @@ MODELS = "give a run (runs/NAME), a checkpoint, a converted model, or starter:te
 
 def steps_of(run: Path) -> list[Path]:
     """Checkpoint folders of a run, newest first; unfinished and deleted ones have other names."""
-    found = {int(path.name[5:]): path for path in (run / "checkpoints").glob("step-*") if path.name[5:].isdecimal()}
+    named = (path for path in (run / "checkpoints").glob("step-*") if re.fullmatch("[0-9]{1,18}", path.name[5:]))
+    found = {int(path.name[5:]): path for path in named}
     return [found[step] for step in sorted(found, reverse=True)]
 
 
@@ -47,8 +49,8 @@ def verify(folder: Path) -> Path:
     """Check that every file of a checkpoint is as written; returns `folder`. Raises DamagedError, StorageError."""
     storage.verify_folder(folder)
     step = read_json(folder / "state.json").get("step")
-    if not isinstance(step, int) or folder.name != f"step-{step:08d}":
-        raise DamagedError(f"{folder} is not what it is called: it holds the checkpoint of step {step}")
+    if not is_step(step) or folder.name != f"step-{step:08d}":
+        raise DamagedError(f"{folder} is not what it is called: it holds the checkpoint of step {step!r:.40}")
     return folder
 
 
@@ -79,10 +81,10 @@ def _first(candidates: Callable[[], list[Path]], use: Callable[[Path], T], warn:
 def _named(run: Path, pointer: str) -> Path | None:
     """The checkpoint that the file `latest` or `best` of a run names, existing or not; None if it names none."""
     try:
-        name = (run / pointer).read_bytes()[:80].decode().strip()
-    except (OSError, UnicodeDecodeError):
+        name = storage.read_text(run / pointer, 80).strip()
+    except (OSError, HNetError):
         return None
-    return run / "checkpoints" / name if re.fullmatch(r"step-\d{8,}", name) else None
+    return run / "checkpoints" / name if re.fullmatch(r"step-\d{8,18}", name, re.ASCII) else None
 
 
 def best_of(run: Path) -> Path | None:

@@ -6,7 +6,6 @@ queries are written out to as many keys and values as there are queries, which i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,10 @@ from typing import Any
 
 import torch
 
-from hnet_cli.checkpoints.convert import Weights, checked, read_weights, weight_files
+from hnet_cli import storage
+from hnet_cli.checkpoints.convert import checked, read_weights, weight_files
 from hnet_cli.checkpoints.find import find
+from hnet_cli.checkpoints.model_folder import Weights
 from hnet_cli.checkpoints.torch_file import Stored
 from hnet_cli.errors import DamagedError, InputError, UsageError
 from hnet_cli.model import HNetConfig
@@ -46,17 +47,15 @@ def read(source: str | Path) -> TokenModel:
     if not (folder / "config.json").exists():
         folder = find(source)
     try:
-        data = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
-        tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8-sig")
+        data = storage.read_json(folder / "config.json")
+        tokenizer = storage.read_text(folder / "tokenizer.json", storage.TOKENIZER)
     except FileNotFoundError as error:
         name = Path(error.filename).name
         raise InputError(f"{shown(folder)} has no {name}", "give the folder of a Transformer over tokens") from error
-    except (OSError, ValueError) as error:
-        raise DamagedError(f"{shown(folder)}: config.json or tokenizer.json cannot be read: {error}") from error
-    ours = isinstance(data, dict) and "arch_layout" in data
+    ours = "arch_layout" in data
     try:
         config = HNetConfig.from_dict(data) if ours else _config(data)
-    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
         reason = "its config.json does not describe a Transformer"
         if isinstance(error, KeyError | ValueError):
             reason = f"its config.json lacks {error}" if isinstance(error, KeyError) else str(error)

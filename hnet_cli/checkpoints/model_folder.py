@@ -5,7 +5,6 @@ A `manifest.json` with sizes and SHA-256 stands beside; a folder appears under i
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -15,12 +14,14 @@ from typing import Any
 import torch
 
 from hnet_cli import provenance, storage
-from hnet_cli.checkpoints.safetensors_file import open_safetensors, write_safetensors
+from hnet_cli.checkpoints.safetensors_file import elements, open_safetensors, write_safetensors
+from hnet_cli.checkpoints.torch_file import Stored
 from hnet_cli.data import tokens
 from hnet_cli.errors import DamagedError
 from hnet_cli.model import HNetConfig, HNetForCausalLM
 from hnet_cli.model.init import skeleton, stays_float32
-from hnet_cli.storage import HeldFile
+from hnet_cli.storage import HeldFile, shown
+from hnet_cli.storage.reading import reason
 
 STARTERS = Path(__file__).parents[1] / "starters"
 MODEL_FILES = ("config.json", "model.safetensors")
@@ -30,6 +31,9 @@ WIDENED = 1 << 29
 """Bytes of half-precision weights up to which a model is computed in float32: there it is exact, and memory is no
 concern."""
 Read = Callable[[torch.Tensor], torch.Tensor]
+Weights = dict[str, Stored]
+HEAD, EMBEDDING = "lm_head.weight", "embeddings.weight"
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class LoadedModel(HNetForCausalLM):
@@ -97,18 +101,70 @@ def write_tensors(
     return {path.name: file.entry}
 
 
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    return {name: stored.read() for name, stored in open_safetensors(HeldFile(path)).items()}
+def read_config(folder: Path) -> HNetConfig:
+    """The architecture of a model folder. Raises DamagedError naming the field."""
+    try:
+        return HNetConfig.from_dict(read_json(folder / "config.json"))
+    except (ValueError, TypeError) as error:
+        raise DamagedError(f"{shown(folder / 'config.json')}: {reason(error)}") from error
+
+
+def read_tensors(path: Path) -> Weights:
+    """The tensors of a file in a folder of ours, not yet read. Raises DamagedError, StorageError."""
+    return open_safetensors(HeldFile(path))
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a folder. Raises DamagedError, StorageError."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DamagedError(f"{path} cannot be read: {error}") from error
-    if not isinstance(data, dict):
-        raise DamagedError(f"{path} does not hold a JSON object")
-    return data
+        return storage.read_json(path)
+    except FileNotFoundError as error:
+        raise DamagedError(f"{shown(path.parent)} has no {path.name}", "the folder is incomplete") from error
+
+
+def expected_shapes(settings: HNetConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the state dict, in its order, without allocating it."""
+    model = skeleton(HNetForCausalLM, settings)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def checked(weights: Weights, settings: HNetConfig, file: Path, origin: str, hint: str = "") -> Weights:
+    """The weights in the order of the state dict. Raises DamagedError unless names, shapes and dtypes fit.
+
+    A model is built, without values, only if the file can fill it: sizes in a configuration are claims.
+    """
+    if settings.tie_embeddings and EMBEDDING in weights:
+        weights.setdefault(HEAD, weights[EMBEDDING])
+    held, layers = elements(weights), sum(len(level.letters) for level in settings.levels)
+    if settings.num_parameters > 2 * held + 1_000_000 or layers > 2 * len(weights) + 100:
+        raise DamagedError(
+            f"{shown(file)} does not fit {origin}: {held:,} parameters, not {settings.num_parameters:,}", hint
+        )
+    wanted = expected_shapes(settings)
+    problems = [
+        ("missing", [f"{name[:100]!a}" for name in wanted if name not in weights]),
+        ("unexpected", [f"{name[:100]!a}" for name in weights if name not in wanted]),
+        (
+            "of another shape",
+            [
+                f"{name[:100]!a} is {list(weights[name].shape)}, not {list(shape)}"
+                for name, shape in wanted.items()
+                if name in weights and weights[name].shape != shape
+            ],
+        ),
+        ("not of a float dtype", [f"{name[:100]!a}" for name, s in weights.items() if s.dtype not in FLOATS]),
+    ]
+    reports = [
+        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for what, names in problems
+        if names
+    ]
+    if reports:
+        raise DamagedError(f"{shown(file)} does not fit {origin}: {'; '.join(reports)}", hint)
+    head, table = (weights[name] for name in (HEAD, EMBEDDING))
+    if settings.tie_embeddings and head is not table and not torch.equal(head.read(), table.read()):
+        raise DamagedError(f"{shown(file)} does not fit {origin}: embeddings are tied, but the output layer differs")
+    return {name: weights[name] for name in wanted}
 
 
 def load_folder(
@@ -124,25 +180,9 @@ def load_folder(
         entries = storage.verify_folder(folder, ("config.json", tokens.FILE))["files"]
         if weights.path.name in entries:
             weights.verify(entries[weights.path.name])
-    try:
-        config = HNetConfig.from_dict(read_json(folder / "config.json"))
-    except ValueError as error:
-        raise DamagedError(f"{folder / 'config.json'}: {error}") from error
-    stored = open_safetensors(weights)
+    config = read_config(folder)
+    stored = checked(open_safetensors(weights), config, weights.path, "its config.json")
     model = skeleton(LoadedModel, config)
-    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    if config.tie_embeddings and "embeddings.weight" in stored:
-        stored.setdefault("lm_head.weight", stored["embeddings.weight"])
-    wrong = [
-        name
-        for name in sorted(wanted.keys() | stored.keys())
-        if name not in stored or name not in wanted or stored[name].shape != wanted[name]
-    ]
-    if wrong:
-        raise DamagedError(
-            f"{folder / 'model.safetensors'} does not fit its config.json: {len(wrong)} tensors are "
-            f"missing, unknown or of another shape, first {wrong[0]}"
-        )
     if dtype is None:
         halves = sum(2 * math.prod(each.shape) for each in stored.values() if each.dtype.itemsize == 2)
         dtype = torch.bfloat16 if halves > WIDENED else torch.float32

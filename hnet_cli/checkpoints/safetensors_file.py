@@ -119,3 +119,8 @@ def _read(file: HeldFile, start: int, shape: tuple[int, ...], dtype: torch.dtype
     if file.has_changed():
         raise DamagedError(f"{shown(file.path)} was written to while it was read", "run the command again")
     return tensor
+
+
+def elements(tensors: Mapping[str, Described]) -> int:
+    """The number of values in all tensors."""
+    return sum(math.prod(stored.shape) for stored in tensors.values())

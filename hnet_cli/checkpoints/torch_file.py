@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from hnet_cli.errors import DamagedError, InputError
-from hnet_cli.storage import shown
+from hnet_cli.storage import open_file, shown
 
 MAX_PICKLE = 2 << 20
 """Bytes of `data.pkl`; that of the largest release has 50 kB. It bounds time and memory for a hostile file."""
@@ -288,7 +288,7 @@ class _Archive:
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, shown(path)
         try:
-            with zipfile.ZipFile(path) as archive:
+            with open_file(path) as file, zipfile.ZipFile(file) as archive:
                 self.entries = {entry.filename: entry for entry in archive.infolist()}
         except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, EOFError, struct.error) as error:
             raise DamagedError(f"{self.name} is damaged or cut off: {error}", "fetch or copy it again") from error
@@ -311,7 +311,7 @@ class _Archive:
         if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or entry.compress_size != entry.file_size:
             raise InputError(f"{self.name}: {name!a} is compressed or encrypted, which torch.save never does")
         size = entry.file_size if size is None else size
-        with open(self.path, "rb") as file:
+        with open_file(self.path) as file:
             file.seek(entry.header_offset)
             header = file.read(30)
             if len(header) < 30 or header[:4] != b"PK\x03\x04":
@@ -319,7 +319,8 @@ class _Archive:
             file.seek(sum(struct.unpack("<26xHH", header)) + start, 1)
             if file.tell() + size > self.path.stat().st_size:
                 raise DamagedError(f"{self.name} is cut off: {name!a} ends beyond its end", "fetch or copy it again")
-            data = np.fromfile(file, np.uint8, size)
+            data = np.empty(size, np.uint8)
+            data = data[: file.readinto(data.data)]
         # torch can be told to leave checksums out (0).
         whole = start == 0 and size == entry.file_size
         if len(data) != size or (whole and entry.CRC and zlib.crc32(data.data) != entry.CRC):

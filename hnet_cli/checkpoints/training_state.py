@@ -7,41 +7,60 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import Field
 
 from hnet_cli import storage
 from hnet_cli.checkpoints.find import best_of, steps_of, verify
-from hnet_cli.checkpoints.model_folder import read_json, read_tensors, save_model, weights_of, write_tensors
+from hnet_cli.checkpoints.model_folder import (
+    FLOATS,
+    HEAD,
+    Weights,
+    read_json,
+    read_tensors,
+    save_model,
+    weights_of,
+    write_tensors,
+)
 from hnet_cli.checkpoints.safetensors_file import in_order
+from hnet_cli.config.bounds import STRICT, typed
 from hnet_cli.distributed.world import divided_like, whole
 from hnet_cli.errors import BusyError, DamagedError, HNetError
 from hnet_cli.model import HNetForCausalLM
+from hnet_cli.storage import shown
 
 SETTINGS = "config.yaml"
 FORMAT = 1
 """Version of the checkpoint format."""
+MOMENT_SETS = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"})
+"""State that AdamW and Muon keep of a parameter."""
+MOMENTS = set().union(*MOMENT_SETS)
+NEVER_NEGATIVE = ("step", "exp_avg_sq")
+Count = Annotated[int, Field(ge=0, le=10**15)]
+Number = Annotated[float, Field(ge=-1e30, le=1e30)]
 
 
 @dataclass
 class TrainingState:
-    """Progress of a run, stored as `state.json` of a checkpoint."""
+    """Progress of a run, stored as `state.json` of a checkpoint. Bounds hold for what is read from there."""
 
-    step: int = 0
+    __pydantic_config__: ClassVar = STRICT
+
+    step: Count = 0
     """Optimizer steps done."""
-    bytes_seen: int = 0
-    best_bpb: float | None = None
-    best_step: int | None = None
-    skipped_steps: int = 0
+    bytes_seen: Count = 0
+    best_bpb: Number | None = None
+    best_step: Count | None = None
+    skipped_steps: Count = 0
     """Steps without an update because the loss or a gradient was not finite."""
-    skipped_in_a_row: int = 0
-    dataset: str = ""
+    skipped_in_a_row: Count = 0
+    dataset: Annotated[str, Field(max_length=100)] = ""
     """Fingerprint of the dataset."""
-    probe_depth: str = ""
+    probe_depth: Annotated[str, Field(max_length=1 << 16, pattern="^[0-9]*$")] = ""
     """`Decisions.depth` of the last evaluation, for comparison with the next."""
-    watch: dict[str, float] = field(default_factory=dict)
+    watch: Annotated[dict[str, Number], Field(max_length=1000)] = field(default_factory=dict)
     """Memory of the rules of `Watch`."""
 
 
@@ -156,33 +175,56 @@ def _is_sound(folder: Path) -> bool:
 
 def load_checkpoint(folder: Path, model: HNetForCausalLM, optimizer: torch.optim.Optimizer) -> TrainingState:
     """Restore model, optimizer and random state from a verified checkpoint. Raises DamagedError."""
-    stored = read_json(folder / "state.json")
+    state, own = _read_state(folder), model.state_dict()
+    weights, moments, random = (
+        read_tensors(folder / f"{name}.safetensors") for name in ("model", "optimizer", "random")
+    )
+    read = {}
+    for name in weights.keys() & own.keys():
+        if weights[name].shape == own[name].shape and weights[name].dtype in FLOATS:
+            read[name] = divided_like(weights[name].read(), own[name])
+    lacking = own.keys() - read.keys() - ({HEAD} if model.config.tie_embeddings else set())
+    if unfit := sorted(lacking | weights.keys() - read.keys()):
+        names = f"{len(unfit)} tensors are missing, unknown or of another shape, first {unfit[0][:100]!a}"
+        raise DamagedError(f"{shown(folder / 'model.safetensors')} does not fit the configuration: {names}")
+    model.load_state_dict(read, strict=not model.config.tie_embeddings)
+    _restore_moments(folder / "optimizer.safetensors", moments, model, optimizer)
+    try:
+        torch.set_rng_state(random["torch"].read())
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise DamagedError(f"{shown(folder / 'random.safetensors')} holds no random state") from error
+    return state
+
+
+def _read_state(folder: Path) -> TrainingState:
+    file = folder / "state.json"
+    stored = read_json(file)
     version = stored.pop("format", None)
     if version != FORMAT:
-        raise DamagedError(f"{folder} has checkpoint format {version}, this version reads {FORMAT}", "update hnet")
-    try:
-        state = TypeAdapter(TrainingState).validate_python(TrainingState(**stored), strict=True)
-    except (TypeError, ValueError) as error:
-        raise DamagedError(f"{folder / 'state.json'} is not the state of a run: {error}") from error
-    weights, moments = read_tensors(folder / "model.safetensors"), read_tensors(folder / "optimizer.safetensors")
-    random, own = read_tensors(folder / "random.safetensors"), model.state_dict()
-    for name in weights.keys() & own.keys():
-        if weights[name].shape == own[name].shape:
-            weights[name] = divided_like(weights[name], own[name])
-    try:
-        model.load_state_dict(weights, strict=not model.config.tie_embeddings)
-    except RuntimeError as error:
-        raise DamagedError(f"{folder / 'model.safetensors'} does not fit the configuration: {error}") from error
-    parameters = dict(model.named_parameters())
-    for key, value in moments.items():
+        what = f"has checkpoint format {version!r:.40}, this version reads {FORMAT}"
+        raise DamagedError(f"{shown(folder)} {what}", "update hnet")
+    return typed(TrainingState, stored, shown(file))
+
+
+def _restore_moments(file: Path, moments: Weights, model: HNetForCausalLM, optimizer: torch.optim.Optimizer) -> None:
+    """Give every trained parameter its moments: those that the optimizer itself would keep, float32 numbers.
+
+    Raises DamagedError for any that is missing, unknown, of another shape or dtype, or not finite.
+    """
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    found: dict[str, set[str]] = {}
+    for key, stored in moments.items():
         name, _, kind = key.rpartition("|")
-        parameter = parameters.get(name)
-        if parameter is None or value.shape not in (parameter.shape, torch.Size()):
-            raise DamagedError(f"{folder / 'optimizer.safetensors'} does not fit the model: {key[:100]!a}")
+        parameter = trained.get(name)
+        shape = () if kind == "step" else None if parameter is None else tuple(parameter.shape)
+        if parameter is None or kind not in MOMENTS or stored.shape != shape or stored.dtype != torch.float32:
+            raise DamagedError(f"{shown(file)} does not fit the model: {key[:100]!a}")
+        value = stored.read()
+        if not torch.isfinite(value).all() or (kind in NEVER_NEGATIVE and (value < 0).any()):
+            raise DamagedError(f"{shown(file)} is damaged: {key[:100]!a} holds what no training leaves")
+        found.setdefault(name, set()).add(kind)
         device = parameter.device  # of AdamW's count of steps too: it is fused
         optimizer.state[parameter][kind] = divided_like(value, parameter) if value.dim() else value.to(device)
-    try:
-        torch.set_rng_state(random["torch"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise DamagedError(f"{folder / 'random.safetensors'} holds no random state") from error
-    return state
+    for name in trained if found else ():
+        if found.get(name) not in MOMENT_SETS:
+            raise DamagedError(f"{shown(file)} does not fit the model: {name[:100]!a} lacks a moment")

@@ -25,6 +25,7 @@ from hnet_cli.cli.sample import sample
 from hnet_cli.cli.segment import segment
 from hnet_cli.cli.train import train
 from hnet_cli.errors import INTERRUPTED
+from hnet_cli.modality import escape
 from hnet_cli.terminal import process
 
 app = typer.Typer(
@@ -118,7 +119,7 @@ for name, command in COMMANDS.items():
 def run(arguments: list[str] | None = None) -> int:
     """Run one command line and return its exit code (design: 0, 1 bug, 2 usage, 3 input, 4 damaged, 5 numerical, 69
     environment, 73 busy, 74 I/O, 75 stopped, 130 interrupted, 128 + N ended by signal N)."""
-    warnings.formatwarning = lambda message, *_: f"hnet: warning: {message}\n"
+    warnings.formatwarning = lambda message, *_: f"hnet: warning: {escape(str(message), keep='')}\n"
     process.utf8_stdout()
     try:
         with process.terminable():

@@ -35,4 +35,4 @@ def convert(
         options.print_json(
             {key: str(value) if isinstance(value, Path) else value for key, value in vars(result).items()}
         )
-    say(f"Wrote {literal(dst)}: {result.configuration}, {count(result.parameters)} parameters.")
+    say(f"Wrote {literal(dst)}: {literal(result.configuration)}, {count(result.parameters)} parameters.")

@@ -76,7 +76,7 @@ def prepare(
             raise UsageError(f"--val is a share between 0 and 1, not {val}")
         if modality is None:
             modality, _, why = detection.detect(inputs, field)
-            say(f"These look like [bold]{modality}[/] ({literal(why)}); say --modality to choose another.")
+            say(f"These look like [bold]{literal(modality)}[/] ({literal(why)}); say --modality to choose another.")
         out = out or Path("data") / default_name(inputs[0])
         with progress("reading") as task:
             summary = preparation.prepare(
@@ -164,11 +164,11 @@ def show_summary(summary: Summary) -> None:
                 f"{held_out:,} held-out bytes are too few to compare by: xz has hardly begun to learn. More data, or a "
                 "larger --val."
             )
-        following = f"hnet train --data {literal(shlex.quote(str(summary.path)))}"
+        following = f"hnet train --data {shlex.quote(str(summary.path))}"
     speed = summary.bytes / max(summary.seconds, 1e-9)
     say(
         f"Wrote {literal(summary.path)} ({size(summary.bytes)} in {summary.seconds:.1f} s, {size(speed)}/s). "
-        f"Next: {following}"
+        f"Next: {literal(following)}"
     )
 
 
@@ -183,7 +183,7 @@ def _show_held_out(summary: Summary) -> None:
         few = "all documents are of one group" if summary.groups == 1 else f"there are only {summary.groups} groups"
         why = f", for {few if summary.groups < LEAST_GROUPS else 'no groups of documents are of the right size'}"
     more = "" if len(summary.held_out) == summary.splits["val"]["documents"] else ", ..."
-    say(f"[dim]Held out: {literal(f'{summary.rule}{why}')}: {literal(names)}{more}[/]")
+    say(f"[dim]Held out: {literal(f'{summary.rule}{why}')}: {literal(names + more)}[/]")
     alike = summary.near_duplicates
     if alike["found"]:
         name, like = alike["first"][0]

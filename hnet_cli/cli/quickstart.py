@@ -9,7 +9,7 @@ import time
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from hnet_cli import modality, provenance
+from hnet_cli import modality, provenance, storage
 from hnet_cli.checkpoints.find import load, starters
 from hnet_cli.checkpoints.model_folder import LoadedModel
 from hnet_cli.config.run import resolve
@@ -43,27 +43,27 @@ def run(out: Path, minutes: float, device: str, began: float | None = None) -> N
     text = modality.get("text")
     data, folder = out / "data", out / "run"
     with as_file(files("hnet_cli.starters") / TEXT) as file:
-        say(f"[bold]1. prepare[/]  hnet prepare {TEXT} --out {literal(data)}")
+        say(f"[bold]1. prepare[/]  hnet prepare {literal(TEXT)} --out {literal(data)}")
         with progress("reading") as task:
             summary = preparation.prepare([file], text, data, val=0.05, progress=task.update)
         provenance.write(summary.path)
         say(f"   {size(summary.bytes)} of public-domain English; {size(summary.splits['val']['bytes'])} held out.")
-        excerpt = _excerpt(file.read_bytes())
+        excerpt = _excerpt(storage.read_bytes(file))
     here = this_machine(device)
     pace = seconds_per_byte(resolve("nano"), here.device, 60 * minutes / 40)
     left = end - time.monotonic()
     seconds = max(0.0, left - closing_seconds(pace, left))
     config = dataclasses.replace(resolve("nano"), data=str(data))
-    command = f"hnet train --preset nano --data {literal(data)} --run {literal(folder)}"
-    say(f"[bold]2. train[/]    {command} --minutes {seconds / 60:.2g}")
+    command = f"hnet train --preset nano --data {data} --run {folder}"
+    say(f"[bold]2. train[/]    {literal(command)} --minutes {seconds / 60:.2g}")
     plan = Plan(config, data, Dataset.open(data).about, folder, here)
     result = follow(plan, seconds=seconds)
     trained = result.state.bytes_seen
     bits, xz = result.last.get("val_bpb", math.inf), result.last.get("val_xz", 0.0)
     if bits >= xz:
-        say(f"[yellow]note:[/] {poor(result.state.step, trained, result.seconds, meter.note())}")
+        say(f"[yellow]note:[/] {literal(poor(result.state.step, trained, result.seconds, meter.note()))}")
     model = load(folder, device)
-    say(f"[bold]3. sample[/]   hnet sample {literal(folder)} --prompt {PROMPT.decode()!r}")
+    say(f"[bold]3. sample[/]   hnet sample {literal(folder)} --prompt {literal(repr(PROMPT.decode()))}")
     for piece in sample.sample(model, [PROMPT], text, max_bytes=300, temperature=0.8, seed=1):
         sys.stdout.write(piece)
         sys.stdout.flush()
@@ -103,7 +103,7 @@ def _excerpt(data: bytes) -> bytes:
 
 
 def _show(title: str, model: LoadedModel, text: modality.Modality, excerpt: bytes) -> None:
-    say(f"   [dim]{title}:[/]")
+    say(f"   [dim]{literal(title)}:[/]")
     format = "pretty" if render.use_colour(sys.stdout) else "plain"
     sys.stdout.writelines(segment.segment(model, [Source.of_bytes(excerpt)], text, format=format, stage=0))
     sys.stdout.write("\n")

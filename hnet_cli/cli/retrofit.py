@@ -37,8 +37,8 @@ def retrofit(
     result = retrofitting.retrofit(src, dst, preset, settings, overwrite)
     if as_json:
         options.print_json(vars(result))
-    trained = count(result.parameters - result.frozen)
     say(
-        f"Wrote {literal(dst)}: {result.layers} frozen layers, {count(result.frozen)} parameters; {trained} to be "
+        f"Wrote {literal(dst)}: {result.layers:,} frozen layers, {count(result.frozen)} parameters; "
+        f"{count(result.parameters - result.frozen)} to be "
         f"trained. Next: hnet train --preset {literal(shlex.quote(result.preset))}"
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,7 +28,7 @@ def sample(
         typer.Option(min=0.0, max=1.0, help="Choose among the likeliest bytes that together have this probability."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
-    number: Annotated[int, typer.Option("-n", min=1, help="Number of continuations.")] = 1,
+    number: Annotated[int, typer.Option("-n", min=1, max=1000, help="Number of continuations.")] = 1,
     show_chunks: Annotated[
         bool, typer.Option("--show-chunks", help='Mark where chunks begin; with --json: "boundaries".')
     ] = False,
@@ -67,7 +66,7 @@ def sample(
         if raw:
             choice["automaton"] = None
         for record in generate.sample_records(loaded, prompts, modality, show_chunks=show_chunks, **choice):
-            print(json.dumps(record, ensure_ascii=False), flush=True)
+            print(render.json_line(record), flush=True)
     elif raw:
         input_table = modality.input_table if modality else None
         for piece in generate.sample_bytes(loaded, prompts, input_table=input_table, **choice):

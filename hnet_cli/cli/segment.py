@@ -230,4 +230,4 @@ def show_summary(summary: Summary) -> None:
     for note, count in summary.notes.items():
         say(f"[dim]{literal(note)}: {count:,}[/]")
     documents = f"{summary.documents:,} document{'s' * (summary.documents != 1)}"
-    say(f"[dim]{size(summary.bytes)} in {documents}[/]", verbose=True)
+    say(f"[dim]{size(summary.bytes)} in {literal(documents)}[/]", verbose=True)

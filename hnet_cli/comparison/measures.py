@@ -4,12 +4,11 @@ kept in `measured/`, so that nothing is computed twice."""
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -17,13 +16,15 @@ from hnet_cli import storage
 from hnet_cli.checkpoints.find import load
 from hnet_cli.checkpoints.model_folder import LoadedModel
 from hnet_cli.comparison.plan import ComparisonPlan
-from hnet_cli.errors import InputError
+from hnet_cli.config.bounds import Bounds, typed
+from hnet_cli.errors import DamagedError, InputError
 from hnet_cli.evaluation.material import equal_shares, gather
 from hnet_cli.evaluation.noise import distorted
 from hnet_cli.evaluation.report import precision
 from hnet_cli.evaluation.resampling import FEWEST
 from hnet_cli.evaluation.scoring import COLUMNS, Scores, score
 from hnet_cli.modality import Modality
+from hnet_cli.storage import shown
 
 FORMAT = 2
 NOISE_SHARE = 0.25
@@ -75,8 +76,26 @@ class Exam:
         digest = hashlib.sha256(f"{FORMAT} {self.context} {NOISE_SHARE} {self.modality.name} {self.owners}".encode())
         for data in (*self.documents, *self.noisy):
             digest.update(hashlib.sha256(data).digest())
-        digest.update((model / storage.MANIFEST).read_bytes())
+        digest.update(storage.read_bytes(model / storage.MANIFEST))
         return digest.hexdigest()
+
+
+Number = Annotated[float, Bounds(least=-1e30, most=1e30)]
+
+
+@dataclass
+class _Measurement:
+    """What a file of `measured/` holds, typed and bounded; one that does not is measured again."""
+
+    key: str
+    unit: str
+    units: list[tuple[Number, Number]]
+    noise: dict[str, list[tuple[Number, Number]]]
+    tokens: Number | None
+    positions: Number
+    boundaries: list[Number]
+    seconds: Number
+    bytes_per_s: Number
 
 
 def measured(file: Path, model: Path, exam: Exam, device: str, note: Callable[[str], None]) -> dict[str, Any]:
@@ -86,10 +105,11 @@ def measured(file: Path, model: Path, exam: Exam, device: str, note: Callable[[s
     """
     key = exam.key(model)
     try:
-        known = json.loads(file.read_text(encoding="utf-8"))
-        if known["key"] == key:
-            return dict(known)
-    except (OSError, ValueError, KeyError, TypeError):
+        known = storage.read_json(file, storage.LARGE)
+        if known.get("key") == key:
+            typed(_Measurement, known, shown(file))
+            return known
+    except (FileNotFoundError, DamagedError):
         pass
     measurement = {"key": key} | _measure(model, exam, device, note)
     storage.make_folder(file.parent)

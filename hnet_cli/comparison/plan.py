@@ -6,30 +6,30 @@ command is given again: only the line-up and the number of seeds may change then
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from hnet_cli import modality, storage
 from hnet_cli.comparison.members import DECIDED, Member, line_up
+from hnet_cli.config.bounds import Bounds, typed
 from hnet_cli.config.run import RunConfig, to_yaml
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.distributed.device import Machine, this_machine
 from hnet_cli.errors import DamagedError, InputError, UsageError
 from hnet_cli.model.config import Chunker
 from hnet_cli.report import history
+from hnet_cli.storage import shown
 from hnet_cli.terminal.console import literal, progress, say, size
 from hnet_cli.training import lineup
 from hnet_cli.training.plan import dataset_at, newest_dataset
 
 FORMAT = 1
+Amount = Annotated[float, Bounds(least=0, most=1e30)]
 NAME = "plan.json"
-KEYS = {"asked", "bytes", "data", "dataset", "flops_per_byte", "line_up", "max_bytes", "seeds", "settings", "size"}
-"""Keys of `plan.json` that a later call relies on."""
 MOST_VALIDATIONS, FEWEST_VALIDATIONS = 40, 12
 """Validations of every training: the points of its curve. Fewer than most where the bytes for each would be few."""
 ENOUGH = 1 << 16
@@ -70,6 +70,23 @@ class ComparisonRequest:
     @property
     def budgets(self) -> dict[str, float | None]:
         return {"bytes": self.bytes, "minutes": self.minutes, "flops": self.flops}
+
+
+@dataclass
+class _Stored:
+    """What a later call relies on in `plan.json`, typed and bounded."""
+
+    asked: dict[str, Amount | None]
+    bytes: Annotated[int, Bounds(least=1)]
+    data: str
+    dataset: str
+    flops_per_byte: Amount
+    line_up: list[str]
+    max_bytes: Annotated[int, Bounds(least=0)]
+    minutes: Amount | None
+    seeds: Annotated[int, Bounds(least=1, most=1000)]
+    settings: list[str]
+    size: str
 
 
 @dataclass(frozen=True)
@@ -190,15 +207,15 @@ def _stored(folder: Path) -> dict[str, Any]:
     """`plan.json` of a folder; empty where there is none. Raises DamagedError."""
     file = folder / NAME
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
+        stored = storage.read_json(file)
+    except FileNotFoundError as error:
         if any((folder / "runs").glob("*/config.yaml")):
             raise DamagedError(f"{folder} has trainings but no {NAME}", ANEW) from error
         return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise DamagedError(f"{file} cannot be read: {error}", ANEW) from error
-    if not isinstance(stored, dict) or stored.get("format") != FORMAT or not stored.keys() >= KEYS:
-        raise DamagedError(f"{file} is no plan of this version of hnet", ANEW)
+    relied_on = {field.name for field in fields(_Stored)}
+    if stored.get("format") != FORMAT or not stored.keys() >= relied_on:
+        raise DamagedError(f"{shown(file)} is no plan of this version of hnet", ANEW)
+    typed(_Stored, {key: stored[key] for key in relied_on}, shown(file))
     return stored
 
 
@@ -208,8 +225,11 @@ def _warn_of_decided_settings(request: ComparisonRequest) -> None:
     if not (request.bytes or request.minutes):
         decided.remove("train.steps")
     if vain := [key for setting in request.settings if (key := setting.partition("=")[0].strip()) in decided]:
-        names = literal(", ".join(vain))
-        say(f"[yellow]note:[/] --set {names} has no effect: the comparison decides that itself (--bytes, --seeds).")
+        names = ", ".join(vain)
+        say(
+            f"[yellow]note:[/] --set {literal(names)} has no effect: the comparison decides that itself (--bytes, "
+            "--seeds)."
+        )
 
 
 def _refuse_another(
@@ -248,8 +268,8 @@ def _affordable(plan: ComparisonPlan, minutes: float) -> int:
             "give more minutes, fewer members (--line-up) or seeds, or a smaller --max-bytes",
         )
     slowest = max(times, key=lambda name: times[name])
-    speed = f"{literal(slowest)} is the slowest, {size(1 / times[slowest])}/s"
-    say(f"{minutes:g} minutes for all together: {size(affordable)} for each, the same bytes ({speed}).")
+    speed = f"{slowest} is the slowest, {size(1 / times[slowest])}/s"
+    say(f"{minutes:g} minutes for all together: {size(affordable)} for each, the same bytes ({literal(speed)}).")
     return affordable
 
 

@@ -51,7 +51,7 @@ def compare(
     plan = planning.choose(request)
     exam = Exam.of(plan)
     if plan.machine.device == "cpu" and (busy := meter.note()):
-        say(f"[yellow]busy machine:[/] {busy}, so this takes longer")
+        say(f"[yellow]busy machine:[/] {literal(busy)}, so this takes longer")
     if dry_run:
         return tables.describe(plan, planning.seconds_per_byte(plan))
     with catch_signals() as stop, storage.FolderLock(plan.folder):
@@ -99,7 +99,7 @@ def _train_all(plan: ComparisonPlan, stop: Stop) -> dict[str, str]:
     """Train what is not trained yet; the errors of those that failed, by run. Raises Stopped."""
     left = [run for run in plan.runs if _last_checkpoint(run) is None]
     if done := len(plan.runs) - len(left):
-        say(f"{done} of {len(plan.runs)} trainings are done.")
+        say(f"{done:,} of {len(plan.runs)} trainings are done.")
     for run in left:
         storage.refuse_if_held(run.folder)  # by a worker whose comparison was killed
         training.refuse_what_cannot_fit(_training_plan(plan, run))

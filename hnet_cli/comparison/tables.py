@@ -70,7 +70,7 @@ def describe(plan: ComparisonPlan, times: Mapping[str, float]) -> Json:
     for note in _notes(plan, models):
         say(f"[yellow]note:[/] {literal(note)}")
     seeds = f", {plan.seeds} times each from another seed" if plan.seeds > 1 else ""
-    say(f"{size(plan.bytes)} for every member, {plan.epochs:.2g} times the data{seeds}.")
+    say(f"{size(plan.bytes)} for every member, {plan.epochs:.2g} times the data{literal(seeds)}.")
     if times:
         say(f"About {duration(plan.seeds * sum(model['estimated_seconds'] for model in models))} of training in all.")
     return {

@@ -5,12 +5,24 @@ pydantic reads the annotations here as its own. It is imported only when it does
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from hnet_cli.errors import DamagedError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+T = TypeVar("T")
 
 MOST = 10**15
 """Upper limit of numbers that have no other: beyond it float64 has no longer every integer."""
+
+STRICT: dict[str, Any] = {"extra": "forbid", "allow_inf_nan": False}
+"""pydantic's configuration of what is read: unknown keys and numbers that are not finite are errors."""
 
 Points = list[tuple[float, float]]
 """A value that changes: [share of the run, value] points, linear between them, constant before the first and after the
@@ -62,6 +74,29 @@ class Schedule(Bounds):
         for _, number in value:
             super().check(number)
         return value
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def typed(kind: type[T], data: Any, where: str) -> T:
+    """`data`, parsed JSON, as `kind`, a dataclass that bounds its fields; types are not converted.
+
+    Raises DamagedError with `where` and the first field that does not fit.
+    """
+    from pydantic import ValidationError
+
+    try:
+        value: T = _adapter(cast(Any, kind)).validate_json(json.dumps(data), strict=True)
+        return value
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(map(str, problem["loc"]))[:100]
+        raise DamagedError(f"{where} is damaged: {field}: {problem['msg'].removeprefix('Input ')}") from error
 
 
 def value_at(value: float | Points, share: float) -> float:

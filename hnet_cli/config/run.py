@@ -8,7 +8,6 @@ nearest known key.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,11 +18,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import yaml
 
+from hnet_cli import storage
+from hnet_cli.config.bounds import STRICT
 from hnet_cli.config.presets import merge, nearest, preset
-from hnet_cli.config.train import STRICT, SettingError, TrainConfig
+from hnet_cli.config.train import SettingError, TrainConfig
 from hnet_cli.config.yaml import Dumper, parse, read_text
-from hnet_cli.errors import UsageError
+from hnet_cli.errors import DamagedError, UsageError
 from hnet_cli.model.config import SWITCHES, HNetConfig
+from hnet_cli.storage import shown
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
@@ -159,8 +161,6 @@ LEAST_VOCABULARY = 257
 """Least ids of a byte-level BPE: every byte, and the mark before a sequence."""
 MOST_VOCABULARY = 1 << 24
 """Most ids of a tokenizer."""
-MOST_TOKENIZER_BYTES = 1 << 28
-"""Size limit of a tokenizer.json."""
 
 
 def _vocabulary(tokenizer: str, where: str) -> int | None:
@@ -175,12 +175,20 @@ def _vocabulary(tokenizer: str, where: str) -> int | None:
     if "\0" not in tokenizer and not Path(tokenizer).exists():
         return None
     try:
-        data = json.loads(read_text(Path(tokenizer), "tokenizer", MOST_TOKENIZER_BYTES))
-        added = data.get("added_tokens") or []
-        ids = {*data["model"]["vocab"].values(), *(token["id"] for token in added)}
+        added, ids = ids_of(storage.read_json(tokenizer, storage.TOKENIZER))
         return max(ids) + (1 if any(token["special"] for token in added) else 2)
-    except (UsageError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise UsageError(f"{where}: tokenizer: {tokenizer!r} is no tokenizer.json") from error
+    except (OSError, DamagedError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = f"{shown(tokenizer)} is no tokenizer.json: {error}"
+        raise UsageError(f"{where}: tokenizer: {reason}") from error
+
+
+def ids_of(data: dict[str, Any]) -> tuple[list[dict[str, Any]], set[int]]:
+    """The added tokens of a parsed tokenizer.json, and all ids. Raises ValueError and others for what is none."""
+    added = data.get("added_tokens") or []
+    ids = {*data["model"]["vocab"].values(), *(token["id"] for token in added)}
+    if not ids or not all(type(number) is int and 0 <= number < MOST_VOCABULARY for number in ids):
+        raise ValueError(f"ids of tokens are integers from 0 to {MOST_VOCABULARY - 1}")
+    return added, ids
 
 
 def _build(data: dict[str, Any], marks: Mapping[str, str]) -> RunConfig:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from hnet_cli.config.bounds import Bounds, Points, Schedule, value_at
+from hnet_cli.config.bounds import STRICT, Bounds, Points, Schedule, value_at
 from hnet_cli.errors import UsageError
-
-STRICT: dict[str, Any] = {"extra": "forbid", "allow_inf_nan": False}
-"""pydantic's configuration of the sections: unknown keys and numbers that are not finite are errors."""
 
 Count = Annotated[int, Bounds(least=1)]
 Share = Annotated[float, Bounds(least=0, most=1)]

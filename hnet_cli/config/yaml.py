@@ -8,9 +8,10 @@ from typing import Any
 
 import yaml
 
-from hnet_cli.errors import InputError, UsageError
+from hnet_cli import storage
+from hnet_cli.errors import DamagedError, UsageError
 from hnet_cli.modality import wide_encoding
-from hnet_cli.storage.streams import open_raw
+from hnet_cli.storage import shown
 
 MOST_BYTES = 1 << 16
 """Size limit of a configuration: the parser takes a second for so much."""
@@ -73,18 +74,22 @@ Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.va
 def read_text(path: Path, kind: str, limit: int = MOST_BYTES) -> str:
     """The text of a regular UTF-8 file of at most `limit` bytes. Raises UsageError that calls it `kind`."""
     try:
-        with open_raw(path) as file:
-            content = file.read(limit + 1)
-    except InputError as error:
+        content = storage.read_bytes(path, limit)
+    except FileNotFoundError as error:
+        raise UsageError(f"cannot read the {kind}: {shown(path)} does not exist") from error
+    except DamagedError as error:
         raise UsageError(f"cannot read the {kind}: {error}", error.hint) from error
-    if len(content) > limit:
-        raise UsageError(f"{path} is larger than {limit:,} bytes, too large for a {kind}")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         encoding = wide_encoding(content)
         what = f"is text in {encoding}, not in UTF-8 as" if encoding else "is not UTF-8 text, which"
-        raise UsageError(f"{path} {what} a {kind} is", encoding and f"iconv -f {encoding} -t UTF-8") from error
+        raise UsageError(f"{shown(path)} {what} a {kind} is", encoding and f"iconv -f {encoding} -t UTF-8") from error
+
+
+def read(path: Path, kind: str) -> dict[str, Any]:
+    """The mapping in a file. Raises UsageError, naming the line, for anything that `parse` refuses."""
+    return parse(read_text(path, kind), shown(path))[0]
 
 
 def parse(text: str, where: str) -> tuple[dict[str, Any], dict[str, int]]:

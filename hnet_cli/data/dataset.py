@@ -11,18 +11,20 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from hnet_cli.config.bounds import Bounds, typed
 from hnet_cli.errors import BusyError, DamagedError, InputError, StorageError
-from hnet_cli.storage import MANIFEST, HeldFile, read_manifest, write_json
+from hnet_cli.storage import LARGE, MANIFEST, HeldFile, read_json, read_manifest, write_json
+from hnet_cli.storage.reading import json_object
 from hnet_cli.storage.streams import shown
 
 DATASET_FORMAT = 1
@@ -44,6 +46,62 @@ first byte within its source or record, position of its line in `names.txt`, has
 def shard_name(index: int) -> str:
     """File name of a shard."""
     return f"shard-{index:05d}.bin"
+
+
+SPLIT_ROW = 24
+"""Bytes of a row of `split-*.bin`."""
+TABLE_ROWS = 1 << 16
+"""Rows of a table that are checked at once."""
+Size = Annotated[int, Bounds(least=0, most=1 << 62)]
+
+
+@dataclass
+class _Entry:
+    size: Size
+    sha256: str
+
+
+@dataclass
+class _Split:
+    documents: Size
+    bytes: Size
+
+
+@dataclass
+class _About:
+    """What is read of `dataset.json`, typed and bounded."""
+
+    modality: str
+    documents: Size
+    bytes: Size
+    splits: dict[str, _Split]
+    files: dict[str, _Entry]
+    input_table: list[Annotated[int, Bounds(least=0, most=255)]] | None
+    loss_weights: list[Annotated[float, Bounds(least=0, most=1e6)]] | None
+
+
+_READ = {field.name for field in fields(_About)}
+
+
+def _check_about(about: _About, where: str) -> None:
+    """Raise DamagedError where the fields do not fit together."""
+    blocks = -(-about.bytes // CHECKSUM_BYTES) * 4
+    sizes = {"documents.bin": 8 * len(COLUMNS) * about.documents, "blocks.bin": blocks, "names.txt": None}
+    sizes |= {f"split-{name}.bin": None for name in about.splits}
+    shards = {shard_name(n): about.bytes - n * SHARD_BYTES for n in range(min(1 << 24, -(-about.bytes // SHARD_BYTES)))}
+    sizes |= {name: min(SHARD_BYTES, size) for name, size in shards.items()}
+    problem = ""
+    for name, table in (("input_table", about.input_table), ("loss_weights", about.loss_weights)):
+        if table is not None and len(table) != 256:
+            problem = f"{name} has {len(table)} entries, not 256"
+    if unlisted := sizes.keys() - about.files.keys():
+        problem = f"it lists no {shown(min(unlisted))}"
+    elif odd := [name for name in sizes if name.startswith("split-") and about.files[name].size % SPLIT_ROW]:
+        problem = f"{shown(odd[0])} has {about.files[odd[0]].size:,} bytes, no multiple of {SPLIT_ROW}"
+    elif wrong := [name for name, size in sizes.items() if size not in (None, about.files[name].size)]:
+        problem = f"{shown(wrong[0])} has {about.files[wrong[0]].size:,} bytes, not {sizes[wrong[0]]:,}"
+    if problem:
+        raise DamagedError(f"{where} is damaged: {problem}")
 
 
 class Shards:
@@ -196,34 +254,57 @@ class Dataset:
         file = path / "dataset.json"
         try:
             about_file = HeldFile(file, folder)
+            if about_file.size > LARGE:
+                raise DamagedError(f"{shown(file)} has {about_file.size:,} bytes, at most {LARGE:,} are read")
             text = about_file.read(0, about_file.size)
         except (DamagedError, StorageError) as error:
             raise DamagedError(f"{error}: {shown(path)} is no dataset") from error
         fingerprint = hashlib.sha256(text).hexdigest()
-        try:
-            about = json.loads(text)
-            version = about["format"]
-            entries = dict(about["files"])
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DamagedError(f"{shown(file)} is damaged: not the description of a dataset") from error
-        if version != DATASET_FORMAT:
+        about = json_object(text, file)
+        if (version := about.get("format")) != DATASET_FORMAT:
             raise DamagedError(
-                f"{shown(path)} has dataset format {version!r}; this version of hnet reads {DATASET_FORMAT}"
+                f"{shown(path)} has dataset format {version!r:.40}; this version of hnet reads {DATASET_FORMAT}"
             )
+        _check_about(typed(_About, {key: about[key] for key in _READ & about.keys()}, shown(file)), shown(file))
+        entries = dict(about["files"])
         try:
             promised = read_manifest(path, folder)["files"]
             about_file.verify(promised["dataset.json"])
             if promised != entries | {"dataset.json": promised["dataset.json"]}:
                 raise DamagedError(f"{shown(path / MANIFEST)} is damaged: it is not that of dataset.json")
-            tables = {"documents.bin", "names.txt", "blocks.bin", *(f"split-{name}.bin" for name in about["splits"])}
-            if unlisted := tables - entries.keys():
-                raise DamagedError(f"{shown(file)} is damaged: it lists no {shown(min(unlisted))}")
             files = {name: HeldFile(path / name, folder) for name in entries}
             for name, entry in entries.items():
                 files[name].verify(entry, digest=not name.startswith("shard-"))
-            return cls(path, about, fingerprint, files)
+            opened = cls(path, about, fingerprint, files)
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedError(f"{shown(file)} is damaged: {error}") from error
+        opened._check_tables()
+        return opened
+
+    def _check_tables(self) -> None:
+        """Raise DamagedError where a table points out of what it is a table of."""
+
+        def refuse_if(wrong: bool | np.bool_, name: str, what: str) -> None:
+            if wrong:
+                raise DamagedError(f"{shown(self.path / name)} is damaged: {what}")
+
+        size, names = self.about["bytes"], self.about["files"]["names.txt"]["size"]
+        refuse_if(len(self.table) != self.about["documents"], "documents.bin", "its rows are not the documents")
+        for at in range(0, len(self.table), TABLE_ROWS):
+            start, length, _, _, name, _ = self.table[at : at + TABLE_ROWS].T
+            inside = (start >= 0) & (start <= size) & (length >= 0) & (length <= size - start)
+            refuse_if(not inside.all(), "documents.bin", "a document lies outside of the shards")
+            refuse_if(((name < 0) | (name > names)).any(), "documents.bin", "a name lies outside of names.txt")
+        for split, about in self.about["splits"].items():
+            file, ranges, total = f"split-{split}.bin", self.ranges(split), 0
+            for at in range(0, len(ranges), TABLE_ROWS):
+                document, begin, length = ranges[at : at + TABLE_ROWS].T
+                refuse_if(((document < 0) | (document >= len(self.table))).any(), file, "it names no document")
+                whole = self.table[document, 1]
+                inside = (begin >= 0) & (begin <= whole) & (length > 0) & (length <= whole - begin)
+                refuse_if(not inside.all(), file, "a stretch lies outside of its document")
+                total += int(length.sum())
+            refuse_if(total != about["bytes"], file, f"{total:,} bytes, not {about['bytes']:,}")
 
     def verify(self) -> None:
         """Check the SHA-256 of shards that changed since they were last checked. Raises DamagedError naming one.
@@ -234,8 +315,8 @@ class Dataset:
         shards = {name: entry for name, entry in self.about["files"].items() if name.startswith("shard-")}
         now = {name: [entry["sha256"], *self._files[name].identity] for name, entry in shards.items()}
         try:
-            known = dict(json.loads(file.read_bytes()))
-        except (OSError, ValueError, TypeError, RecursionError):
+            known = read_json(file, LARGE)
+        except (FileNotFoundError, DamagedError):
             known = {}
         unchecked = [name for name in now if known.get(name) != now[name]]
         for name in unchecked:

@@ -19,9 +19,13 @@ from typing import Any
 import numpy as np
 
 from hnet_cli import storage
+from hnet_cli.config.run import ids_of
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Batch, shuffled
 from hnet_cli.errors import DamagedError, EnvironmentLimit, HNetError, InputError, UsageError
+from hnet_cli.storage import shown
+from hnet_cli.storage.reading import json_object
+from hnet_cli.storage.reading import reason as short
 
 FILE = "tokenizer.json"
 SAMPLE_PER_ID, MOST_SAMPLE, PIECE = 1 << 11, 1 << 26, 1 << 16
@@ -58,18 +62,22 @@ class Tokenizer:
         self.text = text
         """Content of the file as it is stored beside a model."""
         try:
-            data = json.loads(text)
+            data = json_object(text.encode(), where)
             vocabulary = _checked(data)
-            added = {token["id"]: token["special"] for token in data.get("added_tokens") or ()}
+            added = {token["id"]: token["special"] for token in ids_of(data)[0]}
             # special tokens are the model's marks, never something to find in the user's text
             plain = data | {"added_tokens": [], "truncation": None, "padding": None, "post_processor": None}
             self._library = _library().Tokenizer.from_str(json.dumps(plain))
         except EnvironmentLimit:
             raise
         except Exception as error:  # the library raises Exception itself
-            reason = error if isinstance(error, ValueError | KeyError | TypeError) else "it cannot be read"
+            reason = (
+                short(error)
+                if isinstance(error, ValueError | KeyError | TypeError | DamagedError)
+                else "it cannot be read"
+            )
             raise InputError(
-                f"{where} is not a byte-level BPE that keeps every byte: {reason}",
+                f"{shown(where)} is not a byte-level BPE that keeps every byte: {reason}",
                 "give a tokenizer.json such as GPT-2's or Llama 3's, or bpe:4096",
             ) from error
         byte_of = {letter: byte for byte, letter in enumerate(_byte_letters())}
@@ -133,6 +141,10 @@ def _checked(data: Any) -> dict[str, int]:
         raise ValueError("it adds a space in front")
     if any(step.get("behavior") == "Removed" for step in steps):
         raise ValueError("its pre-tokenizer removes text")
+    for step in steps:
+        pattern = step.get("pattern", {}).get("Regex", "")
+        if not is_tame(pattern):
+            raise ValueError(f"its pattern could take forever on some text: {pattern[:60]!a}")
     if model.get("dropout") or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         raise ValueError("its tokens depend on chance or on their place in a word")
     vocabulary: dict[str, int] = model["vocab"]
@@ -151,6 +163,41 @@ def _written(model: dict[str, Any], vocabulary: dict[str, int]) -> set[str]:
         return set(vocabulary)
     merges = (merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges") or ())
     return {*_byte_letters(), *("".join(merge) for merge in merges)}
+
+
+_PART = re.compile(
+    r"""\\[pPxug]\{[^}]*\} | \\. | \[ (?:\\. | \[:\w+:\] | [^\]\\])+ \]   # a character or a class of them
+    | (?P<open>\((?:\?(?::|[imsx]+:|[imsx]+\)|=|!))?) | (?P<close>\)) | (?P<bar>\|)
+    | (?P<repeat>[*+?]|\{\d*,?\d*\}) [+?]? | .""",
+    re.VERBOSE | re.DOTALL,
+)
+LONGEST_PATTERN = 4000
+MOST_OPTIONAL = 6
+MOST_TIMES = 9
+"""A part that is repeated more often than this counts as one that is repeated without end."""
+
+
+def is_tame(pattern: Any) -> bool:
+    """True if a pattern of a pre-tokenizer takes at most the square of a text's length: the library tries all ways to
+    match. No group is repeated; of the parts that follow each other at most two are, and few are optional.
+    So are all published ones."""
+    if not isinstance(pattern, str) or len(pattern) > LONGEST_PATTERN or re.search(r"\\[1-9k]|\(\?<", pattern):
+        return False
+    endless, optional, after_group = 0, 0, False
+    for part in _PART.finditer(pattern):
+        if times := part["repeat"]:
+            most = {"?": "1", "*": "", "+": ""}.get(times, times.strip("{}").rpartition(",")[2])
+            many = not most or int(most[:9]) > 1
+            if after_group and many:
+                return False
+            endless += not most or int(most[:9]) > MOST_TIMES
+            optional += not times.startswith("+")
+        elif part["bar"]:
+            endless = optional = 0
+        if endless > 2 or optional > MOST_OPTIONAL:
+            return False
+        after_group = part["close"] is not None
+    return True
 
 
 # -- origins of a tokenizer --------------------------------------------------------------------------------------------
@@ -174,13 +221,13 @@ def of_model(folder: Path, vocabulary: int) -> Tokenizer:
     """The tokenizer of a model folder whose model has `vocabulary` ids. Raises DamagedError."""
     file = folder / FILE
     try:
-        tokenizer = Tokenizer(file.read_text(encoding="utf-8-sig"), file)
+        tokenizer = Tokenizer(storage.read_text(file, storage.TOKENIZER), file)
         check_size(tokenizer, vocabulary)
         return tokenizer
     except FileNotFoundError as error:
-        raise DamagedError(f"{folder} has no {FILE}", "the folder is not a complete model") from error
-    except (OSError, UnicodeDecodeError, InputError, UsageError) as error:
-        raise DamagedError(f"{file} cannot be used: {error}") from error
+        raise DamagedError(f"{shown(folder)} has no {FILE}", "the folder is not a complete model") from error
+    except (InputError, UsageError) as error:
+        raise DamagedError(f"{shown(file)} cannot be used: {error}") from error
 
 
 def of_setting(setting: str, dataset: Dataset) -> Tokenizer:
@@ -192,9 +239,9 @@ def of_setting(setting: str, dataset: Dataset) -> Tokenizer:
     if kind == "bpe":
         return learned(dataset, int(size))
     try:
-        return Tokenizer(Path(setting).read_text(encoding="utf-8-sig"), setting)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the tokenizer {setting}: {getattr(error, 'strerror', None) or error}") from error
+        return Tokenizer(storage.read_text(setting, storage.TOKENIZER), setting)
+    except (OSError, DamagedError) as error:
+        raise UsageError(f"cannot read the tokenizer {shown(setting)}: {error}") from error
 
 
 @lru_cache(maxsize=4)

@@ -8,6 +8,7 @@ own mean length, and at random at the model's own rate, whose figures are expect
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -45,8 +46,8 @@ class Counts(NamedTuple):
     """Boundaries as they stand, not settled."""
 
 
-ByRule = dict[str, list[Counts]]
-"""Counts of every stretch: of "model", and of every rule by its name."""
+ByRule = dict[str, "array[float]"]
+"""`Counts` of every stretch, one after the other: of "model", and of every rule by its name."""
 
 
 def boundaries(
@@ -117,7 +118,7 @@ def _count(
         wanted, *starts = (places[(places >= low) & (places < high)] - low for places in (edges, *stages))
         for by_rule, positions in zip(rows, starts, strict=True):
             for name, counts in _compared(data[low:high], positions, wanted, inside).items():
-                by_rule.setdefault(name, []).append(counts)
+                by_rule.setdefault(name, array("d")).extend(counts)
 
 
 def _compared(data: bytes, starts: np.ndarray, edges: np.ndarray, settled: np.ndarray) -> dict[str, Counts]:
@@ -158,7 +159,7 @@ def _compared(data: bytes, starts: np.ndarray, edges: np.ndarray, settled: np.nd
     return rows
 
 
-def _figures(counts: Mapping[str, Sequence[Counts]]) -> dict[str, Any]:
+def _figures(counts: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     """precision, recall, f1 of boundaries, chance (the precision of any place), unit_f1 (whole units, both ends right)
     and precision_exact (boundaries as they stand, not settled), with intervals over stretches; `trivial`: the same of
     the rules, without intervals and precision_exact."""
@@ -174,9 +175,9 @@ def _figures(counts: Mapping[str, Sequence[Counts]]) -> dict[str, Any]:
     return result
 
 
-def _ratios(rows: Sequence[Counts]) -> dict[str, np.ndarray]:
+def _ratios(rows: Sequence[float]) -> dict[str, np.ndarray]:
     """(U, 2) float64 for every figure: what is divided, and by what, per stretch."""
-    of = Counts(*np.array(rows, np.float64).T)
+    of = Counts(*np.array(rows, np.float64).reshape(-1, len(Counts._fields)).T)
     pairs = {
         "precision": (of.hits, of.boundaries),
         "recall": (of.hits, of.edges),

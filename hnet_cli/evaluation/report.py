@@ -35,6 +35,8 @@ NOISE_BYTES = 100_000
 """Bytes of the documents that are distorted, in each of the ways; every document gives its share."""
 PRECISIONS = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 SAMPLES, SAMPLE_BYTES = 32, 256
+MOST_STRETCHES = 20_000
+"""Stretches of gold files that are read: a minute of a CPU."""
 CHEAP = 10**12
 """Bytes times parameters up to which samples are drawn unasked: a minute of a slow CPU."""
 
@@ -289,21 +291,25 @@ class _Evaluation:
         refused: list[Refused] = []
 
         def stretches() -> Iterator[Gold]:
-            left = self.request.max_bytes or 1 << 62
+            left, number = self.request.max_bytes or 1 << 62, 0
             for source in sources_of(self.request.gold, self._known):
                 for item in [source] if isinstance(source, Refused) else self._known.gold(source):
                     if isinstance(item, Refused):
                         refused.append(item)
-                    elif left > 0:
-                        left -= len(item.data)
-                        yield item
+                        continue
+                    if left <= 0 or number == MOST_STRETCHES:
+                        say(f"Gold: the first {number:,} stretches.", verbose=number < MOST_STRETCHES)
+                        return
+                    left, number = left - len(item.data), number + 1
+                    yield item
 
         with progress("gold"):
             found = gold.against_gold(self.model, self._known, stretches())
         first: dict[str, Any] = next(iter(found["kinds"].values()))[0] if found["kinds"] else {}
         if refused:
-            lines = f"{len(refused):,} line{'s' * (len(refused) != 1)}"
-            say(f"[yellow]left out of the gold file:[/] {lines}, first {refused[0].where}: {refused[0].reason}")
+            first_place = f"first {refused[0].where}: {refused[0].reason}"
+            lines = f"{len(refused):,} line{'s' * (len(refused) != 1)}, {first_place}"
+            say(f"[yellow]left out of the gold file:[/] {literal(lines)}")
         return {**first, **found, "left_out": len(refused)}
 
     def _task(self, name: str, items: Sequence[tasks.Item]) -> dict[str, Any]:

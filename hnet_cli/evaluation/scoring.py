@@ -282,8 +282,9 @@ def loglikelihoods(model: HNetForCausalLM, pairs: Iterable[tuple[bytes, bytes]])
     """ln P(continuation | before) of every pair, (n,) float64, and whether greedy decoding yields it, (n,) bool.
 
     `before` begins with BOS at the beginning of a document and is never empty. An empty continuation has ln P = 0.
-    Raises NumericalError.
+    Longer ones than a pass are read in blocks, as in `score`. Raises NumericalError.
     """
+    block = None if model.tokenizer is not None else _batch_bytes(model)
     logs: list[float] = []
     greedy: list[bool] = []
 
@@ -291,12 +292,19 @@ def loglikelihoods(model: HNetForCausalLM, pairs: Iterable[tuple[bytes, bytes]])
         for before, continuation in pairs:
             logs.append(0.0)
             greedy.append(True)
-            if continuation:
-                whole = before + continuation
-                yield Stretch(whole[:-1], whole[1:], len(before) - 1, len(logs) - 1, before[:1] == BOS)
+            whole, skip = before + continuation, len(before) - 1
+            if not continuation:
+                continue
+            if block is None or len(whole) <= block:
+                yield Stretch(whole[:-1], whole[1:], skip, len(logs) - 1, before[:1] == BOS)
+                continue
+            for at in range(0, len(whole) - 1, block):
+                targets = whole[at + 1 : at + 1 + block]
+                inner = min(max(0, skip - at), len(targets))
+                yield Stretch(whole[at : at + len(targets)], targets, inner, len(logs) - 1, at == 0, carried=True)
 
     for part in passes(model, items()):
         for stretch, low, high in zip(part.stretches, part.offsets[:-1], part.offsets[1:], strict=True):
-            logs[stretch.owner] = -float(part.nats[low + stretch.skip : high].sum())
-            greedy[stretch.owner] = bool(part.likeliest[low + stretch.skip : high].all())
+            logs[stretch.owner] -= float(part.nats[low + stretch.skip : high].sum())
+            greedy[stretch.owner] &= bool(part.likeliest[low + stretch.skip : high].all())
     return np.array(logs), np.array(greedy)

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -25,13 +23,18 @@ from hnet_cli.evaluation.scoring import loglikelihoods
 from hnet_cli.inference.windows import BOS
 from hnet_cli.modality import Perturbation, begin_text
 from hnet_cli.model import HNetForCausalLM
-from hnet_cli.storage.streams import open_input, shown
+from hnet_cli.storage import open_input, shown
+from hnet_cli.storage.reading import reason
 from hnet_cli.terminal.console import progress
 
 PLACES = ("prompt", "completion", "both")
 """Parts of an item that a perturbation is applied to; BLT takes each as a task of its own and averages."""
-AT_ONCE = 64
-"""Items scored together."""
+AT_ONCE, AT_ONCE_SIZE = 64, 1 << 20
+"""Items scored together, fewer where they are of more characters."""
+MOST_ITEM = 1 << 22
+"""Characters read for the largest item."""
+MOST_BYTES = 64 << 20
+"""Bytes of the largest file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +46,31 @@ class Item:
     answer: int
     """Index of the right ending."""
 
+    @property
+    def size(self) -> int:
+        """Characters that are read to score it: the text once for every ending."""
+        return len(self.text) * len(self.endings) + sum(map(len, self.endings))
+
+    @property
+    def too_large(self) -> str:
+        """A message, for more than `MOST_ITEM`."""
+        return f"an item for which {self.size:,} characters must be read, more than {MOST_ITEM:,}"
+
 
 def read_items(path: Path) -> list[Item]:
     """The items of a file: HellaSwag in six lines each, or JSON lines of HellaSwag, PIQA, ARC, LAMBADA, or `query`,
     `choices`, `gold`. Raises InputError naming the line that cannot be read."""
     with open_input(path) as file:
-        try:
-            text = begin_text(file, shown(path)).read().decode("utf-8")
-            lines = text.replace("\n\ufeff", "\n").replace("\r\n", "\n").split("\n")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: byte {error.start} is not UTF-8") from error
+        content = begin_text(file, shown(path)).read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise InputError(f"{shown(path)} has more than {MOST_BYTES:,} bytes", "give fewer items")
+    try:
+        lines = content.decode("utf-8").replace("\n\ufeff", "\n").replace("\r\n", "\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{shown(path)}: byte {error.start} is not UTF-8") from error
     items = _rows(path, lines) if lines[0].lstrip().startswith("{") else _six_lines(path, lines)
     if not items:
-        raise InputError(f"{path} holds no items", "give JSON lines, or HellaSwag in six lines an item")
+        raise InputError(f"{shown(path)} holds no items", "give JSON lines, or HellaSwag in six lines an item")
     return items
 
 
@@ -65,8 +80,10 @@ def _six_lines(path: Path, lines: list[str]) -> list[Item]:
     for at in range(0, len(lines), 6):
         block = lines[at : at + 6]
         if len(block) < 6 or block[1] not in ("0", "1", "2", "3"):
-            raise InputError(f"{path}, line {at + 2}: not the number 0 to 3 of the right one among four endings")
+            raise InputError(f"{shown(path)}, line {at + 2}: not the number 0 to 3 of the right one among four endings")
         items.append(Item(block[0], tuple(block[2:]), int(block[1])))
+        if items[-1].size > MOST_ITEM:
+            raise InputError(f"{shown(path)}, line {at + 1}: {items[-1].too_large}")
     return items
 
 
@@ -77,7 +94,7 @@ def _rows(path: Path, lines: list[str]) -> list[Item]:
             items += [_item(json.loads(line))] if line.strip() else []
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
             raise InputError(
-                f"{path}, line {number}: no item of a known shape ({type(error).__name__}: {error})",
+                f"{shown(path)}, line {number}: no item of a known shape ({type(error).__name__}: {reason(error)})",
                 "known: query, choices, gold; ctx, endings, label; goal, sol1, sol2, label; question, choices, "
                 "answerKey; context, continuation; text",
             ) from error
@@ -107,13 +124,24 @@ def _item(row: dict[str, Any]) -> Item:
         raise ValueError("the text or an ending is empty or no text")
     for part in (text, *endings):
         part.encode()  # JSON can write half of a surrogate pair
-    return Item(text, tuple(endings), range(len(endings))[answer])
+    item = Item(text, tuple(endings), range(len(endings))[answer])
+    if item.size > MOST_ITEM:
+        raise ValueError(item.too_large)
+    return item
 
 
 def _wikihow(text: str) -> str:
-    """HellaSwag's preprocessing in the harness: WikiHow's brackets are left out."""
-    text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
-    return text.replace("  ", " ")
+    """HellaSwag's preprocessing in the harness: WikiHow's brackets, `\\[.*?\\]`, are left out, each line read once."""
+    lines = text.strip().replace(" [title]", ". ").split("\n")
+    return "\n".join(map(_without_brackets, lines)).replace("  ", " ")
+
+
+def _without_brackets(line: str) -> str:
+    kept, at = [], 0
+    while (begin := line.find("[", at)) >= 0 and (end := line.find("]", begin)) >= 0:
+        kept.append(line[at:begin])
+        at = end + 1
+    return "".join(kept) + line[at:]
 
 
 def perturbed(items: Iterable[Item], name: str, perturb: Perturbation, place: str) -> Iterator[Item]:
@@ -155,8 +183,7 @@ def score_items(
 ) -> Outcome:
     """Score the items; `table` as `Modality.input_table`; `update` gets the number done. Raises NumericalError."""
     rows: list[tuple[float, ...]] = []
-    waiting = iter(items)
-    while batch := list(islice(waiting, AT_ONCE)):
+    for batch in _batches(items):
         pairs = [
             (BOS + item.text.encode().translate(table), (" " + ending).encode().translate(table))
             for item in batch
@@ -175,6 +202,19 @@ def score_items(
             at += len(item.endings)
         update(len(rows))
     return Outcome(*np.array(rows, np.float64).T)
+
+
+def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
+    batch: list[Item] = []
+    size = 0
+    for item in items:
+        if batch and (len(batch) == AT_ONCE or size + item.size > AT_ONCE_SIZE):
+            yield batch
+            batch, size = [], 0
+        batch.append(item)
+        size += item.size
+    if batch:
+        yield batch
 
 
 def figures(outcome: Outcome) -> dict[str, Any]:

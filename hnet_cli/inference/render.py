@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
@@ -100,15 +100,15 @@ def shower(modality: Modality | None) -> Callable[[bytes], str]:
 # -- for programs ------------------------------------------------------------------------------------------------------
 
 
-def _quote(text: str) -> str:
-    """A JSON string that is safe on a terminal."""
-    return UNSAFE_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(text, ensure_ascii=False))
+def json_line(value: Any) -> str:
+    """A value as JSON in its own script, safe on a terminal."""
+    return UNSAFE_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 
 @lru_cache(maxsize=1 << 16)
 def _payload(data: bytes) -> str:
     try:
-        return f'"text": {_quote(data.decode())}'
+        return f'"text": {json_line(data.decode())}'
     except UnicodeDecodeError:
         return f'"bytes": "{base64.b64encode(data).decode()}"'
 
@@ -149,10 +149,10 @@ def _jsonl(windows: Iterable[Window], stages: Sequence[int], modality: Modality 
     for window in windows:
         document = window.document
         record = document.name if modality and modality.records else record_of(document)
-        head = f'{{"source": {_quote(document.source)}, '
-        head += f'"record": {_quote(record)}, ' if record is not None else ""
+        head = f'{{"source": {json_line(document.source)}, '
+        head += f'"record": {json_line(record)}, ' if record is not None else ""
         if modality and modality.converts and isinstance(document, Document):
-            head += f'"encoding": {_quote(document.encoding)}, '
+            head += f'"encoding": {json_line(document.encoding)}, '
         for assemble, count in zip(assemblers, characters, strict=True):
             block = assemble(window)
             if not block.chunks:
@@ -213,7 +213,7 @@ def _own_format(windows: Iterable[Window], stages: Sequence[int], modality: Moda
             document = Document(b"", document.name, document.source, offset=document.offset)
         own = chunks(of_document(first))
         for line in modality.render(document, own, format):
-            yield line + "\n"
+            yield escape(line, keep="\t") + "\n"
         for _ in own:  # what a careless plugin left
             pass
 

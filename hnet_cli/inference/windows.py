@@ -89,7 +89,7 @@ class _Stretch:
 
 def window_of(config: HNetConfig) -> tuple[int, int]:
     """(W, V): the training length if the model's configuration tells and at least 2,048 bytes, and a quarter of it."""
-    width = max(2048, int(config.extra.get("sequence_length") or 0))
+    width = min(max(2048, int(config.extra.get("sequence_length") or 0)), LONGEST_CHUNK)
     return width, width // 4
 
 

@@ -15,27 +15,52 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from hnet_cli import storage
 from hnet_cli.model.settings import (
     AttnConfig,
     Chunker,
     Level,
     Rotary,
     SSMConfig,
+    brief,
     check_keys,
     freeze,
     integer,
     integers,
     parse_layout,
+    real,
     thaw,
 )
 
 BOS = 254
 """The byte before every document in the input of a model; it never occurs in UTF-8."""
 MLP_MULTIPLE = 128
+MOST_CHARACTERS = 1000
+"""Upper limit of the words under "hnet"."""
 SWITCHES = ("rotary", "adapter_width", "network_norms", "residual", "smoothing")
 """Fields of ours that change the network. In a file they stand under "hnet" where they differ from the default."""
 TRANSFORMERS_KEYS = ("model_type", "architectures", "dtype", "transformers_version")
 """Keys that the library `transformers` needs in the file, or adds to it; they say nothing about the model."""
+
+
+EXTRA = {"modality": str, "tokenizer": str, "sequence_length": int, "step": int}
+"""Types of what stands under "hnet" beside the settings of the model, as far as it is read."""
+
+
+def _mapping(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} must be a mapping, got {brief(value)}")
+    return dict(value)
+
+
+def _check_extra(extra: Mapping[str, Any]) -> None:
+    """Raise ValueError for a value of another type than its readers expect."""
+    for name, kind in EXTRA.items():
+        value = extra.get(name)
+        if kind is int and value is not None:
+            integer(value, f"hnet.{name}", 0)
+        elif value is not None and (not isinstance(value, str) or len(value) > MOST_CHARACTERS):
+            raise ValueError(f"hnet.{name} must be a word, got {brief(value)}")
 
 
 @dataclass(frozen=True)
@@ -78,6 +103,7 @@ class HNetConfig:
 
     def __post_init__(self) -> None:
         put = object.__setattr__
+        parse_layout(self.arch_layout)
         put(self, "arch_layout", freeze(self.arch_layout))
         put(self, "d_model", integers(self.d_model, "d_model", 1))
         put(self, "d_intermediate", integers(self.d_intermediate, "d_intermediate", 0))
@@ -96,13 +122,13 @@ class HNetConfig:
         if integer(self.adapter_width, "adapter_width", 0) and not self.num_stages:
             raise ValueError("adapter_width: a model without stages has no adapters")
         if not isinstance(self.tie_embeddings, bool):
-            raise ValueError(f"tie_embeddings must be true or false, got {self.tie_embeddings!r}")
+            raise ValueError(f"tie_embeddings must be true or false, got {brief(self.tie_embeddings)}")
         if not isinstance(self.network_norms, bool):
-            raise ValueError(f"network_norms must be true or false, got {self.network_norms!r}")
+            raise ValueError(f"network_norms must be true or false, got {brief(self.network_norms)}")
         if self.residual not in ("projection", "spacebyte"):
-            raise ValueError(f"residual must be projection or spacebyte, got {self.residual!r}")
+            raise ValueError(f"residual must be projection or spacebyte, got {brief(self.residual)}")
         if self.smoothing not in ("chunks", "input"):
-            raise ValueError(f"smoothing must be chunks or input, got {self.smoothing!r}")
+            raise ValueError(f"smoothing must be chunks or input, got {brief(self.smoothing)}")
         for s, (level, d) in enumerate(zip(levels, self.d_model, strict=True)):
             if s and d < self.d_model[s - 1]:
                 raise ValueError(f"d_model must not shrink inwards: level {s} has {d} after {self.d_model[s - 1]}")
@@ -133,12 +159,10 @@ class HNetConfig:
                     f"chunker {chunker.kind!r} reads bytes: stage 0 only; give a list with one chunker per stage"
                 )
         if self.target_ratios is not None:
-            put = tuple(self.target_ratios)
-            if len(put) != self.num_stages or not all(
-                isinstance(n, int | float) and not isinstance(n, bool) and n > 1 for n in put
-            ):
-                raise ValueError(f"target_ratios needs {self.num_stages} numbers above 1, got {list(put)}")
-            object.__setattr__(self, "target_ratios", tuple(float(n) for n in put))
+            put = tuple(self.target_ratios) if isinstance(self.target_ratios, list | tuple) else ()
+            if len(put) != self.num_stages:
+                raise ValueError(f"target_ratios needs {self.num_stages} numbers above 1, got {brief(list(put))}")
+            object.__setattr__(self, "target_ratios", tuple(real(n, "target_ratios", 1) for n in put))
 
     # -- reading and writing -------------------------------------------------------------------------------------------
 
@@ -147,7 +171,7 @@ class HNetConfig:
         """From the official JSON fields, plus ours under "hnet". Raises ValueError."""
         official = ("arch_layout", "d_model", "d_intermediate", "vocab_size", "ssm_cfg", "attn_cfg", "tie_embeddings")
         data = {key: value for key, value in data.items() if key not in TRANSFORMERS_KEYS}
-        ours = dict(data.get("hnet") or {})
+        ours = _mapping(data.get("hnet") or {}, "hnet")
         check_keys(data, (*official, "hnet"), "the model configuration")
         missing = [k for k in ("arch_layout", "d_model", "d_intermediate", "attn_cfg") if k not in data]
         if missing:
@@ -156,7 +180,7 @@ class HNetConfig:
         for name, kind in (("ssm_cfg", SSMConfig), ("attn_cfg", AttnConfig)):
             part = values.get(name, {})
             if not isinstance(part, Mapping):
-                raise ValueError(f"{name} must be a mapping, got {part!r}")
+                raise ValueError(f"{name} must be a mapping, got {brief(part)}")
             known = [f.name for f in fields(kind)]
             check_keys(part, known, name)
             if kind is AttnConfig and len(part) < len(known):
@@ -168,18 +192,14 @@ class HNetConfig:
             each = chunker if isinstance(chunker, list | tuple) else [chunker] * num_stages
             values["chunkers"] = tuple(Chunker.from_dict(c) for c in each)
         values |= {name: ours.pop(name) for name in SWITCHES if name in ours}
+        _check_extra(ours)
         return cls(**values, target_ratios=ours.pop("target_ratios", None), extra=ours)
 
     @classmethod
     def from_json(cls, path: str | Path) -> HNetConfig:
-        """Raises ValueError (not JSON, or not a configuration) or OSError."""
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from error
-        if not isinstance(data, dict):
-            raise ValueError(f"{path} does not hold a model configuration")
-        return cls.from_dict(data)
+        """Raises ValueError for what is no configuration, FileNotFoundError, DamagedError or StorageError for what is
+        no JSON file."""
+        return cls.from_dict(storage.read_json(path))
 
     def to_dict(self) -> dict[str, Any]:
         """The official fields; "hnet" only where something differs from the official model."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -22,31 +21,56 @@ MOST = 2**31 - 1
 LEAST = {"d_intermediate": 0, "vocab_size": 2, "adapter_width": 0, "rotary_emb_dim": 0, "window_size": -1}
 """Lower limit of integers where it is not 1."""
 MOST_LAYERS = 4096
-"""Upper limit of the layers of a stack."""
+"""Upper limit of the layers of all stacks."""
+MOST_LEVELS = 16
+"""Upper limit of levels."""
+MOST_BLOCK = 1 << 16
+"""Upper limit of the block length of the scan."""
+MOST_WIDTH = 256
+"""Upper limit of the width of the convolution."""
+MOST_REAL = 1e15
+"""Upper limit of numbers that are no integers."""
 
 
 def check_keys(given: Iterable[str], known: Sequence[str], where: str) -> None:
     """Raises ValueError for the first key that is not known, with the nearest one."""
     for key in given:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
+            near = difflib.get_close_matches(str(key)[:60], known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"
-            raise ValueError(f"unknown key {key!r} in {where}{hint}")
+            raise ValueError(f"unknown key {key!r:.60} in {where}{hint}")
 
 
 def integer(value: Any, name: str, least: int) -> int:
     """The value. Raises ValueError, with `name`, for what is no integer of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        raise ValueError(f"{name} must be an integer of at least {least}, got {brief(value)}")
     if value > MOST:
-        raise ValueError(f"{name} must be at most {MOST}, got {value!r:.40}")
+        raise ValueError(f"{name} must be at most {MOST}, got {brief(value)}")
     return value
+
+
+def real(value: Any, name: str, above: float) -> float:
+    """The number. Raises ValueError, with `name`, for what is no number above `above` and at most `MOST_REAL`."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not above < value <= MOST_REAL:
+        raise ValueError(f"{name} must be a number above {above:g} and at most {MOST_REAL:g}, got {brief(value)}")
+    return float(value)
+
+
+def brief(value: Any) -> str:
+    """A value of a file in a message: its beginning, or its type where it has too many parts."""
+    simple = isinstance(value, str | int | float | bool | None)
+    if isinstance(value, list | tuple) and len(value) < 20:
+        simple = all(isinstance(part, str | int | float) for part in value)
+    return f"{value!r:.60}" if simple else f"a {type(value).__name__} of {len(value)}"
 
 
 def integers(value: Any, name: str, least: int) -> tuple[int, ...]:
     """`integer` of every entry of a list."""
     if not isinstance(value, list | tuple):
-        raise ValueError(f"{name} must be a list with one entry per level, got {value!r}")
+        raise ValueError(f"{name} must be a list with one entry per level, got {brief(value)}")
+    if len(value) > MOST_LEVELS:
+        raise ValueError(f"{name} has {len(value)} entries, at most {MOST_LEVELS} levels are supported")
     return tuple(integer(v, f"{name}[{i}]", least) for i, v in enumerate(value))
 
 
@@ -54,11 +78,11 @@ def expand_stack(text: Any) -> str:
     """One letter per layer: "T1m4" -> "Tmmmm". Lower case has no MLP. Raises ValueError for anything else."""
     if not isinstance(text, str) or not _STACK.fullmatch(text):
         raise ValueError(
-            f"bad arch_layout: {text!r} should be letters m, M, t, T each followed by a count, such as 'T1m4'"
+            f"bad arch_layout: {brief(text)} should be letters m, M, t, T each followed by a count, such as 'T1m4'"
         )
     counts = [(letter, int(count)) for letter, count in re.findall(r"([mMtT])([0-9]+)", text)]
     if sum(count for _, count in counts) > MOST_LAYERS:
-        raise ValueError(f"bad arch_layout: {text!r:.40} has more than {MOST_LAYERS} layers in a stack")
+        raise ValueError(f"bad arch_layout: {text!r:.40} has more than {MOST_LAYERS} layers")
     return "".join(letter * count for letter, count in counts)
 
 
@@ -87,21 +111,27 @@ class Level:
 
 def parse_layout(layout: Any) -> tuple[Level, ...]:
     """["m4", ["T1m4", ["T26"], "m4T1"], "m4"] -> one Level per level, outermost first. Raises ValueError."""
-    if not isinstance(layout, list | tuple) or len(layout) not in (1, 3):
-        raise ValueError(
-            f"bad arch_layout {layout!r}: expected [encoder, inner layout, decoder], or [main network] innermost"
-        )
-    if len(layout) == 1:
-        main = expand_stack(layout[0])
-        if not main:
-            raise ValueError(f"bad arch_layout {layout!r}: the main network needs at least one layer")
-        return (Level(main_network=main),)
-    outer, inner, last = layout
-    return (Level(encoder=expand_stack(outer), decoder=expand_stack(last)), *parse_layout(inner))
+    levels: list[Level] = []
+    while True:
+        if not isinstance(layout, list | tuple) or len(layout) not in (1, 3) or len(levels) >= MOST_LEVELS:
+            raise ValueError(
+                f"bad arch_layout {brief(layout)}: expected [encoder, inner layout, decoder], or [main network] "
+                f"innermost, {MOST_LEVELS} levels at most"
+            )
+        if len(layout) == 1:
+            levels.append(Level(main_network=expand_stack(layout[0])))
+            break
+        levels.append(Level(encoder=expand_stack(layout[0]), decoder=expand_stack(layout[2])))
+        layout = layout[1]
+    if not levels[-1].main_network:
+        raise ValueError(f"bad arch_layout {brief(layout)}: the main network needs at least one layer")
+    if sum(len(level.letters) for level in levels) > MOST_LAYERS:
+        raise ValueError(f"bad arch_layout: more than {MOST_LAYERS} layers")
+    return tuple(levels)
 
 
 def freeze(layout: Any) -> Any:
-    """Nested lists as nested tuples."""
+    """Nested lists as nested tuples. The layout has been parsed: it is not deep."""
     return tuple(freeze(part) for part in layout) if isinstance(layout, list | tuple) else layout
 
 
@@ -128,6 +158,9 @@ class SSMConfig:
     def __post_init__(self) -> None:
         for f in fields(self):
             integer(getattr(self, f.name), f"ssm_cfg.{f.name}", LEAST.get(f.name, 1))
+        for name, most in (("chunk_size", MOST_BLOCK), ("d_conv", MOST_WIDTH)):
+            if getattr(self, name) > most:
+                raise ValueError(f"ssm_cfg.{name} must be at most {most}, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -164,9 +197,7 @@ class Rotary:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise ValueError(f"rotary.{f.name} must be a number above 0, got {value!r}")
+            real(getattr(self, f.name), f"rotary.{f.name}", 0)
         if self.factor != 1 and not self.low_freq_factor < self.high_freq_factor:
             raise ValueError("rotary.low_freq_factor must be below rotary.high_freq_factor")
 
@@ -178,7 +209,9 @@ class Rotary:
     def of_levels(cls, levels: Any) -> tuple[Rotary, ...]:
         """From one mapping per level; what is a `Rotary` already stays."""
         if not isinstance(levels, list | tuple) or not all(isinstance(each, Mapping | cls) for each in levels):
-            raise ValueError(f"rotary has a list with a mapping per level, such as {{'base': 10000}}; got {levels!r}")
+            raise ValueError(
+                f"rotary has a list with a mapping per level, such as {{'base': 10000}}; got {brief(levels)}"
+            )
         for each in levels:
             check_keys(each if isinstance(each, Mapping) else (), [f.name for f in fields(cls)], "rotary")
         return tuple(each if isinstance(each, cls) else cls(**each) for each in levels)
@@ -197,8 +230,8 @@ class Chunker:
     def __post_init__(self) -> None:
         kinds = ("learned", "characters", "space", "fixed")
         if self.kind not in kinds:
-            near = difflib.get_close_matches(str(self.kind), kinds, n=1)
-            raise ValueError(f"unknown chunker {self.kind!r}; {f'did you mean {near[0]!r}?' if near else kinds}")
+            near = difflib.get_close_matches(str(self.kind)[:60], kinds, n=1)
+            raise ValueError(f"unknown chunker {brief(self.kind)}; {f'did you mean {near[0]!r}?' if near else kinds}")
         if self.kind == "fixed":
             integer(self.k, "chunker.k", 1)
         elif self.k is not None:
@@ -216,7 +249,7 @@ class Chunker:
     def from_dict(cls, data: Any) -> Chunker:
         """Raises ValueError for what is no mapping of `kind` and `k`."""
         if not isinstance(data, Mapping):
-            raise ValueError(f"a chunker is a mapping such as {{'kind': 'learned'}}, got {data!r}")
+            raise ValueError(f"a chunker is a mapping such as {{'kind': 'learned'}}, got {brief(data)}")
         check_keys(data, ("kind", "k"), "chunker")
         return cls(**data)
 

@@ -8,54 +8,71 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
+import contextlib
 import os
+import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hnet_cli import storage
+from hnet_cli.config.yaml import read
 from hnet_cli.data.figures import named
-from hnet_cli.errors import StorageError
+from hnet_cli.errors import DamagedError, HNetError, StorageError
 from hnet_cli.report.stages import VALIDATION, StageFigures, number, stages_of
+from hnet_cli.storage import shown
+from hnet_cli.storage.jsonl import is_step, lines_of, record_of, records
 
 Record = dict[str, Any]
 EVENTS = "events.jsonl"
+SMALL = 1 << 16
+"""Bytes of the longest file of a few words."""
+LONGEST_WORD = 2000
+"""Characters of the longest text of a record or setting that is shown."""
+MOST_EVENTS = 10_000
+MOST_STAGES = 15
 
 
 def read_metrics(run: Path) -> list[Record]:
     """The records of `metrics.jsonl`, in order; `bytes` is a number in each. Validations of other bytes than the last
     one's are left out."""
-    return comparable([record for record in _lines(run / "metrics.jsonl") if number(record.get("bytes")) is not None])
+    return comparable([record for record in _lines(run / "metrics.jsonl") if _has_bytes(record)])
+
+
+def _has_bytes(record: Record) -> bool:
+    return (count := number(record.get("bytes"))) is not None and count >= 0
 
 
 def _lines(path: Path) -> list[Record]:
-    return [record for line in _text(path).splitlines() if (record := _object(line)) is not None]
+    """The records of a file, without what no record of ours holds: it would take memory for nothing. None of what is
+    no file, or larger than a run's can be: `glance` says so."""
+    with contextlib.suppress(DamagedError):
+        return [_plain(record) for _, record in records(path)]
+    return []
 
 
-def _object(text: str) -> Record | None:
-    """A JSON object; None for anything else, such as a line torn by a kill or still being written."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
+def _plain(record: Record) -> Record:
+    return {key: value for key, value in record.items() if not isinstance(value, dict) and _is_flat(value)}
+
+
+def _is_flat(value: Any) -> bool:
+    return not isinstance(value, list) or not any(isinstance(part, list | dict) for part in value)
 
 
 def _text(path: Path) -> str:
+    """The content of a small file of words; empty where there is none or it is something else."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, NotADirectoryError):
+        return storage.read_text(path, SMALL, errors="replace")
+    except (FileNotFoundError, DamagedError):
         return ""
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}") from error
 
 
 def step_of(record: Record) -> int:
     """The step of a record; 0 where it has none."""
-    return int(number(record.get("step")) or 0)
+    step = record.get("step", 0)
+    return int(step) if is_step(step) else 0
 
 
 def series(records: Iterable[Record], key: str) -> tuple[list[float], list[float]]:
@@ -105,15 +122,16 @@ class Event:
 def read_events(run: Path, records: Sequence[Record]) -> list[Event] | None:
     """The events of a run, ascending by step, placed by the `records` of its metrics; None for a run without the file,
     recorded before there was one."""
-    if not (run / EVENTS).is_file():
+    if not os.path.lexists(run / EVENTS):
         return None
     steps, events = [step_of(record) for record in records], []
-    for line in _lines(run / EVENTS):
+    for line in _lines(run / EVENTS)[-MOST_EVENTS:]:
         documents, step = line.get("documents"), step_of(line)
-        which = f"documents {', '.join(map(str, documents))}" if isinstance(documents, list) and documents else ""
+        named = [str(number) for number in documents if is_step(number)] if isinstance(documents, list) else []
+        which = f"documents {', '.join(named[:MOST_EVENTS])}" if named else ""
         at = min(bisect_left(steps, step), len(records) - 1)
-        text = "; ".join(filter(None, (str(line.get("text") or ""), which)))
-        events.append(Event(str(line.get("kind")), step, float(records[at]["bytes"]) if records else 0.0, text))
+        text = "; ".join(filter(None, (_word(line, "text") or "", which)))
+        events.append(Event(_word(line, "kind") or "", step, float(records[at]["bytes"]) if records else 0.0, text))
     return sorted(events, key=lambda event: event.step)
 
 
@@ -142,21 +160,27 @@ class Sample:
 def read_samples(run: Path) -> list[Sample]:
     """The lines of `samples.jsonl` that can be read."""
     samples = []
-    for line in _lines(run / "samples.jsonl"):
-        probe, sample = _sketch(line.get("probe")), _sketch(line.get("sample"))
-        if probe or sample:
-            samples.append(Sample(step_of(line), number(line.get("bytes")) or 0.0, probe, sample))
+    with contextlib.suppress(DamagedError):
+        for _, line in records(run / "samples.jsonl"):
+            probe, sample = _sketch(line.get("probe")), _sketch(line.get("sample"))
+            if probe or sample:
+                samples.append(Sample(step_of(line), number(line.get("bytes")) or 0.0, probe, sample))
     return samples
 
 
 def _sketch(fields: Any) -> Sketch | None:
     try:
         data, prompt = (base64.b64decode(fields.get(key) or "", validate=True) for key in ("base64", "prompt"))
-        depth = [int(d) for d in fields.get("depth") or []][: len(data)]
-        probability = [[number(p) for p in row] for row in fields.get("probability") or []]
+        depth = [d if type(d) is int and 0 <= d <= MOST_STAGES else 0 for d in fields.get("depth") or []][: len(data)]
+        rows = list(fields.get("probability") or [])[:MOST_STAGES]
+        probability = [[_share(p) for p in row[: len(data)]] for row in rows]
     except (AttributeError, TypeError, ValueError, binascii.Error):
         return None
     return Sketch(data, depth + [0] * (len(data) - len(depth)), probability, prompt) if data else None
+
+
+def _share(value: Any) -> float | None:
+    return share if (share := number(value)) is not None and 0 <= share <= 1 else None
 
 
 # -- a run at a glance -------------------------------------------------------------------------------------------------
@@ -207,7 +231,10 @@ def is_run(path: Path) -> bool:
     """True for the folder of a run; a model folder has a config too, but of another form. So is one that nobody may
     look into: it is listed as damaged."""
     try:
-        return (path / "config.yaml").is_file() or (path / "metrics.jsonl").is_file()
+        os.lstat(path / "config.yaml")
+        return True
+    except (FileNotFoundError, NotADirectoryError):
+        return os.path.lexists(path / "metrics.jsonl")
     except OSError:
         return True
 
@@ -215,22 +242,19 @@ def is_run(path: Path) -> bool:
 def find(folder: Path) -> list[Path]:
     """The runs in a folder, by name."""
     try:
-        return sorted(path for path in folder.iterdir() if path.is_dir() and is_run(path))
+        return sorted(Path(entry.path) for entry in os.scandir(folder) if is_run(Path(entry.path)))
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise StorageError(f"cannot read {folder}: {error.strerror}") from error
+        raise StorageError(f"cannot read {shown(folder)}: {error.strerror}") from error
 
 
 def read_config(run: Path) -> dict[str, Any] | None:
     """`config.yaml` as it stands; None where it cannot be read."""
-    import yaml
-
     try:
-        config = yaml.load(_text(run / "config.yaml"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (yaml.YAMLError, RecursionError, ValueError):
+        return read(run / "config.yaml", "configuration")
+    except HNetError:
         return None
-    return config if isinstance(config, dict) else None
 
 
 def data_of(run: Path, data: object) -> Path | None:
@@ -252,8 +276,10 @@ def stored_path(data: Path, run: Path) -> str:
 
 def dataset_of(run: Path, config: dict[str, Any]) -> dict[str, Any]:
     """`dataset.json` of the data a run was trained on; empty where it is no longer there."""
-    data = data_of(run, config.get("data"))
-    return (_object(_text(data / "dataset.json")) if data else None) or {}
+    if (data := data_of(run, config.get("data"))) is not None:
+        with contextlib.suppress(FileNotFoundError, DamagedError):
+            return storage.read_json(data / "dataset.json", storage.LARGE)
+    return {}
 
 
 def bytes_of(record: Mapping[str, Any]) -> str:
@@ -307,7 +333,10 @@ def sample_of(record: Mapping[str, Any]) -> str:
 def glance(run: Path) -> Glance:
     """A run at a glance. One that cannot be read, whatever is wrong with it, is damaged: the others are still shown."""
     try:
-        return _glance(run)
+        try:
+            return _glance(run, lines_of(run / "metrics.jsonl"))
+        except DamagedError as error:
+            return replace(_glance(run, []), state="damaged", about=str(error))
     except Exception as error:
         about = str(error) or type(error).__name__
         nothing: dict[str, Any] = dict.fromkeys(
@@ -317,17 +346,17 @@ def glance(run: Path) -> Glance:
         return Glance(run.name, run, "damaged", about, **numbers, **nothing)
 
 
-def _glance(run: Path) -> Glance:
+def _glance(run: Path, lines: list[str]) -> Glance:
     """Only the lines of `metrics.jsonl` that are needed are parsed."""
     config = read_config(run)
     train = (config or {}).get("train")
     steps = train.get("steps") if isinstance(train, dict) else None
     files = run / "metrics.jsonl", run / "config.yaml"
-    lines = _text(files[0]).splitlines()
-    tail = [record for line in lines[-20:] if (record := _object(line))]
-    logged = [record for record in tail if "bpb" in record][-1:]
-    validations = (_object(line) or {} for line in lines if '"val_bpb"' in line)
-    scored = comparable([record for record in validations if number(record.get("val_bpb")) is not None])
+    tail = [_plain(record) for line in lines[-20:] if (record := record_of(line))]
+    logged = [record for record in tail if number(record.get("bpb")) is not None][-1:]
+    validations = (_plain(record_of(line) or {}) for line in lines if '"val_bpb"' in line)
+    scored = [record for record in validations if number(record.get("val_bpb")) is not None and _has_bytes(record)]
+    scored = comparable(scored)
     last = max((*tail, *scored[-1:]), key=lambda r: number(r.get("bytes")) or 0.0, default={})
     stages = [stages_of(r) for r in logged] + [stages_of(r, VALIDATION) for r in scored[-1:]]
     state, about = _state(run, config, step_of(last), steps)
@@ -335,7 +364,7 @@ def _glance(run: Path) -> Glance:
     if isinstance(about_model.get("made"), dict):
         made = about_model["made"]
     return Glance(
-        name=run.resolve().name,
+        name=os.path.basename(os.path.realpath(run)),
         path=run,
         state=state,
         about=about,
@@ -343,16 +372,16 @@ def _glance(run: Path) -> Glance:
         modality=_word(about_model, "modality") or _word(dataset_of(run, config or {}), "modality"),
         data=_word(config, "data"),
         step=step_of(last),
-        steps=steps if isinstance(steps, int) else None,
+        steps=steps if is_step(steps) else None,
         bytes=number(last.get("bytes")) or 0.0,
-        bpb_best=min((r["val_bpb"] for r in scored), default=None),
-        bpb_last=scored[-1]["val_bpb"] if scored else None,
+        bpb_best=min((float(r["val_bpb"]) for r in scored), default=None),
+        bpb_last=float(scored[-1]["val_bpb"]) if scored else None,
         stages=[stage for stage in stages[-1] if stage.bytes_per_chunk is not None] if stages else [],
         bytes_per_s=number(logged[0].get("bytes_per_s")) if logged else None,
         held_out=bytes_of(scored[-1]) if scored else "",
         sample=_sample(scored[-1], _word(config, "data")) if scored else "",
         made=made,
-        when=max((file.stat().st_mtime for file in files if file.exists()), default=0.0),
+        when=max(map(_changed, files)),
     )
 
 
@@ -361,26 +390,44 @@ def _sample(record: Record, data: str | None) -> str:
     return sample_of(record) if record.get("val_sample") else f"{data}: {sample_of(record)}"
 
 
+def _changed(file: Path) -> float:
+    """When a file was written last; 0 where there is none, or never in our time."""
+    try:
+        when = file.stat().st_mtime
+    except (OSError, ValueError):
+        return 0.0
+    return when if 0 <= when < 1e11 else 0.0
+
+
 def _word(config: dict[str, Any] | None, key: str) -> str | None:
     value = (config or {}).get(key)
-    return str(value) if value else None
+    return value[:LONGEST_WORD] if value and isinstance(value, str) else None
+
+
+def _newest(run: Path) -> str:
+    """The checkpoint that `latest` names; empty where it names none."""
+    return match[0] if (match := re.match(r"step-[0-9]{8,18}(?=\s*$)", _text(run / "latest"))) else ""
 
 
 def _about(run: Path) -> dict[str, Any]:
     """The `hnet` entry of the newest checkpoint's `config.json`; empty where there is none."""
-    newest = _text(run / "latest").strip()
-    extra = (_object(_text(run / "checkpoints" / newest / "config.json")) or {}).get("hnet") if newest else None
-    return extra if isinstance(extra, dict) else {}
+    if newest := _newest(run):
+        with contextlib.suppress(FileNotFoundError, DamagedError):
+            extra = storage.read_json(run / "checkpoints" / newest / "config.json").get("hnet")
+            return extra if isinstance(extra, dict) else {}
+    return {}
 
 
 def _state(run: Path, config: dict[str, Any] | None, step: int, steps: Any) -> tuple[str, str]:
     if holder := storage.lock_holder(run):
         return "running", holder
-    if config is None or not isinstance(steps, int):
+    if config is None or not is_step(steps):
         return "damaged", "config.yaml cannot be read"
-    newest = _text(run / "latest").strip()
+    newest = _newest(run)
     if newest and not (run / "checkpoints" / newest / "model.safetensors").is_file():
         return "damaged", f"the checkpoint {newest} is missing"
+    if not newest and os.path.lexists(run / "latest"):
+        return "damaged", "latest names no checkpoint"
     if newest and not step:
         return "damaged", "metrics.jsonl cannot be read"
     return ("finished", "") if step >= steps else ("stopped", ending(run))
@@ -389,4 +436,4 @@ def _state(run: Path, config: dict[str, Any] | None, step: int, steps: Any) -> t
 def ending(run: Path) -> str:
     """Return the reason a run stopped before its last step, from its last event; "" if none is recorded."""
     last = (_lines(run / EVENTS) or [{}])[-1]
-    return str(last.get("text") or "") if last.get("kind") in ("stopped", "failed") else ""
+    return (_word(last, "text") or "") if last.get("kind") in ("stopped", "failed") else ""

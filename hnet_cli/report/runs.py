@@ -113,7 +113,7 @@ def _list(runs: Sequence[Glance]) -> Table:
         made = table(*columns)
         made.columns[0].no_wrap = True
         for column in made.columns:
-            column.justify = "left" if column.header in ("run", "preset", "data", "state") else "right"
+            column.justify = "left" if str(column.header) in ("run", "preset", "data", "state") else "right"
         for row in rows:
             made.add_row(*(literal(row[name]) for name in columns))
         if fits(made) or not (name := next(spare, "")):

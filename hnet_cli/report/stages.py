@@ -8,13 +8,10 @@ from dataclasses import dataclass, fields
 from itertools import count
 from typing import Any
 
+from hnet_cli.storage.jsonl import number
+
 VALIDATION = "val_"
 """Prefix of the keys of a validation."""
-
-
-def number(value: Any) -> float | None:
-    """A number of a record, which may come from anywhere; None for anything else, not finite or absurdly large."""
-    return float(value) if isinstance(value, int | float) and abs(value) < 1e30 else None
 
 
 def stage_key(stage: int, name: str, prefix: str = "") -> str:

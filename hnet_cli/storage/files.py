@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from hnet_cli.errors import BusyError, HNetError, StorageError
-from hnet_cli.storage.streams import shown
+from hnet_cli.storage.reading import open_file
+from hnet_cli.storage.streams import READ_BYTES, shown
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_CREATABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP}
@@ -291,6 +292,9 @@ def fsync(path: Path, flags: int = os.O_RDONLY) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Hexadecimal SHA-256 of a regular file. Raises as `open_file`."""
+    digest = hashlib.sha256()
+    with open_file(path) as file:
+        while block := file.read(READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

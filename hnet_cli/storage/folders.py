@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
-import json
 import os
 import re
 import secrets
@@ -27,6 +26,7 @@ from hnet_cli.storage.files import (
 )
 from hnet_cli.storage.held import HeldFile
 from hnet_cli.storage.lock import FolderLock
+from hnet_cli.storage.reading import json_object
 from hnet_cli.storage.streams import shown
 
 MANIFEST = "manifest.json"
@@ -183,13 +183,13 @@ def read_manifest(path: Path, folder: int | None = None) -> dict[str, Any]:
         if held.size > MANIFEST_LIMIT:
             raise ValueError
         text = held.read(0, held.size)
-        manifest = json.loads(text)
+        manifest = json_object(text, file)
         entries = manifest["files"].items()
         if (version := manifest["format"]) != MANIFEST_FORMAT:
             raise DamagedError(
-                f"{shown(file)} has format {version!r}; this version of hnet reads {MANIFEST_FORMAT}", "update hnet"
+                f"{shown(file)} has format {version!r:.40}; this version of hnet reads {MANIFEST_FORMAT}", "update hnet"
             )
-        sound = all(isinstance(e["size"], int) and isinstance(e["sha256"], str) and _inside(n) for n, e in entries)
+        sound = all(_is_size(e["size"]) and isinstance(e["sha256"], str) and _inside(n) for n, e in entries)
         # There is no digest of the manifest, but nothing in it, spaces included, may be other than it must.
         known = not manifest.keys() - _KEYS and manifest.get("kind") in _KINDS and manifest.get("version", 1) == 1
         written = known and text == json_bytes(manifest)
@@ -234,6 +234,10 @@ def _refuse_existing(target: Path, overwrite: bool, kind: str | None) -> bool:
             "move that to another place, or choose another name",
         )
     return True
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
 
 
 def _inside(name: str) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hnet_cli.errors import DamagedError, StorageError
-from hnet_cli.storage.streams import shown
+from hnet_cli.storage.streams import kernel_devices, shown
 
 BLOCK = 1 << 20
 """Bytes read at once."""
@@ -33,12 +33,12 @@ class HeldFile:
         except (FileNotFoundError, NotADirectoryError) as error:
             raise DamagedError(f"{shown(path)} is missing") from error
         except OSError as error:
-            if error.errno in (errno.ENXIO, errno.ELOOP):
+            if error.errno in (errno.ENXIO, errno.ELOOP, errno.ENAMETOOLONG):
                 raise DamagedError(f"{shown(path)} is not a file") from error
             raise StorageError(f"cannot read {shown(path)}: {error.strerror}") from error
         self.close = weakref.finalize(self, os.close, self._descriptor)
         status = os.fstat(self._descriptor)
-        if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(status.st_mode) or status.st_dev in kernel_devices():
             raise DamagedError(f"{shown(path)} is not a file")
         self.size = status.st_size
         self.seen = status.st_mtime_ns, status.st_size

@@ -11,6 +11,7 @@ import os
 import stat
 import zlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -48,12 +49,21 @@ def open_raw(path: Path) -> BinaryIO:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         raise read_error(error, name) from error
-    mode = os.fstat(descriptor).st_mode
-    if stat.S_ISREG(mode):
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode) and status.st_dev not in kernel_devices():
         return cast(BinaryIO, _RawFile(open(descriptor, "rb", buffering=0), name))
     os.close(descriptor)
-    kind = "a folder" if stat.S_ISDIR(mode) else "a device, pipe or socket"
+    kind = "a device, pipe or socket"
+    if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "something of the system's kernel"
     raise InputError(f"{name} is {kind}, not a file")
+
+
+@cache
+def kernel_devices() -> set[int]:
+    """Devices of the file systems whose files are no files: reading one may hang, never end or change something."""
+    places = ("/proc", "/sys")
+    return {os.stat(place).st_dev for place in places if os.path.ismount(place)}
 
 
 def read_error(error: Exception, name: str) -> InputError | StorageError:
@@ -115,6 +125,12 @@ class _RawFile(RawReader):
     def __init__(self, file: io.FileIO, name: str) -> None:
         super().__init__(cast(BinaryIO, file))
         self._name = name
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
+    def seekable(self) -> bool:
+        return True
 
     def seek(self, position: int, whence: int = 0) -> int:
         return self.stream.seek(position, whence)

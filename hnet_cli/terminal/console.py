@@ -11,10 +11,11 @@ from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
+from rich.errors import MarkupError
 from rich.markup import escape as escape_markup
-from rich.markup import render as render_markup
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from hnet_cli.modality import escape
 
@@ -49,15 +50,31 @@ def literal(text: object) -> str:
 def say(text: str, *, verbose: bool = False) -> None:
     """A line for the user. Rich markup is read, so what comes from data goes through `literal`."""
     if _verbosity >= (1 if verbose else 0):
-        console.print(text, soft_wrap=True)
+        console.print(_safe(text), soft_wrap=True)
+
+
+def _safe(text: str) -> Text:
+    """Markup without control characters; as it stands where it is none, for then it is not ours alone."""
+    try:
+        return Text.from_markup(escape(text), emoji=False)
+    except MarkupError:
+        return Text(escape(text))
+
+
+class SafeTable(Table):
+    """A table whose cells are `_safe`."""
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        super().add_row(*(_safe(cell) if isinstance(cell, str) else cell for cell in cells), **options)
 
 
 def table(*columns: str, title: str | None = None) -> Table:
     """A plain table in the house style: first column left, the others right."""
-    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
-    made.min_width = cell_len(render_markup(title, emoji=False).plain) if title else None  # a title is not broken
+    heading = _safe(title) if title else None
+    made = SafeTable(title=heading, title_justify="left", box=None, pad_edge=False, header_style="dim")
+    made.min_width = cell_len(heading.plain) if heading else None  # a title is not broken
     for index, column in enumerate(columns):
-        made.add_column(column, justify="left" if index == 0 else "right")
+        made.add_column(_safe(column), justify="left" if index == 0 else "right")
     return made
 
 
@@ -69,8 +86,9 @@ def show(renderable: Any) -> None:
 
 def show_data(renderable: Any) -> None:
     """Print a table or a line on standard output; on a terminal as wide as it is, else unwrapped."""
+    renderable = _safe(renderable) if isinstance(renderable, str) else renderable
     with (data := _standard_output()).capture() as text:
-        data.print(renderable, soft_wrap=not sys.stdout.isatty() and isinstance(renderable, str))
+        data.print(renderable, soft_wrap=not sys.stdout.isatty() and isinstance(renderable, Text))
     print("\n".join(line.rstrip() for line in text.get().splitlines()))
 
 

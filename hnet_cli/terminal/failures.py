@@ -13,6 +13,8 @@ from hnet_cli.terminal.process import Terminated
 
 GLOBAL = ("--threads", "--verbose", "-v", "--quiet", "-q", "--version")
 """Options of `hnet` itself."""
+LONGEST = 4000
+"""Characters of a message that are printed: it may quote a file."""
 
 
 def report(error: BaseException) -> int:
@@ -27,11 +29,12 @@ def report(error: BaseException) -> int:
         print(f"hnet: {error}", file=sys.stderr)
         return 128 + error.number
     if is_verbose() and not hasattr(error, "format_message"):
-        traceback.print_exception(error)
+        print(escape("".join(traceback.format_exception(error))), file=sys.stderr)
     shown = _user_error(error)
     message = f"{shown} ({shown.hint})" if shown.hint else str(shown)
     if message:  # else another rank of the run prints it
-        print(f"hnet: {escape(' '.join(message.split()))}", file=sys.stderr)
+        line = escape(" ".join(message[:LONGEST].split()))
+        print(f"hnet: {line}{'...' * (len(message) > LONGEST)}", file=sys.stderr)
     return shown.exit_code
 
 

@@ -286,7 +286,7 @@ class _Trainer:
             for name in ("metrics.jsonl", "samples.jsonl")
         )
         self.events.open(self.state.step)
-        self.last: dict[str, Any] = next((record for record in reversed(self.metrics.kept) if "val_bpb" in record), {})
+        self.last: dict[str, Any] = self.metrics.last("val_bpb")
 
     def _compare_with_before(self) -> None:
         """Begin the best anew where validations now read other bytes; remember the rate that the run ended with."""
@@ -299,8 +299,8 @@ class _Trainer:
                 "before: earlier figures are no longer compared with, and the best begins anew"
             )
             self.listen("warning", {"message": message})
-        rates = [(record["step"], record["lr"]) for record in self.metrics.kept[-1000:] if "lr" in record]
-        self.ended = rates[-1] if rates else None
+        logged = self.metrics.last("lr")
+        self.ended = (logged["step"], logged["lr"]) if logged else None
 
     def _write_config(self) -> None:
         storage.write_text(self.run / "config.yaml", to_yaml(self.config))

@@ -83,7 +83,7 @@ def choose(
     here = this_machine(world.device(device), world.local_size)
     if resume and run is None and preset is None and data is None and (newest := _newest_run()) is not None:
         run = newest.path
-        say(f"Run: [bold]{literal(run)}[/] ({newest.state} {ago(newest.when)}; --run names another)")
+        say(f"Run: [bold]{literal(run)}[/] ({literal(newest.state)} {ago(newest.when)}; --run names another)")
     config = resolve(preset, settings) if preset is not None else None
     if resume and run is not None:
         config = _stored(run, config, settings)
@@ -98,7 +98,10 @@ def choose(
     if config is None:
         preset = modality.get(dataset.modality).presets["nano" if here.device == "cpu" else "small"]
         config = resolve(preset, settings)
-        say(f"Preset: [bold]{preset}[/] (the default for {dataset.modality} on {here.device})")
+        say(
+            f"Preset: [bold]{literal(preset)}[/] (the default for {literal(dataset.modality)} on "
+            f"{literal(here.device)})"
+        )
     if run is None:
         run = Path("runs") / f"{data.resolve().name}-{config.name}"
         say(f"Run: [bold]{literal(run)}[/]")
@@ -120,7 +123,7 @@ def _say_micro_batches(config: RunConfig) -> None:
     weights = [value for _, value in weight] if isinstance(weight, list) else [weight]
     matters = any(chunker.learned for chunker in config.model.chunkers) and max(weights) > 0
     note = "; the ratio loss is computed from each, so another number makes another step" if matters else ""
-    say(f"Micro-batches: [bold]{train.pieces}[/] of {size(train.batch_bytes // train.pieces)}{note}")
+    say(f"Micro-batches: [bold]{train.pieces:,}[/] of {size(train.batch_bytes // train.pieces)}{literal(note)}")
 
 
 def _stored(run: Path, given: RunConfig | None, settings: list[str]) -> RunConfig:
@@ -208,8 +211,8 @@ def warn_of_repetition(plan: Plan) -> None:
     if total > MAX_EPOCHS * available:
         say(
             f"[yellow]note:[/] {train.steps:,} steps read the {size(available)} of data {total / available:,.0f} "
-            f"times; beyond about {MAX_EPOCHS} times a model learns them by heart. Give more data, or --set "
-            f"train.steps={max(1, MAX_EPOCHS * available // train.batch_bytes)}."
+            f"times; beyond about {MAX_EPOCHS:,} times a model learns them by heart. Give more data, or --set "
+            f"train.steps={max(1, MAX_EPOCHS * available // train.batch_bytes):d}."
         )
 
 
@@ -254,7 +257,7 @@ def describe(plan: Plan, as_json: bool, minutes: float | None = None) -> None:
     else:
         _describe(plan, data)
         if plan.machine.device == "cpu" and (busy := meter.note()):
-            say(f"[yellow]busy machine:[/] {busy}; without it this would be faster")
+            say(f"[yellow]busy machine:[/] {literal(busy)}; without it this would be faster")
         if "seconds" in data and minutes is not None:
             steps = max(1, round(data["steps"] * 60 * minutes / data["seconds"]))
             say(f"In {minutes:g} minutes about {steps:,} of these steps.")
@@ -274,14 +277,14 @@ def _describe(plan: Plan, data: dict[str, Any]) -> None:
     say(
         f"Memory: {data['memory_needed'] / GIB:.1f} GiB needed ({data['memory_worst'] / GIB:.1f} where every byte is a "
         f"chunk), {data['memory_free'] / GIB:.1f} GiB free on "
-        f"{data['device']} ({plan.machine.name})."
+        f"{literal(data['device'])} ({literal(plan.machine.name)})."
     )
     times = f"{data['epochs']:.1f} times the data"
     if plan.ranks > 1:
         say(
-            f"{plan.ranks} ranks, {train.pieces // plan.ranks} micro-batches each; the model is "
-            f"{'divided among them' if plan.shares > 1 else 'copied on each'}."
+            f"{plan.ranks:,} ranks, {train.pieces // plan.ranks:,} micro-batches each; the model is "
+            f"{literal('divided among them' if plan.shares > 1 else 'copied on each')}."
         )
-    say(f"{train.steps:,} steps of {size(train.batch_bytes)}: {size(data['bytes'])}, {times}.")
+    say(f"{train.steps:,} steps of {size(train.batch_bytes)}: {size(data['bytes'])}, {literal(times)}.")
     if "seconds" in data:
         say(f"About {size(data['bytes_per_s'])}/s here: {duration(data['seconds'])}.")

@@ -84,7 +84,7 @@ def attend(
         if plan.machine.device == "cpu" and (busy := meter.note()):
             screen.log(f"busy machine: {busy}")
             if not brief:
-                say(f"[yellow]busy machine:[/] {busy}, so this takes longer")
+                say(f"[yellow]busy machine:[/] {literal(busy)}, so this takes longer")
         try:
             return run(listen=screen.hear, show=screen.show_part)
         except BusyError:
@@ -137,7 +137,8 @@ class _Screen:
             bits, chunks = f"{record['val_bpb']:.3f}", _chunks(record, VALIDATION)
             on = history.bytes_of(record)
             if not self.brief:
-                say(f"step {record['step']:>6}  validation [bold]{bits}[/] bits per byte on {on}  {chunks}")
+                where = f"{literal(on)}  {literal(chunks)}"
+                say(f"step {record['step']:>6d}  validation [bold]{literal(bits)}[/] bits per byte on {where}")
             self.log(f"step {record['step']}  validation {bits} bits per byte on {on}  {chunks}")
             self.report()
         elif kind == "shortened":
@@ -149,7 +150,7 @@ class _Screen:
             self.log(f"step {record['step']}  saved")
         elif kind == "resume":
             changed = "".join(f"; {change}" for change in record["changed"])
-            say(f"Going on from step {record['step']} ({literal(record['folder'] + changed)}).")
+            say(f"Going on from step {record['step']:d} ({literal(record['folder'] + changed)}).")
             self.log(f"going on from step {record['step']}{changed}")
             if not self.limited and self.steps is not None and record["step"] >= self.steps:
                 say(f"It is finished: all {record['step']:,} steps are done. --set train.steps=N goes further.")
@@ -221,9 +222,9 @@ def finish(plan: Plan, result: Result) -> None:
     for name, value in history.beside(result.last, plan.dataset).items():
         rows.add_row(name, f"{value:.3f}")
     show(rows)
-    run = literal(shlex.quote(str(plan.run)))
+    run = shlex.quote(str(plan.run))
     say(f"Done in {duration(result.seconds)}. Report: {literal(page)}")
     if plan.config.tokenizer:
-        say(f"Next: hnet eval {run}")  # tokens are neither sampled byte by byte nor learned chunks
+        say(f"Next: hnet eval {literal(run)}")  # tokens are neither sampled byte by byte nor learned chunks
     else:
-        say(f"Next: hnet sample {run}    hnet segment --model {run} FILE")
+        say(f"Next: hnet sample {literal(run)}    hnet segment --model {literal(run)} FILE")

@@ -16,9 +16,8 @@ import torch
 
 from hnet_cli import provenance, storage
 from hnet_cli.checkpoints import llama
-from hnet_cli.checkpoints.convert import Weights
 from hnet_cli.checkpoints.llama import TokenModel
-from hnet_cli.checkpoints.model_folder import MODEL_TYPE
+from hnet_cli.checkpoints.model_folder import MODEL_TYPE, Weights
 from hnet_cli.checkpoints.safetensors_file import write_safetensors
 from hnet_cli.checkpoints.torch_file import Stored
 from hnet_cli.checkpoints.training_state import SETTINGS

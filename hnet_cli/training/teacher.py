@@ -76,9 +76,10 @@ class Teacher:
             )
         table = HeldFile(folder / TABLE)
         table.verify(storage.verify_folder(folder, (TOKENIZER,))["files"].get(TABLE, {"size": 0}))
-        self.tokenizer = Tokenizer((folder / TOKENIZER).read_text(encoding="utf-8"), folder / TOKENIZER)
-        if (embeddings := open_safetensors(table).get("embeddings")) is None:
-            raise DamagedError(f"{shown(folder / TABLE)} is damaged: it holds no embeddings")
+        self.tokenizer = Tokenizer(storage.read_text(folder / TOKENIZER, storage.TOKENIZER), folder / TOKENIZER)
+        embeddings = open_safetensors(table).get("embeddings")
+        if embeddings is None or len(embeddings.shape) != 2 or embeddings.shape[0] < self.tokenizer.size:
+            raise DamagedError(f"{shown(folder / TABLE)} is damaged: it does not hold an embedding of every token")
         self.table: Tensor = embeddings.read()
         self.scale = float(self.table.float().square().sum(-1).mean())
 
@@ -115,6 +116,6 @@ def keep(source: Path, run: Path) -> None:
     storage.verify_folder(source, FILES)
     with storage.staged_folder(run / "teacher", overwrite=True, manifest={"kind": "teacher"}) as folder:
         for name in FILES:
-            with storage.NewFile(folder / name) as new, open(source / name, "rb") as old:
+            with storage.NewFile(folder / name) as new, storage.open_file(source / name) as old:
                 while block := old.read(1 << 24):
                     new.write(block)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hnet_cli.errors import EnvironmentLimit
 from hnet_cli.report.stages import VALIDATION
-from hnet_cli.terminal.console import say
+from hnet_cli.terminal.console import literal, say
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -43,7 +43,10 @@ class Board:
             self._write(self._writer, kind, record)
         except OSError as error:
             self._make = self._writer = None
-            say(f"[yellow]warning:[/] TensorBoard's events cannot be written ({error.strerror}); training goes on")
+            say(
+                f"[yellow]warning:[/] TensorBoard's events cannot be written ({literal(error.strerror)}); "
+                "training goes on"
+            )
 
     def _write(self, writer: SummaryWriter, kind: str, record: dict[str, Any]) -> None:
         step = record["step"]

@@ -55,7 +55,10 @@ def seconds_per_byte(
         faster = alone < (1 - TOLERANCE) * best
         threads.use(1 if faster else number)
         if faster:
-            say(f"1 thread is used: it is {best / alone:.1f} times as fast here as {number} (hnet --threads {number}).")
+            say(
+                f"1 thread is used: it is {best / alone:.1f} times as fast here as {number:d} "
+                f"(hnet --threads {number:d})."
+            )
             best = alone
     return best / (rows * length)
 

@@ -57,7 +57,7 @@ class Watch:
     def _spike(self, loss: float) -> str:
         memory = self.memory
         count, mean, variance = (memory.get(f"loss_{key}", 0.0) for key in ("count", "mean", "variance"))
-        sigma = max(math.sqrt(variance), LEAST_SIGMA * abs(mean))
+        sigma = max(math.sqrt(max(variance, 0.0)), LEAST_SIGMA * abs(mean))
         limit = mean + SPIKE_SIGMAS * sigma if count >= PATIENCE else math.inf
         begins = loss > limit and not memory.get("spike")
         memory["spike"] = float(loss > limit or (bool(memory.get("spike")) and loss > mean + SPIKE_SIGMAS / 2 * sigma))

@@ -331,3 +331,16 @@ def test_without_transformers_the_extra_is_named() -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "transformers 5 is not installed" in run.stderr
     assert run.returncode != 0
+
+
+@pytest.mark.parametrize("dtype", [None, "bf16"])
+def test_numbers_that_are_not_finite_are_converted_with_a_warning(
+    tmp_path: Path, config_file: Path, dtype: str | None
+) -> None:
+    state = weights()
+    for name, value in zip(list(state)[:2], (float("nan"), float("inf")), strict=True):
+        state[name].view(-1)[0] = value
+    save_file(state, tmp_path / "nan.safetensors")
+    with pytest.warns(UserWarning, match=rf"2 of the {len(state)} tensors .* not finite"):
+        convert(tmp_path / "nan.safetensors", tmp_path / "out", config_file, dtype=dtype)
+    assert len(load_file(tmp_path / "out/model.safetensors")) == len(state)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import struct
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from strangerkit import KINDS, changed
 
-from hnet_cli.checkpoints.safetensors_file import open_safetensors, write_safetensors
+from hnet_cli.checkpoints.safetensors_file import elements, open_safetensors, write_safetensors
 from hnet_cli.errors import DamagedError
 from hnet_cli.storage import HeldFile, NewFile
 
@@ -104,3 +107,24 @@ def test_a_file_that_changes_before_it_is_read(tmp_path: Path) -> None:
     os.utime(tmp_path / "written", (1, 1))
     with pytest.raises(DamagedError, match="was written to"):
         [stored.read() for stored in written.values()]
+
+
+def test_a_header_of_a_stranger_is_refused_or_lies_in_the_file(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(3, 4), "b": torch.ones(2)}, tmp_path / "sound", {"format": "pt"})
+    whole = (tmp_path / "sound").read_bytes()
+    length = struct.unpack("<Q", whole[:8])[0]
+    header = json.loads(whole[8 : 8 + length])
+    for number in range(300):
+        text, what = changed(header, random.Random(number))
+        (tmp_path / "x").write_bytes(struct.pack("<Q", len(text.encode())) + text.encode() + whole[8 + length :])
+        with contextlib.suppress(DamagedError):
+            stored = open_safetensors(HeldFile(tmp_path / "x"))
+            assert elements(stored) <= len(whole), what
+            assert all(each.read().shape == each.shape for each in stored.values()), what
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_no_file_is_refused(tmp_path: Path, kind: str) -> None:
+    KINDS[kind](tmp_path / "x")
+    with pytest.raises(DamagedError):
+        open_safetensors(HeldFile(tmp_path / "x"))

@@ -97,7 +97,13 @@ def test_files_that_are_no_configuration(tmp_path):
     (tmp_path / "huge").write_text("".join(f"k{n}: 1\n" for n in range(200_000)))
     (tmp_path / "latin").write_bytes(b"a: \xff\n")
     (tmp_path / "fits").write_text("#" * MOST_BYTES)
-    cases = [("pipe", "pipe"), (".", "folder"), ("huge", "too large"), ("latin", "UTF-8"), ("none", "does not exist")]
+    cases = [
+        ("pipe", "pipe"),
+        (".", "folder"),
+        ("huge", "larger than such a file"),
+        ("latin", "UTF-8"),
+        ("none", "does not exist"),
+    ]
     for name, said in cases:
         with pytest.raises(UsageError, match=said):
             read_text(tmp_path / name, "configuration")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import random
 import shutil
 import warnings
 from contextlib import nullcontext
@@ -11,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from corpuskit import make, text, tree
+from strangerkit import changed, resealed
 
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.errors import DamagedError, InputError
@@ -109,3 +113,54 @@ def test_large_tables_are_read_in_parts(tmp_path: Path, monkeypatch: pytest.Monk
     assert dataset.table[3, 1] == table[3, 1]
     with pytest.raises(DamagedError, match="there is none"):
         dataset.table[np.array([0, len(table)])]
+
+
+def test_a_description_of_a_stranger_is_refused_or_can_be_read(tmp_path):
+    """Sealed anew, as its owner can."""
+    shutil.copytree(Path(__file__).parents[1] / "golden/run-1/dataset", tmp_path / "x")
+    stored = json.loads((tmp_path / "x/dataset.json").read_text())
+    for number in range(150):
+        text, what = changed(stored, random.Random(number))
+        (tmp_path / "x/dataset.json").write_text(text)
+        resealed(tmp_path / "x")
+        with contextlib.suppress(DamagedError):
+            dataset = Dataset.open(tmp_path / "x")
+            assert all(sum(map(len, dataset.documents(s))) == dataset.nbytes(s) for s in dataset.splits), what
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "value"),
+    [
+        *(("documents.bin", 0, value) for value in (-1, 5491, 1 << 62, -(1 << 63))),
+        *(("documents.bin", 8, value) for value in (-1, 5491, 1 << 62)),
+        *(("documents.bin", 32, value) for value in (-1, 9, 1 << 62)),
+        *(("split-train.bin", 0, value) for value in (-1, 1, 1 << 62)),
+        *(("split-train.bin", 8, value) for value in (-1, 5491)),
+        *(("split-train.bin", 16, value) for value in (0, -1, 4939, 1 << 62)),
+    ],
+)
+def test_tables_that_point_elsewhere_are_damage(name, at, value, tmp_path):
+    folder = tmp_path / "x"
+    shutil.copytree(Path(__file__).parents[1] / "golden/run-1/dataset", folder)
+    content = bytearray((folder / name).read_bytes())
+    content[at : at + 8] = value.to_bytes(8, "little", signed=True)
+    (folder / name).write_bytes(content)
+    resealed(folder)
+    about = json.loads((folder / "dataset.json").read_text())
+    about["files"] = json.loads((folder / "manifest.json").read_text())["files"]
+    about["files"].pop("dataset.json")
+    (folder / "dataset.json").write_text(json.dumps(about))
+    resealed(folder)
+    with pytest.raises(DamagedError, match=name):
+        Dataset.open(folder)
+
+
+@pytest.mark.parametrize("entries", [255, 257, 300])
+def test_tables_of_bytes_have_an_entry_for_each(entries, tmp_path):
+    shutil.copytree(Path(__file__).parents[1] / "golden/run-1/dataset", tmp_path / "x")
+    file = tmp_path / "x/dataset.json"
+    for name in ("input_table", "loss_weights"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {name: [1] * entries}))
+        resealed(tmp_path / "x")
+        with pytest.raises(DamagedError, match=f"has {entries} entries, not 256"):
+            Dataset.open(tmp_path / "x")

@@ -212,7 +212,7 @@ def test_a_byte_order_mark_before_a_tokenizer_is_skipped(tmp_path):
     ("text", "said"),
     [
         ("{", "Expecting"),
-        ("[]", "list indices"),
+        ("[]", "JSON object"),
         ('{"model": {"type": "WordPiece"}}', "its model is WordPiece"),
         (changed(normalizer={"type": "NFC"}), "NFC"),
         (changed(pre_tokenizer={"type": "Metaspace"}), "Metaspace"),
@@ -398,3 +398,29 @@ def test_a_damaged_tokenizer_is_named(run, tmp_path):
     file.unlink()
     with pytest.raises(DamagedError, match=r"tokenizer\.json is missing"):
         finding.load(folder)
+
+
+PUBLISHED = [
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",  # GPT-2
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)",
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{M}]*[\p{Ll}\p{M}]+(?i:'s|'t|'re)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s+",
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s+",
+    "",
+]
+ENDLESS = [
+    *(r"(a+)+b", r"(a|a)*b", r"(?:x+x+)+y", r"a*a*a*b", r"(\w+\s?)*$", r"([a-z]+){2,50}", r"(.)\1+", r"(?<=a+)b"),
+    *(r"(a?){30}a{30}", "a?" * 30 + "a" * 30, "a{0,99}" * 3 + "b", "a" * 5000, 5, None),
+]
+
+
+def test_patterns_that_could_take_forever_are_refused():
+    assert [pattern for pattern in PUBLISHED if not tokens.is_tame(pattern)] == []
+    assert [pattern for pattern in ENDLESS if tokens.is_tame(pattern)] == []
+
+
+@pytest.mark.parametrize("number", [-1, 2**24, 200_000_000, 10**30, "1", 1.5, None, True])
+def test_ids_are_bounded(number):
+    data = json.loads(tokens.learn([b"some words"], 300))
+    data["model"]["vocab"]["!"] = number
+    with pytest.raises(InputError, match=r"ids of tokens are integers|have one id"):
+        tokens.Tokenizer(json.dumps(data))

@@ -94,7 +94,7 @@ def test_a_long_record_is_several_stretches(monkeypatch):
     edges, found, settled = np.arange(40, 8990, 35), np.arange(0, 9000, 3), np.arange(9001)
     rows = [{}]
     gold._count(rows, data, [found], edges, settled)
-    parts = np.array(rows[0]["model"])
+    parts = np.array(rows[0]["model"]).reshape(-1, len(Counts._fields))
     assert len(parts) == 9
     assert parts[:, Counts._fields.index("edges")].sum() == len(edges) - 8
     assert parts[:, Counts._fields.index("places")].sum() == 9000 - 9

@@ -12,6 +12,7 @@ from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Windows
 from hnet_cli.evaluation import compression
 from hnet_cli.evaluation.scoring import COLUMNS, loglikelihoods, score, stretches
+from hnet_cli.inference.windows import BATCH_BYTES
 from hnet_cli.training.build import build_model
 from hnet_cli.training.validation import validation
 
@@ -138,3 +139,16 @@ def test_loglikelihoods_of_pairs(model):
         likeliest = bytes([int(model(torch.tensor([[BOS, 65]])).logits[0, -1].argmax())])
     assert loglikelihoods(model, [(b"\xfeA", likeliest)])[1].tolist() == [True]
     assert loglikelihoods(model, [(b"\xfeA", bytes([likeliest[0] ^ 1]))])[1].tolist() == [False]
+
+
+def test_a_long_pair_is_read_in_blocks(model, monkeypatch):
+    """Which is the same to rounding, whatever part of a block counts."""
+    pairs = [
+        (bytes([BOS]) + b"some words before" * n, b" and after" * m) for n, m in ((1, 30), (20, 1), (3, 3), (7, 9))
+    ]
+    logs, greedy = loglikelihoods(model, pairs)
+    for block in (64, 100, 1 << 12):
+        monkeypatch.setitem(BATCH_BYTES, "cpu", block)
+        cut, same = loglikelihoods(model, pairs)
+        np.testing.assert_allclose(cut, logs, rtol=1e-5)
+        assert (same == greedy).all()

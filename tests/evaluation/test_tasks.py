@@ -2,9 +2,12 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hnet_cli import modality
 from hnet_cli.errors import InputError
@@ -113,3 +116,26 @@ def test_tasks_from_the_command_line(evaluated, tmp_path):
     for each in found["robustness"]["perturbations"].values():
         for figure in ("acc", "prompt", "both", "answer_bpb", "completion_answer_bpb"):
             assert each[f"{figure}_ci95"][0] <= each[figure] <= each[f"{figure}_ci95"][1]
+
+
+@given(st.text("[]a\n ", max_size=30))
+def test_brackets_are_left_out_as_the_harness_does(text):
+    assert tasks._wikihow(text) == re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
+
+
+def test_brackets_take_time_once():
+    for text in ("[" * 1_000_000, "[\n" * 500_000 + "]", "[]" * 200_000):
+        assert len(tasks._wikihow(text)) <= len(text)
+
+
+def test_items_are_bounded_and_read_a_few_at_a_time(tmp_path, monkeypatch):
+    file = tmp_path / "large.jsonl"
+    row = {"query": "a" * 6000, "choices": ["b" * 60] * 800, "gold": 0}
+    file.write_text(json.dumps(row | {"choices": ["b", "c"]}) + "\n" + json.dumps(row) + "\n")
+    with pytest.raises(InputError, match=r"line 2: .* 4,848,000 characters must be read, more than 4,194,304"):
+        tasks.read_items(file)
+    items = [tasks.Item("x" * 300_000, ("a", "b"), 0)] * 5 + [tasks.Item("x", ("a",), 0)] * 200
+    assert [len(batch) for batch in tasks._batches(items)] == [1, 1, 1, 1, 64, 64, 64, 9]
+    monkeypatch.setattr(tasks, "MOST_BYTES", 100)
+    with pytest.raises(InputError, match="more than 100 bytes"):
+        tasks.read_items(file)

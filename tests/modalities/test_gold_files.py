@@ -91,7 +91,7 @@ def test_lines_of_gold_that_nobody_wrote():
     (found,) = read("text", good + " \t \n")
     assert found.data == b"dogs"
     _, refused = read("text", good + "a" * 10_000 + "\t" + "b" * 10_000 + "\n")
-    assert refused.reason == "word of more than 500 letters"
+    assert refused.reason == "word of more than 100 letters"
     row = "1\tdogs\n"
     *_, refused = [item for item in read("text", row + "9" * 5000 + "\tx\n") if isinstance(item, Refused)]
     assert refused.reason == "line is no row of CoNLL-U"

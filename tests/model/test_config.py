@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hnet_cli.errors import DamagedError
 from hnet_cli.model.config import HNetConfig
 from hnet_cli.model.settings import Chunker
 
@@ -121,7 +122,7 @@ def test_missing_fields():
 
 def test_not_json(tmp_path):
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="not JSON"):
+    with pytest.raises(DamagedError, match=r"config\.json is damaged"):
         HNetConfig.from_json(tmp_path / "config.json")
 
 

@@ -1,12 +1,16 @@
 """Records of a run folder, whole, torn or foreign."""
 
 import json
+import random
+import shutil
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strangerkit import KINDS, changed, replaced
 
-from hnet_cli.report import history
+from hnet_cli.report import history, run_page, runs
 
 RECORDS = [{"step": n, "bytes": 1000 * n} for n in range(1, 6)]
 
@@ -39,7 +43,7 @@ def test_events_have_their_place_among_the_records(tmp_path):
     (tmp_path / "events.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n[1]\n{"step": 4, "kind": "spi')
     events = [(e.kind, e.step, e.bytes, e.text) for e in history.read_events(tmp_path, RECORDS)]
     assert events == [
-        ("7", 0, 1000, ""),
+        ("", 0, 1000, ""),
         ("resume", 3, 3000, "went on"),
         ("skipped", 5, 5000, "not finite; documents 4, 7"),
         ("spike", 99, 5000, ""),
@@ -85,3 +89,35 @@ def test_validations_of_other_bytes_are_not_compared(tmp_path):
     assert (run.bpb_best, run.held_out, run.sample) == (3.5, "12 of 20 bytes", "b")
     early = [{"val_bpb": 1.0, "val_bytes": 20}, {"val_bpb": 2.0, "val_bytes": 20, "val_of": 20, "val_sample": "a"}]
     assert history.comparable(early) == early  # all of it, then and now
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl", "samples.jsonl", "config.yaml", "latest", ".lock"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_of_which_a_file_is_something_else_is_listed(tmp_path, name, kind):
+    """With the others, and its page is written."""
+    for run in ("a", "b"):
+        shutil.copytree(Path(__file__).parents[1] / "golden/run-1/run", tmp_path / run)
+    replaced(tmp_path / "a" / name, kind)
+    shown = {run["name"]: run["state"] for run in runs.show([tmp_path]).data["runs"]}
+    assert shown["b"] == "finished"
+    if name in ("metrics.jsonl", "config.yaml", "latest"):
+        assert shown["a"] == "damaged" or kind == "empty"
+    assert "</html>" in run_page.page(tmp_path / "a")
+
+
+def test_records_of_a_stranger_make_a_page_or_are_passed_over(tmp_path):
+    """Whatever is in a line, and JSON can say what is shown of it."""
+    run = tmp_path / "a"
+    shutil.copytree(Path(__file__).parents[1] / "golden/run-1/run", run)
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    event = {"step": 2, "kind": "skipped", "text": "x", "documents": [1, 2]}
+    sketch = {"base64": "YWJj", "prompt": "YQ==", "depth": [1, 0, 1], "probability": [[0.1, None, 0.3]]}
+    sample = {"step": 2, "bytes": 9, "probe": sketch, "sample": sketch}
+    for number in range(30):
+        luck = random.Random(number)
+        hostile = {"metrics": json.loads(luck.choice(lines)), "events": event, "samples": sample}
+        for name, record in hostile.items():
+            more = [changed(record, luck)[0].replace("\n", " ") for _ in range(5)]
+            (run / f"{name}.jsonl").write_text("\n".join([*(lines if name == "metrics" else []), *more]) + "\n")
+        assert "</html>" in run_page.page(run)
+        json.dumps(history.glance(run).to_dict(), allow_nan=False)

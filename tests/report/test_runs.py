@@ -274,5 +274,7 @@ def test_one_odd_run_hides_no_other(tmp_path, capsys, monkeypatch, spoil):
             assert "2.500" in out
             assert "2.400" in out
     checked((tmp_path / "page.html").read_text())
-    assert _newest_run() in (Path("runs/a"), Path("runs/z"), Path("runs/odd"))
+    newest = _newest_run()
+    assert newest is not None
+    assert newest.name in ("a", "z", "odd")
     assert default_model("text") == "starter:text"

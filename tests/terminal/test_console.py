@@ -141,3 +141,19 @@ def test_a_curve_in_a_line_of_text(values, width):
 def test_a_rising_line_rises():
     assert console.spark(range(8)) == "▁▂▃▄▅▆▇█"
     assert console.spark([3, 3, 3]) == "▁▁▁"
+
+
+@given(st.text() | st.sampled_from(["[/red]", "[bold", "a[/]b", "\x1b]0;title\x07", "\x9b31m", ":x:", "\u202egnp"]))
+def test_whatever_is_said_neither_fails_nor_reaches_the_terminal_raw(text):
+    """With markup that is none too: then it is shown as it stands."""
+    out = io.StringIO()
+    before, console.console.file = console.console._file, out
+    try:
+        console.say(text)
+        console.say(f"[bold]{console.literal(text)}[/]")
+        rows = console.table("a", title=console.literal(text))
+        rows.add_row(text)
+        console.show(rows)
+    finally:
+        console.console.file = before
+    assert not set(out.getvalue()) & {chr(code) for code in (*range(9), *range(11, 32), *range(127, 160), 0x202E)}

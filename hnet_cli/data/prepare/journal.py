@@ -7,23 +7,30 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from hnet_cli.config.bounds import Bounds, typed
 from hnet_cli.data.prepare.store import Writer, WriterState
-from hnet_cli.errors import InputError
+from hnet_cli.errors import DamagedError, InputError
 from hnet_cli.modality import Refused
-from hnet_cli.storage import append_text, cut_file
+from hnet_cli.storage import append_text, cut_file, open_file, shown
+from hnet_cli.storage.reading import json_object
 
 UNREADABLE = "file that cannot be read here"
 TOLERATED = 0.01
 """Share of the input, by number or by bytes, that may be damaged."""
 
 
+Amount = Annotated[int, Bounds(least=0, most=1 << 62)]
+LONGEST_ENTRY = 64 << 20
+"""Bytes of the longest line of the journal; a unit has a thousand files."""
+
+
 @dataclass
 class Account:
     """Account of a file, a unit of files, or the whole input."""
 
-    refused: dict[str, tuple[int, int, str]] = field(default_factory=dict)
+    refused: dict[str, tuple[Amount, Amount, str]] = field(default_factory=dict)
     """By reason: number, bytes, place of the first."""
     damage: list[str] = field(default_factory=list)
     """Reasons that are not a choice but damage."""
@@ -33,7 +40,7 @@ class Account:
     documents: Counter[int] = field(default_factory=Counter)
     """Documents by index of the user's input."""
     first_refusal: dict[int, str] = field(default_factory=dict)
-    bytes_read: int = 0
+    bytes_read: Amount = 0
     elsewhere: list[int] = field(default_factory=list)
     """Indices of the user's inputs with files that are read as another's or held out, or with what hnet wrote: they may
     give no documents if others do."""
@@ -78,13 +85,17 @@ class Account:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Account:
-        """Inverse of `to_json`, also after a JSON file."""
-        refused = {reason: (int(n), int(size), where) for reason, (n, size, where) in data["refused"].items()}
-        documents = Counter({int(argument): count for argument, count in data["documents"].items()})
-        first_refusal = {int(argument): why for argument, why in data["first_refusal"].items()}
-        damage, notes = list(data["damage"]), Counter(data["notes"])
-        rest = data["sources"], documents, first_refusal, data["bytes_read"], list(data["elsewhere"])
-        return cls(refused, damage, notes, *rest)
+        """Inverse of `to_json`, also after a JSON file. Raises DamagedError."""
+        return typed(cls, data, "the account of a part")
+
+
+@dataclass
+class _Entry:
+    """A line of the journal."""
+
+    key: str
+    state: WriterState
+    account: Account
 
 
 class UnitJournal:
@@ -104,14 +115,14 @@ class UnitJournal:
         done = 0
         if self.path.exists():
             end = 0
-            with open(self.path, "rb") as file:
+            with open_file(self.path) as file:
                 for key in keys:
                     try:
-                        entry = json.loads(file.readline())
-                        unit = Account.from_json(entry["account"])
-                        if entry["key"] != key or not writer.restore(WriterState(**entry["state"])):
-                            break
-                    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                        entry = typed(_Entry, json_object(file.readline(LONGEST_ENTRY), self.path), shown(self.path))
+                    except DamagedError:
+                        break
+                    unit = entry.account
+                    if entry.key != key or not writer.restore(entry.state):
                         break
                     account.merge(unit)
                     done, end = done + 1, file.tell()

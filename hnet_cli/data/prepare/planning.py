@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import hnet_cli
+from hnet_cli.config.bounds import typed
 from hnet_cli.data.dataset import DATASET_FORMAT
 from hnet_cli.data.prepare import rows
 from hnet_cli.data.prepare.archives import is_tar
@@ -46,8 +47,8 @@ class PrepareRequest:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> PrepareRequest:
-        """Inverse of `vars`, after JSON."""
-        return cls(**data | {name: tuple(data[name]) for name in ("inputs", "val_inputs")})
+        """Inverse of `vars`, after JSON. Raises DamagedError."""
+        return typed(cls, data, "the request of a part")
 
 
 @dataclass

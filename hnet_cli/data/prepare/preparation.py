@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import time
@@ -25,7 +24,7 @@ from hnet_cli.data.prepare.split import make_split
 from hnet_cli.data.prepare.store import TABLES, Writer, read_shards, stretches
 from hnet_cli.errors import DamagedError, InputError, StorageError, UsageError
 from hnet_cli.modality import Modality
-from hnet_cli.storage import free_bytes, read_manifest, resumable_folder, verify_folder, write_json
+from hnet_cli.storage import LARGE, free_bytes, read_json, read_manifest, resumable_folder, verify_folder, write_json
 from hnet_cli.storage.streams import shown
 
 Progress = Callable[[int, int | None], None]
@@ -171,18 +170,18 @@ def join(
     """
     began = time.monotonic()
     ordered = _ordered([(Path(part), _about_part(Path(part))) for part in parts])
-    request = PrepareRequest.from_json(ordered[0][1]["request"])
+    request: PrepareRequest = ordered[0][1]["request"]
     modality = modalities.get(request.modality)
-    account = Account.from_json(ordered[0][1]["planned"])
+    account: Account = ordered[0][1]["planned"]
     keys = [digest(read_manifest(folder)) for folder, _ in ordered]
-    total = sum(about["account"]["bytes_read"] for _, about in ordered)
+    total = sum(about["account"].bytes_read for _, about in ordered)
     with _build(Path(out), overwrite, "dataset", modality) as build:
         journal = UnitJournal(build.work)
         done = journal.replay(keys, build.writer, account)
         for (folder, about), key in list(zip(ordered, keys, strict=True))[done:]:
             verify_folder(folder)
             build.writer.absorb(folder, len(account.sources))
-            share = Account.from_json(about["account"])
+            share: Account = about["account"]
             journal.add(key, build.writer, share)
             account.merge(share)
             progress(account.bytes_read, total)
@@ -199,12 +198,16 @@ def _about_part(folder: Path) -> dict[str, Any]:
     if missing := [name for name in TABLES if name not in manifest["files"]]:
         raise DamagedError(f"{shown(folder)} lacks {missing[0]}: an older hnet made it", "prepare this part again")
     try:
-        about = json.loads((folder / PART).read_bytes())
+        about = read_json(folder / PART, LARGE)
         if (version := about["format"]) != DATASET_FORMAT:
-            raise DamagedError(f"{shown(folder)} has format {version!r}; this version of hnet reads {DATASET_FORMAT}")
+            raise DamagedError(
+                f"{shown(folder)} has format {version!r:.40}; this version of hnet reads {DATASET_FORMAT}"
+            )
         part, parts = about["part"]
-        return about | {"part": (int(part), int(parts))}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        about |= {name: Account.from_json(about[name]) for name in ("planned", "account")}
+        about["request"] = PrepareRequest.from_json(about["request"])
+        return about | {"part": (int(part), int(parts)), "plan": str(about["plan"])}
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{shown(folder / PART)} is missing or damaged", "prepare this part again") from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
@@ -22,7 +21,7 @@ from hnet_cli.data.prepare.rows import NO_ROWS, NoField, NoRows
 from hnet_cli.data.prepare.store import Writer
 from hnet_cli.errors import DamagedError, EnvironmentLimit, InputError
 from hnet_cli.modality import Modality, Refused, Source
-from hnet_cli.storage import discard, make_folder, rename_folder, verify_file, write_json
+from hnet_cli.storage import LARGE, discard, make_folder, read_json, rename_folder, verify_file, write_json
 from hnet_cli.storage.streams import Unreadable, open_raw
 
 PIECE = "piece.json"
@@ -149,7 +148,7 @@ def read_all(
             part = reader.read_unit(unit, writer, advance, len(account.sources))
         else:
             writer.absorb(piece, len(account.sources))
-            part = Account.from_json(json.loads((piece / PIECE).read_bytes())["account"])
+            part = Account.from_json(read_json(piece / PIECE, LARGE)["account"])
         journal.add(key, writer, part)
         account.merge(part)
         report(account.bytes_read)
@@ -205,7 +204,7 @@ def _piece(work: Path, key: str) -> Path:
 def _is_whole(piece: Path) -> bool:
     """True if a piece of an interrupted run is as it was written."""
     try:
-        for name, entry in json.loads((piece / PIECE).read_bytes())["files"].items():
+        for name, entry in read_json(piece / PIECE, LARGE)["files"].items():
             verify_file(piece, name, entry)
     except (OSError, ValueError, KeyError, TypeError, DamagedError):
         return False

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,8 +21,10 @@ ATTEMPTS = 5
 """Failures in a row, without a byte between them, before a connection is given up."""
 PAUSE = 0.25
 """Seconds before the second attempt; doubled for each one after it."""
-REQUEST_BYTES = 4 << 20
-"""Bytes asked for at once."""
+PATIENCE = 20.0
+"""Seconds that a request may take. A server that does not answer in time is asked once more, then given up."""
+REQUEST_BYTES, SLOW_REQUEST_BYTES = 4 << 20, 1 << 18
+"""Bytes asked for at once; of a server that did not give them in time."""
 T = TypeVar("T")
 
 
@@ -59,14 +62,15 @@ def open_url(url: str, name: str, size: int) -> BinaryIO:
 def open_seekable(url: str, name: str) -> Any:
     """A file object that can seek, for formats read from their end. Raises InputError where the server cannot."""
     system, path = _system(url)
-    file = _retry(lambda: system.open(path, "rb", block_size=REQUEST_BYTES), url)
+    open_file = partial(system.open, path, "rb")
+    file = _retry(lambda: open_file(block_size=REQUEST_BYTES), url)
     try:
         file.seek(1)
         file.seek(0)
     except ValueError as error:
         reason = f"{name}: the server gives no parts of files, which this format needs"
         raise InputError(reason, "download it first") from error
-    return file
+    return io.BufferedReader(_RemoteFile(file, open_file, url), REQUEST_BYTES)
 
 
 def shown_url(url: str) -> str:
@@ -85,7 +89,7 @@ def _system(url: str) -> tuple[Any, str]:
         ) from error
     logging.getLogger("fsspec").setLevel(logging.CRITICAL)
     try:
-        system, path = url_to_fs(url)
+        system, path = _in_time(lambda: url_to_fs(url))
     except Exception as error:
         raise _translated(error, url) from error
     return system, path
@@ -116,18 +120,82 @@ def _cause(error: Exception) -> Exception:
     return error
 
 
-def _retry(work: Callable[[], T], url: str) -> T:
-    """The result of `work`, which is tried again where that may help."""
+def _retry(work: Callable[[], T], url: str, on_late: Callable[[], None] = lambda: None) -> T:
+    """The result of `work`, which is tried again where that may help; `on_late` is called after a TimeoutError."""
+    late = False
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(PAUSE * 2 ** (attempt - 1))
         try:
-            return work()
+            return _in_time(work)
         except Exception as error:
             failure = error
-            if not _is_transient(_cause(error)):
+            if not _is_transient(_cause(error)) or (late and isinstance(error, TimeoutError)):
                 break
+            if late := isinstance(error, TimeoutError):
+                on_late()
     raise _translated(failure, url) from failure
+
+
+def _in_time(work: Callable[[], T]) -> T:
+    """The result of `work`. Raises TimeoutError where it takes longer than `PATIENCE`: its thread is left to itself,
+    for the libraries' own limits begin anew with every byte that comes, or there are none."""
+    results: list[T] = []
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    if failures:
+        raise failures[0]
+    if not results:
+        raise TimeoutError(f"the server does not answer within {PATIENCE:g} seconds, or too slowly")
+    return results[0]
+
+
+class _RemoteFile(io.RawIOBase):
+    """A file object of fsspec, read in time."""
+
+    def __init__(self, file: Any, open_file: Callable[..., Any], url: str) -> None:
+        """`open_file(block_size=...)` opens the same again, to be asked for less."""
+        self._turn, self._file = 0, (0, file)
+        self._open, self._url, self._size = open_file, url, int(file.size)
+        self._request, self._at = REQUEST_BYTES, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, position: int, whence: int = 0) -> int:
+        before = (0, self._at, self._size)[whence]
+        self._at = before + position
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        def read() -> bytes:
+            turn, (opened, file) = self._turn, self._file
+            if opened != turn:  # the file of a thread that came too late is that thread's
+                file = self._open(block_size=self._request)
+                self._file = turn, file
+            file.seek(self._at)
+            data: bytes = file.read(min(len(buffer), self._request))
+            return data
+
+        data = _retry(read, self._url, self._on_late)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def _on_late(self) -> None:
+        self._turn, self._request = self._turn + 1, SLOW_REQUEST_BYTES
 
 
 def _is_transient(error: Exception) -> bool:
@@ -145,6 +213,10 @@ class _RemoteStream(io.RawIOBase):
         self._url, self._name, self._size = url, name, size
         self._file: Any = None
         self._position = 0
+        self._request = REQUEST_BYTES
+        self._turn, self._lock, self._skip = 0, threading.Lock(), 0
+        self._waited, self._given = 0.0, 0
+        """Seconds waited, and bytes that came, since the speed was measured last."""
         self._ranges = True
         """True if the server is believed to give parts of files."""
 
@@ -152,35 +224,61 @@ class _RemoteStream(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        data = _retry(lambda: self._read(min(len(buffer), REQUEST_BYTES)), self._url)
+        data = b""
+        while not data:
+            began = time.monotonic()
+            data = _retry(lambda: self._read(min(len(buffer), self._request), self._turn), self._url, self._on_late)
+            self._refuse_dripping(time.monotonic() - began, len(data))
+            if not data:
+                break
+            passed_over = min(self._skip, len(data))
+            self._skip, data = self._skip - passed_over, data[passed_over:]
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)
 
-    def _read(self, size: int) -> bytes:
+    def _on_late(self) -> None:
+        """Ask anew, for less: the thread that waits for the file at hand has been left to itself."""
+        with self._lock:
+            self._turn, self._file, self._request = self._turn + 1, None, SLOW_REQUEST_BYTES
+
+    def _refuse_dripping(self, seconds: float, size: int) -> None:
+        """Raise StorageError where less came than one small request in the time that two may take."""
+        self._waited += seconds
+        self._given += size
+        if self._given >= SLOW_REQUEST_BYTES or not size:
+            self._waited, self._given = 0.0, 0
+        elif self._waited > 2 * PATIENCE:
+            reason = f"{self._given:,} bytes in {self._waited:.0f} seconds"
+            raise StorageError(f"cannot read {self._name}: {reason}", "download it first, from a faster place")
+
+    def _read(self, size: int, turn: int) -> bytes:
+        """The next bytes. `turn`: of the thread that asks; one that came too late changes nothing any more."""
         try:
-            if self._file is None:
-                self._file = self._open()
-            data: bytes = self._file.read(size)
+            file, skip = (self._file, self._skip) if self._file is not None else self._open()
+            with self._lock:
+                if turn != self._turn:
+                    raise TimeoutError
+                self._file, self._skip = file, skip
+            data: bytes = file.read(size)
             if not data and self._position < self._size:
                 raise EOFError(f"it ends after {self._position:,} of {self._size:,} bytes")
             return data
         except Exception as error:
-            self._drop()
-            if isinstance(error, ValueError) and self._ranges:
-                self._ranges = False  # a server that gives whole files only, and did not say so
-                raise EOFError(str(error)) from error
+            if turn == self._turn:
+                self._drop()
+                if isinstance(error, ValueError) and self._ranges:
+                    self._ranges = False  # a server that gives whole files only, and did not say so
+                    raise EOFError(str(error)) from error
             raise
 
-    def _open(self) -> Any:
+    def _open(self) -> tuple[Any, int]:
+        """A new file object, and how many bytes of it have been read already."""
         system, path = _system(self._url)
-        file = system.open(path, "rb", block_size=REQUEST_BYTES if self._ranges else 0)
+        file = system.open(path, "rb", block_size=self._request if self._ranges else 0)
         if self._ranges and self._position:
             file.seek(self._position)
-        left = 0 if self._ranges else self._position
-        while left and (skipped := file.read(min(left, REQUEST_BYTES))):
-            left -= len(skipped)
-        return file
+        return file, 0 if self._ranges else self._position
 
     def _drop(self) -> None:
         if self._file is not None:

@@ -13,13 +13,14 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
+from hnet_cli.config.bounds import Bounds
 from hnet_cli.data.dataset import CHECKSUM_BYTES, COLUMNS, SHARD_BYTES, shard_name
 from hnet_cli.modality import escape
-from hnet_cli.storage import GrowingFile, remove_file
+from hnet_cli.storage import GrowingFile, open_file, remove_file
 
 ROW = 8 * len(COLUMNS)
 """Bytes of a row of `documents.bin`."""
@@ -27,21 +28,24 @@ TABLES = ("documents.bin", "names.txt", "hashes.bin")
 """Files that grow with each document."""
 
 
+Position = Annotated[int, Bounds(least=0, most=1 << 52)]
+
+
 @dataclass
 class WriterState:
     """A writer's position, and checksums (CRC-32) of the bytes written since the state before."""
 
-    bytes: int
-    documents: int
-    names: int
+    bytes: Position
+    documents: Position
+    names: Position
     """Bytes of `names.txt`."""
-    blocks: list[int]
+    blocks: list[Position]
     """Checksums of the blocks filled since the state before."""
-    rest: int
+    rest: Position
     """Checksum of the bytes in the block that is not full."""
-    table: int
-    lines: int
-    contents: int
+    table: Position
+    lines: Position
+    contents: Position
     """Checksums of the rows of `documents.bin`, the lines of `names.txt` and `hashes.bin` since the state before."""
 
 
@@ -97,14 +101,14 @@ class Writer:
         for rows in table_rows(folder):
             self._write_tables((rows + shift).astype("<i8").tobytes(), b"", b"")
             self.documents += len(rows)
-        with open(folder / "names.txt", "rb") as names, open(folder / "hashes.bin", "rb") as contents:
+        with open_file(folder / "names.txt") as names, open_file(folder / "hashes.bin") as contents:
             while lines := names.read(CHECKSUM_BYTES):
                 self._write_tables(b"", lines, b"")
                 self._names_end += len(lines)
             while hashes := contents.read(CHECKSUM_BYTES):
                 self._write_tables(b"", b"", hashes)
         for index in range(len(list(folder.glob("shard-*")))):
-            with open(folder / shard_name(index), "rb") as shard:
+            with open_file(folder / shard_name(index)) as shard:
                 while data := shard.read(CHECKSUM_BYTES):
                     self._append(data)
         self.bytes = self._appended
@@ -262,9 +266,9 @@ def table_rows(
     folder: Path, name: str = "documents.bin", columns: int = len(COLUMNS), at_once: int = 1 << 16
 ) -> Iterator[np.ndarray]:
     """A table of int64 in parts of (`at_once`, columns), some MB: a memory map would count as memory in use."""
-    with open(folder / name, "rb") as file:
-        while len(rows := np.fromfile(file, "<i8", columns * at_once)):
-            yield rows.reshape(-1, columns)
+    with open_file(folder / name) as file:
+        while data := file.read(8 * columns * at_once):
+            yield np.frombuffer(data, "<i8").reshape(-1, columns)
 
 
 def stretches(folder: Path, split: str) -> Iterator[np.ndarray]:
@@ -287,7 +291,7 @@ def stretches(folder: Path, split: str) -> Iterator[np.ndarray]:
 
 def name_at(folder: Path, place: int) -> str:
     """The name of the document whose line in `names.txt` begins at byte `place`."""
-    with open(folder / "names.txt", "rb") as file:
+    with open_file(folder / "names.txt") as file:
         file.seek(place)
         return file.readline().decode().rstrip("\n")
 
@@ -298,7 +302,7 @@ def read_shards(folder: Path, start: int, end: int) -> bytes:
     data = b""
     while start < end:
         index, at = divmod(start, SHARD_BYTES)
-        with open(folder / shard_name(index), "rb") as shard:
+        with open_file(folder / shard_name(index)) as shard:
             shard.seek(at)
             data += shard.read(min(end - start, SHARD_BYTES - at))
         start = min(end, (index + 1) * SHARD_BYTES)

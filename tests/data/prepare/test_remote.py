@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import http.server
+import io
 import json
+import socketserver
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -169,3 +172,59 @@ def test_patterns_and_parquet_in_memory(tmp_path: Path) -> None:
         *(f"memory:///corpus/{n}.txt.gz" for n in range(3)),
         "memory:///corpus/rows.parquet",
     ]
+
+
+class Unwilling(socketserver.BaseRequestHandler):
+    """Takes a connection, and then answers in its own way until the test is over."""
+
+    over = threading.Event()
+    head = b""
+    every = 0.0
+    """Seconds between two bytes; 0: not one more."""
+
+    def handle(self) -> None:
+        with contextlib.suppress(OSError):
+            self.request.recv(1 << 16)
+            self.request.sendall(self.head)
+            while not self.over.wait(self.every or 60):
+                self.request.sendall(b"x" if self.every else b"")
+
+
+@pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n"], ids=["silent", "body"])
+@pytest.mark.parametrize("every", [0.0, 0.01], ids=["nothing", "drips"])
+@pytest.mark.parametrize("name", ["x.txt", "x.parquet", "x.jsonl.gz"])
+def test_a_server_that_never_answers_is_given_up(
+    head: bytes, every: float, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or that drips, though a byte comes again and again."""
+    monkeypatch.setattr(remote, "PAUSE", 0.001)
+    monkeypatch.setattr(remote, "PATIENCE", 0.1)
+    monkeypatch.setattr(Unwilling, "over", threading.Event())
+    monkeypatch.setattr(Unwilling, "head", head)
+    monkeypatch.setattr(Unwilling, "every", every)
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Unwilling)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        with pytest.raises((StorageError, InputError), match=r"cannot read|does not answer|seconds"):
+            prepare([f"http://127.0.0.1:{server.server_address[1]}/{name}"], Lines(), tmp_path / "out")
+    finally:
+        Unwilling.over.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_a_late_thread_changes_nothing() -> None:
+    """What it opened or failed at is of an earlier turn."""
+
+    class Late(remote._RemoteStream):
+        def _open(self) -> tuple[Any, int]:
+            self._on_late()
+            return io.BytesIO(b"stale"), 0
+
+    stream = Late("memory://x", "x", 5)
+    with pytest.raises(TimeoutError):
+        stream._read(5, 0)
+    assert stream._file is None
