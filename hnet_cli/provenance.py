@@ -122,20 +122,20 @@ def _commit() -> str | None:
     try:
         git = root / ".git"
         if git.is_file():  # a worktree
-            git = root / git.read_text(encoding="utf-8").removeprefix("gitdir:").strip()
-        head = (git / "HEAD").read_text(encoding="utf-8").strip()
+            git = root / storage.read_text(git).removeprefix("gitdir:").strip()
+        head = storage.read_text(git / "HEAD").strip()
         if head.startswith("ref:"):
             head = _reference(git, head.removeprefix("ref:").strip())
-    except (OSError, ValueError):
+    except (OSError, ValueError, HNetError):
         return None
     return head if re.fullmatch(r"[0-9a-f]{40,64}", head) else None
 
 
 def _reference(git: Path, name: str) -> str:
     common = git / "commondir"
-    shared = git / common.read_text(encoding="utf-8").strip() if common.is_file() else git
+    shared = git / storage.read_text(common).strip() if common.is_file() else git
     for folder in (git, shared):
         if (folder / name).is_file():
-            return (folder / name).read_text(encoding="utf-8").strip()
-    packed = (shared / "packed-refs").read_text(encoding="utf-8").splitlines()
+            return storage.read_text(folder / name).strip()
+    packed = storage.read_text(shared / "packed-refs").splitlines()
     return next((row.split()[0] for row in packed if row.endswith(" " + name)), "")

@@ -157,8 +157,10 @@ def show_summary(summary: Summary) -> None:
         figures = ", ".join(f"{name} {value:.3f}" for name, value in named(bits).items())
         best, lowest = to_beat(bits)
         on = f"all {held_out:,}" if measured == held_out else f"{measured:,} of {held_out:,}, spread over them"
-        lowest_of = f"[bold]{lowest:.3f}[/] ({best}; measured on {on})"
-        say(f"To beat on the held-out bytes: {figures} bits per byte, so {lowest_of}.")
+        say(
+            f"To beat on the held-out bytes: {literal(figures)} bits per byte, so [bold]{lowest:.3f}[/] "
+            f"({literal(best)}; measured on {literal(on)})."
+        )
         if held_out < FEW:
             say(
                 f"{held_out:,} held-out bytes are too few to compare by: xz has hardly begun to learn. More data, or a "

@@ -6,7 +6,6 @@ A figure stands beside a model's only where both are of the same bytes: `beside`
 from __future__ import annotations
 
 import contextlib
-import json
 import lzma
 import math
 from collections.abc import Callable, Iterable
@@ -98,8 +97,8 @@ def beside(windows: Windows, limit: int = TRAIN_LIMIT) -> dict[str, Any]:
     if windows.split == "val" and windows.bytes == windows.of == known.get("bytes") and known.get("method") == METHOD:
         return dict(known)
     file, kept = dataset.path / CACHE, dict[str, Any]()
-    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
-        kept = dict(json.loads(file.read_bytes()))
+    with contextlib.suppress(OSError, HNetError):
+        kept = storage.read_json(file)
     key = f"{windows.key} {METHOD} {limit}"
     found = kept.pop(key, None)
     if not isinstance(found, dict) or found.get("bytes") != windows.bytes or len(named(found)) < 2:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import sys
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -77,7 +78,7 @@ class _About:
     splits: dict[str, _Split]
     files: dict[str, _Entry]
     input_table: list[Annotated[int, Bounds(least=0, most=255)]] | None
-    loss_weights: list[Annotated[float, Bounds(least=0, most=1e6)]] | None
+    loss_weights: list[Annotated[float, Bounds(least=0, most=sys.float_info.max)]] | None
 
 
 _READ = {field.name for field in fields(_About)}

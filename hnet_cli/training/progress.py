@@ -137,8 +137,10 @@ class _Screen:
             bits, chunks = f"{record['val_bpb']:.3f}", _chunks(record, VALIDATION)
             on = history.bytes_of(record)
             if not self.brief:
-                where = f"{literal(on)}  {literal(chunks)}"
-                say(f"step {record['step']:>6d}  validation [bold]{literal(bits)}[/] bits per byte on {where}")
+                say(
+                    f"step {record['step']:>6d}  validation [bold]{literal(bits)}[/] bits per byte "
+                    f"on {literal(on)}  {literal(chunks)}"
+                )
             self.log(f"step {record['step']}  validation {bits} bits per byte on {on}  {chunks}")
             self.report()
         elif kind == "shortened":

@@ -97,6 +97,7 @@ def test_going_on_keeps_the_settings_of_the_run(own, capsys):
     assert "note:" not in err
 
 
+@pytest.mark.slow
 def test_resume_alone_goes_on_with_the_newest_run_that_is_not_finished(own, capsys):
     """Whatever dataset and preset the defaults would be: those of another run."""
     os.utime("data/genome/dataset.json")
@@ -127,6 +128,7 @@ def test_minutes_end_a_run(own, capsys):
     assert 1 < json.loads(capsys.readouterr().out)["steps"] < 100_000
 
 
+@pytest.mark.slow
 def test_stopped_by_a_signal(own, capsys):
     line = "train --preset tiny.yaml --data data/file --run a --set train.steps=1000000"
     process = child(line, stderr=subprocess.STDOUT)
@@ -177,6 +179,7 @@ def test_a_full_disk(own, capsys):
     assert hnet("-q train --run runs/fox --resume") == 0
 
 
+@pytest.mark.slow
 def test_a_run_found_from_another_folder_finds_its_data(own, tmp_path, capsys, monkeypatch):
     """Where a dataset of the same name lies in the current folder too."""
     elsewhere = tmp_path / "elsewhere"

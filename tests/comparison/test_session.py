@@ -65,6 +65,7 @@ def test_a_finished_comparison_only_writes_its_page_anew(whole, request_of, tmp_
     assert checkpoints(folder) == before
 
 
+@pytest.mark.slow
 def test_a_comparison_killed_and_stopped_goes_on_to_the_same_figures(whole, request_of, tmp_path):
     folder, request = tmp_path / "c", request_of(tmp_path / "c", "learned,fixed")
     killed = forked(lambda: compare(request) and 0, tmp_path / "stderr")

@@ -91,6 +91,7 @@ def test_no_more_threads_than_the_quota_pays_for(monkeypatch, quota: float | Non
     monkeypatch.setattr(threads, "_by_quota", False)
     monkeypatch.setenv("OMP_NUM_THREADS", "")  # restored afterwards
     monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setitem(sys.modules, "torch", None)  # whose threads stay as they are: later tests fork this process
     threads.prepare_environment()
     assert os.environ.get("OMP_NUM_THREADS") == (None if number == allowed else str(number))
     assert threads.cpus() == number

@@ -98,6 +98,7 @@ class Clock:
             self.totals.append(record["steps"])
 
 
+@pytest.mark.slow
 def test_a_run_whose_first_step_is_slow_uses_its_time_and_ends_decayed(tmp_path):
     data, run = dataset(tmp_path / "data"), tmp_path / "run"
     settings = ["train.eval_every=30", "train.checkpoint_every=50", "train.min_lr_ratio=0.02", "train.warmup=0.2"]
@@ -139,6 +140,7 @@ def test_a_slow_machine_validates_on_less():
     assert pace.affordable(1024) == 3072  # a fifth of 80 s for 8, a pass at three times the speed of steps of 2 s
 
 
+@pytest.mark.slow
 def test_a_run_grows_beyond_its_preset_and_one_that_is_finished_goes_on(tmp_path):
     data, run, config = dataset(tmp_path / "data"), tmp_path / "run", tiny("train.steps=8", "train.warmup=0.2")
     clock = Clock(first=3.0, step=1.0, eval=1.0, checkpoint=0.5)

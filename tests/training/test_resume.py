@@ -39,6 +39,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(whole, data, tmp_
     assert weights(run) == weights(whole)
 
 
+@pytest.mark.slow
 def test_what_is_chosen_is_written_down_and_kept(data, tmp_path, signals):
     """Also where a run was begun with another number than would be chosen now."""
     train(tiny("train.micro_batches=auto"), data, tmp_path / "auto")

@@ -92,6 +92,7 @@ gradient(tiny(*settings), [batch([rows * length])])
 """
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_halved():
     """Under the first limit that half a micro-batch fits into: the gradient is that of twice as many, to the bit; the
     second one fails when the first has left its gradient. One document that does not fit stays an error."""

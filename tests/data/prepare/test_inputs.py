@@ -104,6 +104,7 @@ def test_standard_input(tmp_path: Path) -> None:
     assert Dataset.open(tmp_path / "out0").about["sources"][0]["size"] == len(text(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["text", "code"])
 def test_a_folder_of_1200_levels(tmp_path: Path, kind: str) -> None:
     """Deeper than Python's stack."""
