@@ -35,7 +35,7 @@ def test_every_section(tmp_path):
         (without / f"{name}.py").write_text(f"raise ModuleNotFoundError('no {name} here')")
     done, found = run(out, "--inline", path=without)
     failed = {name: row["error"] for name, row in found["sections"].items() if not row["ok"]}
-    assert failed.keys() == TRAINED, done.stdout + done.stderr
+    assert failed.keys() == {"data", *TRAINED}, done.stdout + done.stderr
     assert re.search("no (pydantic|safetensors) here", failed["training hnet"])
     assert done.returncode == 1
     assert found["machine"]["bf16_tflops"] > 0
@@ -59,6 +59,7 @@ def test_every_section(tmp_path):
     assert {line.split("  ")[0] for line in done.stdout.splitlines() if " s  ok" in line} == {
         "machine",
         "ab small",
+        "data",
         *TRAINED,
     }
     assert found["models"] == before

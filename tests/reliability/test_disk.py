@@ -225,9 +225,9 @@ def test_r7_disks_that_cannot_be_read(copy: Any, tmp_path: Path, tally: Any, fin
     model, broken = root / "run/checkpoints/step-00000002", root / "broken.txt"
     train = ["train", "--preset", broken, "--data", root / "data", "--run", tmp_path / "b"]
     cases: list[tuple[list[Any], Path, tuple[int, ...]]] = [
-        (["prepare", broken, "--out", tmp_path / "a"], broken, (74,)),
-        (["segment", broken, "--model", model], broken, (74,)),
-        (["sample", model, "--prompt-file", broken], broken, (74,)),
+        (["prepare", broken, "--out", tmp_path / "a"], broken, (3,)),  # nothing of the kernel's is read
+        (["segment", broken, "--model", model], broken, (3,)),
+        (["sample", model, "--prompt-file", broken], broken, (3,)),
         (train, broken, (2, 74)),
     ]
     dataset = [path for path in sorted((root / "data").rglob("[!.]*")) if path.is_file()]

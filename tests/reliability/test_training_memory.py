@@ -57,7 +57,7 @@ def test_r27_memory_of_segment_is_flat(
     for factor in (1, 10):
         file = tmp_path / "x.txt"
         file.write_bytes((TEXT * (1 + factor * size // len(TEXT)))[: factor * size])
-        words = ["segment", file, "--model", model, "--format", "plain", "--out", tmp_path / "out"]
+        words = ["segment", file, "--model", model, "--format", "plain", "--overwrite", "--out", tmp_path / "out"]
         process = hnet(*words, stderr=tmp_path / "stderr")
         done.count(process.wait(3600) == 0, process.error)
         peaks.append(process.memory / 2**20)
