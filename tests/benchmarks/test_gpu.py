@@ -36,7 +36,7 @@ def test_every_section(tmp_path):
     done, found = run(out, "--inline", path=without)
     failed = {name: row["error"] for name, row in found["sections"].items() if not row["ok"]}
     assert failed.keys() == {"data", *TRAINED}, done.stdout + done.stderr
-    assert re.search("no (pydantic|safetensors) here", failed["training hnet"])
+    assert re.search(r"no \w+ here", failed["training hnet"])
     assert done.returncode == 1
     assert found["machine"]["bf16_tflops"] > 0
     assert found["kernels"]["ok"]
