@@ -30,7 +30,7 @@ _MOST = 20
 
 
 def made(device: str = "", name: str = "", kernels: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """What is being made, is made with this: JSON-able.
+    """Versions, command, device and time of what this process makes, as JSON.
 
     {"hnet", "commit" (of hnet's source, where it is a checkout), "python", "packages": {name: version}, "command",
     "system", "cpus", "threads" (torch's; None before torch is imported), "device", "name" (of the device), "kernels"
@@ -60,7 +60,7 @@ def write(dataset: Path) -> None:
 
 
 def line(about: Any) -> str:
-    """What `made` returned, which may come from anywhere, in one line for people; empty where nothing is known."""
+    """Format a record of `made`, which may come from anywhere, as one line; "" where nothing is known."""
     if not isinstance(about, Mapping):
         return ""
     packages = about.get("packages")

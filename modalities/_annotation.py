@@ -328,7 +328,7 @@ def _phase(parts: list[Feature]) -> None:
 
 
 def _gaps(parts: Iterable[tuple[int, int]], length: int) -> list[tuple[int, int]]:
-    """What lies between the parts of a transcript. On a circle of `length` bases that it closes by parts at both ends,
+    """Gaps between the parts of a transcript. On a circle of `length` bases that it closes by parts at both ends,
     the longest gap is what lies outside."""
     ordered = sorted(parts)
     gaps, end = [], ordered[0][1]

@@ -35,7 +35,7 @@ NUMBER = re.compile(r"[-+]?(\d++(\.\d*+)?|\.\d++)(e[-+]?\d++)?\Z", re.IGNORECASE
 
 
 class Field(NamedTuple):
-    """What a header declares of an INFO field."""
+    """Declaration of an INFO field in a header."""
 
     number: str
     type: str

@@ -1,4 +1,4 @@
-"""What a run, a model folder and a dataset say they were made with."""
+"""Provenance of runs, model folders and datasets."""
 
 import json
 import sys

@@ -72,7 +72,7 @@ def report(check: bool = False) -> Json:
 
 
 def verdict(answers: Json) -> Json:
-    """Whether one can train here, {"ok": .., "text": ..}: the first thing that is wrong, or what to do next."""
+    """Verdict on this machine, {"ok": .., "text": ..}: the first thing that is wrong, or what to do next."""
     for part in ("torch", "modalities", "first", "gpus", "kernels"):
         if isinstance(answers[part], dict) and (error := answers[part].get("error")):
             return {"ok": False, "text": f"{part}: {error}"}
@@ -215,7 +215,7 @@ def _presets() -> list[Json]:
 
 
 def _first() -> list[Json]:
-    """Of each modality that works, the preset that `hnet train` takes here, or a smaller one that fits."""
+    """Preset by modality that `hnet train` takes here, or a smaller one that fits."""
     here, rows = this_machine(), []
     for row in installed_modalities():
         if not row["problems"]:

@@ -45,7 +45,7 @@ class Exam:
     chosen: str
     """The choice of documents, in words."""
     owners: Sequence[int] | None = None
-    """As in `Material`."""
+    """The field of the same name in `Material`."""
 
     @staticmethod
     def of(plan: ComparisonPlan) -> Exam:
@@ -85,7 +85,7 @@ Number = Annotated[float, Bounds(least=-1e30, most=1e30)]
 
 @dataclass
 class _Measurement:
-    """What a file of `measured/` holds, typed and bounded; one that does not is measured again."""
+    """Content of a file of `measured/`, typed and bounded; a file that does not fit is measured again."""
 
     key: str
     unit: str

@@ -74,7 +74,7 @@ class ComparisonRequest:
 
 @dataclass
 class _Stored:
-    """What a later call relies on in `plan.json`, typed and bounded."""
+    """Fields of `plan.json` that a later call relies on, typed and bounded."""
 
     asked: dict[str, Amount | None]
     bytes: Annotated[int, Bounds(least=1)]

@@ -70,7 +70,7 @@ class _Split:
 
 @dataclass
 class _About:
-    """What is read of `dataset.json`, typed and bounded."""
+    """Fields of `dataset.json` that are read, typed and bounded."""
 
     modality: str
     documents: Size

@@ -38,7 +38,7 @@ class Material:
     refused: dict[str, int] = field(default_factory=dict)
     """Number of items left out, by reason."""
     owners: Sequence[int] | None = None
-    """Of a sample: per item of `documents`, a stretch of one, the document it is of. None: each is its own."""
+    """Index of the document that each item of `documents`, a stretch of one, is sampled from. None: each is its own."""
 
     @property
     def bytes(self) -> int:

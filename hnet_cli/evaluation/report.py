@@ -176,7 +176,7 @@ class _Evaluation:
         self.modality = modalities.get(kind) if kind else None
         self.annotation = self._known.annotation(file_source(request.annotation)) if request.annotation else None
         self.annotated: Material | None = None
-        """What the annotation is about."""
+        """Documents that the annotation is about."""
         self.calls: variants.Calls | None = None
         self.items = {path.name: tasks.read_items(path)[: request.limit] for path in request.tasks}
 

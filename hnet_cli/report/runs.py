@@ -31,7 +31,7 @@ UNLIKE = (
     "hnet eval RUN RUN --data DATA measures two on the same"
 )
 MADE = ("hnet", "commit", "python", "torch", "device", "name", "threads", "kernels")
-"""Of what runs were made with, that which changes their numbers."""
+"""Keys of `made` that change the numbers of a run."""
 SHARES = (0.25, 0.5, 1.0)
 """Shares of the bytes that all of the runs have seen at which their validations are compared."""
 

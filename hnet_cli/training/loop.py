@@ -197,7 +197,7 @@ class _Trainer:
         self.beside: dict[str, Any] | None = None
         """Baselines on the validation's bytes, once they are measured."""
         self.ended: tuple[int, float] | None = None
-        """Of a run that goes on: the last step recorded before, and its learning rate."""
+        """Last recorded step of a resumed run and its learning rate."""
         self.slices = world.slices(train.rows, train.pieces)
         with world.together():
             self.batches = Batches(dataset, sequence_length=train.sequence_length, rows=train.rows, seed=train.seed)

@@ -181,7 +181,7 @@ def test_a_full_disk(own, capsys):
 
 @pytest.mark.slow
 def test_a_run_found_from_another_folder_finds_its_data(own, tmp_path, capsys, monkeypatch):
-    """Where a dataset of the same name lies in the current folder too."""
+    """A dataset of the same name in the current folder is not taken for it."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)

@@ -163,7 +163,7 @@ MERGED = ["".join(merge.split(" ") if isinstance(merge, str) else merge) for mer
 
 @pytest.mark.parametrize("content", ["e", MERGED[0], MERGED[-1], "Ġ"])
 def test_a_special_token_that_text_can_become_keeps_its_bytes(content):
-    """As in a file whose list of special tokens names a word, a letter or a space; the mark is one that text cannot."""
+    """A list of special tokens that names a word, a letter or a space; text cannot become the mark."""
     number = PLAIN["vocab"][content]
     marks = [special(content, number), special("<|mark|>", 600)]
     tokenizer = tokens.Tokenizer(changed(added_tokens=marks))

@@ -142,7 +142,7 @@ def test_loglikelihoods_of_pairs(model):
 
 
 def test_a_long_pair_is_read_in_blocks(model, monkeypatch):
-    """Which is the same to rounding, whatever part of a block counts."""
+    """The score is the same to rounding, whatever part of a block counts."""
     pairs = [
         (bytes([BOS]) + b"some words before" * n, b" and after" * m) for n, m in ((1, 30), (20, 1), (3, 3), (7, 9))
     ]

@@ -28,7 +28,7 @@ def _run(folder: Path, *arguments: str) -> bytes:
 
 
 def visit(folder: Path, pages: Mapping[str, str], widths: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
-    """What `browser_probe.js` tells of each page at its widths, or else at `WIDTHS`. Its script stands before a page's
+    """Report of `browser_probe.js` on each page at its widths, or else at `WIDTHS`. Its script stands before a page's
     policy, which binds all that follows."""
     frames = []
     for n, (name, page) in enumerate(pages.items()):

@@ -1,4 +1,4 @@
-"""What strangers put into files and in the place of files: odd values by type and size, and odd kinds of files."""
+"""Hostile content of files and odd things in their place: values by type and size, and kinds of files."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ KINDS: dict[str, Callable[[Path], object]] = {
     "deep": lambda path: path.write_text('{"a":' * 200_000),
     "one long line": lambda path: path.write_text("{" * 3_000_000),
 }
-"""What may stand where a file should."""
+"""Kinds of things in the place of a file."""
 
 
 def replaced(path: Path, kind: str) -> None:

@@ -133,7 +133,7 @@ def found_in(*rows, size=6000):
 
 
 def test_genes_of_all_types_are_genes():
-    """As Ensembl writes them: 100 + 900 + 1000 bases of genes on 6,000."""
+    """Genes in Ensembl's form: 100 + 900 + 1000 bases on 6,000."""
     rows = [
         "gene 1 100 + ID=gene:a",
         "mRNA 1 100 + ID=transcript:a;Parent=gene:a",
@@ -502,7 +502,7 @@ def test_gff3_and_genbank_of_ncbi_say_the_same():
 
 
 def test_genbank_parts_that_are_transcribed_apart():
-    """As in chloroplasts; the first part may be on either strand. A part of another record is not of this one."""
+    """Trans-splicing in a chloroplast, the first part on either strand; a part on another record is left out."""
     for first in ("complement(101..200)", "101..200"):
         features = [
             f"     gene            join({first},4801..5200)\n                     /trans_splicing\n",

@@ -226,7 +226,7 @@ def test_smoothing_is_the_recurrence(lengths, seed):
 
 
 def test_smoothing_of_the_input_is_that_of_chunks_for_certain_boundaries():
-    """Where p is 0 or 1 there is nothing to average, whatever is averaged; where it is not, it matters what."""
+    """With p of 0 or 1 both averages are the same; with learned p they differ."""
     ids = torch.randint(0, 256, (3, 40), generator=torch.Generator().manual_seed(1))
     away = {}
     for kind in ({"kind": "fixed", "k": 3}, {"kind": "learned"}):

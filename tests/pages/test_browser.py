@@ -30,7 +30,7 @@ def fetching(server):
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
-    """What the browser tells, by page, and whether anything was fetched."""
+    """Report of the browser by page, and whether anything was fetched."""
     folder = tmp_path_factory.mktemp("browser")
     with socket.create_server(("127.0.0.1", 0)) as server:
         rows = {"one evaluation": records(30, 1), "one record": records(1, 0), "many": records(400, 40, 2, spike=200)}

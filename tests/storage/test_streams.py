@@ -84,7 +84,7 @@ def test_truncation_and_damage_are_noticed(codec: str, tmp_path: Path) -> None:
 
 
 def test_a_container_cut_at_a_border_of_its_blocks_is_truncated() -> None:
-    """Where its format says that something follows; a plain gz, bz2 or zst has nothing that tells."""
+    """Containers whose format demands an end are truncated without it; a plain gz, bz2 or zst demands none."""
     data = b"".join(b"%d " % number for number in range(2000))
     blocks = bgzf(data)
 

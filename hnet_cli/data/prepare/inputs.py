@@ -121,7 +121,7 @@ def _identity(status: os.stat_result) -> str:
 
 
 def _stdin_identity() -> str:
-    """That of a file that standard input comes from."""
+    """Identity of the file that standard input comes from; "-" if it is none."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         status = os.fstat(sys.stdin.fileno())
         return _identity(status) if stat.S_ISREG(status.st_mode) else "-"

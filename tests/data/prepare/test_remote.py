@@ -217,7 +217,7 @@ def test_a_server_that_never_answers_is_given_up(
 
 
 def test_a_late_thread_changes_nothing() -> None:
-    """What it opened or failed at is of an earlier turn."""
+    """Files opened, and failures, belong to an earlier attempt."""
 
     class Late(remote._RemoteStream):
         def _open(self) -> tuple[Any, int]:

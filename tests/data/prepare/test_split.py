@@ -183,7 +183,7 @@ def pages(count: int) -> list[str]:
 
 
 def contents_of(dataset: Dataset, split: str) -> set[bytes]:
-    """As the model reads them."""
+    """Documents of a split, as the model reads them."""
     table = modality.get(dataset.modality).input_table if dataset.modality != "lines" else None
     return {document.translate(table) for document in dataset.documents(split)}
 
