@@ -288,6 +288,12 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, packing: Packing) -> Te
 
 
 @triton.jit
+def _through_norm(grad, x, scale, width):
+    """Gradient by rows from that by x, the rows times `scale`, of which every row's mean square is 1."""
+    return scale * (grad - x * (tl.sum(grad * x, 1) / width)[:, None])
+
+
+@triton.jit
 def _add_norm(
     hidden,
     residual,
@@ -349,8 +355,7 @@ def _add_norm_gradient(
         x = tl.load(added + row * width + column, inside, 0) * scale
         grad = tl.load(dy + row * dy_stride + column, inside, 0).to(tl.float32)
         summed += tl.sum(grad * x, 0)[None, :]
-        grad *= w
-        grad = scale * (grad - x * (tl.sum(grad * x, 1) / width)[:, None])
+        grad = _through_norm(grad * w, x, scale, width)
         if not ALONE:
             grad += tl.load(dadded + row * width + column, inside, 0)
         tl.store(dhidden + row * width + column, grad, inside)
@@ -453,8 +458,7 @@ def _gated_norm_gradient(
         x = value * open_ * share * scale
         grad = tl.load(dout + row * dout_stride + column, inside, 0).to(tl.float32)
         summed += tl.sum(grad * x, 0)[None, :]
-        grad *= w
-        grad = scale * (grad - x * (tl.sum(grad * x, 1) / width)[:, None])
+        grad = _through_norm(grad * w, x, scale, width)
         tl.store(dy + row * width + column, grad * open_ * share, inside)
         tl.store(dgate + row * width + column, grad * value * share * (1 + open_ * (1 - share)), inside)
     tl.store(sums + tl.program_id(0).to(tl.int64) * width + column, summed, column < width)
