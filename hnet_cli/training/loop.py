@@ -262,6 +262,7 @@ class _Trainer:
         with world.together():
             if not step and train.start:
                 source = begin_from(train.start, self.model)
+                self.made["start"] = provenance.start(train.start, source)
                 if train.taught and world.is_main:
                     keep(source, self.run)
         with world.together():

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hnet_cli import modality, storage
 from hnet_cli.config.run import RunConfig, differences, resolve
 from hnet_cli.data.dataset import Dataset
@@ -78,8 +80,12 @@ def choose(
     resume: bool,
     device: str | None,
     world: World = ALONE,
+    start: str | None = None,
 ) -> Plan:
-    """Make and print the choices that the user left open. Raises UsageError, InputError or EnvironmentLimit."""
+    """Make and print the choices that the user left open. Raises UsageError, InputError or EnvironmentLimit.
+
+    `start`: the model to begin with; without a `preset` the configuration follows from it.
+    """
     here = this_machine(world.device(device), world.local_size)
     if resume and run is None and preset is None and data is None and (newest := _newest_run()) is not None:
         run = newest.path
@@ -95,6 +101,13 @@ def choose(
         else:
             data = newest_dataset()
     dataset = dataset_at(data)
+    if config is None and start is not None:
+        from hnet_cli.training.start import tuned
+
+        config, why = tuned(start, settings, dataset, here.device)
+        say(f"Start: [bold]{literal(start)}[/], its architecture; {literal(why)} (--set or --preset changes it)")
+    elif config is not None and start is not None:
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, start=start))
     if config is None:
         preset = modality.get(dataset.modality).presets["nano" if here.device == "cpu" else "small"]
         config = resolve(preset, settings)
@@ -108,6 +121,7 @@ def choose(
         if resume:
             config = _stored(run, config, settings)
     Batches(dataset, sequence_length=config.train.sequence_length, rows=config.train.rows)  # raises if data are too few
+    _say_long_rows(dataset, config.train.sequence_length)
     config = dataclasses.replace(config, data=known if found and known else history.stored_path(data, run))
     is_auto = config.train.micro_batches == "auto"
     config = budget.settled(config, here, world.size)
@@ -115,6 +129,16 @@ def choose(
         _say_micro_batches(config)
     shares = world.size if budget.is_sharded(config, here, world.size) else 1
     return Plan(config, data, dataset.about, run, here, world.size, shares)
+
+
+def _say_long_rows(dataset: Dataset, length: int) -> None:
+    """Say how many rows of prompt and completion are longer than a sequence of `length` bytes."""
+    sizes = dataset.ranges("train")[:, 2] if dataset.prompted else np.zeros(0)
+    if long := int((sizes > length).sum()):
+        say(
+            f"[yellow]note:[/] {long:,} of {len(sizes):,} rows are longer than train.sequence_length, {length:,} "
+            "bytes; they are cut from the left: their prompts lose the beginning"
+        )
 
 
 def _say_micro_batches(config: RunConfig) -> None:

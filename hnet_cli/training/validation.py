@@ -37,25 +37,29 @@ def validation(
 
     `piece`: bytes per forward pass; that of training takes no more memory than training. Every byte counts exactly
     once, the first of a document too (it is predicted from the document mark); a window that does not begin a document
-    begins with the byte before it and knows nothing older. `progress` gets the bytes begun. Returns `bpb` (bits per
-    byte, unweighted), `bytes`, and the figures of `stage_metrics`. The ranks of a `world` take the passes in turn; the
+    begins with the byte before it and knows nothing older. Bytes of weight 0 (prompts) do not count, the others count
+    alike. `progress` gets the bytes begun. Returns `bpb` (bits per byte), `bytes`, and the figures of `stage_metrics`,
+    which are of prompts too. The ranks of a `world` take the passes in turn; the
     result is that of one rank.
     """
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
-    nats, counts, passes, total = list[Tensor](), list[Tensor](), 0, 0
+    nats, counts, passes, total, read_bytes = list[Tensor](), list[Tensor](), 0, 0, 0
 
     def score(batch: Batch) -> None:
         batch = batch if model.tokenizer is None else tokenised(batch, model.tokenizer)
-        inputs, targets, cu_seqlens, _ = to_device(batch, device)
+        inputs, targets, cu_seqlens, weights = to_device(batch, device)
         out = model(inputs, cu_seqlens=cu_seqlens)
-        nats.append(F.cross_entropy(out.logits.float(), targets, reduction="sum").to(exact(device)))
+        logits = out.logits.float()
+        if weights is not None:
+            logits, targets = logits[weights > 0], targets[weights > 0]
+        nats.append(F.cross_entropy(logits, targets, reduction="sum").to(exact(device)))
         counts.append(routing_counts(out.routing))
 
     for batch in held_out.batches(piece or PIECE):
         if passes % world.size == world.rank:
             score(batch)
-        passes, total = passes + 1, total + batch.nbytes
+        passes, total, read_bytes = passes + 1, total + batch.counted, read_bytes + batch.nbytes
         progress(total)
     if len(nats) * world.size < passes:  # every rank gathers as many; this one is not counted
         score(batch)
@@ -67,7 +71,7 @@ def validation(
 
     numbers = read({"nats": total_of(nats), "counts": total_of(counts)})
     bpb = numbers["nats"][0] / total / math.log(2)
-    return {"bpb": bpb, "bytes": total} | stage_metrics(numbers["counts"], total, target_ratios)
+    return {"bpb": bpb, "bytes": total} | stage_metrics(numbers["counts"], read_bytes, target_ratios)
 
 
 def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
