@@ -123,7 +123,8 @@ def _use(reference: str | Path, one: Callable[[Path], T], of_run: Callable[[Path
         if (found := _first(lambda: _best_first(folder), of_run, warnings.warn)) is not None:
             return found
         raise DamagedError(f"{folder} has no complete checkpoint", "go on training it with --resume")
-    raise DamagedError(f"{folder} is not a model: it has neither config.json nor checkpoints/", MODELS)
+    hint = "`hnet convert` makes a model of official weights" if folder.is_file() else MODELS
+    raise DamagedError(f"{folder} is not a model: it has neither config.json nor checkpoints/", hint)
 
 
 def starters() -> list[str]:

@@ -6,8 +6,8 @@ documents holds each as its own packed sequence; inputs are the targets moved ri
 (but a tail shorter than a window) is predicted exactly once, from the byte before it or from BOS.
 
 A row of prompt and completion is not cut there, lest the completion lose its prompt: a window holds the rows that end
-in it, whole, and so on average as many bytes. One longer than a window loses the beginning of its prompt; see
-`stretches`.
+in it, whole, and so on average as many bytes; the last of an epoch those that are left. A row longer than a window
+loses the beginning of its prompt; see `stretches`.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ class Batches:
         self.dataset, self.split, self.seed = dataset, split, seed
         self.sequence_length, self.rows = sequence_length, rows
         self._ranges = stretches(dataset, split, sequence_length)
-        self.windows_per_epoch = int(self._ranges[:, 2].sum()) // sequence_length
+        total = int(self._ranges[:, 2].sum())
+        self.windows_per_epoch = -(-total // sequence_length) if dataset.prompted else total // sequence_length
         if not self.windows_per_epoch:
             raise InputError(
                 f"the {split} split has {dataset.nbytes(split):,} bytes, less than one sequence of {sequence_length:,}",

@@ -279,6 +279,7 @@ class _Evaluation:
         scores = each.grouped(material.owners)
         seconds = time.perf_counter() - started
         result["definition"] |= {"bytes_counted": material.chosen, "uncertainty": f"bootstrap over {scores.unit}s"}
+        result["definition"] |= {"completions": True} if any(material.prompts) else {}
         result |= compression.figures(scores)
         result["baselines"] = dict(baselines)
         result["stages"] = compression.stages(scores, self.model.config)

@@ -116,9 +116,12 @@ def _definition(result: Json, byte: str) -> str:
         window = f"a {byte} is predicted from at most {context:,} {byte}s before it in its document, {least}"
     documents = "1 document" if result["documents"] == 1 else f"{result['documents']:,} documents"
     enough = f"95%, {definition['uncertainty']}"
+    first = f"The first {byte} of a document is predicted too, from the mark before it. "
+    if definition.get("completions"):
+        first = f"A longer one is read from {context:,} {byte}s before its end on. " if context else ""
     return (
         f"[dim]{result['bytes']:,} {byte}s, each counted once, of {documents}; {literal(definition['bytes_counted'])}. "
-        f"Context: {window}. The first {byte} of a document is predicted too, from the mark before it. "
+        f"Context: {window}. {first}"
         f"Intervals: {enough if result['bpb_ci95'] else 'none, for fewer than 8 documents or windows'}.[/]"
     )
 

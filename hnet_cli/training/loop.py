@@ -542,6 +542,7 @@ class _Trainer:
             decisions = self.probe.decide(self.model, sharded) if self.world.is_main or sharded else None
         position = {"step": state.step, "bytes": state.bytes_seen}
         scores |= {"of": self.held_out.of, "sample": self.held_out.key}
+        scores |= {"completions": 1} if self.dataset.prompted else {}
         scores |= {name: value for name in BESIDE if (value := (self.beside or {}).get(name)) is not None}
         record = position | {f"val_{name}": value for name, value in scores.items()}
         if decisions is not None:

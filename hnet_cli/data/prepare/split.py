@@ -70,9 +70,8 @@ def make_split(
     """Write `split-train.bin` and `split-val.bin`.
 
     `size`: bytes of all documents. `first_val`: documents from this one on are held out by the user's wish. `cut`: of
-    the modality; None where no document may be divided. Raises
-    InputError for too little data. The tables are read in parts, several times: memory does not grow with the number
-    of documents, but by 16 bytes for each that is held out.
+    the modality; None where no document may be divided. Raises InputError for too little data. The tables are read in
+    parts, several times: memory does not grow with the number of documents, but by 16 bytes for each that is held out.
     """
     if size < LEAST_BYTES:
         raise InputError(
