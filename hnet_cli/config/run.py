@@ -253,16 +253,18 @@ def _chunker(value: Any) -> Any:
 
 
 def _tokens(path: str) -> str:
-    """The vocabulary of a tokenizer.json without its marks, as `Chunker.tokens`. Raises ValueError."""
+    """The vocabulary of a tokenizer.json without its special tokens, as `Chunker.tokens`. Raises ValueError."""
     from hnet_cli.model.automaton import byte_letters  # needs numpy, which most commands begin without
 
     try:
-        model = storage.read_json(path)["model"]
-        given = model["vocab"] if model["type"] == "BPE" else ()
-    except (OSError, HNetError, KeyError, TypeError) as error:
+        data = storage.read_json(path)
+        model, (added, _) = data["model"], ids_of(data)
+        given = set(model["vocab"]) if model["type"] == "BPE" else set()
+        given -= {token["content"] for token in added if token["special"]}
+    except (OSError, HNetError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the chunker's tokenizer {path!r:.100} cannot be read: {reason(error)}") from error
     letters = set(byte_letters())
-    tokens = [token for token in given if isinstance(token, str) and token and letters >= set(token)]
+    tokens = sorted(token for token in given if token and letters >= set(token))
     if not tokens:
         raise ValueError(f"the chunker's tokenizer {path!r:.100} is not a byte-level BPE")
     return " ".join(tokens)
@@ -327,8 +329,11 @@ def to_data(config: RunConfig) -> dict[str, Any]:
     data = dataclasses.asdict(config)
     model = config.model.to_dict()
     model.pop("hnet", None)  # chunkers and switches; all else under this key belongs to model folders
-    chunkers = [f"{c.kind}:{c.k}" if c.k else c.kind for c in config.model.chunkers]
-    model["chunker"] = chunkers[0] if len(set(chunkers)) == 1 else chunkers or "learned"
+    chunkers = [
+        c.to_dict() if c.tokens else ":".join(str(part) for part in (c.kind, c.k, c.pattern) if part is not None)
+        for c in config.model.chunkers
+    ]
+    model["chunker"] = chunkers[0] if len(set(config.model.chunkers)) == 1 else chunkers or "learned"
     data["model"] = model | config.model.switches()
     data["train"]["betas"] = list(config.train.betas)
     return data
