@@ -149,7 +149,7 @@ def begin_from(reference: str | Path, model: HNetForCausalLM) -> Path:
     if unlike := [f"{name} is {theirs[name]}, not {ours[name]}" for name in ours if theirs[name] != ours[name]]:
         raise UsageError(
             f"train.start: {shown(reference)} is another model: {'; '.join(unlike)}",
-            "begin with a model of the architecture that is to be trained",
+            "leave --preset out and name it with --start: then its architecture is taken",
         )
     if len({getattr(each.tokenizer, "text", None) for each in (other, model)}) > 1:
         raise UsageError(

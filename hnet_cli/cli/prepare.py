@@ -166,7 +166,7 @@ def show_summary(summary: Summary) -> None:
             f"To beat on the held-out bytes: {literal(figures)} bits per byte, so [bold]{lowest:.3f}[/] "
             f"({literal(best)}; measured on {literal(on)})."
         )
-        if held_out < FEW:
+        if held_out < FEW and not summary.prompted:
             say(
                 f"{held_out:,} held-out bytes are too few to compare by: xz has hardly begun to learn. More data, or a "
                 "larger --val."
