@@ -140,7 +140,7 @@ def _say_what_is_wrong(runs: Iterable[Glance]) -> None:
 
 
 def _data(run: Glance) -> str:
-    name = Path(run.data).name if run.data else "-"
+    name = " + ".join(s.name for s in run.sources) or (Path(run.data).name if run.data else "-")
     return f"{name} ({run.modality})" if run.modality and run.modality != name else name
 
 
@@ -194,6 +194,10 @@ class _Comparison:
             "bits per byte, last": [_bits(run.bpb_last) for run in runs],
             "bytes per chunk": [_chunks(run) for run in runs],
         }
+        if self.alike:
+            of = [{source.name: source.bpb for source in run.sources} for run in runs]
+            for name in dict.fromkeys(name for bits in of for name in bits):
+                figures[f"bits per byte, last, {name}"] = [_bits(bits.get(name)) for bits in of]
         made = {name: [_made(run, name) for run in runs] for name in MADE}
         made = {name: row for name, row in made.items() if len(set(row)) > 1}
         at_equal_bytes = {size(count): [_bits(value) for value in bits] for count, bits in self.at_equal_bytes}

@@ -1,0 +1,61 @@
+"""Figures of a mixture's sources in a record of a validation, where they lie flat: `val_bpb/books`. Nobody else takes
+such keys apart or puts them together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hnet_cli.data.figures import named
+from hnet_cli.report.stages import VALIDATION, stage_key
+from hnet_cli.storage.jsonl import number
+
+NUMBERS = ("share", "epochs", "bytes", "of")
+BASELINES = ("xz", "order_k", "k", "uniform")
+MOST, LONGEST = 64, 200
+"""Sources of a record that are read, and characters of a name: a record may come from anywhere."""
+
+
+def source_key(name: str, source: str) -> str:
+    """The key of a figure of a source, without the prefix of validations."""
+    return f"{name}/{source}"
+
+
+@dataclass(frozen=True)
+class SourceFigures:
+    """Figures of one source in a validation; None where a record does not have them."""
+
+    name: str
+    bpb: float
+    share: float | None = None
+    """Of the bytes read."""
+    epochs: float | None = None
+    """Times that its training split had been read."""
+    bytes: float | None = None
+    """Held-out bytes that were scored."""
+    of: float | None = None
+    """Held-out bytes that there are."""
+    bytes_per_chunk: float | None = None
+    """At the outermost stage."""
+    baselines: Mapping[str, float] | None = None
+    """Bits per byte of the baselines on the same bytes, by their names."""
+
+
+def sources_of(record: Mapping[str, Any]) -> list[SourceFigures]:
+    """The sources of a validation's record, in their order; none for a run on a single dataset."""
+    begin = VALIDATION + source_key("bpb", "")
+    names = [key.removeprefix(begin) for key in record if key.startswith(begin)][:MOST]
+    sources = []
+    for name in names:
+        keys = {"bytes_per_chunk": stage_key(0, "bytes_per_chunk")} | {key: key for key in (*NUMBERS, *BASELINES)}
+        figures = {key: record.get(VALIDATION + source_key(flat, name)) for key, flat in keys.items()}
+        if (bits := number(record[begin + name])) is not None:
+            numbers = {key: number(figures[key]) for key in ("bytes_per_chunk", *NUMBERS)}
+            sources.append(SourceFigures(name[:LONGEST], bits, **numbers, baselines=named(figures)))
+    return sources
+
+
+def times(epochs: float) -> str:
+    """The number of times a source is read, in words: "42% of it", "3.5 times"."""
+    return f"{epochs:.{0 if epochs >= 0.1 else 1}%} of it" if epochs < 0.995 else f"{epochs:.1f} times"
