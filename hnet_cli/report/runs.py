@@ -15,6 +15,7 @@ from hnet_cli.errors import InputError, UsageError
 from hnet_cli.provenance import line
 from hnet_cli.report import history
 from hnet_cli.report.history import Glance, interpolated, series
+from hnet_cli.report.sources import rows_of
 from hnet_cli.terminal.console import duration, fits, literal, say, size, table
 
 ORDERS: dict[str, Callable[[Glance], Any]] = {
@@ -67,7 +68,8 @@ def show(paths: Sequence[Path], sort: str = "when", out: Path | None = None, ove
         return comparison.shown()
     if named and (made := line(runs[0].made)):
         say(f"[dim]made with {literal(made)}[/]")
-    return RunsShown([_list(runs)], {"runs": [run.to_dict() for run in runs]})
+    tables = [_list(runs)] + ([_sources(runs[0])] if named and runs[0].sources else [])
+    return RunsShown(tables, {"runs": [run.to_dict() for run in runs]})
 
 
 def _by_name(path: Path) -> Path:
@@ -119,6 +121,15 @@ def _list(runs: Sequence[Glance]) -> Table:
         if fits(made) or not (name := next(spare, "")):
             return made
         columns.remove(name)
+
+
+def _sources(run: Glance) -> Table:
+    """The table of a mixture's sources."""
+    heads, *rows = rows_of(run.sources)
+    made = table(*map(literal, heads))
+    for row in rows:
+        made.add_row(*map(literal, row))
+    return made
 
 
 def _alike(runs: Sequence[Glance]) -> bool:

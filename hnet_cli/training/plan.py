@@ -339,7 +339,7 @@ def _describe(plan: Plan, data: dict[str, Any]) -> None:
 
 def _mixture_table(data: dict[str, Any]) -> Table:
     """The sources of a mixture: their shares of the bytes read, the bytes that they have, and what is read of these."""
-    rows = table("source", "share", "reads", "has", "is read")
+    rows = table("source", "share of the bytes", "bytes read", "training split", "read")
     for source in data["sources"]:
         read = size(source["share"] * data["bytes"])
         rows.add_row(

@@ -21,6 +21,7 @@ from hnet_cli.kernels.packing import send
 from hnet_cli.kernels.reference import exact
 from hnet_cli.model import HNetForCausalLM
 from hnet_cli.report.sources import source_key
+from hnet_cli.report.stages import stage_key
 from hnet_cli.training.health import read, routing_counts, stage_metrics
 
 PIECE = 32_768
@@ -62,8 +63,8 @@ def validation(
     record |= stage_metrics(np.asarray(counts).tolist(), total, target_ratios)
     for name, (own, routed, size) in zip(held_out.names, sums, strict=True) if len(sums) > 1 else ():
         figures = {"bpb": own / size / math.log(2), "bytes": size}
-        stages = stage_metrics(routed.tolist(), size, target_ratios)
-        figures |= {key: value for key, value in stages.items() if key.endswith("_bytes_per_chunk")}
+        stages, key = stage_metrics(routed.tolist(), size, target_ratios), stage_key(0, "bytes_per_chunk")
+        figures |= {key: stages[key]} if stages else {}
         record |= {source_key(key, name): value for key, value in figures.items()}
     return record
 
