@@ -65,7 +65,7 @@ def rows_of(sources: Sequence[SourceFigures]) -> list[list[str]]:
     """A table of sources, the first row of heads; the heads alone where there are none."""
     beside = list(dict.fromkeys(name for source in sources for name in source.baselines or {}))
     heads = ["source", "share of the bytes", "training split read", "held out", "bits per byte", *beside]
-    rows = [heads + ["bytes per chunk"]]
+    rows = [[*heads, "bytes per chunk"]]
     for source in sources:
         known = source.baselines or {}
         figures = [None if source.share is None else f"{source.share:.1%}"]

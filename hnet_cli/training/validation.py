@@ -57,7 +57,7 @@ def validation(
     model.train(was_training)
     total = sum(size for _, _, size in sums)
     weights = [share * total / size for share, (_, _, size) in zip(held_out.shares, sums, strict=True)]
-    nats = sum(weight * part for weight, (part, _, _) in zip(weights, sums, strict=True))
+    nats = math.fsum(weight * part for weight, (part, _, _) in zip(weights, sums, strict=True))
     counts = sum(weight * part for weight, (_, part, _) in zip(weights, sums, strict=True))
     record = {"bpb": nats / total / math.log(2), "bytes": total}
     record |= stage_metrics(np.asarray(counts).tolist(), total, target_ratios)
