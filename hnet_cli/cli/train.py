@@ -22,8 +22,8 @@ def train(
         list[str] | None,
         typer.Option(
             metavar="PATH[:WEIGHT]",
-            help="A dataset of `hnet prepare`; several are mixed in the ratio of their weights. Default: the newest "
-            "under data/.",
+            help="A dataset of `hnet prepare`; may be repeated: all are mixed, weights being shares of the bytes read. "
+            "Default: the newest under data/.",
         ),
     ] = None,
     run: Annotated[Path | None, typer.Option(help="The run folder. Default: runs/<dataset>-<preset>.")] = None,

@@ -221,7 +221,9 @@ class _Comparison:
         return {title: [heads, *([key, *row] for key, row in rows.items())] for title, rows in tables.items() if rows}
 
     def _differences(self) -> dict[str, list[str]]:
-        configs = [_flat(history.read_config(run.path) or {}) for run in self.runs.values()]
+        configs = [
+            _flat((history.read_config(run.path) or {}) | {"data": run.data or "-"}) for run in self.runs.values()
+        ]
         keys = dict.fromkeys(key for config in configs for key in config if key not in ("description", "source"))
         values = {key: [config.get(key, "-") for config in configs] for key in keys}
         return {key: row for key, row in values.items() if len(set(row)) > 1}

@@ -4,7 +4,7 @@ such keys apart or puts them together."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hnet_cli.data.figures import named
@@ -12,7 +12,7 @@ from hnet_cli.report.stages import VALIDATION, stage_key
 from hnet_cli.storage.jsonl import number
 
 NUMBERS = ("share", "epochs", "bytes", "of")
-BASELINES = ("xz", "order_k", "k", "uniform")
+BASELINES = ("xz", "order_k", "uniform")
 MOST, LONGEST = 64, 4000
 """Sources of a record that are read, and characters of their names: a record may come from anywhere."""
 
@@ -38,8 +38,8 @@ class SourceFigures:
     """Held-out bytes that there are."""
     bytes_per_chunk: float | None = None
     """At the outermost stage."""
-    baselines: Mapping[str, float] | None = None
-    """Bits per byte of the baselines on the same bytes, by their names."""
+    baselines: Mapping[str, float] = field(default_factory=dict)
+    """Bits per byte of the baselines on the same bytes: "xz", "order-k", "uniform"."""
 
 
 def sources_of(record: Mapping[str, Any]) -> list[SourceFigures]:
@@ -52,7 +52,7 @@ def sources_of(record: Mapping[str, Any]) -> list[SourceFigures]:
         figures = {key: record.get(VALIDATION + source_key(flat, name)) for key, flat in keys.items()}
         if (bits := number(record[begin + name])) is not None:
             numbers = {key: number(figures[key]) for key in ("bytes_per_chunk", *NUMBERS)}
-            sources.append(SourceFigures(name, bits, **numbers, baselines=named(figures)))
+            sources.append(SourceFigures(name, bits, **numbers, baselines=named(figures | {"k": "k"})))
     return sources
 
 
@@ -63,11 +63,11 @@ def times(epochs: float) -> str:
 
 def rows_of(sources: Sequence[SourceFigures]) -> list[list[str]]:
     """A table of sources, the first row of heads; the heads alone where there are none."""
-    beside = list(dict.fromkeys(name for source in sources for name in source.baselines or {}))
+    beside = list(dict.fromkeys(name for source in sources for name in source.baselines))
     heads = ["source", "share of the bytes", "training split read", "held out", "bits per byte", *beside]
     rows = [[*heads, "bytes per chunk"]]
     for source in sources:
-        known = source.baselines or {}
+        known = source.baselines
         figures = [None if source.share is None else f"{source.share:.1%}"]
         figures += [None if source.epochs is None else times(source.epochs)]
         figures += [None if source.bytes is None else f"{source.bytes:,.0f} bytes", f"{source.bpb:.3f}"]

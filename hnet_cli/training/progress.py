@@ -17,7 +17,7 @@ from hnet_cli.distributed.threads import meter
 from hnet_cli.distributed.world import ALONE, OtherRank, World
 from hnet_cli.errors import BusyError, HNetError
 from hnet_cli.report import history, run_page
-from hnet_cli.report.sources import SourceFigures, sources_of, times
+from hnet_cli.report.sources import sources_of, times
 from hnet_cli.report.stages import VALIDATION, stage_key, stages_of
 from hnet_cli.terminal.console import Task, duration, literal, progress, say, show, size, spark, table
 from hnet_cli.training.loop import Result, train
@@ -228,10 +228,12 @@ def finish(plan: Plan, result: Result) -> None:
     beside = history.beside(result.last, plan.mixture.about)
     title = f"on {history.bytes_of(result.last)} held out"
     rows = table(title, "bits per byte", *(literal(source.name) for source in sources))
-    own, of_each = f"[bold]{result.last.get('val_bpb', 0):.3f}[/]", (f"{source.bpb:.3f}" for source in sources)
-    rows.add_row(f"this model, {result.state.step} steps", own, *of_each)
+    own = f"[bold]{result.last.get('val_bpb', 0):.3f}[/]"
+    rows.add_row(f"this model, {result.state.step} steps", own, *(f"{source.bpb:.3f}" for source in sources))
     for name, value in beside.items():
-        rows.add_row(name, f"{value:.3f}", *(_beside(source, name) for source in sources))
+        kind = "order-k" if name.startswith("order-") else name
+        of_each = (source.baselines.get(kind) for source in sources)
+        rows.add_row(name, f"{value:.3f}", *("" if bits is None else f"{bits:.3f}" for bits in of_each))
     if sources:
         rows.add_row("share of the bytes read", "", *(f"{source.share or 0:.1%}" for source in sources))
         rows.add_row("training split read", "", *(times(source.epochs or 0) for source in sources))
@@ -242,10 +244,3 @@ def finish(plan: Plan, result: Result) -> None:
         say(f"Next: hnet eval {literal(run)}")  # tokens are neither sampled byte by byte nor learned chunks
     else:
         say(f"Next: hnet sample {literal(run)}    hnet segment --model {literal(run)} FILE")
-
-
-def _beside(source: SourceFigures, name: str) -> str:
-    """A baseline's cell for a source, whose order-k model may be of another order than that of the whole."""
-    known = source.baselines or {}
-    value = known.get(name, next((bits for other, bits in known.items() if other[:6] == name[:6] == "order-"), None))
-    return "" if value is None else f"{value:.3f}"

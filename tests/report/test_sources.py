@@ -17,14 +17,13 @@ RECORD = {
     "val_of/books": 4096,
     "val_xz/books": 3.0,
     "val_order_k/books": 2.6,
-    "val_k/books": 4,
     "val_stage0_bytes_per_chunk/books": 4.2,
 }
 
 
 def test_a_record_holds_the_sources():
     books, code = sources_of(RECORD)
-    assert books == SourceFigures("books", 2.0, 0.8, 0.25, 512, 4096, 4.2, {"xz": 3.0, "order-4": 2.6})
+    assert books == SourceFigures("books", 2.0, 0.8, 0.25, 512, 4096, 4.2, {"xz": 3.0, "order-k": 2.6})
     assert (code.name, code.bpb, code.share, code.baselines) == ("a/code", 2.5, None, {})
     assert source_key("bpb", "books") == "bpb/books"
     assert sources_of({"val_bpb": 2.0}) == []
@@ -39,7 +38,7 @@ def test_the_table_has_what_is_known():
         "held out": "512 bytes",
         "bits per byte": "2.000",
         "xz": "3.000",
-        "order-4": "2.600",
+        "order-k": "2.600",
         "bytes per chunk": "4.20",
     }
     assert code == ["a/code", "-", "-", "-", "2.500", "-", "-", "-"]
