@@ -71,6 +71,7 @@ def test_a_mean_in_shares_is_surer_than_its_parts():
     mean = share_weighted("bpb", figures, [0.75, 0.25])
     assert mean["bpb"] == 2.5
     assert mean["bpb_ci95"] == pytest.approx([2.5 - 0.75 * math.hypot(0.1, 0.1), 2.5 + math.hypot(0.15, 0.025)])
-    assert share_weighted("bpb", [figures[0]], [1.0]) == pytest.approx(figures[0])
+    alone = share_weighted("bpb", [figures[0]], [1.0])
+    assert (alone["bpb"], alone["bpb_ci95"]) == (2.0, pytest.approx([1.9, 2.2]))
     figures[1]["bpb_ci95"] = None
     assert share_weighted("bpb", figures, [0.75, 0.25]) == {"bpb": 2.5, "bpb_ci95": None}
