@@ -11,7 +11,7 @@ from runkit import dataset, tiny
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Windows
 from hnet_cli.evaluation import compression
-from hnet_cli.inference.scoring import COLUMNS, loglikelihoods, score, stretches
+from hnet_cli.inference.scoring import COLUMNS, _Blocks, loglikelihoods, score, stretches
 from hnet_cli.inference.windows import BATCH_BYTES
 from hnet_cli.training.build import build_model
 from hnet_cli.training.validation import validation
@@ -165,3 +165,15 @@ def test_a_long_pair_is_read_in_blocks(model, monkeypatch):
         cut, same = loglikelihoods(model, pairs)
         np.testing.assert_allclose(cut, logs, rtol=1e-5)
         assert (same == greedy).all()
+
+
+def test_no_more_is_held_of_a_document_than_is_asked_for():
+    held = []
+    text = _Blocks(bytes([n % 250]) * 10 for n in range(1000))
+    for end in range(10, 9000, 10):
+        assert text.reach(end) == end
+        assert text[end - 5 : end] == bytes([(end // 10 - 1) % 250]) * 5
+        text.drop(end - 5)
+        held.append(len(text.held))
+    assert max(held) <= 15
+    assert text.reach(1 << 20) == 10_000
