@@ -165,56 +165,14 @@ def segment(
     render.check(format, modality)
     summary = summary if summary is not None else Summary(model.config, modality)
 
-    refused: list[Refused] = []
-    limit = _Limit(max_bytes or (PAGE_BYTES if format == "html" else None), summary, modality or Modality())
-
-    whole = 0
-
-    def documents() -> Iterator[Document | Stream]:
-        nonlocal whole
-        for source in sources:
-            before = len(summary.damaged)
-            marked = False  # a byte order mark was left out just now
-            for item in until_damaged(modality.documents(source) if modality else [_raw(source)]):
-                if not isinstance(item, Refused):
-                    if limit.left == 0:
-                        summary.cut = True
-                        return
-                    if isinstance(item, Stream):
-                        item = dataclasses.replace(item, blocks=until_damaged(item.blocks))
-                    else:
-                        summary.notes.update(item.notes)
-                        item = item._replace(notes=(*item.notes, *[MARK_LEFT_OUT] * marked))
-                    marked = False
-                    yield limit(item)
-                    continue
-                marked = item.reason.endswith(MARK_LEFT_OUT)
-                refused[1:] = []  # the first is enough for a message
-                refused.append(item)
-                summary.refuse(item)
-                if on_refused:
-                    on_refused(item)
-            whole += len(summary.damaged) == before
-
-    def until_damaged(items: Iterable[T]) -> Iterator[T]:
-        try:
-            yield from items
-        except InputError as error:
-            summary.damaged.append(error)
+    reading = Reading(sources, modality, summary, on_refused, max_bytes or (PAGE_BYTES if format == "html" else None))
 
     def counted() -> Iterator[Window]:
-        before = summary.bytes
         table = modality.input_table if modality else None
-        asked = {"surprisal": format == "html", "carried": carried}
-        for window in windows(model, documents(), input_table=table, **asked):
+        for window in windows(model, reading, input_table=table, surprisal=format == "html", carried=carried):
             summary.add(window)
             yield window
-        if summary.damaged and not whole and not summary.cut:
-            raise summary.damaged[0]
-        if summary.bytes == before:
-            raise InputError(
-                f"nothing to segment: {f'{refused[0].where}: {refused[0].reason}' if refused else 'empty'}"
-            )
+        reading.check("segment")
 
     def note() -> str:
         return (
@@ -222,6 +180,66 @@ def segment(
         )
 
     return render.render(counted(), format, stages, modality, headings, label, note)
+
+
+class Reading:
+    """The documents of sources in order; what is not used is counted in `summary`. Iterate once."""
+
+    def __init__(
+        self,
+        sources: Iterable[Source],
+        modality: Modality | None,
+        summary: Summary,
+        on_refused: Callable[[Refused], None] | None = None,
+        max_bytes: int | None = None,
+    ) -> None:
+        self.sources, self.modality, self.summary, self.on_refused = sources, modality, summary, on_refused
+        self.limit = _Limit(max_bytes, summary, modality or Modality())
+        self.whole = 0
+        """Sources that were read to their end."""
+        self.first: Refused | None = None
+        self.before = summary.bytes
+
+    def __iter__(self) -> Iterator[Document | Stream]:
+        summary, modality = self.summary, self.modality
+        for source in self.sources:
+            before = len(summary.damaged)
+            marked = False  # a byte order mark was left out just now
+            for item in self._until_damaged(modality.documents(source) if modality else [_raw(source)]):
+                if not isinstance(item, Refused):
+                    if self.limit.left == 0:
+                        summary.cut = True
+                        return
+                    if isinstance(item, Stream):
+                        item = dataclasses.replace(item, blocks=self._until_damaged(item.blocks))
+                    else:
+                        summary.notes.update(item.notes)
+                        item = item._replace(notes=(*item.notes, *[MARK_LEFT_OUT] * marked))
+                    marked = False
+                    yield self.limit(item)
+                    continue
+                marked = item.reason.endswith(MARK_LEFT_OUT)
+                self.first = self.first or item
+                summary.refuse(item)
+                if self.on_refused:
+                    self.on_refused(item)
+            self.whole += len(summary.damaged) == before
+
+    def check(self, verb: str) -> None:
+        """At the end, when `summary.bytes` counts what was used: raises InputError if that is nothing, or no source was
+        whole."""
+        if self.summary.damaged and not self.whole and not self.summary.cut:
+            raise self.summary.damaged[0]
+        if self.summary.bytes == self.before:
+            raise InputError(
+                f"nothing to {verb}: {f'{self.first.where}: {self.first.reason}' if self.first else 'empty'}"
+            )
+
+    def _until_damaged(self, items: Iterable[T]) -> Iterator[T]:
+        try:
+            yield from items
+        except InputError as error:
+            self.summary.damaged.append(error)
 
 
 class _Limit:
