@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,6 +22,9 @@ from hnet_cli.model import HNetConfig, HNetForCausalLM
 from hnet_cli.model.init import skeleton, stays_float32
 from hnet_cli.storage import HeldFile, shown
 from hnet_cli.storage.reading import reason
+
+if TYPE_CHECKING:
+    from hnet_cli.inference.embed import Embedding
 
 STARTERS = Path(__file__).parents[1] / "starters"
 MODEL_FILES = ("config.json", "model.safetensors")
@@ -60,6 +63,26 @@ class LoadedModel(HNetForCausalLM):
         from hnet_cli.inference.segment import segment_bytes
 
         return segment_bytes(self, data, stage)
+
+    def embed(
+        self,
+        data: bytes | str | Sequence[bytes | str],
+        per: str = "document",
+        stage: int | None = None,
+        layer: str = "main",
+        pool: str = "mean",
+        *,
+        window: int | None = None,
+        dtype: str = "float32",
+        carry: bool = False,
+    ) -> Embedding:
+        """The vectors of one document, or of several at once; the options of `hnet embed`.
+
+        Of the result, `vectors` is (N, D), in the order of the documents, with `document`, `start` and `end` (N,).
+        """
+        from hnet_cli.inference.embed import Wanted, embed_bytes
+
+        return embed_bytes(self, data, Wanted(per, stage, layer, pool, window, dtype), carry)
 
 
 def save_model(

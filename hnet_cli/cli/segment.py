@@ -99,10 +99,7 @@ def segment(
     show_summary(summary)
     if summary.cut:
         say(f"There is more: this is the first {summary.bytes:,} bytes; --max-bytes says how many are wanted.")
-    if damaged := summary.damaged:
-        for error in damaged[1:]:
-            say(f"[yellow]left out:[/] {literal(error)}")
-        raise InputError(f"{damaged[0]}; the rest is segmented", damaged[0].hint)
+    raise_damaged(summary, "segmented")
 
 
 def model_for(
@@ -225,9 +222,26 @@ def show_summary(summary: Summary) -> None:
             rows.add_row(*cells, *scores)
             cells = [""] * 4
     show(rows)
+    show_left_out(summary)
+    documents = f"{summary.documents:,} document{'s' * (summary.documents != 1)}"
+    say(f"[dim]{size(summary.bytes)} in {literal(documents)}[/]", verbose=True)
+
+
+def show_left_out(summary: Summary) -> None:
+    """Print what was not used, and remarks about documents, on standard error."""
+    from hnet_cli.terminal.console import literal, say
+
     for reason, count in summary.refused.items():
         say(f"[dim]left out: {count:,} x {literal(reason)}[/]")
     for note, count in summary.notes.items():
         say(f"[dim]{literal(note)}: {count:,}[/]")
-    documents = f"{summary.documents:,} document{'s' * (summary.documents != 1)}"
-    say(f"[dim]{size(summary.bytes)} in {literal(documents)}[/]", verbose=True)
+
+
+def raise_damaged(summary: Summary, done: str) -> None:
+    """Raises InputError if a file was damaged, after what is `done` with the rest."""
+    from hnet_cli.terminal.console import literal, say
+
+    if damaged := summary.damaged:
+        for error in damaged[1:]:
+            say(f"[yellow]left out:[/] {literal(error)}")
+        raise InputError(f"{damaged[0]}; the rest is {done}", damaged[0].hint)

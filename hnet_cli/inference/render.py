@@ -106,7 +106,8 @@ def json_line(value: Any) -> str:
 
 
 @lru_cache(maxsize=1 << 16)
-def _payload(data: bytes) -> str:
+def payload(data: bytes) -> str:
+    """A chunk as JSON: "text", or "bytes" in base64 where it cuts a character."""
     try:
         return f'"text": {json_line(data.decode())}'
     except UnicodeDecodeError:
@@ -163,10 +164,10 @@ def _jsonl(windows: Iterable[Window], stages: Sequence[int], modality: Modality 
             lines = []
             probability = block.probability[:, assemble.stage].tolist()
             for n, (a, b, chunk, p) in enumerate(zip(starts, starts[1:], block.chunks, probability, strict=False)):
-                payload, place = _payload(chunk), ""
-                if chars and payload[1] == "t":
+                content, place = payload(chunk), ""
+                if chars and content[1] == "t":
                     place = f'"char_start": {json.dumps(chars[n])}, "char_end": {json.dumps(chars[n + 1])}, '
-                lines.append(f'{fixed}{a}, "end": {b}, {place}{payload}, "probability": {p:.4f}}}\n')
+                lines.append(f'{fixed}{a}, "end": {b}, {place}{content}, "probability": {p:.4f}}}\n')
             yield "".join(lines)
 
 

@@ -1,8 +1,8 @@
 """Hidden states: the outputs of the stacks inside a model, caught while it runs.
 
-Every stage has an encoder, a main network and a decoder. Encoder and decoder give a vector per position of their level:
-stage 0 per byte, stage s per chunk of stage s - 1. The main network of stage s gives one per chunk of stage s. It is the
-next level, whose own output is that of its decoder, or the innermost stack.
+Every stage has an encoder, a main network and a decoder. Encoder and decoder give a vector per position of their
+level: at stage 0 per byte, at stage s per chunk of stage s - 1. The main network gives one per chunk of its stage; it
+is the next level, whose own output is that of its decoder, or the innermost stack.
 """
 
 from __future__ import annotations
