@@ -22,18 +22,17 @@ from hnet_cli.errors import EnvironmentLimit, InputError
 from hnet_cli.evaluation.resampling import draws, interval
 from hnet_cli.inference.embed import Pool, Wanted
 from hnet_cli.inference.windows import windows
-from hnet_cli.modality import Document
+from hnet_cli.modality import Document, begin_text
 from hnet_cli.model import HNetForCausalLM
 from hnet_cli.model.hidden import Layer
-from hnet_cli.storage import LARGE, shown
-from hnet_cli.storage.reading import read_text
+from hnet_cli.storage import open_input, shown
 
 FOLDS, INNER_FOLDS = 5, 3
 GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Regularisation tried in the training folds, as C of the logistic regression, 1 / alpha of the ridge."""
 MOST_GRAMS = 1024
 """Features of the baseline: the most frequent n-grams of the training folds."""
-MOST_LABELS, MOST_CLASSES, LONGEST_CELL = 200_000, 100, 1000
+MOST_BYTES, MOST_LABELS, MOST_CLASSES, LONGEST_CELL = 64 << 20, 200_000, 100, 1000
 FEWEST_NUMBERS = 20
 """Distinct whole numbers from which a column is numbers to predict, not classes."""
 
@@ -70,7 +69,11 @@ def read_labels(path: Path, group: str, target: str = "label") -> list[Label]:
 
     Raises InputError naming the line that cannot be read, and for fewer than three groups or two values.
     """
-    lines = [line.rstrip("\r") for line in read_text(path, LARGE, "replace").split("\n")]
+    with begin_text(open_input(path), shown(path)) as file:
+        text = file.read(MOST_BYTES + 1)
+    if len(text) > MOST_BYTES:
+        raise InputError(f"{shown(path)} has more than {MOST_BYTES:,} bytes", "give fewer rows")
+    lines = [line.rstrip("\r") for line in text.decode("utf-8", "replace").split("\n")]
     columns = lines[0].split("\t")
     regions = "start" in columns or "end" in columns
     wanted = ["name", *["start", "end"] * regions, target, group]
@@ -282,11 +285,9 @@ class _Fitting:
         made = transform()
         fitted, held = made.fit_transform(x[train]), made.transform(x[test])
         guesses = []
-        for c in grid:
-            if self.numbers:
-                estimator = linear_model.Ridge(alpha=1 / c)
-            else:
-                estimator = linear_model.LogisticRegression(C=c, max_iter=200)
+        classifier = linear_model.LogisticRegression(max_iter=200, tol=1e-3, warm_start=True)
+        for c in grid:  # ascending, so that a fit begins where the last one ended
+            estimator = linear_model.Ridge(alpha=1 / c) if self.numbers else classifier.set_params(C=c)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # where it has not converged it is judged as it is
                 guesses.append(estimator.fit(fitted, self.y[train]).predict(held))
