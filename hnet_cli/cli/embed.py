@@ -65,7 +65,7 @@ def embed(
     from hnet_cli.inference import vector_files
     from hnet_cli.inference.embed import Wanted
     from hnet_cli.inference.embed import embed as vectors_of
-    from hnet_cli.inference.segment import Summary
+    from hnet_cli.inference.intake import Intake
     from hnet_cli.terminal.console import literal, progress, say, size
 
     vector_files.check(out)
@@ -73,9 +73,9 @@ def embed(
     if out is not None:
         storage.refuse_output(out, overwrite, files)
     loaded, plugin = segmenting.model_for(files, model, modality, field, options.device_name(device))
-    chosen, summary = wanted.layer_of(loaded), Summary(loaded.config, plugin)
-    sources = segmenting.readable_sources(files, plugin, field, summary)
-    blocks = vectors_of(loaded, sources, plugin, wanted, texts=text, summary=summary, carried=carry)
+    chosen, intake = wanted.layer_of(loaded), Intake()
+    sources = segmenting.readable_sources(files, plugin, field, intake)
+    blocks = vectors_of(loaded, sources, plugin, wanted, texts=text, intake=intake, carried=carry)
     if out is None:
         segmenting.write_text(vector_files.lines(blocks), sys.stdout)
     else:
@@ -89,7 +89,6 @@ def embed(
             for block in blocks:
                 add(block)
                 count += len(block.starts)
-                task.update(summary.bytes, note=size(summary.bytes))
+                task.update(intake.total, note=size(intake.total))
         say(f"Wrote {literal(out)}: {count:,} vectors of {width} numbers.")
-    segmenting.show_left_out(summary)
-    segmenting.raise_damaged(summary, "embedded")
+    segmenting.show_unused(intake, "embedded")

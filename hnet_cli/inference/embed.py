@@ -16,7 +16,7 @@ import torch
 
 from hnet_cli import modality as modalities
 from hnet_cli.errors import NumericalError, UsageError
-from hnet_cli.inference.segment import Reading, Summary
+from hnet_cli.inference.intake import Intake
 from hnet_cli.inference.windows import LONGEST_CHUNK, Stream, Vectors, Window, windows
 from hnet_cli.modality import Document, Modality, Source
 from hnet_cli.model import HNetForCausalLM
@@ -101,30 +101,28 @@ def embed(
     wanted: Wanted = Wanted(),
     *,
     texts: bool = False,
-    summary: Summary | None = None,
+    intake: Intake | None = None,
     carried: bool = False,
 ) -> Iterator[Block]:
     """The vectors of all sources in order, block by block; `texts` with the bytes of chunks or windows.
 
-    `modality` None reads every source as one document. `summary`, of which only what is counted by `Reading`, bytes and
-    documents, is filled on the way. `carried` as in `windows`. Raises UsageError at once; InputError at the end if
-    there was nothing, or no source was whole; NumericalError where a vector is not finite in its dtype.
+    `modality` None reads every source as one document. `intake` counts what is read. `carried` as in `windows`. Raises
+    UsageError at once; InputError at the end if there was nothing, or no source was whole; NumericalError where a
+    vector is not finite in its dtype.
     """
     layer = wanted.layer_of(model)
     if texts and wanted.per == "document":
         raise UsageError("the text of a document is the file", "take chunks or windows, or leave out --text")
-    summary = summary if summary is not None else Summary(model.config)
-    reading = Reading(sources, modality, summary)
+    intake = intake if intake is not None else Intake()
+    documents = intake.documents(sources, modality)
     table = modality.input_table if modality else None
     aligned = modality is not None and modality.records
 
     def blocks() -> Iterator[Block]:
-        for block, window in _blocks(model, reading, table, wanted, layer, texts, carried, aligned):
-            summary.bytes += len(window.data)
-            summary.documents += window.start == 0
+        for block, _ in _blocks(model, documents, table, wanted, layer, texts, carried, aligned):
             if len(block.starts):
                 yield block
-        reading.check("embed")
+        intake.check("embed")
 
     return blocks()
 
