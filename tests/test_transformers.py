@@ -79,7 +79,7 @@ def test_hidden_states_are_those_of_every_layer(folder, model, tokenizer, side):
     assert torch.equal(out.hidden_states[0][mask], model.embeddings(batch.input_ids[mask]))
     assert [states.shape[-1] for states in out.hidden_states] == [32, 32, 48, 48, 64, 48, 32, 32]
     assert all(states.shape[:2] == mask.shape and not states[~mask].any() for states in out.hidden_states)
-    vectors = finding.load(folder).embed(PROMPTS[0], "chunk", 1)
+    vectors = finding.load(folder).embed(PROMPTS[0], "chunk", 1, "main")
     repeated = out.hidden_states[4][0][mask[0]][-1].numpy()
     torch.testing.assert_close(torch.tensor(repeated), torch.tensor(vectors.vectors[-1]), atol=1e-4, rtol=1e-4)
 

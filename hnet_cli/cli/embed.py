@@ -26,17 +26,14 @@ def embed(
         ),
     ] = None,
     per: Annotated[str, typer.Option(help="A vector per document, chunk, or window.")] = "document",
-    stage: Annotated[
-        int | None,
-        typer.Option(min=0, help="The stage of --layer and of chunks; 0 is the outermost. Default: innermost."),
-    ] = None,
+    stage: Annotated[int, typer.Option(min=0, help="The stage of --layer, and of chunks; 0 is the outermost.")] = 0,
     layer: Annotated[
         str,
         typer.Option(
-            help="Whose output: main, the stage's main network, one vector per chunk; encoder or decoder, one per "
-            "byte at stage 0. The decoder of stage 0 is what the output layer reads."
+            help="Whose output: decoder or encoder, at stage 0 a vector per byte, or main, the main network, one per "
+            "chunk. The decoder of stage 0 is what the output layer reads."
         ),
-    ] = "main",
+    ] = "decoder",
     pool: Annotated[str, typer.Option(help="mean of the vectors that lie in each, or the last.")] = "mean",
     window: Annotated[
         int | None, typer.Option(help="Bytes of a window. Default: 1000; of FASTA, on a grid of the record.")
@@ -58,8 +55,8 @@ def embed(
 ) -> None:
     """Write vectors of documents, chunks or windows, of files of any size.
 
-    A chunk's vector of the main network is computed at its first byte: it tells what came before it, not what is in it;
-    for that, --layer decoder. docs/embeddings.md.
+    A vector of the main network is computed at the first byte of its chunk: it tells what came before, not what is in
+    it. docs/embeddings.md compares the layers.
     """
     from hnet_cli import storage
     from hnet_cli.inference import vector_files

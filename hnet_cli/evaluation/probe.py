@@ -203,13 +203,11 @@ def probe(
     fitting = _Fitting(items)
     layers = layers_of(model)
     every = vectors(model, items.data, layers, progress)
-    predicted = {
-        f"{layer.name} {max(0, layer.stage)}": fitting(x, _scaler) for layer, x in zip(layers, every, strict=True)
-    }
+    predicted = {_name(layer): fitting(x, _scaler) for layer, x in zip(layers, every, strict=True)}
     texts = [item.decode("utf-8", "replace") for item in items.data]
     n = int(math.log(MOST_GRAMS, len(letters)) + 1e-9) if len(letters) > 1 else 3
     baselines = {"ngrams": fitting(_counts(texts, n), _commonest), "majority": fitting(every[0], None)}
-    chosen = f"main {max(0, model.config.num_stages - 1)}"
+    chosen = _name(Wanted().layer_of(model))
     classes = Counter(label.value for label in items.labels)
     alone = {value: {label.group for label in items.labels if label.value == value} for value in classes}
     return {
@@ -228,6 +226,10 @@ def probe(
         "baselines": {name: fitting.figures(guess) for name, guess in baselines.items()},
         "difference": fitting.difference(predicted[chosen], baselines["ngrams"]),
     }
+
+
+def _name(layer: Layer) -> str:
+    return f"{layer.name} {max(0, layer.stage)}"
 
 
 class _Fitting:

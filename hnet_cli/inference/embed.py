@@ -35,9 +35,9 @@ class Wanted:
 
     per: str = "document"
     """One of `PER`."""
-    stage: int | None = None
-    """That of the layer, and of the chunks. None: the innermost."""
-    layer: str = "main"
+    stage: int = 0
+    """That of the layer, and of the chunks."""
+    layer: str = "decoder"
     """One of `LAYERS`."""
     pool: str = "mean"
     """One of `POOLS`."""
@@ -66,17 +66,16 @@ class Wanted:
         if model.tokenizer is not None:
             raise UsageError("this model reads tokens, and vectors are of bytes and chunks", "take a model of bytes")
         if not stages:
-            if self.per == "chunk" or self.stage is not None or self.layer != "main":
+            if self.per == "chunk" or self.stage or self.layer == "encoder":
                 raise UsageError(
                     "this model has no chunking stages, only a main network of bytes",
                     "leave out --stage and --layer, and take documents or windows",
                 )
             return Layer(-1, "main")
-        stage = stages - 1 if self.stage is None else self.stage
-        if not 0 <= stage < stages:
+        if not 0 <= self.stage < stages:
             there = f"{stages}: 0 to {stages - 1}" if stages > 1 else "one: 0"
-            raise UsageError(f"there is no stage {stage}", f"this model has {there}")
-        return Layer(stage, self.layer)
+            raise UsageError(f"there is no stage {self.stage}", f"this model has {there}")
+        return Layer(self.stage, self.layer)
 
 
 @dataclass(frozen=True, slots=True)

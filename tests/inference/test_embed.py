@@ -100,8 +100,8 @@ def test_however_a_document_is_cut_or_batched(data, size, wanted):
 
 
 def test_the_mean_over_the_chunks_of_a_document_is_the_documents():
-    chunks = embed_bytes(MODEL, DATA, Wanted("chunk", 0))
-    np.testing.assert_allclose(chunks.vectors.mean(0), embed_bytes(MODEL, DATA, Wanted(stage=0)).vectors[0], rtol=1e-5)
+    chunks, whole = (embed_bytes(MODEL, DATA, Wanted(per, 1, "main")).vectors for per in ("chunk", "document"))
+    np.testing.assert_allclose(chunks.mean(0), whole[0], rtol=1e-5)
 
 
 def test_chunks_and_windows_cover_a_document():
@@ -125,10 +125,10 @@ def test_windows_of_records_lie_in_one_grid():
 
 def test_a_window_inside_a_chunk_has_the_vector_of_the_chunk():
     fixed = tiny_model(config=tiny_config(("m1", ("T1",), "m1"), chunker={"kind": "fixed", "k": 40}))
-    data, wanted = DATA[:100], Wanted("window", window=10)
+    data, wanted = DATA[:100], Wanted("window", layer="main", window=10)
     for options in ({}, {"carried": True, "batch_bytes": 7}):
         _, _, vectors, _ = pooled(wanted, [Document(data, "a", "a")], fixed, **options)["a"]
-        chunks = embed_bytes(fixed, data, Wanted("chunk"))
+        chunks = embed_bytes(fixed, data, Wanted("chunk", layer="main"))
         owner = np.searchsorted(chunks.start, np.arange(0, 100, 10) + 9, "right") - 1
         np.testing.assert_allclose(vectors, chunks.vectors[owner], rtol=1e-5, atol=1e-6)
 
@@ -146,7 +146,7 @@ def test_documents_in_memory():
     assert np.bincount(chunks.document).tolist() == [
         len(segment_bytes(MODEL, t if isinstance(t, bytes) else t.encode())) for t in texts
     ]
-    assert embed_bytes(MODEL, []).vectors.shape == (0, 64)
+    assert embed_bytes(MODEL, []).vectors.shape == (0, 32)
     with pytest.raises(UsageError, match="document 1 is empty"):
         embed_bytes(MODEL, ["a", ""])
 
@@ -193,7 +193,7 @@ def test_text_is_of_chunks_and_windows_and_nothing_gives_nothing():
 def test_what_half_precision_cannot_hold_is_said(monkeypatch):
     big = tiny_model(torch.float32)
     with torch.no_grad():
-        stack_of(big, Layer(1, "main")).rmsnorm.weight.mul_(1e6)
+        stack_of(big, Layer(0, "decoder")).rmsnorm.weight.mul_(1e6)
     assert len(embed_bytes(big, DATA)) == 1
     with pytest.raises(NumericalError, match="float16"):
         embed_bytes(big, DATA, Wanted(dtype="float16"))
