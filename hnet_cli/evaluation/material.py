@@ -112,7 +112,7 @@ def _files(data: Sequence[str], modality: Modality, limit: int | None, field: st
     documents: list[Document] = []
     refused: Counter[str] = Counter()
     left = limit
-    for document in _documents(data, modality, field, refused):
+    for document in read_documents(data, modality, field, refused):
         whole = left is None or len(document.data) <= left
         part = document if whole else beginning(document, modality.cut(document.data, left or 0))
         documents += [part] * bool(part.data)
@@ -127,7 +127,9 @@ def _files(data: Sequence[str], modality: Modality, limit: int | None, field: st
     return replace(material, chosen=f"{names}: the first {material.bytes:,} bytes")
 
 
-def _documents(data: Sequence[str], modality: Modality, field: str | None, refused: Counter[str]) -> Iterator[Document]:
+def read_documents(
+    data: Sequence[str], modality: Modality, field: str | None, refused: Counter[str]
+) -> Iterator[Document]:
     """The documents of files; those left out are counted by reason in `refused`."""
     for source in sources_of(data, modality, field):
         for item in [source] if isinstance(source, Refused) else _documents_of(source, modality):

@@ -97,6 +97,8 @@ def _model(result: Json) -> Iterator[Table | str]:
         yield from _annotation(result["annotation"], byte)
     for name, task in result.get("tasks", {}).items():
         yield from _task(name, task)
+    if "probe" in result:
+        yield from _probe(result["probe"])
     if "variants" in result:
         yield from _variants(result["variants"])
     if "speed" in result:
@@ -296,6 +298,32 @@ def _robustness(noisy: Json, figure: str) -> Iterator[Table | str]:
     else:
         score, interval = _cells(noisy, "robustness_score", ".1f")
         yield f"Robustness score: {score}" + (f" ({interval})" if interval else "")
+
+
+def _probe(found: Json) -> Iterator[Table | str]:
+    about = f"{found['kind']} of {found['items']:,} items by {found['target']}"
+    about += f" in {found['folds']} folds, {found['groups']:,} groups ({found['group']}) held out whole"
+    yield f"[dim]{literal(about)}. Intervals: 95%, bootstrap over groups, if there are 8.[/]"
+    for reason, number in found["left_out"].items():
+        first = found["left_out_first"][reason]
+        yield f"[dim]{literal(f'left out: {number:,} rows, {reason}, first {first}')}[/]"
+    if found["classes_in_one_group"]:
+        few = ", ".join(found["classes_in_one_group"][:5])
+        yield f"[yellow]In one group only, and so never right:[/] {literal(few)}"
+    names = {"accuracy": "accuracy", "macro_f1": "macro F1", "r2": "R2", "spearman": "Spearman"}
+    first = next(iter(found["layers"].values()))
+    figures = [name for name in names if name in first]
+    rows = table("vectors", *(cell for name in figures for cell in (names[name], "95%")))
+
+    def row(name: str, own: Json) -> None:
+        rows.add_row(name, *(cell for figure in figures for cell in _cells(own, figure, ".3f")))
+
+    for name, own in found["layers"].items():
+        row(f"[bold]{literal(name)}[/]" if name == found["vectors"] else literal(name), own)
+    row(f"n-grams, n up to {found['n']:d}", found["baselines"]["ngrams"])
+    row("the mean" if found["kind"] == "regression" else "the commonest class", found["baselines"]["majority"])
+    row(f"{literal(found['vectors'])} less n-grams", found["difference"])
+    yield rows
 
 
 def _variants(found: Json) -> Iterator[Table | str]:
