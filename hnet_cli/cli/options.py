@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -60,6 +61,12 @@ def row_field(field: str | None, prompt: str | None, completion: str | None) -> 
     if prompt == completion:
         raise UsageError(f"--prompt-field and --completion-field are both {prompt}", "name two fields")
     return prompt, completion
+
+
+def is_model(argument: str) -> bool:
+    """True if an argument names a model that is there, not a file."""
+    parts = ("config.json", "model.safetensors", "checkpoints")
+    return argument.startswith("starter:") or any((Path(argument) / part).exists() for part in parts)
 
 
 def print_json(data: Any) -> None:

@@ -18,7 +18,7 @@ from hnet_cli.checkpoints.model_folder import read_config
 from hnet_cli.config.presets import preset_names
 from hnet_cli.config.run import RunConfig, model_data, resolve, resolve_data, to_data
 from hnet_cli.data import tokens
-from hnet_cli.data.dataset import Dataset
+from hnet_cli.data.mixture import Mixture
 from hnet_cli.errors import HNetError
 
 LR_SHARE = 0.3
@@ -28,23 +28,23 @@ VALIDATIONS = 10
 """Validations of the run, so that its best checkpoint is found before it has learned little data by heart."""
 
 
-def tuned(start: str, settings: Sequence[str], dataset: Dataset, device: str) -> tuple[RunConfig, str]:
+def tuned(start: str, settings: Sequence[str], data: Mixture, device: str) -> tuple[RunConfig, str]:
     """The configuration of a run that begins with MODEL `start`, and how it was chosen, for people.
 
     Raises UsageError, InputError, DamagedError.
     """
     folder = find(start)
     model = read_config(folder)
-    base, like = _like(folder, model.extra.get("preset"), dataset, device)
-    data, before = to_data(base), base.train
+    base, like = _like(folder, model.extra.get("preset"), data, device)
+    sections, before = to_data(base), base.train
     ratios = list(model.target_ratios or before.target_ratios)
     length = model.extra.get("sequence_length")
     length = length if type(length) is int and length > 1 else before.sequence_length
     rows = max(1, round(before.batch_bytes / length))
-    per_epoch = math.ceil(dataset.nbytes("train") / (rows * length))
+    per_epoch = math.ceil(data.nbytes("train") / (rows * length))
     steps = min(before.steps, EPOCHS * per_epoch)
     multipliers = before.lr_multipliers
-    data["train"] |= {
+    sections["train"] |= {
         "start": str(start),
         "frozen": [],
         "lr": float(f"{LR_SHARE * before.lr:.2g}"),
@@ -59,9 +59,10 @@ def tuned(start: str, settings: Sequence[str], dataset: Dataset, device: str) ->
         "embedding_loss_weight": 0.0,
     }
     name = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in _name(folder))
-    data |= {"name": f"from-{name}", "model": model_data(model), "description": "", "source": "", "data": ""}
-    data["tokenizer"] = str(folder / tokens.FILE) if (folder / tokens.FILE).exists() else ""
-    config = resolve_data(data, start, settings)
+    sections |= {"name": f"from-{name}", "model": model_data(model), "description": "", "source": ""}
+    sections.pop("data")
+    sections["tokenizer"] = str(folder / tokens.FILE) if (folder / tokens.FILE).exists() else ""
+    config = resolve_data(sections, start, settings)
     share = config.train.lr / before.lr
     why = f"the rest as in {like}, but a learning rate of {config.train.lr:g}, {share:.2g} times that, and "
     return config, why + f"{config.train.steps:,} steps"
@@ -72,13 +73,13 @@ def _name(folder: Path) -> str:
     return folder.parent.parent.name if folder.parent.name == "checkpoints" else folder.name
 
 
-def _like(folder: Path, name: Any, dataset: Dataset, device: str) -> tuple[RunConfig, str]:
+def _like(folder: Path, name: Any, data: Mixture, device: str) -> tuple[RunConfig, str]:
     """The configuration that a model was trained with, as far as it is known, and what that is."""
     if (folder / "config.yaml").exists():
         return resolve(str(folder / "config.yaml")), "its run"
     if not isinstance(name, str) or name not in preset_names():
         try:
-            name = modality.get(dataset.modality).presets["nano" if device == "cpu" else "small"]
+            name = modality.get(data.modality).presets["nano" if device == "cpu" else "small"]
         except HNetError:  # its plugin is not installed here
             name = "nano"
     return resolve(name), f"preset {name}"
