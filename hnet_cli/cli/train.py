@@ -31,7 +31,7 @@ def train(
         str | None,
         typer.Option(
             help="Begin with this model: a run, a checkpoint, a model folder, starter:text. Without --preset its "
-            "architecture is taken, and a lower learning rate."
+            "architecture is taken, and few epochs."
         ),
     ] = None,
     settings: options.Settings = None,

@@ -1,8 +1,8 @@
 """The configuration of a run that begins with a trained model, where no preset is named: fine-tuning.
 
-Architecture, target ratios and sequence length are the model's own. What else matters is as the model was trained: by
-the configuration of its run, the preset that its folder names, or that of its modality; but for a lower learning rate,
-and no more steps than read the data `EPOCHS` times.
+Architecture, target ratios and sequence length are the model's own. The rest is as the model was trained: by the
+configuration of its run, the preset that its folder names, or that of its modality. But no more steps are made than
+read the data `EPOCHS` times. The learning rate is the same: a lower one was worse (docs/fine-tuning.md).
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from hnet_cli.data import tokens
 from hnet_cli.data.mixture import Mixture
 from hnet_cli.errors import HNetError
 
-LR_SHARE = 0.3
-"""The learning rate as a share of that of training from random weights."""
 EPOCHS = 3
 VALIDATIONS = 10
 """Validations of the run, so that its best checkpoint is found before it has learned little data by heart."""
@@ -47,7 +45,6 @@ def tuned(start: str, settings: Sequence[str], data: Mixture, device: str) -> tu
     sections["train"] |= {
         "start": str(start),
         "frozen": [],
-        "lr": float(f"{LR_SHARE * before.lr:.2g}"),
         "lr_multipliers": multipliers if len(multipliers) == model.num_stages + 1 else "auto",
         "steps": steps,
         "sequence_length": length,
@@ -63,9 +60,8 @@ def tuned(start: str, settings: Sequence[str], data: Mixture, device: str) -> tu
     sections.pop("data")
     sections["tokenizer"] = str(folder / tokens.FILE) if (folder / tokens.FILE).exists() else ""
     config = resolve_data(sections, start, settings)
-    share = config.train.lr / before.lr
-    why = f"the rest as in {like}, but a learning rate of {config.train.lr:g}, {share:.2g} times that, and "
-    return config, why + f"{config.train.steps:,} steps"
+    train = config.train
+    return config, f"the rest as in {like}; {train.steps:,} steps, learning rate {train.lr:g}"
 
 
 def _name(folder: Path) -> str:

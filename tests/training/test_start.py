@@ -17,7 +17,7 @@ from hnet_cli.data.loader import Windows
 from hnet_cli.errors import InputError, Stopped, UsageError
 from hnet_cli.training.build import build_model
 from hnet_cli.training.loop import train
-from hnet_cli.training.start import EPOCHS, LR_SHARE, tuned
+from hnet_cli.training.start import EPOCHS, tuned
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_a_starter_gives_its_architecture_and_the_rest_follows(rows):
         1024,
         [5.5],
     )
-    assert config.train.lr == pytest.approx(LR_SHARE * nano.train.lr)
+    assert config.train.lr == nano.train.lr
     assert config.train.steps == EPOCHS * -(-rows.nbytes("train") // 4096)
     assert (config.train.warmup, config.train.ratio_loss_weight) == (0.2, nano.train.ratio_loss_weight)
     assert config.name == "from-text"
