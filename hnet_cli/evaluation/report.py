@@ -354,7 +354,8 @@ class _Evaluation:
         result = tasks.figures(clean)
         perturbations = self.modality.perturbations() if self.modality else {}
         if self.request.noise and perturbations:
-            result["robustness"] = tasks.robustness(self.model, items, perturbations, clean, self.table, name)
+            scored = self._known.scored_noise
+            result["robustness"] = tasks.robustness(self.model, items, perturbations, clean, self.table, name, scored)
         return result
 
 
