@@ -35,6 +35,9 @@ def test_the_contract_of_the_json(evaluated, texts, monkeypatch):
     assert {"xz", "zstd", "order_k_adaptive"} <= found["baselines"].keys()
     assert {"bytes_per_chunk", "target", "boundary_fraction", "mean_boundary_prob"} <= found["stages"][0].keys()
     assert found["stages"][0]["edges"]["word"]["f1"] > found["stages"][0]["edges"]["word"]["trivial"]["random"]["f1"]
+    low, high = found["stages"][0]["worth_ci95"]
+    assert 0.01 < low < found["stages"][0]["worth"] < high
+    assert found["definition"]["worth_bytes"] == found["bytes"]
     assert found["noise"].keys() == {"clean", "AntSpeak", "Drop", "RandomCase", "Repeat", "UpperCase"}
     assert 0 <= found["validity"]["valid"] <= 1
 
