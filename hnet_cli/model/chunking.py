@@ -25,11 +25,8 @@ from hnet_cli.model.settings import Chunker, continuation, space_like
 from hnet_cli.model.state import LevelState, Now
 
 Probability = TypeVar("Probability", Tensor, float)
-
-
-def is_boundary(prob: Probability) -> Any:
-    """b of paper eq 5, p > 0.5: a bool for a float, a bool tensor for a tensor; False for not-a-number."""
-    return prob > 0.5
+THRESHOLD = 0.5
+"""The probability above which a position is a boundary (paper eq 5), unless a model is told another."""
 
 
 @dataclass
@@ -39,7 +36,7 @@ class RoutingOutput:
     boundary_prob: Tensor
     """(T_s,) float32 or wider: p of paper eq 4; the first position of a document has 1."""
     boundary_mask: Tensor
-    """(T_s,) bool: b, see `is_boundary`."""
+    """(T_s,) bool: b, see `Routing.is_boundary`."""
     cu_seqlens: Tensor
     """(B+1,): document offsets at level s, that is the level these positions belong to (not of the chunks)."""
     learned: bool = True
@@ -48,7 +45,22 @@ class RoutingOutput:
     """(T_s,) bool: where a boundary may be, of the `characters` chunker; elsewhere p is 0. None: anywhere."""
 
 
-class RoutingModule(nn.Module):
+class Routing(nn.Module):
+    """The decisions of a stage."""
+
+    learned: bool
+    threshold: float = THRESHOLD
+    """A setting of the moment, no weight: see `HNetForCausalLM.set_thresholds`."""
+
+    def is_boundary(self, prob: Probability) -> Any:
+        """b of paper eq 5, p > threshold: a bool for a float, a bool tensor for a tensor; False for not-a-number.
+
+        Not for the first position of a document, which is a boundary whatever the threshold.
+        """
+        return prob > self.threshold
+
+
+class RoutingModule(Routing):
     """p_t = (1 - cos(W_q h_{t-1}, W_k h_t)) / 2 (paper eq 4, with the letters of the official code)."""
 
     learned = True
@@ -90,7 +102,8 @@ class RoutingModule(nn.Module):
                 prob = prob.masked_fill(~allowed, 0)
                 allowed = allowed.index_fill(0, packing.begins, True)
             prob = prob.index_fill(0, packing.begins, 1.0)
-        return RoutingOutput(prob, is_boundary(prob), packing.cu_seqlens, allowed=allowed)
+            mask = self.is_boundary(prob).index_fill(0, packing.begins, True)
+        return RoutingOutput(prob, mask, packing.cu_seqlens, allowed=allowed)
 
     def _compare(self, query: Tensor, key: Tensor) -> Tensor:
         """(R, D) each -> p (R,)."""
@@ -112,7 +125,7 @@ class RoutingModule(nn.Module):
         return prob.masked_fill(continuation(tokens), 0) if self.characters and tokens is not None else prob
 
 
-class FixedRouting(nn.Module):
+class FixedRouting(Routing):
     """A rule without parameters: every k-th position of a document, or SpaceByte's rule on the bytes (level 0 only)."""
 
     learned = False
@@ -158,6 +171,9 @@ class FixedRouting(nn.Module):
             mask = space & ~pick(state.last, now.rows)
             put(state.last, now.rows, space)
         return mask.to(torch.promote_types(hidden.dtype, torch.float32))
+
+
+Router = RoutingModule | FixedRouting
 
 
 class ChunkLayer(nn.Module):

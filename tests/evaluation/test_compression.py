@@ -13,7 +13,7 @@ from hnet_cli.data.baselines import order_k
 from hnet_cli.evaluation import compression
 from hnet_cli.evaluation.compression import worth
 from hnet_cli.evaluation.resampling import draws, ratio
-from hnet_cli.evaluation.scoring import Scores, score
+from hnet_cli.inference.scoring import Scores, score
 from hnet_cli.inference.windows import BATCH_BYTES
 
 

@@ -24,7 +24,23 @@ CONFIGS = {
 }
 
 
-MODELS = {name: tiny_model(config=config) for name, config in CONFIGS.items()}
+THRESHOLDS = {
+    "two stages, windows": [0.53, 0.45],
+    "characters": 0.47,
+    "adapters": 1.0,
+}
+
+
+def models(configs):
+    """A model of each kind, and some that decide at other thresholds."""
+    made = {name: tiny_model(config=config) for name, config in configs.items()}
+    for name, thresholds in THRESHOLDS.items():
+        other = made[f"{name}, above {thresholds}"] = tiny_model(config=configs[name])
+        other.set_thresholds(thresholds)
+    return made
+
+
+MODELS = models(CONFIGS)
 
 
 each_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)

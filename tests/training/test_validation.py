@@ -10,7 +10,7 @@ from runkit import dataset, tiny
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Windows
 from hnet_cli.evaluation import compression
-from hnet_cli.evaluation.scoring import Scores, Stretch, passes
+from hnet_cli.inference.scoring import Scores, Stretch, passes
 from hnet_cli.model.config import BOS
 from hnet_cli.training import validation as evaluate
 from hnet_cli.training.build import build_model
