@@ -24,6 +24,10 @@ from hnet_cli.training.health import read, routing_counts, stage_metrics
 
 PIECE = 32_768
 """Bytes per forward pass where the caller asks for no smaller size."""
+WORTH_SHARE = 16
+"""One of so many windows is read again for the worth of the chunks."""
+FEWEST = 8
+"""Fewest windows that an interval is given for."""
 
 
 @torch.no_grad()
@@ -63,12 +67,13 @@ def validation(
 def worths(
     model: HNetForCausalLM, held_out: Windows, piece: int | None = None, world: World = ALONE
 ) -> list[StageFigures]:
-    """`worth` of every stage, as in `hnet eval`, on a sixteenth of the windows (at least 8, or a quarter of them), and
-    its interval where they are 8: 1.96 standard errors of the mean over windows to either side."""
+    """`worth` of every stage, as in `hnet eval`, on a sixteenth of the windows (at least `FEWEST`, or a quarter of all),
+    and its interval where there are as many: 1.96 standard errors of the mean over windows to either side."""
     if not (stages := model.config.num_stages):
         return []
     number = len(held_out.table)
-    passes = _Passes(model, held_out.part(max(1, number // 16, min(8, number // 4))), piece or PIECE, world)
+    wanted = max(1, number // WORTH_SHARE, min(FEWEST, number // 4))
+    passes = _Passes(model, held_out.part(wanted), piece or PIECE, world)
     handed, whole = list[Tensor](), list[Tensor]()
     with observed(model) as sums:
         for _, offsets, nats in passes.results():
@@ -93,7 +98,7 @@ def _worth(moments: list[float], windows: int) -> StageFigures:
     """The figures from sums over windows: nats lost, bytes, and the products of these two."""
     lost, size, squares, mixed, sizes = moments
     mean = lost / size
-    if windows < 8:
+    if windows < FEWEST:
         return StageFigures(worth=mean / math.log(2))
     variance = max(0.0, squares - 2 * mean * mixed + mean * mean * sizes) * windows / (windows - 1)
     error = 1.96 * math.sqrt(variance) / size
