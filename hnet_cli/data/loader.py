@@ -12,6 +12,7 @@ loses the beginning of its prompt; see `stretches`.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Iterator
@@ -173,6 +174,13 @@ class Windows:
         digest = hashlib.sha256(f"{self.dataset.fingerprint} {self.length} ".encode())
         digest.update(self.table.astype("<i8").tobytes())
         return digest.hexdigest()[:16]
+
+    def part(self, wanted: int) -> Windows:
+        """`wanted` of the windows, spread over all of them."""
+        part = copy.copy(self)
+        part.table = self.table[_spread(len(self.table), wanted)]
+        part.bytes = _counted(self.dataset, part.table[:, 0], part.table[:, 2], part.table[:, 3])
+        return part
 
     def read(self) -> bytes:
         """The windows joined, as the model reads them."""

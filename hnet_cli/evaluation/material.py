@@ -53,8 +53,13 @@ class Material:
 
     @property
     def prompts(self) -> list[int]:
-        """Bytes at the beginning of each document that are a prompt and do not count."""
-        return [max(0, -document.offset) for document in self.documents]
+        """`prompts_of` the documents."""
+        return prompts_of(self.documents)
+
+
+def prompts_of(documents: Iterable[Document]) -> list[int]:
+    """Bytes at the beginning of each document that are a prompt and do not count."""
+    return [max(0, -document.offset) for document in documents]
 
 
 def is_dataset(path: Path) -> bool:
@@ -176,16 +181,19 @@ def beginning(document: Document, length: int) -> Document:
     return document._replace(data=document.data[:length])
 
 
-def equal_shares(documents: Sequence[Document], limit: int) -> list[Document]:
+def equal_shares(documents: Sequence[Document], limit: int, least: int = LEAST_SHARE) -> list[Document]:
     """The beginnings of the documents, equally long as far as they go, at most `limit` bytes in all. Where that is less
-    than `LEAST_SHARE` bytes of each, of every second document, of every fourth, ..."""
+    than `least` bytes of each, of every second document, of every fourth, ... Rows of prompt and completion stay whole:
+    some of them, evenly spread."""
     lengths = np.sort([len(document.data) for document in documents])
+    if any(prompts_of(documents)):
+        return list(documents[:: max(1, -(-int(lengths.sum()) // limit))])
     reached = np.concatenate([[0], np.cumsum(lengths)[:-1]]) + lengths * np.arange(len(lengths), 0, -1)
     fits = int(np.searchsorted(reached, limit, side="right"))
     if fits == len(lengths):
         return list(documents)
     longest = int((limit - lengths[:fits].sum()) // (len(lengths) - fits))
-    if longest < LEAST_SHARE and len(documents) > 1:
-        return equal_shares(documents[::2], limit)
+    if longest < least and len(documents) > 1:
+        return equal_shares(documents[::2], limit, least)
     shares = [beginning(document, longest) for document in documents]
     return [document for document in shares if document.data]
