@@ -21,11 +21,14 @@ from hnet_cli.storage.streams import READ_BYTES, Unreadable, open_raw
 
 ROW_LIMIT = 64 << 20
 """Bytes in the longest row of JSON that is read."""
+MOST_VALUES = 1 << 22
+"""Lists and objects in a row: an empty list takes two bytes in a file and 64 in memory."""
 FORM_BYTES = 1 << 16
 """First bytes of a file by which `form` judges."""
 LINES, LIST = "lines", "list"
 NAMES = (".jsonl", ".ndjson")
 """Extensions of files that hold nothing but rows."""
+CROWDED = f"row of more than {MOST_VALUES:,} lists and objects"
 NO_ROWS = "no rows, to which --field could apply"
 _FIELDS = ("text", "content", "body")
 _SPACE = b" \t\r\n"
@@ -34,6 +37,7 @@ _OPENS_LIST = re.compile(rb"\[[ \t\r\n]*\{")
 _USUAL_FIELD = re.compile(rb'"(?:text|content|body)"[ \t\r\n]*:[ \t\r\n]*"')
 _MARKS = re.compile(rb'["\[\]{}]')
 _REST_OF_STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 # Numbers are of no use here, and Python refuses whole ones of more than 4,300 digits.
 _DECODE = json.JSONDecoder(parse_int=float).decode
 
@@ -75,11 +79,17 @@ def form(name: str, head: bytes, field: str | None, verbatim: Collection[str]) -
 
 
 def parsed(line: bytes) -> Any:
-    """The value of a row of JSON; an InputError for what is none."""
+    """The value of a row of JSON; an InputError for what is none, or has more than `MOST_VALUES` lists and objects."""
+    if _parts(line) > MOST_VALUES and _parts(_STRING.sub(b"", line)) > MOST_VALUES:
+        return InputError(CROWDED)
     try:
         return _DECODE(line.removeprefix(MARK).decode())  # where files were joined, a mark may begin any line
     except (ValueError, RecursionError) as error:
         return InputError(str(error))
+
+
+def _parts(line: bytes) -> int:
+    return line.count(b"[") + line.count(b"{")
 
 
 @dataclass
@@ -132,7 +142,9 @@ class RowReader:
                     self._guess(columns)
                     self.notes[self._guessed] += sum(groups[index].num_rows for index in mine)
                 if self.field not in columns:
-                    raise NoField(f"{self.name} has no column {self.field!r}", f"there is {columns[:8]}")
+                    raise NoField(
+                        f"{self.name} has no column {self.field!r}", f"there is {[name[:40] for name in columns[:8]]}"
+                    )
                 number = sum(group.num_rows for group in groups[: mine[0]]) if mine else 0
                 for batch in table.iter_batches(64, mine, columns=[self.field], use_threads=False):
                     for value in _as_bytes(pyarrow, batch.column(0)):
@@ -158,6 +170,7 @@ class RowReader:
             return Refused("empty", where, size)
         if not isinstance(row, dict):
             reason = "row is not JSON" if isinstance(row, InputError) else "row is not a JSON object"
+            reason = CROWDED if str(row) == CROWDED else reason
             return Refused(reason, where, size, damaged=True)
         if self.field is None:
             self._guess(row)
@@ -192,7 +205,7 @@ class RowReader:
             if name in present:
                 self.field, self._guessed = name, f"row read from its field {name!r}"
                 return
-        hint = f"name it with --field; there is {present[:8]}"
+        hint = f"name it with --field; there is {[name[:40] for name in present[:8]]}"
         raise NoField(f"{self.name}: rows have none of the fields {', '.join(_FIELDS)}", hint)
 
 
