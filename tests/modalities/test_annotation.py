@@ -600,7 +600,8 @@ def test_parents_of_a_row_and_lines_of_a_feature_are_bounded():
         Source.of_bytes(gff(row_of("gene", 1, 9), row_of("exon", 1, 9, "+", f"Parent={parents}")).encode(), "x")
     )
     assert found.left_out({"chr1": 60}) == {"more than 10,000 parents": (1, "x, line 2")}
-    head = "LOCUS       chr1          60 bp    DNA     linear   BCT 01-JAN-2000\nFEATURES             Places\n"
+    head = "LOCUS       chr1          60 bp    DNA     linear   BCT 01-JAN-2000\n"
+    head += "FEATURES             Location/Qualifiers\n"
     for lines in (100, 25_000):
         location = (",\n" + " " * 21).join(f"{at}..{at}" for at in range(1, 2 * lines, 2))
         text = f"{head}     gene            join({location})\nORIGIN\n//\n"

@@ -183,7 +183,7 @@ def test_parts_of_datasets(parts: list[Path], tmp_path: Path, data: st.DataObjec
         join([part, parts[1]], tmp_path / "x", measure=False, overwrite=True)
 
 
-@some
+@few
 @given(st.data())
 def test_journals_of_preparations(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """A journal that is not believed costs time, never the dataset."""
