@@ -73,10 +73,19 @@ class ComparisonRequest:
 
 
 @dataclass
+class _Asked:
+    """The user's budgets."""
+
+    bytes: Amount | None
+    minutes: Amount | None
+    flops: Amount | None
+
+
+@dataclass
 class _Stored:
     """Fields of `plan.json` that a later call relies on, typed and bounded."""
 
-    asked: dict[str, Amount | None]
+    asked: _Asked
     bytes: Annotated[int, Bounds(least=1)]
     data: str
     dataset: str

@@ -17,7 +17,7 @@ from hnet_cli.distributed.device import cpu_memory
 from hnet_cli.errors import EnvironmentLimit, InputError
 from hnet_cli.modality import Document, Modality, Refused, Source, suffix, wide_reason
 from hnet_cli.model.config import EOS
-from hnet_cli.storage.streams import decompressed, open_raw, window_bytes
+from hnet_cli.storage.streams import decompressed, is_compressed, open_raw, window_bytes
 
 LARGE_WINDOW = 1 << 27
 """Bytes of memory for unpacking a file above which it is said."""
@@ -159,6 +159,8 @@ def _content(
         reason = "archive inside an archive"
     elif head[:4] == b"PAR1":
         reason = "parquet inside an archive or from standard input"
+    elif is_compressed(head):
+        reason = "compressed twice: unpack it once"
     elif not reason and for_rows:
         reason = wide_reason(head)
     if reason:

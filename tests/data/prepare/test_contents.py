@@ -10,10 +10,12 @@ import lzma
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
 from corpuskit import Lines, make, stored, text
+from hostilekit import tar_of
 
 from hnet_cli import modality
 from hnet_cli.data.prepare import contents
@@ -179,6 +181,15 @@ def test_a_wide_encoding_is_named(name: str, codec: str, tmp_path: Path) -> None
 def test_containers_that_are_not_read_are_named(head: bytes, why: str, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(head + bytes(range(256)) * 9)
     with pytest.raises(InputError, match=f"nothing to use in .*x: {why}"):
+        make(tmp_path / "out", tmp_path / "x")
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, zstandard.compress])
+def test_what_is_compressed_twice_is_named(pack: Any, inside: bool, tmp_path: Path) -> None:
+    packed = pack(gzip.compress(LINES_OF_ROWS))
+    (tmp_path / "x").write_bytes(tar_of({"a.jsonl": packed}) if inside else packed)
+    with pytest.raises(InputError, match=r"nothing to use in .*x: .*compressed twice: unpack it once"):
         make(tmp_path / "out", tmp_path / "x")
 
 
