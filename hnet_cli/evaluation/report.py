@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,16 +16,16 @@ from hnet_cli import modality as modalities
 from hnet_cli import provenance, storage
 from hnet_cli.checkpoints.find import default_model, find, load
 from hnet_cli.checkpoints.model_folder import LoadedModel
-from hnet_cli.data.prepare.contents import sources_of
+from hnet_cli.data.prepare.contents import files_of
 from hnet_cli.distributed.device import this_machine
-from hnet_cli.errors import UsageError
+from hnet_cli.errors import InputError, UsageError
 from hnet_cli.evaluation import compression, gold, noise, tasks, variants
-from hnet_cli.evaluation.material import Material, equal_shares, file_source, gather, own_dataset
+from hnet_cli.evaluation.material import Material, equal_shares, file_source, gather, leave_out, own_dataset
 from hnet_cli.evaluation.resampling import mean_with_interval, share_interval, with_interval
 from hnet_cli.evaluation.scoring import Scores, score
 from hnet_cli.inference import generate as sampling
 from hnet_cli.inference.windows import window_of
-from hnet_cli.modality import Gold, Modality, Refused
+from hnet_cli.modality import Gold, Modality, Refused, Source
 from hnet_cli.model import HNetConfig
 from hnet_cli.terminal.console import literal, progress, say
 
@@ -140,6 +140,12 @@ def evaluate(models: Sequence[str], request: EvaluationRequest, device: str | No
     (first, before), (second, after) = results
     compared = compression.difference(before, after) if before is not None and after is not None else None
     return {"models": [first, second]} | ({"difference": compared} if compared else {})
+
+
+def damaged_files(result: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the files that the figures of `evaluate` leave out as damaged."""
+    parts = [part for figures in result.get("models", [result]) for part in (figures, figures.get("gold", {}))]
+    return list(dict.fromkeys(error for part in parts for error in part.get("damaged", [])))
 
 
 def _trained_on(models: Sequence[str]) -> Path:
@@ -259,6 +265,8 @@ class _Evaluation:
             self._add_by_modality(result, self.modality, material, each)
         if material.refused:
             result["left_out"] = material.refused
+        if material.damaged:
+            result["damaged"] = list(map(str, material.damaged))
         result["speed"] = {"bytes_per_s": result["bytes"] / seconds, "seconds": seconds}
         return scores
 
@@ -289,19 +297,33 @@ class _Evaluation:
     def _gold(self) -> dict[str, Any]:
         """Figures of the innermost kind of unit at the outermost stage on top, everything below."""
         refused: list[Refused] = []
+        damaged: list[InputError] = []
 
         def stretches() -> Iterator[Gold]:
             left, number = self.request.max_bytes or 1 << 62, 0
-            for source in sources_of(self.request.gold, self._known):
-                for item in [source] if isinstance(source, Refused) else self._known.gold(source):
-                    if isinstance(item, Refused):
-                        refused.append(item)
-                        continue
-                    if left <= 0 or number == MOST_STRETCHES:
-                        say(f"Gold: the first {number:,} stretches.", verbose=number < MOST_STRETCHES)
-                        return
-                    left, number = left - len(item.data), number + 1
-                    yield item
+            for file in files_of(self.request.gold, self._known):
+                found, known = list[Gold](), len(refused)
+                try:
+                    for item in self._stretches(file):
+                        if isinstance(item, Refused):
+                            refused.append(item)
+                            continue
+                        if left <= 0 or number + len(found) == MOST_STRETCHES:
+                            break
+                        left -= len(item.data)
+                        found.append(item)
+                except InputError as error:  # as in `gather`, nothing of it is kept
+                    left += sum(len(item.data) for item in found)
+                    del found[:], refused[known:]
+                    damaged.append(error)
+                    leave_out(error)
+                yield from found
+                number += len(found)
+                if left <= 0 or number == MOST_STRETCHES:
+                    say(f"Gold: the first {number:,} stretches.", verbose=number < MOST_STRETCHES)
+                    return
+            if damaged and not number:
+                raise damaged[0]
 
         with progress("gold"):
             found = gold.against_gold(self.model, self._known, stretches())
@@ -310,7 +332,12 @@ class _Evaluation:
             first_place = f"first {refused[0].where}: {refused[0].reason}"
             lines = f"{len(refused):,} line{'s' * (len(refused) != 1)}, {first_place}"
             say(f"[yellow]left out of the gold file:[/] {literal(lines)}")
-        return {**first, **found, "left_out": len(refused)}
+        whole = {**first, **found, "left_out": len(refused)}
+        return whole | ({"damaged": list(map(str, damaged))} if damaged else {})
+
+    def _stretches(self, file: Iterable[Source | Refused]) -> Iterator[Gold | Refused]:
+        for source in file:
+            yield from [source] if isinstance(source, Refused) else self._known.gold(source)
 
     def _task(self, name: str, items: Sequence[tasks.Item]) -> dict[str, Any]:
         with progress(name, len(items)) as bar:

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from hnet_cli.data.prepare import rows
 from hnet_cli.data.prepare.archives import Opener, is_tar, members
-from hnet_cli.data.prepare.inputs import FileReader, expand
+from hnet_cli.data.prepare.inputs import FileReader, InputFile, expand
 from hnet_cli.data.prepare.rows import NoRows, RowReader
 from hnet_cli.distributed.device import cpu_memory
 from hnet_cli.errors import EnvironmentLimit, InputError
@@ -54,6 +54,26 @@ class _Reading:
         return rows.form(name, head, self.field, self.modality.verbatim)
 
 
+def files_of(
+    inputs: Sequence[str | Path], modality: Modality, field: str | None = None
+) -> Iterator[Iterator[Source | Refused]]:
+    """For every file in the user's inputs, in order, its sources and refusals; these raise InputError if damaged.
+
+    Raises InputError itself for an input that is not there. What is refused outright is a file of its own.
+    """
+    for _, item in expand(inputs, modality):
+        yield iter([item]) if isinstance(item, Refused) else _of_file(item, modality, field)
+
+
+def _of_file(file: InputFile, modality: Modality, field: str | None) -> Iterator[Source | Refused]:
+    try:
+        yield from sources(FileReader(file), field, Counter(), modality)
+    except NoRows:
+        if file.named:
+            raise
+        yield Refused(rows.NO_ROWS, file.name, file.size)
+
+
 def sources_of(
     inputs: Sequence[str | Path],
     modality: Modality,
@@ -64,16 +84,9 @@ def sources_of(
 
     `on_damaged`: called for a file that cannot be read (on), after which the others follow; else that is raised.
     """
-    for _, item in expand(inputs, modality):
-        if isinstance(item, Refused):
-            yield item
-            continue
+    for file in files_of(inputs, modality, field):
         try:
-            yield from sources(FileReader(item), field, Counter(), modality)
-        except NoRows:
-            if item.named:
-                raise
-            yield Refused(rows.NO_ROWS, item.name, item.size)
+            yield from file
         except InputError as error:
             if on_damaged is None:
                 raise
