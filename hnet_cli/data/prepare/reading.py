@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -10,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import cast
 
@@ -163,7 +165,9 @@ def read_all(
 def _ahead(units: list[Unit], keys: list[str], reader: UnitReader, work: Path, workers: int) -> Iterator[Path | None]:
     """For each unit in order the folder a worker read it into; None for standard input, which is this process's."""
     # Spawned, not forked: the caller may have threads (progress bars, torch).
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin_worker)
+    context = multiprocessing.get_context("spawn")
+    end, ours = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=(end,))
     queue: deque[Future[Path] | None] = deque()
 
     def next_piece() -> Path | None:
@@ -181,20 +185,23 @@ def _ahead(units: list[Unit], keys: list[str], reader: UnitReader, work: Path, w
     except BrokenExecutor as error:
         raise EnvironmentLimit("a worker process died, perhaps for lack of memory", "use fewer --workers") from error
     finally:
+        ours.close()  # what a worker is still at is of no use: a unit takes minutes
         pool.shutdown(wait=True, cancel_futures=True)
+        end.close()
 
 
-def _begin_worker() -> None:
-    """Leave Ctrl-C to the main process, and end when that is killed: nothing may be written any more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+def _begin_worker(end: Connection) -> None:
+    """Leave signals to the main process, and end when that ends or closes its side of the pipe `end`."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, args=(end,), daemon=True).start()
 
 
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+def _die_with_parent(end: Connection) -> None:
+    """Nothing may be written any more: another process may go on with the folder."""
+    with contextlib.suppress(EOFError, OSError):
+        end.recv()
+    os._exit(1)
 
 
 def _piece(work: Path, key: str) -> Path:
