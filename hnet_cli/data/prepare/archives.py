@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import io
+import re
 import tarfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
-from hnet_cli.data.prepare.journal import UNREADABLE
+from hnet_cli.data.prepare.inputs import COMPANY, MARK_BYTES, is_mark, made_by_hnet
+from hnet_cli.data.prepare.journal import MADE_BY_HNET, UNREADABLE
 from hnet_cli.errors import InputError
 from hnet_cli.modality import Modality, Refused
+from hnet_cli.storage.outputs import ATTRIBUTE
 from hnet_cli.storage.streams import READ_BYTES, RawReader, Unreadable, decompressed, is_compressed, shown
 
 MEMBER_LIMIT = 8 << 20
 """Bytes up to which a member of an archive is kept in memory, so that opening it again is free."""
 CONSULTED_LIMIT = 1 << 20
 HEAD_BYTES = 8192
+_WRITTEN = re.compile(
+    r"(^|/)(\.(made|baselines|verified)\.json|\.lock|(documents|hashes|blocks)\.bin|(shard|split)-\w+\.bin|names\.txt|"
+    r"(dataset|part|plan|compare|config|manifest|state|tokenizer|teacher-tokenizer)\.json|(report|compare)\.html|"
+    r"(metrics|samples|events)\.jsonl|config\.yaml|log\.txt|latest|best|\w+\.safetensors|"
+    r"(checkpoints|members|measured|tensorboard)/.*)$"
+)
+"""Paths of what hnet writes into folders of its own; many others write such too."""
 DAMAGED = "damaged file inside an archive"
 Opener = Callable[[], BinaryIO]
 
@@ -49,6 +60,8 @@ def members(
 ) -> Iterator[Member | Refused]:
     """The members that the modality takes, and refusals. `again` opens the archive anew; None: it cannot be."""
     consulted: dict[str, bytes] = {}
+    ours: dict[str, str] | None = None  # kinds of hnet's folders, once something looks like a part of one
+    told = set[str]()
     if modality.consults and again is None:
         notes[f"archive on standard input: {' '.join(sorted(modality.consults))} in it not looked at"] += 1
     elif modality.consults and again:
@@ -56,17 +69,30 @@ def members(
     judge = modality.select_members(consulted)
     for index, (member, data) in enumerate(_walk(name, stream)):
         label = f"{name}:{shown(member.name)}"
+        path = PurePosixPath(_inner_path(member))
+        if ours is None and _WRITTEN.search(str(path)):
+            ours = {} if again is None else _folders_of_hnet(name, again)
+            if again is None:
+                notes["archive on standard input: what hnet made in it not looked for"] += 1
+        if ours and (folder := next((str(place) for place in reversed(path.parents) if str(place) in ours), None)):
+            if folder not in told:
+                told.add(folder)
+                yield Refused(f"{ours[folder]} {MADE_BY_HNET}", name if folder == "." else f"{name}:{shown(folder)}")
+            continue
         if member.isdir():
             continue
         if data is None:
             yield Refused("link or device in an archive", label)
+            continue
+        if f"SCHILY.xattr.{ATTRIBUTE}" in member.pax_headers:  # `tar --xattrs`
+            yield Refused(f"output {MADE_BY_HNET}", label, member.size)
             continue
         if any(part[0] == "." and part.strip(".") for part in Path(member.name).parts):
             yield Refused("hidden file or folder", label, member.size)
             continue
         content = data.read() if member.size <= MEMBER_LIMIT else b""
         head = content[:HEAD_BYTES]
-        reason, group = judge(_inner_path(member), member.size, head)
+        reason, group = judge(path.as_posix(), member.size, head)
         fault = _fault(content, label) if not reason and is_compressed(head) else ""
         if reason or fault:
             yield Refused(reason or fault, label, member.size, damaged=bool(fault))
@@ -76,6 +102,20 @@ def members(
         else:
             plain = decompressed(data, label)
             yield Member(label, f"{name}/{group}", plain, _member_opener(name, label, index, again))
+
+
+def _folders_of_hnet(name: str, again: Opener) -> dict[str, str]:
+    """Kinds of the folders in an archive that hnet wrote, by path."""
+    there = defaultdict[str, set[str]](set)
+    for member, data in _walk(name, again()):
+        path = PurePosixPath(_inner_path(member))
+        for place in (path, *path.parents):
+            if place.name in COMPANY:
+                there[str(place.parent)].add(place.name)
+        if data is not None and is_mark(path.name, partial(data.read, MARK_BYTES)):
+            there[str(path.parent)].add(path.name)
+    kinds = {folder: made_by_hnet(names, lambda _: True) for folder, names in there.items()}
+    return {folder: kind for folder, kind in kinds.items() if kind}
 
 
 def _consulted(name: str, again: Opener, modality: Modality) -> dict[str, bytes]:

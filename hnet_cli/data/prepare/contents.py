@@ -12,10 +12,12 @@ from typing import BinaryIO
 from hnet_cli.data.prepare import rows
 from hnet_cli.data.prepare.archives import Opener, is_tar, members
 from hnet_cli.data.prepare.inputs import FileReader, InputFile, expand
+from hnet_cli.data.prepare.journal import MADE_BY_HNET
 from hnet_cli.data.prepare.rows import NoRows, RowReader
 from hnet_cli.distributed.device import cpu_memory
 from hnet_cli.errors import EnvironmentLimit, InputError
 from hnet_cli.modality import Modality, Refused, Source, suffix, wide_reason
+from hnet_cli.storage.outputs import PAGE_HEAD, is_output, is_page
 from hnet_cli.storage.streams import decompressed, open_raw, window_bytes
 
 LARGE_WINDOW = 1 << 27
@@ -98,6 +100,8 @@ def sources(
 ) -> Iterator[Source | Refused]:
     """The sources in one input file. `field`: of rows; remarks are counted in `notes`. Raises NoRows if it has none."""
     reading, file = _Reading(reader, field, notes, modality or Modality()), reader.file
+    if file.named and file.path is not None and is_output(file.path):
+        notes["file named that hnet wrote"] += 1
     if file.table:
         yield from reading.rows(file.name).table(reader)
     elif not reader.stretch:
@@ -145,6 +149,8 @@ def _content(
     head = stream.peek(rows.FORM_BYTES)[: rows.FORM_BYTES]
     form, for_rows = reading.form(name, head), reading.field is not None or suffix(name) in rows.NAMES
     reason = next((why for magic, why in _UNREAD.items() if head.startswith(magic)), "")
+    if is_page(head[:PAGE_HEAD]):
+        reason = f"page {MADE_BY_HNET}"
     if inside and (is_tar(head[:512]) or (suffix(name) in (".tar", ".tgz") and head)):
         reason = "archive inside an archive"
     elif head[:4] == b"PAR1":
