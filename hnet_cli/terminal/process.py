@@ -58,6 +58,8 @@ class Terminated(BaseException):
 
 CLEANING = 5.0
 """Seconds in which a command that is ended is left in peace; an exception may get lost, in a destructor say."""
+PATIENCE = 1.5
+"""Seconds that a signal waits for an import: that of torch takes half a minute on a busy machine."""
 AGAIN = 0.1
 """Seconds after which a signal that came in the midst of an import is sent again."""
 
@@ -75,13 +77,18 @@ def terminable() -> Iterator[None]:
     """SIGTERM, SIGHUP and SIGXCPU raise `Terminated` where they would end the process at once; what follows the first
     within `CLEANING` is ignored, so that it can clean up. `catch_signals` comes first in its block.
 
-    While a module is imported they wait: an exception that passes through C++, as there is in torch, may abort.
+    While a module is imported they wait: an exception that passes through C++, as there is in torch, may abort. After
+    `PATIENCE` the process ends there and then, as after a kill.
     """
-    quiet_until = 0.0
+    quiet_until, first = 0.0, 0.0
 
     def on_signal(received: int, frame: FrameType | None) -> None:
-        nonlocal quiet_until
+        nonlocal quiet_until, first
+        first = first or time.monotonic()
         if _is_importing(frame):
+            if time.monotonic() > first + PATIENCE:
+                print(f"hnet: {Terminated(received)}", file=sys.stderr, flush=True)
+                os._exit(128 + received)
             again = threading.Timer(AGAIN, os.kill, (os.getpid(), received))
             again.daemon = True
             again.start()
