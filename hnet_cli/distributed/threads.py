@@ -20,6 +20,8 @@ WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 NUMBER = "OMP_NUM_THREADS"
 BUSY = 0.25
 """Share of the CPUs in use by others from which a machine is called busy."""
+STARVED = 0.6
+"""CPUs that a process uses which has had work all along, below which it waits for others."""
 
 _by_quota = False
 """True if the number of threads in the environment is a container's quota, which `prepare_environment` put there."""
@@ -74,12 +76,21 @@ class Meter:
             return None
         return max(0.0, (busy_now - busy - (own_now - own)) / (now - then))
 
-    def note(self) -> str:
-        """A few words if others keep the machine busy, else nothing."""
+    @property
+    def seconds(self) -> float:
+        """Time since the meter was made."""
+        return time.monotonic() - self.start[2]
+
+    def note(self, computing: bool = False) -> str:
+        """A few words if others keep the machine busy, else nothing. `computing`: this process has had work all along,
+        so that a share of a CPU says it too, where the system's counters do not (a container's quota)."""
         others, here = self.others(), len(_allowed())
-        if others is None or others < BUSY * here:
-            return ""
-        return f"other work takes {others:.1f} of {here} CPUs"
+        own = (self._sample()[1] - self.start[1]) / max(self.seconds, 1e-9)
+        busy = others is not None and others >= BUSY * here
+        told = [f"other work takes {others:.1f} of {here} CPUs"] if busy else []
+        if computing and own < STARVED and (told or here == 1 or cpus() < here or others is None):
+            told.append(f"this process gets {own:.2f} of one")
+        return ", ".join(told)
 
     def _sample(self) -> tuple[float | None, float, float]:
         """Seconds that the CPUs were busy, that this process used, and of a clock."""
