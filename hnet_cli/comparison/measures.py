@@ -20,9 +20,7 @@ from hnet_cli.config.bounds import Bounds, typed
 from hnet_cli.errors import DamagedError, InputError
 from hnet_cli.evaluation.material import equal_shares, gather
 from hnet_cli.evaluation.noise import distorted
-from hnet_cli.evaluation.report import precision
-from hnet_cli.evaluation.resampling import FEWEST
-from hnet_cli.evaluation.scoring import COLUMNS, Scores, score
+from hnet_cli.inference.scoring import COLUMNS, FEWEST, Scores, precision, score
 from hnet_cli.modality import Modality
 from hnet_cli.storage import shown
 
@@ -73,7 +71,8 @@ class Exam:
 
     def key(self, model: Path) -> str:
         """A hash of everything that a measurement of the model folder depends on."""
-        digest = hashlib.sha256(f"{FORMAT} {self.context} {NOISE_SHARE} {self.modality.name} {self.owners}".encode())
+        noise = f"{NOISE_SHARE} {list(self.modality.perturbations())}"
+        digest = hashlib.sha256(f"{FORMAT} {self.context} {noise} {self.modality.name} {self.owners}".encode())
         for data in (*self.documents, *self.noisy):
             digest.update(hashlib.sha256(data).digest())
         digest.update(storage.read_bytes(model / storage.MANIFEST))

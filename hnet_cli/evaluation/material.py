@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from hnet_cli.config.run import resolve
+from hnet_cli.config.sources import Sources
 from hnet_cli.data.baselines import train_sample
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Windows
 from hnet_cli.data.prepare.contents import files_of
 from hnet_cli.errors import HNetError, InputError, UsageError
 from hnet_cli.modality import Document, Modality, Refused, Source, begin_text
-from hnet_cli.report.history import data_of
+from hnet_cli.report.history import find_sources
 from hnet_cli.storage.streams import open_input, shown
 from hnet_cli.terminal.console import literal, say
 
@@ -52,13 +53,13 @@ def is_dataset(path: Path) -> bool:
     return (path / "dataset.json").is_file()
 
 
-def own_dataset(model: str) -> Path | None:
-    """The dataset a run was trained on, where MODEL is a run or a checkpoint of one and the dataset exists."""
+def own_data(model: str) -> Sources | None:
+    """The datasets a run was trained on, where MODEL is a run or a checkpoint of one and all of them exist."""
     folder = Path(model)
     for run in (folder, folder.parent.parent):
         if (run / "config.yaml").is_file():
             try:
-                return data_of(run, resolve(str(run / "config.yaml")).data)
+                return find_sources(run, resolve(str(run / "config.yaml")).sources)
             except HNetError:
                 return None
     return None
@@ -146,6 +147,19 @@ def leave_out(error: InputError) -> None:
     say(f"[yellow]left out:[/] {literal(error)}")
 
 
+def read_documents(
+    data: Sequence[str], modality: Modality, field: str | None, refused: Counter[str], damaged: list[InputError]
+) -> Iterator[Document]:
+    """The documents of files, one after the other; those left out are counted by reason in `refused`. A file that turns
+    out to be `damaged` ends there, and the others follow."""
+    for file in files_of(data, modality, field):
+        try:
+            yield from _documents(file, modality, refused)
+        except InputError as error:
+            damaged.append(error)
+            leave_out(error)
+
+
 def _documents(file: Iterable[Source | Refused], modality: Modality, refused: Counter[str]) -> Iterator[Document]:
     """The documents of a file; those left out are counted by reason in `refused`."""
     for source in file:
@@ -180,16 +194,16 @@ def beginning(document: Document, length: int) -> Document:
     return document._replace(data=document.data[:length])
 
 
-def equal_shares(documents: Sequence[Document], limit: int) -> list[Document]:
+def equal_shares(documents: Sequence[Document], limit: int, least: int = LEAST_SHARE) -> list[Document]:
     """The beginnings of the documents, equally long as far as they go, at most `limit` bytes in all. Where that is less
-    than `LEAST_SHARE` bytes of each, of every second document, of every fourth, ..."""
+    than `least` bytes of each, of every second document, of every fourth, ..."""
     lengths = np.sort([len(document.data) for document in documents])
     reached = np.concatenate([[0], np.cumsum(lengths)[:-1]]) + lengths * np.arange(len(lengths), 0, -1)
     fits = int(np.searchsorted(reached, limit, side="right"))
     if fits == len(lengths):
         return list(documents)
     longest = int((limit - lengths[:fits].sum()) // (len(lengths) - fits))
-    if longest < LEAST_SHARE and len(documents) > 1:
-        return equal_shares(documents[::2], limit)
+    if longest < least and len(documents) > 1:
+        return equal_shares(documents[::2], limit, least)
     shares = [beginning(document, longest) for document in documents]
     return [document for document in shares if document.data]

@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hnet_cli.kernels.continuing import pick, put
-from hnet_cli.model.chunking import is_boundary
 from hnet_cli.model.hnet import HNet, HNetForCausalLM
 from hnet_cli.model.state import AttentionState, GenerationState, LevelState, Now
 
@@ -192,7 +191,7 @@ class GraphSteps:
             prob = [p if row in reached else math.nan for row, p in enumerate(prob)]
         own = [prob[row] for row in self.rows]
         probs.append(own)
-        chosen = [row for row, p in zip(self.rows, own, strict=True) if is_boundary(p)]
+        chosen = [row for row, p in zip(self.rows, own, strict=True) if level.net.routing_module.is_boundary(p)]
         if chosen:
             everyone = len(chosen) == self.state.batch_size
             self._descend(number + 1, None if everyone else sorted(chosen), probs)

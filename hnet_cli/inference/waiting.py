@@ -17,7 +17,6 @@ from torch import Tensor
 
 from hnet_cli.inference.graphs import Steps, steps
 from hnet_cli.kernels.continuing import pick
-from hnet_cli.model.chunking import is_boundary
 from hnet_cli.model.hnet import HNet, HNetForCausalLM
 from hnet_cli.model.state import GenerationState, LevelState
 
@@ -54,14 +53,14 @@ def paces(model: HNetForCausalLM, state: GenerationState) -> Pace:
     """The fastest way to go on from `state`: rows wait for each other on a CPU, elsewhere all go in step."""
     if state.level.position.device.type == "cpu":
         return Waiting(model, state)
-    return InStep(steps(model, state), state.batch_size)
+    return InStep(model, steps(model, state), state.batch_size)
 
 
 class InStep:
     """All rows together."""
 
-    def __init__(self, stepper: Steps, batch_size: int) -> None:
-        self.stepper, self.rows = stepper, list(range(batch_size))
+    def __init__(self, model: HNetForCausalLM, stepper: Steps, batch_size: int) -> None:
+        self.routers, self.stepper, self.rows = model.routers, stepper, list(range(batch_size))
 
     def feed(self, rows: Sequence[int], tokens: Tensor) -> Ready:
         if not rows:
@@ -70,9 +69,10 @@ class InStep:
             self.stepper.select([self.rows.index(row) for row in rows])
             self.rows = list(rows)
         logits, probs = self.stepper.step(tokens)
-        return Ready(
-            self.rows, logits, [sum(map(is_boundary, own)) for own in zip(*probs, strict=True)] or [0] * len(rows)
-        )
+        depth = [0] * len(rows)
+        for router, stage in zip(self.routers, probs, strict=True):
+            depth = [n + router.is_boundary(p) for n, p in zip(depth, stage, strict=True)]
+        return Ready(self.rows, logits, depth)
 
 
 @dataclass(eq=False)
@@ -151,9 +151,9 @@ class Waiting:
             encoded, prob = net.step_in(hidden, state, now, self.kernels, pick(self.tokens, index))
             for name, value in (("encoded", encoded), ("prob", prob)):
                 level.keep(name, value, index)
-            for row, p in zip(rows, prob.tolist(), strict=True):
-                (level.waiting if is_boundary(p) else ready).append(row)
-                self.depth[row] += is_boundary(p)
+            for row, begins in zip(rows, net.routing_module.is_boundary(prob).tolist(), strict=True):
+                (level.waiting if begins else ready).append(row)
+                self.depth[row] += begins
         must = must and not ready
         if must or len(level.waiting) >= max(1, int(level.share * self.under_way)):
             ready = sorted(ready + self._descend(number, must))

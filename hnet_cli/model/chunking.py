@@ -20,16 +20,14 @@ from hnet_cli.kernels import REFERENCE, Kernels, continuing
 from hnet_cli.kernels.continuing import pick, put
 from hnet_cli.kernels.packing import Packing, true_positions
 from hnet_cli.kernels.reference import wide
+from hnet_cli.model.automaton import Automaton
 from hnet_cli.model.blocks import WideLinear
 from hnet_cli.model.settings import Chunker, continuation, space_like
 from hnet_cli.model.state import LevelState, Now
 
 Probability = TypeVar("Probability", Tensor, float)
-
-
-def is_boundary(prob: Probability) -> Any:
-    """b of paper eq 5, p > 0.5: a bool for a float, a bool tensor for a tensor; False for not-a-number."""
-    return prob > 0.5
+THRESHOLD = 0.5
+"""The probability above which a position is a boundary (paper eq 5), unless a model is told another."""
 
 
 @dataclass
@@ -39,7 +37,7 @@ class RoutingOutput:
     boundary_prob: Tensor
     """(T_s,) float32 or wider: p of paper eq 4; the first position of a document has 1."""
     boundary_mask: Tensor
-    """(T_s,) bool: b, see `is_boundary`."""
+    """(T_s,) bool: b, see `Routing.is_boundary`."""
     cu_seqlens: Tensor
     """(B+1,): document offsets at level s, that is the level these positions belong to (not of the chunks)."""
     learned: bool = True
@@ -48,7 +46,22 @@ class RoutingOutput:
     """(T_s,) bool: where a boundary may be, of the `characters` chunker; elsewhere p is 0. None: anywhere."""
 
 
-class RoutingModule(nn.Module):
+class Routing(nn.Module):
+    """The decisions of a stage."""
+
+    learned: bool
+    threshold: float = THRESHOLD
+    """A setting of the moment, no weight: see `HNetForCausalLM.set_thresholds`."""
+
+    def is_boundary(self, prob: Probability) -> Any:
+        """b of paper eq 5, p > threshold: a bool for a float, a bool tensor for a tensor; False for not-a-number.
+
+        Not for the first position of a document, which is a boundary whatever the threshold.
+        """
+        return prob > self.threshold
+
+
+class RoutingModule(Routing):
     """p_t = (1 - cos(W_q h_{t-1}, W_k h_t)) / 2 (paper eq 4, with the letters of the official code)."""
 
     learned = True
@@ -90,7 +103,8 @@ class RoutingModule(nn.Module):
                 prob = prob.masked_fill(~allowed, 0)
                 allowed = allowed.index_fill(0, packing.begins, True)
             prob = prob.index_fill(0, packing.begins, 1.0)
-        return RoutingOutput(prob, is_boundary(prob), packing.cu_seqlens, allowed=allowed)
+            mask = self.is_boundary(prob).index_fill(0, packing.begins, True)
+        return RoutingOutput(prob, mask, packing.cu_seqlens, allowed=allowed)
 
     def _compare(self, query: Tensor, key: Tensor) -> Tensor:
         """(R, D) each -> p (R,)."""
@@ -112,14 +126,20 @@ class RoutingModule(nn.Module):
         return prob.masked_fill(continuation(tokens), 0) if self.characters and tokens is not None else prob
 
 
-class FixedRouting(nn.Module):
-    """A rule without parameters: every k-th position of a document, or SpaceByte's rule on the bytes (level 0 only)."""
+class FixedRouting(Routing):
+    """A rule without parameters: every k-th position of a document; or, on the bytes (level 0 only), SpaceByte's rule
+    or an automaton. The automaton of a packed pass runs on the host, whatever the device."""
 
     learned = False
+    following: Tensor
+    boundary: Tensor
 
     def __init__(self, chunker: Chunker) -> None:
         super().__init__()
-        self.chunker = chunker
+        self.chunker, self.automaton = chunker, chunker.automaton()
+        if self.automaton is not None:
+            self.register_buffer("following", torch.from_numpy(self.automaton.following), persistent=False)
+            self.register_buffer("boundary", torch.from_numpy(self.automaton.boundary), persistent=False)
 
     def forward(
         self,
@@ -134,7 +154,11 @@ class FixedRouting(nn.Module):
             mask = packing.absolute % self.chunker.k == 0
         else:
             if input_ids is None:
-                raise ValueError("the 'space' chunker needs the input bytes")
+                raise ValueError(f"the {self.chunker.kind!r} chunker needs the input bytes")
+            if self.automaton is not None:
+                mask = self._run(self.automaton, input_ids, packing, state).index_fill(0, packing.begins, True)
+                prob = mask.to(torch.promote_types(hidden.dtype, torch.float32))
+                return RoutingOutput(prob, mask, packing.cu_seqlens, learned=False)
             space = space_like(input_ids)
             mask = space & ~F.pad(space[:-1], (1, 0))
             if state is not None:
@@ -144,9 +168,23 @@ class FixedRouting(nn.Module):
         prob = mask.to(torch.promote_types(hidden.dtype, torch.float32))
         return RoutingOutput(prob, mask, packing.cu_seqlens, learned=False)
 
+    def _run(self, automaton: Automaton, input_ids: Tensor, packing: Packing, state: LevelState | None) -> Tensor:
+        """The automaton's boundaries (T,) bool; moves the states of the documents, if there are any."""
+        before = [0] * packing.batch_size if state is None else pick(state.last, packing.row_index).tolist()
+        data, masks, after, at = input_ids.to(torch.uint8).cpu().numpy().tobytes(), [], [], 0
+        for length, start in zip(packing.lengths, before, strict=True):
+            mask, end = automaton.run(data[at : at + length], start)
+            masks.append(torch.from_numpy(mask))
+            after.append(end)
+            at += length
+        if state is not None:
+            put(state.last, packing.row_index, torch.tensor(after, device=state.last.device))
+        return torch.cat(masks).to(input_ids.device)
+
     def allocate(self, batch_size: int) -> tuple[Tensor, Tensor]:
         """`last` and `projection` of a `LevelState`, on the default device."""
-        return torch.zeros(batch_size, dtype=torch.bool), torch.empty(0)
+        dtype = torch.bool if self.automaton is None else torch.int64
+        return torch.zeros(batch_size, dtype=dtype), torch.empty(0)
 
     def step(self, hidden: Tensor, tokens: Tensor | None, state: LevelState, now: Now) -> Tensor:
         """tokens (R,) -> the mask (R,) as numbers."""
@@ -154,10 +192,17 @@ class FixedRouting(nn.Module):
             mask = now.position % self.chunker.k == 0
         else:
             assert tokens is not None
-            space = space_like(tokens)
-            mask = space & ~pick(state.last, now.rows)
-            put(state.last, now.rows, space)
+            last = pick(state.last, now.rows)
+            if self.automaton is None:
+                read = space_like(tokens)
+                mask = read & ~last
+            else:
+                read, mask = self.following[last, tokens].long(), self.boundary[last, tokens]
+            put(state.last, now.rows, read)
         return mask.to(torch.promote_types(hidden.dtype, torch.float32))
+
+
+Router = RoutingModule | FixedRouting
 
 
 class ChunkLayer(nn.Module):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +23,10 @@ from hnet_cli.model.chunking import (
     ChunkLayer,
     DeChunkLayer,
     FixedRouting,
+    Router,
     RoutingModule,
     RoutingOutput,
     add_residual,
-    is_boundary,
     smooth,
     smooth_step,
 )
@@ -86,7 +87,7 @@ class HNet(nn.Module):
         self.main_network = HNet(config, level + 1)
         self.decoder = Isotropic(config, level, "decoder")
         chunker = config.chunkers[level]
-        self.routing_module = RoutingModule(d_model, chunker) if chunker.learned else FixedRouting(chunker)
+        self.routing_module: Router = RoutingModule(d_model, chunker) if chunker.learned else FixedRouting(chunker)
         self.chunk_layer = ChunkLayer()
         self.dechunk_layer = DeChunkLayer(over_chunks=config.smoothing == "chunks")
         self.residual_proj: WideLinear | None = None
@@ -217,7 +218,7 @@ class HNet(nn.Module):
         if self.is_innermost:
             return self.step_main(hidden, state, now, kernels)
         encoded, prob = self.step_in(hidden, state, now, kernels, tokens)
-        boundary = is_boundary(prob)
+        boundary = self.routing_module.is_boundary(prob)
         routing.append(StepRouting.of(prob, boundary, now.rows, len(state.seen)))
         chosen = [i for i, begins in enumerate(boundary.tolist()) if begins]
         assert isinstance(self.main_network, HNet)
@@ -260,7 +261,8 @@ class HNet(nn.Module):
     def step_out(self, encoded: Tensor, prob: Tensor, state: LevelState, now: Now, kernels: Kernels) -> Tensor:
         """`step` from the dechunk layer on: encoded (R, D), prob (R,) -> (R, outer width)."""
         smoothed, residual = pick(state.smoothed, now.rows), self.project_residual(encoded, kernels)
-        joined = self.join(smoothed, residual, prob, is_boundary(prob), encoded.dtype)
+        boundary = self.routing_module.is_boundary(prob)
+        joined = self.join(smoothed, residual, prob, boundary, encoded.dtype)
         return self.decoder.step(joined, state.layers["decoder"], now, kernels)[:, : self.outer_width]
 
     def skip(self, routing: list[StepRouting], batch_size: int, like: Tensor) -> None:
@@ -297,6 +299,48 @@ class HNetForCausalLM(nn.Module):
         return seam.choose(
             weight.device, torch.get_autocast_dtype(weight.device.type) if auto else weight.dtype, self.backend
         )
+
+    @property
+    def routers(self) -> list[Router]:
+        """The routing of each stage, outermost first."""
+        found, net = list[Router](), self.backbone
+        while not net.is_innermost:
+            found.append(net.routing_module)
+            net = cast(HNet, net.main_network)
+        return found
+
+    @property
+    def thresholds(self) -> list[float]:
+        """Of each learned stage, outermost first: a position is a boundary where its probability is above."""
+        return [router.threshold for router in self.routers if router.learned]
+
+    def set_thresholds(self, thresholds: float | Sequence[float]) -> contextlib.ExitStack:
+        """Decide at these thresholds from now on, one for all learned stages or one for each; as a context manager,
+        until its end.
+
+        Lower ones give shorter chunks; at 1 a document is one chunk, for its first position always begins one. They
+        are rounded to float32, as probabilities are, so that every form of a pass decides alike, and saved nowhere. Set
+        them before a document is begun, not while it is being continued. Raises ValueError for a number
+        outside 0 to 1, a wrong count, or a model without learned stages.
+        """
+        learned, before = [router for router in self.routers if router.learned], self.thresholds
+        if not learned:
+            raise ValueError("this model has no learned boundaries: there is no threshold to choose")
+        wanted = [thresholds] * len(learned) if isinstance(thresholds, int | float) else list(thresholds)
+        if len(wanted) != len(learned):
+            raise ValueError(f"{len(wanted)} thresholds for {len(learned)} learned stages")
+        for threshold in wanted:
+            if not 0 <= threshold <= 1:
+                raise ValueError(f"a threshold is a probability, 0 to 1, not {threshold}")
+
+        def apply(values: Sequence[float]) -> None:
+            for router, value in zip(learned, values, strict=True):
+                router.threshold = torch.tensor(value, dtype=torch.float32).item()
+
+        apply(wanted)
+        restoring = contextlib.ExitStack()
+        restoring.callback(apply, before)
+        return restoring
 
     def cast(self, dtype: torch.dtype) -> HNetForCausalLM:
         """In place, as the release is loaded: all to `dtype` but what `init.stays_float32`."""

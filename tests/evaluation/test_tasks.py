@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hnet_cli import modality
 from hnet_cli.errors import InputError
 from hnet_cli.evaluation import tasks
-from hnet_cli.evaluation.scoring import loglikelihoods
+from hnet_cli.inference.scoring import loglikelihoods
 from hnet_cli.inference.windows import BOS
 
 ROWS = [
@@ -91,6 +91,10 @@ def test_the_robustness_score_is_the_paper_s(model):
     accuracy = found["perturbations"]["Same"]["acc"]
     assert accuracy == pytest.approx(outcome.right_norm.mean())
     assert found["robustness_score"] == pytest.approx(100 * (accuracy - 0.25) / 0.5)
+    both = {"Same": lambda data, random: data, "Gone": lambda data, random: b"?"}
+    some = tasks.robustness(model, items, both, clean, scored=["Same"])
+    assert some["robustness_score"] == found["robustness_score"]
+    assert some["perturbations"].keys() == both.keys()
     hopeless = tasks.Outcome(outcome.right, np.zeros(40), outcome.log, outcome.bytes, outcome.chance)
     found = tasks.robustness(model, items, {"Same": lambda data, random: data}, hopeless)
     assert found["robustness_score"] is None

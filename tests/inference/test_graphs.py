@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 import torch
-from generationkit import CONFIGS, full, text
+from generationkit import CONFIGS, full, models, text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelkit import tiny_config, tiny_model, worst
@@ -22,7 +22,7 @@ CONFIGS = CONFIGS | {
     "one stage": tiny_config(("m1t1", ("T1M1",), "t1m1"), window=6),
     "three stages": tiny_config(("m1", ("T1", ("m1", ("T1",), "m1"), "T1"), "m1")),
 }
-MODELS = {name: tiny_model(config=config) for name, config in CONFIGS.items()}
+MODELS = models(CONFIGS)
 each_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 
 
@@ -86,16 +86,16 @@ def holders(stepper):
                 yield from vars(getattr(layer, "ssm", layer)).values()
 
 
-def check_probabilities(probs, expected, positions):
+def check_probabilities(model, probs, expected, positions):
     for row, (out, position) in enumerate(zip(expected, positions, strict=True)):
         reached = True
-        for stage, whole in zip(probs, out.routing, strict=True):
+        for router, stage, whole in zip(model.routers, probs, out.routing, strict=True):
             if not reached:
                 assert math.isnan(stage[row])
                 continue
             assert abs(stage[row] - whole.boundary_prob[position]) < EXACT
             reached = bool(whole.boundary_mask[position])
-            assert (stage[row] > 0.5) == reached
+            assert router.is_boundary(stage[row]) == reached
             position = int(whole.boundary_mask[: position + 1].sum()) - 1
 
 
@@ -112,7 +112,7 @@ def test_replays_equal_the_full_pass(model, batch, count):
     for t in range(count):
         tokens = torch.stack([d[n + t] for d, n in zip(documents, prompts, strict=True)])
         logits, probs = stepper.step(tokens)
-        check_probabilities(probs, expected, [n + t for n in prompts])
+        check_probabilities(model, probs, expected, [n + t for n in prompts])
         for row, (n, out) in enumerate(zip(prompts, expected, strict=True)):
             assert worst(logits[row], out.logits[0, n + t]) < EXACT
     assert recorded
@@ -135,7 +135,7 @@ def test_rows_that_are_given_up(name):
             logits, probs = stepper.step(torch.stack([documents[row][at[row]] for row in rows]))
             for i, row in enumerate(rows):
                 assert worst(logits[i], expected[row].logits[0, at[row]]) < EXACT
-            check_probabilities(probs, [expected[row] for row in rows], [at[row] for row in rows])
+            check_probabilities(model, probs, [expected[row] for row in rows], [at[row] for row in rows])
             for row in rows:
                 at[row] += 1
         stepper.select(wanted)
@@ -237,7 +237,7 @@ def test_sampling_by_recordings(monkeypatch):
     def recorded(model, state):
         stepper, count = tapes(model, state)
         made.append(count)
-        return InStep(stepper, state.batch_size)
+        return InStep(model, stepper, state.batch_size)
 
     monkeypatch.setattr("hnet_cli.inference.generate.paces", recorded)
     assert run() == expected

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from generationkit import CONFIGS, full, text
+from generationkit import CONFIGS, full, models, text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelkit import tiny_config, tiny_model, worst
@@ -13,7 +13,7 @@ from hnet_cli.inference.waiting import Waiting
 
 EXACT = 1e-10  # float64
 CONFIGS = CONFIGS | {"three stages": tiny_config(("m1", ("T1", ("m1", ("T1",), "m1"), "T1"), "m1"))}
-MODELS = {name: tiny_model(config=config) for name, config in CONFIGS.items()}
+MODELS = models(CONFIGS)
 
 
 @pytest.fixture(autouse=True, scope="module")

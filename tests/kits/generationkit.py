@@ -18,13 +18,31 @@ CONFIGS = {
     "adapters": tiny_config(("m1", ("T1",), "m1"), adapter_width=24, rotary=[{}, {"base": 500.0}]),
     "smoothing of the input": tiny_config(("M1T1", ("m2",), "m1"), window=5, smoothing="input"),
     "space, fixed": tiny_config(chunker=[{"kind": "space"}, {"kind": "fixed", "k": 2}]),
+    "regex": tiny_config(chunker=[{"kind": "regex", "pattern": "[ \\x00-\\x7f]{2}p?H"}, {"kind": "learned"}]),
+    "bpe": tiny_config(("M1T1", ("m2",), "m1"), chunker={"kind": "bpe", "tokens": "Hp HpĠ ä¸ ĠH ĠHp"}, window=5),
     "spacebyte": tiny_config(
         chunker=[{"kind": "space"}, {"kind": "learned"}], network_norms=False, residual="spacebyte"
     ),
 }
 
 
-MODELS = {name: tiny_model(config=config) for name, config in CONFIGS.items()}
+THRESHOLDS = {
+    "two stages, windows": [0.53, 0.45],
+    "characters": 0.47,
+    "adapters": 1.0,
+}
+
+
+def models(configs):
+    """A model of each kind, and some that decide at other thresholds."""
+    made = {name: tiny_model(config=config) for name, config in configs.items()}
+    for name, thresholds in THRESHOLDS.items():
+        other = made[f"{name}, above {thresholds}"] = tiny_model(config=configs[name])
+        other.set_thresholds(thresholds)
+    return made
+
+
+MODELS = models(CONFIGS)
 
 
 each_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)

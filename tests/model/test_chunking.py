@@ -20,7 +20,6 @@ from hnet_cli.model.chunking import (
     RoutingModule,
     RoutingOutput,
     add_residual,
-    is_boundary,
     ratio_loss,
     smooth,
 )
@@ -146,7 +145,7 @@ def test_straight_through():
     """Forward the confidence is exactly one; backward it is itself."""
     prob = torch.tensor([1.0, 0.3, 0.9], dtype=torch.float64, requires_grad=True)
     up, residual = (torch.randn(3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    out = add_residual(up, residual, prob, is_boundary(prob))
+    out = add_residual(up, residual, prob, prob > 0.5)
     assert torch.equal(out, up + residual)
     weight = torch.randn(3, 4, dtype=torch.float64)
     (out * weight).sum().backward()

@@ -1,5 +1,7 @@
 """The whole network: packing, padding, precision, causality, initialisation, groups, learning rates."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,12 +19,17 @@ def ids_of(*shape, seed=0):
 
 
 @settings(max_examples=12, deadline=None)
-@given(st.lists(st.integers(1, 90), min_size=1, max_size=6), st.integers(0, 99), st.sampled_from([MODEL, SPACEBYTE]))
-def test_packed_equals_each_document_alone(lengths, seed, model):
+@given(
+    st.lists(st.integers(1, 90), min_size=1, max_size=6),
+    st.integers(0, 99),
+    st.sampled_from([MODEL, SPACEBYTE]),
+    st.sampled_from([0.5, 0.0, 1.0, 0.46, [0.52, 0.48]]),
+)
+def test_packed_equals_each_document_alone(lengths, seed, model, thresholds):
     """Longer and shorter than a block of the scans, borders anywhere, among strangers or alone: the same."""
     ids = ids_of(sum(lengths), seed=seed)
     cu_seqlens = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
-    with torch.no_grad():
+    with torch.no_grad(), model.set_thresholds(thresholds):
         packed = model(ids, cu_seqlens=cu_seqlens)
         alone = [model(part[None]) for part in ids.split(lengths)]
     assert worst(packed.logits, torch.cat([a.logits[0] for a in alone])) < 1e-10
@@ -31,6 +38,56 @@ def test_packed_equals_each_document_alone(lengths, seed, model):
         lengths_here = routing.cu_seqlens.diff().tolist()
         assert [int(a.routing[s].cu_seqlens[-1]) for a in alone] == lengths_here
         assert routing.boundary_mask[routing.cu_seqlens[:-1].long()].all()
+
+
+def test_thresholds_are_settings_of_the_moment():
+    """Nested boundaries, one chunk per document at 1, back to what was before, and never in the weights."""
+    ids, model = ids_of(3, 200), tiny_model(config=tiny_config(window=4))
+    names, before = set(model.state_dict()), model(ids).routing
+
+    def chunks(thresholds):
+        with model.set_thresholds(thresholds), torch.no_grad():
+            assert set(model.state_dict()) == names
+            return [routing.boundary_mask for routing in model(ids).routing]
+
+    masks = [chunks(threshold)[0] for threshold in (0.0, 0.46, 0.5, 0.54, 1.0)]
+    for lower, higher in pairwise(masks):
+        assert (lower | ~higher).all()
+        assert lower.sum() > higher.sum()
+    assert masks[2].equal(before[0].boundary_mask)
+    assert [int(mask.sum()) for mask in chunks(1)] == [3, 3]
+    outer, inner = chunks([0.5, 1.0])
+    assert outer.equal(before[0].boundary_mask)
+    assert inner.sum() == 3
+    assert model.thresholds == [0.5, 0.5]
+    model.set_thresholds(0.3)
+    assert model.thresholds == [torch.tensor(0.3).item()] * 2
+
+
+@pytest.mark.parametrize(
+    ("chunker", "thresholds", "message"),
+    [
+        ([{"kind": "learned"}] * 2, [0.5], "1 thresholds for 2"),
+        ([{"kind": "learned"}] * 2, 1.5, "0 to 1"),
+        ([{"kind": "learned"}] * 2, float("nan"), "0 to 1"),
+        ([{"kind": "space"}, {"kind": "learned"}], [0.5, 0.5], "2 thresholds for 1"),
+        ([{"kind": "space"}, {"kind": "fixed", "k": 2}], 0.5, "no learned"),
+    ],
+)
+def test_thresholds_that_cannot_be(chunker, thresholds, message):
+    model = tiny_model(config=tiny_config(chunker=chunker))
+    with pytest.raises(ValueError, match=message):
+        model.set_thresholds(thresholds)
+
+
+def test_a_threshold_means_the_same_to_the_device_and_the_host():
+    """A float32 probability between a threshold and its rounding would be decided apart."""
+    model = tiny_model(torch.float32)
+    for threshold in (0.3, 0.1, 0.7):
+        model.set_thresholds(threshold)
+        (router, _), at = model.routers, torch.tensor(threshold)
+        for p in (at, at.nextafter(torch.tensor(0.0)), at.nextafter(torch.tensor(1.0))):
+            assert router.is_boundary(p[None]).item() == router.is_boundary(p.item())
 
 
 @settings(max_examples=8, deadline=None)

@@ -57,19 +57,25 @@ class _Reading:
 
 
 def files_of(
-    inputs: Sequence[str | Path], modality: Modality, field: str | None = None
+    inputs: Sequence[str | Path],
+    modality: Modality,
+    field: str | None = None,
+    on_read: Callable[[int], None] = lambda count: None,
 ) -> Iterator[Iterator[Source | Refused]]:
     """For every file in the user's inputs, in order, its sources and refusals; these raise InputError if damaged.
 
-    Raises InputError itself for an input that is not there. What is refused outright is a file of its own.
+    Raises InputError itself for an input that is not there. What is refused outright is a file of its own. `on_read`:
+    called with each number of bytes that is read of a file for the first time.
     """
     for _, item in expand(inputs, modality):
-        yield iter([item]) if isinstance(item, Refused) else _of_file(item, modality, field)
+        yield iter([item]) if isinstance(item, Refused) else _of_file(item, modality, field, on_read)
 
 
-def _of_file(file: InputFile, modality: Modality, field: str | None) -> Iterator[Source | Refused]:
+def _of_file(
+    file: InputFile, modality: Modality, field: str | None, on_read: Callable[[int], None]
+) -> Iterator[Source | Refused]:
     try:
-        yield from sources(FileReader(file), field, Counter(), modality)
+        yield from sources(FileReader(file, on_read), field, Counter(), modality)
     except NoRows:
         if file.named:
             raise
@@ -81,12 +87,14 @@ def sources_of(
     modality: Modality,
     field: str | None = None,
     on_damaged: Callable[[InputError], None] | None = None,
+    on_read: Callable[[int], None] = lambda count: None,
 ) -> Iterator[Source | Refused]:
     """Every source in the user's inputs in order, and refusals. Raises InputError for an input that is not there.
 
     `on_damaged`: called for a file that cannot be read (on), after which the others follow; else that is raised.
+    `on_read`: called with each number of bytes that is read of a file for the first time.
     """
-    for file in files_of(inputs, modality, field):
+    for file in files_of(inputs, modality, field, on_read):
         try:
             yield from file
         except InputError as error:
