@@ -23,8 +23,7 @@ PACKAGES = ("torch", "numpy", "triton", "mamba-ssm", "flash-attn", "causal-conv1
 """Packages that numbers depend on."""
 FILE = ".made.json"
 """In the folder of a dataset, whose other files are the same whenever and wherever it is prepared."""
-_FACTS = ("hnet", "commit", "python", "packages", "command", "system", "cpus", "threads", "device", "name", "kernels")
-_FACTS += ("time",)
+_FACTS = "hnet commit python packages command system cpus threads device name kernels time".split()
 _LONGEST = 2000
 """Characters of a command."""
 _MOST = 20

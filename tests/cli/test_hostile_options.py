@@ -34,6 +34,8 @@ BASES = {
     "segment": "short.txt --model runs/fox --device cpu --format plain",
     "sample": "runs/fox --prompt The --max-bytes 3 --device cpu",
     "eval": "runs/fox short.txt --no-samples --device cpu",
+    "score": "short.txt --model runs/fox --device cpu",
+    "embed": "short.txt --model runs/fox --device cpu",
     "compare": "--data data/file --size nano --line-up 1stage --run new/x --device cpu --dry-run",
     "runs": "runs/fox",
     "presets": "nano",
@@ -43,7 +45,7 @@ BASES = {
     "quickstart": "--out file.txt",
 }
 """A small job of each command, that a hostile value is added to."""
-LONG = {"train", "segment", "sample", "eval", "compare", "convert"}
+LONG = {"train", "segment", "sample", "score", "embed", "eval", "compare", "convert"}
 """Commands whose jobs load a model."""
 SECONDS = 60
 
