@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hnet_cli.cli import options
+from hnet_cli.errors import InputError
 
 
 def evaluate(
@@ -130,10 +131,12 @@ def evaluate(
     result = report.evaluate(names, request, device)
     if as_json:
         options.print_json(result)
-        return
-    for part in tables(result):
-        show_data(part)
-        print()
+    else:
+        for part in tables(result):
+            show_data(part)
+            print()
+    if damaged := report.damaged_files(result):
+        raise InputError(f"{damaged[0]}; the rest is evaluated", "get the damaged files again")
 
 
 def _models_and_files(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -20,7 +20,7 @@ def sample(
     prompt_file: Annotated[
         str | None, typer.Option(help="Read the prompt from a file, or - for standard input.")
     ] = None,
-    max_bytes: Annotated[int, typer.Option(min=1, help="Bytes to write at most.")] = 256,
+    max_bytes: Annotated[int, typer.Option(min=1, max=1 << 40, help="Bytes to write at most.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest byte.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(min=1, help="Choose among the k likeliest bytes.")] = None,
     top_p: Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,16 +18,17 @@ from hnet_cli.checkpoints.find import default_model, find, load
 from hnet_cli.checkpoints.model_folder import LoadedModel
 from hnet_cli.config.sources import Sources, words
 from hnet_cli.data.mixture import Mixture
-from hnet_cli.data.prepare.contents import sources_of
+from hnet_cli.data.prepare.contents import files_of
 from hnet_cli.data.prepare.rows import Field, option_of
 from hnet_cli.distributed.device import this_machine
-from hnet_cli.errors import UsageError
+from hnet_cli.errors import InputError, UsageError
 from hnet_cli.evaluation import compression, exact, gold, noise, probe, tasks, variants
 from hnet_cli.evaluation.material import (
     Material,
     equal_shares,
     file_source,
     gather,
+    leave_out,
     own_data,
     prompts_of,
     read_documents,
@@ -35,7 +36,7 @@ from hnet_cli.evaluation.material import (
 from hnet_cli.evaluation.resampling import FEWEST, mean_with_interval, share_interval, share_weighted, with_interval
 from hnet_cli.inference import generate as sampling
 from hnet_cli.inference.scoring import Scores, check_windows, default_context, precision, score
-from hnet_cli.modality import Gold, Modality, Refused
+from hnet_cli.modality import Gold, Modality, Refused, Source
 from hnet_cli.terminal.console import literal, progress, say
 
 UNITS_BYTES = 200_000
@@ -162,6 +163,13 @@ def _evaluate(models: Sequence[str], loaded: Sequence[LoadedModel], request: Eva
     (first, before), (second, after) = results
     compared = compression.difference(before, after) if before is not None and after is not None else None
     return {"models": [first, second]} | ({"difference": compared} if compared else {})
+
+
+def damaged_files(result: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the files that the figures of `evaluate` leave out as damaged."""
+    figures = result.get("models", [result])
+    parts = [part for one in figures for part in (one, one.get("gold", {}), one.get("probe", {}))]
+    return list(dict.fromkeys(error for part in parts for error in part.get("damaged", [])))
 
 
 def _trained_on(models: Sequence[str]) -> Sources:
@@ -325,6 +333,8 @@ class _Evaluation:
             self._add_by_modality(result, self.modality, material, each)
         if material.refused:
             result["left_out"] = material.refused
+        if material.damaged:
+            result["damaged"] = list(map(str, material.damaged))
         result["speed"] = {"bytes_per_s": result["bytes"] / seconds, "seconds": seconds}
         return scores
 
@@ -372,19 +382,33 @@ class _Evaluation:
     def _gold(self) -> dict[str, Any]:
         """Figures of the innermost kind of unit at the outermost stage on top, everything below."""
         refused: list[Refused] = []
+        damaged: list[InputError] = []
 
         def stretches() -> Iterator[Gold]:
             left, number = self.request.max_bytes or 1 << 62, 0
-            for source in sources_of(self.request.gold, self._known):
-                for item in [source] if isinstance(source, Refused) else self._known.gold(source):
-                    if isinstance(item, Refused):
-                        refused.append(item)
-                        continue
-                    if left <= 0 or number == MOST_STRETCHES:
-                        say(f"Gold: the first {number:,} stretches.", verbose=number < MOST_STRETCHES)
-                        return
-                    left, number = left - len(item.data), number + 1
-                    yield item
+            for file in files_of(self.request.gold, self._known):
+                found, known = list[Gold](), len(refused)
+                try:
+                    for item in self._stretches(file):
+                        if isinstance(item, Refused):
+                            refused.append(item)
+                            continue
+                        if left <= 0 or number + len(found) == MOST_STRETCHES:
+                            break
+                        left -= len(item.data)
+                        found.append(item)
+                except InputError as error:  # as in `gather`, nothing of it is kept
+                    left += sum(len(item.data) for item in found)
+                    del found[:], refused[known:]
+                    damaged.append(error)
+                    leave_out(error)
+                yield from found
+                number += len(found)
+                if left <= 0 or number == MOST_STRETCHES:
+                    say(f"Gold: the first {number:,} stretches.", verbose=number < MOST_STRETCHES)
+                    return
+            if damaged and not number:
+                raise damaged[0]
 
         with progress("gold"):
             found = gold.against_gold(self.model, self._known, stretches())
@@ -393,18 +417,24 @@ class _Evaluation:
             first_place = f"first {refused[0].where}: {refused[0].reason}"
             lines = f"{len(refused):,} line{'s' * (len(refused) != 1)}, {first_place}"
             say(f"[yellow]left out of the gold file:[/] {literal(lines)}")
-        return {**first, **found, "left_out": len(refused)}
+        whole = {**first, **found, "left_out": len(refused)}
+        return whole | ({"damaged": list(map(str, damaged))} if damaged else {})
+
+    def _stretches(self, file: Iterable[Source | Refused]) -> Iterator[Gold | Refused]:
+        for source in file:
+            yield from [source] if isinstance(source, Refused) else self._known.gold(source)
 
     def _probe(self) -> dict[str, Any]:
-        request, refused = self.request, Counter[str]()
+        request, refused, damaged = self.request, Counter[str](), list[InputError]()
         modality = self.modality or Modality()
         with progress("reading"):
-            documents = read_documents(request.data, modality, request.field, refused)
+            documents = read_documents(request.data, modality, request.field, refused, damaged)
             items = probe.collect(self.labels, documents, self.table, request.max_bytes or None)
         letters = modality.letters() if self.modality else b""
         with progress("vectors", sum(map(len, items.data))) as bar:
             found = probe.probe(self.model, items, letters, bar.update)
-        return {"labels": str(request.probe), "group": request.group, "target": request.label or "label", **found}
+        about = {"labels": str(request.probe), "group": request.group, "target": request.label or "label", **found}
+        return about | ({"damaged": list(map(str, damaged))} if damaged else {})
 
     def _task(self, name: str, items: Sequence[tasks.Item]) -> dict[str, Any]:
         with progress(name, len(items)) as bar:

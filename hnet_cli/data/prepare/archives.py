@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import io
+import re
 import tarfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
-from hnet_cli.data.prepare.journal import UNREADABLE
+from hnet_cli.data.prepare.inputs import COMPANY, MARK_BYTES, is_mark, made_by_hnet
+from hnet_cli.data.prepare.journal import MADE_BY_HNET, UNREADABLE
 from hnet_cli.errors import InputError
 from hnet_cli.modality import Modality, Refused
+from hnet_cli.storage.outputs import ATTRIBUTE
 from hnet_cli.storage.streams import READ_BYTES, Unreadable, decompressed, is_compressed, shown
 
 MEMBER_LIMIT = 8 << 20
@@ -33,6 +37,13 @@ _ABOUT = (
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
 )
 """Types of headers that say something about the next member, or all."""
+_WRITTEN = re.compile(
+    r"(^|/)(\.(made|baselines|verified)\.json|\.lock|(documents|hashes|blocks)\.bin|(shard|split)-\w+\.bin|names\.txt|"
+    r"(dataset|part|plan|compare|config|manifest|state|tokenizer|teacher-tokenizer)\.json|(report|compare)\.html|"
+    r"(metrics|samples|events)\.jsonl|config\.yaml|log\.txt|latest|best|\w+\.safetensors|"
+    r"(checkpoints|members|measured|tensorboard)/.*)$"
+)
+"""Paths of what hnet writes into folders of its own; many others write such too."""
 DAMAGED = "damaged file inside an archive"
 Opener = Callable[[], BinaryIO]
 
@@ -63,6 +74,8 @@ def members(
 ) -> Iterator[Member | Refused]:
     """The members that the modality takes, and refusals. `again` opens the archive anew; None: it cannot be."""
     consulted: dict[str, bytes] = {}
+    ours: dict[str, str] | None = None  # kinds of hnet's folders, once something looks like a part of one
+    told = set[str]()
     if modality.consults and again is None:
         notes[f"archive on standard input: {' '.join(sorted(modality.consults))} in it not looked at"] += 1
     elif modality.consults and again:
@@ -70,15 +83,30 @@ def members(
     judge = modality.select_members(consulted)
     for index, (member, data) in enumerate(_walk(name, stream)):
         label = f"{name}:{shown(member.name)}"
+        path = PurePosixPath(_inner_path(member))
+        if ours is None and _WRITTEN.search(str(path)):
+            ours = {} if again is None else _folders_of_hnet(name, again)
+            if again is None:
+                notes["archive on standard input: what hnet made in it not looked for"] += 1
+        if ours and (folder := next((str(place) for place in reversed(path.parents) if str(place) in ours), None)):
+            if folder not in told:
+                told.add(folder)
+                yield Refused(f"{ours[folder]} {MADE_BY_HNET}", name if folder == "." else f"{name}:{shown(folder)}")
+            continue
+        if member.isdir():
+            continue
         if isinstance(data, str):
             yield Refused(data, label)
+            continue
+        if f"SCHILY.xattr.{ATTRIBUTE}" in member.pax_headers:  # `tar --xattrs`
+            yield Refused(f"output {MADE_BY_HNET}", label, member.size)
             continue
         if any(part[0] == "." and part.strip(".") for part in Path(member.name).parts):
             yield Refused("hidden file or folder", label, member.size)
             continue
         content = data.read() if member.size <= MEMBER_LIMIT else b""
         head = content[:HEAD_BYTES]
-        reason, group = judge(_inner_path(member), member.size, head)
+        reason, group = judge(path.as_posix(), member.size, head)
         fault = _fault(content, label) if not reason and is_compressed(head) else ""
         if reason or fault:
             yield Refused(reason or fault, label, member.size, damaged=bool(fault))
@@ -88,6 +116,20 @@ def members(
         else:
             plain = decompressed(cast(BinaryIO, data), label)
             yield Member(label, f"{name}/{group}", plain, _member_opener(name, label, index, again))
+
+
+def _folders_of_hnet(name: str, again: Opener) -> dict[str, str]:
+    """Kinds of the folders in an archive that hnet wrote, by path."""
+    there = defaultdict[str, set[str]](set)
+    for member, data in _walk(name, cast(io.BufferedReader, again())):
+        path = PurePosixPath(_inner_path(member))
+        for place in (path, *path.parents):
+            if place.name in COMPANY:
+                there[str(place.parent)].add(place.name)
+        if not isinstance(data, str) and is_mark(path.name, partial(data.read, MARK_BYTES)):
+            there[str(path.parent)].add(path.name)
+    kinds = {folder: made_by_hnet(names, lambda _: True) for folder, names in there.items()}
+    return {folder: kind for folder, kind in kinds.items() if kind}
 
 
 def _consulted(name: str, again: Opener, modality: Modality) -> dict[str, bytes]:
@@ -121,8 +163,8 @@ def _fault(content: bytes, label: str) -> str:
 
 
 def _walk(name: str, stream: io.BufferedReader) -> Iterator[tuple[tarfile.TarInfo, _Data | str]]:
-    """Members of a tar, but folders, each with its data, or the reason why that is not read. Raises InputError unless
-    the archive ends as a tar must.
+    """Members of a tar, each with its data, or the reason why that is not read; `pax_headers` has the keys of what is
+    said about it. Raises InputError unless the archive ends as a tar must.
 
     Not by `tarfile.open`, which follows headers about headers by recursion, holds those of any size, and looks at some
     with patterns that take the square of their length (CVE-2024-6232).
@@ -170,9 +212,10 @@ def _walk(name: str, stream: io.BufferedReader) -> Iterator[tuple[tarfile.TarInf
         if len(member.name) > LONGEST_NAME:
             member.name, reason = f"{member.name[:80]}...", f"name longer than {LONGEST_NAME:,} letters in an archive"
         elif sparse or not member.isreg():
-            reason = "sparse file in an archive" if sparse else "link or device in an archive"
-        if not member.isdir():
-            yield member, reason or data
+            there = "folder" if member.isdir() else "link or device"
+            reason = f"{'sparse file' if sparse else there} in an archive"
+        member.pax_headers = {key.decode("latin-1"): "" for key in told}
+        yield member, reason or data
         data.skip()
     while block:  # all of it, so that the whole file is hashed and checked
         if block.count(0) < len(block):

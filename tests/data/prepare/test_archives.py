@@ -5,17 +5,21 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import zstandard
 from corpuskit import Lines, bgzf, make, stored, text
+from runkit import dataset, tiny
 
-from hnet_cli.data.prepare.archives import is_tar
+from hnet_cli import provenance
+from hnet_cli.data.prepare.archives import Member, is_tar, members
 from hnet_cli.data.prepare.preparation import prepare
 from hnet_cli.errors import InputError
 from hnet_cli.modality import Document, Refused, Source
+from hnet_cli.training.loop import train
 
 
 def test_archives_full_of_traps(tmp_path: Path) -> None:
@@ -168,3 +172,53 @@ def test_names_beyond_a_path_and_files_with_holes_are_refused(tmp_path: Path) ->
     names = (tmp_path / "out" / "names.txt").read_text()
     assert "x.tar:é.txt" in names
     assert f"x.tar:{'y' * 99}" in names
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a dataset, a run and a comparison, as hnet writes them."""
+    home = tmp_path_factory.mktemp("ours")
+    (home / "a.txt").write_bytes(text(4))
+    make(home / "data", home / "a.txt")
+    provenance.write(home / "data")
+    told = home / "cmp"
+    train(tiny("train.steps=1"), dataset(tmp_path_factory.mktemp("of")), told / "runs" / "x-s0")
+    (told / "runs" / "x-s0" / "log.txt").write_text("made with hnet\n")
+    (told / "plan.json").write_text('{"flops_per_byte": {}, "line_up": []}')
+    (told / "members").mkdir()
+    (told / "members" / "x.yaml").write_text("model: {}\n")
+    return home
+
+
+def pack(target: Path, folder: Path, first: Path | None, plain: dict[str, bytes]) -> None:
+    """A tar of a folder, `first` before all else, with further members at the end."""
+    with tarfile.open(target, "w") as archive:
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        for path in sorted(files, key=lambda path: path != first):
+            archive.add(path, f"in/{path.relative_to(folder)}")
+        for name, data in plain.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+
+
+def test_what_hnet_wrote_is_left_out_of_archives(ours: Path, tmp_path: Path) -> None:
+    """Whatever comes first in the archive; other files of such names are read."""
+    others = {"in/log.txt": b"a log\n", "config.json": b'{"x": 1}\n'}
+    refused = {"dataset made by hnet": (1, 0), "comparison made by hnet": (1, 0)}
+    file = tmp_path / "x.tar"
+    written = [path for path in ours.rglob("*") if path.is_file() and path.name != "a.txt"]
+    assert len(written) > 15
+    for first in written:
+        pack(file, ours, first, others)
+        items = list(members(str(file), file.open("rb"), lambda: file.open("rb"), Lines(), Counter()))
+        kept = [item.name.removeprefix(f"{file}:") for item in items if isinstance(item, Member)]
+        assert kept == ["in/a.txt", "in/log.txt", "config.json"], first
+        told = {item.where.removeprefix(f"{file}:"): item.reason for item in items if isinstance(item, Refused)}
+        assert told == {"in/data": "dataset made by hnet", "in/cmp": "comparison made by hnet"}, first
+    summary, made = make(tmp_path / "out", file)
+    assert {reason: counts[:2] for reason, counts in summary.refused.items()} == refused
+    assert stored(made) == text(4) + b"".join(others.values())
+    pack(file, ours / "data", None, {})
+    with pytest.raises(InputError, match=r"dataset made by hnet \(.*x\.tar:in"):
+        make(tmp_path / "out2", file)
