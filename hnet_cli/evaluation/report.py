@@ -24,7 +24,7 @@ from hnet_cli.evaluation import compression, gold, noise, tasks, variants
 from hnet_cli.evaluation.material import Material, equal_shares, file_source, gather, own_data
 from hnet_cli.evaluation.resampling import mean_with_interval, share_interval, share_weighted, with_interval
 from hnet_cli.inference import generate as sampling
-from hnet_cli.inference.scoring import Scores, default_context, precision, score
+from hnet_cli.inference.scoring import Scores, check_windows, default_context, precision, score
 from hnet_cli.modality import Gold, Modality, Refused
 from hnet_cli.terminal.console import literal, progress, say
 
@@ -71,8 +71,6 @@ class EvaluationRequest:
     """Default: where they take no longer than the rest, see `worth_sampling`."""
 
     def __post_init__(self) -> None:
-        if self.stride and self.context == 0:
-            raise UsageError("--stride is of windows, and with --context 0 there are none", "leave one of them out")
         if self.vcf and not self.fasta:
             raise UsageError("--vcf needs the sequence it is about", "give --fasta too")
         for option, value, others, needed in (
@@ -121,9 +119,7 @@ def _evaluate(models: Sequence[str], loaded: Sequence[LoadedModel], request: Eva
     context = request.context
     if context is None:
         context = default_context(*(model.config for model in loaded))
-    if request.stride and request.stride > context:
-        too_long = f"--stride {request.stride} is longer than the context of {context}: bytes would be left out"
-        raise UsageError(too_long, "give a smaller --stride or a larger --context")
+    check_windows(context, request.stride)
     if request.field is not None and not request.data:
         raise UsageError(f"--field {request.field} applies to rows of files, and none are given", "leave it out")
     evaluations = [_Evaluation(name, model, request, context) for name, model in zip(models, loaded, strict=True)]
