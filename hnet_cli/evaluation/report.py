@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,9 +21,9 @@ from hnet_cli.data.mixture import Mixture
 from hnet_cli.data.prepare.contents import sources_of
 from hnet_cli.distributed.device import this_machine
 from hnet_cli.errors import UsageError
-from hnet_cli.evaluation import compression, gold, noise, tasks, variants
-from hnet_cli.evaluation.material import Material, equal_shares, file_source, gather, own_data
-from hnet_cli.evaluation.resampling import mean_with_interval, share_interval, share_weighted, with_interval
+from hnet_cli.evaluation import compression, gold, noise, probe, tasks, variants
+from hnet_cli.evaluation.material import Material, equal_shares, file_source, gather, own_data, read_documents
+from hnet_cli.evaluation.resampling import FEWEST, mean_with_interval, share_interval, share_weighted, with_interval
 from hnet_cli.inference import generate as sampling
 from hnet_cli.inference.scoring import Scores, check_windows, default_context, precision, score
 from hnet_cli.modality import Gold, Modality, Refused
@@ -30,6 +31,9 @@ from hnet_cli.terminal.console import literal, progress, say
 
 UNITS_BYTES = 200_000
 """Bytes of the documents whose units (`Modality.units`) are compared with the boundaries; every one gives its share."""
+WORTH_BYTES = 100_000
+"""Bytes of the documents that are read again without what the chunks carry; every one gives its share, or every second,
+every fourth, ..., so that a share is as long as the context."""
 NOISE_BYTES = 100_000
 """Bytes of the documents that are distorted, in each of the ways; every document gives its share."""
 SAMPLES, SAMPLE_BYTES = 32, 256
@@ -66,6 +70,10 @@ class EvaluationRequest:
     tasks: Sequence[Path] = ()
     limit: int | None = None
     """Items of each task."""
+    probe: Path | None = None
+    """TSV of labels of documents or regions in `data`, which is then read for this alone."""
+    group: str | None = None
+    """Its column whose values are held out whole. That of the labels is `label`."""
     noise: bool = False
     samples: bool | None = None
     """Default: where they take no longer than the rest, see `worth_sampling`."""
@@ -75,7 +83,10 @@ class EvaluationRequest:
             raise UsageError("--vcf needs the sequence it is about", "give --fasta too")
         for option, value, others, needed in (
             ("--scores", self.scores, "--vcf", self.vcf),
-            ("--label", self.label, "--vcf", self.vcf),
+            ("--label", self.label, "--vcf or --probe", self.vcf or self.probe),
+            ("--group", self.group, "--probe", self.probe),
+            ("--probe", self.probe, "--group, the column whose values are held out whole", self.group),
+            ("--probe", self.probe, "the files that its rows name", self.data),
             ("--fasta", self.fasta, "--vcf or --annotation", self.vcf or self.annotation),
             ("--limit", self.limit, "--task", self.tasks),
         ):
@@ -124,7 +135,7 @@ def _evaluate(models: Sequence[str], loaded: Sequence[LoadedModel], request: Eva
         raise UsageError(f"--field {request.field} applies to rows of files, and none are given", "leave it out")
     evaluations = [_Evaluation(name, model, request, context) for name, model in zip(models, loaded, strict=True)]
     material, baselines = None, dict[str, Any]()
-    if request.data:
+    if request.data and not request.probe:
         material = gather(request.data, evaluations[0].modality, request.max_bytes or None, request.field, context)
     for evaluation in evaluations:
         evaluation.check(material)
@@ -191,6 +202,9 @@ class _Evaluation:
         """Documents that the annotation is about."""
         self.calls: variants.Calls | None = None
         self.items = {path.name: tasks.read_items(path)[: request.limit] for path in request.tasks}
+        self.labels: list[probe.Label] = []
+        if request.probe and request.group:
+            self.labels = probe.read_labels(request.probe, request.group, request.label or "label")
 
     @property
     def _known(self) -> Modality:
@@ -251,6 +265,8 @@ class _Evaluation:
                     result["annotation"] = gold.by_region(self.model, self._known, documents, self.annotation)
             if self.items:
                 result["tasks"] = {name: self._task(name, items) for name, items in self.items.items()}
+            if self.labels:
+                result["probe"] = self._probe()
             if self.calls is not None:
                 result["variants"] = variants.score(
                     self.model, self.calls, context or 2048, request.scores, request.overwrite
@@ -267,12 +283,29 @@ class _Evaluation:
         result |= compression.figures(scores)
         result["baselines"] = dict(baselines)
         result["stages"] = compression.stages(scores, self.model.config)
+        if self.model.config.num_stages:
+            self._add_worth(result, material)
         if self.modality is not None:
             self._add_by_modality(result, self.modality, material, each)
         if material.refused:
             result["left_out"] = material.refused
         result["speed"] = {"bytes_per_s": result["bytes"] / seconds, "seconds": seconds}
         return scores
+
+    def _add_worth(self, result: dict[str, Any], material: Material) -> None:
+        least = min(self.context or WORTH_BYTES, WORTH_BYTES // (4 * FEWEST))
+        shares = equal_shares(material.documents, WORTH_BYTES, least)
+        documents = [document.data.translate(self.table) for document in shares]
+        size = sum(map(len, documents))
+        with progress("worth of the chunks", (1 + len(result["stages"])) * size) as bar:
+
+            def score() -> Scores:
+                before = bar.done
+                return self.score(documents, lambda done: bar.update(before + done))
+
+            for stage, figures in zip(result["stages"], compression.worth(self.model, score), strict=True):
+                stage |= figures
+        result["definition"]["worth_bytes"] = size
 
     def _add_by_modality(self, result: dict[str, Any], modality: Modality, material: Material, each: Scores) -> None:
         """Add edges of known units, the other strand, samples and noise. `each`: by item of the material."""
@@ -324,13 +357,25 @@ class _Evaluation:
             say(f"[yellow]left out of the gold file:[/] {literal(lines)}")
         return {**first, **found, "left_out": len(refused)}
 
+    def _probe(self) -> dict[str, Any]:
+        request, refused = self.request, Counter[str]()
+        modality = self.modality or Modality()
+        with progress("reading"):
+            documents = read_documents(request.data, modality, request.field, refused)
+            items = probe.collect(self.labels, documents, self.table, request.max_bytes or None)
+        letters = modality.letters() if self.modality else b""
+        with progress("vectors", sum(map(len, items.data))) as bar:
+            found = probe.probe(self.model, items, letters, bar.update)
+        return {"labels": str(request.probe), "group": request.group, "target": request.label or "label", **found}
+
     def _task(self, name: str, items: Sequence[tasks.Item]) -> dict[str, Any]:
         with progress(name, len(items)) as bar:
             clean = tasks.score_items(self.model, items, self.table, bar.update)
         result = tasks.figures(clean)
         perturbations = self.modality.perturbations() if self.modality else {}
         if self.request.noise and perturbations:
-            result["robustness"] = tasks.robustness(self.model, items, perturbations, clean, self.table, name)
+            scored = self._known.scored_noise
+            result["robustness"] = tasks.robustness(self.model, items, perturbations, clean, self.table, name, scored)
         return result
 
 

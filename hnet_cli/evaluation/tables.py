@@ -11,6 +11,7 @@ from rich.table import Table
 from hnet_cli import provenance
 from hnet_cli.evaluation.compression import ORDER_K_LIMIT
 from hnet_cli.evaluation.tasks import PLACES
+from hnet_cli.report.stages import LEAST_WORTH
 from hnet_cli.terminal.console import literal, size, table
 
 Json = Mapping[str, Any]
@@ -81,6 +82,7 @@ def _model(result: Json) -> Iterator[Table | str]:
         if "order_k_adaptive" not in result["baselines"]:
             yield f"[dim]No order-k models: they are measured on at most {size(ORDER_K_LIMIT)} (--max-bytes).[/]"
         yield _stages(result["stages"], byte)
+        yield from _worth(result, byte)
         yield from _edges(result, byte)
     if "validity" in result:
         yield _validity(result["validity"])
@@ -97,6 +99,8 @@ def _model(result: Json) -> Iterator[Table | str]:
         yield from _annotation(result["annotation"], byte)
     for name, task in result.get("tasks", {}).items():
         yield from _task(name, task)
+    if "probe" in result:
+        yield from _probe(result["probe"])
     if "variants" in result:
         yield from _variants(result["variants"])
     if "speed" in result:
@@ -195,6 +199,25 @@ def _stages(stages: Sequence[Json], byte: str) -> Table:
             *(f"{stage[name]:.2f} x" for name in ("enrichment", "enrichment_first")),
         )
     return rows
+
+
+def _worth(result: Json, byte: str) -> Iterator[Table | str]:
+    """Bits lost without what the chunks of a stage carry."""
+    worths = [(number, stage) for number, stage in enumerate(result["stages"]) if "worth" in stage]
+    if not worths:
+        return
+    rows = table(
+        f"without what its chunks carry, stage (on {size(result['definition']['worth_bytes'])})", "lost", "95%"
+    )
+    for number, stage in worths:
+        rows.add_row(str(number), *_cells(stage, "worth"))
+    yield rows
+    for number, stage in worths:
+        if stage["worth"] < LEAST_WORTH:
+            yield (
+                f"[yellow]warning:[/] the chunks of stage {number} are worth less than {LEAST_WORTH} bits per {byte}: "
+                "what lies inside the stage hardly changes a prediction."
+            )
 
 
 def _edges(result: Json, byte: str) -> Iterator[Table | str]:
@@ -296,6 +319,32 @@ def _robustness(noisy: Json, figure: str) -> Iterator[Table | str]:
     else:
         score, interval = _cells(noisy, "robustness_score", ".1f")
         yield f"Robustness score: {score}" + (f" ({interval})" if interval else "")
+
+
+def _probe(found: Json) -> Iterator[Table | str]:
+    about = f"{found['kind']} of {found['items']:,} items by {found['target']}"
+    about += f" in {found['folds']} folds, {found['groups']:,} groups ({found['group']}) held out whole"
+    yield f"[dim]{literal(about)}. Intervals: 95%, bootstrap over groups, if there are 8.[/]"
+    for reason, number in found["left_out"].items():
+        first = found["left_out_first"][reason]
+        yield f"[dim]{literal(f'left out: {number:,} rows, {reason}, first {first}')}[/]"
+    if found["classes_in_one_group"]:
+        few = ", ".join(found["classes_in_one_group"][:5])
+        yield f"[yellow]In one group only, and so never right:[/] {literal(few)}"
+    names = {"accuracy": "accuracy", "macro_f1": "macro F1", "r2": "R2", "spearman": "Spearman"}
+    first = next(iter(found["layers"].values()))
+    figures = [name for name in names if name in first]
+    rows = table("vectors", *(cell for name in figures for cell in (names[name], "95%")))
+
+    def row(name: str, own: Json) -> None:
+        rows.add_row(name, *(cell for figure in figures for cell in _cells(own, figure, ".3f")))
+
+    for name, own in found["layers"].items():
+        row(f"[bold]{literal(name)}[/]" if name == found["vectors"] else literal(name), own)
+    row(f"n-grams, n up to {found['n']:d}", found["baselines"]["ngrams"])
+    row("the mean" if found["kind"] == "regression" else "the commonest class", found["baselines"]["majority"])
+    row(f"{literal(found['vectors'])} less n-grams", found["difference"])
+    yield rows
 
 
 def _variants(found: Json) -> Iterator[Table | str]:

@@ -378,9 +378,11 @@ def _columns(rows: Rows, unit: str) -> list[list[str]]:
 
 
 def _tsv(rows: Iterable[Rows], unit: str, modality: Modality | None) -> Iterator[str]:
-    yield "\t".join(["source", "record", *COLUMNS[unit], *["text"] * (unit in ("chunk", "byte"))]) + "\n"
+    heading = "\t".join(["source", "record", *COLUMNS[unit], *["text"] * (unit in ("chunk", "byte"))]) + "\n"
     show = shower(modality)
     for each in rows:
+        yield heading
+        heading = ""  # written once, and not at all where there is nothing
         head = "\t".join(tsv_field(escape(name)) for name in (each.document.source, each.document.name))
         texts = [f"\t{tsv_field(show(data))}" for data in each.data] if each.data else [""] * len(each.bits)
         columns = zip(*_columns(each, unit), texts, strict=True)
