@@ -53,6 +53,17 @@ def made(device: str = "", name: str = "", kernels: Mapping[str, str] | None = N
     }
 
 
+def start(name: str, folder: Path) -> dict[str, Any]:
+    """The model that a run began with, as JSON: its `name`, the SHA-256 of its weights, and what it was made with, as
+    far as its folder says."""
+    about: dict[str, Any] = {"model": name}
+    with contextlib.suppress(HNetError, OSError, KeyError, TypeError):
+        about["sha256"] = str(storage.read_manifest(folder)["files"]["model.safetensors"]["sha256"])
+    with contextlib.suppress(HNetError, OSError, KeyError, TypeError):
+        about["made"] = storage.read_json(folder / "config.json")["hnet"]["made"]
+    return about
+
+
 def write(dataset: Path) -> None:
     """Say in the folder of a dataset what it was made with, if it can be written to."""
     with contextlib.suppress(HNetError):

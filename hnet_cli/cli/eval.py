@@ -68,7 +68,17 @@ def evaluate(
             min=1, help="Stride between windows; smaller costs more and lowers bits per byte. Default: --context."
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only this many items of each task, the first.")] = None,
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact",
+            help="Also continue the prompts of rows of prompt and completion greedily, at most 1,000 or --limit, and "
+            "count those that give the completion.",
+        ),
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only this many items of each task, the first; rows of --exact.")
+    ] = None,
     samples: Annotated[
         bool | None,
         typer.Option(
@@ -78,6 +88,8 @@ def evaluate(
     ] = None,
     modality: Annotated[str | None, typer.Option(help="How to read the files. Default: the model's.")] = None,
     field: options.Field = None,
+    prompt_field: options.PromptField = None,
+    completion_field: options.CompletionField = None,
     overwrite: options.Overwrite = False,
     device: options.Device = None,
     as_json: options.Json = False,
@@ -108,11 +120,12 @@ def evaluate(
         context=context,
         stride=stride,
         limit=limit,
+        exact=exact,
         probe=probe,
         group=group,
         samples=samples,
         modality=modality,
-        field=field,
+        field=options.row_field(field, prompt_field, completion_field),
     )
     result = report.evaluate(names, request, device)
     if as_json:

@@ -47,6 +47,7 @@ def sample(
     from hnet_cli import modality as modalities
     from hnet_cli.checkpoints.find import default_model, load
     from hnet_cli.inference import generate, render
+    from hnet_cli.model.config import EOS
 
     if model is None:
         model = default_model()
@@ -59,9 +60,8 @@ def sample(
         "top_k": top_k,
         "top_p": top_p,
         "seed": seed,
+        "eos": EOS,
     }
-    if modality is None:
-        choice["eos"] = generate.EOS
     if as_json:
         if raw:
             choice["automaton"] = None

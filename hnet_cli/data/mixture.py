@@ -200,6 +200,9 @@ class MixedBatches:
         start, stop = rows_slice or (0, self.rows)
         rows = np.arange(step * self.rows + start, step * self.rows + stop, dtype=np.int64)
         sources, numbers = self.mixture.divide(rows)
+        if len(self.parts) > 1 and any(part.dataset.prompted for part in self.parts):  # windows of any length
+            each = [self.parts[s].visited(numbers[at : at + 1]) for at, s in enumerate(sources.tolist())]
+            return _in_a_row(each, self._first_document[sources])
         present = np.unique(sources).tolist()
         batches = [self.parts[source].visited(numbers[sources == source]) for source in present]
         if len(self.parts) == 1:
@@ -210,6 +213,20 @@ class MixedBatches:
             self._first_document[present],
             self.sequence_length,
         )
+
+
+def _in_a_row(batches: Sequence[Batch], first: np.ndarray) -> Batch:
+    """Batches one after the other as one. `first`: what is added to the numbers of each one's documents."""
+    lengths = np.concatenate([np.diff(batch.cu_seqlens) for batch in batches])
+    plain = (np.ones(len(batch.targets), np.float32) for batch in batches)
+    return Batch(
+        np.concatenate([batch.inputs for batch in batches]),
+        np.concatenate([batch.targets for batch in batches]),
+        np.concatenate([one if b.weights is None else b.weights for b, one in zip(batches, plain, strict=True)]),
+        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
+        np.concatenate([batch.documents + number for batch, number in zip(batches, first, strict=True)]),
+        np.concatenate([batch.offsets for batch in batches]),
+    )
 
 
 def _joined(batches: Sequence[Batch], places: Sequence[np.ndarray], first: np.ndarray, length: int) -> Batch:

@@ -64,6 +64,7 @@ def test_a_validation_says_which_bytes_it_is_of():
     assert history.bytes_of(old) == "512 bytes"
     assert history.bytes_of(whole) == "all 512 bytes"
     assert history.bytes_of({"val_bytes": 5120, "val_of": 10_000}) == "5,120 of 10,000 bytes"
+    assert history.bytes_of(whole | {"val_completions": 1}) == "all 512 bytes of completions"
     dataset = {"baselines": {"xz": 3.0, "order_k": 2.5, "k": 4, "bytes": 512}, "splits": {"val": {"bytes": 512}}}
     assert history.beside(old, dataset) == {"xz": 3.0, "order-4": 2.5}
     assert history.beside({"val_bytes": 511}, dataset) == {}  # measured on other bytes
