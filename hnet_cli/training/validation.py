@@ -67,8 +67,8 @@ def validation(
 def worths(
     model: HNetForCausalLM, held_out: Windows, piece: int | None = None, world: World = ALONE
 ) -> list[StageFigures]:
-    """`worth` of every stage, as in `hnet eval`, on a sixteenth of the windows (at least `FEWEST`, or a quarter of all),
-    and its interval where there are as many: 1.96 standard errors of the mean over windows to either side."""
+    """`worth` of every stage, as in `hnet eval`, on a share of the windows (at least `FEWEST`, or a quarter of all), and
+    its interval where there are as many: 1.96 standard errors of the mean over windows to either side."""
     if not (stages := model.config.num_stages):
         return []
     number = len(held_out.table)
