@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hnet_cli.data.loader import Batch, Windows
+from hnet_cli.data.mixture import HeldOut
 from hnet_cli.data.tokens import tokenised
 from hnet_cli.distributed.world import ALONE, World
 from hnet_cli.kernels.packing import send
 from hnet_cli.kernels.reference import exact
 from hnet_cli.model import HNetForCausalLM, HNetOutput
 from hnet_cli.model.withholding import observed, withheld
-from hnet_cli.report.stages import StageFigures
+from hnet_cli.report.sources import source_key
+from hnet_cli.report.stages import StageFigures, stage_key
 from hnet_cli.training.health import read, routing_counts, stage_metrics
 
 PIECE = 32_768
@@ -33,13 +36,16 @@ FEWEST = 8
 @torch.no_grad()
 def validation(
     model: HNetForCausalLM,
-    held_out: Windows,
+    held_out: Windows | HeldOut,
     target_ratios: list[float],
     piece: int | None = None,
     world: World = ALONE,
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
-    """Score windows of the validation split.
+    """Score windows of the validation split, or those of each source of a mixture.
+
+    A mixture's figures are those of a text that consists of its sources in their shares, `bpb` being the mean of the
+    sources' in these weights; beside them stand `bpb`, `bytes` and bytes per chunk of each source, by `source_key`.
 
     `piece`: bytes per forward pass; that of training takes no more memory than training. Every byte counts exactly
     once, the first of a document too (it is predicted from the document mark); a window that does not begin a document
@@ -47,51 +53,79 @@ def validation(
     byte, unweighted), `bytes`, and the figures of `stage_metrics` and `worths`. The ranks of a `world` take the passes
     in turn; the result is that of one rank.
     """
-    was_training = model.training
+    was_training, before = model.training, 0
     model.eval()
-    passes = _Passes(model, held_out, piece or PIECE, world)
+    held_out, sums = HeldOut.of(held_out), list[tuple[float, np.ndarray, int]]()
+    for part in held_out.parts:
+        sums.append(_scored(_Passes(model, part, piece or PIECE, world), partial(_add, progress, before)))
+        before += part.bytes
+    total = sum(size for _, _, size in sums)
+    weights = [share * total / size for share, (_, _, size) in zip(held_out.shares, sums, strict=True)]
+    nats = math.fsum(weight * part for weight, (part, _, _) in zip(weights, sums, strict=True))
+    counts = sum(weight * part for weight, (_, part, _) in zip(weights, sums, strict=True))
+    record = {"bpb": nats / total / math.log(2), "bytes": total}
+    record |= stage_metrics(np.asarray(counts).tolist(), total, target_ratios)
+    for name, (own, routed, size) in zip(held_out.names, sums, strict=True) if len(sums) > 1 else ():
+        figures = {"bpb": own / size / math.log(2), "bytes": size}
+        stages, key = stage_metrics(routed.tolist(), size, target_ratios), stage_key(0, "bytes_per_chunk")
+        figures |= {key: stages[key]} if stages else {}
+        record |= {source_key(key, name): value for key, value in figures.items()}
+    for stage, worth in enumerate(worths(model, held_out, piece, world)):
+        record |= worth.flat(stage)
+    model.train(was_training)
+    return record
+
+
+def _add(progress: Callable[[int], None], before: int, done: int) -> None:
+    progress(before + done)
+
+
+def _scored(passes: _Passes, progress: Callable[[int], None]) -> tuple[float, np.ndarray, int]:
+    """Nats, `routing_counts` read row after row, and bytes of some windows, summed over the passes of all ranks."""
     nats, counts = list[Tensor](), list[Tensor]()
     for out, _, each in passes.results(progress):
         nats.append(each.sum(dtype=exact(each.device)))
         counts.append(routing_counts(out.routing))
     numbers = read({"nats": passes.total(nats), "counts": passes.total(counts)})
-    bpb, total = numbers["nats"][0] / held_out.bytes / math.log(2), held_out.bytes
-    figures = {"bpb": bpb, "bytes": total} | stage_metrics(numbers["counts"], total, target_ratios)
-    for stage, worth in enumerate(worths(model, held_out, piece, world)):
-        figures |= worth.flat(stage)
-    model.train(was_training)
-    return figures
+    return numbers["nats"][0], np.array(numbers["counts"]), passes.windows.bytes
 
 
 @torch.no_grad()
 def worths(
-    model: HNetForCausalLM, held_out: Windows, piece: int | None = None, world: World = ALONE
+    model: HNetForCausalLM, held_out: HeldOut | Windows, piece: int | None = None, world: World = ALONE
 ) -> list[StageFigures]:
-    """`worth` of every stage, as in `hnet eval`, on a share of the windows (at least `FEWEST`, or a quarter of all), and
-    its interval where there are as many: 1.96 standard errors of the mean over windows to either side."""
+    """`worth` of every stage, as in `hnet eval`, on a sixteenth of the windows of each source (at least `FEWEST`, or a
+    quarter of all), and its interval where there are as many: 1.96 standard errors over windows to either side."""
     if not (stages := model.config.num_stages):
         return []
-    number = len(held_out.table)
-    wanted = max(1, number // WORTH_SHARE, min(FEWEST, number // 4))
-    passes = _Passes(model, held_out.part(wanted), piece or PIECE, world)
-    handed, whole = list[Tensor](), list[Tensor]()
+    held_out, parts = HeldOut.of(held_out), list[_Passes]()
+    for part in held_out.parts:
+        wanted = max(1, len(part.table) // WORTH_SHARE, min(FEWEST, len(part.table) // 4))
+        parts.append(_Passes(model, part.part(wanted), piece or PIECE, world))
+    weights = [share / passes.windows.bytes for share, passes in zip(held_out.shares, parts, strict=True)]
+    handed, whole = list[Tensor](), list[list[Tensor]]()
     with observed(model) as sums:
-        for _, offsets, nats in passes.results():
-            handed.append(torch.cat(sums))
-            whole.append(_per_window(nats, offsets))
-            for each in sums:
-                each.zero_()
-    widths = [len(each) for each in sums]
-    means, moments = passes.total(handed).split(widths), list[Tensor]()
+        for passes in parts:
+            found, before = list[Tensor](), list[Tensor]()
+            for _, offsets, nats in passes.results():
+                found.append(torch.cat(sums))
+                before.append(_per_window(nats, offsets))
+                for each in sums:
+                    each.zero_()
+            handed.append(passes.total(found))
+            whole.append(before)
+    means, moments = torch.stack(handed).sum(0).split([len(each) for each in sums]), list[Tensor]()
     for stage in range(stages):
-        found = list[Tensor]()
         with withheld(model, stage, means[stage]):
-            for (_, offsets, nats), before in zip(passes.results(), whole, strict=True):
-                lost, size = _per_window(nats, offsets) - before, offsets.diff().to(before)
-                found.append(torch.stack([lost.sum(), size.sum(), lost @ lost, lost @ size, size @ size]))
-        moments.append(passes.total(found))
-    rows = read({"moments": torch.stack(moments)})["moments"]
-    return [_worth(rows[5 * stage : 5 * stage + 5], len(passes.windows.table)) for stage in range(stages)]
+            for passes, before, weight in zip(parts, whole, weights, strict=True):
+                found = []
+                for (_, offsets, nats), clean in zip(passes.results(), before, strict=True):
+                    lost, size = (_per_window(nats, offsets) - clean) * weight, offsets.diff().to(clean) * weight
+                    found.append(torch.stack([lost.sum(), size.sum(), lost @ lost, lost @ size, size @ size]))
+                moments.append(passes.total(found))
+    rows = torch.stack(moments).unflatten(0, (stages, len(parts))).sum(1)
+    numbers, windows = read({"moments": rows})["moments"], sum(len(passes.windows.table) for passes in parts)
+    return [_worth(numbers[5 * stage : 5 * stage + 5], windows) for stage in range(stages)]
 
 
 def _worth(moments: list[float], windows: int) -> StageFigures:
