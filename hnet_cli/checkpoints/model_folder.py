@@ -9,8 +9,9 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
+import numpy as np
 import torch
 
 from hnet_cli import provenance, storage
@@ -63,6 +64,40 @@ class LoadedModel(HNetForCausalLM):
         from hnet_cli.inference.segment import segment_bytes
 
         return segment_bytes(self, data, stage)
+
+    @overload  # a text is a sequence of texts to a type checker
+    def score(  # type: ignore[overload-overlap]
+        self, data: bytes | str, *, context: int | None = ..., stride: int | None = ..., both_strands: bool = ...
+    ) -> np.ndarray: ...
+
+    @overload
+    def score(
+        self,
+        data: Sequence[bytes | str],
+        *,
+        context: int | None = ...,
+        stride: int | None = ...,
+        both_strands: bool = ...,
+    ) -> list[np.ndarray]: ...
+
+    def score(
+        self,
+        data: bytes | str | Sequence[bytes | str],
+        *,
+        context: int | None = None,
+        stride: int | None = None,
+        both_strands: bool = False,
+    ) -> np.ndarray | list[np.ndarray]:
+        """The bits of every byte of a document, (n,) float64: their sum is the document's. Of a list, a list.
+
+        Text is read as UTF-8. Options as those of `hnet score`. Raises UsageError, NumericalError.
+        """
+        from hnet_cli.inference.score import ScoreRequest, score_bytes
+
+        several = [data] if isinstance(data, bytes | str) else data
+        documents = [each.encode() if isinstance(each, str) else each for each in several]
+        bits = score_bytes(self, documents, ScoreRequest(context=context, stride=stride, both_strands=both_strands))
+        return bits[0] if isinstance(data, bytes | str) else bits
 
     def embed(
         self,

@@ -23,6 +23,7 @@ from hnet_cli.cli.presets import presets
 from hnet_cli.cli.retrofit import retrofit
 from hnet_cli.cli.runs import runs
 from hnet_cli.cli.sample import sample
+from hnet_cli.cli.score import score
 from hnet_cli.cli.segment import segment
 from hnet_cli.cli.train import train
 from hnet_cli.errors import INTERRUPTED
@@ -104,6 +105,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "segment": segment,
     "sample": sample,
+    "score": score,
     "embed": embed,
     "eval": evaluate,
     "compare": compare,

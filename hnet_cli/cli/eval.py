@@ -128,9 +128,6 @@ def _models_and_files(arguments: list[str]) -> tuple[list[str], list[str]]:
     models: list[str] = []
     files: list[str] = []
     for argument in arguments:
-        folder = Path(argument)
-        parts = ("config.json", "model.safetensors", "checkpoints")
-        is_model = argument.startswith("starter:") or any((folder / part).exists() for part in parts)
-        missing = not folder.exists() and not models
-        (models if is_model or missing else files).append(argument)
+        missing = not Path(argument).exists() and not models
+        (models if options.is_model(argument) or missing else files).append(argument)
     return models, files

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -41,6 +42,12 @@ Settings = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as train.steps=2000; may be repeated."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
+
+
+def is_model(argument: str) -> bool:
+    """True if an argument names a model that is there, not a file."""
+    parts = ("config.json", "model.safetensors", "checkpoints")
+    return argument.startswith("starter:") or any((Path(argument) / part).exists() for part in parts)
 
 
 def print_json(data: Any) -> None:

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from hnet_cli.config.run import resolve
+from hnet_cli.config.sources import Sources
 from hnet_cli.data.baselines import train_sample
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Windows
 from hnet_cli.data.prepare.contents import sources_of
 from hnet_cli.errors import HNetError, InputError, UsageError
 from hnet_cli.modality import Document, Modality, Refused, Source, begin_text
-from hnet_cli.report.history import data_of
+from hnet_cli.report.history import find_sources
 from hnet_cli.storage.streams import open_input, shown
 
 LEAST_SHARE = 64
@@ -49,13 +50,13 @@ def is_dataset(path: Path) -> bool:
     return (path / "dataset.json").is_file()
 
 
-def own_dataset(model: str) -> Path | None:
-    """The dataset a run was trained on, where MODEL is a run or a checkpoint of one and the dataset exists."""
+def own_data(model: str) -> Sources | None:
+    """The datasets a run was trained on, where MODEL is a run or a checkpoint of one and all of them exist."""
     folder = Path(model)
     for run in (folder, folder.parent.parent):
         if (run / "config.yaml").is_file():
             try:
-                return data_of(run, resolve(str(run / "config.yaml")).data)
+                return find_sources(run, resolve(str(run / "config.yaml")).sources)
             except HNetError:
                 return None
     return None

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,16 @@ from hnet_cli import modality as modalities
 from hnet_cli import provenance, storage
 from hnet_cli.checkpoints.find import default_model, find, load
 from hnet_cli.checkpoints.model_folder import LoadedModel
+from hnet_cli.config.sources import Sources, words
+from hnet_cli.data.mixture import Mixture
 from hnet_cli.data.prepare.contents import sources_of
 from hnet_cli.distributed.device import this_machine
 from hnet_cli.errors import UsageError
 from hnet_cli.evaluation import compression, gold, noise, probe, tasks, variants
-from hnet_cli.evaluation.material import Material, equal_shares, file_source, gather, own_dataset, read_documents
-from hnet_cli.evaluation.resampling import mean_with_interval, share_interval, with_interval
+from hnet_cli.evaluation.material import Material, equal_shares, file_source, gather, own_data, read_documents
+from hnet_cli.evaluation.resampling import mean_with_interval, share_interval, share_weighted, with_interval
 from hnet_cli.inference import generate as sampling
-from hnet_cli.inference.scoring import Scores, default_context, precision, score
+from hnet_cli.inference.scoring import Scores, check_windows, default_context, precision, score
 from hnet_cli.modality import Gold, Modality, Refused
 from hnet_cli.terminal.console import literal, progress, say
 
@@ -73,8 +76,6 @@ class EvaluationRequest:
     """Default: where they take no longer than the rest, see `worth_sampling`."""
 
     def __post_init__(self) -> None:
-        if self.stride and self.context == 0:
-            raise UsageError("--stride is of windows, and with --context 0 there are none", "leave one of them out")
         if self.vcf and not self.fasta:
             raise UsageError("--vcf needs the sequence it is about", "give --fasta too")
         for option, value, others, needed in (
@@ -110,9 +111,15 @@ def evaluate(models: Sequence[str], request: EvaluationRequest, device: str | No
         storage.refuse_output(request.scores, request.overwrite, inputs)
     if not models:
         models = [default_model(request.modality)]
-    if request.needs_data:
-        request = replace(request, data=[str(_trained_on(models))])
+    own = _trained_on(models) if request.needs_data else ()
     loaded = [load(name, this_machine(device).device) for name in models]
+    if len(own) > 1:
+        return _mixed(Mixture.open(own), request, partial(_evaluate, models, loaded))
+    return _evaluate(models, loaded, replace(request, data=[own[0].path]) if own else request)
+
+
+def _evaluate(models: Sequence[str], loaded: Sequence[LoadedModel], request: EvaluationRequest) -> dict[str, Any]:
+    """The figures of loaded models on the data of a request."""
     kinds = {model.modality for model in loaded} - {None}
     if len(kinds) > 1 and not request.modality:
         differ = f"{models[0]} is a model of {loaded[0].modality}, {models[1]} of {loaded[1].modality}"
@@ -120,9 +127,7 @@ def evaluate(models: Sequence[str], request: EvaluationRequest, device: str | No
     context = request.context
     if context is None:
         context = default_context(*(model.config for model in loaded))
-    if request.stride and request.stride > context:
-        too_long = f"--stride {request.stride} is longer than the context of {context}: bytes would be left out"
-        raise UsageError(too_long, "give a smaller --stride or a larger --context")
+    check_windows(context, request.stride)
     if request.field is not None and not request.data:
         raise UsageError(f"--field {request.field} applies to rows of files, and none are given", "leave it out")
     evaluations = [_Evaluation(name, model, request, context) for name, model in zip(models, loaded, strict=True)]
@@ -145,14 +150,40 @@ def evaluate(models: Sequence[str], request: EvaluationRequest, device: str | No
     return {"models": [first, second]} | ({"difference": compared} if compared else {})
 
 
-def _trained_on(models: Sequence[str]) -> Path:
-    """The first dataset that one of the models was trained on. Raises UsageError, or InputError for no such model."""
-    data = next(filter(None, map(own_dataset, models)), None)
+def _trained_on(models: Sequence[str]) -> Sources:
+    """The datasets that the first of the models that has some was trained on. Raises UsageError, or InputError for no
+    such model."""
+    data = next(filter(None, map(own_data, models)), None)
     if data is None:
         find(models[0])  # raises where there is no such model
         raise UsageError(f"there is nothing to evaluate {models[0]} on", "give files, or a dataset with --data")
-    say(f"Data: [bold]{literal(data)}[/]")
+    say(f"Data: [bold]{literal(words(data))}[/]")
     return data
+
+
+def _mixed(
+    mixture: Mixture, request: EvaluationRequest, evaluate_one: Callable[[EvaluationRequest], dict[str, Any]]
+) -> dict[str, Any]:
+    """The figures of each source of a mixture, read in its own modality, as "sources"; and of all the mean in their
+    shares. The bytes are divided equally among them; samples belong to the model, and are drawn with the first."""
+    sources, most = list[dict[str, Any]](), max(1, request.max_bytes // len(mixture.names)) if request.max_bytes else 0
+    for name, share, dataset in zip(mixture.names, mixture.shares, mixture.datasets, strict=True):
+        samples = False if sources else request.samples
+        one = replace(request, data=[str(dataset.path)], modality=dataset.modality, max_bytes=most, samples=samples)
+        sources.append({"name": name, "share": share} | evaluate_one(one))
+
+    def whole(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        about = {key: figures[0][key] for key in ("model", "made", "evaluated") if key in figures[0]}
+        return about | {"modality": mixture.modality} | share_weighted("bpb", figures, mixture.shares)
+
+    each = [source.get("models", [source]) for source in sources]
+    wholes = [whole(of_model) for of_model in zip(*each, strict=True)]
+    for model in (model for models in each[1:] for model in models):
+        model.pop("made"), model.pop("evaluated")  # said once
+    if len(wholes) == 1:
+        return wholes[0] | {"sources": sources}
+    compared = share_weighted("bpb", [source["difference"] for source in sources], mixture.shares)
+    return {"models": wholes, "difference": compared, "sources": sources}
 
 
 class _Evaluation:
@@ -323,7 +354,8 @@ class _Evaluation:
         result = tasks.figures(clean)
         perturbations = self.modality.perturbations() if self.modality else {}
         if self.request.noise and perturbations:
-            result["robustness"] = tasks.robustness(self.model, items, perturbations, clean, self.table, name)
+            scored = self._known.scored_noise
+            result["robustness"] = tasks.robustness(self.model, items, perturbations, clean, self.table, name, scored)
         return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,10 +28,45 @@ READ = (
 
 def tables(result: Json) -> Iterator[Table | str]:
     """Tables and lines of `evaluate`'s result, in order; the definition stands before the figures."""
+    if "sources" in result:
+        yield from _mixture(result)
+        return
     for model in result.get("models", [result]):
         yield from _model(model)
     if "difference" in result:
         yield from _difference(result)
+
+
+def _mixture(result: Json) -> Iterator[Table | str]:
+    """The sources of a mixture one after the other, then all together."""
+    for source in result["sources"]:
+        yield f"[bold]{literal(source['name'])}[/]: {source['share']:.1%} of the bytes trained on"
+        yield from tables(source)
+    models = result.get("models", [result])
+    yield "[bold]All, in their shares[/]"
+    heads = [literal(model["model"]) for model in models] + ["difference"] * (len(models) > 1)
+    shares = [source["share"] for source in result["sources"]]
+    known = [source.get("models", [source])[0]["baselines"] for source in result["sources"]]
+    beside = {
+        head: [figures[name] for figures in known]
+        for name, head in (("xz", "xz"), ("order_k", "order-k"))
+        if all(name in figures for figures in known)
+    }
+    rows = table("bits per byte", "share", *(cell for head in heads for cell in (head, "95%")), *beside)
+    for n, source in enumerate(result["sources"]):
+        bits = [f"{values[n]:.4f}" for values in beside.values()]
+        rows.add_row(literal(source["name"]), f"{shares[n]:.1%}", *_bits(source), *bits)
+    means = [f"{sum(map(operator.mul, shares, values)):.4f}" for values in beside.values()]
+    rows.add_row("[bold]all[/]", "", *_bits(result), *means)
+    yield rows
+
+
+def _bits(result: Json) -> Iterator[str]:
+    """The cells of one or two models, and of their difference."""
+    for model in result.get("models", [result]):
+        yield from _cells(model, "bpb")
+    if "difference" in result:
+        yield from _cells(result["difference"], "bpb", "+.4f")
 
 
 def _model(result: Json) -> Iterator[Table | str]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from hnet_cli.errors import EnvironmentLimit, UsageError
 from hnet_cli.inference.embed import Block
-from hnet_cli.inference.render import json_line, payload
+from hnet_cli.inference.render import json_line, json_payload
 from hnet_cli.modality import escape
 from hnet_cli.storage import NewFile, member, output_file, refuse_output, spool
 from hnet_cli.storage.files import GrowingFile
@@ -41,7 +41,7 @@ def lines(blocks: Iterable[Block]) -> Iterator[str]:
     for block in blocks:
         head = f'{{"source": {json_line(block.document.source)}, "name": {json_line(block.document.name)}, "start": '
         form = f"%.{DIGITS[block.vectors.dtype.name]}g"
-        texts = [f"{payload(text)}, " for text in block.texts] if block.texts is not None else [""] * len(block.starts)
+        texts = [f"{json_payload(text)}, " for text in block.texts] if block.texts is not None else [""] * len(block.starts)
         for start, end, text, vector in zip(
             block.starts.tolist(), block.ends.tolist(), texts, block.vectors.tolist(), strict=True
         ):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from runkit import dataset, fox, tiny
 
+from hnet_cli import modality
 from hnet_cli.checkpoints.find import find
 from hnet_cli.config.run import to_yaml
 from hnet_cli.evaluation import probe, report, tables
@@ -35,7 +36,7 @@ def test_the_contract_of_the_json(evaluated, texts, monkeypatch):
     assert {"xz", "zstd", "order_k_adaptive"} <= found["baselines"].keys()
     assert {"bytes_per_chunk", "target", "boundary_fraction", "mean_boundary_prob"} <= found["stages"][0].keys()
     assert found["stages"][0]["edges"]["word"]["f1"] > found["stages"][0]["edges"]["word"]["trivial"]["random"]["f1"]
-    assert found["noise"].keys() == {"clean", "AntSpeak", "Drop", "RandomCase", "Repeat", "UpperCase"}
+    assert found["noise"].keys() == {"clean", *modality.get("text").perturbations()}
     assert 0 <= found["validity"]["valid"] <= 1
 
     def check(value):
