@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from hnet_cli.cli import options
-from hnet_cli.cli import segment as segmenting
+from hnet_cli.cli.segment import model_for, plain_bytes, readable_sources, show_unused, write_text
 
 
 def embed(
@@ -69,23 +69,23 @@ def embed(
     wanted = Wanted(per, stage, layer, pool, window, dtype)
     if out is not None:
         storage.refuse_output(out, overwrite, files)
-    loaded, plugin = segmenting.model_for(files, model, modality, field, options.device_name(device))
+    loaded, plugin = model_for(files, model, modality, field, options.device_name(device))
     chosen, intake = wanted.layer_of(loaded), Intake()
-    sources = segmenting.readable_sources(files, plugin, field, intake)
+    sources = readable_sources(files, plugin, field, intake)
     blocks = vectors_of(loaded, sources, plugin, wanted, texts=text, intake=intake, carried=carry)
     if out is None:
-        segmenting.write_text(vector_files.lines(blocks), sys.stdout)
+        write_text(vector_files.lines(blocks), sys.stdout)
     else:
         width = loaded.config.d_model[chosen.level]
         about = {"model": loaded.label, "per": per, "stage": chosen.stage, "layer": layer, "pool": pool, "carry": carry}
         count = 0
         with (
             vector_files.writer(out, width, dtype, text, about, overwrite, files) as add,
-            progress("embedding", segmenting.plain_bytes(files)) as task,
+            progress("embedding", plain_bytes(files)) as task,
         ):
             for block in blocks:
                 add(block)
                 count += len(block.starts)
                 task.update(intake.total, note=size(intake.total))
-        say(f"Wrote {literal(out)}: {count:,} vectors of {width} numbers.")
-    segmenting.show_unused(intake, "embedded")
+        say(f"Wrote {literal(out)}: {count:,} vectors of {width:,} numbers.")
+    show_unused(intake, "embedded")
