@@ -16,6 +16,7 @@ import hnet_cli
 from hnet_cli.cli import options
 from hnet_cli.cli.compare import compare
 from hnet_cli.cli.convert import convert
+from hnet_cli.cli.embed import embed
 from hnet_cli.cli.eval import evaluate
 from hnet_cli.cli.prepare import prepare
 from hnet_cli.cli.presets import presets
@@ -105,6 +106,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "segment": segment,
     "sample": sample,
     "score": score,
+    "embed": embed,
     "eval": evaluate,
     "compare": compare,
     "runs": runs,

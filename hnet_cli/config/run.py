@@ -21,11 +21,14 @@ import yaml
 from hnet_cli import storage
 from hnet_cli.config.bounds import STRICT
 from hnet_cli.config.presets import merge, nearest, preset
+from hnet_cli.config.sources import DataSource, Sources, check, sources_of
 from hnet_cli.config.train import SettingError, TrainConfig
 from hnet_cli.config.yaml import Dumper, parse, read_text
-from hnet_cli.errors import DamagedError, UsageError
+from hnet_cli.errors import DamagedError, HNetError, UsageError
 from hnet_cli.model.config import SWITCHES, HNetConfig
+from hnet_cli.model.settings import OPERANDS
 from hnet_cli.storage import shown
+from hnet_cli.storage.reading import reason
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
@@ -42,7 +45,7 @@ class RunConfig:
     source: str = ""
     """Source of the numbers: a table of the paper, or a measurement of ours."""
     model: HNetConfig
-    """The official JSON fields, plus `chunker`: learned, characters, space, or fixed:k."""
+    """The official JSON fields, plus `chunker`: learned, characters, space, fixed:k, regex:PATTERN or bpe:FILE."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Settings of training."""
     kernels: Literal["auto", "reference", "fast"] = "auto"
@@ -54,8 +57,8 @@ class RunConfig:
     data; or the path of a tokenizer.json. `model.vocab_size` follows from it."""
     name: str = "run"
     """Name of the preset this came from."""
-    data: str = ""
-    """The dataset folder of a run; empty in a preset."""
+    data: str | list[DataSource] = ""
+    """The dataset folder of a run, or several as a list of {path, weight}: see docs/data.md; empty in a preset."""
 
     def __post_init__(self) -> None:
         train, stages, parts = self.train, self.model.num_stages, self.model.count_parameters()
@@ -82,6 +85,15 @@ class RunConfig:
         )
         lacking = train.embedding_loss_weight and not self.model.adapter_width
         refuse_if(lacking, "train.embedding_loss_weight", " needs adapters: model.adapter_width", "model.adapter_width")
+        try:
+            check(self.sources)
+        except ValueError as error:
+            raise SettingError(f"data {error}", "data") from error
+
+    @property
+    def sources(self) -> Sources:
+        """The datasets of `data`."""
+        return sources_of(self.data)
 
 
 @cache
@@ -234,15 +246,38 @@ def _architecture(model: dict[str, Any]) -> HNetConfig:
 
 
 def _chunker(value: Any) -> Any:
-    """`learned`, `characters`, `space`, `fixed:6` or {fixed: 6} as the model's mapping; a list has one per stage."""
+    """`learned`, `characters`, `space`, `fixed:6` or {fixed: 6}, `regex:PATTERN`, `bpe:FILE` as the model's
+    mapping; a list has one per stage."""
     if isinstance(value, list):
         return [_chunker(each) for each in value]
     if isinstance(value, Mapping) and set(value) == {"fixed"}:
         return {"kind": "fixed", "k": value["fixed"]}
-    if isinstance(value, str):
-        kind, _, k = value.replace(" ", "").partition(":")
-        return {"kind": kind} | ({"k": int(k) if re.fullmatch("[0-9]{1,9}", k) else k} if k else {})
-    return value
+    if not isinstance(value, str):
+        return value
+    kind, _, operand = value.partition(":")
+    kind, operand = kind.strip(), operand if kind.strip() == "regex" else operand.strip()
+    if kind == "bpe" and operand:
+        return {"kind": kind, "tokens": _tokens(operand)}
+    number: Any = int(operand) if re.fullmatch("[0-9]{1,9}", operand) else operand
+    return {"kind": kind} | ({OPERANDS.get(kind, "k"): operand if kind == "regex" else number} if operand else {})
+
+
+def _tokens(path: str) -> str:
+    """The vocabulary of a tokenizer.json without its special tokens, as `Chunker.tokens`. Raises ValueError."""
+    from hnet_cli.model.automaton import byte_letters  # needs numpy, which most commands begin without
+
+    try:
+        data = storage.read_json(path)
+        model, (added, _) = data["model"], ids_of(data)
+        given = set(model["vocab"]) if model["type"] == "BPE" else set()
+        given -= {token["content"] for token in added if token["special"]}
+    except (OSError, HNetError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"the chunker's tokenizer {path!r:.100} cannot be read: {reason(error)}") from error
+    letters = set(byte_letters())
+    tokens = sorted(token for token in given if token and letters >= set(token))
+    if not tokens:
+        raise ValueError(f"the chunker's tokenizer {path!r:.100} is not a byte-level BPE")
+    return " ".join(tokens)
 
 
 def _refusal(error: ValidationError, where: Callable[..., str]) -> UsageError:
@@ -261,11 +296,16 @@ def _refusal(error: ValidationError, where: Callable[..., str]) -> UsageError:
     problems = [problem for problem in problems if problem["loc"][: len(key)] == key]
     depth = max(len(problem["loc"]) for problem in problems)  # of a union, what came nearest
     reasons = (_reason(problem) for problem in problems if len(problem["loc"]) == depth)
-    return UsageError(f"{where(path)}: {path} {' or '.join(dict.fromkeys(reasons))}")
+    example = "data: PATH, or data: [{path: a, weight: 8}, {path: b, weight: 1}]" if path == "data" else ""
+    return UsageError(f"{where(path)}: {path} {' or '.join(dict.fromkeys(reasons))}", example)
 
 
 def _reason(problem: Mapping[str, Any]) -> str:
-    ours = {"dataclass_type": "must hold keys and values", "missing": "has too few entries"}
+    ours = {
+        "dataclass_type": "must hold keys and values",
+        "missing": "has too few entries",
+        "unexpected_keyword_argument": f"has an unknown key {str(problem['loc'][-1])!r}",
+    }
     said = str(problem.get("ctx", {}).get("error", problem["msg"]))
     return ours.get(problem["type"], said.removeprefix("Input "))
 
@@ -304,8 +344,11 @@ def to_data(config: RunConfig) -> dict[str, Any]:
     data = dataclasses.asdict(config)
     model = config.model.to_dict()
     model.pop("hnet", None)  # chunkers and switches; all else under this key belongs to model folders
-    chunkers = [f"{c.kind}:{c.k}" if c.k else c.kind for c in config.model.chunkers]
-    model["chunker"] = chunkers[0] if len(set(chunkers)) == 1 else chunkers or "learned"
+    chunkers = [
+        c.to_dict() if c.tokens else ":".join(str(part) for part in (c.kind, c.k, c.pattern) if part is not None)
+        for c in config.model.chunkers
+    ]
+    model["chunker"] = chunkers[0] if len(set(config.model.chunkers)) == 1 else chunkers or "learned"
     data["model"] = model | config.model.switches()
     data["train"]["betas"] = list(config.train.betas)
     return data

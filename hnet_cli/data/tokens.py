@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,12 @@ import numpy as np
 
 from hnet_cli import storage
 from hnet_cli.config.run import ids_of
+from hnet_cli.config.sources import Sources, words
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Batch, shuffled
+from hnet_cli.data.mixture import Mixture
 from hnet_cli.errors import DamagedError, EnvironmentLimit, HNetError, InputError, UsageError
+from hnet_cli.model.automaton import byte_letters
 from hnet_cli.storage import shown
 from hnet_cli.storage.reading import json_object
 from hnet_cli.storage.reading import reason as short
@@ -44,13 +47,6 @@ def _library() -> Any:
             "a model of tokens needs the package tokenizers", "pip install 'hnet-cli[bpe]', or pip install tokenizers"
         ) from error
     return tokenizers
-
-
-def _byte_letters() -> list[str]:
-    """The character that stands for each byte in the vocabulary of a byte-level BPE: itself where it can be printed."""
-    printed = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = iter(range(256, 512))
-    return [chr(byte if byte in printed else next(others)) for byte in range(256)]
 
 
 class Tokenizer:
@@ -80,13 +76,13 @@ class Tokenizer:
                 f"{shown(where)} is not a byte-level BPE that keeps every byte: {reason}",
                 "give a tokenizer.json such as GPT-2's or Llama 3's, or bpe:4096",
             ) from error
-        byte_of = {letter: byte for byte, letter in enumerate(_byte_letters())}
+        byte_of = {letter: byte for byte, letter in enumerate(byte_letters())}
         self._bytes = [b""] * (max([*vocabulary.values(), *added]) + 1)
         written = _written(data["model"], vocabulary)
         for token, number in vocabulary.items():
             if (token in written or number not in added) and byte_of.keys() >= set(token):
                 self._bytes[number] = bytes(byte_of[letter] for letter in token)
-        self._of_byte = np.array([vocabulary[letter] for letter in _byte_letters()], np.int64)
+        self._of_byte = np.array([vocabulary[letter] for letter in byte_letters()], np.int64)
         marks = [number for number, special in added.items() if special]
         self.bos = next((number for number in marks if not self._bytes[number]), len(self._bytes))
         """The mark before a sequence: the file's first special token, but for those that text can become; one id more
@@ -148,7 +144,7 @@ def _checked(data: Any) -> dict[str, int]:
     if model.get("dropout") or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         raise ValueError("its tokens depend on chance or on their place in a word")
     vocabulary: dict[str, int] = model["vocab"]
-    missing = [byte for byte, letter in enumerate(_byte_letters()) if letter not in vocabulary]
+    missing = [byte for byte, letter in enumerate(byte_letters()) if letter not in vocabulary]
     if missing:
         raise ValueError(f"{len(missing)} bytes have no token")
     if len(set(vocabulary.values())) < len(vocabulary):
@@ -162,7 +158,7 @@ def _written(model: dict[str, Any], vocabulary: dict[str, int]) -> set[str]:
     if model.get("ignore_merges"):
         return set(vocabulary)
     merges = (merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges") or ())
-    return {*_byte_letters(), *("".join(merge) for merge in merges)}
+    return {*byte_letters(), *("".join(merge) for merge in merges)}
 
 
 _PART = re.compile(
@@ -203,7 +199,7 @@ def is_tame(pattern: Any) -> bool:
 # -- origins of a tokenizer --------------------------------------------------------------------------------------------
 
 
-def of_run(run: Path, setting: str, dataset: Dataset) -> Tokenizer:
+def of_run(run: Path, setting: str, data: Mixture | Dataset) -> Tokenizer:
     """The tokenizer of a run: of its newest checkpoint with an undamaged one, else of the run folder, else as set.
 
     Raises UsageError or InputError.
@@ -211,10 +207,10 @@ def of_run(run: Path, setting: str, dataset: Dataset) -> Tokenizer:
     for folder in sorted((run / "checkpoints").glob("step-*"), reverse=True):
         with contextlib.suppress(HNetError, KeyError):
             storage.verify_file(folder, FILE, storage.read_manifest(folder)["files"][FILE])
-            return of_setting(str(folder / FILE), dataset)
+            return of_setting(str(folder / FILE), data)
     if (run / "config.yaml").exists() and (run / FILE).exists():
-        return of_setting(str(run / FILE), dataset)
-    return of_setting(setting, dataset)
+        return of_setting(str(run / FILE), data)
+    return of_setting(setting, data)
 
 
 def of_model(folder: Path, vocabulary: int) -> Tokenizer:
@@ -230,14 +226,14 @@ def of_model(folder: Path, vocabulary: int) -> Tokenizer:
         raise DamagedError(f"{shown(file)} cannot be used: {error}") from error
 
 
-def of_setting(setting: str, dataset: Dataset) -> Tokenizer:
-    """The tokenizer that `tokenizer:` of a configuration means: "bpe:4096" learned from a dataset, else a file.
+def of_setting(setting: str, data: Mixture | Dataset) -> Tokenizer:
+    """The tokenizer that `tokenizer:` of a configuration means: "bpe:4096" learned from the data, else a file.
 
     Raises UsageError or InputError.
     """
     kind, _, size = setting.partition(":")
     if kind == "bpe":
-        return learned(dataset, int(size))
+        return learned(data, int(size))
     try:
         return Tokenizer(storage.read_text(setting, storage.TOKENIZER), setting)
     except (OSError, DamagedError) as error:
@@ -245,16 +241,19 @@ def of_setting(setting: str, dataset: Dataset) -> Tokenizer:
 
 
 @lru_cache(maxsize=4)
-def _learned(path: Path, fingerprint: str, size: int) -> Tokenizer:
-    dataset = Dataset.open(path)
-    if dataset.fingerprint != fingerprint:
-        raise InputError(f"{path} was made anew while it was in use", "run the command again")
-    return Tokenizer(learn(_sample(dataset, min(MOST_SAMPLE, SAMPLE_PER_ID * size)), size))
+def _learned(sources: Sources, key: str, size: int) -> Tokenizer:
+    mixture, most = Mixture.open(sources), min(MOST_SAMPLE, SAMPLE_PER_ID * size)
+    if mixture.key != key:
+        raise InputError(f"{words(sources)} was made anew while it was in use", "run the command again")
+    parts = zip(mixture.datasets, mixture.shares, strict=True)
+    return Tokenizer(learn(chain.from_iterable(_sample(dataset, int(share * most)) for dataset, share in parts), size))
 
 
-def learned(dataset: Dataset, size: int) -> Tokenizer:
-    """The byte-level BPE of `size` ids, with the mark, learned from a dataset's training split. Deterministic."""
-    return _learned(dataset.path, dataset.fingerprint, size)
+def learned(data: Mixture | Dataset, size: int) -> Tokenizer:
+    """The byte-level BPE of `size` ids, with the mark, learned from the training split; of a mixture, from as much of
+    each source as its share says. Deterministic."""
+    mixture = Mixture.of(data)
+    return _learned(mixture.sources, mixture.key, size)
 
 
 def _sample(dataset: Dataset, most: int) -> Iterator[bytes]:

@@ -177,10 +177,10 @@ def _jsonl(windows: Iterable[Window], stages: Sequence[int], modality: Modality 
             lines = []
             probability = block.probability[:, assemble.stage].tolist()
             for n, (a, b, chunk, p) in enumerate(zip(starts, starts[1:], block.chunks, probability, strict=False)):
-                payload, place = json_payload(chunk), ""
-                if chars and payload[1] == "t":
+                content, place = json_payload(chunk), ""
+                if chars and content[1] == "t":
                     place = f'"char_start": {json.dumps(chars[n])}, "char_end": {json.dumps(chars[n + 1])}, '
-                lines.append(f'{fixed}{a}, "end": {b}, {place}{payload}, "probability": {p:.4f}}}\n')
+                lines.append(f'{fixed}{a}, "end": {b}, {place}{content}, "probability": {p:.4f}}}\n')
             yield "".join(lines)
 
 

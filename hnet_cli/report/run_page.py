@@ -22,6 +22,7 @@ from hnet_cli.pages.plot import Chart, Line, Mark, chart, heat_map, look, smooth
 from hnet_cli.provenance import line
 from hnet_cli.report import history
 from hnet_cli.report.history import Glance, Record, Sample, Sketch, series
+from hnet_cli.report.sources import rows_of, source_key, sources_of
 from hnet_cli.report.stages import VALIDATION, number, number_of_stages, stage_key, stages_of
 from hnet_cli.terminal.console import duration, size
 
@@ -104,6 +105,7 @@ def page(run: Path) -> str:
         run=known,
         facts=[fact for fact in facts if fact],
         tile_rows=list(_tiles(known, curves, baselines)),
+        source_rows=rows_of(known.sources),
         has_records=bool(curves.records),
         sections={title: _drawn(charts, marks) for title, charts in sections.items()},
         samples=_spread(history.read_samples(run)),
@@ -152,6 +154,11 @@ def _prediction(curves: Curves, baselines: Mapping[str, float], held_out: str) -
     lines = [*curves.noisy("bpb", "training"), *curves.points("val_bpb", "validation", 1)]
     note = f"lower is better; validation{' and levels' * bool(baselines)} on {held_out} held out" if held_out else ""
     yield Chart("Bits per byte", lines, note or "lower is better", baselines)
+    if sources := sources_of(history.last_validation(curves.records)):
+        keys = [(VALIDATION + source_key("bpb", source.name), source.name) for source in sources]
+        each = [curves.line(key, name, *look(n)) for n, (key, name) in enumerate(keys)]
+        lines = [*curves.points("val_bpb", "all, in their shares", 1), *each]
+        yield Chart("Bits per byte of each source", lines, "validation; lower is better")
     yield Chart("Throughput", [curves.line("bytes_per_s", "bytes per second")], unit="bytes")
 
 
