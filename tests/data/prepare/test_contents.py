@@ -194,3 +194,18 @@ def test_memory_for_unpacking_is_said_or_refused(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(contents, "cpu_memory", lambda: 1 << 30)
     with pytest.raises(EnvironmentLimit, match=r"RC_2024-01\.zst takes 2,048 MiB of memory, 1,024 are free"):
         make(tmp_path / "out2", tmp_path / "RC_2024-01.zst", field="text")
+
+
+def test_a_compression_within_another_is_named(tmp_path):
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(gzip.compress(b"some text")))
+    (item,) = sources_of([tmp_path / "a.txt.gz"], modality.get("text"))
+    assert item.reason == "gzip within: unpack it first"
+
+
+def test_what_is_read_of_files_is_told_as_it_is_stored(tmp_path):
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"some text " * 1000))
+    told = []
+    for source in sources_of([tmp_path / "a.txt.gz"], modality.get("text"), on_read=told.append):
+        with source.open() as stream:
+            assert stream.read()
+    assert sum(told) == (tmp_path / "a.txt.gz").stat().st_size
