@@ -8,6 +8,7 @@ documents holds each as its own packed sequence; inputs are the targets moved ri
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Iterator
@@ -155,6 +156,13 @@ class Windows:
         digest = hashlib.sha256(f"{self.dataset.fingerprint} {self.length} ".encode())
         digest.update(self.table.astype("<i8").tobytes())
         return digest.hexdigest()[:16]
+
+    def part(self, wanted: int) -> Windows:
+        """`wanted` of the windows, spread over all of them."""
+        part = copy.copy(self)
+        part.table = self.table[_spread(len(self.table), wanted)]
+        part.bytes = int(part.table[:, 3].sum())
+        return part
 
     def read(self) -> bytes:
         """The windows joined, as the model reads them."""

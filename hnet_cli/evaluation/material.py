@@ -163,16 +163,16 @@ def beginning(document: Document, length: int) -> Document:
     return document._replace(data=document.data[:length])
 
 
-def equal_shares(documents: Sequence[Document], limit: int) -> list[Document]:
+def equal_shares(documents: Sequence[Document], limit: int, least: int = LEAST_SHARE) -> list[Document]:
     """The beginnings of the documents, equally long as far as they go, at most `limit` bytes in all. Where that is less
-    than `LEAST_SHARE` bytes of each, of every second document, of every fourth, ..."""
+    than `least` bytes of each, of every second document, of every fourth, ..."""
     lengths = np.sort([len(document.data) for document in documents])
     reached = np.concatenate([[0], np.cumsum(lengths)[:-1]]) + lengths * np.arange(len(lengths), 0, -1)
     fits = int(np.searchsorted(reached, limit, side="right"))
     if fits == len(lengths):
         return list(documents)
     longest = int((limit - lengths[:fits].sum()) // (len(lengths) - fits))
-    if longest < LEAST_SHARE and len(documents) > 1:
-        return equal_shares(documents[::2], limit)
+    if longest < least and len(documents) > 1:
+        return equal_shares(documents[::2], limit, least)
     shares = [beginning(document, longest) for document in documents]
     return [document for document in shares if document.data]

@@ -23,7 +23,7 @@ from hnet_cli.distributed.device import this_machine
 from hnet_cli.errors import UsageError
 from hnet_cli.evaluation import compression, gold, noise, probe, tasks, variants
 from hnet_cli.evaluation.material import Material, equal_shares, file_source, gather, own_data, read_documents
-from hnet_cli.evaluation.resampling import mean_with_interval, share_interval, share_weighted, with_interval
+from hnet_cli.evaluation.resampling import FEWEST, mean_with_interval, share_interval, share_weighted, with_interval
 from hnet_cli.inference import generate as sampling
 from hnet_cli.inference.scoring import Scores, check_windows, default_context, precision, score
 from hnet_cli.modality import Gold, Modality, Refused
@@ -31,6 +31,9 @@ from hnet_cli.terminal.console import literal, progress, say
 
 UNITS_BYTES = 200_000
 """Bytes of the documents whose units (`Modality.units`) are compared with the boundaries; every one gives its share."""
+WORTH_BYTES = 100_000
+"""Bytes of the documents that are read again without what the chunks carry; every one gives its share, or every second,
+every fourth, ..., so that a share is as long as the context."""
 NOISE_BYTES = 100_000
 """Bytes of the documents that are distorted, in each of the ways; every document gives its share."""
 SAMPLES, SAMPLE_BYTES = 32, 256
@@ -280,12 +283,29 @@ class _Evaluation:
         result |= compression.figures(scores)
         result["baselines"] = dict(baselines)
         result["stages"] = compression.stages(scores, self.model.config)
+        if self.model.config.num_stages:
+            self._add_worth(result, material)
         if self.modality is not None:
             self._add_by_modality(result, self.modality, material, each)
         if material.refused:
             result["left_out"] = material.refused
         result["speed"] = {"bytes_per_s": result["bytes"] / seconds, "seconds": seconds}
         return scores
+
+    def _add_worth(self, result: dict[str, Any], material: Material) -> None:
+        least = min(self.context or WORTH_BYTES, WORTH_BYTES // (4 * FEWEST))
+        shares = equal_shares(material.documents, WORTH_BYTES, least)
+        documents = [document.data.translate(self.table) for document in shares]
+        size = sum(map(len, documents))
+        with progress("worth of the chunks", (1 + len(result["stages"])) * size) as bar:
+
+            def score() -> Scores:
+                before = bar.done
+                return self.score(documents, lambda done: bar.update(before + done))
+
+            for stage, figures in zip(result["stages"], compression.worth(self.model, score), strict=True):
+                stage |= figures
+        result["definition"]["worth_bytes"] = size
 
     def _add_by_modality(self, result: dict[str, Any], modality: Modality, material: Material, each: Scores) -> None:
         """Add edges of known units, the other strand, samples and noise. `each`: by item of the material."""

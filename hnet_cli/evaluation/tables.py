@@ -11,6 +11,7 @@ from rich.table import Table
 from hnet_cli import provenance
 from hnet_cli.evaluation.compression import ORDER_K_LIMIT
 from hnet_cli.evaluation.tasks import PLACES
+from hnet_cli.report.stages import LEAST_WORTH
 from hnet_cli.terminal.console import literal, size, table
 
 Json = Mapping[str, Any]
@@ -81,6 +82,7 @@ def _model(result: Json) -> Iterator[Table | str]:
         if "order_k_adaptive" not in result["baselines"]:
             yield f"[dim]No order-k models: they are measured on at most {size(ORDER_K_LIMIT)} (--max-bytes).[/]"
         yield _stages(result["stages"], byte)
+        yield from _worth(result, byte)
         yield from _edges(result, byte)
     if "validity" in result:
         yield _validity(result["validity"])
@@ -197,6 +199,25 @@ def _stages(stages: Sequence[Json], byte: str) -> Table:
             *(f"{stage[name]:.2f} x" for name in ("enrichment", "enrichment_first")),
         )
     return rows
+
+
+def _worth(result: Json, byte: str) -> Iterator[Table | str]:
+    """Bits lost without what the chunks of a stage carry."""
+    worths = [(number, stage) for number, stage in enumerate(result["stages"]) if "worth" in stage]
+    if not worths:
+        return
+    rows = table(
+        f"without what its chunks carry, stage (on {size(result['definition']['worth_bytes'])})", "lost", "95%"
+    )
+    for number, stage in worths:
+        rows.add_row(str(number), *_cells(stage, "worth"))
+    yield rows
+    for number, stage in worths:
+        if stage["worth"] < LEAST_WORTH:
+            yield (
+                f"[yellow]warning:[/] the chunks of stage {number} are worth less than {LEAST_WORTH} bits per {byte}: "
+                "what lies inside the stage hardly changes a prediction."
+            )
 
 
 def _edges(result: Json, byte: str) -> Iterator[Table | str]:

@@ -41,7 +41,9 @@ def lines(blocks: Iterable[Block]) -> Iterator[str]:
     for block in blocks:
         head = f'{{"source": {json_line(block.document.source)}, "name": {json_line(block.document.name)}, "start": '
         form = f"%.{DIGITS[block.vectors.dtype.name]}g"
-        texts = [f"{json_payload(text)}, " for text in block.texts] if block.texts is not None else [""] * len(block.starts)
+        texts = (
+            [f"{json_payload(text)}, " for text in block.texts] if block.texts is not None else [""] * len(block.starts)
+        )
         for start, end, text, vector in zip(
             block.starts.tolist(), block.ends.tolist(), texts, block.vectors.tolist(), strict=True
         ):

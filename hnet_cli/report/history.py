@@ -229,7 +229,10 @@ class Glance:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        stages = [{"bytes_per_chunk": s.bytes_per_chunk, "target": s.target_bytes_per_chunk} for s in self.stages]
+        stages = [
+            {"bytes_per_chunk": s.bytes_per_chunk, "target": s.target_bytes_per_chunk, "worth": s.worth}
+            for s in self.stages
+        ]
         return vars(self) | {"path": str(self.path), "stages": stages, "sources": [vars(s) for s in self.sources]}
 
 

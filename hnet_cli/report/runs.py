@@ -25,7 +25,7 @@ ORDERS: dict[str, Callable[[Glance], Any]] = {
     "bytes": lambda run: -run.bytes,
     "speed": lambda run: -(run.bytes_per_s or 0),
 }
-SPARE = ("held out", "last", "speed", "seen", "preset", "when", "data")
+SPARE = ("held out", "last", "worth", "speed", "seen", "preset", "when", "data")
 """Columns that a narrow terminal goes without, the first ones first; a name cut short is of no use to anybody."""
 UNLIKE = (
     "[yellow]note:[/] these runs are validated on different bytes, so their bits per byte do not compare; "
@@ -104,6 +104,7 @@ def _list(runs: Sequence[Glance]) -> Table:
             "bits per byte": _bits(run.bpb_best),
             "last": _bits(run.bpb_last),
             "bytes/chunk": _chunks(run),
+            "worth": _worth(run),
             "speed": f"{size(run.bytes_per_s)}/s" if run.bytes_per_s else "-",
             "when": f"{datetime.fromtimestamp(run.when):%Y-%m-%d %H:%M}" if run.when else "-",
         }
@@ -164,6 +165,10 @@ def _chunks(run: Glance) -> str:
     return ", ".join(f"{reached:.2f}" + (f" of {target:.1f}" if target else "") for reached, target in pairs) or "-"
 
 
+def _worth(run: Glance) -> str:
+    return ", ".join(f"{stage.worth:.3f}" for stage in run.stages if stage.worth is not None) or "-"
+
+
 class _Comparison:
     """Runs side by side."""
 
@@ -204,6 +209,7 @@ class _Comparison:
             "bits per byte, best": [_bits(run.bpb_best) for run in runs],
             "bits per byte, last": [_bits(run.bpb_last) for run in runs],
             "bytes per chunk": [_chunks(run) for run in runs],
+            "worth of the chunks, bits per byte": [_worth(run) for run in runs],
         }
         if self.alike:
             of = [{source.name: source.bpb for source in run.sources} for run in runs]

@@ -378,9 +378,7 @@ class _Trainer:
             alerts = self.watch.observe(record, train.batch_bytes, sequences, train.alpha(done.step - 1))
         if alerts:
             record["event"] = ", ".join(dict.fromkeys(name for name, _ in alerts))
-        for name, message in alerts:
-            warning = {"step": done.step, "event": name, "message": f"step {done.step}: {message}"}
-            self.listen("warning", warning | {key: record[key] for key in ("documents",) if key in record})
+        self._warn(done.step, alerts, {key: record[key] for key in ("documents",) if key in record})
         self._warn_of_higher_rate(done)
         self.listen("step", record)
         self.unlogged_steps += 1
@@ -388,6 +386,10 @@ class _Trainer:
             self._log_step(record, train.batch_bytes)
         if state.skipped_in_a_row == MAX_SKIPPED:
             self._give_up(done.step)
+
+    def _warn(self, step: int, alerts: list[tuple[str, str]], beside: dict[str, Any] | None = None) -> None:
+        for name, message in alerts:
+            self.listen("warning", {"step": step, "event": name, "message": f"step {step}: {message}"} | (beside or {}))
 
     def _warn_of_higher_rate(self, done: _PendingStep) -> None:
         """Say once that a run goes on with a higher learning rate than it ended with, the rise of a warm-up apart."""
@@ -400,8 +402,7 @@ class _Trainer:
             message = (
                 f"the learning rate, {rate:.2g} at step {before}, goes on at {goes_on:.2g}, so the loss rises at first"
             )
-            warning = {"step": done.step, "event": "higher rate", "message": f"step {done.step}: {message}"}
-            self.listen("warning", warning)
+            self._warn(done.step, [("higher rate", message)])
 
     def _log_step(self, record: dict[str, Any], batch_bytes: int) -> None:
         """Write a step's record, with the speed since the last one written."""
@@ -579,6 +580,7 @@ class _Trainer:
         if math.isfinite(scores["bpb"]) and (state.best_bpb is None or scores["bpb"] < state.best_bpb):
             state.best_bpb, state.best_step = scores["bpb"], state.step
         self.listen("eval", record)
+        self._warn(state.step, self.watch.validated(record))
 
     def _save(self, final: bool) -> None:
         """Write a checkpoint. Raises NumericalError, and writes nothing, if weights or moments are not finite.

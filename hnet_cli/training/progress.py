@@ -205,8 +205,12 @@ class _Screen:
 
 
 def _chunks(record: dict[str, Any], prefix: str = "") -> str:
-    stages = ((stage.bytes_per_chunk, stage.target_bytes_per_chunk) for stage in stages_of(record, prefix))
-    return ", ".join(f"{reached:.2f} bytes/chunk (target {target:.1f})" for reached, target in stages if reached)
+    return ", ".join(
+        f"{stage.bytes_per_chunk:.2f} bytes/chunk (target {stage.target_bytes_per_chunk:.1f})"
+        + ("" if stage.worth is None else f" worth {stage.worth:.3f} bits")
+        for stage in stages_of(record, prefix)
+        if stage.bytes_per_chunk
+    )
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,13 +19,18 @@ from hnet_cli.data.tokens import tokenised
 from hnet_cli.distributed.world import ALONE, World
 from hnet_cli.kernels.packing import send
 from hnet_cli.kernels.reference import exact
-from hnet_cli.model import HNetForCausalLM
+from hnet_cli.model import HNetForCausalLM, HNetOutput
+from hnet_cli.model.withholding import observed, withheld
 from hnet_cli.report.sources import source_key
-from hnet_cli.report.stages import stage_key
+from hnet_cli.report.stages import StageFigures, stage_key
 from hnet_cli.training.health import read, routing_counts, stage_metrics
 
 PIECE = 32_768
 """Bytes per forward pass where the caller asks for no smaller size."""
+WORTH_SHARE = 16
+"""One of so many windows is read again for the worth of the chunks."""
+FEWEST = 8
+"""Fewest windows that an interval is given for."""
 
 
 @torch.no_grad()
@@ -45,16 +50,15 @@ def validation(
     `piece`: bytes per forward pass; that of training takes no more memory than training. Every byte counts exactly
     once, the first of a document too (it is predicted from the document mark); a window that does not begin a document
     begins with the byte before it and knows nothing older. `progress` gets the bytes begun. Returns `bpb` (bits per
-    byte, unweighted), `bytes`, and the figures of `stage_metrics`. The ranks of a `world` take the passes in turn; the
-    result is that of one rank.
+    byte, unweighted), `bytes`, and the figures of `stage_metrics` and `worths`. The ranks of a `world` take the passes
+    in turn; the result is that of one rank.
     """
     was_training, before = model.training, 0
     model.eval()
     held_out, sums = HeldOut.of(held_out), list[tuple[float, np.ndarray, int]]()
     for part in held_out.parts:
-        sums.append(_scored(model, part, piece or PIECE, world, partial(_add, progress, before)))
+        sums.append(_scored(_Passes(model, part, piece or PIECE, world), partial(_add, progress, before)))
         before += part.bytes
-    model.train(was_training)
     total = sum(size for _, _, size in sums)
     weights = [share * total / size for share, (_, _, size) in zip(held_out.shares, sums, strict=True)]
     nats = math.fsum(weight * part for weight, (part, _, _) in zip(weights, sums, strict=True))
@@ -66,6 +70,9 @@ def validation(
         stages, key = stage_metrics(routed.tolist(), size, target_ratios), stage_key(0, "bytes_per_chunk")
         figures |= {key: stages[key]} if stages else {}
         record |= {source_key(key, name): value for key, value in figures.items()}
+    for stage, worth in enumerate(worths(model, held_out, piece, world)):
+        record |= worth.flat(stage)
+    model.train(was_training)
     return record
 
 
@@ -73,34 +80,107 @@ def _add(progress: Callable[[int], None], before: int, done: int) -> None:
     progress(before + done)
 
 
-def _scored(
-    model: HNetForCausalLM, held_out: Windows, piece: int, world: World, progress: Callable[[int], None]
-) -> tuple[float, np.ndarray, int]:
+def _scored(passes: _Passes, progress: Callable[[int], None]) -> tuple[float, np.ndarray, int]:
     """Nats, `routing_counts` read row after row, and bytes of some windows, summed over the passes of all ranks."""
-    device = next(model.parameters()).device
-    nats, counts, passes, total = list[Tensor](), list[Tensor](), 0, 0
-
-    def score(batch: Batch) -> None:
-        batch = batch if model.tokenizer is None else tokenised(batch, model.tokenizer)
-        inputs, targets, cu_seqlens, _ = to_device(batch, device)
-        out = model(inputs, cu_seqlens=cu_seqlens)
-        nats.append(F.cross_entropy(out.logits.float(), targets, reduction="sum").to(exact(device)))
+    nats, counts = list[Tensor](), list[Tensor]()
+    for out, _, each in passes.results(progress):
+        nats.append(each.sum(dtype=exact(each.device)))
         counts.append(routing_counts(out.routing))
+    numbers = read({"nats": passes.total(nats), "counts": passes.total(counts)})
+    return numbers["nats"][0], np.array(numbers["counts"]), passes.windows.bytes
 
-    for batch in held_out.batches(piece):
-        if passes % world.size == world.rank:
-            score(batch)
-        passes, total = passes + 1, total + batch.nbytes
-        progress(total)
-    if len(nats) * world.size < passes:  # every rank gathers as many; this one is not counted
-        score(batch)
 
-    def total_of(values: list[Tensor]) -> Tensor:
-        """The sum over the passes of all ranks, in their order."""
-        return world.gather(torch.stack(values)).transpose(0, 1).flatten(0, 1)[:passes].sum(0)
+@torch.no_grad()
+def worths(
+    model: HNetForCausalLM, held_out: HeldOut | Windows, piece: int | None = None, world: World = ALONE
+) -> list[StageFigures]:
+    """`worth` of every stage, as in `hnet eval`, on a sixteenth of the windows of each source (at least `FEWEST`, or a
+    quarter of all), and its interval where there are as many: 1.96 standard errors over windows to either side."""
+    if not (stages := model.config.num_stages):
+        return []
+    held_out, parts = HeldOut.of(held_out), list[_Passes]()
+    for part in held_out.parts:
+        wanted = max(1, len(part.table) // WORTH_SHARE, min(FEWEST, len(part.table) // 4))
+        parts.append(_Passes(model, part.part(wanted), piece or PIECE, world))
+    weights = [share / passes.windows.bytes for share, passes in zip(held_out.shares, parts, strict=True)]
+    handed, whole = list[Tensor](), list[list[Tensor]]()
+    with observed(model) as sums:
+        for passes in parts:
+            found, before = list[Tensor](), list[Tensor]()
+            for _, offsets, nats in passes.results():
+                found.append(torch.cat(sums))
+                before.append(_per_window(nats, offsets))
+                for each in sums:
+                    each.zero_()
+            handed.append(passes.total(found))
+            whole.append(before)
+    means, moments = torch.stack(handed).sum(0).split([len(each) for each in sums]), list[Tensor]()
+    for stage in range(stages):
+        with withheld(model, stage, means[stage]):
+            for passes, before, weight in zip(parts, whole, weights, strict=True):
+                found = []
+                for (_, offsets, nats), clean in zip(passes.results(), before, strict=True):
+                    lost, size = (_per_window(nats, offsets) - clean) * weight, offsets.diff().to(clean) * weight
+                    found.append(torch.stack([lost.sum(), size.sum(), lost @ lost, lost @ size, size @ size]))
+                moments.append(passes.total(found))
+    rows = torch.stack(moments).unflatten(0, (stages, len(parts))).sum(1)
+    numbers, windows = read({"moments": rows})["moments"], sum(len(passes.windows.table) for passes in parts)
+    return [_worth(numbers[5 * stage : 5 * stage + 5], windows) for stage in range(stages)]
 
-    numbers = read({"nats": total_of(nats), "counts": total_of(counts)})
-    return numbers["nats"][0], np.array(numbers["counts"]), total
+
+def _worth(moments: list[float], windows: int) -> StageFigures:
+    """The figures from sums over windows: nats lost, bytes, and the products of these two."""
+    lost, size, squares, mixed, sizes = moments
+    mean = lost / size
+    if windows < FEWEST:
+        return StageFigures(worth=mean / math.log(2))
+    variance = max(0.0, squares - 2 * mean * mixed + mean * mean * sizes) * windows / (windows - 1)
+    error = 1.96 * math.sqrt(variance) / size
+    worth, low, high = ((mean + sign * error) / math.log(2) for sign in (0, -1, 1))
+    return StageFigures(worth=worth, worth_low=low, worth_high=high)
+
+
+def _per_window(nats: Tensor, offsets: Tensor) -> Tensor:
+    """Sums of nats (T,) between offsets (B+1,): (B,) in `exact`."""
+    return F.pad(nats.cumsum(0, dtype=exact(nats.device)), (1, 0))[offsets].diff()
+
+
+class _Passes:
+    """Forward passes over windows, which the ranks of a world take in turn."""
+
+    def __init__(self, model: HNetForCausalLM, windows: Windows, piece: int, world: World) -> None:
+        self.model, self.windows, self.piece, self.world = model, windows, piece, world
+        self.device = next(model.parameters()).device
+        self.count = 0
+        """Passes of all ranks."""
+
+    def results(
+        self, progress: Callable[[int], None] = lambda done: None
+    ) -> Iterator[tuple[HNetOutput, Tensor, Tensor]]:
+        """For each of this rank's passes the output, the offsets of the windows (B+1,) and -ln P of each target (T,).
+
+        Every rank makes as many passes: one that has fewer makes its last a second time, which `total` does not count.
+        """
+        self.count = own = done = 0
+        for batch in self.windows.batches(self.piece):
+            if self.count % self.world.size == self.world.rank:
+                yield self._result(batch)
+                own += 1
+            self.count, done = self.count + 1, done + batch.nbytes
+            progress(done)
+        if own * self.world.size < self.count:
+            yield self._result(batch)
+
+    def _result(self, batch: Batch) -> tuple[HNetOutput, Tensor, Tensor]:
+        batch = batch if self.model.tokenizer is None else tokenised(batch, self.model.tokenizer)
+        inputs, targets, cu_seqlens, _ = to_device(batch, self.device)
+        out = self.model(inputs, cu_seqlens=cu_seqlens)
+        nats = F.cross_entropy(out.logits.float(), targets, reduction="none")
+        return out, cu_seqlens.long().to(self.device), nats
+
+    def total(self, values: list[Tensor]) -> Tensor:
+        """The sum over the passes of all ranks, in their order, of the values that this rank has for its own."""
+        return self.world.gather(torch.stack(values)).transpose(0, 1).flatten(0, 1)[: self.count].sum(0)
 
 
 def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:

@@ -38,6 +38,9 @@ def test_the_contract_of_the_json(evaluated, texts, monkeypatch):
     assert {"bytes_per_chunk", "target", "boundary_fraction", "mean_boundary_prob"} <= found["stages"][0].keys()
     assert found["stages"][0]["edges"]["word"]["f1"] > found["stages"][0]["edges"]["word"]["trivial"]["random"]["f1"]
     assert found["noise"].keys() == {"clean", *modality.get("text").perturbations()}
+    low, high = found["stages"][0]["worth_ci95"]
+    assert 0.01 < low < found["stages"][0]["worth"] < high
+    assert found["definition"]["worth_bytes"] == found["bytes"]
     assert 0 <= found["validity"]["valid"] <= 1
 
     def check(value):

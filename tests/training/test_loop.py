@@ -76,7 +76,8 @@ def test_records_are_flat_and_complete(whole):
     stage = {f"stage0_{key}" for key in STAGE}
     parts = {f"grad_norm_{part}" for part in PARTS} | {"lr_stage0", "lr_stage1"}
     assert all(set(r) == RECORD | stage | parts for r in steps)
-    of_validation = {"step", "bytes", "val_bpb", "val_bytes", "val_of", "val_sample"} | {f"val_{key}" for key in stage}
+    of_validation = {"step", "bytes", "val_bpb", "val_bytes", "val_of", "val_sample", "val_stage0_worth"}
+    of_validation |= {f"val_{key}" for key in stage}
     assert [set(r) - of_validation for r in validations] == [set(), {"stage0_flips"}, {"stage0_flips"}]
     assert all(set(r) >= of_validation for r in validations)
     lists = {key for r in records for key, value in r.items() if not isinstance(value, int | float)}
