@@ -78,7 +78,8 @@ def score(
     from hnet_cli.terminal.console import literal, progress, say, size
 
     request = scoring.ScoreRequest(per, format, stage, window, context, stride, both_strands)
-    if options.is_model(files[0]) and model is None:
+    starter = files[0].startswith("starter:")
+    if model is None and (starter or (len(files) > 1 and options.is_model(files[0]))):
         model, *files = files
     if not files:
         raise UsageError(f"there is nothing to score with {model}", "name files, or - for standard input")
