@@ -24,6 +24,8 @@ from hnet_cli.evaluation.material import Material, equal_shares, file_source, ga
 from hnet_cli.evaluation.resampling import mean_with_interval, share_interval, with_interval
 from hnet_cli.evaluation.scoring import Scores, score
 from hnet_cli.inference import generate as sampling
+from hnet_cli.inference import thresholds
+from hnet_cli.inference.thresholds import UNCHANGED, Compression
 from hnet_cli.inference.windows import window_of
 from hnet_cli.modality import Gold, Modality, Refused
 from hnet_cli.model import HNetConfig
@@ -69,6 +71,8 @@ class EvaluationRequest:
     limit: int | None = None
     """Items of each task."""
     noise: bool = False
+    compression: Compression = UNCHANGED
+    """Thresholds, or the length of chunks that they make on a sample of the data."""
     samples: bool | None = None
     """Default: where they take no longer than the rest, see `worth_sampling`."""
 
@@ -178,6 +182,7 @@ class _Evaluation:
         self.annotated: Material | None = None
         """Documents that the annotation is about."""
         self.calls: variants.Calls | None = None
+        request.compression.check(model)
         self.items = {path.name: tasks.read_items(path)[: request.limit] for path in request.tasks}
 
     @property
@@ -193,6 +198,13 @@ class _Evaluation:
     def read(self, material: Material) -> list[bytes]:
         """The documents as the model reads them."""
         return [document.data.translate(self.table) for document in material.documents]
+
+    def sample(self, material: Material | None) -> list[bytes]:
+        """The beginnings of all documents, as the model reads them, for thresholds to be found on. Raises UsageError
+        where there are no documents."""
+        if material is None:
+            raise UsageError("--bytes-per-chunk needs data to find the threshold on", "give --data, or --threshold")
+        return [each.data.translate(self.table) for each in equal_shares(material.documents, thresholds.SAMPLE_BYTES)]
 
     def baselines(self, material: Material) -> dict[str, Any]:
         """Figures without a neural network on the same documents."""
@@ -220,6 +232,8 @@ class _Evaluation:
         """The result object, and the scores on the documents where there are any."""
         request, context = self.request, self.context
         name, autocast = precision(self.model)
+        with autocast:
+            applied = request.compression.apply(self.model, lambda: self.sample(material))
         stride = min(request.stride or context, context)
         result: dict[str, Any] = {
             "model": self.name,
@@ -227,6 +241,9 @@ class _Evaluation:
             "made": self.model.config.extra.get("made"),
             "definition": {"context": context or None, "stride": stride or None, "precision": name},
         }
+        if applied is not None:
+            say(f"{literal(self.name)}: chunks at {applied}.")
+            result["compression"] = applied.to_dict()
         scores = None
         with autocast:
             if material is not None:

@@ -6,8 +6,9 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from hnet_cli import modality as modalities
 from hnet_cli.errors import InputError, UsageError
 from hnet_cli.inference import render
 from hnet_cli.inference.agreement import Agreement
+from hnet_cli.inference.thresholds import SAMPLE_BYTES, UNCHANGED, Applied, Compression
 from hnet_cli.inference.windows import READ_BYTES, Stream, Window, windows
 from hnet_cli.modality import MARK_LEFT_OUT, Document, Modality, Refused, Source
 from hnet_cli.model import HNetConfig, HNetForCausalLM
@@ -28,18 +30,25 @@ SCORED_BYTES = 1 << 16
 """Reference edges are asked for at most about this many bytes at once."""
 
 
-def segment_bytes(model: HNetForCausalLM, data: bytes, stage: int = 0) -> list[bytes]:
+def segment_bytes(
+    model: HNetForCausalLM, data: bytes, stage: int = 0, compression: Compression = UNCHANGED
+) -> list[bytes]:
     """The chunks of one document at a stage (0 = outermost); joined they are `data`.
 
-    Reads the bytes as the model's modality does, if its configuration names one. Raises UsageError for a wrong stage.
+    Reads the bytes as the model's modality does, if its configuration names one. `compression` holds for this call.
+    Raises UsageError for a wrong stage.
     """
     name = model.config.extra.get("modality")
     table = modalities.get(name).input_table if name else None
     (stage,) = stages_of(model.config, stage)
-    starts = [
-        window.starts[~np.isnan(window.probability[:, stage])]
-        for window in windows(model, [Document(data, "-", "-")], input_table=table)
-    ]
+    with ExitStack() as stack:
+        if not compression.is_default and data:
+            stack.callback(model.set_thresholds, model.thresholds)
+            compression.apply(model, lambda: [data.translate(table)])
+        starts = [
+            window.starts[~np.isnan(window.probability[:, stage])]
+            for window in windows(model, [Document(data, "-", "-")], input_table=table)
+        ]
     if not starts:
         return []
     bounds = [*np.concatenate(starts).tolist(), len(data)]
@@ -77,6 +86,8 @@ class Summary:
     """Number of documents by remark (`Document.notes`)."""
     cut: bool = False
     """True if there was more than `max_bytes`."""
+    applied: Applied | None = None
+    """The thresholds that were chosen."""
     damaged: list[InputError] = field(default_factory=list)
     """One for each file that could not be read, or not to its end."""
 
@@ -151,15 +162,17 @@ def segment(
     max_bytes: int | None = None,
     label: str = "",
     carried: bool = False,
+    compression: Compression = UNCHANGED,
 ) -> Iterator[str]:
     """Pieces of text that, written one after the other, are the chunks of all sources in `format`.
 
     `modality` None reads every source as one document of raw bytes. `format` is one of `render.formats(modality)`.
     `headings` names each source in the formats for people. `summary` is filled on the way, `on_refused` told what is
     not used. After `max_bytes` (of all documents together; html has `PAGE_BYTES` where nothing is said) it ends, and
-    `summary.cut` is true. `label` names the model on the page. `carried` as in `windows`. A source that turns out to be
-    damaged ends there, and the others follow. Raises UsageError for an unknown format or stage at once, InputError at
-    the end if there was nothing, or no source was whole.
+    `summary.cut` is true. `label` names the model on the page. `carried` as in `windows`. `compression` sets the
+    model's thresholds and `summary.applied`, at once; a length is met on the beginning of the input. A source that
+    turns out to be damaged ends there, and the others follow. Raises UsageError for an unknown format or stage at once,
+    InputError at the end if there was nothing, or no source was whole.
     """
     stages = stages_of(model.config, stage)
     render.check(format, modality)
@@ -202,11 +215,19 @@ def segment(
         except InputError as error:
             summary.damaged.append(error)
 
+    table, items = modality.input_table if modality else None, iter(documents())
+    if not compression.is_default:
+        sample = list[bytes]()
+        if compression.bytes_per_chunk:
+            sample, items = _beginning(items)
+        if sample or compression.thresholds:  # where there is nothing it is said in the end
+            summary.applied = compression.apply(model, lambda: [data.translate(table) for data in sample])
+            label = f"{label}, {summary.applied}"
+
     def counted() -> Iterator[Window]:
         before = summary.bytes
-        table = modality.input_table if modality else None
         asked = {"surprisal": format == "html", "carried": carried}
-        for window in windows(model, documents(), input_table=table, **asked):
+        for window in windows(model, items, input_table=table, **asked):
             summary.add(window)
             yield window
         if summary.damaged and not whole and not summary.cut:
@@ -222,6 +243,26 @@ def segment(
         )
 
     return render.render(counted(), format, stages, modality, headings, label, note)
+
+
+def _beginning(items: Iterator[Document | Stream]) -> tuple[list[bytes], Iterator[Document | Stream]]:
+    """The first `SAMPLE_BYTES` of documents, and the same documents still to be read."""
+    sample, held, left = list[bytes](), list[Document | Stream](), SAMPLE_BYTES
+    for item in items:
+        if isinstance(item, Stream):
+            blocks, taken = iter(item.blocks), list[bytes]()
+            while sum(map(len, taken)) < left and (block := next(blocks, None)) is not None:
+                taken.append(block)
+            item = dataclasses.replace(item, blocks=chain(taken, blocks))
+            data = b"".join(taken)
+        else:
+            data = item.data
+        held.append(item)
+        sample.append(data[:left])
+        left -= len(sample[-1])
+        if not left:
+            break
+    return sample, chain(held, items)
 
 
 class _Limit:
