@@ -19,7 +19,7 @@ from hnet_cli.checkpoints.model_folder import LoadedModel
 from hnet_cli.data.prepare.contents import sources_of
 from hnet_cli.distributed.device import this_machine
 from hnet_cli.errors import UsageError
-from hnet_cli.evaluation import compression, gold, noise, tasks, variants
+from hnet_cli.evaluation import compression, elastic, gold, noise, tasks, variants
 from hnet_cli.evaluation.material import Material, equal_shares, file_source, gather, own_dataset
 from hnet_cli.evaluation.resampling import mean_with_interval, share_interval, with_interval
 from hnet_cli.evaluation.scoring import Scores, score
@@ -65,7 +65,7 @@ class EvaluationRequest:
     scores: Path | None = None
     """TSV that the variants' scores are written to."""
     overwrite: bool = False
-    """Replace what is at `scores`."""
+    """Replace what is at `scores` or `page`."""
     label: str | None = None
     tasks: Sequence[Path] = ()
     limit: int | None = None
@@ -73,6 +73,10 @@ class EvaluationRequest:
     noise: bool = False
     compression: Compression = UNCHANGED
     """Thresholds, or the length of chunks that they make on a sample of the data."""
+    elastic: bool = False
+    """Also at other lengths of chunks."""
+    page: Path | None = None
+    """HTML page of these that is written."""
     samples: bool | None = None
     """Default: where they take no longer than the rest, see `worth_sampling`."""
 
@@ -86,6 +90,7 @@ class EvaluationRequest:
             ("--label", self.label, "--vcf", self.vcf),
             ("--fasta", self.fasta, "--vcf or --annotation", self.vcf or self.annotation),
             ("--limit", self.limit, "--task", self.tasks),
+            ("--page", self.page, "--elastic", self.elastic),
         ):
             if value is not None and not needed:
                 raise UsageError(f"{option} goes with {others}", "give both, or neither")
@@ -109,6 +114,8 @@ def evaluate(models: Sequence[str], request: EvaluationRequest, device: str | No
             raise UsageError("--scores is one file, and two models are given", "give one, then the other")
         inputs = [path for path in (request.vcf, request.fasta) if path is not None]
         storage.refuse_output(request.scores, request.overwrite, inputs)
+    if request.page is not None:
+        storage.refuse_output(request.page, request.overwrite, request.data)
     if not models:
         models = [default_model(request.modality)]
     if request.needs_data:
@@ -139,11 +146,15 @@ def evaluate(models: Sequence[str], request: EvaluationRequest, device: str | No
     now = provenance.made(str(loaded[0].embeddings.weight.device), kernels=loaded[0].kernels().names)
     for result, _ in results:
         result["evaluated"] = now
-    if len(results) == 1:
-        return results[0][0]
-    (first, before), (second, after) = results
-    compared = compression.difference(before, after) if before is not None and after is not None else None
-    return {"models": [first, second]} | ({"difference": compared} if compared else {})
+    result = results[0][0]
+    if len(results) > 1:
+        (first, before), (second, after) = results
+        compared = compression.difference(before, after) if before is not None and after is not None else None
+        result = {"models": [first, second]} | ({"difference": compared} if compared else {})
+    if request.page is not None:
+        storage.write_output(request.page, elastic.page(result), request.overwrite)
+        say(f"Wrote {literal(request.page)}.")
+    return result
 
 
 def _trained_on(models: Sequence[str]) -> Path:
@@ -183,6 +194,8 @@ class _Evaluation:
         """Documents that the annotation is about."""
         self.calls: variants.Calls | None = None
         request.compression.check(model)
+        if request.elastic:
+            elastic.check(model)
         self.items = {path.name: tasks.read_items(path)[: request.limit] for path in request.tasks}
 
     @property
@@ -218,6 +231,8 @@ class _Evaluation:
     def check(self, material: Material | None) -> None:
         """Read what goes with others and see that it fits, before anything is scored. Raises UsageError, InputError."""
         request = self.request
+        if request.elastic and material is None:
+            raise UsageError("--elastic needs data to evaluate on", "give files, or a dataset with --data")
         if self.annotation is not None:
             self.annotated = material
             if request.fasta:
@@ -272,6 +287,15 @@ class _Evaluation:
         result |= compression.figures(scores)
         result["baselines"] = dict(baselines)
         result["stages"] = compression.stages(scores, self.model.config)
+        if self.request.elastic:
+            documents, size = self.read(material), material.bytes
+            with progress("other lengths of chunks", (len(elastic.FACTORS) - 1) * size) as bar:
+
+                def again(times: int) -> Scores:
+                    passed = self.score(documents, lambda done: bar.update(times * size + done))
+                    return passed.grouped(material.owners)
+
+                result["elastic"] = elastic.sweep(self.model, scores, again, self.sample(material))
         if self.modality is not None:
             self._add_by_modality(result, self.modality, material, each)
         if material.refused:

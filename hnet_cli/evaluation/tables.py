@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from hnet_cli import provenance
+from hnet_cli.evaluation import elastic
 from hnet_cli.evaluation.compression import ORDER_K_LIMIT
 from hnet_cli.evaluation.tasks import PLACES
 from hnet_cli.terminal.console import literal, size, table
@@ -45,6 +46,8 @@ def _model(result: Json) -> Iterator[Table | str]:
         if "order_k_adaptive" not in result["baselines"]:
             yield f"[dim]No order-k models: they are measured on at most {size(ORDER_K_LIMIT)} (--max-bytes).[/]"
         yield _stages(result["stages"], byte)
+        if "elastic" in result:
+            yield from _elastic(result, byte)
         yield from _edges(result, byte)
     if "validity" in result:
         yield _validity(result["validity"])
@@ -159,6 +162,16 @@ def _stages(stages: Sequence[Json], byte: str) -> Table:
             *(f"{stage[name]:.2f} x" for name in ("enrichment", "enrichment_first")),
         )
     return rows
+
+
+def _elastic(result: Json, byte: str) -> Iterator[Table | str]:
+    """Bits against the length of chunks."""
+    heads, *rows = elastic.rows(result)
+    yield f"[dim]Shorter and longer chunks, on the same {byte}s: thresholds found on a sample of them.[/]"
+    drawn = table(*heads)
+    for row in rows:
+        drawn.add_row(*row)
+    yield drawn
 
 
 def _edges(result: Json, byte: str) -> Iterator[Table | str]:

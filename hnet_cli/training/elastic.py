@@ -10,6 +10,7 @@ several stages learn, each makes its chunks b^(1/stages) times as long.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -32,8 +33,13 @@ def boundary_shares(batch: Batch, train: TrainConfig, learned: list[bool], step:
     """For each stage, of which some are `learned`, the share of each sequence; None without budgets."""
     if not train.budgets:
         return None
-    factors = drawn_budgets(batch, train, step) ** (1 / sum(learned))
+    return shares_of(drawn_budgets(batch, train, step).tolist(), train.ratios(step), learned)
+
+
+def shares_of(budgets: Sequence[float], ratios: Sequence[float], learned: Sequence[bool]) -> list[Shares]:
+    """The same for the budgets of sequences, at target ratios N per stage."""
+    factors = [budget ** (1 / sum(learned)) for budget in budgets]
     return [
-        [None if factor == 1 else 1 / (ratio * factor) for factor in factors.tolist()] if own else [None] * len(factors)
-        for ratio, own in zip(train.ratios(step), learned, strict=True)
+        [None if factor == 1 or not own else 1 / (ratio * factor) for factor in factors]
+        for ratio, own in zip(ratios, learned, strict=True)
     ]

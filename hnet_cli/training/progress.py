@@ -221,6 +221,9 @@ def finish(plan: Plan, result: Result) -> None:
         say(f"bytes per chunk  {spark(ratios)}  {ratios[-1]:.2f}")
     rows = table(f"on {history.bytes_of(result.last)} held out", "bits per byte")
     rows.add_row(f"this model, {result.state.step} steps", f"[bold]{result.last.get('val_bpb', 0):.3f}[/]")
+    for budget in plan.config.train.budgets:
+        if (value := result.last.get(f"val_bpb_at_{budget:g}")) is not None:
+            rows.add_row(f"with chunks {budget:g} times as long", f"{value:.3f}")
     for name, value in history.beside(result.last, plan.dataset).items():
         rows.add_row(name, f"{value:.3f}")
     show(rows)

@@ -18,6 +18,7 @@ from hnet_cli.distributed.world import ALONE, World
 from hnet_cli.kernels.packing import send
 from hnet_cli.kernels.reference import exact
 from hnet_cli.model import HNetForCausalLM
+from hnet_cli.training.elastic import shares_of
 from hnet_cli.training.health import read, routing_counts, stage_metrics
 
 PIECE = 32_768
@@ -32,6 +33,7 @@ def validation(
     piece: int | None = None,
     world: World = ALONE,
     progress: Callable[[int], None] = lambda done: None,
+    budget: float = 1,
 ) -> dict[str, Any]:
     """Score windows of the validation split.
 
@@ -39,16 +41,18 @@ def validation(
     once, the first of a document too (it is predicted from the document mark); a window that does not begin a document
     begins with the byte before it and knows nothing older. `progress` gets the bytes begun. Returns `bpb` (bits per
     byte, unweighted), `bytes`, and the figures of `stage_metrics`. The ranks of a `world` take the passes in turn; the
-    result is that of one rank.
+    result is that of one rank. `budget`: of all windows, as in training for several; the stages' figures are not of it.
     """
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
+    learned = [router.learned for router in model.routers]
     nats, counts, passes, total = list[Tensor](), list[Tensor](), 0, 0
 
     def score(batch: Batch) -> None:
         batch = batch if model.tokenizer is None else tokenised(batch, model.tokenizer)
         inputs, targets, cu_seqlens, _ = to_device(batch, device)
-        out = model(inputs, cu_seqlens=cu_seqlens)
+        shares = None if budget == 1 else shares_of([budget] * len(batch.documents), target_ratios, learned)
+        out = model(inputs, cu_seqlens=cu_seqlens, shares=shares)
         nats.append(F.cross_entropy(out.logits.float(), targets, reduction="sum").to(exact(device)))
         counts.append(routing_counts(out.routing))
 

@@ -26,6 +26,11 @@ from hnet_cli.cli import app as cli
         ("starter:text x.txt --label AF", 2, "--label goes with --vcf"),
         ("starter:text x.txt --fasta x", 2, "--fasta goes with --vcf or --annotation"),
         ("starter:text x.txt --limit 3", 2, "--limit goes with --task"),
+        ("starter:text x.txt --page e.html", 2, "--page goes with --elastic"),
+        ("starter:text x.txt --elastic --page x.txt", 73, "x.txt is an input"),
+        ("starter:text --gold x.txt --bytes-per-chunk 3", 2, "--bytes-per-chunk needs data"),
+        ("starter:text --gold x.txt --elastic", 2, "--elastic needs data"),
+        ("starter:text x.txt --threshold 0.3,0.4", 2, "--threshold has 2 numbers"),
     ],
 )
 def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch, arguments, code, says):

@@ -72,6 +72,8 @@ def test_stopped_and_resumed_is_never_stopped(tmp_path):
     train(tiny(*settings), data, tmp_path / "run", resume=True)
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+    *_, last = metrics(tmp_path / "run")
+    assert len({last["val_bpb"], last["val_bpb_at_0.5"], last["val_bpb_at_2"]}) == 3
 
 
 @pytest.mark.parametrize(
