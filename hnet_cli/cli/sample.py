@@ -58,9 +58,9 @@ def sample(
     compression.check(loaded)
     applied = compression.apply(loaded, lambda: generate.typical(loaded, prompts[0], None if raw else modality))
     if applied is not None:
-        from hnet_cli.terminal.console import say
+        from hnet_cli.terminal.console import literal, say
 
-        say(f"Chunks at {applied}.")
+        say(f"Chunks at {literal(str(applied))}.")
     choice: dict[str, Any] = {
         "n": number,
         "max_bytes": max_bytes,

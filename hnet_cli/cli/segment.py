@@ -90,7 +90,7 @@ def segment(
         compression=compression,
     )
     if summary.applied is not None:
-        say(f"Chunks at {summary.applied}.")
+        say(f"Chunks at {literal(str(summary.applied))}.")
     if out is None:
         write_text(pieces, sys.stdout)
     else:

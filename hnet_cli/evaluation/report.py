@@ -257,7 +257,7 @@ class _Evaluation:
             "definition": {"context": context or None, "stride": stride or None, "precision": name},
         }
         if applied is not None:
-            say(f"{literal(self.name)}: chunks at {applied}.")
+            say(f"{literal(self.name)}: chunks at {literal(str(applied))}.")
             result["compression"] = applied.to_dict()
         scores = None
         with autocast:
