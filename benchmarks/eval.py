@@ -20,7 +20,7 @@ import torch
 from segment import text
 
 import hnet_cli
-from hnet_cli.evaluation.scoring import score
+from hnet_cli.inference.scoring import score
 from hnet_cli.inference.windows import BATCH_BYTES
 
 WIDTH = 2048

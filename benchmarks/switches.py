@@ -25,7 +25,7 @@ from hnet_cli.checkpoints.find import load
 from hnet_cli.config.run import RunConfig, resolve
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.evaluation.resampling import interval, over_seeds, ratio
-from hnet_cli.evaluation.scoring import score
+from hnet_cli.inference.scoring import score
 from hnet_cli.training.budget import chunk_fractions
 from hnet_cli.training.loop import train
 

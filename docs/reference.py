@@ -48,8 +48,8 @@ def settings() -> str:
 
 A configuration is a YAML file, or `--set key=value`. Generated from the code by `docs/reference.py`.
 `extends: NAME` at the top of a file begins with a preset (`hnet presets`) or another file. Numbers that change over a
-run are lists of `[share of the run, value]` points. `model.chunker` is written `learned`, `characters`, `space` or
-`fixed:6`, or as a list with one per stage.
+run are lists of `[share of the run, value]` points. `model.chunker` is written `learned`, `characters`, `space`,
+`fixed:6`, `regex:PATTERN` or `bpe:FILE`, or as a list with one per stage.
 """
     for title, prefix, kind, names in sections:
         page += f"\n## {title}\n\n| key | type | default | range | meaning |\n|---|---|---|---|---|\n"

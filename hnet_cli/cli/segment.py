@@ -15,6 +15,7 @@ from hnet_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from hnet_cli.checkpoints.model_folder import LoadedModel
+    from hnet_cli.inference.intake import Intake
     from hnet_cli.inference.segment import Summary
     from hnet_cli.modality import Modality, Source
     from hnet_cli.storage import NewFile
@@ -78,7 +79,7 @@ def segment(
     summary = segmenting.Summary(loaded.config, plugin)
     pieces = segmenting.segment(
         loaded,
-        readable_sources(files, plugin, field, summary),
+        readable_sources(files, plugin, field, summary.intake),
         plugin,
         format=format,
         stage=stage,
@@ -103,12 +104,7 @@ def segment(
         if out.suffix == ".gz" and format in TRACKS and out.is_file():
             write_index(out)
     show_summary(summary)
-    if summary.cut:
-        say(f"There is more: this is the first {summary.bytes:,} bytes; --max-bytes says how many are wanted.")
-    if damaged := summary.damaged:
-        for error in damaged[1:]:
-            say(f"[yellow]left out:[/] {literal(error)}")
-        raise InputError(f"{damaged[0]}; the rest is segmented", damaged[0].hint)
+    show_unused(summary.intake, "segmented")
 
 
 def model_for(
@@ -141,14 +137,14 @@ def model_for(
 
 
 def readable_sources(
-    files: list[str], modality: Modality | None, field: str | None, summary: Summary
+    files: list[str], modality: Modality | None, field: str | None, intake: Intake
 ) -> Iterator[Source]:
     """The sources that the files hold. One that cannot be read is reported and left out."""
     from hnet_cli.data.prepare.contents import sources_of
     from hnet_cli.modality import Modality, Refused
     from hnet_cli.terminal.console import literal, say
 
-    for source in sources_of(files, modality or Modality(), field, summary.damaged.append):
+    for source in sources_of(files, modality or Modality(), field, intake.damaged.append):
         if isinstance(source, Refused):
             say(f"[yellow]left out:[/] {literal(source.where)}: {literal(source.reason)}")
         else:
@@ -218,7 +214,7 @@ def write_index(track: Path) -> None:
 
 
 def show_summary(summary: Summary) -> None:
-    """Print chunks per stage, agreement with reference edges, and what was left out, on standard error."""
+    """Print chunks per stage and agreement with reference edges, on standard error."""
     from hnet_cli.terminal.console import literal, say, show, size, table
 
     rows = table("stage", "chunks", "bytes/chunk", "target", "boundaries on", "share", "chance")
@@ -231,9 +227,22 @@ def show_summary(summary: Summary) -> None:
             rows.add_row(*cells, *scores)
             cells = [""] * 4
     show(rows)
-    for reason, count in summary.refused.items():
-        say(f"[dim]left out: {count:,} x {literal(reason)}[/]")
-    for note, count in summary.notes.items():
-        say(f"[dim]{literal(note)}: {count:,}[/]")
     documents = f"{summary.documents:,} document{'s' * (summary.documents != 1)}"
     say(f"[dim]{size(summary.bytes)} in {literal(documents)}[/]", verbose=True)
+
+
+def show_unused(intake: Intake, done: str) -> None:
+    """Print what was left out or has a note, on standard error. Raises InputError where a file was damaged; `done`:
+    what was done with the others."""
+    from hnet_cli.terminal.console import literal, say
+
+    for reason, count in intake.refused.items():
+        say(f"[dim]left out: {count:,} x {literal(reason)}[/]")
+    for note, count in intake.notes.items():
+        say(f"[dim]{literal(note)}: {count:,}[/]")
+    if intake.cut:
+        say(f"There is more: this is the first {intake.total:,} bytes; --max-bytes says how many are wanted.")
+    if damaged := intake.damaged:
+        for error in damaged[1:]:
+            say(f"[yellow]left out:[/] {literal(error)}")
+        raise InputError(f"{damaged[0]}; the rest is {done}", damaged[0].hint)

@@ -20,9 +20,7 @@ from hnet_cli.config.bounds import Bounds, typed
 from hnet_cli.errors import DamagedError, InputError
 from hnet_cli.evaluation.material import equal_shares, gather
 from hnet_cli.evaluation.noise import distorted
-from hnet_cli.evaluation.report import precision
-from hnet_cli.evaluation.resampling import FEWEST
-from hnet_cli.evaluation.scoring import COLUMNS, Scores, score
+from hnet_cli.inference.scoring import COLUMNS, FEWEST, Scores, precision, score
 from hnet_cli.inference.thresholds import SAMPLE_BYTES, UNCHANGED, Compression
 from hnet_cli.modality import Document, Modality
 from hnet_cli.storage import shown

@@ -23,9 +23,11 @@ from hnet_cli.config.bounds import STRICT
 from hnet_cli.config.presets import merge, nearest, preset
 from hnet_cli.config.train import SettingError, TrainConfig
 from hnet_cli.config.yaml import Dumper, parse, read_text
-from hnet_cli.errors import DamagedError, UsageError
+from hnet_cli.errors import DamagedError, HNetError, UsageError
 from hnet_cli.model.config import SWITCHES, HNetConfig
+from hnet_cli.model.settings import OPERANDS
 from hnet_cli.storage import shown
+from hnet_cli.storage.reading import reason
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
@@ -42,7 +44,7 @@ class RunConfig:
     source: str = ""
     """Source of the numbers: a table of the paper, or a measurement of ours."""
     model: HNetConfig
-    """The official JSON fields, plus `chunker`: learned, characters, space, or fixed:k."""
+    """The official JSON fields, plus `chunker`: learned, characters, space, fixed:k, regex:PATTERN or bpe:FILE."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Settings of training."""
     kernels: Literal["auto", "reference", "fast"] = "auto"
@@ -241,15 +243,38 @@ def _architecture(model: dict[str, Any]) -> HNetConfig:
 
 
 def _chunker(value: Any) -> Any:
-    """`learned`, `characters`, `space`, `fixed:6` or {fixed: 6} as the model's mapping; a list has one per stage."""
+    """`learned`, `characters`, `space`, `fixed:6` or {fixed: 6}, `regex:PATTERN`, `bpe:FILE` as the model's
+    mapping; a list has one per stage."""
     if isinstance(value, list):
         return [_chunker(each) for each in value]
     if isinstance(value, Mapping) and set(value) == {"fixed"}:
         return {"kind": "fixed", "k": value["fixed"]}
-    if isinstance(value, str):
-        kind, _, k = value.replace(" ", "").partition(":")
-        return {"kind": kind} | ({"k": int(k) if re.fullmatch("[0-9]{1,9}", k) else k} if k else {})
-    return value
+    if not isinstance(value, str):
+        return value
+    kind, _, operand = value.partition(":")
+    kind, operand = kind.strip(), operand if kind.strip() == "regex" else operand.strip()
+    if kind == "bpe" and operand:
+        return {"kind": kind, "tokens": _tokens(operand)}
+    number: Any = int(operand) if re.fullmatch("[0-9]{1,9}", operand) else operand
+    return {"kind": kind} | ({OPERANDS.get(kind, "k"): operand if kind == "regex" else number} if operand else {})
+
+
+def _tokens(path: str) -> str:
+    """The vocabulary of a tokenizer.json without its special tokens, as `Chunker.tokens`. Raises ValueError."""
+    from hnet_cli.model.automaton import byte_letters  # needs numpy, which most commands begin without
+
+    try:
+        data = storage.read_json(path)
+        model, (added, _) = data["model"], ids_of(data)
+        given = set(model["vocab"]) if model["type"] == "BPE" else set()
+        given -= {token["content"] for token in added if token["special"]}
+    except (OSError, HNetError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"the chunker's tokenizer {path!r:.100} cannot be read: {reason(error)}") from error
+    letters = set(byte_letters())
+    tokens = sorted(token for token in given if token and letters >= set(token))
+    if not tokens:
+        raise ValueError(f"the chunker's tokenizer {path!r:.100} is not a byte-level BPE")
+    return " ".join(tokens)
 
 
 def _refusal(error: ValidationError, where: Callable[..., str]) -> UsageError:
@@ -311,8 +336,11 @@ def to_data(config: RunConfig) -> dict[str, Any]:
     data = dataclasses.asdict(config)
     model = config.model.to_dict()
     model.pop("hnet", None)  # chunkers and switches; all else under this key belongs to model folders
-    chunkers = [f"{c.kind}:{c.k}" if c.k else c.kind for c in config.model.chunkers]
-    model["chunker"] = chunkers[0] if len(set(chunkers)) == 1 else chunkers or "learned"
+    chunkers = [
+        c.to_dict() if c.tokens else ":".join(str(part) for part in (c.kind, c.k, c.pattern) if part is not None)
+        for c in config.model.chunkers
+    ]
+    model["chunker"] = chunkers[0] if len(set(config.model.chunkers)) == 1 else chunkers or "learned"
     data["model"] = model | config.model.switches()
     data["train"]["betas"] = list(config.train.betas)
     return data

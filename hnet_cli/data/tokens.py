@@ -23,6 +23,7 @@ from hnet_cli.config.run import ids_of
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Batch, shuffled
 from hnet_cli.errors import DamagedError, EnvironmentLimit, HNetError, InputError, UsageError
+from hnet_cli.model.automaton import byte_letters
 from hnet_cli.storage import shown
 from hnet_cli.storage.reading import json_object
 from hnet_cli.storage.reading import reason as short
@@ -44,13 +45,6 @@ def _library() -> Any:
             "a model of tokens needs the package tokenizers", "pip install 'hnet-cli[bpe]', or pip install tokenizers"
         ) from error
     return tokenizers
-
-
-def _byte_letters() -> list[str]:
-    """The character that stands for each byte in the vocabulary of a byte-level BPE: itself where it can be printed."""
-    printed = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = iter(range(256, 512))
-    return [chr(byte if byte in printed else next(others)) for byte in range(256)]
 
 
 class Tokenizer:
@@ -80,13 +74,13 @@ class Tokenizer:
                 f"{shown(where)} is not a byte-level BPE that keeps every byte: {reason}",
                 "give a tokenizer.json such as GPT-2's or Llama 3's, or bpe:4096",
             ) from error
-        byte_of = {letter: byte for byte, letter in enumerate(_byte_letters())}
+        byte_of = {letter: byte for byte, letter in enumerate(byte_letters())}
         self._bytes = [b""] * (max([*vocabulary.values(), *added]) + 1)
         written = _written(data["model"], vocabulary)
         for token, number in vocabulary.items():
             if (token in written or number not in added) and byte_of.keys() >= set(token):
                 self._bytes[number] = bytes(byte_of[letter] for letter in token)
-        self._of_byte = np.array([vocabulary[letter] for letter in _byte_letters()], np.int64)
+        self._of_byte = np.array([vocabulary[letter] for letter in byte_letters()], np.int64)
         marks = [number for number, special in added.items() if special]
         self.bos = next((number for number in marks if not self._bytes[number]), len(self._bytes))
         """The mark before a sequence: the file's first special token, but for those that text can become; one id more
@@ -148,7 +142,7 @@ def _checked(data: Any) -> dict[str, int]:
     if model.get("dropout") or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         raise ValueError("its tokens depend on chance or on their place in a word")
     vocabulary: dict[str, int] = model["vocab"]
-    missing = [byte for byte, letter in enumerate(_byte_letters()) if letter not in vocabulary]
+    missing = [byte for byte, letter in enumerate(byte_letters()) if letter not in vocabulary]
     if missing:
         raise ValueError(f"{len(missing)} bytes have no token")
     if len(set(vocabulary.values())) < len(vocabulary):
@@ -162,7 +156,7 @@ def _written(model: dict[str, Any], vocabulary: dict[str, int]) -> set[str]:
     if model.get("ignore_merges"):
         return set(vocabulary)
     merges = (merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges") or ())
-    return {*_byte_letters(), *("".join(merge) for merge in merges)}
+    return {*byte_letters(), *("".join(merge) for merge in merges)}
 
 
 _PART = re.compile(

@@ -11,7 +11,7 @@ import zstandard
 
 from hnet_cli.data.baselines import order_k, xz_bits, zstd_bits
 from hnet_cli.evaluation.resampling import draws, mean_with_interval, ratio, with_interval
-from hnet_cli.evaluation.scoring import COLUMNS, Scores
+from hnet_cli.inference.scoring import COLUMNS, Scores
 from hnet_cli.model import HNetConfig
 
 ORDERS = range(1, 7)

@@ -7,7 +7,7 @@ from typing import Any
 
 from hnet_cli.errors import UsageError
 from hnet_cli.evaluation import compression
-from hnet_cli.evaluation.scoring import Scores
+from hnet_cli.inference.scoring import Scores
 from hnet_cli.inference.thresholds import calibrate
 from hnet_cli.model import HNetForCausalLM
 from hnet_cli.pages import html

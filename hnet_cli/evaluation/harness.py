@@ -17,9 +17,8 @@ from hnet_cli import modality
 from hnet_cli.checkpoints.find import load
 from hnet_cli.distributed.device import this_machine
 from hnet_cli.errors import EnvironmentLimit
-from hnet_cli.evaluation.report import default_context
-from hnet_cli.evaluation.scoring import loglikelihoods, score
 from hnet_cli.inference.generate import generate
+from hnet_cli.inference.scoring import default_context, loglikelihoods, score
 from hnet_cli.inference.windows import BOS
 
 try:

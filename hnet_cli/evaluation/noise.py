@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hnet_cli.evaluation.resampling import ratio, with_interval
-from hnet_cli.evaluation.scoring import Scores
+from hnet_cli.inference.scoring import Scores
 from hnet_cli.modality import Perturbation
 from hnet_cli.terminal.console import progress
 

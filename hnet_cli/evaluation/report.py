@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from hnet_cli import modality as modalities
 from hnet_cli import provenance, storage
@@ -22,20 +20,17 @@ from hnet_cli.errors import UsageError
 from hnet_cli.evaluation import compression, elastic, gold, noise, tasks, variants
 from hnet_cli.evaluation.material import Material, equal_shares, file_source, gather, own_dataset
 from hnet_cli.evaluation.resampling import mean_with_interval, share_interval, with_interval
-from hnet_cli.evaluation.scoring import Scores, score
 from hnet_cli.inference import generate as sampling
-from hnet_cli.inference import thresholds
+from hnet_cli.inference.scoring import Scores, default_context, precision, score
+from hnet_cli.inference.thresholds import SAMPLE_BYTES as CALIBRATION_BYTES
 from hnet_cli.inference.thresholds import UNCHANGED, Compression
-from hnet_cli.inference.windows import window_of
 from hnet_cli.modality import Gold, Modality, Refused
-from hnet_cli.model import HNetConfig
 from hnet_cli.terminal.console import literal, progress, say
 
 UNITS_BYTES = 200_000
 """Bytes of the documents whose units (`Modality.units`) are compared with the boundaries; every one gives its share."""
 NOISE_BYTES = 100_000
 """Bytes of the documents that are distorted, in each of the ways; every document gives its share."""
-PRECISIONS = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 SAMPLES, SAMPLE_BYTES = 32, 256
 MOST_STRETCHES = 20_000
 """Stretches of gold files that are read: a minute of a CPU."""
@@ -167,20 +162,6 @@ def _trained_on(models: Sequence[str]) -> Path:
     return data
 
 
-def default_context(*configs: HNetConfig) -> int:
-    """2,048 bytes, or the training length if that is longer; of several models the longest."""
-    return max(window_of(config)[0] for config in configs)
-
-
-def precision(model: LoadedModel) -> tuple[str, Any]:
-    """The name of the precision and a context manager: that of the weights; with CUDA bf16 by autocast, as in
-    training."""
-    weight, device = model.embeddings.weight, model.embeddings.weight.device.type
-    if device != "cuda":
-        return PRECISIONS[weight.dtype], nullcontext()
-    return "bf16", torch.autocast(device, torch.bfloat16)
-
-
 class _Evaluation:
     """One model under a request. `context`: bytes, 0 for the whole document."""
 
@@ -217,7 +198,7 @@ class _Evaluation:
         where there are no documents."""
         if material is None:
             raise UsageError("--bytes-per-chunk needs data to find the threshold on", "give --data, or --threshold")
-        return [each.data.translate(self.table) for each in equal_shares(material.documents, thresholds.SAMPLE_BYTES)]
+        return [each.data.translate(self.table) for each in equal_shares(material.documents, CALIBRATION_BYTES)]
 
     def baselines(self, material: Material) -> dict[str, Any]:
         """Figures without a neural network on the same documents."""

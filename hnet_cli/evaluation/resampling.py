@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from hnet_cli.inference.scoring import FEWEST
+
 Figure = Callable[[np.ndarray], np.ndarray]
 """Maps sums (..., K) to values (...)."""
 
@@ -19,8 +21,6 @@ TIMES = 1000
 """Draws."""
 GROUPS = 2000
 """Above this number, neighbouring units are joined into as many groups: cheaper and slightly conservative."""
-FEWEST = 8
-"""Fewest units that an interval is given for."""
 SEED_ERRORS = 20
 """Errors of the training seeds per draw of the documents."""
 _SEED, _SEED_OF_SEEDS = 2507, 7955

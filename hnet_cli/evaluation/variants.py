@@ -22,7 +22,7 @@ from hnet_cli import storage
 from hnet_cli.errors import InputError
 from hnet_cli.evaluation.material import few, file_source
 from hnet_cli.evaluation.resampling import FEWEST, mean_with_interval
-from hnet_cli.evaluation.scoring import loglikelihoods
+from hnet_cli.inference.scoring import loglikelihoods
 from hnet_cli.inference.windows import BOS
 from hnet_cli.modality import Modality, Refused, Variant
 from hnet_cli.model import HNetForCausalLM

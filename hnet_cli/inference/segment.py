@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
 
 from hnet_cli import modality as modalities
-from hnet_cli.errors import InputError, UsageError
+from hnet_cli.errors import UsageError
 from hnet_cli.inference import render
 from hnet_cli.inference.agreement import Agreement
-from hnet_cli.inference.thresholds import SAMPLE_BYTES, UNCHANGED, Applied, Compression
-from hnet_cli.inference.windows import READ_BYTES, Stream, Window, windows
-from hnet_cli.modality import MARK_LEFT_OUT, Document, Modality, Refused, Source
+from hnet_cli.inference.intake import Intake
+from hnet_cli.inference.thresholds import UNCHANGED, Applied, Compression
+from hnet_cli.inference.windows import Window, windows
+from hnet_cli.modality import Document, Modality, Source
 from hnet_cli.model import HNetConfig, HNetForCausalLM
 
 PAGE_BYTES = 1_000_000
@@ -80,16 +79,10 @@ class Summary:
     """Per stage, as are the other lists."""
     agreement: list[dict[str, Agreement]] = field(init=False)
     """Agreement of the boundaries with `Modality.reference_edges`, by kind."""
-    refused: dict[str, int] = field(default_factory=dict)
-    """Items that were not used, by reason."""
-    notes: Counter[str] = field(default_factory=Counter)
-    """Number of documents by remark (`Document.notes`)."""
-    cut: bool = False
-    """True if there was more than `max_bytes`."""
+    intake: Intake = field(default_factory=Intake)
+    """What was read, and what was not used of it."""
     applied: Applied | None = None
     """The thresholds that were chosen."""
-    damaged: list[InputError] = field(default_factory=list)
-    """One for each file that could not be read, or not to its end."""
 
     def __post_init__(self) -> None:
         stages = self.config.num_stages
@@ -100,9 +93,6 @@ class Summary:
         self._starts: list[np.ndarray] = []
         self._probability: list[np.ndarray] = []
         self._base = 0
-
-    def refuse(self, item: Refused) -> None:
-        self.refused[item.reason] = self.refused.get(item.reason, 0) + 1
 
     def add(self, window: Window) -> None:
         self.bytes += len(window.data)
@@ -158,7 +148,6 @@ def segment(
     stage: int | str = "all",
     headings: bool = False,
     summary: Summary | None = None,
-    on_refused: Callable[[Refused], None] | None = None,
     max_bytes: int | None = None,
     label: str = "",
     carried: bool = False,
@@ -167,138 +156,33 @@ def segment(
     """Pieces of text that, written one after the other, are the chunks of all sources in `format`.
 
     `modality` None reads every source as one document of raw bytes. `format` is one of `render.formats(modality)`.
-    `headings` names each source in the formats for people. `summary` is filled on the way, `on_refused` told what is
-    not used. After `max_bytes` (of all documents together; html has `PAGE_BYTES` where nothing is said) it ends, and
-    `summary.cut` is true. `label` names the model on the page. `carried` as in `windows`. `compression` sets the
-    model's thresholds and `summary.applied`, at once; a length is met on the beginning of the input. A source that
-    turns out to be damaged ends there, and the others follow. Raises UsageError for an unknown format or stage at once,
-    InputError at the end if there was nothing, or no source was whole.
+    `headings` names each source in the formats for people. `summary` is filled on the way. After `max_bytes` (of all
+    documents together; html has `PAGE_BYTES` where nothing is said) it ends, and `summary.intake.cut` is true. `label`
+    names the model on the page. `carried` as in `windows`. `compression` sets the model's thresholds and
+    `summary.applied`, at once; a length is met on the beginning of the input. A source that turns out to be damaged
+    ends there, and the others follow. Raises UsageError for an unknown format or stage at once, InputError at the end
+    if there was nothing, or no source was whole.
     """
     stages = stages_of(model.config, stage)
     render.check(format, modality)
     summary = summary if summary is not None else Summary(model.config, modality)
 
-    refused: list[Refused] = []
-    limit = _Limit(max_bytes or (PAGE_BYTES if format == "html" else None), summary, modality or Modality())
+    limit = max_bytes or (PAGE_BYTES if format == "html" else None)
 
-    whole = 0
-
-    def documents() -> Iterator[Document | Stream]:
-        nonlocal whole
-        for source in sources:
-            before = len(summary.damaged)
-            marked = False  # a byte order mark was left out just now
-            for item in until_damaged(modality.documents(source) if modality else [_raw(source)]):
-                if not isinstance(item, Refused):
-                    if limit.left == 0:
-                        summary.cut = True
-                        return
-                    if isinstance(item, Stream):
-                        item = dataclasses.replace(item, blocks=until_damaged(item.blocks))
-                    else:
-                        summary.notes.update(item.notes)
-                        item = item._replace(notes=(*item.notes, *[MARK_LEFT_OUT] * marked))
-                    marked = False
-                    yield limit(item)
-                    continue
-                marked = item.reason.endswith(MARK_LEFT_OUT)
-                refused[1:] = []  # the first is enough for a message
-                refused.append(item)
-                summary.refuse(item)
-                if on_refused:
-                    on_refused(item)
-            whole += len(summary.damaged) == before
-
-    def until_damaged(items: Iterable[T]) -> Iterator[T]:
-        try:
-            yield from items
-        except InputError as error:
-            summary.damaged.append(error)
-
-    table, items = modality.input_table if modality else None, iter(documents())
-    if not compression.is_default:
-        sample = list[bytes]()
-        if compression.bytes_per_chunk:
-            sample, items = _beginning(items)
-        if sample or compression.thresholds:  # where there is nothing it is said in the end
-            summary.applied = compression.apply(model, lambda: [data.translate(table) for data in sample])
-            label = f"{label}, {summary.applied}"
+    table = modality.input_table if modality else None
+    documents = summary.intake.documents(sources, modality, limit)
+    summary.applied, documents = compression.apply_to(model, documents, table)
+    if summary.applied is not None:
+        label = f"{label}, {summary.applied}"
 
     def counted() -> Iterator[Window]:
-        before = summary.bytes
-        asked = {"surprisal": format == "html", "carried": carried}
-        for window in windows(model, items, input_table=table, **asked):
+        for window in windows(model, documents, input_table=table, surprisal=format == "html", carried=carried):
             summary.add(window)
             yield window
-        if summary.damaged and not whole and not summary.cut:
-            raise summary.damaged[0]
-        if summary.bytes == before:
-            raise InputError(
-                f"nothing to segment: {f'{refused[0].where}: {refused[0].reason}' if refused else 'empty'}"
-            )
+        summary.intake.check("segment")
 
     def note() -> str:
-        return (
-            f"Only the first {summary.bytes:,} bytes are on this page; --max-bytes changes that." if summary.cut else ""
-        )
+        cut = f"Only the first {summary.bytes:,} bytes are on this page; --max-bytes changes that."
+        return cut if summary.intake.cut else ""
 
     return render.render(counted(), format, stages, modality, headings, label, note)
-
-
-def _beginning(items: Iterator[Document | Stream]) -> tuple[list[bytes], Iterator[Document | Stream]]:
-    """The first `SAMPLE_BYTES` of documents, and the same documents still to be read."""
-    sample, held, left = list[bytes](), list[Document | Stream](), SAMPLE_BYTES
-    for item in items:
-        if isinstance(item, Stream):
-            blocks, taken = iter(item.blocks), list[bytes]()
-            while sum(map(len, taken)) < left and (block := next(blocks, None)) is not None:
-                taken.append(block)
-            item = dataclasses.replace(item, blocks=chain(taken, blocks))
-            data = b"".join(taken)
-        else:
-            data = item.data
-        held.append(item)
-        sample.append(data[:left])
-        left -= len(sample[-1])
-        if not left:
-            break
-    return sample, chain(held, items)
-
-
-class _Limit:
-    """Ends documents where a number of bytes is used up; between characters, where the modality knows any."""
-
-    def __init__(self, left: int | None, summary: Summary, modality: Modality) -> None:
-        self.left, self.summary, self.modality = left, summary, modality
-
-    def __call__(self, item: Document | Stream) -> Document | Stream:
-        if self.left is None:
-            return item
-        if isinstance(item, Stream):
-            return dataclasses.replace(item, blocks=self._blocks(item.blocks))
-        return item._replace(data=self._taken(item.data))
-
-    def _blocks(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
-        for block in blocks:
-            if self.left == 0:
-                self.summary.cut = True
-                return
-            yield self._taken(block)
-
-    def _taken(self, data: bytes) -> bytes:
-        assert self.left is not None
-        if len(data) <= self.left:
-            self.left -= len(data)
-            return data
-        taken = data[: self.modality.cut(data, self.left) or self.left]
-        self.left, self.summary.cut = 0, True
-        return taken
-
-
-def _raw(source: Source) -> Stream:
-    def blocks() -> Iterator[bytes]:
-        with source.open() as stream:
-            while block := stream.read(READ_BYTES):
-                yield block
-
-    return Stream(blocks(), source.name, source.name)

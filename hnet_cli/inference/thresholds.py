@@ -8,14 +8,15 @@ inwards, each on the chunks that the outer ones then make. The same sample gives
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
 
 from hnet_cli.errors import UsageError
-from hnet_cli.inference.windows import probabilities
+from hnet_cli.inference.windows import Stream, probabilities
 from hnet_cli.modality import Document
 from hnet_cli.model import HNetForCausalLM
 
@@ -80,8 +81,42 @@ class Compression:
         model.set_thresholds(applied.thresholds)
         return applied
 
+    def apply_to(
+        self, model: HNetForCausalLM, documents: Iterator[Document | Stream], table: bytes | None
+    ) -> tuple[Applied | None, Iterator[Document | Stream]]:
+        """`apply`, on the beginning of documents as stored, and these documents, still to be read.
+
+        `table`: `Modality.input_table`. Where there are no bytes no length can be met, and nothing is done.
+        """
+        sample = list[bytes]()
+        if self.bytes_per_chunk:
+            self.check(model)
+            sample, documents = _held(documents)
+            if not any(sample):
+                return None, documents
+        return self.apply(model, lambda: [data.translate(table) for data in sample]), documents
+
 
 UNCHANGED = Compression()
+
+
+def _held(items: Iterator[Document | Stream]) -> tuple[list[bytes], Iterator[Document | Stream]]:
+    """The first `SAMPLE_BYTES` of documents as stored, and the same documents, still to be read."""
+    sample, held, left = list[bytes](), list[Document | Stream](), SAMPLE_BYTES
+    for item in items:
+        if isinstance(item, Stream):
+            blocks, taken = iter(item.blocks), list[bytes]()
+            while sum(map(len, taken)) < left and (block := next(blocks, None)) is not None:
+                taken.append(block)
+            item, data = replace(item, blocks=chain(taken, blocks)), b"".join(taken)
+        else:
+            data = item.data
+        held.append(item)
+        sample.append(data[:left])
+        left -= len(sample[-1])
+        if not left:
+            break
+    return sample, chain(held, items)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from hnet_cli.kernels import REFERENCE, Kernels, continuing
 from hnet_cli.kernels.continuing import pick, put
 from hnet_cli.kernels.packing import Packing, send, true_positions
 from hnet_cli.kernels.reference import wide
+from hnet_cli.model.automaton import Automaton
 from hnet_cli.model.blocks import WideLinear
 from hnet_cli.model.settings import Chunker, continuation, space_like
 from hnet_cli.model.state import LevelState, Now
@@ -139,13 +140,19 @@ class RoutingModule(Routing):
 
 
 class FixedRouting(Routing):
-    """A rule without parameters: every k-th position of a document, or SpaceByte's rule on the bytes (level 0 only)."""
+    """A rule without parameters: every k-th position of a document; or, on the bytes (level 0 only), SpaceByte's rule
+    or an automaton. The automaton of a packed pass runs on the host, whatever the device."""
 
     learned = False
+    following: Tensor
+    boundary: Tensor
 
     def __init__(self, chunker: Chunker) -> None:
         super().__init__()
-        self.chunker = chunker
+        self.chunker, self.automaton = chunker, chunker.automaton()
+        if self.automaton is not None:
+            self.register_buffer("following", torch.from_numpy(self.automaton.following), persistent=False)
+            self.register_buffer("boundary", torch.from_numpy(self.automaton.boundary), persistent=False)
 
     def forward(
         self,
@@ -164,7 +171,11 @@ class FixedRouting(Routing):
             mask = packing.absolute % self.chunker.k == 0
         else:
             if input_ids is None:
-                raise ValueError("the 'space' chunker needs the input bytes")
+                raise ValueError(f"the {self.chunker.kind!r} chunker needs the input bytes")
+            if self.automaton is not None:
+                mask = self._run(self.automaton, input_ids, packing, state).index_fill(0, packing.begins, True)
+                prob = mask.to(torch.promote_types(hidden.dtype, torch.float32))
+                return RoutingOutput(prob, mask, packing.cu_seqlens, learned=False)
             space = space_like(input_ids)
             mask = space & ~F.pad(space[:-1], (1, 0))
             if state is not None:
@@ -174,9 +185,23 @@ class FixedRouting(Routing):
         prob = mask.to(torch.promote_types(hidden.dtype, torch.float32))
         return RoutingOutput(prob, mask, packing.cu_seqlens, learned=False)
 
+    def _run(self, automaton: Automaton, input_ids: Tensor, packing: Packing, state: LevelState | None) -> Tensor:
+        """The automaton's boundaries (T,) bool; moves the states of the documents, if there are any."""
+        before = [0] * packing.batch_size if state is None else pick(state.last, packing.row_index).tolist()
+        data, masks, after, at = input_ids.to(torch.uint8).cpu().numpy().tobytes(), [], [], 0
+        for length, start in zip(packing.lengths, before, strict=True):
+            mask, end = automaton.run(data[at : at + length], start)
+            masks.append(torch.from_numpy(mask))
+            after.append(end)
+            at += length
+        if state is not None:
+            put(state.last, packing.row_index, torch.tensor(after, device=state.last.device))
+        return torch.cat(masks).to(input_ids.device)
+
     def allocate(self, batch_size: int) -> tuple[Tensor, Tensor]:
         """`last` and `projection` of a `LevelState`, on the default device."""
-        return torch.zeros(batch_size, dtype=torch.bool), torch.empty(0)
+        dtype = torch.bool if self.automaton is None else torch.int64
+        return torch.zeros(batch_size, dtype=dtype), torch.empty(0)
 
     def step(self, hidden: Tensor, tokens: Tensor | None, state: LevelState, now: Now) -> Tensor:
         """tokens (R,) -> the mask (R,) as numbers."""
@@ -184,9 +209,13 @@ class FixedRouting(Routing):
             mask = now.position % self.chunker.k == 0
         else:
             assert tokens is not None
-            space = space_like(tokens)
-            mask = space & ~pick(state.last, now.rows)
-            put(state.last, now.rows, space)
+            last = pick(state.last, now.rows)
+            if self.automaton is None:
+                read = space_like(tokens)
+                mask = read & ~last
+            else:
+                read, mask = self.following[last, tokens].long(), self.boundary[last, tokens]
+            put(state.last, now.rows, read)
         return mask.to(torch.promote_types(hidden.dtype, torch.float32))
 
 

@@ -154,7 +154,7 @@ class HNetConfig:
         if len(self.chunkers) != self.num_stages:
             raise ValueError(f"{len(self.chunkers)} chunkers for {self.num_stages} stages")
         for s, chunker in enumerate(self.chunkers):
-            if s and chunker.kind in ("characters", "space"):
+            if s and chunker.reads_bytes:
                 raise ValueError(
                     f"chunker {chunker.kind!r} reads bytes: stage 0 only; give a list with one chunker per stage"
                 )

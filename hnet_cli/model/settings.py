@@ -6,12 +6,14 @@ import difflib
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
+
+    from hnet_cli.model.automaton import Automaton
 
 Ids = TypeVar("Ids", "Tensor", "np.ndarray")
 
@@ -20,6 +22,8 @@ MOST = 2**31 - 1
 """Upper limit of integers: kernels index with 32 bits."""
 LEAST = {"d_intermediate": 0, "vocab_size": 2, "adapter_width": 0, "rotary_emb_dim": 0, "window_size": -1}
 """Lower limit of integers where it is not 1."""
+OPERANDS = {"fixed": "k", "regex": "pattern", "bpe": "tokens"}
+"""The field that a kind of chunker needs."""
 MOST_LAYERS = 4096
 """Upper limit of the layers of all stacks."""
 MOST_LEVELS = 16
@@ -219,38 +223,68 @@ class Rotary:
 
 @dataclass(frozen=True)
 class Chunker:
-    """The rule by which a stage finds boundaries: `learned` (routing module), `characters` (the same, but not in a
-    UTF-8 character), `space` (SpaceByte's rule), `fixed` (every k-th)."""
+    """The rule by which a stage finds boundaries. A routing module decides in `learned`, and in `characters`, though
+    not in a UTF-8 character. Controls: `fixed` (every k-th), `space` (SpaceByte's rule), `regex` (where a match of a
+    regular expression ends), `bpe` (longest matches of a tokenizer's vocabulary); see `hnet_cli.model.automaton`."""
 
     kind: str = "learned"
-    """`learned`, `characters`, `space` or `fixed`."""
+    """`learned`, `characters`, `space`, `fixed`, `regex` or `bpe`."""
     k: int | None = None
     """Positions per chunk of `fixed`; else None."""
+    pattern: str | None = None
+    """The expression of `regex`; else None."""
+    tokens: str | None = None
+    """The vocabulary of `bpe`, set apart by spaces, in the characters of byte-level tokenizers; else None."""
 
     def __post_init__(self) -> None:
-        kinds = ("learned", "characters", "space", "fixed")
+        kinds = ("learned", "characters", "space", *OPERANDS)
         if self.kind not in kinds:
             near = difflib.get_close_matches(str(self.kind)[:60], kinds, n=1)
             raise ValueError(f"unknown chunker {brief(self.kind)}; {f'did you mean {near[0]!r}?' if near else kinds}")
-        if self.kind == "fixed":
+        wanted = OPERANDS.get(self.kind)
+        for name in OPERANDS.values():
+            if name != wanted and getattr(self, name) is not None:
+                raise ValueError(f"chunker {self.kind!r} takes no {name}")
+        if wanted == "k":
             integer(self.k, "chunker.k", 1)
-        elif self.k is not None:
-            raise ValueError(f"chunker {self.kind!r} takes no k")
+        elif wanted:
+            if not isinstance(operand := getattr(self, wanted), str) or not operand:
+                raise ValueError(f"chunker {self.kind!r} needs {wanted}, got {brief(operand)}")
+            self.automaton()  # says what is wrong with it
 
     @property
     def learned(self) -> bool:
         """True if a routing module decides."""
         return self.kind in ("learned", "characters")
 
+    @property
+    def reads_bytes(self) -> bool:
+        """True if bytes decide, not only vectors or positions."""
+        return self.kind not in ("learned", "fixed")
+
+    @property
+    def rule(self) -> bool:
+        """True if the bytes alone decide."""
+        return self.reads_bytes and not self.learned
+
+    def automaton(self) -> Automaton | None:
+        """The table of `regex` and `bpe`; None of the others. Raises ValueError."""
+        from hnet_cli.model import automaton  # needs numpy, which most commands begin without
+
+        if self.pattern is not None:
+            return automaton.of_pattern(self.pattern)
+        return None if self.tokens is None else automaton.of_tokens(self.tokens)
+
     def to_dict(self) -> dict[str, Any]:
-        return {"kind": self.kind} | ({"k": self.k} if self.k is not None else {})
+        """`kind`, with its operand if it has one."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_dict(cls, data: Any) -> Chunker:
-        """Raises ValueError for what is no mapping of `kind` and `k`."""
+        """Raises ValueError for what is no mapping of these fields."""
         if not isinstance(data, Mapping):
             raise ValueError(f"a chunker is a mapping such as {{'kind': 'learned'}}, got {brief(data)}")
-        check_keys(data, ("kind", "k"), "chunker")
+        check_keys(data, ("kind", *OPERANDS.values()), "chunker")
         return cls(**data)
 
 

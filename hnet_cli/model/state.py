@@ -158,7 +158,7 @@ class LevelState:
     """(B,) int64: the same on the device."""
     last: Tensor = field(default_factory=lambda: torch.empty(0))
     """The router's operand for a row's next position: (B, D), the projected last encoder output, or for the
-    `space` chunker (B,) bool, whether the last byte was space-like."""
+    `space` chunker (B,) bool, whether the last byte was space-like, or (B,) int64, the state of an automaton."""
     projection: Tensor = field(default_factory=lambda: torch.empty(0))
     """(2D, D): the routing projections, stacked so that a step needs one product."""
     smoothed: Tensor = field(default_factory=lambda: torch.empty(0))

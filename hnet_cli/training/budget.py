@@ -45,14 +45,14 @@ def positions_per_byte(config: RunConfig) -> float:
     return 1 / BYTES_PER_TOKEN if config.tokenizer else 1.0
 
 
-def chunk_fractions(config: RunConfig, share: float = 1.0, space_rule: float | None = None) -> list[float]:
+def chunk_fractions(config: RunConfig, share: float = 1.0, rule: float | None = None) -> list[float]:
     """Positions of each inner level per byte, if the target ratios are met.
 
-    `share`: positions of level 0 per byte. `space_rule`: measured chunks per position of SpaceByte's rule.
+    `share`: positions of level 0 per byte. `rule`: measured chunks per position of a rule that reads bytes.
     """
     fractions = []
     for chunker, ratio in zip(config.model.chunkers, config.train.ratios(), strict=True):
-        measured = space_rule if chunker.kind == "space" else None
+        measured = rule if chunker.rule else None
         share *= measured or 1 / (chunker.k or ratio)
         fractions.append(share)
     return fractions

@@ -21,7 +21,7 @@ from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Batches
 from hnet_cli.errors import UsageError
 from hnet_cli.modality import get
-from hnet_cli.model.settings import compact_stack, space_like
+from hnet_cli.model.settings import Chunker, compact_stack, space_like
 from hnet_cli.training import budget
 
 MEASURED_BYTES = 1 << 18
@@ -58,11 +58,12 @@ def tokens_per_byte(config: RunConfig, dataset: Dataset) -> float:
 
 
 def fractions(config: RunConfig, dataset: Dataset) -> list[float]:
-    """Positions of each inner level per byte on this data, before training: measured for SpaceByte's rule, 1/k for
+    """Positions of each inner level per byte on this data, before training: measured for rules that read bytes, 1/k for
     fixed chunks, and the target 1/N if learned. One per stage; the outermost level has `tokens_per_byte`."""
     rule = None
-    if any(chunker.kind == "space" for chunker in config.model.chunkers):
-        rule = _space_fraction(dataset.path, dataset.fingerprint, config.train.sequence_length)
+    if config.model.chunkers and config.model.chunkers[0].rule:
+        place = dataset.path, dataset.fingerprint, config.train.sequence_length
+        rule = _rule_fraction(config.model.chunkers[0], *place)
     return budget.chunk_fractions(config, tokens_per_byte(config, dataset), rule)
 
 
@@ -121,11 +122,15 @@ def _tokens_per_byte(setting: str, path: Path, fingerprint: str, length: int) ->
 
 
 @lru_cache(maxsize=32)
-def _space_fraction(path: Path, fingerprint: str, length: int) -> float:
-    """Chunks per byte of SpaceByte's rule: the first of adjacent space-like bytes, and the first of a sequence."""
+def _rule_fraction(chunker: Chunker, path: Path, fingerprint: str, length: int) -> float:
+    """Chunks per byte of a rule that reads bytes; the first of a sequence begins one."""
     batch = _batches(Dataset.open(path), length).batch(0)
-    space = space_like(batch.inputs)
-    begins = space & ~np.concatenate([[False], space[:-1]])
+    automaton = chunker.automaton()
+    if automaton is None:
+        space = space_like(batch.inputs)
+        begins = space & ~np.concatenate([[False], space[:-1]])
+    else:
+        begins, _ = automaton.run(batch.inputs.tobytes())
     begins[batch.cu_seqlens[:-1]] = True
     return float(begins.mean())
 

@@ -1,11 +1,14 @@
 """Run configurations: what users write, and what they get wrong."""
 
+import json
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hnet_cli.config.run import RunConfig, TrainConfig, resolve, to_yaml
 from hnet_cli.errors import UsageError
+from hnet_cli.model.config import Chunker
 
 BASE = """
 model:
@@ -72,12 +75,32 @@ TWO = [
         ("[characters, learned]", TWO, ["characters", "learned"]),
         ("[space, learned]", TWO, ["space", "learned"]),
         ("learned", TWO, ["learned", "learned"]),
+        ("'regex:[^a-z] *[a-z]: x'", [], [("regex", "[^a-z] *[a-z]: x")]),
+        ("['regex:a|b', learned]", TWO, [("regex", "a|b"), "learned"]),
     ],
 )
 def test_chunkers(config_of, tmp_path, written, settings, read):
     config = config_of(BASE, f"model.chunker={written}", *settings)
-    assert [(c.kind, c.k) if c.k else c.kind for c in config.model.chunkers] == read
+    operands = [(c.kind, c.k or c.pattern) if c.k or c.pattern else c.kind for c in config.model.chunkers]
+    assert operands == read
     assert saved(config, tmp_path) == config
+
+
+def test_a_chunker_by_the_vocabulary_of_a_tokenizer(config_of, tmp_path):
+    vocabulary = {"<s>": 0, "t": 1, "he": 2, "Ġthe": 3, "中": 4}
+    at = tmp_path / "my tokenizer.json"
+    marks = [{"id": 0, "content": "<s>", "special": True}]
+    at.write_text(json.dumps({"model": {"type": "BPE", "vocab": vocabulary}, "added_tokens": marks}))
+    config = config_of(BASE, f"model.chunker=bpe:{at}")
+    assert config.model.chunkers == (Chunker("bpe", tokens="he t Ġthe"),)
+    at.unlink()
+    assert saved(config, tmp_path) == config
+    for content in ("[]", '{"model": {"type": "BPE", "vocab": 3}}', '{"model": {"type": "WordPiece", "vocab": {}}}'):
+        at.write_text(content)
+        with pytest.raises(UsageError, match="the chunker's tokenizer"):
+            config_of(BASE, f"model.chunker=bpe:{at}")
+    with pytest.raises(UsageError, match="cannot be read"):
+        config_of(BASE, f"model.chunker=bpe:{tmp_path / 'none'}")
 
 
 def test_a_network_without_stages(config_of, tmp_path):
@@ -194,6 +217,9 @@ def test_a_mistake_is_named_with_its_place(config_of, text, where, said):
         ("train.batch_bytes=100", "--set train.batch_bytes: train.batch_bytes (100)"),
         ("model.d_model=[64]", "--set model.d_model"),
         ("model.chunker=fixed", "chunker.k"),
+        ("model.chunker='regex:a*'", "empty string"),
+        ("model.chunker=regex", "needs pattern"),
+        ("model.chunker=bpe", "needs tokens"),
         ("train.lr", "section.key=value"),
         ("=5", "section.key=value"),
         ("train..lr=5", "section.key=value"),

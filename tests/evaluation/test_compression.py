@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hnet_cli.data.baselines import order_k
 from hnet_cli.evaluation import compression
 from hnet_cli.evaluation.resampling import draws, ratio
-from hnet_cli.evaluation.scoring import Scores, score
+from hnet_cli.inference.scoring import Scores, score
 
 
 def test_differences_are_paired(model):

@@ -8,8 +8,8 @@ from pagekit import checked
 
 from hnet_cli.errors import UsageError
 from hnet_cli.evaluation import elastic
-from hnet_cli.evaluation.scoring import score
 from hnet_cli.evaluation.tables import tables
+from hnet_cli.inference.scoring import score
 
 FOX = "The quick brown fox jumps over the lazy dog, {}.\n"
 

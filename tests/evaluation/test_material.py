@@ -7,7 +7,7 @@ from runkit import dataset
 
 from hnet_cli.errors import InputError, UsageError
 from hnet_cli.evaluation.material import LEAST_SHARE, equal_shares, file_source, gather
-from hnet_cli.evaluation.scoring import score
+from hnet_cli.inference.scoring import score
 from hnet_cli.modality import Document
 from hnet_cli.modality import get as modality
 

@@ -7,7 +7,7 @@ import pytest
 
 from hnet_cli import modality
 from hnet_cli.evaluation import noise
-from hnet_cli.evaluation.scoring import score
+from hnet_cli.inference.scoring import score
 
 
 def test_dearer_is_measured_in_bits_of_the_same_content(model):

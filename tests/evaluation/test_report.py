@@ -11,7 +11,7 @@ from runkit import dataset, fox, tiny
 from hnet_cli.checkpoints.find import find
 from hnet_cli.config.run import to_yaml
 from hnet_cli.evaluation import report
-from hnet_cli.evaluation.scoring import Scores
+from hnet_cli.inference.scoring import Scores
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hnet_cli import modality
 from hnet_cli.errors import InputError
 from hnet_cli.evaluation import variants
-from hnet_cli.evaluation.scoring import loglikelihoods
 from hnet_cli.evaluation.tables import tables
+from hnet_cli.inference.scoring import loglikelihoods
 from hnet_cli.inference.windows import BOS
 from hnet_cli.modality import Variant
 

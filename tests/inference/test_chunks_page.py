@@ -132,7 +132,7 @@ def test_one_stage_has_no_choice_of_stages():
 def test_what_is_too_long_is_cut_and_said(format):
     summary = Summary(MODEL.config)
     output = written("0123456789" * 1000, format, stage=0, plugin=None, max_bytes=5005, summary=summary)
-    assert summary.cut
+    assert summary.intake.cut
     assert summary.bytes == 5005
     if format == "html":
         assert "Only the first 5,005 bytes" in checked(output).text
@@ -144,7 +144,7 @@ def test_what_is_too_long_is_cut_and_said(format):
         )
     whole = Summary(MODEL.config)
     written("0123456789" * 10, format, plugin=None, max_bytes=100, summary=whole)
-    assert (whole.cut, whole.bytes) == (False, 100)
+    assert (whole.intake.cut, whole.bytes) == (False, 100)
 
 
 @settings(max_examples=50, deadline=None)

@@ -11,7 +11,7 @@ from modelkit import tiny_config, tiny_model
 from segmentkit import MODEL, written
 
 from hnet_cli.errors import UsageError
-from hnet_cli.inference import segment, thresholds
+from hnet_cli.inference import thresholds
 from hnet_cli.inference.segment import Summary, segment_bytes
 from hnet_cli.inference.thresholds import Compression, _Decision, calibrate
 
@@ -66,7 +66,6 @@ def test_what_cannot_be_is_said_with_the_nearest():
 
 
 def test_the_sample_is_the_beginning_and_nothing_is_lost(monkeypatch):
-    monkeypatch.setattr(segment, "SAMPLE_BYTES", 700)
     monkeypatch.setattr(thresholds, "SAMPLE_BYTES", 700)
     model, summary = tiny_model(torch.float32), Summary(MODEL.config)
     text = "Some words here, and others. " * 200

@@ -134,13 +134,15 @@ def fox(tmp_path_factory):
     return Dataset.open(dataset(tmp_path_factory.mktemp("lineup")))
 
 
-def test_what_a_rule_costs_is_measured_as_the_model_applies_it(fox):
-    config = tiny("model.chunker=space", "train.target_ratios=[7]")
+@pytest.mark.parametrize("chunker", [Chunker("space"), Chunker("regex", pattern="[^a-z][a-z]")])
+def test_what_a_rule_costs_is_measured_as_the_model_applies_it(fox, chunker):
+    config = tiny("train.target_ratios=[7]")
+    config = replace(config, model=replace(config.model, chunkers=(chunker,)))
     (share,) = lineup.fractions(config, fox)
     batch = Batches(fox, sequence_length=64, rows=500, seed=3).batch(0)
     packing = Packing.of_cu_seqlens(torch.from_numpy(batch.cu_seqlens))
     ids = torch.from_numpy(batch.inputs).long()
-    mask = FixedRouting(Chunker("space")).forward(torch.zeros(len(ids), 1), packing, ids).boundary_mask
+    mask = FixedRouting(chunker).forward(torch.zeros(len(ids), 1), packing, ids).boundary_mask
     assert share == pytest.approx(mask.double().mean().item(), rel=0.01)
     assert lineup.fractions(tiny("model.chunker=fixed:5"), fox) == [1 / 5]
     assert lineup.fractions(tiny(), fox) == [1 / 4]

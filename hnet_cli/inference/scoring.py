@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,10 +20,27 @@ import torch
 import torch.nn.functional as F
 
 from hnet_cli.errors import NumericalError
-from hnet_cli.evaluation.resampling import FEWEST
-from hnet_cli.inference.windows import BATCH_BYTES, BOS
-from hnet_cli.model import HNetForCausalLM, RoutingOutput
+from hnet_cli.inference.windows import BATCH_BYTES, BOS, window_of
+from hnet_cli.model import HNetConfig, HNetForCausalLM, RoutingOutput
 from hnet_cli.model.state import GenerationState
+
+FEWEST = 8
+"""Fewest units that an interval is given for."""
+PRECISIONS = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+def default_context(*configs: HNetConfig) -> int:
+    """2,048 bytes, or the training length if that is longer; of several models the longest."""
+    return max(window_of(config)[0] for config in configs)
+
+
+def precision(model: HNetForCausalLM) -> tuple[str, AbstractContextManager[object]]:
+    """The name of the precision and a context manager: that of the weights; with CUDA bf16 by autocast, as in
+    training."""
+    weight, device = model.embeddings.weight, model.embeddings.weight.device.type
+    if device != "cuda":
+        return PRECISIONS[weight.dtype], nullcontext()
+    return "bf16", torch.autocast(device, torch.bfloat16)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,17 @@ from runkit import dataset, tiny
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Windows
 from hnet_cli.evaluation import compression
-from hnet_cli.evaluation.scoring import COLUMNS, loglikelihoods, score, stretches
+from hnet_cli.inference.scoring import COLUMNS, loglikelihoods, score, stretches
 from hnet_cli.inference.windows import BATCH_BYTES
 from hnet_cli.training.build import build_model
 from hnet_cli.training.validation import validation
 
 BOS = 254
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model(torch.float32).eval()
 
 
 def nats(model, given, wanted):
