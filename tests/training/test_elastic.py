@@ -10,6 +10,7 @@ from stepkit import batch, gradient
 
 from hnet_cli.errors import Stopped, UsageError
 from hnet_cli.model import ratio_loss
+from hnet_cli.training.budget import chunk_fractions
 from hnet_cli.training.build import build_model
 from hnet_cli.training.elastic import boundary_shares, drawn_budgets
 from hnet_cli.training.loop import train
@@ -65,10 +66,10 @@ def test_a_step_has_a_gradient_of_every_part():
 
 
 def test_stopped_and_resumed_is_never_stopped(tmp_path):
-    data, settings = dataset(tmp_path), (BUDGETS, "train.steps=4", "train.micro_batches=2", "train.checkpoint_every=2")
+    data, settings = dataset(tmp_path), (BUDGETS, "train.steps=3", "train.micro_batches=2", "train.eval_every=0")
     train(tiny(*settings), data, tmp_path / "whole")
     with pytest.raises(Stopped):
-        train(tiny(*settings), data, tmp_path / "run", listen=when("step", 3, sending("SIGTERM")))
+        train(tiny(*settings), data, tmp_path / "run", listen=when("step", 2, sending("SIGTERM")))
     train(tiny(*settings), data, tmp_path / "run", resume=True)
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
@@ -90,3 +91,10 @@ def test_stopped_and_resumed_is_never_stopped(tmp_path):
 def test_budgets_that_cannot_be(settings, message):
     with pytest.raises(UsageError, match=message):
         tiny(*settings)
+
+
+def test_the_cost_is_that_of_all_budgets():
+    assert chunk_fractions(tiny(BUDGETS)) == [pytest.approx((2 + 1 + 0.5) / 3 / 4)]
+    both = tiny(*TWO_STAGES, "train.budgets=[1, 4]")
+    assert chunk_fractions(both) == pytest.approx([0.75 / 3, 0.75**2 / 6])
+    assert chunk_fractions(tiny()) == [0.25]
