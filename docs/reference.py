@@ -19,6 +19,7 @@ from hnet_cli.cli import options
 from hnet_cli.cli.app import app
 from hnet_cli.config.bounds import Bounds
 from hnet_cli.config.run import RunConfig
+from hnet_cli.config.sources import DataSource
 from hnet_cli.config.train import TrainConfig
 from hnet_cli.model.config import SWITCHES, HNetConfig
 from hnet_cli.model.settings import LEAST, MOST, AttnConfig, Chunker, Rotary, SSMConfig
@@ -36,6 +37,7 @@ def settings() -> str:
             RunConfig,
             [f.name for f in dataclasses.fields(RunConfig) if f.name not in ("model", "train")],
         ),
+        ("data, where there are several datasets", "data[].", DataSource, None),
         ("model:", "model.", HNetConfig, [*OFFICIAL, *SWITCHES]),
         ("model.chunker", "model.chunker.", Chunker, None),
         ("model.ssm_cfg", "model.ssm_cfg.", SSMConfig, None),

@@ -214,6 +214,8 @@ class Modality:
     """True if documents may be in another encoding than their source; `Document.encoding` then tells which."""
     verbatim: ClassVar[frozenset[str]] = frozenset()
     """Extensions of files that are documents as they are, though they look like JSON rows; not so with `--field`."""
+    scored_noise: ClassVar[tuple[str, ...]] = ()
+    """Names of the `perturbations` that the robustness score of tasks averages; none: all."""
     consults: ClassVar[frozenset[str]] = frozenset()
     """Names of files and folders in an archive that decide about its other members (.gitignore). If there are any,
     archives are walked twice."""

@@ -8,10 +8,16 @@
     model.generate(**tokens, max_new_tokens=100)
 
 What `save_pretrained` writes is a model folder for `hnet` too. Token n is byte n; 254 begins a document.
+
+`output_hidden_states=True` gives one tensor more than there are layers, as everywhere in transformers: the embeddings,
+then the output of every layer in the order of computation (encoders, main network, decoders), that of the last layer of
+a stack after the stack's norm. The last is what the output layer reads. Each is (B, L, width of its level): a byte has
+the vector of the chunk it is in, so inner ones repeat; widths of the levels differ. Padding has zeros.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +28,10 @@ from hnet_cli.errors import EnvironmentLimit
 from hnet_cli.kernels import Packing
 from hnet_cli.model import GenerationState, HNetConfig
 from hnet_cli.model import HNetForCausalLM as Network
+from hnet_cli.model.blocks import Isotropic
+from hnet_cli.model.chunking import RoutingOutput
 from hnet_cli.model.config import BOS, TRANSFORMERS_KEYS
+from hnet_cli.model.hidden import Layer, caught, stack_of
 
 try:
     from transformers import (
@@ -140,13 +149,18 @@ class HNetForCausalLM(PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
+        output_hidden_states: bool | None = None,
         **_: Any,
     ) -> CausalLMOutputWithPast:
         """input_ids (B, L) int64 -> logits (B, L, V), zero where masked; the last `logits_to_keep` of them if not 0.
 
         `attention_mask` (B, L): 0 for padding on either side. `labels` (B, L): the input again, -100 where nothing is
-        to be predicted. With `past_key_values` the input is what follows what was read before.
+        to be predicted. With `past_key_values` the input is what follows what was read before. Raises ValueError if
+        hidden states of that are asked for: they are not kept.
         """
+        hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        if past_key_values is not None and hidden:
+            raise ValueError("hidden states are of a whole input: use_cache=False keeps them")
         if past_key_values is not None:
             steps = [self.network.step(column, past_key_values.state)[0].clone() for column in input_ids.unbind(1)]
             return CausalLMOutputWithPast(
@@ -157,16 +171,51 @@ class HNetForCausalLM(PreTrainedModel, GenerationMixin):
         if use_cache:
             cache = GenerationCache(self.network.allocate_state(len(input_ids), LONGEST))
             last = self.network.prefill([row[own] for row, own in zip(input_ids, valid, strict=True)], cache.state)
-            if logits_to_keep == 1 and labels is None and bool(valid[:, -1].all()):
+            if logits_to_keep == 1 and labels is None and not hidden and bool(valid[:, -1].all()):
                 return CausalLMOutputWithPast(logits=last.clone()[:, None], past_key_values=cache)
-        out = self.network.forward_packed(input_ids[valid], Packing.of_lengths(valid.sum(1).tolist(), self.device))
+        packing = Packing.of_lengths(valid.sum(1).tolist(), self.device)
+        stacks = self._stacks() if hidden else []
+        with caught([module for _, stack in stacks for module in (*stack.layers, stack)]) as outputs:
+            out = self.network.forward_packed(input_ids[valid], packing)
         logits = out.logits.new_zeros(*input_ids.shape, self.config.vocab_size)
         logits = logits.index_put(valid.nonzero(as_tuple=True), out.logits)
         loss = None
         if labels is not None:
             target = labels[:, 1:].masked_fill(~(valid[:, 1:] & valid[:, :-1]), -100)
             loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), target.flatten())
-        return CausalLMOutputWithPast(loss=loss, logits=logits[:, -logits_to_keep:], past_key_values=cache)
+        states = self._hidden_states(input_ids, valid, stacks, outputs, out.routing) if hidden else None
+        return CausalLMOutputWithPast(
+            loss=loss, logits=logits[:, -logits_to_keep:], past_key_values=cache, hidden_states=states
+        )
+
+    def _stacks(self) -> list[tuple[int, Isotropic]]:
+        """The stacks in the order of computation, each with its level."""
+        stages = range(self.network.config.num_stages)
+        layers = [Layer(stage, "encoder") for stage in stages] + [Layer(len(stages) - 1, "main")]
+        layers += [Layer(stage, "decoder") for stage in reversed(stages)]
+        return [(layer.level, stack_of(self.network, layer)) for layer in layers]
+
+    def _hidden_states(
+        self,
+        input_ids: Tensor,
+        valid: Tensor,
+        stacks: list[tuple[int, Isotropic]],
+        outputs: Mapping[torch.nn.Module, Tensor],
+        routing: list[RoutingOutput],
+    ) -> tuple[Tensor, ...]:
+        """(B, L, D of the level) of the embeddings and of every layer."""
+        chunk = [torch.arange(int(valid.sum()), device=valid.device)]  # of each byte, its position at every level
+        for each in routing:
+            chunk.append((each.boundary_mask.cumsum(0) - 1)[chunk[-1]])
+        packed = [(0, self.embeddings(input_ids[valid]))]
+        for level, stack in stacks:
+            packed += [(level, outputs[layer]) for layer in stack.layers[:-1]]
+            packed.append((level, outputs[stack]))
+        index = valid.nonzero(as_tuple=True)
+        return tuple(
+            states.new_zeros(*valid.shape, states.shape[-1]).index_put(index, states[chunk[level]])
+            for level, states in packed
+        )
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, past_key_values: GenerationCache | None = None, **kwargs: Any

@@ -1,4 +1,5 @@
-"""Distortions that a reader sees through. Text: the five of BLT (arXiv 2412.09871), which the paper uses (App. D.1)."""
+"""Distortions that a reader sees through. Text: the five of BLT (arXiv 2412.09871), which the paper uses (App. D.1).
+Everywhere: the same content in another layout, which byte models lean on more than readers do."""
 
 from __future__ import annotations
 
@@ -27,16 +28,35 @@ def _per_character(change: Callable[[str, Random], str]) -> Perturbation:
     return _of_text(lambda text, random: "".join(change(char, random) for char in text))
 
 
+def _substituted(pattern: str, by: str) -> Perturbation:
+    """Replace each match of a pattern in a text."""
+    return _of_text(lambda text, random: re.sub(pattern, lambda match: by, text))
+
+
+LINE_END = r"\r\n|\r|\n"
+LINES: Mapping[str, Perturbation] = {
+    "CRLF": _substituted(LINE_END, "\r\n"),
+    "CR": _substituted(LINE_END, "\r"),
+}
+"""Line ends of Windows, and those of old Macintoshes."""
+
+PAPER = ("AntSpeak", "Drop", "RandomCase", "Repeat", "UpperCase")
 TEXT: Mapping[str, Perturbation] = {
     "AntSpeak": _of_text(lambda text, random: " ".join(text.upper())),
     "Drop": _per_character(lambda char, random: "" if random.random() < 0.1 else char),
     "RandomCase": _per_character(lambda char, random: char.upper() if random.random() < 0.5 else char.lower()),
     "Repeat": _per_character(lambda char, random: char * random.randint(2, 4) if random.random() < 0.2 else char),
     "UpperCase": _of_text(lambda text, random: text.upper()),
+    "BlankLines": _substituted(" +", "\n\n"),
+    "Tabs": _substituted(" ", "\t"),
+    "NoSpaces": _substituted(" ", ""),
+    **LINES,
+    "LineSeparator": _substituted(LINE_END, "\u2028"),
 }
 """AntSpeak: upper case, a space between any two characters. Drop: each character is left out with probability 0.1.
 RandomCase: upper or lower case with even chances. Repeat: with probability 0.2 a character stands two to four times.
-UpperCase."""
+UpperCase. BlankLines: one between any two words. Tabs: for spaces. NoSpaces: line ends stay. LineSeparator: U+2028 for
+line ends."""
 
 # Characters that sound the same (or nearly) and are confused in typing; and characters that look alike.
 SOUND = (
@@ -80,9 +100,13 @@ CHINESE: Mapping[str, Perturbation] = {
     "HalfWidth": _per_character(_narrow),
     "Drop": TEXT["Drop"],
     "Repeat": TEXT["Repeat"],
+    "WideSpaces": _of_text(lambda text, random: re.sub(r"(?<=\S)(?=\S)", "\u3000", text)),
+    "LineBreaks": _of_text(lambda text, random: re.sub(r"(.{20})(?=.)", r"\1\n", text)),
+    **LINES,
 }
 """Homophone, LookAlike: half of the characters of a table of common confusions. FullWidth, HalfWidth: of letters,
-digits and punctuation. Drop and Repeat as in text."""
+digits and punctuation. Drop and Repeat as in text. WideSpaces: a full-width one between any two characters, as titles
+are set. LineBreaks: after every 20 characters of a line, as from a page that was scanned."""
 
 WORD = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 RESERVED = words(
@@ -142,9 +166,13 @@ CODE: Mapping[str, Perturbation] = {
     "Indent": _of_text(_indent),
     "Spaces": _of_text(_spaces),
     "Drop": TEXT["Drop"],
+    "BlankLines": _substituted(LINE_END, "\n\n"),
+    "Trailing": _of_text(lambda text, random: re.sub(r"(?m)$(?=\n)", lambda match: " " * random.randint(1, 3), text)),
+    **LINES,
 }
 """Rename: every identifier, consistently, to random letters. Indent: tabs for spaces and the reverse. Spaces: some
-doubled. Drop as in text; this one breaks the program."""
+doubled. Drop as in text; this one breaks the program. BlankLines: one after every line. Trailing: one to three spaces
+at the end of every line."""
 
 
 def _substitute(data: bytes, random: Random) -> bytes:
@@ -152,6 +180,15 @@ def _substitute(data: bytes, random: Random) -> bytes:
     for at, base in enumerate(data):
         if random.random() < 0.1:
             bases[at] = random.choice([other for other in b"ACGT" if other != base & 0xDF])
+    return bytes(bases)
+
+
+def _filled(data: bytes, random: Random) -> bytes:
+    """Random bases in stretches of 50, a tenth of all: unknown ones that some program has filled in."""
+    bases = bytearray(data)
+    for at in range(0, len(data), 50):
+        if random.random() < 0.1:
+            bases[at : at + 50] = bytes(random.choices(b"ACGT", k=len(bases[at : at + 50])))
     return bytes(bases)
 
 
@@ -167,5 +204,8 @@ DNA: Mapping[str, Perturbation] = {
     "Substitution": _substitute,
     "Deletion": lambda data, random: bytes(base for base in data if random.random() >= 0.02),
     "ReverseComplement": lambda data, random: reverse_complement(data),
+    "Filled": _filled,
 }
-"""Substitution: a tenth of the bases by another. Deletion: of a fiftieth of the bases. ReverseComplement."""
+"""Substitution: a tenth of the bases by another. Deletion: of a fiftieth of the bases. ReverseComplement. Filled: a
+tenth of all stretches of 50 bases is random. Lower case, U and N need none: the first two are read as upper case and T,
+and N never reaches a model."""

@@ -14,7 +14,7 @@ from hnet_cli.modality import Gold, Perturbation, Refused, Source, suffix
 
 from ._bytes import binary_reason, words
 from ._gold import gold
-from ._noise import TEXT
+from ._noise import PAPER, TEXT
 from ._utf8 import Utf8, code_points, decoded, han_count
 
 SUFFIXES = words(".txt .text .md .markdown .rst .adoc .org .tex .srt .vtt .log")
@@ -23,6 +23,7 @@ SUFFIXES = words(".txt .text .md .markdown .rst .adoc .org .tex .srt .vtt .log")
 class Text(Utf8):
     name = "text"
     summary = "Text in UTF-8: one document per file, long files divided at paragraphs"
+    scored_noise = PAPER
 
     def detect(self, name: str, head: bytes) -> float:
         """A moderate score for whatever is UTF-8, so that the modalities that know their own better come first."""

@@ -66,6 +66,32 @@ def test_padding_changes_nothing(folder, model, tokenizer, side):
     torch.testing.assert_close(out.loss, sum(nats) / sum(map(len, PROMPTS)))
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_hidden_states_are_those_of_every_layer(folder, model, tokenizer, side):
+    """One more than layers, all of the input's length; the last is what the head reads, the inner ones repeat."""
+    batch = tokenizer([p.decode() for p in PROMPTS], return_tensors="pt", padding=True, padding_side=side)
+    with torch.no_grad():
+        out = model(**batch, output_hidden_states=True)
+        torch.testing.assert_close(model.lm_head(out.hidden_states[-1]), out.logits)
+        assert torch.equal(out.logits, model(**batch).logits)
+        assert model(**batch).hidden_states is None
+    mask = batch.attention_mask.bool()
+    assert torch.equal(out.hidden_states[0][mask], model.embeddings(batch.input_ids[mask]))
+    assert [states.shape[-1] for states in out.hidden_states] == [32, 32, 48, 48, 64, 48, 32, 32]
+    assert all(states.shape[:2] == mask.shape and not states[~mask].any() for states in out.hidden_states)
+    vectors = finding.load(folder).embed(PROMPTS[0], "chunk", 1, "main")
+    repeated = out.hidden_states[4][0][mask[0]][-1].numpy()
+    torch.testing.assert_close(torch.tensor(repeated), torch.tensor(vectors.vectors[-1]), atol=1e-4, rtol=1e-4)
+
+
+def test_hidden_states_of_what_goes_on_are_not_kept(model, tokenizer):
+    batch = tokenizer(["one"], return_tensors="pt")
+    with torch.no_grad():
+        past = model(**batch, use_cache=True).past_key_values
+        with pytest.raises(ValueError, match="use_cache"):
+            model(batch.input_ids[:, -1:], past_key_values=past, output_hidden_states=True)
+
+
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_greedy_generation_is_ours(folder, model, tokenizer, use_cache):
     own = finding.load(folder)

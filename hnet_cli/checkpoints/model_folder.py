@@ -9,8 +9,9 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
+import numpy as np
 import torch
 
 from hnet_cli import provenance, storage
@@ -22,6 +23,9 @@ from hnet_cli.model import HNetConfig, HNetForCausalLM
 from hnet_cli.model.init import skeleton, stays_float32
 from hnet_cli.storage import HeldFile, shown
 from hnet_cli.storage.reading import reason
+
+if TYPE_CHECKING:
+    from hnet_cli.inference.embed import Embedding
 
 STARTERS = Path(__file__).parents[1] / "starters"
 MODEL_FILES = ("config.json", "model.safetensors")
@@ -71,6 +75,60 @@ class LoadedModel(HNetForCausalLM):
         from hnet_cli.inference.thresholds import Compression
 
         return segment_bytes(self, data, stage, Compression.of(threshold, bytes_per_chunk))
+
+    @overload  # a text is a sequence of texts to a type checker
+    def score(  # type: ignore[overload-overlap]
+        self, data: bytes | str, *, context: int | None = ..., stride: int | None = ..., both_strands: bool = ...
+    ) -> np.ndarray: ...
+
+    @overload
+    def score(
+        self,
+        data: Sequence[bytes | str],
+        *,
+        context: int | None = ...,
+        stride: int | None = ...,
+        both_strands: bool = ...,
+    ) -> list[np.ndarray]: ...
+
+    def score(
+        self,
+        data: bytes | str | Sequence[bytes | str],
+        *,
+        context: int | None = None,
+        stride: int | None = None,
+        both_strands: bool = False,
+    ) -> np.ndarray | list[np.ndarray]:
+        """The bits of every byte of a document, (n,) float64: their sum is the document's. Of a list, a list.
+
+        Text is read as UTF-8. Options as those of `hnet score`. Raises UsageError, NumericalError.
+        """
+        from hnet_cli.inference.score import ScoreRequest, score_bytes
+
+        several = [data] if isinstance(data, bytes | str) else data
+        documents = [each.encode() if isinstance(each, str) else each for each in several]
+        bits = score_bytes(self, documents, ScoreRequest(context=context, stride=stride, both_strands=both_strands))
+        return bits[0] if isinstance(data, bytes | str) else bits
+
+    def embed(
+        self,
+        data: bytes | str | Sequence[bytes | str],
+        per: str = "document",
+        stage: int = 0,
+        layer: str = "decoder",
+        pool: str = "mean",
+        *,
+        window: int | None = None,
+        dtype: str = "float32",
+        carry: bool = False,
+    ) -> Embedding:
+        """The vectors of one document, or of several at once; the options of `hnet embed`.
+
+        Of the result, `vectors` is (N, D), in the order of the documents, with `document`, `start` and `end` (N,).
+        """
+        from hnet_cli.inference.embed import Wanted, embed_bytes
+
+        return embed_bytes(self, data, Wanted(per, stage, layer, pool, window, dtype), carry)
 
 
 def save_model(

@@ -56,8 +56,8 @@ class TrainingState:
     skipped_steps: Count = 0
     """Steps without an update because the loss or a gradient was not finite."""
     skipped_in_a_row: Count = 0
-    dataset: Annotated[str, Field(max_length=100)] = ""
-    """Fingerprint of the dataset."""
+    dataset: Annotated[str, Field(max_length=1 << 13)] = ""
+    """`Mixture.key`: the fingerprint of the dataset; of a mixture those of all, with their weights."""
     probe_depth: Annotated[str, Field(max_length=1 << 16, pattern="^[0-9]*$")] = ""
     """`Decisions.depth` of the last evaluation, for comparison with the next."""
     watch: Annotated[dict[str, Number], Field(max_length=1000)] = field(default_factory=dict)

@@ -16,12 +16,14 @@ import hnet_cli
 from hnet_cli.cli import options
 from hnet_cli.cli.compare import compare
 from hnet_cli.cli.convert import convert
+from hnet_cli.cli.embed import embed
 from hnet_cli.cli.eval import evaluate
 from hnet_cli.cli.prepare import prepare
 from hnet_cli.cli.presets import presets
 from hnet_cli.cli.retrofit import retrofit
 from hnet_cli.cli.runs import runs
 from hnet_cli.cli.sample import sample
+from hnet_cli.cli.score import score
 from hnet_cli.cli.segment import segment
 from hnet_cli.cli.train import train
 from hnet_cli.errors import INTERRUPTED
@@ -103,6 +105,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "segment": segment,
     "sample": sample,
+    "score": score,
+    "embed": embed,
     "eval": evaluate,
     "compare": compare,
     "runs": runs,

@@ -13,7 +13,7 @@ from hnet_cli.errors import UsageError
 
 def compare(
     data: Annotated[
-        Path | None, typer.Option(help="A dataset of `hnet prepare`. Default: the newest under data/.")
+        list[Path] | None, typer.Option(help="A dataset of `hnet prepare`. Default: the newest under data/.")
     ] = None,
     line_up: Annotated[
         str | None,
@@ -55,8 +55,10 @@ def compare(
     from hnet_cli.comparison import session, tables
     from hnet_cli.comparison.plan import ComparisonRequest
 
+    if data and len(data) > 1:
+        raise UsageError("a comparison is of one dataset, and several are given", "`hnet prepare` makes one of them")
     request = ComparisonRequest(
-        data=data,
+        data=data[0] if data else None,
         line_up=line_up,
         size=size,
         bytes=bytes_,

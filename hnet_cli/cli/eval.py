@@ -38,8 +38,20 @@ def evaluate(
     fasta: Annotated[Path | None, typer.Option(help="The sequence that --vcf or --annotation is about.")] = None,
     scores: Annotated[Path | None, typer.Option(help="Write the variants' scores here, as TSV.")] = None,
     label: Annotated[
-        str | None, typer.Option(help="INFO field of the VCF to compare scores with. Default: AF.")
+        str | None,
+        typer.Option(
+            help="INFO field of the VCF to compare scores with, default AF; or the column of --probe to predict, "
+            "default label."
+        ),
     ] = None,
+    probe: Annotated[
+        Path | None,
+        typer.Option(
+            help="A TSV of labels: name of a document, perhaps start and end in it, label, and the --group. A linear "
+            "model is fitted on the vectors; the files are read for this alone."
+        ),
+    ] = None,
+    group: Annotated[str | None, typer.Option(help="The column of --probe whose values are held out whole.")] = None,
     noise: Annotated[bool, typer.Option("--noise", help="Also distort documents and tasks (fixed seeds).")] = False,
     max_bytes: Annotated[int, typer.Option(min=0, help="Evaluate at most this many bytes; 0: all.")] = 2_000_000,
     context: Annotated[
@@ -103,6 +115,8 @@ def evaluate(
         context=context,
         stride=stride,
         limit=limit,
+        probe=probe,
+        group=group,
         elastic=elastic,
         page=page,
         compression=options.compression(threshold, bytes_per_chunk),
@@ -124,9 +138,6 @@ def _models_and_files(arguments: list[str]) -> tuple[list[str], list[str]]:
     models: list[str] = []
     files: list[str] = []
     for argument in arguments:
-        folder = Path(argument)
-        parts = ("config.json", "model.safetensors", "checkpoints")
-        is_model = argument.startswith("starter:") or any((folder / part).exists() for part in parts)
-        missing = not folder.exists() and not models
-        (models if is_model or missing else files).append(argument)
+        missing = not Path(argument).exists() and not models
+        (models if options.is_model(argument) or missing else files).append(argument)
     return models, files

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -62,6 +63,12 @@ BytesPerChunk = Annotated[
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
+
+
+def is_model(argument: str) -> bool:
+    """True if an argument names a model that is there, not a file."""
+    parts = ("config.json", "model.safetensors", "checkpoints")
+    return argument.startswith("starter:") or any((Path(argument) / part).exists() for part in parts)
 
 
 def print_json(data: Any) -> None:

@@ -13,7 +13,7 @@ from hnet_cli import modality, provenance, storage
 from hnet_cli.checkpoints.find import load, starters
 from hnet_cli.checkpoints.model_folder import LoadedModel
 from hnet_cli.config.run import resolve
-from hnet_cli.data.dataset import Dataset
+from hnet_cli.data.mixture import Mixture
 from hnet_cli.data.prepare import preparation
 from hnet_cli.distributed.device import this_machine
 from hnet_cli.distributed.threads import Meter
@@ -56,7 +56,7 @@ def run(out: Path, minutes: float, device: str, began: float | None = None) -> N
     config = dataclasses.replace(resolve("nano"), data=str(data))
     command = f"hnet train --preset nano --data {data} --run {folder}"
     say(f"[bold]2. train[/]    {literal(command)} --minutes {seconds / 60:.2g}")
-    plan = Plan(config, data, Dataset.open(data).about, folder, here)
+    plan = Plan(config, Mixture.open(data), folder, here)
     result = follow(plan, seconds=seconds)
     trained = result.state.bytes_seen
     bits, xz = result.last.get("val_bpb", math.inf), result.last.get("val_xz", 0.0)

@@ -137,14 +137,19 @@ def model_for(
 
 
 def readable_sources(
-    files: list[str], modality: Modality | None, field: str | None, intake: Intake
+    files: list[str],
+    modality: Modality | None,
+    field: str | None,
+    intake: Intake,
+    on_read: Callable[[int], None] = lambda count: None,
 ) -> Iterator[Source]:
-    """The sources that the files hold. One that cannot be read is reported and left out."""
+    """The sources that the files hold. One that cannot be read is reported and left out. `on_read` gets the number of
+    bytes read from files each time."""
     from hnet_cli.data.prepare.contents import sources_of
     from hnet_cli.modality import Modality, Refused
     from hnet_cli.terminal.console import literal, say
 
-    for source in sources_of(files, modality or Modality(), field, intake.damaged.append):
+    for source in sources_of(files, modality or Modality(), field, intake.damaged.append, on_read):
         if isinstance(source, Refused):
             say(f"[yellow]left out:[/] {literal(source.where)}: {literal(source.reason)}")
         else:

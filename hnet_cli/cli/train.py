@@ -19,7 +19,12 @@ def train(
         typer.Option(help="A preset (`hnet presets`) or a YAML file. Default: the modality's preset for this machine."),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="A dataset of `hnet prepare`. Default: the newest under data/.")
+        list[str] | None,
+        typer.Option(
+            metavar="PATH[:WEIGHT]",
+            help="A dataset of `hnet prepare`; may be repeated: all are mixed, weights being shares of the bytes read. "
+            "Default: the newest under data/.",
+        ),
     ] = None,
     run: Annotated[Path | None, typer.Option(help="The run folder. Default: runs/<dataset>-<preset>.")] = None,
     settings: options.Settings = None,

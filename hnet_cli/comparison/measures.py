@@ -75,7 +75,8 @@ class Exam:
 
     def key(self, model: Path) -> str:
         """A hash of everything that a measurement of the model folder depends on."""
-        digest = hashlib.sha256(f"{FORMAT} {self.context} {NOISE_SHARE} {self.modality.name} {self.owners}".encode())
+        noise = f"{NOISE_SHARE} {list(self.modality.perturbations())}"
+        digest = hashlib.sha256(f"{FORMAT} {self.context} {noise} {self.modality.name} {self.owners}".encode())
         for data in (*self.documents, *self.noisy):
             digest.update(hashlib.sha256(data).digest())
         if not self.compression.is_default:

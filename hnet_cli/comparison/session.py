@@ -23,6 +23,7 @@ from hnet_cli.comparison.results import results
 from hnet_cli.comparison.verdict import verdict
 from hnet_cli.config.run import to_yaml
 from hnet_cli.data.dataset import Dataset
+from hnet_cli.data.mixture import Mixture
 from hnet_cli.distributed.threads import meter
 from hnet_cli.errors import HNetError, InputError, NumericalError, Stopped
 from hnet_cli.report import history
@@ -107,7 +108,7 @@ def _train_all(plan: ComparisonPlan, stop: Stop) -> dict[str, str]:
 
 
 def _training_plan(plan: ComparisonPlan, run: MemberRun) -> training.Plan:
-    return training.Plan(run.config, plan.data, plan.dataset.about, run.folder, plan.machine)
+    return training.Plan(run.config, Mixture([plan.dataset]), run.folder, plan.machine)
 
 
 def _in_turn(plan: ComparisonPlan, left: Sequence[MemberRun], stop: Stop) -> dict[str, str]:

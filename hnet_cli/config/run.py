@@ -21,6 +21,7 @@ import yaml
 from hnet_cli import storage
 from hnet_cli.config.bounds import STRICT
 from hnet_cli.config.presets import merge, nearest, preset
+from hnet_cli.config.sources import DataSource, Sources, check, sources_of
 from hnet_cli.config.train import SettingError, TrainConfig
 from hnet_cli.config.yaml import Dumper, parse, read_text
 from hnet_cli.errors import DamagedError, HNetError, UsageError
@@ -56,8 +57,8 @@ class RunConfig:
     data; or the path of a tokenizer.json. `model.vocab_size` follows from it."""
     name: str = "run"
     """Name of the preset this came from."""
-    data: str = ""
-    """The dataset folder of a run; empty in a preset."""
+    data: str | list[DataSource] = ""
+    """The dataset folder of a run, or several as a list of {path, weight}: see docs/data.md; empty in a preset."""
 
     def __post_init__(self) -> None:
         train, stages, parts = self.train, self.model.num_stages, self.model.count_parameters()
@@ -91,6 +92,15 @@ class RunConfig:
         )
         lacking = train.embedding_loss_weight and not self.model.adapter_width
         refuse_if(lacking, "train.embedding_loss_weight", " needs adapters: model.adapter_width", "model.adapter_width")
+        try:
+            check(self.sources)
+        except ValueError as error:
+            raise SettingError(f"data {error}", "data") from error
+
+    @property
+    def sources(self) -> Sources:
+        """The datasets of `data`."""
+        return sources_of(self.data)
 
 
 @cache
@@ -293,11 +303,16 @@ def _refusal(error: ValidationError, where: Callable[..., str]) -> UsageError:
     problems = [problem for problem in problems if problem["loc"][: len(key)] == key]
     depth = max(len(problem["loc"]) for problem in problems)  # of a union, what came nearest
     reasons = (_reason(problem) for problem in problems if len(problem["loc"]) == depth)
-    return UsageError(f"{where(path)}: {path} {' or '.join(dict.fromkeys(reasons))}")
+    example = "data: PATH, or data: [{path: a, weight: 8}, {path: b, weight: 1}]" if path == "data" else ""
+    return UsageError(f"{where(path)}: {path} {' or '.join(dict.fromkeys(reasons))}", example)
 
 
 def _reason(problem: Mapping[str, Any]) -> str:
-    ours = {"dataclass_type": "must hold keys and values", "missing": "has too few entries"}
+    ours = {
+        "dataclass_type": "must hold keys and values",
+        "missing": "has too few entries",
+        "unexpected_keyword_argument": f"has an unknown key {str(problem['loc'][-1])!r}",
+    }
     said = str(problem.get("ctx", {}).get("error", problem["msg"]))
     return ours.get(problem["type"], said.removeprefix("Input "))
 

@@ -8,6 +8,7 @@ documents holds each as its own packed sequence; inputs are the targets moved ri
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import numpy as np
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.errors import InputError
 from hnet_cli.model.config import BOS
+from hnet_cli.storage import shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +74,19 @@ class Batches:
         self.windows_per_epoch = dataset.nbytes(split) // sequence_length
         if not self.windows_per_epoch:
             raise InputError(
-                f"the {split} split has {dataset.nbytes(split):,} bytes, less than one sequence of {sequence_length:,}",
+                f"the {split} split of {shown(dataset.path)} has {dataset.nbytes(split):,} bytes, less than one "
+                f"sequence of {sequence_length:,}",
                 "give more data, or a smaller train.sequence_length",
             )
         self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
-    def epoch(self, step: int) -> float:
-        """Epochs completed when batch `step` begins."""
-        return step * self.rows / self.windows_per_epoch
-
     def batch(self, step: int, rows_slice: tuple[int, int] | None = None) -> Batch:
         """Batch number `step` (from 0), or only its windows [start, stop): the share of one rank."""
         start, stop = rows_slice or (0, self.rows)
-        visits = np.arange(step * self.rows + start, step * self.rows + stop, dtype=np.int64)
+        return self.visited(np.arange(step * self.rows + start, step * self.rows + stop, dtype=np.int64))
+
+    def visited(self, visits: np.ndarray) -> Batch:
+        """The windows of some visits, ascending int64 counted from 0 through all epochs."""
         epochs, visits = np.divmod(visits, self.windows_per_epoch)
         parts = [self._pieces(int(epoch), visits[epochs == epoch]) for epoch in np.unique(epochs)]
         return _gather(self.dataset, *(np.concatenate(columns) for columns in zip(*parts, strict=True)))
@@ -154,6 +156,13 @@ class Windows:
         digest = hashlib.sha256(f"{self.dataset.fingerprint} {self.length} ".encode())
         digest.update(self.table.astype("<i8").tobytes())
         return digest.hexdigest()[:16]
+
+    def part(self, wanted: int) -> Windows:
+        """`wanted` of the windows, spread over all of them."""
+        part = copy.copy(self)
+        part.table = self.table[_spread(len(self.table), wanted)]
+        part.bytes = int(part.table[:, 3].sum())
+        return part
 
     def read(self) -> bytes:
         """The windows joined, as the model reads them."""

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ import numpy as np
 
 from hnet_cli import storage
 from hnet_cli.config.run import ids_of
+from hnet_cli.config.sources import Sources, words
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Batch, shuffled
+from hnet_cli.data.mixture import Mixture
 from hnet_cli.errors import DamagedError, EnvironmentLimit, HNetError, InputError, UsageError
 from hnet_cli.model.automaton import byte_letters
 from hnet_cli.storage import shown
@@ -197,7 +199,7 @@ def is_tame(pattern: Any) -> bool:
 # -- origins of a tokenizer --------------------------------------------------------------------------------------------
 
 
-def of_run(run: Path, setting: str, dataset: Dataset) -> Tokenizer:
+def of_run(run: Path, setting: str, data: Mixture | Dataset) -> Tokenizer:
     """The tokenizer of a run: of its newest checkpoint with an undamaged one, else of the run folder, else as set.
 
     Raises UsageError or InputError.
@@ -205,10 +207,10 @@ def of_run(run: Path, setting: str, dataset: Dataset) -> Tokenizer:
     for folder in sorted((run / "checkpoints").glob("step-*"), reverse=True):
         with contextlib.suppress(HNetError, KeyError):
             storage.verify_file(folder, FILE, storage.read_manifest(folder)["files"][FILE])
-            return of_setting(str(folder / FILE), dataset)
+            return of_setting(str(folder / FILE), data)
     if (run / "config.yaml").exists() and (run / FILE).exists():
-        return of_setting(str(run / FILE), dataset)
-    return of_setting(setting, dataset)
+        return of_setting(str(run / FILE), data)
+    return of_setting(setting, data)
 
 
 def of_model(folder: Path, vocabulary: int) -> Tokenizer:
@@ -224,14 +226,14 @@ def of_model(folder: Path, vocabulary: int) -> Tokenizer:
         raise DamagedError(f"{shown(file)} cannot be used: {error}") from error
 
 
-def of_setting(setting: str, dataset: Dataset) -> Tokenizer:
-    """The tokenizer that `tokenizer:` of a configuration means: "bpe:4096" learned from a dataset, else a file.
+def of_setting(setting: str, data: Mixture | Dataset) -> Tokenizer:
+    """The tokenizer that `tokenizer:` of a configuration means: "bpe:4096" learned from the data, else a file.
 
     Raises UsageError or InputError.
     """
     kind, _, size = setting.partition(":")
     if kind == "bpe":
-        return learned(dataset, int(size))
+        return learned(data, int(size))
     try:
         return Tokenizer(storage.read_text(setting, storage.TOKENIZER), setting)
     except (OSError, DamagedError) as error:
@@ -239,16 +241,19 @@ def of_setting(setting: str, dataset: Dataset) -> Tokenizer:
 
 
 @lru_cache(maxsize=4)
-def _learned(path: Path, fingerprint: str, size: int) -> Tokenizer:
-    dataset = Dataset.open(path)
-    if dataset.fingerprint != fingerprint:
-        raise InputError(f"{path} was made anew while it was in use", "run the command again")
-    return Tokenizer(learn(_sample(dataset, min(MOST_SAMPLE, SAMPLE_PER_ID * size)), size))
+def _learned(sources: Sources, key: str, size: int) -> Tokenizer:
+    mixture, most = Mixture.open(sources), min(MOST_SAMPLE, SAMPLE_PER_ID * size)
+    if mixture.key != key:
+        raise InputError(f"{words(sources)} was made anew while it was in use", "run the command again")
+    parts = zip(mixture.datasets, mixture.shares, strict=True)
+    return Tokenizer(learn(chain.from_iterable(_sample(dataset, int(share * most)) for dataset, share in parts), size))
 
 
-def learned(dataset: Dataset, size: int) -> Tokenizer:
-    """The byte-level BPE of `size` ids, with the mark, learned from a dataset's training split. Deterministic."""
-    return _learned(dataset.path, dataset.fingerprint, size)
+def learned(data: Mixture | Dataset, size: int) -> Tokenizer:
+    """The byte-level BPE of `size` ids, with the mark, learned from the training split; of a mixture, from as much of
+    each source as its share says. Deterministic."""
+    mixture = Mixture.of(data)
+    return _learned(mixture.sources, mixture.key, size)
 
 
 def _sample(dataset: Dataset, most: int) -> Iterator[bytes]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ import zstandard
 from hnet_cli.data.baselines import order_k, xz_bits, zstd_bits
 from hnet_cli.evaluation.resampling import draws, mean_with_interval, ratio, with_interval
 from hnet_cli.inference.scoring import COLUMNS, Scores
-from hnet_cli.model import HNetConfig
+from hnet_cli.model import HNetConfig, HNetForCausalLM
+from hnet_cli.model.withholding import observed, withheld
 
 ORDERS = range(1, 7)
 """Orders of the adaptive model that are tried; the best is reported."""
@@ -79,6 +80,22 @@ def stages(scores: Scores, config: HNetConfig) -> list[dict[str, Any]]:
             }
         )
     return result
+
+
+def worth(model: HNetForCausalLM, score: Callable[[], Scores]) -> list[dict[str, Any]]:
+    """Per stage: `worth`, the bits per byte by which scoring the same bytes gets worse where every position is handed
+    the mean of what the stage's chunks hand out, instead of that of its own chunk; paired by document or window.
+
+    `score` scores the same bytes in each call, of which there is one more than stages.
+    """
+    with observed(model) as sums:
+        whole = score()
+    found = []
+    for stage, handed in enumerate(sums):
+        with withheld(model, stage, handed):
+            bits = score().bits - whole.bits
+        found.append(with_interval("worth", whole.units(bits, whole.bytes)))
+    return found
 
 
 def baselines(documents: Sequence[bytes], train: bytes | None = None, letters: bytes = b"") -> dict[str, Any]:

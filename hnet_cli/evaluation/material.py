@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from hnet_cli.config.run import resolve
+from hnet_cli.config.sources import Sources
 from hnet_cli.data.baselines import train_sample
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Windows
 from hnet_cli.data.prepare.contents import sources_of
 from hnet_cli.errors import HNetError, InputError, UsageError
 from hnet_cli.modality import Document, Modality, Refused, Source, begin_text
-from hnet_cli.report.history import data_of
+from hnet_cli.report.history import find_sources
 from hnet_cli.storage.streams import open_input, shown
 
 LEAST_SHARE = 64
@@ -49,13 +50,13 @@ def is_dataset(path: Path) -> bool:
     return (path / "dataset.json").is_file()
 
 
-def own_dataset(model: str) -> Path | None:
-    """The dataset a run was trained on, where MODEL is a run or a checkpoint of one and the dataset exists."""
+def own_data(model: str) -> Sources | None:
+    """The datasets a run was trained on, where MODEL is a run or a checkpoint of one and all of them exist."""
     folder = Path(model)
     for run in (folder, folder.parent.parent):
         if (run / "config.yaml").is_file():
             try:
-                return data_of(run, resolve(str(run / "config.yaml")).data)
+                return find_sources(run, resolve(str(run / "config.yaml")).sources)
             except HNetError:
                 return None
     return None
@@ -111,7 +112,7 @@ def _files(data: Sequence[str], modality: Modality, limit: int | None, field: st
     documents: list[Document] = []
     refused: Counter[str] = Counter()
     left = limit
-    for document in _documents(data, modality, field, refused):
+    for document in read_documents(data, modality, field, refused):
         whole = left is None or len(document.data) <= left
         part = document if whole else beginning(document, modality.cut(document.data, left or 0))
         documents += [part] * bool(part.data)
@@ -126,7 +127,9 @@ def _files(data: Sequence[str], modality: Modality, limit: int | None, field: st
     return replace(material, chosen=f"{names}: the first {material.bytes:,} bytes")
 
 
-def _documents(data: Sequence[str], modality: Modality, field: str | None, refused: Counter[str]) -> Iterator[Document]:
+def read_documents(
+    data: Sequence[str], modality: Modality, field: str | None, refused: Counter[str]
+) -> Iterator[Document]:
     """The documents of files; those left out are counted by reason in `refused`."""
     for source in sources_of(data, modality, field):
         for item in [source] if isinstance(source, Refused) else _documents_of(source, modality):
@@ -160,16 +163,16 @@ def beginning(document: Document, length: int) -> Document:
     return document._replace(data=document.data[:length])
 
 
-def equal_shares(documents: Sequence[Document], limit: int) -> list[Document]:
+def equal_shares(documents: Sequence[Document], limit: int, least: int = LEAST_SHARE) -> list[Document]:
     """The beginnings of the documents, equally long as far as they go, at most `limit` bytes in all. Where that is less
-    than `LEAST_SHARE` bytes of each, of every second document, of every fourth, ..."""
+    than `least` bytes of each, of every second document, of every fourth, ..."""
     lengths = np.sort([len(document.data) for document in documents])
     reached = np.concatenate([[0], np.cumsum(lengths)[:-1]]) + lengths * np.arange(len(lengths), 0, -1)
     fits = int(np.searchsorted(reached, limit, side="right"))
     if fits == len(lengths):
         return list(documents)
     longest = int((limit - lengths[:fits].sum()) // (len(lengths) - fits))
-    if longest < LEAST_SHARE and len(documents) > 1:
-        return equal_shares(documents[::2], limit)
+    if longest < least and len(documents) > 1:
+        return equal_shares(documents[::2], limit, least)
     shares = [beginning(document, longest) for document in documents]
     return [document for document in shares if document.data]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,16 @@ from hnet_cli import modality as modalities
 from hnet_cli import provenance, storage
 from hnet_cli.checkpoints.find import default_model, find, load
 from hnet_cli.checkpoints.model_folder import LoadedModel
+from hnet_cli.config.sources import Sources, words
+from hnet_cli.data.mixture import Mixture
 from hnet_cli.data.prepare.contents import sources_of
 from hnet_cli.distributed.device import this_machine
 from hnet_cli.errors import UsageError
-from hnet_cli.evaluation import compression, elastic, gold, noise, tasks, variants
-from hnet_cli.evaluation.material import Material, equal_shares, file_source, gather, own_dataset
-from hnet_cli.evaluation.resampling import mean_with_interval, share_interval, with_interval
+from hnet_cli.evaluation import compression, elastic, gold, noise, probe, tasks, variants
+from hnet_cli.evaluation.material import Material, equal_shares, file_source, gather, own_data, read_documents
+from hnet_cli.evaluation.resampling import FEWEST, mean_with_interval, share_interval, share_weighted, with_interval
 from hnet_cli.inference import generate as sampling
-from hnet_cli.inference.scoring import Scores, default_context, precision, score
+from hnet_cli.inference.scoring import Scores, check_windows, default_context, precision, score
 from hnet_cli.inference.thresholds import SAMPLE_BYTES as CALIBRATION_BYTES
 from hnet_cli.inference.thresholds import UNCHANGED, Compression
 from hnet_cli.modality import Gold, Modality, Refused
@@ -29,6 +33,9 @@ from hnet_cli.terminal.console import literal, progress, say
 
 UNITS_BYTES = 200_000
 """Bytes of the documents whose units (`Modality.units`) are compared with the boundaries; every one gives its share."""
+WORTH_BYTES = 100_000
+"""Bytes of the documents that are read again without what the chunks carry; every one gives its share, or every second,
+every fourth, ..., so that a share is as long as the context."""
 NOISE_BYTES = 100_000
 """Bytes of the documents that are distorted, in each of the ways; every document gives its share."""
 SAMPLES, SAMPLE_BYTES = 32, 256
@@ -65,6 +72,10 @@ class EvaluationRequest:
     tasks: Sequence[Path] = ()
     limit: int | None = None
     """Items of each task."""
+    probe: Path | None = None
+    """TSV of labels of documents or regions in `data`, which is then read for this alone."""
+    group: str | None = None
+    """Its column whose values are held out whole. That of the labels is `label`."""
     noise: bool = False
     compression: Compression = UNCHANGED
     """Thresholds, or the length of chunks that they make on a sample of the data."""
@@ -76,13 +87,14 @@ class EvaluationRequest:
     """Default: where they take no longer than the rest, see `worth_sampling`."""
 
     def __post_init__(self) -> None:
-        if self.stride and self.context == 0:
-            raise UsageError("--stride is of windows, and with --context 0 there are none", "leave one of them out")
         if self.vcf and not self.fasta:
             raise UsageError("--vcf needs the sequence it is about", "give --fasta too")
         for option, value, others, needed in (
             ("--scores", self.scores, "--vcf", self.vcf),
-            ("--label", self.label, "--vcf", self.vcf),
+            ("--label", self.label, "--vcf or --probe", self.vcf or self.probe),
+            ("--group", self.group, "--probe", self.probe),
+            ("--probe", self.probe, "--group, the column whose values are held out whole", self.group),
+            ("--probe", self.probe, "the files that its rows name", self.data),
             ("--fasta", self.fasta, "--vcf or --annotation", self.vcf or self.annotation),
             ("--limit", self.limit, "--task", self.tasks),
             ("--page", self.page, "--elastic", self.elastic),
@@ -113,9 +125,19 @@ def evaluate(models: Sequence[str], request: EvaluationRequest, device: str | No
         storage.refuse_output(request.page, request.overwrite, request.data)
     if not models:
         models = [default_model(request.modality)]
-    if request.needs_data:
-        request = replace(request, data=[str(_trained_on(models))])
+    own = _trained_on(models) if request.needs_data else ()
     loaded = [load(name, this_machine(device).device) for name in models]
+    if len(own) > 1:
+        if request.elastic:
+            raise UsageError(
+                "--elastic is of one dataset, and this is a mixture", "name one of its datasets with --data"
+            )
+        return _mixed(Mixture.open(own), request, partial(_evaluate, models, loaded))
+    return _evaluate(models, loaded, replace(request, data=[own[0].path]) if own else request)
+
+
+def _evaluate(models: Sequence[str], loaded: Sequence[LoadedModel], request: EvaluationRequest) -> dict[str, Any]:
+    """The figures of loaded models on the data of a request."""
     kinds = {model.modality for model in loaded} - {None}
     if len(kinds) > 1 and not request.modality:
         differ = f"{models[0]} is a model of {loaded[0].modality}, {models[1]} of {loaded[1].modality}"
@@ -123,14 +145,12 @@ def evaluate(models: Sequence[str], request: EvaluationRequest, device: str | No
     context = request.context
     if context is None:
         context = default_context(*(model.config for model in loaded))
-    if request.stride and request.stride > context:
-        too_long = f"--stride {request.stride} is longer than the context of {context}: bytes would be left out"
-        raise UsageError(too_long, "give a smaller --stride or a larger --context")
+    check_windows(context, request.stride)
     if request.field is not None and not request.data:
         raise UsageError(f"--field {request.field} applies to rows of files, and none are given", "leave it out")
     evaluations = [_Evaluation(name, model, request, context) for name, model in zip(models, loaded, strict=True)]
     material, baselines = None, dict[str, Any]()
-    if request.data:
+    if request.data and not request.probe:
         material = gather(request.data, evaluations[0].modality, request.max_bytes or None, request.field, context)
     for evaluation in evaluations:
         evaluation.check(material)
@@ -152,14 +172,40 @@ def evaluate(models: Sequence[str], request: EvaluationRequest, device: str | No
     return result
 
 
-def _trained_on(models: Sequence[str]) -> Path:
-    """The first dataset that one of the models was trained on. Raises UsageError, or InputError for no such model."""
-    data = next(filter(None, map(own_dataset, models)), None)
+def _trained_on(models: Sequence[str]) -> Sources:
+    """The datasets that the first of the models that has some was trained on. Raises UsageError, or InputError for no
+    such model."""
+    data = next(filter(None, map(own_data, models)), None)
     if data is None:
         find(models[0])  # raises where there is no such model
         raise UsageError(f"there is nothing to evaluate {models[0]} on", "give files, or a dataset with --data")
-    say(f"Data: [bold]{literal(data)}[/]")
+    say(f"Data: [bold]{literal(words(data))}[/]")
     return data
+
+
+def _mixed(
+    mixture: Mixture, request: EvaluationRequest, evaluate_one: Callable[[EvaluationRequest], dict[str, Any]]
+) -> dict[str, Any]:
+    """The figures of each source of a mixture, read in its own modality, as "sources"; and of all the mean in their
+    shares. The bytes are divided equally among them; samples belong to the model, and are drawn with the first."""
+    sources, most = list[dict[str, Any]](), max(1, request.max_bytes // len(mixture.names)) if request.max_bytes else 0
+    for name, share, dataset in zip(mixture.names, mixture.shares, mixture.datasets, strict=True):
+        samples = False if sources else request.samples
+        one = replace(request, data=[str(dataset.path)], modality=dataset.modality, max_bytes=most, samples=samples)
+        sources.append({"name": name, "share": share} | evaluate_one(one))
+
+    def whole(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        about = {key: figures[0][key] for key in ("model", "made", "evaluated") if key in figures[0]}
+        return about | {"modality": mixture.modality} | share_weighted("bpb", figures, mixture.shares)
+
+    each = [source.get("models", [source]) for source in sources]
+    wholes = [whole(of_model) for of_model in zip(*each, strict=True)]
+    for model in (model for models in each[1:] for model in models):
+        model.pop("made"), model.pop("evaluated")  # said once
+    if len(wholes) == 1:
+        return wholes[0] | {"sources": sources}
+    compared = share_weighted("bpb", [source["difference"] for source in sources], mixture.shares)
+    return {"models": wholes, "difference": compared, "sources": sources}
 
 
 class _Evaluation:
@@ -178,6 +224,9 @@ class _Evaluation:
         if request.elastic:
             elastic.check(model)
         self.items = {path.name: tasks.read_items(path)[: request.limit] for path in request.tasks}
+        self.labels: list[probe.Label] = []
+        if request.probe and request.group:
+            self.labels = probe.read_labels(request.probe, request.group, request.label or "label")
 
     @property
     def _known(self) -> Modality:
@@ -252,6 +301,8 @@ class _Evaluation:
                     result["annotation"] = gold.by_region(self.model, self._known, documents, self.annotation)
             if self.items:
                 result["tasks"] = {name: self._task(name, items) for name, items in self.items.items()}
+            if self.labels:
+                result["probe"] = self._probe()
             if self.calls is not None:
                 result["variants"] = variants.score(
                     self.model, self.calls, context or 2048, request.scores, request.overwrite
@@ -268,6 +319,8 @@ class _Evaluation:
         result |= compression.figures(scores)
         result["baselines"] = dict(baselines)
         result["stages"] = compression.stages(scores, self.model.config)
+        if self.model.config.num_stages:
+            self._add_worth(result, material)
         if self.request.elastic:
             documents, size = self.read(material), material.bytes
             with progress("other lengths of chunks", (len(elastic.FACTORS) - 1) * size) as bar:
@@ -283,6 +336,21 @@ class _Evaluation:
             result["left_out"] = material.refused
         result["speed"] = {"bytes_per_s": result["bytes"] / seconds, "seconds": seconds}
         return scores
+
+    def _add_worth(self, result: dict[str, Any], material: Material) -> None:
+        least = min(self.context or WORTH_BYTES, WORTH_BYTES // (4 * FEWEST))
+        shares = equal_shares(material.documents, WORTH_BYTES, least)
+        documents = [document.data.translate(self.table) for document in shares]
+        size = sum(map(len, documents))
+        with progress("worth of the chunks", (1 + len(result["stages"])) * size) as bar:
+
+            def score() -> Scores:
+                before = bar.done
+                return self.score(documents, lambda done: bar.update(before + done))
+
+            for stage, figures in zip(result["stages"], compression.worth(self.model, score), strict=True):
+                stage |= figures
+        result["definition"]["worth_bytes"] = size
 
     def _add_by_modality(self, result: dict[str, Any], modality: Modality, material: Material, each: Scores) -> None:
         """Add edges of known units, the other strand, samples and noise. `each`: by item of the material."""
@@ -334,13 +402,25 @@ class _Evaluation:
             say(f"[yellow]left out of the gold file:[/] {literal(lines)}")
         return {**first, **found, "left_out": len(refused)}
 
+    def _probe(self) -> dict[str, Any]:
+        request, refused = self.request, Counter[str]()
+        modality = self.modality or Modality()
+        with progress("reading"):
+            documents = read_documents(request.data, modality, request.field, refused)
+            items = probe.collect(self.labels, documents, self.table, request.max_bytes or None)
+        letters = modality.letters() if self.modality else b""
+        with progress("vectors", sum(map(len, items.data))) as bar:
+            found = probe.probe(self.model, items, letters, bar.update)
+        return {"labels": str(request.probe), "group": request.group, "target": request.label or "label", **found}
+
     def _task(self, name: str, items: Sequence[tasks.Item]) -> dict[str, Any]:
         with progress(name, len(items)) as bar:
             clean = tasks.score_items(self.model, items, self.table, bar.update)
         result = tasks.figures(clean)
         perturbations = self.modality.perturbations() if self.modality else {}
         if self.request.noise and perturbations:
-            result["robustness"] = tasks.robustness(self.model, items, perturbations, clean, self.table, name)
+            scored = self._known.scored_noise
+            result["robustness"] = tasks.robustness(self.model, items, perturbations, clean, self.table, name, scored)
         return result
 
 

@@ -8,7 +8,8 @@ neither shares draws between figures nor joins units: here 1,000 draws are a few
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -73,6 +74,23 @@ def with_interval(name: str, units: np.ndarray, figure: Figure = ratio) -> dict[
 def mean_with_interval(name: str, values: np.ndarray) -> dict[str, object]:
     """`with_interval` of the mean of values (U,)."""
     return with_interval(name, np.stack([values, np.ones(len(values))], 1))
+
+
+def share_weighted(name: str, figures: Sequence[Mapping[str, Any]], shares: Sequence[float]) -> dict[str, Any]:
+    """The mean of a figure of independent samples in some shares. `figures`: what `with_interval` gives of each.
+
+    The deviations of the ends of the intervals add up in squares, since the samples are independent; no interval where
+    one has none.
+    """
+    value = sum(share * figure[name] for share, figure in zip(shares, figures, strict=True))
+    interval, ends = None, [figure[f"{name}_ci95"] for figure in figures]
+    if None not in ends:
+        away = [
+            math.hypot(*(s * (f[name] - f[f"{name}_ci95"][side]) for s, f in zip(shares, figures, strict=True)))
+            for side in range(2)
+        ]
+        interval = [value - away[0], value + away[1]]
+    return {name: value, f"{name}_ci95": interval}
 
 
 def share_interval(hits: float, units: int) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from hnet_cli import provenance
 from hnet_cli.evaluation import elastic
 from hnet_cli.evaluation.compression import ORDER_K_LIMIT
 from hnet_cli.evaluation.tasks import PLACES
+from hnet_cli.report.stages import LEAST_WORTH
 from hnet_cli.terminal.console import literal, size, table
 
 Json = Mapping[str, Any]
@@ -28,10 +30,45 @@ READ = (
 
 def tables(result: Json) -> Iterator[Table | str]:
     """Tables and lines of `evaluate`'s result, in order; the definition stands before the figures."""
+    if "sources" in result:
+        yield from _mixture(result)
+        return
     for model in result.get("models", [result]):
         yield from _model(model)
     if "difference" in result:
         yield from _difference(result)
+
+
+def _mixture(result: Json) -> Iterator[Table | str]:
+    """The sources of a mixture one after the other, then all together."""
+    for source in result["sources"]:
+        yield f"[bold]{literal(source['name'])}[/]: {source['share']:.1%} of the bytes trained on"
+        yield from tables(source)
+    models = result.get("models", [result])
+    yield "[bold]All, in their shares[/]"
+    heads = [literal(model["model"]) for model in models] + ["difference"] * (len(models) > 1)
+    shares = [source["share"] for source in result["sources"]]
+    known = [source.get("models", [source])[0]["baselines"] for source in result["sources"]]
+    beside = {
+        head: [figures[name] for figures in known]
+        for name, head in (("xz", "xz"), ("order_k", "order-k"))
+        if all(name in figures for figures in known)
+    }
+    rows = table("bits per byte", "share", *(cell for head in heads for cell in (head, "95%")), *beside)
+    for n, source in enumerate(result["sources"]):
+        bits = [f"{values[n]:.4f}" for values in beside.values()]
+        rows.add_row(literal(source["name"]), f"{shares[n]:.1%}", *_bits(source), *bits)
+    means = [f"{sum(map(operator.mul, shares, values)):.4f}" for values in beside.values()]
+    rows.add_row("[bold]all[/]", "", *_bits(result), *means)
+    yield rows
+
+
+def _bits(result: Json) -> Iterator[str]:
+    """The cells of one or two models, and of their difference."""
+    for model in result.get("models", [result]):
+        yield from _cells(model, "bpb")
+    if "difference" in result:
+        yield from _cells(result["difference"], "bpb", "+.4f")
 
 
 def _model(result: Json) -> Iterator[Table | str]:
@@ -46,6 +83,7 @@ def _model(result: Json) -> Iterator[Table | str]:
         if "order_k_adaptive" not in result["baselines"]:
             yield f"[dim]No order-k models: they are measured on at most {size(ORDER_K_LIMIT)} (--max-bytes).[/]"
         yield _stages(result["stages"], byte)
+        yield from _worth(result, byte)
         if "elastic" in result:
             yield from _elastic(result, byte)
         yield from _edges(result, byte)
@@ -64,6 +102,8 @@ def _model(result: Json) -> Iterator[Table | str]:
         yield from _annotation(result["annotation"], byte)
     for name, task in result.get("tasks", {}).items():
         yield from _task(name, task)
+    if "probe" in result:
+        yield from _probe(result["probe"])
     if "variants" in result:
         yield from _variants(result["variants"])
     if "speed" in result:
@@ -174,6 +214,25 @@ def _elastic(result: Json, byte: str) -> Iterator[Table | str]:
     yield drawn
 
 
+def _worth(result: Json, byte: str) -> Iterator[Table | str]:
+    """Bits lost without what the chunks of a stage carry."""
+    worths = [(number, stage) for number, stage in enumerate(result["stages"]) if "worth" in stage]
+    if not worths:
+        return
+    rows = table(
+        f"without what its chunks carry, stage (on {size(result['definition']['worth_bytes'])})", "lost", "95%"
+    )
+    for number, stage in worths:
+        rows.add_row(str(number), *_cells(stage, "worth"))
+    yield rows
+    for number, stage in worths:
+        if stage["worth"] < LEAST_WORTH:
+            yield (
+                f"[yellow]warning:[/] the chunks of stage {number} are worth less than {LEAST_WORTH} bits per {byte}: "
+                "what lies inside the stage hardly changes a prediction."
+            )
+
+
 def _edges(result: Json, byte: str) -> Iterator[Table | str]:
     """Boundaries against units that are known without gold, by kind."""
     stages = [stage["edges"] for stage in result["stages"] if "edges" in stage]
@@ -273,6 +332,32 @@ def _robustness(noisy: Json, figure: str) -> Iterator[Table | str]:
     else:
         score, interval = _cells(noisy, "robustness_score", ".1f")
         yield f"Robustness score: {score}" + (f" ({interval})" if interval else "")
+
+
+def _probe(found: Json) -> Iterator[Table | str]:
+    about = f"{found['kind']} of {found['items']:,} items by {found['target']}"
+    about += f" in {found['folds']} folds, {found['groups']:,} groups ({found['group']}) held out whole"
+    yield f"[dim]{literal(about)}. Intervals: 95%, bootstrap over groups, if there are 8.[/]"
+    for reason, number in found["left_out"].items():
+        first = found["left_out_first"][reason]
+        yield f"[dim]{literal(f'left out: {number:,} rows, {reason}, first {first}')}[/]"
+    if found["classes_in_one_group"]:
+        few = ", ".join(found["classes_in_one_group"][:5])
+        yield f"[yellow]In one group only, and so never right:[/] {literal(few)}"
+    names = {"accuracy": "accuracy", "macro_f1": "macro F1", "r2": "R2", "spearman": "Spearman"}
+    first = next(iter(found["layers"].values()))
+    figures = [name for name in names if name in first]
+    rows = table("vectors", *(cell for name in figures for cell in (names[name], "95%")))
+
+    def row(name: str, own: Json) -> None:
+        rows.add_row(name, *(cell for figure in figures for cell in _cells(own, figure, ".3f")))
+
+    for name, own in found["layers"].items():
+        row(f"[bold]{literal(name)}[/]" if name == found["vectors"] else literal(name), own)
+    row(f"n-grams, n up to {found['n']:d}", found["baselines"]["ngrams"])
+    row("the mean" if found["kind"] == "regression" else "the commonest class", found["baselines"]["majority"])
+    row(f"{literal(found['vectors'])} less n-grams", found["difference"])
+    yield rows
 
 
 def _variants(found: Json) -> Iterator[Table | str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -237,10 +237,11 @@ def robustness(
     clean: Outcome,
     table: bytes | None = None,
     label: str = "task",
+    scored: Collection[str] = (),
 ) -> dict[str, Any]:
     """acc_norm (acc of single endings) and answer_bpb, per byte after the perturbation, of each perturbation at each
     place and averaged over `PLACES`; and the paper's robustness score 100 (perturbed - chance) / max(clean - chance, 0)
-    of the average over perturbations, None for a model at chance."""
+    of the average over the perturbations named in `scored` (none: over all), None for a model at chance."""
     result: dict[str, Any] = {}
     means, done = [], 0
     with progress(f"{label}, distorted", len(PLACES) * len(perturbations) * len(items)) as bar:
@@ -251,9 +252,10 @@ def robustness(
                 distorted = list(perturbed(items, name, perturb, place))
                 outcomes[place] = score_items(model, distorted, table)
                 done += len(items)
-            means.append(np.mean([outcome.right_norm for outcome in outcomes.values()], 0))
+            mean = np.mean([outcome.right_norm for outcome in outcomes.values()], 0)
+            means += [mean] * (not scored or name in scored)
             answers = np.sum([outcome.answer_bits for outcome in outcomes.values()], 0)
-            result[name] = mean_with_interval("acc", means[-1]) | with_interval("answer_bpb", answers)
+            result[name] = mean_with_interval("acc", mean) | with_interval("answer_bpb", answers)
             for place, outcome in outcomes.items():
                 result[name] |= mean_with_interval(place, outcome.right_norm)
                 result[name] |= with_interval(f"{place}_answer_bpb", outcome.answer_bits)

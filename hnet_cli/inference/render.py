@@ -25,7 +25,7 @@ from hnet_cli.inference.chunks_page import Piece
 from hnet_cli.modality import MARK, MARK_LEFT_OUT, Chunk, Document, Modality, escape
 
 if TYPE_CHECKING:
-    from hnet_cli.inference.windows import Window
+    from hnet_cli.inference.windows import Stream, Window
 
 COMMON = ("pretty", "plain", "jsonl", "tsv", "html")
 SEPARATOR = "|"
@@ -106,11 +106,28 @@ def json_line(value: Any) -> str:
 
 
 @lru_cache(maxsize=1 << 16)
-def _payload(data: bytes) -> str:
+def json_payload(data: bytes) -> str:
+    """The key and value of a chunk's bytes: "text", or "bytes" in base64 where they are no UTF-8."""
     try:
         return f'"text": {json_line(data.decode())}'
     except UnicodeDecodeError:
         return f'"bytes": "{base64.b64encode(data).decode()}"'
+
+
+def json_head(document: Document | Stream, modality: Modality | None) -> str:
+    """The beginning of a JSON line about a part of a document: its source, "record" where there are records, "encoding"
+    where the source's may differ."""
+    record = document.name if modality and modality.records else record_of(document)
+    head = f'{{"source": {json_line(document.source)}, '
+    head += f'"record": {json_line(record)}, ' if record is not None else ""
+    if modality and modality.converts and isinstance(document, Document):
+        head += f'"encoding": {json_line(document.encoding)}, '
+    return head
+
+
+def tsv_field(text: str) -> str:
+    """Safe text as a field of a TSV."""
+    return text.replace("\t", "\\t").replace("\n", "\\n")
 
 
 class _Characters:
@@ -143,16 +160,13 @@ class _Characters:
 
 
 def _jsonl(windows: Iterable[Window], stages: Sequence[int], modality: Modality | None) -> Iterator[str]:
-    """Every line of an output has the same keys: of a document's text "char_start" and "char_end", null where they are
-    unknown, or "record" where there are records; "encoding" where the source's may differ."""
+    """Every line of an output has the same keys: those of `json_head`, and of a document's text, where there are no
+    records, "char_start" and "char_end", null where they are unknown."""
     assemblers, characters = [Assembler(stage) for stage in stages], [_Characters() for _ in stages]
     for window in windows:
         document = window.document
         record = document.name if modality and modality.records else record_of(document)
-        head = f'{{"source": {json_line(document.source)}, '
-        head += f'"record": {json_line(record)}, ' if record is not None else ""
-        if modality and modality.converts and isinstance(document, Document):
-            head += f'"encoding": {json_line(document.encoding)}, '
+        head = json_head(document, modality)
         for assemble, count in zip(assemblers, characters, strict=True):
             block = assemble(window)
             if not block.chunks:
@@ -163,27 +177,24 @@ def _jsonl(windows: Iterable[Window], stages: Sequence[int], modality: Modality 
             lines = []
             probability = block.probability[:, assemble.stage].tolist()
             for n, (a, b, chunk, p) in enumerate(zip(starts, starts[1:], block.chunks, probability, strict=False)):
-                payload, place = _payload(chunk), ""
-                if chars and payload[1] == "t":
+                content, place = json_payload(chunk), ""
+                if chars and content[1] == "t":
                     place = f'"char_start": {json.dumps(chars[n])}, "char_end": {json.dumps(chars[n + 1])}, '
-                lines.append(f'{fixed}{a}, "end": {b}, {place}{payload}, "probability": {p:.4f}}}\n')
+                lines.append(f'{fixed}{a}, "end": {b}, {place}{content}, "probability": {p:.4f}}}\n')
             yield "".join(lines)
 
 
 def _tsv(windows: Iterable[Window], stages: Sequence[int], show: Callable[[bytes], str]) -> Iterator[str]:
-    def field(text: str) -> str:
-        return text.replace("\t", "\\t").replace("\n", "\\n")
-
     yield "source\trecord\tdocument\tstage\tstart\tend\tprobability\ttext\n"
     assemblers = [Assembler(stage) for stage in stages]
     for window in windows:
         document = window.document
-        head = f"{field(escape(document.source))}\t{field(escape(document.name))}\t{window.index}\t"
+        head = f"{tsv_field(escape(document.source))}\t{tsv_field(escape(document.name))}\t{window.index}\t"
         for assemble in assemblers:
             block = assemble(window)
             starts = [document.offset + start for start in block.starts]
             yield "".join(
-                f"{head}{assemble.stage}\t{a}\t{b}\t{p:.4f}\t{field(show(chunk))}\n"
+                f"{head}{assemble.stage}\t{a}\t{b}\t{p:.4f}\t{tsv_field(show(chunk))}\n"
                 for a, b, chunk, p in zip(
                     starts, starts[1:], block.chunks, block.probability[:, assemble.stage].tolist(), strict=False
                 )

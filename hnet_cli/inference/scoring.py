@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from hnet_cli.errors import NumericalError
+from hnet_cli.errors import NumericalError, UsageError
 from hnet_cli.inference.windows import BATCH_BYTES, BOS, window_of
 from hnet_cli.model import HNetConfig, HNetForCausalLM, RoutingOutput
 from hnet_cli.model.state import GenerationState
@@ -32,6 +32,15 @@ PRECISIONS = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf1
 def default_context(*configs: HNetConfig) -> int:
     """2,048 bytes, or the training length if that is longer; of several models the longest."""
     return max(window_of(config)[0] for config in configs)
+
+
+def check_windows(context: int, stride: int | None) -> None:
+    """Raise UsageError for a stride without windows (`context` 0: the whole document) or longer than them."""
+    if stride and not context:
+        raise UsageError("--stride is of windows, and with --context 0 there are none", "leave one of them out")
+    if stride and stride > context:
+        too_long = f"--stride {stride} is longer than the context of {context}: bytes would be left out"
+        raise UsageError(too_long, "give a smaller --stride or a larger --context")
 
 
 def precision(model: HNetForCausalLM) -> tuple[str, AbstractContextManager[object]]:
@@ -78,26 +87,53 @@ class Pass:
         return np.arange(self.offsets[-1]) >= np.repeat(first, np.diff(self.offsets))
 
 
+class _Blocks:
+    """The bytes of a document that comes in blocks; those before a position can be dropped."""
+
+    def __init__(self, blocks: Iterable[bytes]) -> None:
+        self.blocks, self.held, self.base = iter(blocks), bytearray(), 0
+        """`held` begins at position `base`."""
+
+    def reach(self, end: int) -> int:
+        """Read up to position `end`. Returns it, or the length of the document if that is less."""
+        while self.base + len(self.held) < end and (block := next(self.blocks, None)) is not None:
+            self.held += block
+        return min(end, self.base + len(self.held))
+
+    def drop(self, before: int) -> None:
+        if before > self.base:
+            del self.held[: before - self.base]
+            self.base = before
+
+    def __getitem__(self, part: slice) -> bytes:
+        return bytes(memoryview(self.held)[part.start - self.base : part.stop - self.base])
+
+
 def stretches(
-    data: bytes, owner: int, context: int | None, stride: int | None = None, block: int | None = None
+    data: bytes | Iterable[bytes], owner: int, context: int | None, stride: int | None = None, block: int | None = None
 ) -> Iterator[Stretch]:
-    """The windows of one document, as the module's docstring defines them. `context` None: all of it, in blocks of
-    `block` bytes where it is longer; `stride` None: `context`."""
-    if context is None and block and len(data) > block:
-        for at in range(0, len(data), block):
-            targets = data[at : at + block]
-            before = data[at - 1 : at] if at else BOS
-            yield Stretch(before + targets[:-1], targets, 0, owner, at == 0, carried=True)
+    """The windows of one document, as the module's docstring defines them.
+
+    `data`: its bytes, or blocks of them, of which no more is held than a window. `context` None: all of it, in blocks
+    of `block` bytes where it is longer; `stride` None: `context`.
+    """
+    text = _Blocks([data] if isinstance(data, bytes) else data)
+    done = begin = 0
+    if context is None and block and text.reach(block + 1) > block:
+        while (end := text.reach(done + block)) > done:
+            targets = text[done:end]
+            before = text[done - 1 : done] if done else BOS
+            yield Stretch(before + targets[:-1], targets, 0, owner, done == 0, carried=True)
+            text.drop(end - 1)
+            done = end
         return
-    context = min(context or len(data), len(data))
+    context = end = text.reach(context or sys.maxsize)
     stride = min(stride or context, context)
-    done = 0
-    while done < len(data):
-        end = min(len(data), done + stride) if done else context
-        begin = done + stride - context if done else 0
-        inputs = data[begin - 1 : end - 1] if begin else BOS + data[: end - 1]
-        yield Stretch(inputs, data[begin:end], done - begin, owner, begin == 0)
-        done = end
+    while end > done:
+        inputs = text[begin - 1 : end - 1] if begin else BOS + text[0 : end - 1]
+        yield Stretch(inputs, text[begin:end], done - begin, owner, begin == 0)
+        done, begin, end = end, end + stride - context, text.reach(end + stride)
+        text.drop(begin - 1)
 
 
 @torch.inference_mode()
@@ -127,6 +163,11 @@ def passes(model: HNetForCausalLM, items: Iterable[Stretch], batch_bytes: int | 
 
 def _batch_bytes(model: HNetForCausalLM) -> int:
     return BATCH_BYTES.get(model.embeddings.weight.device.type, 1 << 18)
+
+
+def carried_block(model: HNetForCausalLM) -> int | None:
+    """Bytes per block of a document whose state is carried; None for a model of tokens, which reads it at once."""
+    return None if model.tokenizer is not None else _batch_bytes(model)
 
 
 def _forward(
@@ -302,7 +343,7 @@ def loglikelihoods(model: HNetForCausalLM, pairs: Iterable[tuple[bytes, bytes]])
     `before` begins with BOS at the beginning of a document and is never empty. An empty continuation has ln P = 0.
     Longer ones than a pass are read in blocks, as in `score`. Raises NumericalError.
     """
-    block = None if model.tokenizer is not None else _batch_bytes(model)
+    block = carried_block(model)
     logs: list[float] = []
     greedy: list[bool] = []
 

@@ -19,6 +19,7 @@ from hnet_cli.errors import UsageError
 from hnet_cli.inference.windows import Stream, probabilities
 from hnet_cli.modality import Document
 from hnet_cli.model import HNetForCausalLM
+from hnet_cli.model.chunking import THRESHOLD
 
 SAMPLE_BYTES = 1 << 18
 """Bytes of the input that thresholds are found on, at most."""
@@ -77,7 +78,8 @@ class Compression:
         if self.thresholds:
             model.set_thresholds(self.thresholds if len(self.thresholds) > 1 else self.thresholds[0])
             return Applied(model.thresholds)
-        applied = calibrate(model, sample(), self.bytes_per_chunk)
+        with model.set_thresholds(THRESHOLD):
+            applied = calibrate(model, sample(), self.bytes_per_chunk)
         model.set_thresholds(applied.thresholds)
         return applied
 

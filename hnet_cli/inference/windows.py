@@ -3,7 +3,8 @@
 A document is read in windows: window k is its bytes [kW, (k+1)W), computed with the V bytes before it as context, whose
 own boundaries are thrown away. Windows depend on the position in the document only, never on how it was read; several,
 of one or of many documents, make one packed pass. A document of at most W bytes is one window: exactly what the model
-computes. Only encoders and routing run, for nothing else decides where the boundaries are.
+computes. Only encoders and routing run, for nothing else decides where the boundaries are, unless the probabilities of
+the bytes or the vectors of other layers are asked for.
 
 Or the state of the model is carried from each window to the next, one document at a time: then its whole past is the
 context of a byte, further back than the model saw in training.
@@ -23,6 +24,8 @@ from torch import Tensor
 from hnet_cli.errors import NumericalError, UsageError
 from hnet_cli.modality import Document
 from hnet_cli.model import HNetConfig, HNetForCausalLM, RoutingOutput, config
+from hnet_cli.model.hidden import Layer, caught, stack_of
+from hnet_cli.model.hnet import Until
 from hnet_cli.model.state import GenerationState
 
 BOS = bytes([config.BOS])
@@ -66,6 +69,19 @@ class Window:
     surprisal: np.ndarray | None = None
     """(len(data),) float32: bits of each byte, -log2 of its probability; NaN where nothing comes before it. None unless
     asked for."""
+    vectors: tuple[Vectors, ...] = ()
+    """One for each layer that is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """The output of a layer in a window."""
+
+    places: np.ndarray
+    """(n,) int64, ascending: positions in the document of the bytes, or of the first bytes of the chunks, they are of.
+    The chunk that the document begins with has the vector of BOS, unless another begins with the first byte."""
+    values: Tensor
+    """(n, D) on the device, in the dtype of the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +120,16 @@ def windows(
     longest_chunk: int = LONGEST_CHUNK,
     surprisal: bool = False,
     carried: bool = False,
+    layers: Sequence[Layer] = (),
 ) -> Iterator[Window]:
     """The windows of all documents in order; documents without bytes give none.
 
     `width` and `warmup` are W and V, by default `window_of(model.config)`. `input_table` as in `Modality`.
-    `surprisal` runs the whole network, for the probabilities of the bytes. `carried`: the state, instead of a context.
-    Raises UsageError for a model without stages, NumericalError where a probability of a boundary is not finite.
+    `surprisal` runs the whole network, for the probabilities of the bytes; `layers`: those whose vectors are wanted.
+    `carried`: the state, instead of a context. Raises UsageError for a model without stages, unless for vectors;
+    NumericalError where a probability of a boundary is not finite.
     """
-    if model.config.num_stages == 0:
+    if model.config.num_stages == 0 and not layers:
         raise UsageError("this model has no chunking stages, so there is nothing to segment", "take an H-Net")
     default = window_of(model.config)
     width, warmup = width or default[0], default[1] if warmup is None else warmup
@@ -122,7 +140,7 @@ def windows(
     carry = _Carry(model) if carried else None
     stretches = _stretches(documents, width, warmup, 1 if carried else _period(model.config))
     for batch in _batches(stretches, batch_bytes):
-        for window in _compute(model, batch, input_table, surprisal, carry):
+        for window in _compute(model, batch, input_table, surprisal, carry, layers):
             yield _limited(window, opened, longest_chunk)
 
 
@@ -218,12 +236,14 @@ class _Carry:
         self.last: Tensor | None = None
         """Logits (1, V) after the last byte that was read."""
 
-    def __call__(self, ids: Tensor, begins: bool, surprisal: bool) -> tuple[np.ndarray | None, list[RoutingOutput]]:
+    def __call__(
+        self, ids: Tensor, begins: bool, surprisal: bool, until: Until
+    ) -> tuple[np.ndarray | None, list[RoutingOutput]]:
         """`bits_per_byte` (or None) and routing of the next bytes (T,) of the document, or of a new one."""
         if begins or self.state is None:
             self.state, self.last = self.model.allocate_state(1, sys.maxsize), None
         if not surprisal:
-            return None, self.model.extend(ids, self.state, until="routing").routing
+            return None, self.model.extend(ids, self.state, until=until).routing
         out = self.model.extend(ids, self.state)
         logits = out.logits if self.last is None else torch.cat([self.last, out.logits])
         self.last = out.logits[-1:]
@@ -242,26 +262,34 @@ def _packed(
 
 
 def _compute(
-    model: HNetForCausalLM, batch: Sequence[_Stretch], table: bytes | None, surprisal: bool, carry: _Carry | None
+    model: HNetForCausalLM,
+    batch: Sequence[_Stretch],
+    table: bytes | None,
+    surprisal: bool,
+    carry: _Carry | None,
+    layers: Sequence[Layer],
 ) -> Iterator[Window]:
     """One packed pass. All arrays are made for the whole pack and then cut, so that the cost is the network's."""
     ids, offsets, first = _packed(batch, table, model.embeddings.weight.device)
     cu_seqlens, bits = torch.from_numpy(offsets).to(ids.device), None
-    if carry is not None:
-        (stretch,) = batch
-        bits, routing = carry(ids, stretch.start == 0, surprisal)
-    elif surprisal:
-        bits, routing = bits_per_byte(model, ids, cu_seqlens)
-    else:
-        with torch.no_grad():
-            routing = model(ids, cu_seqlens=cu_seqlens, until="routing").routing
+    until: Until = "routing" if all(layer.name == "encoder" for layer in layers) else None
+    stacks = [stack_of(model, layer) for layer in layers]
+    with caught(stacks) as outputs, torch.no_grad():
+        if carry is not None:
+            (stretch,) = batch
+            bits, routing = carry(ids, stretch.start == 0, surprisal, until)
+        elif surprisal:
+            bits, routing = bits_per_byte(model, ids, cu_seqlens)
+        else:
+            routing = model(ids, cu_seqlens=cu_seqlens, until=until).routing
 
     at = np.arange(len(ids))  # where the positions of the current level stand in the pack
     rows = np.empty(0, dtype=np.int64)  # which starts of stage 0 they are
     positions: list[np.ndarray] = []
     totals: list[np.ndarray] = []
-    ranges = np.empty((0, 2), dtype=np.int64)
+    ranges = np.zeros((len(batch), 2), dtype=np.int64)
     starts, probability = at, np.empty((0, 0), dtype=np.float32)
+    levels = [at]
     for stage, each in enumerate(routing):
         prob, mask = each.boundary_prob.float().cpu().numpy(), each.boundary_mask.cpu().numpy()
         if not np.isfinite(prob).all():  # no boundary either: all would pass for one chunk
@@ -273,6 +301,7 @@ def _compute(
         positions.append(inside[:, 1] - inside[:, 0])
         totals.append(running[inside[:, 1]] - running[inside[:, 0]])
         at = at[mask]
+        levels.append(at)
         if stage == 0:
             starts, rows = at, np.arange(len(at))
             probability = np.full((len(at), len(routing)), np.nan, dtype=np.float32)
@@ -281,7 +310,12 @@ def _compute(
             rows = rows[mask]
         probability[rows, stage] = prob[mask]
 
-    counts, sums = np.stack(positions, 1), np.stack(totals, 1)
+    none = np.empty((len(batch), 0))
+    counts, sums = (np.stack(each, 1) if each else none for each in (positions, totals))
+    wanted = []
+    for layer, stack in zip(layers, stacks, strict=True):  # a carried pass may not come as far as an inner stack
+        values = outputs.get(stack, model.embeddings.weight.new_empty(0, model.config.d_model[layer.level]))
+        wanted.append((levels[layer.level], values, layer.level > 0))
     for number, (stretch, (low, high)) in enumerate(zip(batch, ranges, strict=True)):
         own = starts[low:high] - first[number] + stretch.start
         p = probability[low:high]
@@ -300,7 +334,20 @@ def _compute(
             counts[number],
             sums[number],
             None if bits is None else bits[first[number] : offsets[number + 1]],
+            tuple(
+                _vectors(*each, int(offsets[number]), int(first[number]), int(offsets[number + 1]), stretch.start)
+                for each in wanted
+            ),
         )
+
+
+def _vectors(at: np.ndarray, values: Tensor, of_chunks: bool, begin: int, first: int, end: int, start: int) -> Vectors:
+    """Of values (n, D) at the positions `at` (n,) of a pack, those in [first, end), whose first is at `start` in its
+    document. Where a document begins, at `begin` in the pack, its first chunk is that of BOS."""
+    low, high = np.searchsorted(at, [begin if of_chunks and not start else first, end])
+    if of_chunks and not start and first in at[low + 1 : low + 2]:
+        low += 1
+    return Vectors(np.maximum(at[low:high] - first, 0) + start, values[low:high])
 
 
 def _limited(window: Window, opened: np.ndarray, longest: int) -> Window:

@@ -18,9 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from hnet_cli import storage
+from hnet_cli.config import sources
+from hnet_cli.config.sources import DataSource, Sources
 from hnet_cli.config.yaml import read
 from hnet_cli.data.figures import named
 from hnet_cli.errors import DamagedError, HNetError, StorageError
+from hnet_cli.report.sources import SourceFigures, sources_of
 from hnet_cli.report.stages import VALIDATION, StageFigures, number, stages_of
 from hnet_cli.storage import shown
 from hnet_cli.storage.jsonl import is_step, lines_of, record_of, records
@@ -199,6 +202,7 @@ class Glance:
     preset: str | None
     modality: str | None
     data: str | None
+    """The path of the dataset; of a mixture all, with their weights."""
     step: int
     steps: int | None
     bytes: float
@@ -206,6 +210,8 @@ class Glance:
     bpb_last: float | None
     stages: list[StageFigures]
     """Figures of the last validation, else of the last logged step."""
+    sources: list[SourceFigures]
+    """Figures of a mixture's sources at the last validation; none for a run on a single dataset."""
     bytes_per_s: float | None
     held_out: str
     """The bytes that validations read, in words."""
@@ -223,8 +229,11 @@ class Glance:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        stages = [{"bytes_per_chunk": s.bytes_per_chunk, "target": s.target_bytes_per_chunk} for s in self.stages]
-        return vars(self) | {"path": str(self.path), "stages": stages}
+        stages = [
+            {"bytes_per_chunk": s.bytes_per_chunk, "target": s.target_bytes_per_chunk, "worth": s.worth}
+            for s in self.stages
+        ]
+        return vars(self) | {"path": str(self.path), "stages": stages, "sources": [vars(s) for s in self.sources]}
 
 
 def is_run(path: Path) -> bool:
@@ -274,9 +283,25 @@ def stored_path(data: Path, run: Path) -> str:
     return str(data) if here and ".." not in data.parts else str(data.absolute())
 
 
+def sources_in(config: Mapping[str, Any]) -> Sources:
+    """The datasets that a configuration, as it stands, names; what cannot be read is left out."""
+    data = config.get("data")
+    entries = data[: sources.MOST] if isinstance(data, list) else [{"path": data}]
+    known = [(entry.get("path"), number(entry.get("weight"))) for entry in entries if isinstance(entry, dict)]
+    return tuple(DataSource(path=path, weight=weight) for path, weight in known if isinstance(path, str) and path)
+
+
+def find_sources(run: Path, data: Sources) -> Sources | None:
+    """The datasets that a run names where they are now, by `data_of`; None where one is no longer there."""
+    found = [(source, data_of(run, source.path)) for source in data]
+    there = tuple(replace(source, path=str(path)) for source, path in found if path is not None)
+    return there if there and len(there) == len(data) else None
+
+
 def dataset_of(run: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """`dataset.json` of the data a run was trained on; empty where it is no longer there."""
-    if (data := data_of(run, config.get("data"))) is not None:
+    """`dataset.json` of the data a run was trained on, of a mixture the first; empty where it is no longer there."""
+    named = sources_in(config)
+    if named and (data := data_of(run, named[0].path)) is not None:
         with contextlib.suppress(FileNotFoundError, DamagedError):
             return storage.read_json(data / "dataset.json", storage.LARGE)
     return {}
@@ -342,7 +367,8 @@ def glance(run: Path) -> Glance:
         nothing: dict[str, Any] = dict.fromkeys(
             ("preset", "modality", "data", "steps", "bpb_best", "bpb_last", "bytes_per_s", "made")
         )
-        numbers: dict[str, Any] = {"step": 0, "bytes": 0.0, "stages": [], "when": 0.0, "held_out": "", "sample": ""}
+        numbers: dict[str, Any] = {"step": 0, "bytes": 0.0, "stages": [], "sources": [], "when": 0.0}
+        numbers |= {"held_out": "", "sample": ""}
         return Glance(run.name, run, "damaged", about, **numbers, **nothing)
 
 
@@ -360,7 +386,7 @@ def _glance(run: Path, lines: list[str]) -> Glance:
     last = max((*tail, *scored[-1:]), key=lambda r: number(r.get("bytes")) or 0.0, default={})
     stages = [stages_of(r) for r in logged] + [stages_of(r, VALIDATION) for r in scored[-1:]]
     state, about = _state(run, config, step_of(last), steps)
-    about_model, made = _about(run), None
+    about_model, made, data = _about(run), None, sources.words(sources_in(config or {}))[:LONGEST_WORD] or None
     if isinstance(about_model.get("made"), dict):
         made = about_model["made"]
     return Glance(
@@ -370,16 +396,17 @@ def _glance(run: Path, lines: list[str]) -> Glance:
         about=about,
         preset=_word(config, "name"),
         modality=_word(about_model, "modality") or _word(dataset_of(run, config or {}), "modality"),
-        data=_word(config, "data"),
+        data=data,
         step=step_of(last),
         steps=steps if is_step(steps) else None,
         bytes=number(last.get("bytes")) or 0.0,
         bpb_best=min((float(r["val_bpb"]) for r in scored), default=None),
         bpb_last=float(scored[-1]["val_bpb"]) if scored else None,
         stages=[stage for stage in stages[-1] if stage.bytes_per_chunk is not None] if stages else [],
+        sources=sources_of(scored[-1]) if scored else [],
         bytes_per_s=number(logged[0].get("bytes_per_s")) if logged else None,
         held_out=bytes_of(scored[-1]) if scored else "",
-        sample=_sample(scored[-1], _word(config, "data")) if scored else "",
+        sample=_sample(scored[-1], data) if scored else "",
         made=made,
         when=max(map(_changed, files)),
     )

@@ -22,7 +22,8 @@ from hnet_cli.pages.plot import Chart, Line, Mark, chart, heat_map, look, smooth
 from hnet_cli.provenance import line
 from hnet_cli.report import history
 from hnet_cli.report.history import Glance, Record, Sample, Sketch, series
-from hnet_cli.report.stages import VALIDATION, number, number_of_stages, stage_key, stages_of
+from hnet_cli.report.sources import rows_of, source_key, sources_of
+from hnet_cli.report.stages import LEAST_WORTH, VALIDATION, StageFigures, number, number_of_stages, stage_key, stages_of
 from hnet_cli.terminal.console import duration, size
 
 FILE_NAME = "report.html"
@@ -104,6 +105,7 @@ def page(run: Path) -> str:
         run=known,
         facts=[fact for fact in facts if fact],
         tile_rows=list(_tiles(known, curves, baselines)),
+        source_rows=rows_of(known.sources),
         has_records=bool(curves.records),
         sections={title: _drawn(charts, marks) for title, charts in sections.items()},
         samples=_spread(history.read_samples(run)),
@@ -139,9 +141,18 @@ def _tiles(known: Glance, curves: Curves, baselines: Mapping[str, float]) -> Ite
     for s, stage in enumerate(known.stages):
         target = f"target {stage.target_bytes_per_chunk:.1f}" if stage.target_bytes_per_chunk else ""
         yield f"bytes per chunk{_of_stage(s, len(known.stages))}", f"{stage.bytes_per_chunk:.2f}", target
+        if stage.worth is not None:
+            yield f"worth of the chunks{_of_stage(s, len(known.stages))}", f"{stage.worth:.3f}", _of_worth(stage)
     yield "seen", size(known.bytes), "of training data"
     if seconds := curves.seconds(known.bytes):
         yield "training", duration(seconds), f"{size(known.bytes / seconds)}/s on average"
+
+
+def _of_worth(stage: StageFigures) -> str:
+    known = stage.worth_low is not None and stage.worth_high is not None
+    around = f" (95%: {stage.worth_low:.3f} to {stage.worth_high:.3f})" if known else ""
+    nothing = f"; less than {LEAST_WORTH}: they are not used" if (stage.worth or 0) < LEAST_WORTH else ""
+    return f"bits per byte lost without what they carry{around}{nothing}"
 
 
 def _of_stage(s: int, stages: int) -> str:
@@ -152,6 +163,11 @@ def _prediction(curves: Curves, baselines: Mapping[str, float], held_out: str) -
     lines = [*curves.noisy("bpb", "training"), *curves.points("val_bpb", "validation", 1)]
     note = f"lower is better; validation{' and levels' * bool(baselines)} on {held_out} held out" if held_out else ""
     yield Chart("Bits per byte", lines, note or "lower is better", baselines)
+    if sources := sources_of(history.last_validation(curves.records)):
+        keys = [(VALIDATION + source_key("bpb", source.name), source.name) for source in sources]
+        each = [curves.line(key, name, *look(n)) for n, (key, name) in enumerate(keys)]
+        lines = [*curves.points("val_bpb", "all, in their shares", 1), *each]
+        yield Chart("Bits per byte of each source", lines, "validation; lower is better")
     yield Chart("Throughput", [curves.line("bytes_per_s", "bytes per second")], unit="bytes")
 
 
@@ -169,6 +185,11 @@ def _boundaries(curves: Curves) -> Iterator[Chart | Markup]:
             *curves.noisy(key("mean_boundary_prob"), "mean p", 2),
         ]
         yield Chart(f"Boundaries{of}", lines, "share of the positions", curves.target(key("target_fraction")))
+        lines = curves.points(key("worth", VALIDATION), "validation", 1)
+        note = "bits per byte lost without what they carry"
+        yield Chart(
+            f"Worth of the chunks{of}", lines, note, {f"hardly any ({LEAST_WORTH})": LEAST_WORTH} if lines[0].ys else {}
+        )
         histograms = {x: found[s].prob_histogram or [] for x, found in figures if len(found) > s}
         places = sorted(histograms)
         xs = {"bytes": places, "time": [curves.seconds(x) for x in places]}
@@ -198,11 +219,20 @@ def _learning(curves: Curves) -> Iterator[Chart]:
 def _evaluations(curves: Curves) -> list[list[str]]:
     """Rows of the table of validations, the first of heads."""
     records, stages = curves.records, range(curves.stages)
-    rows = [["step", "seen", "bits per byte", *(f"bytes per chunk, stage {s}" for s in stages)]]
+    rows = [
+        [
+            "step",
+            "seen",
+            "bits per byte",
+            *(f"{name}, stage {s}" for name in ("bytes per chunk", "worth") for s in stages),
+        ]
+    ]
     for record in [record for record in records if number(record.get("val_bpb")) is not None][-MOST_ROWS:]:
-        chunks = [number(record.get(stage_key(s, "bytes_per_chunk", VALIDATION))) for s in stages]
         cells = [f"{history.step_of(record):,}", size(record["bytes"]), f"{record['val_bpb']:.4f}"]
-        rows.append(cells + ["" if value is None else f"{value:.2f}" for value in chunks])
+        for name, form in (("bytes_per_chunk", ".2f"), ("worth", ".4f")):
+            values = [number(record.get(stage_key(s, name, VALIDATION))) for s in stages]
+            cells += ["" if value is None else f"{value:{form}}" for value in values]
+        rows.append(cells)
     return rows
 
 

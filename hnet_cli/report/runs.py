@@ -15,6 +15,7 @@ from hnet_cli.errors import InputError, UsageError
 from hnet_cli.provenance import line
 from hnet_cli.report import history
 from hnet_cli.report.history import Glance, interpolated, series
+from hnet_cli.report.sources import rows_of
 from hnet_cli.terminal.console import duration, fits, literal, say, size, table
 
 ORDERS: dict[str, Callable[[Glance], Any]] = {
@@ -24,7 +25,7 @@ ORDERS: dict[str, Callable[[Glance], Any]] = {
     "bytes": lambda run: -run.bytes,
     "speed": lambda run: -(run.bytes_per_s or 0),
 }
-SPARE = ("held out", "last", "speed", "seen", "preset", "when", "data")
+SPARE = ("held out", "last", "worth", "speed", "seen", "preset", "when", "data")
 """Columns that a narrow terminal goes without, the first ones first; a name cut short is of no use to anybody."""
 UNLIKE = (
     "[yellow]note:[/] these runs are validated on different bytes, so their bits per byte do not compare; "
@@ -67,7 +68,8 @@ def show(paths: Sequence[Path], sort: str = "when", out: Path | None = None, ove
         return comparison.shown()
     if named and (made := line(runs[0].made)):
         say(f"[dim]made with {literal(made)}[/]")
-    return RunsShown([_list(runs)], {"runs": [run.to_dict() for run in runs]})
+    tables = [_list(runs)] + ([_sources(runs[0])] if named and runs[0].sources else [])
+    return RunsShown(tables, {"runs": [run.to_dict() for run in runs]})
 
 
 def _by_name(path: Path) -> Path:
@@ -102,6 +104,7 @@ def _list(runs: Sequence[Glance]) -> Table:
             "bits per byte": _bits(run.bpb_best),
             "last": _bits(run.bpb_last),
             "bytes/chunk": _chunks(run),
+            "worth": _worth(run),
             "speed": f"{size(run.bytes_per_s)}/s" if run.bytes_per_s else "-",
             "when": f"{datetime.fromtimestamp(run.when):%Y-%m-%d %H:%M}" if run.when else "-",
         }
@@ -119,6 +122,15 @@ def _list(runs: Sequence[Glance]) -> Table:
         if fits(made) or not (name := next(spare, "")):
             return made
         columns.remove(name)
+
+
+def _sources(run: Glance) -> Table:
+    """The table of a mixture's sources."""
+    heads, *rows = rows_of(run.sources)
+    made = table(*map(literal, heads))
+    for row in rows:
+        made.add_row(*map(literal, row))
+    return made
 
 
 def _alike(runs: Sequence[Glance]) -> bool:
@@ -140,7 +152,7 @@ def _say_what_is_wrong(runs: Iterable[Glance]) -> None:
 
 
 def _data(run: Glance) -> str:
-    name = Path(run.data).name if run.data else "-"
+    name = " + ".join(s.name for s in run.sources) or (Path(run.data).name if run.data else "-")
     return f"{name} ({run.modality})" if run.modality and run.modality != name else name
 
 
@@ -151,6 +163,10 @@ def _bits(value: float | None) -> str:
 def _chunks(run: Glance) -> str:
     pairs = ((stage.bytes_per_chunk, stage.target_bytes_per_chunk) for stage in run.stages)
     return ", ".join(f"{reached:.2f}" + (f" of {target:.1f}" if target else "") for reached, target in pairs) or "-"
+
+
+def _worth(run: Glance) -> str:
+    return ", ".join(f"{stage.worth:.3f}" for stage in run.stages if stage.worth is not None) or "-"
 
 
 class _Comparison:
@@ -193,7 +209,12 @@ class _Comparison:
             "bits per byte, best": [_bits(run.bpb_best) for run in runs],
             "bits per byte, last": [_bits(run.bpb_last) for run in runs],
             "bytes per chunk": [_chunks(run) for run in runs],
+            "worth of the chunks, bits per byte": [_worth(run) for run in runs],
         }
+        if self.alike:
+            of = [{source.name: source.bpb for source in run.sources} for run in runs]
+            for name in dict.fromkeys(name for bits in of for name in bits):
+                figures[f"bits per byte, last, {name}"] = [_bits(bits.get(name)) for bits in of]
         made = {name: [_made(run, name) for run in runs] for name in MADE}
         made = {name: row for name, row in made.items() if len(set(row)) > 1}
         at_equal_bytes = {size(count): [_bits(value) for value in bits] for count, bits in self.at_equal_bytes}
@@ -206,7 +227,9 @@ class _Comparison:
         return {title: [heads, *([key, *row] for key, row in rows.items())] for title, rows in tables.items() if rows}
 
     def _differences(self) -> dict[str, list[str]]:
-        configs = [_flat(history.read_config(run.path) or {}) for run in self.runs.values()]
+        configs = [
+            _flat((history.read_config(run.path) or {}) | {"data": run.data or "-"}) for run in self.runs.values()
+        ]
         keys = dict.fromkeys(key for config in configs for key in config if key not in ("description", "source"))
         values = {key: [config.get(key, "-") for config in configs] for key in keys}
         return {key: row for key, row in values.items() if len(set(row)) > 1}

@@ -10,6 +10,8 @@ from typing import Any
 
 from hnet_cli.storage.jsonl import number
 
+LEAST_WORTH = 0.01
+"""Bits per byte below which what the chunks of a stage carry is said to be worth nothing."""
 VALIDATION = "val_"
 """Prefix of the keys of a validation."""
 
@@ -38,6 +40,11 @@ class StageFigures:
     """Share of the probe's positions decided otherwise than at the evaluation before."""
     imbalance: float | None = None
     """Chunks of the rank that has most, over the mean of the ranks."""
+    worth: float | None = None
+    """Bits per byte lost where what the chunks carry is withheld (docs/evaluation.md)."""
+    worth_low: float | None = None
+    """Lower end of its 95% interval."""
+    worth_high: float | None = None
     prob_histogram: list[int] | None = None
     """Positions per equal part of [0, 1] that p lies in."""
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from hnet_cli.errors import BusyError
-from hnet_cli.storage.files import NewFile, os_errors, staged_file
+from hnet_cli.storage.files import GrowingFile, NewFile, os_errors, sibling, staged_file
 from hnet_cli.storage.streams import shown
 
 PAGE_MARK = b'<meta name="generator" content="hnet">'
@@ -83,6 +84,20 @@ def output_file(
                 with os_errors(path):
                     os.chmod(file.name, stat.S_IMODE(target.stat().st_mode))
             yield file
+
+
+@contextlib.contextmanager
+def spool(beside: Path) -> Iterator[GrowingFile]:
+    """A file that grows beside an output until the block ends, and is removed then: for what has to follow in the
+    output and is too large for memory."""
+    path = sibling(Path(os.path.realpath(beside)), f"hnet-tmp-{secrets.token_hex(4)}")
+    with os_errors(beside):
+        file = GrowingFile(path)
+        try:
+            os.unlink(path)
+            yield file
+        finally:
+            file.close()
 
 
 def write_output(path: Path, text: str, overwrite: bool = False) -> None:

@@ -10,15 +10,15 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
 from hnet_cli.config.presets import SIZES, line_up, nearest, shipped
 from hnet_cli.config.run import RunConfig, resolve
+from hnet_cli.config.sources import Sources
 from hnet_cli.data import tokens
 from hnet_cli.data.dataset import Dataset
-from hnet_cli.data.loader import Batches
+from hnet_cli.data.mixture import MixedBatches, Mixture
 from hnet_cli.errors import UsageError
 from hnet_cli.modality import get
 from hnet_cli.model.settings import Chunker, compact_stack, space_like
@@ -50,27 +50,28 @@ def share_of_budget(name: str) -> float:
     return float(line_up()["members"].get(name, {}).get("flops", 1))
 
 
-def tokens_per_byte(config: RunConfig, dataset: Dataset) -> float:
+def tokens_per_byte(config: RunConfig, data: Mixture | Dataset) -> float:
     """Positions of the outermost level per byte: below 1 for a model of tokens, measured on the training windows."""
     if not config.tokenizer:
         return 1.0
-    return _tokens_per_byte(config.tokenizer, dataset.path, dataset.fingerprint, config.train.sequence_length)
+    mixture = Mixture.of(data)
+    return _tokens_per_byte(config.tokenizer, mixture.sources, mixture.key, config.train.sequence_length)
 
 
-def fractions(config: RunConfig, dataset: Dataset) -> list[float]:
+def fractions(config: RunConfig, data: Mixture | Dataset) -> list[float]:
     """Positions of each inner level per byte on this data, before training: measured for rules that read bytes, 1/k for
     fixed chunks, and the target 1/N if learned. One per stage; the outermost level has `tokens_per_byte`."""
-    rule = None
+    rule, mixture = None, Mixture.of(data)
     if config.model.chunkers and config.model.chunkers[0].rule:
-        place = dataset.path, dataset.fingerprint, config.train.sequence_length
+        place = mixture.sources, mixture.key, config.train.sequence_length
         rule = _rule_fraction(config.model.chunkers[0], *place)
-    return budget.chunk_fractions(config, tokens_per_byte(config, dataset), rule)
+    return budget.chunk_fractions(config, tokens_per_byte(config, mixture), rule)
 
 
-def flops_per_byte(config: RunConfig, dataset: Dataset) -> float:
+def flops_per_byte(config: RunConfig, data: Mixture | Dataset) -> float:
     """Forward FLOPs per byte of the data, by `HNetConfig.flops_per_byte`; those of a token are shared by its bytes."""
-    share = tokens_per_byte(config, dataset)
-    inner = [fraction / share for fraction in fractions(config, dataset)]
+    share = tokens_per_byte(config, data)
+    inner = [fraction / share for fraction in fractions(config, data)]
     return share * config.model.flops_per_byte(inner, config.train.sequence_length * share)
 
 
@@ -114,17 +115,17 @@ def _with_main(layout: Sequence[object], letters: str) -> tuple[object, ...]:
 
 
 @lru_cache(maxsize=32)
-def _tokens_per_byte(setting: str, path: Path, fingerprint: str, length: int) -> float:
-    dataset = Dataset.open(path)
-    tokenizer = tokens.of_setting(setting, dataset)
-    batch = tokens.tokenised(_batches(dataset, length).batch(0), tokenizer)
+def _tokens_per_byte(setting: str, sources: Sources, key: str, length: int) -> float:
+    mixture = Mixture.open(sources)
+    tokenizer = tokens.of_setting(setting, mixture)
+    batch = tokens.tokenised(_batches(mixture, length).batch(0), tokenizer)
     return len(batch.targets) / batch.nbytes
 
 
 @lru_cache(maxsize=32)
-def _rule_fraction(chunker: Chunker, path: Path, fingerprint: str, length: int) -> float:
+def _rule_fraction(chunker: Chunker, sources: Sources, key: str, length: int) -> float:
     """Chunks per byte of a rule that reads bytes; the first of a sequence begins one."""
-    batch = _batches(Dataset.open(path), length).batch(0)
+    batch = _batches(Mixture.open(sources), length).batch(0)
     automaton = chunker.automaton()
     if automaton is None:
         space = space_like(batch.inputs)
@@ -135,5 +136,6 @@ def _rule_fraction(chunker: Chunker, path: Path, fingerprint: str, length: int) 
     return float(begins.mean())
 
 
-def _batches(dataset: Dataset, length: int) -> Batches:
-    return Batches(dataset, sequence_length=length, rows=max(1, min(MEASURED_BYTES, dataset.nbytes("train")) // length))
+def _batches(mixture: Mixture, length: int) -> MixedBatches:
+    rows = max(1, min(MEASURED_BYTES, mixture.nbytes("train")) // length)
+    return MixedBatches(mixture, sequence_length=length, rows=rows)

@@ -1,6 +1,6 @@
 """The training loop around `train_step`.
 
-A batch is a pure function of (dataset, seed, step), so a run that is stopped and resumed sees the same batches as one
+A batch is a pure function of (datasets, seed, step), so a run that is stopped and resumed sees the same batches as one
 that never stopped, and on CPU ends with the same bits. A thread prefetches the next batch while a step is computed; on
 a GPU the metrics of a step are read while the next one runs.
 """
@@ -14,7 +14,7 @@ import shlex
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,13 +28,15 @@ from hnet_cli.checkpoints.find import begin_from, has_any
 from hnet_cli.checkpoints.model_folder import read_json
 from hnet_cli.checkpoints.training_state import TrainingState, checkpoint_size, save_checkpoint
 from hnet_cli.config.run import RunConfig, TrainConfig, to_yaml
+from hnet_cli.config.sources import DataSource
 from hnet_cli.data import baselines, tokens
 from hnet_cli.data.baselines import TRAIN_LIMIT
-from hnet_cli.data.dataset import Dataset
-from hnet_cli.data.loader import Batch, Batches, Windows
+from hnet_cli.data.loader import Batch
+from hnet_cli.data.mixture import HeldOut, MixedBatches, Mixture
 from hnet_cli.distributed.device import this_machine
 from hnet_cli.distributed.world import ALONE, World, own
-from hnet_cli.errors import BusyError, InputError, NumericalError, Stopped, StorageError
+from hnet_cli.errors import BusyError, NumericalError, Stopped, StorageError
+from hnet_cli.report.sources import source_key
 from hnet_cli.storage.jsonl import RecordFile
 from hnet_cli.terminal.process import Stop, catch_signals
 from hnet_cli.training import budget
@@ -101,7 +103,7 @@ class _PendingStep:
 
 def train(
     config: RunConfig,
-    data: Path,
+    data: Path | Sequence[DataSource],
     run: Path,
     *,
     resume: bool = False,
@@ -114,7 +116,7 @@ def train(
     world: World = ALONE,
     clock: Callable[[], float] = time.monotonic,
 ) -> Result:
-    """Train `config` on the dataset at `data` in the folder `run`, to its last step.
+    """Train `config` on the dataset at `data`, or a mixture of several, in the folder `run`, to its last step.
 
     `resume`: continue from the newest checkpoint that is whole; with `strict` from the newest or not at all. Raises
     BusyError (folder in use, or holding a run without `resume`), DamagedError, InputError (dataset too small or
@@ -133,7 +135,7 @@ def train(
     with contextlib.ExitStack() as stack:
         pace = None if seconds == math.inf else Pace(seconds, most, clock(), config.train.steps)
         with world.together():
-            dataset = Dataset.open(data)
+            mixture = Mixture.open(data)
             if resume and config.train.micro_batches == "auto":
                 config = with_its_micro_batches(config, run)
             config = budget.settled(config, this_machine(device, world.local_size), world.size)
@@ -144,10 +146,10 @@ def train(
             if world.is_main:
                 _refuse_what_is_there(run, resume)
             if world.local_rank == 0:
-                dataset.verify()
+                mixture.verify()
         pieces = int(world.largest(config.train.pieces))  # ranks may have seen different amounts of memory
         config = replace(config, train=replace(config.train, micro_batches=pieces))
-        trainer = _Trainer(config, dataset, run, torch.device(device), events, stop, world, clock, show)
+        trainer = _Trainer(config, mixture, run, torch.device(device), events, stop, world, clock, show)
         return trainer.go(resume, strict, pace)
 
 
@@ -167,7 +169,7 @@ class _Trainer:
     def __init__(
         self,
         config: RunConfig,
-        dataset: Dataset,
+        mixture: Mixture,
         run: Path,
         device: torch.device,
         events: EventLog,
@@ -178,7 +180,7 @@ class _Trainer:
     ) -> None:
         train = config.train
         self.show = show
-        self.config, self.dataset, self.run, self.device = config, dataset, run, device
+        self.config, self.mixture, self.run, self.device = config, mixture, run, device
         self.events, self.listen, self.stop, self.world = events, events.hear, stop, world
         self.clock = clock
         self.failed_saves = 0
@@ -200,8 +202,9 @@ class _Trainer:
         """Last recorded step of a resumed run and its learning rate."""
         self.slices = world.slices(train.rows, train.pieces)
         with world.together():
-            self.batches = Batches(dataset, sequence_length=train.sequence_length, rows=train.rows, seed=train.seed)
-            self.probe = Probe(dataset)
+            length = train.sequence_length
+            self.batches = MixedBatches(mixture, sequence_length=length, rows=train.rows, seed=train.seed)
+            self.probe = Probe(mixture)
             self._hold_out()
             sharded = budget.is_sharded(config, this_machine(str(device), world.local_size), world.size)
         self._build(sharded=bool(world.largest(sharded)))
@@ -210,7 +213,7 @@ class _Trainer:
         self.pending = deque[_PendingStep]()
         self.prefetched = dict[int, Future[list[Batch]]]()
         """The next step's micro-batches, by step."""
-        self.state = TrainingState(dataset=dataset.fingerprint)
+        self.state = TrainingState(dataset=mixture.key)
         self.made = self._made_with()
 
     def _made_with(self) -> dict[str, Any]:
@@ -227,7 +230,7 @@ class _Trainer:
         world.spread(self.model, self.device, sharded, multiplies_in_bf16(config, self.device))
         if config.tokenizer:
             with world.together():
-                self.model.tokenizer = tokens.of_run(self.run, config.tokenizer, self.dataset)
+                self.model.tokenizer = tokens.of_run(self.run, config.tokenizer, self.mixture)
                 tokens.check_size(self.model.tokenizer, config.model.vocab_size)
         self.optimizer = build_optimizer(self.model, config)
 
@@ -253,7 +256,7 @@ class _Trainer:
         world, train = self.world, self.config.train
         if resume:
             self.state = restore(
-                self.run, self.config, self.dataset, self.model, self.optimizer, self.listen, strict=strict, world=world
+                self.run, self.config, self.mixture, self.model, self.optimizer, self.listen, strict=strict, world=world
             )
         step = self.state.step
         self.saved = self.run / "checkpoints" / f"step-{step:08d}" if step else None
@@ -291,12 +294,12 @@ class _Trainer:
     def _compare_with_before(self) -> None:
         """Begin the best anew where validations now read other bytes; remember the rate that the run ended with."""
         before, held_out = self.last.get("val_sample"), self.held_out
-        whole = before is None and self.last.get("val_bytes") == held_out.bytes == held_out.of
+        whole = before is None and self.last.get("val_bytes") == held_out.bytes == held_out.total
         if self.world.of_main(bool(self.last) and before != held_out.key and not whole):
             self.state.best_bpb = self.state.best_step = None
             message = (
-                f"validations read {held_out.bytes:,} of {held_out.of:,} held-out bytes from now on, other ones than "
-                "before: earlier figures are no longer compared with, and the best begins anew"
+                f"validations read {held_out.bytes:,} of {held_out.total:,} held-out bytes from now on, other ones "
+                "than before: earlier figures are no longer compared with, and the best begins anew"
             )
             self.listen("warning", {"message": message})
         logged = self.metrics.last("lr")
@@ -375,9 +378,7 @@ class _Trainer:
             alerts = self.watch.observe(record, train.batch_bytes, sequences, train.alpha(done.step - 1))
         if alerts:
             record["event"] = ", ".join(dict.fromkeys(name for name, _ in alerts))
-        for name, message in alerts:
-            warning = {"step": done.step, "event": name, "message": f"step {done.step}: {message}"}
-            self.listen("warning", warning | {key: record[key] for key in ("documents",) if key in record})
+        self._warn(done.step, alerts, {key: record[key] for key in ("documents",) if key in record})
         self._warn_of_higher_rate(done)
         self.listen("step", record)
         self.unlogged_steps += 1
@@ -385,6 +386,10 @@ class _Trainer:
             self._log_step(record, train.batch_bytes)
         if state.skipped_in_a_row == MAX_SKIPPED:
             self._give_up(done.step)
+
+    def _warn(self, step: int, alerts: list[tuple[str, str]], beside: dict[str, Any] | None = None) -> None:
+        for name, message in alerts:
+            self.listen("warning", {"step": step, "event": name, "message": f"step {step}: {message}"} | (beside or {}))
 
     def _warn_of_higher_rate(self, done: _PendingStep) -> None:
         """Say once that a run goes on with a higher learning rate than it ended with, the rise of a warm-up apart."""
@@ -397,8 +402,7 @@ class _Trainer:
             message = (
                 f"the learning rate, {rate:.2g} at step {before}, goes on at {goes_on:.2g}, so the loss rises at first"
             )
-            warning = {"step": done.step, "event": "higher rate", "message": f"step {done.step}: {message}"}
-            self.listen("warning", warning)
+            self._warn(done.step, [("higher rate", message)])
 
     def _log_step(self, record: dict[str, Any], batch_bytes: int) -> None:
         """Write a step's record, with the speed since the last one written."""
@@ -468,9 +472,7 @@ class _Trainer:
     def _hold_out(self) -> None:
         """Choose the bytes of the validations. Raises InputError where there are none."""
         train = self.config.train
-        self.held_out = Windows(self.dataset, "val", train.eval_window or train.sequence_length, train.eval_bytes)
-        if not self.held_out.bytes:
-            raise InputError(f"{self.dataset.path} holds nothing out", "prepare it with --val or --val-input")
+        self.held_out = HeldOut.choose(self.mixture, train.eval_window or train.sequence_length, train.eval_bytes)
 
     def _validation_cost(self, pace: Pace) -> float:
         """Seconds of a validation and the checkpoint after it."""
@@ -524,7 +526,23 @@ class _Trainer:
     def _measure_beside(self) -> None:
         limit = TRAIN_LIMIT if self.pace is None else min(TRAIN_LIMIT, int(TRAIN_LIMIT_PER_SECOND * self.pace.seconds))
         with self.world.together():
-            self.beside = baselines.beside(self.held_out, limit) if self.world.is_main else {}
+            self.beside = self._beside(limit) if self.world.is_main else {}
+
+    def _beside(self, limit: int) -> dict[str, Any]:
+        """Baselines on the bytes of a validation. Of a mixture those of each source, who are told which it is, and
+        their means in its shares."""
+        held_out, each = self.held_out, [baselines.beside(part, limit) for part in self.held_out.parts]
+        if len(each) == 1:
+            return {name: value for name in BESIDE if (value := each[0].get(name)) is not None}
+        figures = dict[str, Any]()
+        for name in BESIDE:
+            values = [found[name] for found in each if found.get(name) is not None]
+            if len(values) == len(each):
+                mean = sum(share * value for share, value in zip(held_out.shares, values, strict=True))
+                figures[name] = mean if name != "k" else values[0] if len(set(values)) == 1 else "k"
+        for source, found in zip(held_out.names, each, strict=True):
+            figures |= {source_key(name, source): found[name] for name in BESIDE if found.get(name) is not None}
+        return figures
 
     def _validate(self) -> None:
         train, state, sharded = self.config.train, self.state, self.world.sharded
@@ -543,8 +561,13 @@ class _Trainer:
                 scores |= {f"bpb_at_{budget:g}": validated(budget)["bpb"] for budget in others}
             decisions = self.probe.decide(self.model, sharded) if self.world.is_main or sharded else None
         position = {"step": state.step, "bytes": state.bytes_seen}
-        scores |= {"of": self.held_out.of, "sample": self.held_out.key}
-        scores |= {name: value for name in BESIDE if (value := (self.beside or {}).get(name)) is not None}
+        scores |= {"of": self.held_out.total, "sample": self.held_out.key} | (self.beside or {})
+        if len(self.held_out.parts) > 1:
+            epochs = self.batches.epochs(state.step)
+            sources = zip(self.held_out.names, self.held_out.shares, self.held_out.parts, epochs, strict=True)
+            for source, share, part, times in sources:
+                figures = {"share": share, "of": part.of, "epochs": times}
+                scores |= {source_key(name, source): value for name, value in figures.items()}
         record = position | {f"val_{name}": value for name, value in scores.items()}
         if decisions is not None:
             if state.probe_depth:
@@ -560,6 +583,7 @@ class _Trainer:
         if math.isfinite(scores["bpb"]) and (state.best_bpb is None or scores["bpb"] < state.best_bpb):
             state.best_bpb, state.best_step = scores["bpb"], state.step
         self.listen("eval", record)
+        self._warn(state.step, self.watch.validated(record))
 
     def _save(self, final: bool) -> None:
         """Write a checkpoint. Raises NumericalError, and writes nothing, if weights or moments are not finite.
@@ -591,7 +615,7 @@ class _Trainer:
             self.optimizer,
             self.state,
             {
-                "modality": self.dataset.modality,
+                "modality": self.mixture.modality,
                 "sequence_length": train.sequence_length,
                 "preset": config.name,
                 "made": self.made,

@@ -6,22 +6,29 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
 from hnet_cli import modality, storage
 from hnet_cli.config.run import RunConfig, differences, resolve
+from hnet_cli.config.sources import Sources, parse, sources_of, words, written
 from hnet_cli.data.dataset import Dataset
-from hnet_cli.data.loader import Batches
+from hnet_cli.data.mixture import MixedBatches, Mixture
 from hnet_cli.distributed.device import GIB, Machine, this_machine
 from hnet_cli.distributed.threads import meter
 from hnet_cli.distributed.world import ALONE, World
 from hnet_cli.errors import EnvironmentLimit, HNetError, InputError
 from hnet_cli.report import history
+from hnet_cli.report.sources import times
 from hnet_cli.terminal.console import ago, count, duration, literal, say, show, size, table
 from hnet_cli.training import budget, lineup
 
+NAMED = 3
+"""Datasets of a mixture in the name of a run."""
 MAX_EPOCHS = 16
 """Epochs after which repeated data stops helping (Muennighoff et al., arXiv 2305.16264)."""
 
@@ -31,9 +38,8 @@ class Plan:
     """The choices for one training run."""
 
     config: RunConfig
-    data: Path
-    dataset: dict[str, Any]
-    """The contents of `dataset.json`."""
+    mixture: Mixture
+    """The data, a single dataset too."""
     run: Path
     machine: Machine
     """The machine of this rank."""
@@ -48,6 +54,12 @@ def dataset_at(data: Path) -> Dataset:
         reason = "is not a dataset: it has no dataset.json" if data.exists() else "does not exist"
         raise InputError(f"{data} {reason}", f"`hnet prepare` makes a dataset{' of it' if data.is_file() else ''}")
     return Dataset.open(data)
+
+
+def mixture_at(sources: Sources) -> Mixture:
+    """The datasets in some folders. Raises InputError where one is none, UsageError where they cannot be mixed."""
+    weights = [source.weight for source in sources if source.weight is not None]
+    return Mixture([dataset_at(Path(source.path)) for source in sources], weights or None)
 
 
 def newest_dataset() -> Path:
@@ -71,7 +83,7 @@ def _newest_run() -> history.Glance | None:
 
 def choose(
     preset: str | None,
-    data: Path | None,
+    data: Path | Sequence[str] | None,
     run: Path | None,
     settings: list[str],
     *,
@@ -79,42 +91,56 @@ def choose(
     device: str | None,
     world: World = ALONE,
 ) -> Plan:
-    """Make and print the choices that the user left open. Raises UsageError, InputError or EnvironmentLimit."""
+    """Make and print the choices that the user left open. Raises UsageError, InputError or EnvironmentLimit.
+
+    `data`: a dataset, or several as of `--data`.
+    """
     here = this_machine(world.device(device), world.local_size)
-    if resume and run is None and preset is None and data is None and (newest := _newest_run()) is not None:
+    given = sources_of(data) if isinstance(data, Path) else parse(data or ())
+    if resume and run is None and preset is None and not given and (newest := _newest_run()) is not None:
         run = newest.path
         say(f"Run: [bold]{literal(run)}[/] ({literal(newest.state)} {ago(newest.when)}; --run names another)")
     config = resolve(preset, settings) if preset is not None else None
     if resume and run is not None:
         config = _stored(run, config, settings)
-    known, found = config.data if config is not None and data is None else None, None
-    if data is None:
-        found = history.data_of(run, known) if resume and run is not None else None
-        if data := found or (Path(known) if known else None):
-            say(f"Data: [bold]{literal(data)}[/]")
+    known, found = config.sources if config is not None and not given else (), None
+    if not given:
+        found = history.find_sources(run, known) if resume and run is not None else None
+        if given := found or known:
+            say(f"Data: [bold]{literal(words(given))}[/]")
         else:
-            data = newest_dataset()
-    dataset = dataset_at(data)
+            given = sources_of(newest_dataset())
+    mixture = mixture_at(given)
+    if len({dataset.modality for dataset in mixture.datasets}) > 1:
+        first = mixture.names[0]
+        say(f"Modality: [bold]{literal(mixture.modality)}[/] (that of {literal(first)}, the first of the mixture)")
     if config is None:
-        preset = modality.get(dataset.modality).presets["nano" if here.device == "cpu" else "small"]
+        preset = modality.get(mixture.modality).presets["nano" if here.device == "cpu" else "small"]
         config = resolve(preset, settings)
         say(
-            f"Preset: [bold]{literal(preset)}[/] (the default for {literal(dataset.modality)} on "
+            f"Preset: [bold]{literal(preset)}[/] (the default for {literal(mixture.modality)} on "
             f"{literal(here.device)})"
         )
     if run is None:
-        run = Path("runs") / f"{data.resolve().name}-{config.name}"
+        run = Path("runs") / f"{_name(mixture)}-{config.name}"
         say(f"Run: [bold]{literal(run)}[/]")
         if resume:
             config = _stored(run, config, settings)
-    Batches(dataset, sequence_length=config.train.sequence_length, rows=config.train.rows)  # raises if data are too few
-    config = dataclasses.replace(config, data=known if found and known else history.stored_path(data, run))
+    MixedBatches(mixture, sequence_length=config.train.sequence_length, rows=config.train.rows)  # raises for too little
+    stored = (dataclasses.replace(source, path=history.stored_path(Path(source.path), run)) for source in given)
+    config = dataclasses.replace(config, data=written(known if found else tuple(stored)))
     is_auto = config.train.micro_batches == "auto"
     config = budget.settled(config, here, world.size)
     if is_auto:
         _say_micro_batches(config)
     shares = world.size if budget.is_sharded(config, here, world.size) else 1
-    return Plan(config, data, dataset.about, run, here, world.size, shares)
+    return Plan(config, mixture, run, here, world.size, shares)
+
+
+def _name(mixture: Mixture) -> str:
+    """The name of the data in that of a run: those of the first three datasets, and how many more there are."""
+    names = [dataset.path.resolve().name for dataset in mixture.datasets]
+    return "+".join([*names[:NAMED], *([str(len(names) - NAMED)] if len(names) > NAMED else [])])
 
 
 def _say_micro_batches(config: RunConfig) -> None:
@@ -206,32 +232,51 @@ def refuse_what_cannot_fit(plan: Plan) -> None:
 
 def warn_of_repetition(plan: Plan) -> None:
     """Warn of more than `MAX_EPOCHS` epochs, most often an oversight: the default number of steps on little data."""
-    train, available = plan.config.train, plan.dataset["splits"]["train"]["bytes"]
-    total = train.steps * train.batch_bytes
-    if total > MAX_EPOCHS * available:
+    train, sources = plan.config.train, sources_read(plan)
+    if much := [source for source in sources if source["epochs"] > MAX_EPOCHS]:
+        most = max(much, key=lambda source: source["epochs"])
+        of, less = ("data", "") if len(sources) == 1 else (most["name"], ", a smaller weight")
         say(
-            f"[yellow]note:[/] {train.steps:,} steps read the {size(available)} of data {total / available:,.0f} "
-            f"times; beyond about {MAX_EPOCHS:,} times a model learns them by heart. Give more data, or --set "
-            f"train.steps={max(1, MAX_EPOCHS * available // train.batch_bytes):d}."
+            f"[yellow]note:[/] {train.steps:,} steps read the {size(most['bytes'])} of {literal(of)} "
+            f"{most['epochs']:,.0f} times; beyond about {MAX_EPOCHS:,} times a model learns them by heart. Give more "
+            f"data{literal(less)}, or --set train.steps={max(1, int(MAX_EPOCHS * train.steps / most['epochs'])):d}."
         )
+
+
+def sources_read(plan: Plan) -> list[dict[str, Any]]:
+    """Per dataset: its name, path and weight, share of the bytes read, bytes of its training split, and the times that
+    the run reads these."""
+    total, mixture = plan.config.train.steps * plan.config.train.batch_bytes, plan.mixture
+    rows = []
+    for name, share, dataset, source in zip(
+        mixture.names, mixture.shares, mixture.datasets, mixture.sources, strict=True
+    ):
+        size = dataset.nbytes("train")
+        epochs = share * total / size
+        rows.append(
+            {"name": name, "path": source.path, "weight": source.weight, "share": share, "bytes": size}
+            | {"modality": dataset.modality, "epochs": epochs}
+        )
+    return rows
 
 
 def facts(plan: Plan) -> dict[str, Any]:
     """The plan as data: parameters per part, FLOPs, memory, bytes, epochs."""
-    train, dataset = plan.config.train, Dataset.open(plan.data)
+    train, mixture = plan.config.train, plan.mixture
     needed = _needs(plan)
     total = train.steps * train.batch_bytes
     return {
         "preset": plan.config.name,
-        "data": str(plan.data),
+        "data": words(mixture.sources),
+        "sources": sources_read(plan),
         "run": str(plan.run),
         "device": plan.machine.device,
         "ranks": plan.ranks,
         "sharded": plan.shares > 1,
         "parameters": needed.parameters,
         "parameters_by_part": plan.config.model.count_parameters(),
-        "flops_per_byte": lineup.flops_per_byte(plan.config, dataset),
-        "tokens_per_byte": lineup.tokens_per_byte(plan.config, dataset),
+        "flops_per_byte": lineup.flops_per_byte(plan.config, mixture),
+        "tokens_per_byte": lineup.tokens_per_byte(plan.config, mixture),
         "memory_needed": needed.memory,
         "memory_worst": needed.worst_memory,
         "memory_free": plan.machine.memory,
@@ -239,7 +284,7 @@ def facts(plan: Plan) -> dict[str, Any]:
         "micro_batches": train.pieces,
         "steps": train.steps,
         "bytes": total,
-        "epochs": total / plan.dataset["splits"]["train"]["bytes"],
+        "epochs": total / mixture.nbytes("train"),
     }
 
 
@@ -279,12 +324,25 @@ def _describe(plan: Plan, data: dict[str, Any]) -> None:
         f"chunk), {data['memory_free'] / GIB:.1f} GiB free on "
         f"{literal(data['device'])} ({literal(plan.machine.name)})."
     )
-    times = f"{data['epochs']:.1f} times the data"
+    if len(data["sources"]) > 1:
+        show(_mixture_table(data))
     if plan.ranks > 1:
         say(
             f"{plan.ranks:,} ranks, {train.pieces // plan.ranks:,} micro-batches each; the model is "
             f"{literal('divided among them' if plan.shares > 1 else 'copied on each')}."
         )
-    say(f"{train.steps:,} steps of {size(train.batch_bytes)}: {size(data['bytes'])}, {literal(times)}.")
+    read = f"{data['epochs']:.1f} times the data"
+    say(f"{train.steps:,} steps of {size(train.batch_bytes)}: {size(data['bytes'])}, {literal(read)}.")
     if "seconds" in data:
         say(f"About {size(data['bytes_per_s'])}/s here: {duration(data['seconds'])}.")
+
+
+def _mixture_table(data: dict[str, Any]) -> Table:
+    """The sources of a mixture: their shares of the bytes read, the bytes that they have, and what is read of these."""
+    rows = table("source", "share of the bytes", "bytes read", "training split", "read")
+    for source in data["sources"]:
+        read = size(source["share"] * data["bytes"])
+        rows.add_row(
+            literal(source["name"]), f"{source['share']:.1%}", read, size(source["bytes"]), times(source["epochs"])
+        )
+    return rows

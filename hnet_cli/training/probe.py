@@ -1,7 +1,7 @@
 """Chunks and a continuation of the same bytes at every evaluation: the lines of a run's `samples.jsonl`.
 
-The probe is the beginning of the validation split. Changes of its chunks between evaluations show whether a router has
-settled; a continuation of it shows what the model has learned.
+The probe is the beginning of the validation split, of a mixture's sources an equal part each. Changes of its chunks
+between evaluations show whether a router has settled; a continuation of it shows what the model has learned.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 
 from hnet_cli import modality
 from hnet_cli.data.dataset import Dataset
+from hnet_cli.data.mixture import Mixture
 from hnet_cli.errors import HNetError, NumericalError
 from hnet_cli.inference.generate import generate
 from hnet_cli.model import HNetForCausalLM
@@ -37,17 +38,22 @@ class Decisions:
 
 
 class Probe:
-    """The first bytes of a dataset's validation split, at most `PROBE_BYTES`, in their documents."""
+    """The first bytes of the validation split, at most `PROBE_BYTES`, in their documents.
 
-    def __init__(self, dataset: Dataset) -> None:
-        pieces, left = [], PROBE_BYTES
-        for document, begin, length in dataset.ranges("val").tolist():
-            at = int(dataset.table[document, 0]) + begin
-            pieces.append(dataset.shards.read(at, at + min(length, left)))
-            left -= len(pieces[-1])
-            if not left:
-                break
+    Of a mixture, an equal part of each source: recorded are the first bytes of each, prompts are of the first.
+    """
+
+    def __init__(self, data: Mixture | Dataset) -> None:
+        mixture = Mixture.of(data)
+        number, pieces, recorded = len(mixture.datasets), list[bytes](), list[np.ndarray]()
+        for dataset in mixture.datasets:
+            own = _beginning(dataset, PROBE_BYTES // number)
+            recorded.append(sum(map(len, pieces)) + np.arange(min(RECORDED_BYTES // number, sum(map(len, own)))))
+            pieces += own
+        dataset = mixture.datasets[0]
         self.data = b"".join(pieces)
+        self.recorded = np.concatenate(recorded)
+        """(n,) int64: the bytes that are recorded."""
         ends = np.cumsum([len(piece) for piece in pieces])
         self.first = np.concatenate([[0], ends[:-1]])
         """(B,) int64: offsets of the documents."""
@@ -114,11 +120,11 @@ class Probe:
         alone.
         """
         shown = [
-            [None if np.isnan(p) else round(float(p), 4) for p in row[:RECORDED_BYTES]] for row in decisions.probability
+            [None if np.isnan(p) else round(float(p), 4) for p in row[self.recorded]] for row in decisions.probability
         ]
         probe = {
-            "base64": b64encode(self.data[:RECORDED_BYTES]).decode(),
-            "depth": [int(depth) for depth in decisions.depth[:RECORDED_BYTES]],
+            "base64": b64encode(np.frombuffer(self.data, np.uint8)[self.recorded].tobytes()).decode(),
+            "depth": [int(decisions.depth[at]) for at in self.recorded],
             "probability": shown,
         }
         if seed is None or model.tokenizer is not None:  # tokens continue a prompt in tokens, not in bytes
@@ -144,3 +150,15 @@ class Probe:
             "depth": [step.depth for step in steps],
         }
         return {"probe": probe, "sample": sample}
+
+
+def _beginning(dataset: Dataset, most: int) -> list[bytes]:
+    """The first documents of the validation split as stored, at most so many bytes."""
+    pieces: list[bytes] = []
+    for document, begin, length in dataset.ranges("val").tolist():
+        at = int(dataset.table[document, 0]) + begin
+        pieces.append(dataset.shards.read(at, at + min(length, most)))
+        most -= len(pieces[-1])
+        if not most:
+            break
+    return pieces

@@ -17,6 +17,7 @@ from hnet_cli.distributed.threads import meter
 from hnet_cli.distributed.world import ALONE, OtherRank, World
 from hnet_cli.errors import BusyError, HNetError
 from hnet_cli.report import history, run_page
+from hnet_cli.report.sources import sources_of, times
 from hnet_cli.report.stages import VALIDATION, stage_key, stages_of
 from hnet_cli.terminal.console import Task, duration, literal, progress, say, show, size, spark, table
 from hnet_cli.training.loop import Result, train
@@ -64,7 +65,7 @@ def attend(
     run = partial(
         train,
         plan.config,
-        plan.data,
+        plan.mixture.sources,
         plan.run,
         resume=resume,
         strict=strict,
@@ -142,6 +143,10 @@ class _Screen:
                     f"on {literal(on)}  {literal(chunks)}"
                 )
             self.log(f"step {record['step']}  validation {bits} bits per byte on {on}  {chunks}")
+            if each := ", ".join(f"{source.name} {source.bpb:.3f}" for source in sources_of(record)):
+                if not self.brief:
+                    say(f"             of these {literal(each)}")
+                self.log(f"step {record['step']}  of these {each}")
             self.report()
         elif kind == "shortened":
             self.steps = record["steps"]
@@ -200,8 +205,12 @@ class _Screen:
 
 
 def _chunks(record: dict[str, Any], prefix: str = "") -> str:
-    stages = ((stage.bytes_per_chunk, stage.target_bytes_per_chunk) for stage in stages_of(record, prefix))
-    return ", ".join(f"{reached:.2f} bytes/chunk (target {target:.1f})" for reached, target in stages if reached)
+    return ", ".join(
+        f"{stage.bytes_per_chunk:.2f} bytes/chunk (target {stage.target_bytes_per_chunk:.1f})"
+        + ("" if stage.worth is None else f" worth {stage.worth:.3f} bits")
+        for stage in stages_of(record, prefix)
+        if stage.bytes_per_chunk
+    )
 
 
 def _line(record: dict[str, Any]) -> str:
@@ -219,13 +228,22 @@ def finish(plan: Plan, result: Result) -> None:
     _, ratios = history.series(records, stage_key(0, "bytes_per_chunk"))
     if ratios:
         say(f"bytes per chunk  {spark(ratios)}  {ratios[-1]:.2f}")
-    rows = table(f"on {history.bytes_of(result.last)} held out", "bits per byte")
-    rows.add_row(f"this model, {result.state.step} steps", f"[bold]{result.last.get('val_bpb', 0):.3f}[/]")
+    sources = sources_of(result.last)
+    beside = history.beside(result.last, plan.mixture.about)
+    title = f"on {history.bytes_of(result.last)} held out"
+    rows = table(title, "bits per byte", *(literal(source.name) for source in sources))
+    own = f"[bold]{result.last.get('val_bpb', 0):.3f}[/]"
+    rows.add_row(f"this model, {result.state.step} steps", own, *(f"{source.bpb:.3f}" for source in sources))
     for budget in plan.config.train.budgets:
         if (value := result.last.get(f"val_bpb_at_{budget:g}")) is not None:
             rows.add_row(f"with chunks {budget:g} times as long", f"{value:.3f}")
-    for name, value in history.beside(result.last, plan.dataset).items():
-        rows.add_row(name, f"{value:.3f}")
+    for name, value in beside.items():
+        kind = "order-k" if name.startswith("order-") else name
+        of_each = (source.baselines.get(kind) for source in sources)
+        rows.add_row(name, f"{value:.3f}", *("" if bits is None else f"{bits:.3f}" for bits in of_each))
+    if sources:
+        rows.add_row("share of the bytes read", "", *(f"{source.share or 0:.1%}" for source in sources))
+        rows.add_row("training split read", "", *(times(source.epochs or 0) for source in sources))
     show(rows)
     run = shlex.quote(str(plan.run))
     say(f"Done in {duration(result.seconds)}. Report: {literal(page)}")

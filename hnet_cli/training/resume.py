@@ -11,10 +11,11 @@ import torch
 from hnet_cli.checkpoints.find import has_any, missing_latest, newest
 from hnet_cli.checkpoints.training_state import SETTINGS, TrainingState, load_checkpoint
 from hnet_cli.config.run import FIXED, RunConfig, differences, resolve
-from hnet_cli.data.dataset import Dataset
+from hnet_cli.data.mixture import Mixture
 from hnet_cli.distributed.world import ALONE, World
 from hnet_cli.errors import DamagedError, InputError, UsageError
 from hnet_cli.model import HNetForCausalLM
+from hnet_cli.storage import shown
 from hnet_cli.training.events import Listener
 
 
@@ -29,7 +30,7 @@ def with_its_micro_batches(config: RunConfig, run: Path) -> RunConfig:
 def restore(
     run: Path,
     config: RunConfig,
-    dataset: Dataset,
+    mixture: Mixture,
     model: HNetForCausalLM,
     optimizer: torch.optim.Optimizer,
     listen: Listener,
@@ -41,7 +42,7 @@ def restore(
 
     `listen` receives "warning" for each checkpoint skipped, and "resume" with the step and the settings changed since
     it was written. Raises DamagedError (no checkpoint is whole, or with `strict` the newest is not), InputError
-    (another dataset), UsageError (a setting that a run cannot change).
+    (another dataset), UsageError (a setting or shares that a run cannot change).
 
     Rank 0 chooses and verifies; then all ranks read the same folder, however many ranks wrote it.
     """
@@ -49,18 +50,30 @@ def restore(
         folder = _newest(run, listen, strict) if world.is_main else None
     step = int(world.of_main(-1 if folder is None else int(folder.name[5:])))
     if step < 0:
-        return TrainingState(dataset=dataset.fingerprint)
+        return TrainingState(dataset=mixture.key)
     folder = run / "checkpoints" / f"step-{step:08d}"
     with world.together():
         changed = _changes(folder, config)
         state = load_checkpoint(folder, model, optimizer)
-        if state.dataset != dataset.fingerprint:
-            raise InputError(
-                f"{run} was trained on another dataset than {dataset.path}",
-                "give the same --data, or start another run with --run NAME",
-            )
+        if state.dataset != mixture.key:
+            raise _other_data(run, state.dataset, mixture)
     listen("resume", {"step": state.step, "folder": str(folder), "changed": changed})
     return state
+
+
+def _other_data(run: Path, before: str, mixture: Mixture) -> InputError | UsageError:
+    """The error for a run whose data had the key `before`."""
+    known = {key.partition(":")[0] for key in before.split()}
+    here = {dataset.fingerprint: shown(dataset.path) for dataset in mixture.datasets}
+    others = [path for fingerprint, path in here.items() if fingerprint not in known]
+    if not others and len(here) == len(known):
+        return UsageError(
+            f"{run} cannot change the weights of its data", "leave --data out, or start another run with --run NAME"
+        )
+    message = f"{run} was trained on another dataset than {', '.join(others)}"
+    if not others:
+        message = f"{run} was trained on {len(known)} datasets; {', '.join(here.values())} alone are not all"
+    return InputError(message, "give the same --data, or start another run with --run NAME")
 
 
 def _newest(run: Path, listen: Listener, strict: bool) -> Path | None:

@@ -2,7 +2,7 @@
 
 The state of the rules is a dictionary of numbers that is saved with the run, so that a resumed run warns like one that
 never stopped. The failures are those reported for H-Nets (collapse to all or no boundaries, a ratio stuck above its
-target, undecided routers), and spikes of the loss.
+target, undecided routers, chunks that nothing is learned from), and spikes of the loss.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from hnet_cli.report.stages import stages_of
+from hnet_cli.report.stages import LEAST_WORTH, VALIDATION, stages_of
 
 PATIENCE = 50
 """Steps that a collapse must last, and that the running mean of the loss needs at first."""
@@ -24,6 +24,8 @@ LEAST_SIGMA = 0.03
 """Lower bound of the standard deviation as a share of the mean: a loss that hardly varies has no spikes either."""
 MOST_UNDECIDED = 0.6
 """Share of probabilities between 0.45 and 0.55; settled routers have 0.1 to 0.35."""
+WORTHLESS = 3
+"""Validations in a row after which chunks that are worth nothing are spoken of."""
 
 
 class Watch:
@@ -53,6 +55,24 @@ class Watch:
                     messages.append(("undershoot", self._undershoot(s, step, share, target)))
                 messages.append(("undecided", self._undecided(s, step, stage.undecided)))
         return [(name, message) for name, message in messages if message]
+
+    def validated(self, record: dict[str, Any]) -> list[tuple[str, str]]:
+        """The warnings that begin with this validation, whose `record` is as in `metrics.jsonl`."""
+        messages, memory = list[tuple[str, str]](), self.memory
+        for s, stage in enumerate(stages_of(record, VALIDATION)):
+            if record["step"] <= self.warmup or stage.worth is None:
+                continue
+            key, worth = f"worthless{s}", stage.worth
+            most = worth if stage.worth_high is None else stage.worth_high
+            memory[key] = memory.get(key, 0) + 1 if most < LEAST_WORTH else 0
+            if memory[key] == WORTHLESS:
+                message = (
+                    f"stage {s}: for {WORTHLESS} validations what its chunks carry has been worth less than "
+                    f"{LEAST_WORTH} bits per byte (now {worth:.4f}), so what lies inside the stage is not used; try a "
+                    "smaller encoder (model.arch_layout, model.d_model), or a model without this stage"
+                )
+                messages.append(("worthless", message))
+        return messages
 
     def _spike(self, loss: float) -> str:
         memory = self.memory

@@ -19,6 +19,7 @@ from hnet_cli.cli.app import COMMANDS, run
 FILES = {
     "segment --out": "segment file.txt --model runs/fox --out",
     "runs --out": "runs runs/fox --out",
+    "score --out": "score file.txt --model runs/fox --out",
     "compare --out": "compare --data data/file --out",
     "eval --scores": "eval starter:dna --vcf calls.vcf --fasta genome.fa --scores",
     "convert dst": "convert runs/fox",
@@ -36,6 +37,7 @@ READ = {
     *("sample model", "sample --prompt-file", "eval models", "eval --data", "eval --gold", "eval --annotation"),
     *("eval --vcf", "eval --fasta", "eval --task", "compare --data", "compare --line-up", "runs paths"),
     *("convert src", "convert --config", "retrofit src", "retrofit --preset", "presets name"),
+    *("score files", "score --model"),
 }
 WORDS = {
     *(
@@ -50,7 +52,7 @@ WORDS = {
         "--prompt",
         "--label",
     ),
-    *("--size", "--gpus", "--sort", "--dtype"),
+    *("--size", "--gpus", "--sort", "--dtype", "--per"),
 }
 """Options that are no path, whatever the command."""
 

@@ -31,6 +31,13 @@ from hnet_cli.storage import FolderLock
         ("train --data nowhere", 3, "nowhere does not exist"),
         ("train --data genome.fa", 3, "`hnet prepare` makes a dataset of it"),
         ("train --data runs", 3, "no dataset.json"),
+        ("train --data data/file:0 --data data/genome:1", 2, "--data data/file:0: the weight must be above 0"),
+        ("train --data data/file:x --data data/genome:1", 2, "--data data/file:x: the weight must be a number"),
+        ("train --data data/file:8 --data data/genome", 2, "gives data/genome no weight"),
+        ("train --data data/file:8 --data data/genome:1", 2, "cannot be mixed: a model reads their bytes differently"),
+        ("train --data data/file:8 --data data/file:1", 2, "hold the same data"),
+        ("train --data data/file:8 --data nowhere:1", 3, "nowhere does not exist"),
+        ("train --set data=[a,b]", 2, "data: [{path: a, weight: 8}, {path: b, weight: 1}]"),
         ("train --set train.sequence_length=65536 --set train.batch_bytes=65536", 3, "less than one sequence"),
         ("train --device tpu", 2, "use cpu, cuda"),
         ("train --device mps", 69, "there is no mps"),
@@ -51,6 +58,40 @@ def test_a_damaged_dataset_is_named(own, capsys):
     assert hnet("train --preset tiny.yaml --data data/file --run x") == 4
     assert "split-train.bin is damaged" in capsys.readouterr().err
     assert not (own / "x").exists()
+
+
+DOCUMENTED = re.search(
+    r"(?<=^hnet )train --data .*", (Path(__file__).parents[2] / "docs/data.md").read_text(), re.MULTILINE
+)
+
+
+def test_the_documented_mixture(own, capsys):
+    """Trained, looked at and evaluated: each source, and the whole as their mean."""
+    assert DOCUMENTED is not None
+    (own / "code").mkdir()
+    (own / "code/a.py").write_text("".join(f"def f{n}(x):\n    return x + {n}\n\n" for n in range(400)))
+    assert hnet("-q prepare file.txt --out data/books") == 0
+    assert hnet("-q prepare code --modality code --out data/code") == 0
+    assert hnet(f"{DOCUMENTED[0]} --preset tiny.yaml --run runs/x --set train.samples=false") == 0
+    said = capsys.readouterr().err
+    assert re.search(
+        r"step +2 +validation [\d.]+ bits per byte on [\d,]+ of .*\n +of these books [\d.]+, code [\d.]+\n", said
+    )
+    assert re.search(r"share of the bytes read +88.9% +11.1%", said)
+    assert re.search(r"training split read +[\d.]+% of it +[\d.]+% of it", said)
+    assert "What it is trained on" in (own / "runs/x/report.html").read_text()
+    assert hnet("runs runs/x") == 0
+    assert re.search(r"\nsource +share of the bytes.*\nbooks +88.9%.*\ncode +11.1%", capsys.readouterr().out)
+    assert hnet("eval runs/x --json --no-samples --max-bytes 1024") == 0
+    result = json.loads(capsys.readouterr().out)
+    sources = result["sources"]
+    assert [(source["name"], source["modality"]) for source in sources] == [("books", "text"), ("code", "code")]
+    assert result["bpb"] == pytest.approx(sum(source["share"] * source["bpb"] for source in sources))
+    assert all(source["bytes"] <= 512 and "order_k" in source["baselines"] for source in sources)
+    assert hnet("eval runs/x runs/fox --no-samples --max-bytes 1024") == 0
+    out = capsys.readouterr().out
+    assert re.search(r"bits per byte +share +runs/x +95% +runs/fox +95% +difference +95% +xz +order-k\n", out)
+    assert re.search(r"\nall +[\d.]+ ", out)
 
 
 def test_a_live_run_is_refused(own, capsys):

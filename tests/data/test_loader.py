@@ -166,6 +166,16 @@ def test_a_sample_has_whole_windows_from_everywhere(dataset: Dataset, length: in
         assert sample.bytes >= limit - 2 * length * max(1, len(places) // 4)
 
 
+def test_a_part_is_spread_over_the_windows(dataset: Dataset) -> None:
+    whole = Windows(dataset, "val", 16)
+    part = whole.part(5)
+    rows = [whole.table.tolist().index(row) for row in part.table.tolist()]
+    assert len(rows) == 5
+    assert np.searchsorted(np.arange(1, 6) * len(whole.table) // 5, rows, side="right").tolist() == [*range(5)]
+    assert part.bytes == part.table[:, 3].sum() == sum(batch.nbytes for batch in part.batches()) < whole.bytes
+    assert whole.part(10**6).table.tolist() == whole.table.tolist()
+
+
 def test_every_window_has_the_same_chance() -> None:
     from hnet_cli.data.loader import _spread
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from runkit import dataset, fox, tiny
 
+from hnet_cli import modality
 from hnet_cli.checkpoints.find import find
 from hnet_cli.config.run import to_yaml
-from hnet_cli.evaluation import report
+from hnet_cli.evaluation import probe, report, tables
 from hnet_cli.inference.scoring import Scores
 
 
@@ -35,7 +36,10 @@ def test_the_contract_of_the_json(evaluated, texts, monkeypatch):
     assert {"xz", "zstd", "order_k_adaptive"} <= found["baselines"].keys()
     assert {"bytes_per_chunk", "target", "boundary_fraction", "mean_boundary_prob"} <= found["stages"][0].keys()
     assert found["stages"][0]["edges"]["word"]["f1"] > found["stages"][0]["edges"]["word"]["trivial"]["random"]["f1"]
-    assert found["noise"].keys() == {"clean", "AntSpeak", "Drop", "RandomCase", "Repeat", "UpperCase"}
+    assert found["noise"].keys() == {"clean", *modality.get("text").perturbations()}
+    low, high = found["stages"][0]["worth_ci95"]
+    assert 0.01 < low < found["stages"][0]["worth"] < high
+    assert found["definition"]["worth_bytes"] == found["bytes"]
     assert 0 <= found["validity"]["valid"] <= 1
 
     def check(value):
@@ -92,3 +96,25 @@ def test_a_run_is_evaluated_on_its_own_dataset(tmp_path):
     found = report.evaluate([str(run)], report.EvaluationRequest(samples=False), "cpu")
     assert found["definition"]["bytes_counted"].startswith(f"held-out split of {data}: all")
     assert "order_k" in found["baselines"]
+
+
+def test_a_probe_reads_the_files_for_this_alone(hnet, texts, tmp_path, monkeypatch):
+    """The documented example, in the small; the table has what the object has."""
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr(probe, "GRID", (1e-2,))
+    rows = [f"{text.name}\t{at}\t{at + 40}\t{('x', 'y')[at > 50]}\t{text.stem}" for text in texts for at in (0, 60)]
+    (tmp_path / "labels.tsv").write_text("\n".join(["name\tstart\tend\tlabel\tbook", *rows, "z\t0\t9\tx\tz\n"]))
+    asked = ["eval", "starter:text", *texts, "--probe", tmp_path / "labels.tsv", "--group", "book"]
+    code, out, err = hnet(*asked, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert "bpb" not in found
+    assert found["probe"]["classes"] == {"x": 9, "y": 8}
+    assert found["probe"]["left_out_first"] == {"not wholly in a document": texts[0].name, "no such document": "z"}
+    assert list(found["probe"]["layers"]) == ["encoder 0", "main 0", "decoder 0"]
+    columns = [part.columns for part in tables.tables(found) if not isinstance(part, str)]
+    lines = " ".join([str(cell) for own in columns for column in own for cell in column.cells])
+    lines += " ".join(part for part in tables.tables(found) if isinstance(part, str))
+    for name, figures in (found["probe"]["layers"] | found["probe"]["baselines"]).items():
+        assert f"{figures['macro_f1']:.3f}" in lines, name
+    assert "left out: 1 rows, no such document, first z" in lines

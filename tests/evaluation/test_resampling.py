@@ -1,9 +1,11 @@
 """Confidence intervals of known figures."""
 
+import math
+
 import numpy as np
 import pytest
 
-from hnet_cli.evaluation.resampling import FEWEST, draws, interval, over_seeds, ratio, share_interval
+from hnet_cli.evaluation.resampling import FEWEST, draws, interval, over_seeds, ratio, share_interval, share_weighted
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say():
@@ -62,3 +64,14 @@ def test_seeds_make_an_interval_wider_never_narrower():
         assert wider[1] >= alone[1] - 1e-3
     assert wider[1] - wider[0] > 2 * (alone[1] - alone[0])
     assert over_seeds(np.ones((1, 3, 2)))[1] is None  # too few to know
+
+
+def test_a_mean_in_shares_is_surer_than_its_parts():
+    figures = [{"bpb": 2.0, "bpb_ci95": [1.9, 2.2]}, {"bpb": 4.0, "bpb_ci95": [3.7, 4.1]}]
+    mean = share_weighted("bpb", figures, [0.75, 0.25])
+    assert mean["bpb"] == 2.5
+    assert mean["bpb_ci95"] == pytest.approx([2.5 - 0.75 * math.hypot(0.1, 0.1), 2.5 + math.hypot(0.15, 0.025)])
+    alone = share_weighted("bpb", [figures[0]], [1.0])
+    assert (alone["bpb"], alone["bpb_ci95"]) == (2.0, pytest.approx([1.9, 2.2]))
+    figures[1]["bpb_ci95"] = None
+    assert share_weighted("bpb", figures, [0.75, 0.25]) == {"bpb": 2.5, "bpb_ci95": None}

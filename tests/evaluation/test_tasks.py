@@ -91,6 +91,10 @@ def test_the_robustness_score_is_the_paper_s(model):
     accuracy = found["perturbations"]["Same"]["acc"]
     assert accuracy == pytest.approx(outcome.right_norm.mean())
     assert found["robustness_score"] == pytest.approx(100 * (accuracy - 0.25) / 0.5)
+    both = {"Same": lambda data, random: data, "Gone": lambda data, random: b"?"}
+    some = tasks.robustness(model, items, both, clean, scored=["Same"])
+    assert some["robustness_score"] == found["robustness_score"]
+    assert some["perturbations"].keys() == both.keys()
     hopeless = tasks.Outcome(outcome.right, np.zeros(40), outcome.log, outcome.bytes, outcome.chance)
     found = tasks.robustness(model, items, {"Same": lambda data, random: data}, hopeless)
     assert found["robustness_score"] is None

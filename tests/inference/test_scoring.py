@@ -11,7 +11,7 @@ from runkit import dataset, tiny
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Windows
 from hnet_cli.evaluation import compression
-from hnet_cli.inference.scoring import COLUMNS, loglikelihoods, score, stretches
+from hnet_cli.inference.scoring import COLUMNS, _Blocks, loglikelihoods, score, stretches
 from hnet_cli.inference.windows import BATCH_BYTES
 from hnet_cli.training.build import build_model
 from hnet_cli.training.validation import validation
@@ -38,7 +38,9 @@ def nats(model, given, wanted):
 def test_every_byte_counts_once_with_the_promised_context(size, context, stride):
     data = bytes(np.random.default_rng(size).integers(0, 250, size, dtype=np.uint8))
     counted = []
-    for stretch in stretches(data, 0, context, stride):
+    found = list(stretches(data, 0, context, stride))
+    assert found == list(stretches((data[at : at + 7] for at in range(0, size, 7)), 0, context, stride))
+    for stretch in found:
         assert len(stretch.inputs) == len(stretch.targets)
         end = (counted[-1] + 1 if counted else 0) + len(stretch.targets) - stretch.skip
         begin = end - len(stretch.targets)
@@ -52,6 +54,12 @@ def test_every_byte_counts_once_with_the_promised_context(size, context, stride)
             assert context is None or back >= min(at, context - min(stride or context, context) + 1 - (back == at))
             counted.append(at)
     assert counted == list(range(size))
+
+
+@given(st.binary(max_size=60), st.integers(1, 9), st.integers(1, 9))
+def test_a_document_that_comes_in_blocks_is_read_alike(data, block, piece):
+    parts = (data[at : at + piece] for at in range(0, len(data), piece))
+    assert list(stretches(parts, 3, None, None, block)) == list(stretches(data, 3, None, None, block))
 
 
 @pytest.mark.parametrize(("context", "stride"), [(16, 16), (16, 5), (None, None)])
@@ -157,3 +165,15 @@ def test_a_long_pair_is_read_in_blocks(model, monkeypatch):
         cut, same = loglikelihoods(model, pairs)
         np.testing.assert_allclose(cut, logs, rtol=1e-5)
         assert (same == greedy).all()
+
+
+def test_no_more_is_held_of_a_document_than_is_asked_for():
+    held = []
+    text = _Blocks(bytes([n % 250]) * 10 for n in range(1000))
+    for end in range(10, 9000, 10):
+        assert text.reach(end) == end
+        assert text[end - 5 : end] == bytes([(end // 10 - 1) % 250]) * 5
+        text.drop(end - 5)
+        held.append(len(text.held))
+    assert max(held) <= 15
+    assert text.reach(1 << 20) == 10_000

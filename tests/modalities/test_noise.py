@@ -51,6 +51,51 @@ def test_noise_in_other_modalities():
     assert perturb("dna", "ReverseComplement", "AACGT") == "ACGTT"
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "text", "distorted"),
+    [
+        ("text", "BlankLines", "one  two\nthree four", "one\n\ntwo\nthree\n\nfour"),
+        ("text", "Tabs", "one two\n three", "one\ttwo\n\tthree"),
+        ("text", "NoSpaces", "one two\nthree four", "onetwo\nthreefour"),
+        ("text", "LineSeparator", "a\r\nb\n\nc\rd", "a\u2028b\u2028\u2028c\u2028d"),
+        ("text", "CRLF", "a\nb\r\nc\rd", "a\r\nb\r\nc\r\nd"),
+        ("text", "CR", "a\nb\r\nc\rd", "a\rb\rc\rd"),
+        ("chinese", "WideSpaces", "中文 a\n字", "中\u3000文 a\n字"),
+        ("chinese", "LineBreaks", "字" * 45 + "\n" + "文" * 20, "\n".join(["字" * 20] * 2 + ["字" * 5, "文" * 20])),
+        ("chinese", "CRLF", "中\n文", "中\r\n文"),
+        ("code", "BlankLines", "a\n  b\r\nc", "a\n\n  b\n\nc"),
+        ("code", "CR", "a\nb", "a\rb"),
+    ],
+)
+def test_layout(kind, name, text, distorted):
+    assert perturb(kind, name, text) == distorted
+
+
+def test_trailing_spaces_and_filled_gaps():
+    code = "def f(x):\n\n    return x\n" * 20
+    spaced = perturb("code", "Trailing", code)
+    assert [line.rstrip() for line in spaced.split("\n")] == [line.rstrip() for line in code.split("\n")]
+    assert all(1 <= len(line) - len(line.rstrip()) <= 3 for line in spaced.split("\n")[:-1])
+    genome = "ACGTA" * 2000
+    filled = perturb("dna", "Filled", genome)
+    changed = [filled[at : at + 50] != genome[at : at + 50] for at in range(0, len(genome), 50)]
+    assert len(filled) == len(genome)
+    assert 0.03 < sum(changed) / len(changed) < 0.2
+
+
+@given(st.binary(max_size=60), st.sampled_from(["text", "chinese", "code"]))
+def test_any_bytes_survive_another_layout(data, kind):
+    """What is no UTF-8 is no reason to fail, and no letter is lost."""
+    for name in ("CRLF", "CR"):
+        distorted = get(kind).perturbations()[name](data, Random(0))
+        assert distorted.replace(b"\r", b"").replace(b"\n", b"") == data.replace(b"\r", b"").replace(b"\n", b"")
+
+
+def test_the_score_of_tasks_stays_the_paper_s():
+    assert get("text").scored_noise == ("AntSpeak", "Drop", "RandomCase", "Repeat", "UpperCase")
+    assert set(get("text").scored_noise) < get("text").perturbations().keys()
+
+
 @given(st.text(alphabet="ACGT"))
 def test_the_reverse_complement_is_its_own_inverse(sequence):
     mirror = get("dna").mirror

@@ -80,15 +80,17 @@ def test_a_run_folder_without_anything(tmp_path):
 def test_what_is_drawn(tmp_path):
     new = {"stage0_prob_histogram": [*range(20)], "stage0_undecided": 0.1, "grad_norm_main": 0.5, "lr_stage0": 1e-3}
     records = [record | new for record in OLD]
-    records.insert(
-        5, {"step": 5, "bytes": 5000, "val_bpb": 1.5, "stage0_flips": 0.3, "val_stage0_bytes_per_chunk": 4.4}
-    )
+    worth = {"val_stage0_worth": 0.0004, "val_stage0_worth_low": -0.0002, "val_stage0_worth_high": 0.0009}
+    validation = {"step": 5, "bytes": 5000, "val_bpb": 1.5, "stage0_flips": 0.3, "val_stage0_bytes_per_chunk": 4.4}
+    records.insert(5, validation | worth)
     page = checked(report.page(written(tmp_path / "run", records)))
     for title in (
         "Bits per byte",
         "Bytes per chunk",
         "Boundary probability p",
         "How settled",
+        "Worth of the chunks",
+        "(95%: -0.000 to 0.001); less than 0.01: they are not used",
         "Gradient norm",
         "Learning rate",
         "Throughput",

@@ -69,7 +69,8 @@ def test_a_real_run_in_every_state(tmp_path, capsys):
     assert done.bpb_best <= done.bpb_last
     records = history.read_metrics(run)
     assert done.bpb_last == records[-1]["val_bpb"]
-    assert done.to_dict()["stages"] == [{"bytes_per_chunk": records[-1]["val_stage0_bytes_per_chunk"], "target": 4.0}]
+    bytes_per_chunk, worth = (records[-1][f"val_stage0_{name}"] for name in ("bytes_per_chunk", "worth"))
+    assert done.to_dict()["stages"] == [{"bytes_per_chunk": bytes_per_chunk, "target": 4.0, "worth": worth}]
 
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 9, "bytes": 99')  # being written

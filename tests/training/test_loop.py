@@ -21,10 +21,12 @@ from hnet_cli.data import baselines
 from hnet_cli.data.baselines import xz_bits
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Windows
+from hnet_cli.data.mixture import HeldOut, Mixture
 from hnet_cli.data.prepare import preparation
 from hnet_cli.errors import BusyError, DamagedError, InputError, Stopped, StorageError
 from hnet_cli.modality import get
 from hnet_cli.training.loop import train
+from hnet_cli.training.validation import validation
 
 RECORD = {"step", "bytes", "loss", "bpb", "ratio_loss", "alignment_loss", "grad_norm", "lr"}
 PARTS = {"embeddings", "encoder0", "routing0", "residual0", "decoder0", "main", "head"}
@@ -74,7 +76,8 @@ def test_records_are_flat_and_complete(whole):
     stage = {f"stage0_{key}" for key in STAGE}
     parts = {f"grad_norm_{part}" for part in PARTS} | {"lr_stage0", "lr_stage1"}
     assert all(set(r) == RECORD | stage | parts for r in steps)
-    of_validation = {"step", "bytes", "val_bpb", "val_bytes", "val_of", "val_sample"} | {f"val_{key}" for key in stage}
+    of_validation = {"step", "bytes", "val_bpb", "val_bytes", "val_of", "val_sample", "val_stage0_worth"}
+    of_validation |= {f"val_{key}" for key in stage}
     assert [set(r) - of_validation for r in validations] == [set(), {"stage0_flips"}, {"stage0_flips"}]
     assert all(set(r) >= of_validation for r in validations)
     lists = {key for r in records for key, value in r.items() if not isinstance(value, int | float)}
@@ -112,6 +115,43 @@ def test_the_run_folder_is_as_documented(whole):
     assert names == {"config.yaml", "metrics.jsonl", "samples.jsonl", "events.jsonl", "checkpoints", "latest", "best"}
     checkpoint = whole / "checkpoints" / (whole / "latest").read_text().strip()
     assert json.loads((checkpoint / "state.json").read_text())["step"] == 12
+
+
+# -- mixtures ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_mixture_is_validated_on_each_source_and_as_a_whole(mixed, sources):
+    records = [record for record in metrics(mixed) if "val_bpb" in record]
+    mixture = Mixture.open(sources)
+    one, two = mixture.names
+    held_out = HeldOut.choose(mixture, 64, 512)
+    model = newest_model(mixed)
+    for record in records:
+        bits = [record[f"val_bpb/{name}"] for name in mixture.names]
+        assert record["val_bpb"] == pytest.approx(0.75 * bits[0] + 0.25 * bits[1])
+        assert [record[f"val_share/{name}"] for name in mixture.names] == [0.75, 0.25]
+        assert [record[f"val_bytes/{name}"] for name in mixture.names] == [part.bytes for part in held_out.parts]
+        assert record["val_bytes"] == held_out.bytes
+        assert record["val_of"] == mixture.nbytes("val")
+        assert record["val_sample"] == held_out.key
+    for name, part in zip(mixture.names, held_out.parts, strict=True):
+        assert records[-1][f"val_bpb/{name}"] == pytest.approx(validation(model, part, [4.0])["bpb"], rel=1e-5)
+        read = 12 * 256 * {one: 0.75, two: 0.25}[name] / part.dataset.nbytes("train")
+        assert records[-1][f"val_epochs/{name}"] == pytest.approx(read, rel=0.02)
+    state = json.loads((newest(mixed) / "state.json").read_text())
+    best = min(records, key=lambda record: record["val_bpb"])
+    assert (state["best_bpb"], state["best_step"]) == (best["val_bpb"], best["step"])
+    assert state["dataset"] == mixture.key
+
+
+def test_a_mixture_is_trained_on_its_batches(mixed, sources, tmp_path):
+    """In any division into micro-batches, as far as rounding goes."""
+    config = tiny("train.steps=4", "train.eval_every=0", "train.micro_batches=2", "train.ratio_loss_weight=0")
+    train(replace(config, train=replace(config.train, micro_batches=1)), sources, tmp_path / "one")
+    train(config, sources, tmp_path / "two")
+    one, two = ([r["bpb"] for r in metrics(tmp_path / run) if "bpb" in r] for run in ("one", "two"))
+    assert one == pytest.approx(two, rel=1e-4)
+    assert next(r["bpb"] for r in metrics(mixed) if "bpb" in r) == pytest.approx(one[0], rel=1e-5)
 
 
 # -- schedules ---------------------------------------------------------------------------------------------------------

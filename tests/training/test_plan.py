@@ -1,13 +1,15 @@
 """Plans: what is chosen for the user, what is refused, and what is said."""
 
+import re
+import shutil
 from dataclasses import replace
 
 import pytest
 from runkit import dataset
 
-from hnet_cli.config.run import resolve
+from hnet_cli.config.run import resolve, to_yaml
 from hnet_cli.distributed.device import GIB, Machine
-from hnet_cli.errors import EnvironmentLimit, InputError
+from hnet_cli.errors import EnvironmentLimit, InputError, UsageError
 from hnet_cli.training import plan as planning
 
 
@@ -32,7 +34,7 @@ def test_the_rest_is_chosen(data, plan, capsys):
     assert "Preset: nano (the default for text on cpu)" in capsys.readouterr().err
     facts = planning.facts(plan)
     assert facts["bytes"] == plan.config.train.steps * plan.config.train.batch_bytes
-    assert facts["epochs"] == pytest.approx(facts["bytes"] / plan.dataset["splits"]["train"]["bytes"])
+    assert facts["epochs"] == pytest.approx(facts["bytes"] / plan.mixture.nbytes("train"))
     assert sum(facts["parameters_by_part"].values()) == facts["parameters"]
 
 
@@ -48,6 +50,64 @@ def test_the_preset_follows_the_modality_of_the_data(kind, tmp_path, capsys):
     plan = planning.choose(None, folder, tmp_path / "run", settings, resume=False, device="cpu")
     assert plan.config.name == f"nano-{kind}"
     assert f"Preset: nano-{kind} (the default for {kind} on cpu)" in capsys.readouterr().err
+
+
+def test_a_mixture_is_planned(sources, tmp_path, monkeypatch, capsys):
+    """Shares, and how often each dataset is read; the configuration keeps it for whoever goes on."""
+    monkeypatch.chdir(tmp_path)
+    given = [str(source) for source in sources]
+    plan = planning.choose("nano", given, None, ["train.steps=20"], resume=False, device="cpu")
+    assert str(plan.run) == "runs/dataset+dataset-nano"
+    assert plan.config.sources == sources
+    facts = planning.facts(plan)
+    assert facts["data"] == ", ".join(given)
+    shares = [(source["share"], source["weight"], source["epochs"]) for source in facts["sources"]]
+    read = facts["bytes"]
+    of = [dataset.nbytes("train") for dataset in plan.mixture.datasets]
+    assert shares == [(0.75, 3, pytest.approx(0.75 * read / of[0])), (0.25, 1, pytest.approx(0.25 * read / of[1]))]
+    planning._describe(plan, facts)
+    said = capsys.readouterr().err
+    assert re.search(r"numbers\S*/dataset +25.0% +20.5 kB +\d.* kB +2.\d times", said)
+    assert re.search(r"fox\S*/dataset +75.0% +61.4 kB +\d.* kB +1.\d times", said)
+    planning.warn_of_repetition(replace(plan, config=resolve("nano", ["train.steps=2000"])))
+    said = capsys.readouterr().err
+    assert re.search("2,000 steps read the .* of numbers.* times; .* a smaller weight, or --set train.steps=1", said)
+    assert (
+        planning.choose("nano", given[:1], tmp_path / "one", [], resume=False, device="cpu").config.data
+        == sources[0].path
+    )
+
+
+def test_a_mixture_in_a_file_and_one_that_moved(sources, tmp_path, monkeypatch):
+    """A run is found from another folder, and so are its datasets."""
+    home = tmp_path / "home"
+    for source, name in zip(sources, "ab", strict=True):
+        shutil.copytree(source.path, home / "data" / name)
+    monkeypatch.chdir(home)
+    (home / "my.yaml").write_text("extends: nano\ndata: [{path: data/a, weight: 3}, {path: data/b, weight: 1}]\n")
+    plan = planning.choose("my.yaml", None, None, [], resume=False, device="cpu")
+    assert str(plan.run) == "runs/a+b-my"
+    plan.run.mkdir(parents=True)
+    (plan.run / "config.yaml").write_text(to_yaml(plan.config))
+    monkeypatch.chdir(tmp_path)
+    again = planning.choose(None, None, home / "runs/a+b-my", [], resume=True, device="cpu")
+    assert again.config.data == plan.config.data
+    assert [dataset.path for dataset in again.mixture.datasets] == [home / "data/a", home / "data/b"]
+    assert again.mixture.key == plan.mixture.key
+
+
+def test_modalities_that_share_their_bytes_are_mixed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folders = []
+    for kind in ("code", "chinese", "dna"):
+        (tmp_path / NAMES[kind]).write_text(TEXTS[kind] * 1000)
+        folders.append(str(dataset(tmp_path / kind, tmp_path / NAMES[kind], kind=kind)))
+    small = ["train.sequence_length=64", "train.batch_bytes=256"]
+    plan = planning.choose(None, folders[:2], None, small, resume=False, device="cpu")
+    assert (plan.mixture.modality, plan.config.name) == ("code", "nano-code")
+    assert "Modality: code (that of code/dataset, the first of the mixture)" in capsys.readouterr().err
+    with pytest.raises(UsageError, match=r"\(code\) and .* \(dna\) cannot be mixed: a model reads their bytes"):
+        planning.choose(None, folders[::2], None, small, resume=False, device="cpu")
 
 
 def test_a_folder_without_a_dataset_is_refused(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from runkit import dataset
 
 from hnet_cli import modality
 from hnet_cli.data.dataset import Dataset
+from hnet_cli.data.mixture import Mixture
 from hnet_cli.inference.windows import windows
 from hnet_cli.modality import Document
 from hnet_cli.training.probe import PROBE_BYTES, Probe
@@ -108,3 +109,18 @@ def test_without_its_plugin_any_byte_may_follow(probe, model, tmp_path):
     data.modality = "of another machine"
     assert Probe(data).automaton is None
     assert "sample" in Probe(data).record(model, Probe(data).decide(model), seed=0)
+
+
+def test_every_source_of_a_mixture_has_its_part(sources, model):
+    mixture = Mixture.open(sources)
+    probe = Probe(mixture)
+    held_out = [b"".join(dataset.documents("val")) for dataset in mixture.datasets]
+    assert probe.data == b"".join(data[: PROBE_BYTES // 2] for data in held_out)
+    decisions = probe.decide(model)
+    record = probe.record(model, decisions, seed=0, enough=lambda: True)
+    assert b64decode(record["probe"]["base64"]) == b"".join(data[:256] for data in held_out)
+    whole = [int(digit) for digit in decisions.depth]
+    second = min(PROBE_BYTES // 2, len(held_out[0]))
+    assert record["probe"]["depth"] == whole[:256] + whole[second : second + 256]
+    assert record["probe"]["depth"][256] == 2  # a document begins there
+    assert len(record["probe"]["probability"][0]) == 512

@@ -1,10 +1,13 @@
 """Resuming: from which checkpoint, with which settings, on which data."""
 
+from dataclasses import replace
+
 import pytest
 from runkit import dataset, metrics, sending, tiny, weights, when
 
 from hnet_cli.config.run import resolve
-from hnet_cli.errors import InputError, Stopped
+from hnet_cli.config.sources import DataSource
+from hnet_cli.errors import InputError, Stopped, UsageError
 from hnet_cli.training.loop import train
 
 
@@ -60,3 +63,33 @@ def test_a_run_stays_with_its_dataset(whole, tmp_path):
     with pytest.raises(InputError, match="another dataset"):
         train(tiny(), other, whole, resume=True)
     assert (weights(whole), metrics(whole)) == before
+
+
+def test_a_mixture_goes_on_bit_for_bit(mixed, sources, tmp_path, signals):
+    """In whatever order its datasets are given."""
+    with pytest.raises(Stopped):
+        train(tiny(), sources, tmp_path / "run", listen=when("step", 7, sending("SIGTERM")))
+    train(tiny(), sources[::-1], tmp_path / "run", resume=True)
+    assert weights(tmp_path / "run") == weights(mixed)
+    one, other = metrics(tmp_path / "run"), metrics(mixed)
+    assert [r for r in one if "loss" in r] == [r for r in other if "loss" in r]
+    assert [r["val_bpb"] for r in one if "val_bpb" in r] == [r["val_bpb"] for r in other if "val_bpb" in r]
+
+
+def test_a_mixture_stays_with_its_datasets_and_weights(mixed, sources, tmp_path):
+    before, (fox, numbers) = (weights(mixed), metrics(mixed)), sources
+    (tmp_path / "b.txt").write_text("Another text. " * 500)
+    other = DataSource(path=str(dataset(tmp_path, tmp_path / "b.txt")), weight=1)
+    bare = tuple(replace(source, weight=None) for source in sources)
+    for given, error, message in (
+        ((fox, other), InputError, f"another dataset than {other.path}$"),
+        ((fox,), InputError, f"on 2 datasets; {fox.path} alone"),
+        ((*sources, other), InputError, f"another dataset than {other.path}$"),
+        ((fox, replace(numbers, weight=2)), UsageError, "cannot change the weights of its data"),
+        (bare, UsageError, "cannot change the weights of its data"),
+    ):
+        with pytest.raises(error, match=message):
+            train(tiny(), given, mixed, resume=True)
+    same = [replace(source, weight=2 * source.weight) for source in sources]
+    assert train(tiny(), same, mixed, resume=True).state.step == 12
+    assert (weights(mixed), metrics(mixed)) == before

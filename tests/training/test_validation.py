@@ -2,12 +2,15 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from runkit import dataset, tiny
 
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Windows
+from hnet_cli.evaluation import compression
+from hnet_cli.inference.scoring import Scores, Stretch, passes
 from hnet_cli.model.config import BOS
 from hnet_cli.training import validation as evaluate
 from hnet_cli.training.build import build_model
@@ -59,3 +62,34 @@ def test_an_untrained_model_knows_nothing_and_stays_in_training(data, model):
     assert scored["stage0_target_fraction"] == 0.25
     assert scored["stage0_bytes_per_chunk"] == pytest.approx(1 / scored["stage0_boundary_fraction"])
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_worth_is_that_of_eval_on_a_part_of_the_windows(data, model):
+    """The same as by `hnet eval`'s measure, whose bootstrap interval is near the one of standard errors."""
+    windows = Windows(data, "val", 64, 64 * 64)
+    scored = validation(model, windows, [4.0])
+    rows = windows.part(8).table.tolist()
+    (held_out,) = data.documents("val")
+    first = windows.table[0, 1]
+    stretches = [
+        Stretch(bytes([held_out[start - first - 1] if start > first else BOS]) + text[:-1], text, 0, n, False)
+        for n, (_, _, start, size) in enumerate(rows)
+        for text in [held_out[start - first : start - first + size]]
+    ]
+
+    def score():
+        parts = list(passes(model.eval(), stretches))
+        nats = np.concatenate([np.add.reduceat(part.nats, part.offsets[:-1]) for part in parts])
+        sizes = np.array([len(stretch.targets) for stretch in stretches])
+        return Scores(np.arange(len(rows)), sizes, nats, np.zeros((len(rows), 1, 6)))
+
+    (found,) = compression.worth(model, score)
+    assert scored["stage0_worth"] == pytest.approx(found["worth"], rel=1e-4, abs=1e-7)
+    ends = [scored["stage0_worth_low"], scored["stage0_worth_high"]]
+    assert ends == pytest.approx(found["worth_ci95"], abs=0.5 * (ends[1] - ends[0]))
+
+
+def test_few_windows_have_a_worth_without_an_interval(data, model):
+    scored = validation(model, Windows(data, "val", 64, 500), [4.0])
+    assert math.isfinite(scored["stage0_worth"])
+    assert "stage0_worth_low" not in scored

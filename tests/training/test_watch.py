@@ -107,3 +107,21 @@ def test_what_was_stopped_and_resumed_warns_the_same(cut):
     memory = {}
     assert told(records[:cut], memory=memory) + told(records[cut:], memory=memory) == told(records)
     assert {name for _, name in told(records)} == {"collapse", "spike", "undecided", "undershoot"}
+
+
+def validated(*rows, warmup=0):
+    """Places of the validations, of (worth, upper end), at which it is said that chunks are worth nothing."""
+    watch, found = Watch([True], warmup, {}), []
+    for step, (worth, high) in enumerate(rows, start=1):
+        record = {"step": step, "val_stage0_worth": worth} | ({} if high is None else {"val_stage0_worth_high": high})
+        found += [step for name, _ in watch.validated(record) if name == "worthless"]
+    return found
+
+
+def test_chunks_that_stay_worth_nothing_are_told_once():
+    nothing, some, vague, short = (0.0003, 0.0008), (0.4, 0.5), (0.005, 0.02), (0.001, None)
+    assert validated(*[nothing] * 10) == validated(nothing, short, nothing, nothing) == [3]
+    assert validated(*[nothing, nothing, some] * 3) == validated(*[vague] * 9) == validated(*[some] * 9) == []
+    assert validated(*[nothing] * 4, some, *[nothing] * 4) == [3, 8]
+    assert validated(*[nothing] * 9, warmup=4) == [7]
+    assert Watch([True], 0, {}).validated({"step": 9}) == []

@@ -59,17 +59,19 @@ def sources_of(
     modality: Modality,
     field: str | None = None,
     on_damaged: Callable[[InputError], None] | None = None,
+    on_read: Callable[[int], None] = lambda count: None,
 ) -> Iterator[Source | Refused]:
     """Every source in the user's inputs in order, and refusals. Raises InputError for an input that is not there.
 
     `on_damaged`: called for a file that cannot be read (on), after which the others follow; else that is raised.
+    `on_read`: called with each number of bytes that is read of a file for the first time.
     """
     for _, item in expand(inputs, modality):
         if isinstance(item, Refused):
             yield item
             continue
         try:
-            yield from sources(FileReader(item), field, Counter(), modality)
+            yield from sources(FileReader(item, on_read), field, Counter(), modality)
         except NoRows:
             if item.named:
                 raise

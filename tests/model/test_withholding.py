@@ -1,0 +1,58 @@
+"""Chunks withheld: every position is handed the same, the mean of what it was handed before."""
+
+import pytest
+import torch
+from modelkit import tiny_config, tiny_model
+
+from hnet_cli.model.withholding import observed, withheld
+
+IDS, OFFSETS = torch.arange(60) % 7 + 97, torch.tensor([0, 25, 60])
+
+
+def handed(model, level):
+    """What the level's chunks hand to positions, and a handle that ends the watching."""
+    found = []
+    return found, level.dechunk_layer.register_forward_hook(lambda _, arguments, out: found.append(out))
+
+
+@pytest.mark.parametrize("residual", ["projection", "spacebyte"])
+@torch.no_grad()
+def test_positions_are_handed_the_mean_of_those_that_are_read(residual):
+    model = tiny_model(config=tiny_config(residual=residual)).eval()
+    inner = model.backbone.main_network
+    before, handle = handed(model, inner)
+    with observed(model) as sums:
+        whole = [model(IDS, cu_seqlens=OFFSETS) for _ in range(2)][1]
+    handle.remove()
+    read = before[0] if residual == "projection" else before[0][whole.routing[1].boundary_mask]
+    assert [len(each) for each in sums] == [33, 49]
+    assert sums[1][-1] == 2 * len(read)
+    with withheld(model, 1, sums[1]):
+        after, handle = handed(model, inner)
+        without = model(IDS, cu_seqlens=OFFSETS)
+    handle.remove()
+    assert torch.allclose(after[0], read.mean(0).expand_as(before[0]))
+    assert (without.logits - whole.logits).abs().max() > 0.01
+    assert torch.equal(without.routing[1].boundary_prob, whole.routing[1].boundary_prob)
+    assert torch.equal(model(IDS, cu_seqlens=OFFSETS).logits, whole.logits)
+
+
+@torch.no_grad()
+def test_nothing_inside_the_stage_comes_through():
+    """A change of the innermost network changes nothing where an outer stage is withheld."""
+    model = tiny_model().eval()
+    with observed(model) as sums:
+        model(IDS, cu_seqlens=OFFSETS)
+    with withheld(model, 0, sums[0]):
+        before = model(IDS, cu_seqlens=OFFSETS).logits
+        model.backbone.main_network.main_network.main_network.rmsnorm.weight.mul_(3)
+        assert torch.equal(model(IDS, cu_seqlens=OFFSETS).logits, before)
+    assert (model(IDS, cu_seqlens=OFFSETS).logits - before).abs().max() > 0.01
+
+
+@torch.no_grad()
+def test_a_model_without_stages_has_nothing_to_withhold():
+    model = tiny_model(config=tiny_config(("m1",))).eval()
+    with observed(model) as sums:
+        model(IDS, cu_seqlens=OFFSETS)
+    assert sums == []
