@@ -12,7 +12,7 @@ import typer
 from hnet_cli.errors import HNetError, UsageError
 
 if TYPE_CHECKING:
-    from hnet_cli.inference.thresholds import Compression
+    from hnet_cli.inference.thresholds import Applied, Compression
 
 
 @cache
@@ -81,6 +81,14 @@ def compression(threshold: str | None, bytes_per_chunk: str | None) -> Compressi
     from hnet_cli.inference.thresholds import Compression
 
     return Compression(_numbers("--threshold", threshold), _numbers("--bytes-per-chunk", bytes_per_chunk))
+
+
+def say_applied(applied: Applied | None) -> None:
+    """Say on standard error at which thresholds chunks are made, if they were chosen."""
+    from hnet_cli.terminal.console import literal, say
+
+    if applied is not None:
+        say(f"Chunks at {literal(str(applied))}.")
 
 
 def _numbers(option: str, text: str | None) -> list[float]:

@@ -57,10 +57,7 @@ def sample(
     modality = modalities.get(loaded.modality) if loaded.modality else None
     compression.check(loaded)
     applied = compression.apply(loaded, lambda: generate.typical(loaded, prompts[0], None if raw else modality))
-    if applied is not None:
-        from hnet_cli.terminal.console import literal, say
-
-        say(f"Chunks at {literal(str(applied))}.")
+    options.say_applied(applied)
     choice: dict[str, Any] = {
         "n": number,
         "max_bytes": max_bytes,

@@ -90,8 +90,7 @@ def segment(
         carried=carry,
         compression=compression,
     )
-    if summary.applied is not None:
-        say(f"Chunks at {literal(str(summary.applied))}.")
+    options.say_applied(summary.intake.applied)
     if out is None:
         write_text(pieces, sys.stdout)
     else:

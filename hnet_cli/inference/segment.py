@@ -16,7 +16,7 @@ from hnet_cli.errors import UsageError
 from hnet_cli.inference import render
 from hnet_cli.inference.agreement import Agreement
 from hnet_cli.inference.intake import Intake
-from hnet_cli.inference.thresholds import UNCHANGED, Applied, Compression
+from hnet_cli.inference.thresholds import UNCHANGED, Compression
 from hnet_cli.inference.windows import Window, windows
 from hnet_cli.modality import Document, Modality, Source
 from hnet_cli.model import HNetConfig, HNetForCausalLM
@@ -81,8 +81,6 @@ class Summary:
     """Agreement of the boundaries with `Modality.reference_edges`, by kind."""
     intake: Intake = field(default_factory=Intake)
     """What was read, and what was not used of it."""
-    applied: Applied | None = None
-    """The thresholds that were chosen."""
 
     def __post_init__(self) -> None:
         stages = self.config.num_stages
@@ -158,10 +156,10 @@ def segment(
     `modality` None reads every source as one document of raw bytes. `format` is one of `render.formats(modality)`.
     `headings` names each source in the formats for people. `summary` is filled on the way. After `max_bytes` (of all
     documents together; html has `PAGE_BYTES` where nothing is said) it ends, and `summary.intake.cut` is true. `label`
-    names the model on the page. `carried` as in `windows`. `compression` sets the model's thresholds and
-    `summary.applied`, at once; a length is met on the beginning of the input. A source that turns out to be damaged
-    ends there, and the others follow. Raises UsageError for an unknown format or stage at once, InputError at the end
-    if there was nothing, or no source was whole.
+    names the model on the page. `carried` as in `windows`. `compression` sets the model's thresholds and `applied` of
+    the intake, at once; a length is met on the beginning of the input. A source that turns out to be damaged ends
+    there, and the others follow. Raises UsageError for an unknown format or stage at once, InputError at the end if
+    there was nothing, or no source was whole.
     """
     stages = stages_of(model.config, stage)
     render.check(format, modality)
@@ -171,9 +169,10 @@ def segment(
 
     table = modality.input_table if modality else None
     documents = summary.intake.documents(sources, modality, limit)
-    summary.applied, documents = compression.apply_to(model, documents, table)
-    if summary.applied is not None:
-        label = f"{label}, {summary.applied}"
+    applied, documents = compression.apply_to(model, documents, table)
+    summary.intake.applied = applied
+    if applied is not None:
+        label = f"{label}, {applied}"
 
     def counted() -> Iterator[Window]:
         for window in windows(model, documents, input_table=table, surprisal=format == "html", carried=carried):

@@ -71,7 +71,7 @@ def test_the_sample_is_the_beginning_and_nothing_is_lost(monkeypatch):
     text = "Some words here, and others. " * 200
     expected = calibrate(MODEL, [text[:700].encode()], [6])
     pieces = written(text, "plain", 1, plugin=None, model=model, summary=summary, compression=Compression((), (6,)))
-    assert summary.applied == expected
+    assert summary.intake.applied == expected
     assert expected.sample_bytes == 700
     assert pieces.replace("|", "").strip() == text.strip()
     assert summary.bytes == len(text)
