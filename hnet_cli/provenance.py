@@ -25,19 +25,6 @@ FILE = ".made.json"
 """In the folder of a dataset, whose other files are the same whenever and wherever it is prepared."""
 _FACTS = ["hnet", "commit", "python", "packages", "command", "system", "cpus", "threads", "device", "name"]
 _FACTS += ["kernels", "time"]
-    "hnet",
-    "commit",
-    "python",
-    "packages",
-    "command",
-    "system",
-    "cpus",
-    "threads",
-    "device",
-    "name",
-    "kernels",
-    "time",
-]
 _LONGEST = 2000
 """Characters of a command."""
 _MOST = 20
