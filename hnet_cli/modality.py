@@ -48,11 +48,13 @@ class Source:
     """True where the source is one document already (a row of JSONL or parquet)."""
     offset: int = 0
     """Position of its first byte in the file, if it is a stretch of a large one; see `Modality.divisible`."""
+    completion: int | None = None
+    """Bytes of the prompt that it begins with, if it is a row of prompt and completion. Plugins need not look at it."""
 
     @staticmethod
-    def of_bytes(data: bytes, name: str = "-", group: str = "") -> Source:
+    def of_bytes(data: bytes, name: str = "-", group: str = "", completion: int | None = None) -> Source:
         """A source over bytes in memory."""
-        return Source(name=name, open=lambda: io.BytesIO(data), group=group, whole=True)
+        return Source(name, lambda: io.BytesIO(data), group, whole=True, completion=completion)
 
 
 class Document(NamedTuple):
@@ -71,7 +73,8 @@ class Document(NamedTuple):
     source into with others; if none, a group of its own, with all documents of the same bytes."""
     offset: int = 0
     """Position of data[0]: bytes from the start of the decompressed source (of its UTF-8 form where the plugin
-    converts the encoding, as `notes` then says), or bases from the start of the record."""
+    converts the encoding, as `notes` then says), or bases from the start of the record. Below 0 in a row of prompt and
+    completion, which has its 0 where the completion begins."""
     notes: tuple[str, ...] = ()
     """Remarks for the user, short and countable like `Refused.reason`: "converted from GB18030", "traditional
     characters". `prepare` counts documents by note."""

@@ -23,8 +23,20 @@ PACKAGES = ("torch", "numpy", "triton", "mamba-ssm", "flash-attn", "causal-conv1
 """Packages that numbers depend on."""
 FILE = ".made.json"
 """In the folder of a dataset, whose other files are the same whenever and wherever it is prepared."""
-_FACTS = ["hnet", "commit", "python", "packages", "command", "system", "cpus", "threads", "device", "name"]
-_FACTS += ["kernels", "time"]
+_FACTS = [
+    "hnet",
+    "commit",
+    "python",
+    "packages",
+    "command",
+    "system",
+    "cpus",
+    "threads",
+    "device",
+    "name",
+    "kernels",
+    "time",
+]
 _LONGEST = 2000
 """Characters of a command."""
 _MOST = 20
@@ -53,6 +65,17 @@ def made(device: str = "", name: str = "", kernels: Mapping[str, str] | None = N
         "kernels": dict(kernels or {}),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def start(name: str, folder: Path) -> dict[str, Any]:
+    """The model that a run began with, as JSON: its `name`, the SHA-256 of its weights, and what it was made with, as
+    far as its folder says."""
+    about: dict[str, Any] = {"model": name}
+    with contextlib.suppress(HNetError, OSError, KeyError, TypeError):
+        about["sha256"] = str(storage.read_manifest(folder)["files"]["model.safetensors"]["sha256"])
+    with contextlib.suppress(HNetError, OSError, KeyError, TypeError):
+        about["made"] = storage.read_json(folder / "config.json")["hnet"]["made"]
+    return about
 
 
 def write(dataset: Path) -> None:

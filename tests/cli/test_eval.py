@@ -33,12 +33,23 @@ from hnet_cli.cli import app as cli
         ("starter:text x.txt --probe x.txt --group g", 3, "no column 'name'"),
         ("starter:text x.txt --probe l.tsv --group g", 3, "l.tsv"),
         ("starter:text x.txt --fasta x", 2, "--fasta goes with --vcf or --annotation"),
-        ("starter:text x.txt --limit 3", 2, "--limit goes with --task"),
+        ("starter:text x.txt --limit 3", 2, "--limit goes with --task or --exact"),
+        ("starter:text x.txt --exact", 2, "rows of prompt and completion, and there are none"),
+        ("starter:text --gold x.txt --exact", 2, "--exact needs rows"),
+        ("starter:text x.txt --prompt-field a", 2, "go together"),
+        ("starter:text x.txt --prompt-field a --completion-field b", 2, "--prompt-field a --completion-field b"),
+        ("starter:text x.jsonl --noise", 2, "--noise distorts documents"),
+        ("starter:text x.txt --page e.html", 2, "--page goes with --elastic"),
+        ("starter:text x.txt --elastic --page x.txt", 73, "x.txt is an input"),
+        ("starter:text --gold x.txt --bytes-per-chunk 3", 2, "--bytes-per-chunk needs data"),
+        ("starter:text --gold x.txt --elastic", 2, "--elastic needs data"),
+        ("starter:text x.txt --threshold 0.3,0.4", 2, "--threshold has 2 numbers"),
     ],
 )
 def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch, arguments, code, says):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.txt").write_text("Just some words.\nAnd a line.\n")
+    (tmp_path / "x.jsonl").write_text('{"prompt": "a:", "completion": "b"}\n')
     ended = cli.run(["eval", *arguments.split()])
     out, err = capsys.readouterr()
     assert (ended, out) == (code, ""), err

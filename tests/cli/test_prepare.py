@@ -28,6 +28,13 @@ from hnet_cli.storage.outputs import PAGE_MARK, is_output, write_output
         ("prepare file.txt --out . --overwrite", 73, "it is a folder already"),
         ("prepare file.txt --out / --overwrite", 73, "it is a folder already"),
         ("prepare rows.jsonl --field nope --out x", 3, "rows.jsonl:1: row has no text in field 'nope'"),
+        ("prepare rows.jsonl --prompt-field text --out x", 2, "--prompt-field and --completion-field go together"),
+        ("prepare rows.jsonl --completion-field text --out x", 2, "go together"),
+        ("prepare rows.jsonl --prompt-field a --completion-field a --out x", 2, "are both a"),
+        ("prepare rows.jsonl --field a --prompt-field a --completion-field b --out x", 2, "--field excludes"),
+        ("prepare rows.jsonl --prompt-field text --completion-field b --out x", 3, "row has no text in field 'b'"),
+        ("prepare file.txt --prompt-field a --completion-field b --out x", 2, "--prompt-field a --completion-field b"),
+        ("prepare --join data/file --prompt-field a --completion-field b", 2, "--join"),
     ],
 )
 def test_a_mistake_is_one_line_and_a_code(home, capsys, line, code, message):

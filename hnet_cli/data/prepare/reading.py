@@ -15,11 +15,11 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 from typing import Any, cast
 
-from hnet_cli.data.prepare.contents import sources
+from hnet_cli.data.prepare.contents import documents_of, sources
 from hnet_cli.data.prepare.inputs import Changed, FileReader, InputFile
 from hnet_cli.data.prepare.journal import UNREADABLE, Account, UnitJournal
 from hnet_cli.data.prepare.planning import Unit
-from hnet_cli.data.prepare.rows import NO_ROWS, NoField, NoRows
+from hnet_cli.data.prepare.rows import NO_ROWS, Field, NoField, NoRows
 from hnet_cli.data.prepare.store import Writer
 from hnet_cli.errors import DamagedError, EnvironmentLimit, InputError
 from hnet_cli.modality import Modality, Refused, Source
@@ -35,8 +35,7 @@ class UnitReader:
     """Reads units of files; sent to workers."""
 
     modality: Modality
-    field: str | None
-    """Field of rows."""
+    field: Field
 
     def read_unit(self, unit: Unit, writer: Writer, advance: Advance, sources_before: int) -> Account:
         """Write the documents of a unit; its sources are numbered from `sources_before`."""
@@ -77,7 +76,8 @@ class UnitReader:
                 return account
         reader, documents = FileReader(file, count, hashed=True), 0
         for source in sources(reader, self.field, account.notes, self.modality):
-            for item in [source] if isinstance(source, Refused) else self.modality.documents(source):
+            read = [source] if isinstance(source, Refused) else documents_of(source, self.modality.documents)
+            for item in read:
                 if isinstance(item, Refused):
                     account.refuse(file.argument, item)
                 elif not item.data:

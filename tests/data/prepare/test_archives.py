@@ -115,6 +115,65 @@ def test_a_tar_is_known_by_its_first_header() -> None:
     assert not any(map(is_tar, (b"", bytes(512), b"x" * 512, head[:148] + b"1234567\0" + head[156:257] + bytes(255))))
 
 
+def entry(content: bytes = b"", kind: bytes = tarfile.REGTYPE, name: str = "x.txt", size: int | None = None) -> bytes:
+    """A header and its content as a tar holds them; `size` where the header tells another."""
+    member = tarfile.TarInfo(name)
+    member.type, member.size = kind, len(content) if size is None else size
+    return member.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512)
+
+
+def record(key: str, value: bytes) -> bytes:
+    """A record of PAX, which begins with its own length."""
+    rest = f" {key}=".encode() + value + b"\n"
+    length = next(n for n in range(len(rest), len(rest) + 9) if n == len(rest) + len(str(n)))
+    return str(length).encode() + rest
+
+
+@pytest.mark.parametrize(
+    ("headers", "reason"),
+    [
+        (entry(b"name\0", b"L") * 5000, "more than 16 headers"),
+        (entry(b"13 comment=a\n", b"x") * 5000, "more than 16 headers"),
+        (entry(b"13 comment=a\n", b"g") * 5000, "more than 16 headers"),
+        (entry(b"", b"x", size=1 << 30), "or one of 1,048,576 bytes"),
+        (entry(b"", b"L", size=-512), "or one of 1,048,576 bytes"),
+        (entry(record("comment", b"a" * 20_000), b"g"), "16,384 bytes about all members"),
+        (entry(b"9" * 1_000_000, b"x"), "a header of PAX that is none"),
+        (entry(b"9" * 5000 + b" a=b\n", b"x"), "a header of PAX that is none"),
+        (entry(b"0 a=b\n", b"x"), "a header of PAX that is none"),
+        (entry(record("size", b"9" * 6000), b"x"), "a member of no size"),
+        (entry(record("size", b"-512"), b"x"), "a member of no size"),
+        (entry(size=-1), "a member of no size"),
+    ],
+)
+def test_headers_about_members_are_bounded(headers: bytes, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(headers + entry(text(1)) + bytes(1024))
+    with pytest.raises(InputError, match=rf"x\.tar is damaged or truncated: .*{reason}"):
+        make(tmp_path / "out", tmp_path / "x.tar")
+
+
+def test_names_beyond_a_path_and_files_with_holes_are_refused(tmp_path: Path) -> None:
+    """A sparse member of 700 bytes can stand for 2^62 zeros."""
+    map_of_holes = bytes(483) + tarfile.itn(1 << 62, 12, tarfile.GNU_FORMAT)
+    sparse = bytearray(entry(text(3)[:512], b"S"))
+    sparse[386:495] = map_of_holes[386:]
+    sparse[482] = 1  # the map goes on in a further block
+    sparse[148:156] = b"%06o\0 " % (sum(sparse[:148]) + sum(sparse[156:512]) + 8 * ord(" "))
+    sparse[512:512] = bytes(512)
+    holes = record("GNU.sparse.major", b"1") + record("GNU.sparse.realsize", b"1" * 15)
+    named, long = record("path", "é.txt".encode()), b"y" * 5000
+    parts = [entry(text(1)), sparse, entry(holes, b"x"), entry(text(3)), entry(named, b"x"), entry(text(2))]
+    parts += [entry(long + b"\0", b"L"), entry(text(3)), entry(b"y" * 99 + b"\0", b"L"), entry(text(4)), bytes(1024)]
+    (tmp_path / "x.tar").write_bytes(b"".join(parts))
+    summary, dataset = make(tmp_path / "out", tmp_path / "x.tar")
+    assert stored(dataset) == text(1) + text(2) + text(4)
+    assert summary.refused["sparse file in an archive"][0] == 2
+    assert summary.refused["name longer than 4,096 letters in an archive"][0] == 1
+    names = (tmp_path / "out" / "names.txt").read_text()
+    assert "x.tar:é.txt" in names
+    assert f"x.tar:{'y' * 99}" in names
+
+
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a dataset, a run and a comparison, as hnet writes them."""
