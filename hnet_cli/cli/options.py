@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hnet_cli.errors import HNetError
+from hnet_cli.errors import HNetError, UsageError
+
+if TYPE_CHECKING:
+    from hnet_cli.inference.thresholds import Applied, Compression
 
 
 @cache
@@ -32,6 +35,12 @@ Model = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or mps. Default: a CUDA GPU if there is one.")]
 Field = Annotated[str | None, typer.Option(help="The text field of rows: JSON lines, a JSON list, parquet.")]
+PromptField = Annotated[
+    str | None, typer.Option(help="The field of rows that holds the prompt; goes with --completion-field.")
+]
+CompletionField = Annotated[
+    str | None, typer.Option(help="The field of rows that holds the completion, which alone counts.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 ModalityName = Annotated[
     str | None, typer.Option(help=f"How to read the files: {installed_modalities()}. Default: detected.")
@@ -41,7 +50,38 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as train.steps=2000; may be repeated."),
 ]
+Threshold = Annotated[
+    str | None,
+    typer.Option(
+        "--threshold",
+        metavar="P[,P...]",
+        help="A chunk begins where its probability is above this, 0 to 1: one number, or one for each stage from the "
+        "outermost. Lower is shorter chunks. Default: 0.5.",
+    ),
+]
+BytesPerChunk = Annotated[
+    str | None,
+    typer.Option(
+        "--bytes-per-chunk",
+        metavar="X[,X...]",
+        help="Instead of --threshold: the length that chunks shall have, of the innermost stage or of each. The "
+        "threshold is found on a sample and said.",
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
+
+
+def row_field(field: str | None, prompt: str | None, completion: str | None) -> str | tuple[str, str] | None:
+    """The choice that --field, --prompt-field and --completion-field make together. Raises UsageError."""
+    if prompt is None and completion is None:
+        return field
+    if prompt is None or completion is None:
+        raise UsageError("--prompt-field and --completion-field go together", "give both, or neither")
+    if field is not None:
+        raise UsageError("--field excludes --prompt-field and --completion-field", "leave one or the other out")
+    if prompt == completion:
+        raise UsageError(f"--prompt-field and --completion-field are both {prompt}", "name two fields")
+    return prompt, completion
 
 
 def is_model(argument: str) -> bool:
@@ -53,6 +93,28 @@ def is_model(argument: str) -> bool:
 def print_json(data: Any) -> None:
     """Print one JSON document on a line of standard output."""
     print(json.dumps(data), flush=True)
+
+
+def compression(threshold: str | None, bytes_per_chunk: str | None) -> Compression:
+    """The choice of `--threshold` and `--bytes-per-chunk`. Raises UsageError."""
+    from hnet_cli.inference.thresholds import Compression
+
+    return Compression(_numbers("--threshold", threshold), _numbers("--bytes-per-chunk", bytes_per_chunk))
+
+
+def say_applied(applied: Applied | None) -> None:
+    """Say on standard error at which thresholds chunks are made, if they were chosen."""
+    from hnet_cli.terminal.console import literal, say
+
+    if applied is not None:
+        say(f"Chunks at {literal(str(applied))}.")
+
+
+def _numbers(option: str, text: str | None) -> list[float]:
+    try:
+        return [] if text is None else [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{option} {text!r} is no number and no list of numbers", "for example 3, or 3,9") from None
 
 
 def device_name(wanted: str | None) -> str:

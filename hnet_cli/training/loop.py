@@ -265,6 +265,7 @@ class _Trainer:
         with world.together():
             if not step and train.start:
                 source = begin_from(train.start, self.model)
+                self.made["start"] = provenance.start(train.start, source)
                 if train.taught and world.is_main:
                     keep(source, self.run)
         with world.together():
@@ -548,17 +549,21 @@ class _Trainer:
         train, state, sharded = self.config.train, self.state, self.world.sharded
         piece, ratios = min(PIECE, train.batch_bytes // train.pieces), train.ratios(state.step)
         with self.autocast():
-            scores = validation(
-                self.model,
-                self.held_out,
-                ratios,
-                piece,
-                self.world,
-                lambda done: self.show("validation", done, self.held_out.bytes),
-            )
+
+            def validated(budget: float = 1) -> dict[str, Any]:
+                def show(done: int) -> None:
+                    self.show("validation", done, self.held_out.bytes)
+
+                return validation(self.model, self.held_out, ratios, piece, self.world, show, budget)
+
+            scores = validated()
+            if state.step == train.steps:
+                others = [budget for budget in train.budgets if budget != 1]
+                scores |= {f"bpb_at_{budget:g}": validated(budget)["bpb"] for budget in others}
             decisions = self.probe.decide(self.model, sharded) if self.world.is_main or sharded else None
         position = {"step": state.step, "bytes": state.bytes_seen}
         scores |= {"of": self.held_out.total, "sample": self.held_out.key} | (self.beside or {})
+        scores |= {"completions": 1} if all(part.dataset.prompted for part in self.held_out.parts) else {}
         if len(self.held_out.parts) > 1:
             epochs = self.batches.epochs(state.step)
             sources = zip(self.held_out.names, self.held_out.shares, self.held_out.parts, epochs, strict=True)

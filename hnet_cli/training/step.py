@@ -16,6 +16,7 @@ from hnet_cli.distributed.world import ALONE, World
 from hnet_cli.errors import is_out_of_memory
 from hnet_cli.model import HNetForCausalLM
 from hnet_cli.report.stages import stage_key
+from hnet_cli.training.elastic import boundary_shares
 from hnet_cli.training.health import Numbers, clip_gradient, routing_counts, stage_metrics
 from hnet_cli.training.losses import GlobalRatio, Losses, losses
 from hnet_cli.training.optim import rate_multipliers, set_learning_rate
@@ -47,7 +48,8 @@ def train_step(
     """
     rate = set_learning_rate(optimizer, step, config.train)
     weight = sum(float(batch.weights.sum()) if batch.weights is not None else len(batch.targets) for batch in batches)
-    weight, nbytes = world.sums(weight, sum(batch.nbytes for batch in batches))
+    sizes = (sum(batch.nbytes for batch in batches), sum(batch.counted for batch in batches))
+    weight, nbytes, counted = world.sums(weight, *sizes)
     parts, counts, splits = accumulate(
         model, batches, weight or 1.0, step, config, autocast, histograms, world, teacher
     )
@@ -63,7 +65,8 @@ def train_step(
     )
 
     def record() -> dict[str, Any]:
-        return _record(numbers.read(), list(part_norms), rate, nbytes, step, config, world.size, teacher is not None)
+        names, taught = list(part_norms), teacher is not None
+        return _record(numbers.read(), names, rate, nbytes, counted, step, config, world.size, taught)
 
     if ahead:
         numbers.send()
@@ -108,12 +111,14 @@ def accumulate(
     is_global = train.ratio_loss_statistics == "global"
     splittable = world.size == 1 or not (world.sharded or is_global)
     device = next(model.parameters()).device
+    learned = [router.learned for router in model.routers]
 
     def differentiate(batch: Batch, share: float, last: bool, ratio: GlobalRatio | None) -> tuple[Losses, Tensor]:
         tensors = to_device(batch, device)
         lesson = teacher.lesson(batch, device) if teacher is not None else None
+        shares = boundary_shares(batch, train, learned, step)
         with autocast():
-            part, routing = losses(model, *tensors, weight_sum, train, step, share, lesson, ratio)
+            part, routing = losses(model, *tensors, weight_sum, train, step, share, lesson, ratio, shares)
         world.backward(part.total, last)
         part.total = part.total.detach()
         return part, routing_counts(routing, histograms)
@@ -144,19 +149,21 @@ def _record(
     parts: list[str],
     rate: float,
     nbytes: float,
+    counted: float,
     step: int,
     config: RunConfig,
     ranks: int,
     with_teacher: bool,
 ) -> dict[str, Any]:
     """The `metrics.jsonl` record of a step from the numbers read from the device. `parts`: names of the gradient norms
-    after the first, which is the whole gradient's; `nbytes`: bytes of the batch, all ranks."""
+    after the first, which is the whole gradient's; `nbytes`: bytes of the batch, all ranks; `counted`: those that weigh
+    anything."""
     train = config.train
     loss, nll, splits, ratio, alignment, *lesson = values["scalars"]
     norm, *part_norms = values["norms"]
     record = {
         "loss": loss,
-        "bpb": nll / nbytes / math.log(2),
+        "bpb": nll / max(counted, 1) / math.log(2),
         "ratio_loss": ratio,
         "grad_norm": norm,
         "lr": rate,
