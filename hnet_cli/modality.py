@@ -48,11 +48,13 @@ class Source:
     """True where the source is one document already (a row of JSONL or parquet)."""
     offset: int = 0
     """Position of its first byte in the file, if it is a stretch of a large one; see `Modality.divisible`."""
+    completion: int | None = None
+    """Bytes of the prompt that it begins with, if it is a row of prompt and completion. Plugins need not look at it."""
 
     @staticmethod
-    def of_bytes(data: bytes, name: str = "-", group: str = "") -> Source:
+    def of_bytes(data: bytes, name: str = "-", group: str = "", completion: int | None = None) -> Source:
         """A source over bytes in memory."""
-        return Source(name=name, open=lambda: io.BytesIO(data), group=group, whole=True)
+        return Source(name, lambda: io.BytesIO(data), group, whole=True, completion=completion)
 
 
 class Document(NamedTuple):
@@ -71,7 +73,8 @@ class Document(NamedTuple):
     source into with others; if none, a group of its own, with all documents of the same bytes."""
     offset: int = 0
     """Position of data[0]: bytes from the start of the decompressed source (of its UTF-8 form where the plugin
-    converts the encoding, as `notes` then says), or bases from the start of the record."""
+    converts the encoding, as `notes` then says), or bases from the start of the record. Below 0 in a row of prompt and
+    completion, which has its 0 where the completion begins."""
     notes: tuple[str, ...] = ()
     """Remarks for the user, short and countable like `Refused.reason`: "converted from GB18030", "traditional
     characters". `prepare` counts documents by note."""
@@ -373,13 +376,20 @@ def wide_reason(head: bytes) -> str:
 
 
 def escape(text: str, keep: str = "\n\t") -> str:
-    """`text` with every control character (but those in `keep`) and bidirectional override shown as an escape."""
-    return _unsafe(keep).sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+    """`text` with every control character (but those in `keep`) and bidirectional override shown as an escape, and so
+    the halves of surrogate pairs that stand for bytes of file names which are not UTF-8."""
+    return _unsafe(keep).sub(lambda match: _escaped(ord(match[0])), text)
+
+
+def _escaped(code: int) -> str:
+    if 0xDC80 <= code < 0xDD00:  # a byte, by Python's surrogateescape
+        code -= 0xDC00
+    return f"\\x{code:02x}"
 
 
 @cache
 def _unsafe(keep: str) -> re.Pattern[str]:
-    codes = (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+    codes = (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000))
     return re.compile(f"[{re.escape(''.join(chr(code) for code in codes if chr(code) not in keep))}]")
 
 

@@ -123,7 +123,8 @@ def _use(reference: str | Path, one: Callable[[Path], T], of_run: Callable[[Path
         if (found := _first(lambda: _best_first(folder), of_run, warnings.warn)) is not None:
             return found
         raise DamagedError(f"{folder} has no complete checkpoint", "go on training it with --resume")
-    raise DamagedError(f"{folder} is not a model: it has neither config.json nor checkpoints/", MODELS)
+    hint = "`hnet convert` makes a model of official weights" if folder.is_file() else MODELS
+    raise DamagedError(f"{folder} is not a model: it has neither config.json nor checkpoints/", hint)
 
 
 def starters() -> list[str]:
@@ -148,7 +149,7 @@ def begin_from(reference: str | Path, model: HNetForCausalLM) -> Path:
     if unlike := [f"{name} is {theirs[name]}, not {ours[name]}" for name in ours if theirs[name] != ours[name]]:
         raise UsageError(
             f"train.start: {shown(reference)} is another model: {'; '.join(unlike)}",
-            "begin with a model of the architecture that is to be trained",
+            "leave --preset out and name it with --start: then its architecture is taken",
         )
     if len({getattr(each.tokenizer, "text", None) for each in (other, model)}) > 1:
         raise UsageError(

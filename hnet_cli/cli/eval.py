@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hnet_cli.cli import options
+from hnet_cli.errors import InputError
 
 
 def evaluate(
@@ -68,7 +69,17 @@ def evaluate(
             min=1, help="Stride between windows; smaller costs more and lowers bits per byte. Default: --context."
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only this many items of each task, the first.")] = None,
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact",
+            help="Also continue the prompts of rows of prompt and completion greedily, at most 1,000 or --limit, and "
+            "count those that give the completion.",
+        ),
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only this many items of each task, the first; rows of --exact.")
+    ] = None,
     samples: Annotated[
         bool | None,
         typer.Option(
@@ -78,6 +89,8 @@ def evaluate(
     ] = None,
     modality: Annotated[str | None, typer.Option(help="How to read the files. Default: the model's.")] = None,
     field: options.Field = None,
+    prompt_field: options.PromptField = None,
+    completion_field: options.CompletionField = None,
     overwrite: options.Overwrite = False,
     device: options.Device = None,
     as_json: options.Json = False,
@@ -108,19 +121,22 @@ def evaluate(
         context=context,
         stride=stride,
         limit=limit,
+        exact=exact,
         probe=probe,
         group=group,
         samples=samples,
         modality=modality,
-        field=field,
+        field=options.row_field(field, prompt_field, completion_field),
     )
     result = report.evaluate(names, request, device)
     if as_json:
         options.print_json(result)
-        return
-    for part in tables(result):
-        show_data(part)
-        print()
+    else:
+        for part in tables(result):
+            show_data(part)
+            print()
+    if damaged := report.damaged_files(result):
+        raise InputError(f"{damaged[0]}; the rest is evaluated", "get the damaged files again")
 
 
 def _models_and_files(arguments: list[str]) -> tuple[list[str], list[str]]:

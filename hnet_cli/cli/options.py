@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hnet_cli.errors import HNetError
+from hnet_cli.errors import HNetError, UsageError
 
 
 @cache
@@ -32,6 +32,12 @@ Model = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or mps. Default: a CUDA GPU if there is one.")]
 Field = Annotated[str | None, typer.Option(help="The text field of rows: JSON lines, a JSON list, parquet.")]
+PromptField = Annotated[
+    str | None, typer.Option(help="The field of rows that holds the prompt; goes with --completion-field.")
+]
+CompletionField = Annotated[
+    str | None, typer.Option(help="The field of rows that holds the completion, which alone counts.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 ModalityName = Annotated[
     str | None, typer.Option(help=f"How to read the files: {installed_modalities()}. Default: detected.")
@@ -42,6 +48,19 @@ Settings = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as train.steps=2000; may be repeated."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
+
+
+def row_field(field: str | None, prompt: str | None, completion: str | None) -> str | tuple[str, str] | None:
+    """The choice that --field, --prompt-field and --completion-field make together. Raises UsageError."""
+    if prompt is None and completion is None:
+        return field
+    if prompt is None or completion is None:
+        raise UsageError("--prompt-field and --completion-field go together", "give both, or neither")
+    if field is not None:
+        raise UsageError("--field excludes --prompt-field and --completion-field", "leave one or the other out")
+    if prompt == completion:
+        raise UsageError(f"--prompt-field and --completion-field are both {prompt}", "name two fields")
+    return prompt, completion
 
 
 def is_model(argument: str) -> bool:

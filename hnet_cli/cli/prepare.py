@@ -39,6 +39,8 @@ def prepare(
     ] = None,
     val_input: Annotated[list[str] | None, typer.Option(help="Hold out these files instead of a share.")] = None,
     field: options.Field = None,
+    prompt_field: options.PromptField = None,
+    completion_field: options.CompletionField = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
     part: Annotated[
         str | None, typer.Option(metavar="I/N", help="Only the I-th of N shares, into OUT.part-I-of-N; then --join.")
@@ -60,9 +62,10 @@ def prepare(
     from hnet_cli.data.prepare import detection, preparation
     from hnet_cli.terminal.console import literal, progress, say
 
+    fields = options.row_field(field, prompt_field, completion_field)
     limits: dict[str, Any] = {"overwrite": overwrite, **({"tolerated": 1.0} if allow_skips else {})}
     if join:
-        if part or modality or val is not None or val_input or field:
+        if part or modality or val is not None or val_input or fields is not None:
             raise UsageError("--join takes part folders, and all else from them", "leave the other options out")
         with progress("joining") as task:
             whole = out or preparation.whole_folder(Path(inputs[0]))
@@ -75,7 +78,7 @@ def prepare(
         if not 0 < val < 1:
             raise UsageError(f"--val is a share between 0 and 1, not {val}")
         if modality is None:
-            modality, _, why = detection.detect(inputs, field)
+            modality, _, why = detection.detect(inputs, fields)
             say(f"These look like [bold]{literal(modality)}[/] ({literal(why)}); say --modality to choose another.")
         out = out or Path("data") / default_name(inputs[0])
         with progress("reading") as task:
@@ -85,7 +88,7 @@ def prepare(
                 out,
                 val=val,
                 val_inputs=val_input or [],
-                field=field,
+                field=fields,
                 workers=workers,
                 part=share,
                 progress=_shown(task),
@@ -157,16 +160,20 @@ def show_summary(summary: Summary) -> None:
         figures = ", ".join(f"{name} {value:.3f}" for name, value in named(bits).items())
         best, lowest = to_beat(bits)
         on = f"all {held_out:,}" if measured == held_out else f"{measured:,} of {held_out:,}, spread over them"
+        if summary.prompted:
+            on = f"{measured:,} bytes of completions, the mark that ends each among them"
         say(
             f"To beat on the held-out bytes: {literal(figures)} bits per byte, so [bold]{lowest:.3f}[/] "
             f"({literal(best)}; measured on {literal(on)})."
         )
-        if held_out < FEW:
+        if held_out < FEW and not summary.prompted:
             say(
                 f"{held_out:,} held-out bytes are too few to compare by: xz has hardly begun to learn. More data, or a "
                 "larger --val."
             )
-        following = f"hnet train --data {shlex.quote(str(summary.path))}"
+        known = (Path(__file__).parents[1] / "starters" / summary.modality).is_dir()
+        start = f"--start starter:{summary.modality if known else 'text'} " if summary.prompted else ""
+        following = f"hnet train {start}--data {shlex.quote(str(summary.path))}"
     speed = summary.bytes / max(summary.seconds, 1e-9)
     say(
         f"Wrote {literal(summary.path)} ({size(summary.bytes)} in {summary.seconds:.1f} s, {size(speed)}/s). "

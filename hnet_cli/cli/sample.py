@@ -20,7 +20,7 @@ def sample(
     prompt_file: Annotated[
         str | None, typer.Option(help="Read the prompt from a file, or - for standard input.")
     ] = None,
-    max_bytes: Annotated[int, typer.Option(min=1, help="Bytes to write at most.")] = 256,
+    max_bytes: Annotated[int, typer.Option(min=1, max=1 << 40, help="Bytes to write at most.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest byte.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(min=1, help="Choose among the k likeliest bytes.")] = None,
     top_p: Annotated[
@@ -47,6 +47,7 @@ def sample(
     from hnet_cli import modality as modalities
     from hnet_cli.checkpoints.find import default_model, load
     from hnet_cli.inference import generate, render
+    from hnet_cli.model.config import EOS
 
     if model is None:
         model = default_model()
@@ -59,9 +60,8 @@ def sample(
         "top_k": top_k,
         "top_p": top_p,
         "seed": seed,
+        "eos": EOS,
     }
-    if modality is None:
-        choice["eos"] = generate.EOS
     if as_json:
         if raw:
             choice["automaton"] = None

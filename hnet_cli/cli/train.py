@@ -27,6 +27,13 @@ def train(
         ),
     ] = None,
     run: Annotated[Path | None, typer.Option(help="The run folder. Default: runs/<dataset>-<preset>.")] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            help="Begin with this model: a run, a checkpoint, a model folder, starter:text. Without --preset its "
+            "architecture is taken, and few epochs."
+        ),
+    ] = None,
     settings: options.Settings = None,
     minutes: Annotated[
         float | None,
@@ -57,11 +64,13 @@ def train(
     settings = [*(settings or []), *(["train.tensorboard=true"] if tensorboard else [])]
     if strict and not resume:
         raise UsageError("--strict goes with --resume", "give both, or neither")
+    if start is not None and resume:
+        raise UsageError("--start begins a run, --resume continues one", "give one of them")
     with joined(device) as world:
         if not world.is_main:
             set_verbosity(-1)
         with world.together():
-            chosen = plan.choose(preset, data, run, settings, resume=resume, device=device, world=world)
+            chosen = plan.choose(preset, data, run, settings, resume=resume, device=device, world=world, start=start)
             if dry_run and world.is_main:
                 plan.describe(chosen, as_json, minutes)
             elif not dry_run:

@@ -73,10 +73,19 @@ class ComparisonRequest:
 
 
 @dataclass
+class _Asked:
+    """The user's budgets."""
+
+    bytes: Amount | None
+    minutes: Amount | None
+    flops: Amount | None
+
+
+@dataclass
 class _Stored:
     """Fields of `plan.json` that a later call relies on, typed and bounded."""
 
-    asked: dict[str, Amount | None]
+    asked: _Asked
     bytes: Annotated[int, Bounds(least=1)]
     data: str
     dataset: str
@@ -167,6 +176,9 @@ def choose(request: ComparisonRequest) -> ComparisonPlan:
     dataset = dataset_at(data)
     if "val" not in dataset.splits or not dataset.nbytes("val"):
         raise InputError(f"{data} holds nothing out", "prepare it with --val or --val-input")
+    if dataset.prompted:
+        reason = f"{data} holds rows of prompt and completion, which are not compared"
+        raise InputError(reason, "train on them, then `hnet eval --exact`")
     scale = request.size or stored.get("size") or ("nano" if machine.device == "cpu" else "small")
     folder = request.run
     if folder is None:

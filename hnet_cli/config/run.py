@@ -112,11 +112,19 @@ def resolve(choice: str, settings: Sequence[str] = ()) -> RunConfig:
     Raises UsageError, naming file, line and nearest key, for anything unknown or inconsistent.
     """
     data, marks, name = _read(choice)
-    data = merge({"name": name} | data, _overrides(settings))
+    return resolve_data({"name": name} | data, choice, settings, marks)
+
+
+def resolve_data(
+    data: Mapping[str, Any], origin: str, settings: Sequence[str] = (), marks: Mapping[str, str] | None = None
+) -> RunConfig:
+    """The configuration of sections of keys and values, with `settings` on top. `origin`: where they are from, `marks`:
+    where each dotted key stands, for messages. Raises UsageError."""
+    data, marks = merge(data, _overrides(settings)), dict(marks or {})
     for path in (pair.partition("=")[0] for pair in settings):
         parts = path.split(".")
         marks = {".".join(parts[:n]): f"--set {path}" for n in range(1, len(parts))} | marks | {path: f"--set {path}"}
-    return _build(data, {"": choice} | marks)
+    return _build(data, {"": origin} | marks)
 
 
 def _is_file(choice: str) -> bool:
@@ -342,13 +350,18 @@ def to_yaml(config: RunConfig) -> str:
 def to_data(config: RunConfig) -> dict[str, Any]:
     """The configuration in full as sections of keys and values."""
     data = dataclasses.asdict(config)
-    model = config.model.to_dict()
+    data["model"] = model_data(config.model)
+    data["train"]["betas"] = list(config.train.betas)
+    return data
+
+
+def model_data(config: HNetConfig) -> dict[str, Any]:
+    """The `model:` section."""
+    model = config.to_dict()
     model.pop("hnet", None)  # chunkers and switches; all else under this key belongs to model folders
     chunkers = [
         c.to_dict() if c.tokens else ":".join(str(part) for part in (c.kind, c.k, c.pattern) if part is not None)
-        for c in config.model.chunkers
+        for c in config.chunkers
     ]
-    model["chunker"] = chunkers[0] if len(set(config.model.chunkers)) == 1 else chunkers or "learned"
-    data["model"] = model | config.model.switches()
-    data["train"]["betas"] = list(config.train.betas)
-    return data
+    model["chunker"] = chunkers[0] if len(set(config.chunkers)) == 1 else chunkers or "learned"
+    return model | config.switches()

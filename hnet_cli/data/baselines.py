@@ -1,6 +1,7 @@
 """Baselines for a model: bits per byte of xz and zstd on the held-out bytes, and of an order-k model of the rest.
 
-A figure stands beside a model's only where both are of the same bytes: `beside` measures on a sample of a split.
+A figure stands beside a model's only where both are of the same bytes: `beside` measures on a sample of a split. Of
+rows of prompt and completion only the completions count: a compressor has no figure of these, the order-k model has.
 """
 
 from __future__ import annotations
@@ -64,15 +65,20 @@ def sample(
     return b"".join(parts)
 
 
-def baselines(train: bytes, val: bytes, letters: bytes = b"") -> dict[str, Any]:
+def baselines(
+    train: bytes, val: bytes, letters: bytes = b"", counted: tuple[bytes, ...] | None = None
+) -> dict[str, Any]:
     """Bits per byte on `val`: {"xz", "zstd", "order_k", "k", "bytes", "method"}, and "uniform" over `letters`.
 
     Both are cut to the limits above. xz and zstd see `val` alone; the order-k model is counted on `train`, k chosen on
-    a part of it held aside. `letters`: the alphabet, where there is one; not used if `val` has other bytes.
+    a part of it held aside. `letters`: the alphabet, where there is one; not used if `val` has other bytes. `counted`:
+    `dataset.counting` of both, for rows of prompt and completion, which have the order-k model's figure only.
     """
     train, val = train[:TRAIN_LIMIT], val[:VAL_LIMIT]
     letters = b"" if val.translate(None, letters) else letters
-    k, bits = order_k(train, val, len(letters) or 256)
+    k, bits = order_k(train, val, len(letters) or 256, counted)
+    if counted:
+        return {"order_k": round(bits, 4), "k": k, "bytes": sum(counted[1][:VAL_LIMIT]), "method": METHOD}
     found: dict[str, Any] = {
         "xz": round(xz_bits(val) / len(val), 4),
         "zstd": round(zstd_bits(val) / len(val), 4),
@@ -101,8 +107,9 @@ def beside(windows: Windows, limit: int = TRAIN_LIMIT) -> dict[str, Any]:
         kept = storage.read_json(file)
     key = f"{windows.key} {METHOD} {limit}"
     found = kept.pop(key, None)
-    if not isinstance(found, dict) or found.get("bytes") != windows.bytes or len(named(found)) < 2:
-        found = baselines(train_sample(dataset, limit), windows.read(), _letters(dataset.modality))
+    if not isinstance(found, dict) or found.get("bytes") != windows.bytes or len(named(found)) < 2 - dataset.prompted:
+        counted = (train_sample(dataset, limit, dataset.counting), windows.counted()) if dataset.prompted else None
+        found = baselines(train_sample(dataset, limit), windows.read(), _letters(dataset.modality), counted)
         kept = dict(list(kept.items())[1 - _MOST_KEPT :]) | {key: found}
         with contextlib.suppress(BusyError, StorageError):
             storage.write_json(file, kept)
@@ -115,13 +122,17 @@ def _letters(name: str) -> bytes:
     return b""
 
 
-def train_sample(dataset: Dataset, limit: int = TRAIN_LIMIT) -> bytes:
-    """At most `limit` bytes spread over the training split, as the model reads them; empty without one."""
+def train_sample(dataset: Dataset, limit: int = TRAIN_LIMIT, read: Callable[[int, int], bytes] | None = None) -> bytes:
+    """At most `limit` bytes spread over the training split, as the model reads them; empty without one. `read`: what
+    takes the place of a stretch of the shards."""
     if "train" not in dataset.splits or not dataset.nbytes("train"):
         return b""
     ranges = dataset.ranges("train")[:]
     starts = dataset.table[ranges[:, 0], 0] + ranges[:, 1]
-    stored = sample(dataset.shards.read, [(starts, starts + ranges[:, 2])], dataset.nbytes("train"), limit)
+    parts = [(starts, starts + ranges[:, 2])]
+    if read is not None:
+        return sample(read, parts, dataset.nbytes("train"), limit)
+    stored = sample(dataset.shards.read, parts, dataset.nbytes("train"), limit)
     return dataset.translate(np.frombuffer(stored, np.uint8)).tobytes()
 
 
@@ -149,8 +160,11 @@ def xz_bits(data: bytes) -> int:
     return 8 * len(lzma.compress(data, format=lzma.FORMAT_RAW, filters=filters))
 
 
-def order_k(train: bytes, val: bytes, letters: int = 256) -> tuple[int, float]:
-    """The best order k and the bits per byte of `val` under the model of that order counted on `train`.
+def order_k(
+    train: bytes, val: bytes, letters: int = 256, counting: tuple[bytes, ...] | None = None
+) -> tuple[int, float]:
+    """The best order k and the bits per byte of `val` under the model of that order counted on `train`. `counting`: a 1
+    for each byte of both that a figure is of; all bytes are context.
 
     Interpolated Witten-Bell: P_j(x | c) = (n(cx) + t(c) P_{j-1}(x)) / (n(c) + t(c)) with t(c) the number of different
     bytes seen after c, down to the uniform distribution over `letters` bytes. Written by hand: libraries of n-gram
@@ -160,6 +174,10 @@ def order_k(train: bytes, val: bytes, letters: int = 256) -> tuple[int, float]:
     held_aside = min(len(train) // 16, 1 << 19)
     counted = np.frombuffer(train, np.uint8, len(train) - held_aside)
     asked = np.frombuffer(train[len(train) - held_aside :] + val, np.uint8)
+    marks = np.ones(len(asked), bool)
+    if counting is not None:
+        marks = np.frombuffer(counting[0][len(counting[0]) - held_aside :] + counting[1], bool)
+    is_val = np.arange(len(asked)) >= held_aside
     dense = np.zeros(256, np.uint64)
     alphabet = np.unique(np.concatenate([np.unique(counted), np.unique(asked)]))
     dense[alphabet] = np.arange(len(alphabet), dtype=np.uint64)
@@ -169,9 +187,10 @@ def order_k(train: bytes, val: bytes, letters: int = 256) -> tuple[int, float]:
     for order in range(min(6 if width > 3 else 24 // width, 62 // width - 1) + 1):
         _refine(probability, counted, asked, dense, order, width)
         bits = -np.log2(probability)
-        aside = float(bits[:held_aside].mean()) if held_aside else float(order)
+        chosen_by = bits[marks & ~is_val]
+        aside = float(chosen_by.mean()) if len(chosen_by) else float(order)
         if best is None or aside < best[0]:
-            best = aside, order, float(bits[held_aside:].mean())
+            best = aside, order, float(bits[marks & is_val].mean())
         elif aside > best[0] * 1.02:
             break
     assert best is not None

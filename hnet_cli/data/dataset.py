@@ -41,7 +41,8 @@ NAME_BYTES = 512
 """Bytes read at once of the name of a document."""
 COLUMNS = ("start", "length", "source", "offset", "name", "group")
 """Columns of `documents.bin`, int64: position in the joined shards, bytes, index into `sources`, coordinate of the
-first byte within its source or record, position of its line in `names.txt`, hash of its group."""
+first byte within its source or record, position of its line in `names.txt`, hash of its group. A row of prompt and
+completion has its coordinate 0 where the completion begins: the prompt lies below, and counts for nothing."""
 
 
 def shard_name(index: int) -> str:
@@ -167,6 +168,20 @@ class Shards:
             buffer, start = buffer[len(part) :], start + len(part)
 
 
+def prompt_lengths(rows: np.ndarray) -> np.ndarray:
+    """Bytes of the prompt of each document, int64, from rows of `documents.bin`."""
+    return np.maximum(0, -rows[..., COLUMNS.index("offset")])
+
+
+def counting(rows: np.ndarray, start: int, end: int) -> bytes:
+    """A 1 for each byte of [start, end) in the shards that counts, a 0 for each of a prompt. `rows`: of
+    `documents.bin`, ascending, with all documents that have a byte there."""
+    edges = np.zeros(end - start + 1, np.int64)
+    for places, step in ((rows[:, 0], 1), (rows[:, 0] + prompt_lengths(rows), -1)):
+        np.add.at(edges, np.clip(places, start, end) - start, step)
+    return (np.cumsum(edges[:-1]) == 0).astype(np.uint8).tobytes()
+
+
 class Table:
     """A table of int64 behind `table[rows]` and `table[rows, column]`, as of an array; in memory up to `TABLE_BYTES`,
     else read when it is asked for."""
@@ -230,6 +245,8 @@ class Dataset:
         self.loss_weights = None if weights is None else np.array(weights, np.float32)
         self._files = files
         self.table = self._table("documents.bin", len(COLUMNS))
+        self.prompted = False
+        """True if there are rows of prompt and completion, all of whose documents end with EOS."""
         shards = [files[shard_name(index)] for index in range(-(-about["bytes"] // SHARD_BYTES))]
         checksums = np.frombuffer(files["blocks.bin"].read(0, files["blocks.bin"].size), "<u4")
         self.shards = Shards(shards, about["bytes"], checksums)
@@ -292,7 +309,9 @@ class Dataset:
         size, names = self.about["bytes"], self.about["files"]["names.txt"]["size"]
         refuse_if(len(self.table) != self.about["documents"], "documents.bin", "its rows are not the documents")
         for at in range(0, len(self.table), TABLE_ROWS):
-            start, length, _, _, name, _ = self.table[at : at + TABLE_ROWS].T
+            start, length, _, offset, name, _ = self.table[at : at + TABLE_ROWS].T
+            self.prompted |= bool((offset < 0).any())
+            refuse_if((-offset >= length + (length == 0)).any(), "documents.bin", "a prompt leaves nothing to predict")
             inside = (start >= 0) & (start <= size) & (length >= 0) & (length <= size - start)
             refuse_if(not inside.all(), "documents.bin", "a document lies outside of the shards")
             refuse_if(((name < 0) | (name > names)).any(), "documents.bin", "a name lies outside of names.txt")
@@ -352,6 +371,29 @@ class Dataset:
     def translate(self, stored: np.ndarray) -> np.ndarray:
         """The bytes that the model reads for stored bytes (uint8, any shape)."""
         return stored if self.input_table is None else self.input_table[stored]
+
+    def weights(
+        self, stored: np.ndarray, document: np.ndarray, start: np.ndarray, length: np.ndarray
+    ) -> np.ndarray | None:
+        """(T,) float32: the weight of each byte in the loss, of stretches [start, start + length) of documents, (B,)
+        int64, joined in `stored` (T,) uint8. That of the modality, and 0 in a prompt. None: all 1."""
+        weights = None if self.loss_weights is None else self.loss_weights[stored]
+        if self.prompted:
+            counts = self.counts(document, start, length).astype(np.float32)
+            weights = counts if weights is None else weights * counts
+        return weights
+
+    def counts(self, document: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:
+        """(T,) bool: False for each byte of the same stretches that is of a prompt."""
+        prompt = prompt_lengths(self.table[document]) - start
+        within = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
+        return within >= np.repeat(prompt, length)
+
+    def counting(self, start: int, end: int) -> bytes:
+        """`counting` of the bytes [start, end) of the joined shards."""
+        starts = self.table[:, 0]
+        first, last = np.searchsorted(starts, start, "right") - 1, np.searchsorted(starts, end)
+        return counting(self.table[max(0, int(first)) : int(last)], start, end)
 
     def _split(self, split: str) -> dict[str, Any]:
         if split not in self.splits:

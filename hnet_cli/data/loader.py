@@ -4,6 +4,10 @@ An epoch joins the documents of a split in a shuffled order into one stream and 
 which are visited in another shuffled order. Batch `step` takes the next `rows` windows. A window that spans several
 documents holds each as its own packed sequence; inputs are the targets moved right by one, so every byte of an epoch
 (but a tail shorter than a window) is predicted exactly once, from the byte before it or from BOS.
+
+A row of prompt and completion is not cut there, lest the completion lose its prompt: a window holds the rows that end
+in it, whole, and so on average as many bytes; the last of an epoch those that are left. A row longer than a window
+loses the beginning of its prompt; see `stretches`.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hnet_cli.data.dataset import Dataset
+from hnet_cli.data.dataset import Dataset, Table, prompt_lengths
 from hnet_cli.errors import InputError
 from hnet_cli.model.config import BOS
 from hnet_cli.storage import shown
@@ -46,6 +50,14 @@ class Batch:
         """Number of bytes that are predicted."""
         return len(self.targets) if self.lengths is None else int(self.lengths.sum())
 
+    @property
+    def counted(self) -> int:
+        """Number of bytes among them that weigh anything."""
+        if self.weights is None:
+            return self.nbytes
+        counts = self.weights > 0
+        return int(counts.sum() if self.lengths is None else self.lengths[counts].sum())
+
     def halves(self) -> tuple[Batch, Batch]:
         """Two batches of about as many targets each; B must be at least 2."""
         ends = self.cu_seqlens[1:-1]
@@ -70,8 +82,9 @@ class Batches:
         """Raises InputError where the split holds less than one window."""
         self.dataset, self.split, self.seed = dataset, split, seed
         self.sequence_length, self.rows = sequence_length, rows
-        self._ranges = dataset.ranges(split)
-        self.windows_per_epoch = dataset.nbytes(split) // sequence_length
+        self._ranges = stretches(dataset, split, sequence_length)
+        total = int(self._ranges[:, 2].sum())
+        self.windows_per_epoch = -(-total // sequence_length) if dataset.prompted else total // sequence_length
         if not self.windows_per_epoch:
             raise InputError(
                 f"the {split} split of {shown(dataset.path)} has {dataset.nbytes(split):,} bytes, less than one "
@@ -95,13 +108,16 @@ class Batches:
         """The stretches of documents in the windows visited: (document, limit, start, length); see `_gather`."""
         order, ends = self._epoch(epoch)
         begin = shuffled(visits, self.windows_per_epoch, f"{self.seed} windows {epoch}") * self.sequence_length
+        whole = self.dataset.prompted
         first = np.searchsorted(ends, begin, side="right")
-        last = np.searchsorted(ends, begin + self.sequence_length, side="left")
+        last = np.searchsorted(ends, begin + self.sequence_length, side="right" if whole else "left") - whole
         counts = last - first + 1
         window = np.repeat(np.arange(len(visits)), counts)
         place = first[window] + np.arange(len(window)) - np.repeat(np.cumsum(counts) - counts, counts)
         chosen = self._ranges[order[place]]
         document_begin = ends[place] - chosen[:, 2]
+        if whole:
+            return chosen[:, 0], chosen[:, 1], chosen[:, 1], chosen[:, 2]
         start = np.maximum(begin[window], document_begin)
         stop = np.minimum(begin[window] + self.sequence_length, ends[place])
         return chosen[:, 0], chosen[:, 1], chosen[:, 1] + start - document_begin, stop - start
@@ -128,27 +144,29 @@ class Windows:
     def __init__(self, dataset: Dataset, split: str, length: int, limit: int | None = None) -> None:
         """At most `limit` bytes, None for all. They depend on the dataset and these numbers alone."""
         self.dataset, self.split, self.length = dataset, split, length
-        self.of = dataset.nbytes(split)
-        """Bytes of the split."""
-        ranges = dataset.ranges(split)[:]
+        ranges = stretches(dataset, split, length)[:]
+        total = int(ranges[:, 2].sum())
         counts = -(-ranges[:, 2] // length)
         ends = np.cumsum(counts)
         number = int(ends[-1]) if len(ends) else 0
-        wanted = number if limit is None or self.of <= limit else max(1, number * limit // self.of)
+        wanted = number if limit is None or total <= limit else max(1, number * limit // total)
         while True:
             chosen = _spread(number, wanted)
             row = np.searchsorted(ends, chosen, side="right")
             start = ranges[row, 1] + (chosen - ends[row] + counts[row]) * length
             sizes = np.minimum(length, ranges[row, 1] + ranges[row, 2] - start)
-            self.bytes = int(sizes.sum())
-            """Bytes of the windows."""
-            if limit is None or self.bytes <= limit or wanted <= 1:
+            size = int(sizes.sum())
+            if limit is None or size <= limit or wanted <= 1:
                 break
-            wanted = max(1, min(wanted - 1, wanted * limit // self.bytes))
-        if limit is not None and self.bytes > limit:  # less than a window
-            sizes[0] = self.bytes = limit
+            wanted = max(1, min(wanted - 1, wanted * limit // size))
+        if limit is not None and size > limit and not dataset.prompted:  # less than a window
+            sizes[0] = limit
         self.table = np.stack([ranges[row, 0], ranges[row, 1], start, sizes], 1)
         """(n, 4) int64: document, first byte of the stretch, first byte of the window, bytes."""
+        self.bytes = _counted(dataset, self.table[:, 0], self.table[:, 2], sizes)
+        """Bytes of the windows that count: all but those of prompts."""
+        self.of = _counted(dataset, *ranges.T)
+        """Bytes of the split that count."""
 
     @property
     def key(self) -> str:
@@ -161,13 +179,17 @@ class Windows:
         """`wanted` of the windows, spread over all of them."""
         part = copy.copy(self)
         part.table = self.table[_spread(len(self.table), wanted)]
-        part.bytes = int(part.table[:, 3].sum())
+        part.bytes = _counted(self.dataset, part.table[:, 0], part.table[:, 2], part.table[:, 3])
         return part
 
     def read(self) -> bytes:
         """The windows joined, as the model reads them."""
         starts = self.dataset.table[self.table[:, 0], 0] + self.table[:, 2]
         return self.dataset.translate(self.dataset.shards.gather(starts, self.table[:, 3])).tobytes()
+
+    def counted(self) -> bytes:
+        """A 1 for each byte of the windows joined that counts, a 0 for each of a prompt."""
+        return self.dataset.counts(self.table[:, 0], self.table[:, 2], self.table[:, 3]).tobytes()
 
     def batches(self, batch_bytes: int = 1 << 16) -> Iterator[Batch]:
         """Every window once, in order, each a packed sequence; as many in a batch as fit, at least one."""
@@ -178,6 +200,32 @@ class Windows:
             end = max(begin + 1, int(np.searchsorted(ends, done + batch_bytes, side="right")))
             yield _gather(self.dataset, *self.table[begin:end].T)
             begin = end
+
+
+def stretches(dataset: Dataset, split: str, length: int) -> Table | np.ndarray:
+    """(n, 3) int64: document, first byte in it, bytes of each stretch of a split, as `Dataset.ranges`.
+
+    Of rows of prompt and completion none is longer than `length`: a longer one is divided from its end on, so that a
+    completion keeps the end of its prompt; what is prompt only is left out.
+    """
+    ranges = dataset.ranges(split)
+    if not dataset.prompted:
+        return ranges
+    ranges = ranges[:]
+    counts = -(-ranges[:, 2] // length)
+    row = np.repeat(np.arange(len(ranges)), counts)
+    after = np.cumsum(counts)[row] - 1 - np.arange(len(row))
+    end = ranges[row, 1] + ranges[row, 2] - after * length
+    start = np.maximum(ranges[row, 1], end - length)
+    counts_for_something = end > prompt_lengths(dataset.table[ranges[row, 0]])
+    return np.stack([ranges[row, 0], start, end - start], 1)[counts_for_something]
+
+
+def _counted(dataset: Dataset, document: np.ndarray, start: np.ndarray, length: np.ndarray) -> int:
+    """Bytes of stretches [start, start + length) of documents, (B,) int64, that are of no prompt."""
+    if not dataset.prompted:
+        return int(length.sum())
+    return int(np.minimum(length, start + length - prompt_lengths(dataset.table[document])).clip(0).sum())
 
 
 def _spread(number: int, wanted: int) -> np.ndarray:
@@ -205,7 +253,7 @@ def _gather(dataset: Dataset, document: np.ndarray, limit: np.ndarray, start: np
     inputs = np.empty_like(targets)
     inputs[1:] = targets[:-1]
     inputs[cu_seqlens[:-1]] = first_inputs
-    weights = None if dataset.loss_weights is None else dataset.loss_weights[stored]
+    weights = dataset.weights(stored, document, start, length)
     return Batch(inputs, targets, weights, cu_seqlens.astype(np.int32), document, start)
 
 

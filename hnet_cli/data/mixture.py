@@ -200,6 +200,9 @@ class MixedBatches:
         start, stop = rows_slice or (0, self.rows)
         rows = np.arange(step * self.rows + start, step * self.rows + stop, dtype=np.int64)
         sources, numbers = self.mixture.divide(rows)
+        if len(self.parts) > 1 and any(part.dataset.prompted for part in self.parts):  # windows of any length
+            each = [self.parts[s].visited(numbers[at : at + 1]) for at, s in enumerate(sources.tolist())]
+            return _in_a_row(each, self._first_document[sources])
         present = np.unique(sources).tolist()
         batches = [self.parts[source].visited(numbers[sources == source]) for source in present]
         if len(self.parts) == 1:
@@ -212,15 +215,32 @@ class MixedBatches:
         )
 
 
+def _in_a_row(batches: Sequence[Batch], first: np.ndarray) -> Batch:
+    """Batches one after the other as one. `first`: what is added to the numbers of each one's documents."""
+    lengths = np.concatenate([np.diff(batch.cu_seqlens) for batch in batches])
+    plain = (np.ones(len(batch.targets), np.float32) for batch in batches)
+    return Batch(
+        np.concatenate([batch.inputs for batch in batches]),
+        np.concatenate([batch.targets for batch in batches]),
+        np.concatenate([one if b.weights is None else b.weights for b, one in zip(batches, plain, strict=True)]),
+        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
+        np.concatenate([batch.documents + number for batch, number in zip(batches, first, strict=True)]),
+        np.concatenate([batch.offsets for batch in batches]),
+    )
+
+
 def _joined(batches: Sequence[Batch], places: Sequence[np.ndarray], first: np.ndarray, length: int) -> Batch:
     """The windows of several batches as one batch. `places`: where each window of a batch goes. `first`: what is added
     to the numbers of its documents."""
-    windows = np.argsort(np.concatenate(places))
+    rows = sum(map(len, places))
     place = np.concatenate([at[batch.cu_seqlens[:-1] // length] for batch, at in zip(batches, places, strict=True)])
     sequences = np.argsort(place, kind="stable")
 
     def of_bytes(arrays: Sequence[np.ndarray]) -> np.ndarray:
-        return np.concatenate(arrays).reshape(-1, length)[windows].reshape(-1)
+        joined = np.empty((rows, length), arrays[0].dtype)
+        for at, array in zip(places, arrays, strict=True):
+            joined[at] = array.reshape(-1, length)
+        return joined.reshape(-1)
 
     def of_sequences(arrays: Sequence[np.ndarray]) -> np.ndarray:
         joined: np.ndarray = np.concatenate(arrays)[sequences]

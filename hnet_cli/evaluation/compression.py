@@ -98,14 +98,38 @@ def worth(model: HNetForCausalLM, score: Callable[[], Scores]) -> list[dict[str,
     return found
 
 
-def baselines(documents: Sequence[bytes], train: bytes | None = None, letters: bytes = b"") -> dict[str, Any]:
+def baselines(
+    documents: Sequence[bytes],
+    train: bytes | None = None,
+    letters: bytes = b"",
+    counting: tuple[bytes, bytes] | None = None,
+) -> dict[str, Any]:
     """Bits per byte of the documents without a neural network.
 
     `xz` (-9e) and `zstd` (-19) read all documents as one stream; `xz_each_document` and `zstd_each_document` each by
     itself. `order_k_adaptive` is an order-k byte model that learns while it reads, the best k of `ORDERS` in hindsight.
     `order_k` is one counted on `train` (only there: k chosen on a part of it held aside) and then fixed. `uniform` is
-    log2 of the number of `letters`, where the documents are of an alphabet. All are of all bytes of the documents.
+    log2 of the number of `letters`, where the documents are of an alphabet. All are of all bytes of the documents;
+    or, with `counting` (`dataset.counting` of `train` and of the documents), the order-k models' of what counts: a
+    compressor has no figure of a part.
     """
+    joined = b"".join(documents)
+    letters = b"" if joined.translate(None, letters) else letters
+    result = _compressed(documents, letters) if counting is None else {}
+    if len(joined) > ORDER_K_LIMIT:
+        return result
+    counts = np.frombuffer(counting[1], bool) if counting else np.ones(len(joined), bool)
+    tried = {k: adaptive_order_k(joined, k, len(letters) or 256, counts) for k in ORDERS}
+    best = min(tried, key=lambda k: tried[k])
+    result |= {"order_k_adaptive": tried[best], "k_adaptive": best, "order_k_bytes": int(counts.sum())}
+    if train:
+        k, bits_per_byte = order_k(train, joined, len(letters) or 256, counting)
+        result |= {"order_k": bits_per_byte, "k": k, "order_k_train_bytes": len(train)}
+    return result
+
+
+def _compressed(documents: Sequence[bytes], letters: bytes) -> dict[str, Any]:
+    """The figures of compressors, and of the uniform distribution."""
     joined = b"".join(documents)
     sizes = np.array([len(document) for document in documents])
     zstd_short = zstandard.ZstdCompressor(level=19, write_content_size=False).compress
@@ -116,23 +140,13 @@ def baselines(documents: Sequence[bytes], train: bytes | None = None, letters: b
     ):
         bits = np.array([bits_of(document) for document in documents])
         result |= with_interval(name, np.stack([bits, sizes], 1))
-    letters = b"" if joined.translate(None, letters) else letters
-    if letters:
-        result["uniform"] = math.log2(len(letters))
-    if len(joined) > ORDER_K_LIMIT:
-        return result
-    tried = {k: adaptive_order_k(joined, k, len(letters) or 256) for k in ORDERS}
-    best = min(tried, key=lambda k: tried[k])
-    result |= {"order_k_adaptive": tried[best], "k_adaptive": best, "order_k_bytes": len(joined)}
-    if train:
-        k, bits_per_byte = order_k(train, joined, len(letters) or 256)
-        result |= {"order_k": bits_per_byte, "k": k, "order_k_train_bytes": len(train)}
-    return result
+    return result | ({"uniform": math.log2(len(letters))} if letters else {})
 
 
-def adaptive_order_k(data: bytes, order: int, letters: int = 256) -> float:
+def adaptive_order_k(data: bytes, order: int, letters: int = 256, counts: np.ndarray | None = None) -> float:
     """Bits per byte of a model that has seen, at each byte, only the bytes before it: interpolated Witten-Bell as in
-    `baselines.order_k`, from the uniform distribution over `letters` bytes up to `order`."""
+    `baselines.order_k`, from the uniform distribution over `letters` bytes up to `order`. `counts`
+    (n,) bool: the bytes whose bits are taken; None: all."""
     codes = np.frombuffer(data, np.uint8).astype(np.uint64)
     probability = np.full(len(codes), 1 / letters)
     for k in range(min(order + 1, len(codes))):
@@ -142,7 +156,7 @@ def adaptive_order_k(data: bytes, order: int, letters: int = 256) -> float:
         context, times, kinds = _counts_before(gram)
         mixed = (times + kinds * probability[k:]) / np.maximum(context + kinds, 1)
         probability[k:] = np.where(context > 0, mixed, probability[k:])
-    return float(-np.log2(probability).mean())
+    return float(-np.log2(probability if counts is None else probability[counts]).mean())
 
 
 def _counts_before(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

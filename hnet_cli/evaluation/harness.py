@@ -20,6 +20,7 @@ from hnet_cli.errors import EnvironmentLimit
 from hnet_cli.inference.generate import generate
 from hnet_cli.inference.scoring import default_context, loglikelihoods, score
 from hnet_cli.inference.windows import BOS
+from hnet_cli.model.config import EOS
 
 try:
     from lm_eval.api.instance import Instance
@@ -90,6 +91,7 @@ class HNetLM(LM):
             max_bytes=int(options.get("max_gen_toks") or GENERATED),
             temperature=float(options.get("temperature") or 0.0) if options.get("do_sample", False) else 0.0,
             input_table=self.table,
+            eos=EOS,
         )
         text = b""
         for byte in drawn:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -15,14 +16,17 @@ from hnet_cli.config.sources import Sources
 from hnet_cli.data.baselines import train_sample
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Windows
-from hnet_cli.data.prepare.contents import sources_of
+from hnet_cli.data.prepare.contents import documents_of, files_of
+from hnet_cli.data.prepare.rows import Field, option_of
 from hnet_cli.errors import HNetError, InputError, UsageError
 from hnet_cli.modality import Document, Modality, Refused, Source, begin_text
 from hnet_cli.report.history import find_sources
 from hnet_cli.storage.streams import open_input, shown
+from hnet_cli.terminal.console import literal, say
 
 LEAST_SHARE = 64
 """Bytes of a document below which distorting it says nothing."""
+COMPLETIONS = "; of rows of prompt and completion, the completions and the mark that ends each"
 STRETCHES, LONGEST_STRETCH = 64, 1 << 16
 """Stretches that a sample of a split has at least if they are longer than the context, and their most bytes."""
 
@@ -38,12 +42,27 @@ class Material:
     """A sample of the training split, translated as the model reads it, for baselines that need one."""
     refused: dict[str, int] = field(default_factory=dict)
     """Number of items left out, by reason."""
+    damaged: Sequence[InputError] = ()
+    """One for each file that could not be read to its end, of which nothing is kept."""
     owners: Sequence[int] | None = None
     """Index of the document that each item of `documents`, a stretch of one, is sampled from. None: each is its own."""
+    train_counts: bytes = b""
+    """`dataset.counting` of `train`, if there are prompts."""
 
     @property
     def bytes(self) -> int:
-        return sum(len(document.data) for document in self.documents)
+        """Bytes that count."""
+        return sum(len(document.data) for document in self.documents) - sum(self.prompts)
+
+    @property
+    def prompts(self) -> list[int]:
+        """`prompts_of` the documents."""
+        return prompts_of(self.documents)
+
+
+def prompts_of(documents: Iterable[Document]) -> list[int]:
+    """Bytes at the beginning of each document that are a prompt and do not count."""
+    return [max(0, -document.offset) for document in documents]
 
 
 def is_dataset(path: Path) -> bool:
@@ -63,7 +82,7 @@ def own_data(model: str) -> Sources | None:
 
 
 def gather(
-    data: Sequence[str], modality: Modality | None, limit: int | None, field: str | None = None, context: int = 2048
+    data: Sequence[str], modality: Modality | None, limit: int | None, field: Field = None, context: int = 2048
 ) -> Material:
     """The held-out split of one dataset, or the documents of files. Raises UsageError, InputError, DamagedError.
 
@@ -72,7 +91,7 @@ def gather(
     """
     if len(data) == 1 and is_dataset(Path(data[0])):
         if field is not None:
-            raise UsageError(f"{data[0]} is a dataset: it has no rows, to which --field {field} could apply")
+            raise UsageError(f"{data[0]} is a dataset: it has no rows, to which {option_of(field)} could apply")
         return _held_out(Dataset.open(Path(data[0])), modality, limit, context)
     for name in data:
         if is_dataset(Path(name)):
@@ -93,10 +112,10 @@ def _held_out(dataset: Dataset, modality: Modality | None, limit: int | None, co
         if context:
             length = max(context, min(length, limit // STRETCHES) // context * context)
     chosen = Windows(dataset, "val", length, limit)
-    if chosen.bytes < total:
+    if chosen.bytes < chosen.of:
         part = (
-            f"{chosen.bytes:,} of its {total:,} bytes, stretches of at most {length:,} bytes spread over it, each read "
-            "as if a document began there"
+            f"{chosen.bytes:,} of its {chosen.of:,} bytes, stretches of at most {length:,} bytes spread over it, each "
+            "read as if a document began there"
         )
         owners = np.unique(chosen.table[:, 0], return_inverse=True)[1].tolist()
     documents: list[Document] = []
@@ -105,34 +124,67 @@ def _held_out(dataset: Dataset, modality: Modality | None, limit: int | None, co
         source, _, record = dataset.name(document).partition("\t")
         data = dataset.shards.read(at, at + size)
         documents.append(Document(data, record or source, source, "", int(dataset.table[document, 3]) + start))
-    return Material(documents, f"held-out split of {dataset.path}: {part}", train_sample(dataset), owners=owners)
+    counts = train_sample(dataset, read=dataset.counting) if dataset.prompted else b""
+    part += COMPLETIONS * dataset.prompted
+    chosen_by = f"held-out split of {dataset.path}: {part}"
+    return Material(documents, chosen_by, train_sample(dataset), owners=owners, train_counts=counts)
 
 
-def _files(data: Sequence[str], modality: Modality, limit: int | None, field: str | None) -> Material:
+def _files(data: Sequence[str], modality: Modality, limit: int | None, field: Field) -> Material:
     documents: list[Document] = []
     refused: Counter[str] = Counter()
+    damaged: list[InputError] = []
     left = limit
-    for document in read_documents(data, modality, field, refused):
-        whole = left is None or len(document.data) <= left
-        part = document if whole else beginning(document, modality.cut(document.data, left or 0))
-        documents += [part] * bool(part.data)
-        if left is not None and (left := left - len(document.data)) <= 0:
+    for file in files_of(data, modality, field):
+        before = len(documents), left, refused.copy()
+        try:
+            for document in _documents(file, modality, refused):
+                whole = left is None or len(document.data) <= left or document.offset < 0
+                part = document if whole else beginning(document, modality.cut(document.data, left or 0))
+                documents += [part] * bool(part.data)
+                if left is not None and (left := left - len(document.data)) <= 0:
+                    break
+        except InputError as error:
+            # What stands before the damage is not known to be sound, since checksums come last.
+            kept, left, refused = before
+            del documents[kept:]
+            damaged.append(error)
+            leave_out(error)
+        if left is not None and left <= 0:
             break
     names = ", ".join(map(str, data))
     if not documents:
-        raise InputError(f"nothing to evaluate in {names}: {next(iter(refused), 'empty')}")
-    material = Material(documents, f"{names}: all", None, dict(refused))
-    if left is None or left > 0:
-        return material
-    return replace(material, chosen=f"{names}: the first {material.bytes:,} bytes")
+        raise damaged[0] if damaged else InputError(f"nothing to evaluate in {names}: {next(iter(refused), 'empty')}")
+    material = Material(documents, f"{names}: all", None, dict(refused), damaged)
+    if left is not None and left <= 0:
+        material = replace(material, chosen=f"{names}: the first {material.bytes:,} bytes")
+    chosen = material.chosen + (f" but {len(damaged):,} damaged" if damaged else "")
+    return replace(material, chosen=chosen + COMPLETIONS * any(material.prompts))
+
+
+def leave_out(error: InputError) -> None:
+    """Say that a damaged file is left out, while the others are evaluated."""
+    say(f"[yellow]left out:[/] {literal(error)}")
 
 
 def read_documents(
-    data: Sequence[str], modality: Modality, field: str | None, refused: Counter[str]
+    data: Sequence[str], modality: Modality, field: Field, refused: Counter[str], damaged: list[InputError]
 ) -> Iterator[Document]:
-    """The documents of files; those left out are counted by reason in `refused`."""
-    for source in sources_of(data, modality, field):
-        for item in [source] if isinstance(source, Refused) else _documents_of(source, modality):
+    """The documents of files, one after the other; those left out are counted by reason in `refused`. A file that turns
+    out to be `damaged` ends there, and the others follow."""
+    for file in files_of(data, modality, field):
+        try:
+            yield from _documents(file, modality, refused)
+        except InputError as error:
+            damaged.append(error)
+            leave_out(error)
+
+
+def _documents(file: Iterable[Source | Refused], modality: Modality, refused: Counter[str]) -> Iterator[Document]:
+    """The documents of a file; those left out are counted by reason in `refused`."""
+    read = partial(_documents_of, modality=modality)
+    for source in file:
+        for item in [source] if isinstance(source, Refused) else documents_of(source, read):
             if isinstance(item, Document):
                 yield item
             else:
@@ -165,8 +217,11 @@ def beginning(document: Document, length: int) -> Document:
 
 def equal_shares(documents: Sequence[Document], limit: int, least: int = LEAST_SHARE) -> list[Document]:
     """The beginnings of the documents, equally long as far as they go, at most `limit` bytes in all. Where that is less
-    than `least` bytes of each, of every second document, of every fourth, ..."""
+    than `least` bytes of each, of every second document, of every fourth, ... Rows of prompt and completion stay whole:
+    some of them, evenly spread."""
     lengths = np.sort([len(document.data) for document in documents])
+    if any(prompts_of(documents)):
+        return list(documents[:: max(1, -(-int(lengths.sum()) // limit))])
     reached = np.concatenate([[0], np.cumsum(lengths)[:-1]]) + lengths * np.arange(len(lengths), 0, -1)
     fits = int(np.searchsorted(reached, limit, side="right"))
     if fits == len(lengths):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,15 +18,25 @@ from hnet_cli.checkpoints.find import default_model, find, load
 from hnet_cli.checkpoints.model_folder import LoadedModel
 from hnet_cli.config.sources import Sources, words
 from hnet_cli.data.mixture import Mixture
-from hnet_cli.data.prepare.contents import sources_of
+from hnet_cli.data.prepare.contents import files_of
+from hnet_cli.data.prepare.rows import Field, option_of
 from hnet_cli.distributed.device import this_machine
-from hnet_cli.errors import UsageError
-from hnet_cli.evaluation import compression, gold, noise, probe, tasks, variants
-from hnet_cli.evaluation.material import Material, equal_shares, file_source, gather, own_data, read_documents
+from hnet_cli.errors import InputError, UsageError
+from hnet_cli.evaluation import compression, exact, gold, noise, probe, tasks, variants
+from hnet_cli.evaluation.material import (
+    Material,
+    equal_shares,
+    file_source,
+    gather,
+    leave_out,
+    own_data,
+    prompts_of,
+    read_documents,
+)
 from hnet_cli.evaluation.resampling import FEWEST, mean_with_interval, share_interval, share_weighted, with_interval
 from hnet_cli.inference import generate as sampling
 from hnet_cli.inference.scoring import Scores, check_windows, default_context, precision, score
-from hnet_cli.modality import Gold, Modality, Refused
+from hnet_cli.modality import Gold, Modality, Refused, Source
 from hnet_cli.terminal.console import literal, progress, say
 
 UNITS_BYTES = 200_000
@@ -51,7 +61,7 @@ class EvaluationRequest:
     """Files, or one dataset, whose held-out split is read. Default: the dataset the model was trained on."""
     modality: str | None = None
     """Default: the model's."""
-    field: str | None = None
+    field: Field = None
     max_bytes: int = 2_000_000
     """0: all."""
     context: int | None = None
@@ -69,7 +79,9 @@ class EvaluationRequest:
     label: str | None = None
     tasks: Sequence[Path] = ()
     limit: int | None = None
-    """Items of each task."""
+    """Items of each task, rows of `exact`."""
+    exact: bool = False
+    """Also answer rows of prompt and completion."""
     probe: Path | None = None
     """TSV of labels of documents or regions in `data`, which is then read for this alone."""
     group: str | None = None
@@ -88,7 +100,7 @@ class EvaluationRequest:
             ("--probe", self.probe, "--group, the column whose values are held out whole", self.group),
             ("--probe", self.probe, "the files that its rows name", self.data),
             ("--fasta", self.fasta, "--vcf or --annotation", self.vcf or self.annotation),
-            ("--limit", self.limit, "--task", self.tasks),
+            ("--limit", self.limit, "--task or --exact", self.tasks or self.exact),
         ):
             if value is not None and not needed:
                 raise UsageError(f"{option} goes with {others}", "give both, or neither")
@@ -132,7 +144,7 @@ def _evaluate(models: Sequence[str], loaded: Sequence[LoadedModel], request: Eva
         context = default_context(*(model.config for model in loaded))
     check_windows(context, request.stride)
     if request.field is not None and not request.data:
-        raise UsageError(f"--field {request.field} applies to rows of files, and none are given", "leave it out")
+        raise UsageError(f"{option_of(request.field)} applies to rows of files, and none are given", "leave it out")
     evaluations = [_Evaluation(name, model, request, context) for name, model in zip(models, loaded, strict=True)]
     material, baselines = None, dict[str, Any]()
     if request.data and not request.probe:
@@ -151,6 +163,13 @@ def _evaluate(models: Sequence[str], loaded: Sequence[LoadedModel], request: Eva
     (first, before), (second, after) = results
     compared = compression.difference(before, after) if before is not None and after is not None else None
     return {"models": [first, second]} | ({"difference": compared} if compared else {})
+
+
+def damaged_files(result: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the files that the figures of `evaluate` leave out as damaged."""
+    figures = result.get("models", [result])
+    parts = [part for one in figures for part in (one, one.get("gold", {}), one.get("probe", {}))]
+    return list(dict.fromkeys(error for part in parts for error in part.get("damaged", [])))
 
 
 def _trained_on(models: Sequence[str]) -> Sources:
@@ -201,6 +220,8 @@ class _Evaluation:
         self.annotated: Material | None = None
         """Documents that the annotation is about."""
         self.calls: variants.Calls | None = None
+        self.rows: list[exact.Row] = []
+        """Rows to answer."""
         self.items = {path.name: tasks.read_items(path)[: request.limit] for path in request.tasks}
         self.labels: list[probe.Label] = []
         if request.probe and request.group:
@@ -223,15 +244,34 @@ class _Evaluation:
     def baselines(self, material: Material) -> dict[str, Any]:
         """Figures without a neural network on the same documents."""
         letters = self.modality.letters() if self.modality else b""
-        return compression.baselines(self.read(material), material.train, letters)
+        documents, counting = self.read(material), None
+        if any(prompts := material.prompts):
+            marks = (bytes(n) + b"\1" * (len(data) - n) for data, n in zip(documents, prompts, strict=True))
+            counting = material.train_counts, b"".join(marks)
+        return compression.baselines(documents, material.train, letters, counting)
 
-    def score(self, documents: Sequence[bytes], update: Callable[[int], None] = lambda done: None) -> Scores:
-        """The scores of documents as the model reads them."""
-        return score(self.model, documents, self.context or None, self.request.stride, update)
+    def score(
+        self,
+        documents: Sequence[bytes],
+        update: Callable[[int], None] = lambda done: None,
+        prompts: Sequence[int] = (),
+    ) -> Scores:
+        """The scores of documents as the model reads them; `prompts`: bytes at the beginning that do not count."""
+        return score(self.model, documents, self.context or None, self.request.stride, update, prompts=prompts)
 
     def check(self, material: Material | None) -> None:
         """Read what goes with others and see that it fits, before anything is scored. Raises UsageError, InputError."""
         request = self.request
+        if material is not None and request.noise and any(material.prompts):
+            raise UsageError("--noise distorts documents, and these are rows of prompt and completion", "leave it out")
+        if request.exact:
+            if material is None:
+                raise UsageError("--exact needs rows of prompt and completion", "give their dataset or file too")
+            if self.model.tokenizer is not None:
+                raise UsageError(
+                    "--exact continues prompts byte by byte, and this is a model of tokens", "leave it out"
+                )
+            self.rows = exact.rows_of(material.documents, self.table, request.limit)
         if self.annotation is not None:
             self.annotated = material
             if request.fasta:
@@ -257,6 +297,9 @@ class _Evaluation:
         with autocast:
             if material is not None:
                 scores = self._add_documents(result, material, baselines)
+            if self.rows:
+                with progress("answering", len(self.rows)) as bar:
+                    result["exact"] = exact.figures(self.model, self.rows, self.modality, bar.update)
             if request.gold:
                 result["gold"] = self._gold()
             if self.annotation is not None and self.annotated is not None:
@@ -276,10 +319,11 @@ class _Evaluation:
     def _add_documents(self, result: dict[str, Any], material: Material, baselines: Mapping[str, Any]) -> Scores:
         started = time.perf_counter()
         with progress("scoring", material.bytes) as bar:
-            each = self.score(self.read(material), bar.update)
+            each = self.score(self.read(material), bar.update, material.prompts)
         scores = each.grouped(material.owners)
         seconds = time.perf_counter() - started
         result["definition"] |= {"bytes_counted": material.chosen, "uncertainty": f"bootstrap over {scores.unit}s"}
+        result["definition"] |= {"completions": True} if any(material.prompts) else {}
         result |= compression.figures(scores)
         result["baselines"] = dict(baselines)
         result["stages"] = compression.stages(scores, self.model.config)
@@ -289,6 +333,8 @@ class _Evaluation:
             self._add_by_modality(result, self.modality, material, each)
         if material.refused:
             result["left_out"] = material.refused
+        if material.damaged:
+            result["damaged"] = list(map(str, material.damaged))
         result["speed"] = {"bytes_per_s": result["bytes"] / seconds, "seconds": seconds}
         return scores
 
@@ -296,12 +342,13 @@ class _Evaluation:
         least = min(self.context or WORTH_BYTES, WORTH_BYTES // (4 * FEWEST))
         shares = equal_shares(material.documents, WORTH_BYTES, least)
         documents = [document.data.translate(self.table) for document in shares]
-        size = sum(map(len, documents))
+        prompts = prompts_of(shares)
+        size = sum(map(len, documents)) - sum(prompts)
         with progress("worth of the chunks", (1 + len(result["stages"])) * size) as bar:
 
             def score() -> Scores:
                 before = bar.done
-                return self.score(documents, lambda done: bar.update(before + done))
+                return self.score(documents, lambda done: bar.update(before + done), prompts)
 
             for stage, figures in zip(result["stages"], compression.worth(self.model, score), strict=True):
                 stage |= figures
@@ -310,12 +357,13 @@ class _Evaluation:
     def _add_by_modality(self, result: dict[str, Any], modality: Modality, material: Material, each: Scores) -> None:
         """Add edges of known units, the other strand, samples and noise. `each`: by item of the material."""
         if self.model.config.num_stages:
-            units = gold.known_units(modality, equal_shares(material.documents, UNITS_BYTES), UNITS_BYTES)
+            plain = [document._replace(data=document.data.removesuffix(exact.END)) for document in material.documents]
+            units = gold.known_units(modality, equal_shares(plain, UNITS_BYTES), UNITS_BYTES)
             found = gold.against_gold(self.model, modality, units)
             for number, stage in enumerate(result["stages"]):
                 stage["edges"] = {kind: rows[number] for kind, rows in found["kinds"].items()}
             result["definition"]["edges_bytes"] = found["bytes"]
-        mirrored = [modality.mirror(data) for data in self.read(material)]
+        mirrored = [None if any(material.prompts) else modality.mirror(data) for data in self.read(material)]
         other_strand = [data for data in mirrored if data is not None]
         if len(other_strand) == len(mirrored):
             with progress("other strand", material.bytes) as bar:
@@ -334,19 +382,33 @@ class _Evaluation:
     def _gold(self) -> dict[str, Any]:
         """Figures of the innermost kind of unit at the outermost stage on top, everything below."""
         refused: list[Refused] = []
+        damaged: list[InputError] = []
 
         def stretches() -> Iterator[Gold]:
             left, number = self.request.max_bytes or 1 << 62, 0
-            for source in sources_of(self.request.gold, self._known):
-                for item in [source] if isinstance(source, Refused) else self._known.gold(source):
-                    if isinstance(item, Refused):
-                        refused.append(item)
-                        continue
-                    if left <= 0 or number == MOST_STRETCHES:
-                        say(f"Gold: the first {number:,} stretches.", verbose=number < MOST_STRETCHES)
-                        return
-                    left, number = left - len(item.data), number + 1
-                    yield item
+            for file in files_of(self.request.gold, self._known):
+                found, known = list[Gold](), len(refused)
+                try:
+                    for item in self._stretches(file):
+                        if isinstance(item, Refused):
+                            refused.append(item)
+                            continue
+                        if left <= 0 or number + len(found) == MOST_STRETCHES:
+                            break
+                        left -= len(item.data)
+                        found.append(item)
+                except InputError as error:  # as in `gather`, nothing of it is kept
+                    left += sum(len(item.data) for item in found)
+                    del found[:], refused[known:]
+                    damaged.append(error)
+                    leave_out(error)
+                yield from found
+                number += len(found)
+                if left <= 0 or number == MOST_STRETCHES:
+                    say(f"Gold: the first {number:,} stretches.", verbose=number < MOST_STRETCHES)
+                    return
+            if damaged and not number:
+                raise damaged[0]
 
         with progress("gold"):
             found = gold.against_gold(self.model, self._known, stretches())
@@ -355,18 +417,24 @@ class _Evaluation:
             first_place = f"first {refused[0].where}: {refused[0].reason}"
             lines = f"{len(refused):,} line{'s' * (len(refused) != 1)}, {first_place}"
             say(f"[yellow]left out of the gold file:[/] {literal(lines)}")
-        return {**first, **found, "left_out": len(refused)}
+        whole = {**first, **found, "left_out": len(refused)}
+        return whole | ({"damaged": list(map(str, damaged))} if damaged else {})
+
+    def _stretches(self, file: Iterable[Source | Refused]) -> Iterator[Gold | Refused]:
+        for source in file:
+            yield from [source] if isinstance(source, Refused) else self._known.gold(source)
 
     def _probe(self) -> dict[str, Any]:
-        request, refused = self.request, Counter[str]()
+        request, refused, damaged = self.request, Counter[str](), list[InputError]()
         modality = self.modality or Modality()
         with progress("reading"):
-            documents = read_documents(request.data, modality, request.field, refused)
+            documents = read_documents(request.data, modality, request.field, refused, damaged)
             items = probe.collect(self.labels, documents, self.table, request.max_bytes or None)
         letters = modality.letters() if self.modality else b""
         with progress("vectors", sum(map(len, items.data))) as bar:
             found = probe.probe(self.model, items, letters, bar.update)
-        return {"labels": str(request.probe), "group": request.group, "target": request.label or "label", **found}
+        about = {"labels": str(request.probe), "group": request.group, "target": request.label or "label", **found}
+        return about | ({"damaged": list(map(str, damaged))} if damaged else {})
 
     def _task(self, name: str, items: Sequence[tasks.Item]) -> dict[str, Any]:
         with progress(name, len(items)) as bar:

@@ -11,10 +11,13 @@ from rich.table import Table
 from hnet_cli import provenance
 from hnet_cli.evaluation.compression import ORDER_K_LIMIT
 from hnet_cli.evaluation.tasks import PLACES
+from hnet_cli.modality import escape
 from hnet_cli.report.stages import LEAST_WORTH
 from hnet_cli.terminal.console import literal, size, table
 
 Json = Mapping[str, Any]
+WRONG = 3
+"""Wrong rows of --exact that are shown; all that were kept are in the JSON."""
 BOUNDARY_COLUMNS = {
     **{"precision": "precision", "recall": "recall", "f1": "F1", "95%": "95%"},
     **{"unit_f1": "units right", "precision_exact": "as they stand", "chance": "chance"},
@@ -84,6 +87,8 @@ def _model(result: Json) -> Iterator[Table | str]:
         yield _stages(result["stages"], byte)
         yield from _worth(result, byte)
         yield from _edges(result, byte)
+    if "exact" in result:
+        yield from _exact(result["exact"])
     if "validity" in result:
         yield _validity(result["validity"])
     if "noise" in result:
@@ -151,9 +156,12 @@ def _definition(result: Json, byte: str) -> str:
         window = f"a {byte} is predicted from at most {context:,} {byte}s before it in its document, {least}"
     documents = "1 document" if result["documents"] == 1 else f"{result['documents']:,} documents"
     enough = f"95%, {definition['uncertainty']}"
+    first = f"The first {byte} of a document is predicted too, from the mark before it. "
+    if definition.get("completions"):
+        first = f"A longer one is read from {context:,} {byte}s before its end on. " if context else ""
     return (
         f"[dim]{result['bytes']:,} {byte}s, each counted once, of {documents}; {literal(definition['bytes_counted'])}. "
-        f"Context: {window}. The first {byte} of a document is predicted too, from the mark before it. "
+        f"Context: {window}. {first}"
         f"Intervals: {enough if result['bpb_ci95'] else 'none, for fewer than 8 documents or windows'}.[/]"
     )
 
@@ -251,6 +259,19 @@ def _rules(stages: Sequence[Json], byte: str) -> Iterator[tuple[str, Json]]:
     for name in ("fixed_stride", "random"):
         for number, stage in enumerate(stages):
             yield name.replace("_", " ") + (f", as stage {number}" if len(stages) > 1 else ""), stage["trivial"][name]
+
+
+def _exact(found: Json) -> Iterator[Table | str]:
+    rows = table("rows of prompt and completion", "", "95%")
+    rows.add_row("rows", f"{found['rows']:,}", "")
+    rows.add_row("[bold]answered exactly[/]", *_cells(found, "exact"))
+    rows.add_row("every byte likeliest after the true ones", *_cells(found, "forced"))
+    rows.add_row("the most common completion, always", f"{found['trivial']['most_common']:.4f}", "")
+    rows.add_row("the prompt, copied", f"{found['trivial']['copy']:.4f}", "")
+    yield rows
+    for row in found["wrong"][:WRONG]:
+        prompt, completion, answer = (escape(row[name], "") for name in ("prompt", "completion", "answer"))
+        yield f"[dim]Wrong: {literal(prompt[-60:])} -> {literal(answer[:60])}, not {literal(completion[:60])}[/]"
 
 
 def _validity(valid: Json | None) -> str:

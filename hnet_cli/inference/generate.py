@@ -28,8 +28,6 @@ from hnet_cli.kernels.reference import exact
 from hnet_cli.modality import Automaton, Modality
 from hnet_cli.model import HNetForCausalLM
 
-EOS = 255
-"""Byte that official checkpoints write at the end of a document; models trained here never do."""
 BATCH = 64
 """Rows that are continued at once."""
 DRAWS = 64

@@ -5,6 +5,9 @@ Every further window scores the next S bytes (`stride`) and begins C bytes befor
 from at most C bytes before it and, except at the beginning of its document, from at least C - S + 1. Every byte counts
 once. With S = C windows do not overlap. Without C every byte sees its whole document: a long one is read in blocks with
 the model's state carried from one to the next, which equals one pass.
+
+Of a row of prompt and completion only the completion counts. One longer than C is read from C bytes before its end on,
+as in training: so its completion keeps the end of its prompt.
 """
 
 from __future__ import annotations
@@ -110,24 +113,35 @@ class _Blocks:
 
 
 def stretches(
-    data: bytes | Iterable[bytes], owner: int, context: int | None, stride: int | None = None, block: int | None = None
+    data: bytes | Iterable[bytes],
+    owner: int,
+    context: int | None,
+    stride: int | None = None,
+    block: int | None = None,
+    prompt: int = 0,
 ) -> Iterator[Stretch]:
     """The windows of one document, as the module's docstring defines them.
 
     `data`: its bytes, or blocks of them, of which no more is held than a window. `context` None: all of it, in blocks
-    of `block` bytes where it is longer; `stride` None: `context`.
+    of `block` bytes where it is longer; `stride` None: `context`. `prompt`: bytes at the beginning that do not count,
+    of a document that is given whole.
     """
     text = _Blocks([data] if isinstance(data, bytes) else data)
     done = begin = 0
     if context is None and block and text.reach(block + 1) > block:
         while (end := text.reach(done + block)) > done:
-            targets = text[done:end]
+            targets, skip = text[done:end], min(max(0, prompt - done), end - done)
             before = text[done - 1 : done] if done else BOS
-            yield Stretch(before + targets[:-1], targets, 0, owner, done == 0, carried=True)
+            yield Stretch(before + targets[:-1], targets, skip, owner, done == 0, carried=True)
             text.drop(end - 1)
             done = end
         return
     context = end = text.reach(context or sys.maxsize)
+    if prompt and isinstance(data, bytes):
+        for end in range(len(data) - (len(data) - prompt - 1) // context * context, len(data) + 1, context):
+            begin = max(0, end - context)
+            yield Stretch(BOS + data[begin : end - 1], data[begin:end], max(0, prompt - begin), owner, True)
+        return
     stride = min(stride or context, context)
     while end > done:
         inputs = text[begin - 1 : end - 1] if begin else BOS + text[0 : end - 1]
@@ -284,8 +298,10 @@ def score(
     stride: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
     block: int | None = None,
+    prompts: Iterable[int] = (),
 ) -> Scores:
     """Score documents, translated as the model reads them; empty ones are left out. `progress` gets the bytes done.
+    `prompts`: bytes at the beginning of each that do not count; none: all count.
 
     `block`: bytes per block of a document whose state is carried, by default those of a pass. A model of tokens reads
     a document at once. Raises NumericalError.
@@ -293,8 +309,8 @@ def score(
     block = None if model.tokenizer is not None else block or _batch_bytes(model)
     items = (
         stretch
-        for number, document in enumerate(filter(None, documents))
-        for stretch in stretches(document, number, context, stride, block)
+        for number, (document, prompt) in enumerate(_with_prompts(documents, prompts))
+        for stretch in stretches(document, number, context, stride, block, prompt)
     )
     levels, done = model.config.num_stages, 0
     owners = [np.empty(0, np.int64)]
@@ -307,6 +323,12 @@ def score(
     table = np.concatenate(sums)
     by_stage = table[:, 2:].reshape(len(table), levels, len(COLUMNS))
     return Scores(np.concatenate(owners), table[:, 0].astype(np.int64), table[:, 1], by_stage)
+
+
+def _with_prompts(documents: Iterable[bytes], prompts: Iterable[int]) -> Iterator[tuple[bytes, int]]:
+    """Documents that are not empty, each with its bytes that do not count."""
+    given = iter(prompts)
+    return ((document, next(given, 0)) for document in documents if document)
 
 
 def _sums(part: Pass) -> np.ndarray:

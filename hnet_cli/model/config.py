@@ -34,6 +34,8 @@ from hnet_cli.model.settings import (
 
 BOS = 254
 """The byte before every document in the input of a model; it never occurs in UTF-8."""
+EOS = 255
+"""The byte that ends a completion, and documents of the official checkpoints; no other document has it."""
 MLP_MULTIPLE = 128
 MOST_CHARACTERS = 1000
 """Upper limit of the words under "hnet"."""

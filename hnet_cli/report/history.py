@@ -312,9 +312,10 @@ def bytes_of(record: Mapping[str, Any]) -> str:
     read, whole = (number(record.get(VALIDATION + key)) for key in ("bytes", "of"))
     if read is None:
         return "unknown bytes"
+    kind = " of completions" if record.get(VALIDATION + "completions") else ""
     if whole is None:  # by an early version
         return f"{read:,.0f} bytes"
-    return f"all {read:,.0f} bytes" if read == whole else f"{read:,.0f} of {whole:,.0f} bytes"
+    return f"all {read:,.0f} bytes{kind}" if read == whole else f"{read:,.0f} of {whole:,.0f} bytes{kind}"
 
 
 def beside(record: Mapping[str, Any], dataset: Mapping[str, Any]) -> dict[str, float]:

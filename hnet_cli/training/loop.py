@@ -265,6 +265,7 @@ class _Trainer:
         with world.together():
             if not step and train.start:
                 source = begin_from(train.start, self.model)
+                self.made["start"] = provenance.start(train.start, source)
                 if train.taught and world.is_main:
                     keep(source, self.run)
         with world.together():
@@ -559,6 +560,7 @@ class _Trainer:
             decisions = self.probe.decide(self.model, sharded) if self.world.is_main or sharded else None
         position = {"step": state.step, "bytes": state.bytes_seen}
         scores |= {"of": self.held_out.total, "sample": self.held_out.key} | (self.beside or {})
+        scores |= {"completions": 1} if all(part.dataset.prompted for part in self.held_out.parts) else {}
         if len(self.held_out.parts) > 1:
             epochs = self.batches.epochs(state.step)
             sources = zip(self.held_out.names, self.held_out.shares, self.held_out.parts, epochs, strict=True)

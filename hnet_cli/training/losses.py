@@ -28,7 +28,7 @@ class Losses:
     total: Tensor
     """The differentiated loss."""
     nll_sum: Tensor
-    """Sum of -ln P over bytes, unweighted, in nats."""
+    """Sum of -ln P over bytes that weigh anything, unweighted, in nats."""
     ratio: Tensor
     """Sum over stages, before alpha, times the share of the micro-batch."""
     alignment: Tensor
@@ -105,7 +105,8 @@ def losses(
     if lesson is not None:
         extra = extra + train.boundary_loss_weight * lesson_losses[0] + train.embedding_loss_weight * lesson_losses[1]
     total = total + extra / train.pieces
-    parts = Losses(total, nll.detach().sum(), ratio.detach(), alignment.detach(), lesson_losses.detach())
+    counted = nll.detach() if weights is None else nll.detach() * (weights > 0)
+    parts = Losses(total, counted.sum(), ratio.detach(), alignment.detach(), lesson_losses.detach())
     return parts, out.routing
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 
 from hnet_cli import modality, storage
@@ -90,10 +91,12 @@ def choose(
     resume: bool,
     device: str | None,
     world: World = ALONE,
+    start: str | None = None,
 ) -> Plan:
     """Make and print the choices that the user left open. Raises UsageError, InputError or EnvironmentLimit.
 
-    `data`: a dataset, or several as of `--data`.
+    `data`: a dataset, or several as of `--data`. `start`: the model to begin with; without a `preset` the configuration
+    follows from it.
     """
     here = this_machine(world.device(device), world.local_size)
     given = sources_of(data) if isinstance(data, Path) else parse(data or ())
@@ -114,6 +117,13 @@ def choose(
     if len({dataset.modality for dataset in mixture.datasets}) > 1:
         first = mixture.names[0]
         say(f"Modality: [bold]{literal(mixture.modality)}[/] (that of {literal(first)}, the first of the mixture)")
+    if config is None and start is not None:
+        from hnet_cli.training.start import tuned
+
+        config, why = tuned(start, settings, mixture, here.device)
+        say(f"Start: [bold]{literal(start)}[/], its architecture; {literal(why)} (--set or --preset changes it)")
+    elif config is not None and start is not None:
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, start=start))
     if config is None:
         preset = modality.get(mixture.modality).presets["nano" if here.device == "cpu" else "small"]
         config = resolve(preset, settings)
@@ -127,6 +137,8 @@ def choose(
         if resume:
             config = _stored(run, config, settings)
     MixedBatches(mixture, sequence_length=config.train.sequence_length, rows=config.train.rows)  # raises for too little
+    for dataset in mixture.datasets:
+        _say_long_rows(dataset, config.train.sequence_length)
     stored = (dataclasses.replace(source, path=history.stored_path(Path(source.path), run)) for source in given)
     config = dataclasses.replace(config, data=written(known if found else tuple(stored)))
     is_auto = config.train.micro_batches == "auto"
@@ -141,6 +153,16 @@ def _name(mixture: Mixture) -> str:
     """The name of the data in that of a run: those of the first three datasets, and how many more there are."""
     names = [dataset.path.resolve().name for dataset in mixture.datasets]
     return "+".join([*names[:NAMED], *([str(len(names) - NAMED)] if len(names) > NAMED else [])])
+
+
+def _say_long_rows(dataset: Dataset, length: int) -> None:
+    """Say how many rows of prompt and completion are longer than a sequence of `length` bytes."""
+    sizes = dataset.ranges("train")[:, 2] if dataset.prompted else np.zeros(0)
+    if long := int((sizes > length).sum()):
+        say(
+            f"[yellow]note:[/] {long:,} of {len(sizes):,} rows are longer than train.sequence_length, {length:,} "
+            "bytes; they are cut from the left: their prompts lose the beginning"
+        )
 
 
 def _say_micro_batches(config: RunConfig) -> None:
@@ -331,8 +353,8 @@ def _describe(plan: Plan, data: dict[str, Any]) -> None:
             f"{plan.ranks:,} ranks, {train.pieces // plan.ranks:,} micro-batches each; the model is "
             f"{literal('divided among them' if plan.shares > 1 else 'copied on each')}."
         )
-    read = f"{data['epochs']:.1f} times the data"
-    say(f"{train.steps:,} steps of {size(train.batch_bytes)}: {size(data['bytes'])}, {literal(read)}.")
+    read = f", {data['epochs']:.1f} times the data" if len(data["sources"]) == 1 else ""
+    say(f"{train.steps:,} steps of {size(train.batch_bytes)}: {size(data['bytes'])}{literal(read)}.")
     if "seconds" in data:
         say(f"About {size(data['bytes_per_s'])}/s here: {duration(data['seconds'])}.")
 

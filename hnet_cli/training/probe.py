@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from hnet_cli import modality
-from hnet_cli.data.dataset import Dataset
+from hnet_cli.data.dataset import Dataset, prompt_lengths
 from hnet_cli.data.mixture import Mixture
 from hnet_cli.errors import HNetError, NumericalError
 from hnet_cli.inference.generate import generate
 from hnet_cli.model import HNetForCausalLM
-from hnet_cli.model.config import BOS
+from hnet_cli.model.config import BOS, EOS
 from hnet_cli.report.stages import StageFigures
 
 PROBE_BYTES, RECORDED_BYTES, PROMPT_BYTES, GENERATED_BYTES = 4096, 512, 48, 200
@@ -66,6 +66,9 @@ class Probe:
         except HNetError:  # its plugin is not installed here
             self.automaton = None
         prompt = self.data[:PROMPT_BYTES]
+        if dataset.prompted:
+            first = int(dataset.ranges("val")[0, 0])
+            prompt = self.data[: min(int(prompt_lengths(dataset.table[first])), len(pieces[0]))]
         legal = self.automaton is None or self.automaton.run(prompt.translate(self.input_table)) >= 0
         self.prompt = prompt if legal else b""
 
@@ -138,6 +141,7 @@ class Probe:
                 seed=seed,
                 automaton=self.automaton,
                 input_table=self.input_table,
+                eos=EOS,
             ):
                 steps.append(step)
                 if enough():

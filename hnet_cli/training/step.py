@@ -47,7 +47,8 @@ def train_step(
     """
     rate = set_learning_rate(optimizer, step, config.train)
     weight = sum(float(batch.weights.sum()) if batch.weights is not None else len(batch.targets) for batch in batches)
-    weight, nbytes = world.sums(weight, sum(batch.nbytes for batch in batches))
+    sizes = (sum(batch.nbytes for batch in batches), sum(batch.counted for batch in batches))
+    weight, nbytes, counted = world.sums(weight, *sizes)
     parts, counts, splits = accumulate(
         model, batches, weight or 1.0, step, config, autocast, histograms, world, teacher
     )
@@ -63,7 +64,8 @@ def train_step(
     )
 
     def record() -> dict[str, Any]:
-        return _record(numbers.read(), list(part_norms), rate, nbytes, step, config, world.size, teacher is not None)
+        names, taught = list(part_norms), teacher is not None
+        return _record(numbers.read(), names, rate, nbytes, counted, step, config, world.size, taught)
 
     if ahead:
         numbers.send()
@@ -144,19 +146,21 @@ def _record(
     parts: list[str],
     rate: float,
     nbytes: float,
+    counted: float,
     step: int,
     config: RunConfig,
     ranks: int,
     with_teacher: bool,
 ) -> dict[str, Any]:
     """The `metrics.jsonl` record of a step from the numbers read from the device. `parts`: names of the gradient norms
-    after the first, which is the whole gradient's; `nbytes`: bytes of the batch, all ranks."""
+    after the first, which is the whole gradient's; `nbytes`: bytes of the batch, all ranks; `counted`: those that weigh
+    anything."""
     train = config.train
     loss, nll, splits, ratio, alignment, *lesson = values["scalars"]
     norm, *part_norms = values["norms"]
     record = {
         "loss": loss,
-        "bpb": nll / nbytes / math.log(2),
+        "bpb": nll / max(counted, 1) / math.log(2),
         "ratio_loss": ratio,
         "grad_norm": norm,
         "lr": rate,

@@ -49,25 +49,26 @@ def validation(
 
     `piece`: bytes per forward pass; that of training takes no more memory than training. Every byte counts exactly
     once, the first of a document too (it is predicted from the document mark); a window that does not begin a document
-    begins with the byte before it and knows nothing older. `progress` gets the bytes begun. Returns `bpb` (bits per
-    byte, unweighted), `bytes`, and the figures of `stage_metrics` and `worths`. The ranks of a `world` take the passes
-    in turn; the result is that of one rank.
+    begins with the byte before it and knows nothing older. Bytes of weight 0 (prompts) do not count, the others count
+    alike. `progress` gets the bytes begun. Returns `bpb` (bits per byte), `bytes`, and the figures of `stage_metrics`,
+    which are of prompts too, and of `worths`. The ranks of a `world` take the passes in turn; the result is that of one
+    rank.
     """
     was_training, before = model.training, 0
     model.eval()
-    held_out, sums = HeldOut.of(held_out), list[tuple[float, np.ndarray, int]]()
+    held_out, sums = HeldOut.of(held_out), list[tuple[float, np.ndarray, int, int]]()
     for part in held_out.parts:
         sums.append(_scored(_Passes(model, part, piece or PIECE, world), partial(_add, progress, before)))
         before += part.bytes
-    total = sum(size for _, _, size in sums)
-    weights = [share * total / size for share, (_, _, size) in zip(held_out.shares, sums, strict=True)]
-    nats = math.fsum(weight * part for weight, (part, _, _) in zip(weights, sums, strict=True))
-    counts = sum(weight * part for weight, (_, part, _) in zip(weights, sums, strict=True))
+    total, passed = sum(size for _, _, size, _ in sums), sum(size for _, _, _, size in sums)
+    shares = list(zip(held_out.shares, sums, strict=True))
+    nats = math.fsum(share * total / size * part for share, (part, _, size, _) in shares)
+    counts = sum(share * passed / size * part for share, (_, part, _, size) in shares)
     record = {"bpb": nats / total / math.log(2), "bytes": total}
-    record |= stage_metrics(np.asarray(counts).tolist(), total, target_ratios)
-    for name, (own, routed, size) in zip(held_out.names, sums, strict=True) if len(sums) > 1 else ():
+    record |= stage_metrics(np.asarray(counts).tolist(), passed, target_ratios)
+    for name, (own, routed, size, all_bytes) in zip(held_out.names, sums, strict=True) if len(sums) > 1 else ():
         figures = {"bpb": own / size / math.log(2), "bytes": size}
-        stages, key = stage_metrics(routed.tolist(), size, target_ratios), stage_key(0, "bytes_per_chunk")
+        stages, key = stage_metrics(routed.tolist(), all_bytes, target_ratios), stage_key(0, "bytes_per_chunk")
         figures |= {key: stages[key]} if stages else {}
         record |= {source_key(key, name): value for key, value in figures.items()}
     for stage, worth in enumerate(worths(model, held_out, piece, world)):
@@ -80,14 +81,16 @@ def _add(progress: Callable[[int], None], before: int, done: int) -> None:
     progress(before + done)
 
 
-def _scored(passes: _Passes, progress: Callable[[int], None]) -> tuple[float, np.ndarray, int]:
-    """Nats, `routing_counts` read row after row, and bytes of some windows, summed over the passes of all ranks."""
+def _scored(passes: _Passes, progress: Callable[[int], None]) -> tuple[float, np.ndarray, int, int]:
+    """Nats, `routing_counts` read row after row, bytes that count and all bytes of some windows, summed over the passes
+    of all ranks."""
     nats, counts = list[Tensor](), list[Tensor]()
-    for out, _, each in passes.results(progress):
+    for out, _, each, _ in passes.results(progress):
         nats.append(each.sum(dtype=exact(each.device)))
         counts.append(routing_counts(out.routing))
     numbers = read({"nats": passes.total(nats), "counts": passes.total(counts)})
-    return numbers["nats"][0], np.array(numbers["counts"]), passes.windows.bytes
+    windows = passes.windows
+    return numbers["nats"][0], np.array(numbers["counts"]), windows.bytes, int(windows.table[:, 3].sum())
 
 
 @torch.no_grad()
@@ -107,7 +110,7 @@ def worths(
     with observed(model) as sums:
         for passes in parts:
             found, before = list[Tensor](), list[Tensor]()
-            for _, offsets, nats in passes.results():
+            for _, offsets, nats, _ in passes.results():
                 found.append(torch.cat(sums))
                 before.append(_per_window(nats, offsets))
                 for each in sums:
@@ -119,8 +122,8 @@ def worths(
         with withheld(model, stage, means[stage]):
             for passes, before, weight in zip(parts, whole, weights, strict=True):
                 found = []
-                for (_, offsets, nats), clean in zip(passes.results(), before, strict=True):
-                    lost, size = (_per_window(nats, offsets) - clean) * weight, offsets.diff().to(clean) * weight
+                for (_, offsets, nats, sizes), clean in zip(passes.results(), before, strict=True):
+                    lost, size = (_per_window(nats, offsets) - clean) * weight, sizes.to(clean) * weight
                     found.append(torch.stack([lost.sum(), size.sum(), lost @ lost, lost @ size, size @ size]))
                 moments.append(passes.total(found))
     rows = torch.stack(moments).unflatten(0, (stages, len(parts))).sum(1)
@@ -156,8 +159,9 @@ class _Passes:
 
     def results(
         self, progress: Callable[[int], None] = lambda done: None
-    ) -> Iterator[tuple[HNetOutput, Tensor, Tensor]]:
-        """For each of this rank's passes the output, the offsets of the windows (B+1,) and -ln P of each target (T,).
+    ) -> Iterator[tuple[HNetOutput, Tensor, Tensor, Tensor]]:
+        """For each of this rank's passes the output, the offsets of the windows (B+1,), -ln P of each target (T,), 0
+        where it does not count, and the targets of each window that count (B,).
 
         Every rank makes as many passes: one that has fewer makes its last a second time, which `total` does not count.
         """
@@ -166,17 +170,20 @@ class _Passes:
             if self.count % self.world.size == self.world.rank:
                 yield self._result(batch)
                 own += 1
-            self.count, done = self.count + 1, done + batch.nbytes
+            self.count, done = self.count + 1, done + batch.counted
             progress(done)
         if own * self.world.size < self.count:
             yield self._result(batch)
 
-    def _result(self, batch: Batch) -> tuple[HNetOutput, Tensor, Tensor]:
+    def _result(self, batch: Batch) -> tuple[HNetOutput, Tensor, Tensor, Tensor]:
         batch = batch if self.model.tokenizer is None else tokenised(batch, self.model.tokenizer)
-        inputs, targets, cu_seqlens, _ = to_device(batch, self.device)
+        inputs, targets, cu_seqlens, weights = to_device(batch, self.device)
         out = self.model(inputs, cu_seqlens=cu_seqlens)
         nats = F.cross_entropy(out.logits.float(), targets, reduction="none")
-        return out, cu_seqlens.long().to(self.device), nats
+        offsets = cu_seqlens.long().to(self.device)
+        if weights is None:
+            return out, offsets, nats, offsets.diff()
+        return out, offsets, nats * (weights > 0), _per_window((weights > 0).float(), offsets)
 
     def total(self, values: list[Tensor]) -> Tensor:
         """The sum over the passes of all ranks, in their order, of the values that this rank has for its own."""

@@ -1,5 +1,8 @@
 """`hnet eval` on the command line: mistakes, and options that would do nothing."""
 
+import gzip
+import json
+
 import pytest
 
 from hnet_cli.cli import app as cli
@@ -30,14 +33,41 @@ from hnet_cli.cli import app as cli
         ("starter:text x.txt --probe x.txt --group g", 3, "no column 'name'"),
         ("starter:text x.txt --probe l.tsv --group g", 3, "l.tsv"),
         ("starter:text x.txt --fasta x", 2, "--fasta goes with --vcf or --annotation"),
-        ("starter:text x.txt --limit 3", 2, "--limit goes with --task"),
+        ("starter:text x.txt --limit 3", 2, "--limit goes with --task or --exact"),
+        ("starter:text x.txt --exact", 2, "rows of prompt and completion, and there are none"),
+        ("starter:text --gold x.txt --exact", 2, "--exact needs rows"),
+        ("starter:text x.txt --prompt-field a", 2, "go together"),
+        ("starter:text x.txt --prompt-field a --completion-field b", 2, "--prompt-field a --completion-field b"),
+        ("starter:text x.jsonl --noise", 2, "--noise distorts documents"),
     ],
 )
 def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch, arguments, code, says):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.txt").write_text("Just some words.\nAnd a line.\n")
+    (tmp_path / "x.jsonl").write_text('{"prompt": "a:", "completion": "b"}\n')
     ended = cli.run(["eval", *arguments.split()])
     out, err = capsys.readouterr()
     assert (ended, out) == (code, ""), err
     assert says in err
     assert len(err.strip().splitlines()) <= 2
+
+
+@pytest.mark.parametrize("option", ["--data", "--gold"])
+def test_a_damaged_file_among_others_is_left_out_and_said(capsys, tmp_path, option):
+    """As `segment` does: the rest is evaluated, and the exit code tells."""
+    for name in ("1.txt", "3.txt"):
+        (tmp_path / name).write_text("Just some words .\nAnd a line .\n" * 3)
+    (tmp_path / "2.txt.gz").write_bytes(gzip.compress(b"Other words , to be lost .\n" * 30)[:-6])
+    names = [str(tmp_path / name) for name in ("1.txt", "2.txt.gz", "3.txt")]
+    given = [word for name in names for word in (option, name)]
+    ended = cli.run(["eval", "starter:text", *given, "--no-samples", "--json"])
+    out, err = capsys.readouterr()
+    assert ended == 3
+    assert f"{names[1]} is truncated" in err.splitlines()[-1]
+    assert err.splitlines()[-1].count("the rest is evaluated") == 1
+    figures = json.loads(out)
+    if option == "--data":
+        assert figures["bytes"] == 2 * (tmp_path / "1.txt").stat().st_size
+    else:
+        figures = figures["gold"]
+    assert len(figures["damaged"]) == 1

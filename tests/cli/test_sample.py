@@ -4,11 +4,15 @@ import io
 import json
 
 import pytest
+import torch
 from clikit import check_mistake
+from modelkit import tiny_model
 
+from hnet_cli.checkpoints.model_folder import save_model
 from hnet_cli.cli.app import run
 from hnet_cli.cli.sample import read_prompt
 from hnet_cli.errors import InputError
+from hnet_cli.model.config import EOS
 
 
 @pytest.mark.parametrize(
@@ -43,3 +47,18 @@ def test_raw_records_know_no_rules(home, capsys):
     assert "bytes" in json.loads(capsys.readouterr().out)
     assert run(line) == 0
     assert "text" in json.loads(capsys.readouterr().out)
+
+
+def test_a_model_that_ends_ends_the_output(tmp_path, capsysbinary):
+    """EOS is no byte of the output, with the rules of a modality and without."""
+    model = tiny_model(torch.float32)
+    with torch.no_grad():
+        model.lm_head.weight[EOS] *= 1000
+    extra = {"modality": "text"}
+    save_model(tmp_path, model, extra, [4.0, 2.0])
+    for options in ([], ["--raw"], ["--temperature", "0"]):
+        written = [run(["sample", str(tmp_path), "--prompt", f"{n}", *options]) for n in range(3)]
+        assert written == [0] * 3
+        out = capsysbinary.readouterr().out
+        assert bytes([EOS]) not in out
+        assert len(out) < 3 * 200  # without an end there are 256 bytes of each

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from clikit import check_mistake, child, hnet, wait_for
+from rowkit import rows_file
 
 from hnet_cli.checkpoints.find import newest
 from hnet_cli.cli.app import run
@@ -46,6 +48,11 @@ from hnet_cli.storage import FolderLock
         ("train --preset tiny.yaml --run file.txt", 73, "file.txt"),
         ("train --run nowhere --resume", 3, "no run to resume"),
         ("train --preset bad.yaml --strict", 2, "--resume"),
+        ("train --start starter:klingon", 3, "no starter model is called 'starter:klingon'"),
+        ("train --start nowhere", 3, "there is no model at nowhere"),
+        ("train --start genome.fa", 4, "`hnet convert` makes a model of official weights"),
+        ("train --start starter:text --run runs/fox --resume", 2, "--start begins a run"),
+        ("train --start starter:text --set train.stepz=1", 2, "'steps'"),
     ],
 )
 def test_a_mistake_is_one_line_and_a_code(home, capsys, line, code, message):
@@ -244,3 +251,20 @@ def test_a_run_found_from_another_folder_finds_its_data(own, tmp_path, capsys, m
     monkeypatch.chdir(tmp_path)
     assert hnet("eval moved/runs/fox --max-bytes 500 --json") == 0
     assert "moved/data/file" in capsys.readouterr().err
+
+
+def test_the_example_of_fine_tuning_runs(tmp_path, monkeypatch, capsys):
+    """The commands of docs/fine-tuning.md, on fewer rows and for two steps."""
+    monkeypatch.chdir(tmp_path)
+    rows_file(tmp_path / "words.jsonl")
+    page = (Path(__file__).parents[2] / "docs/fine-tuning.md").read_text(encoding="utf-8")
+    block = re.search(r"```sh\n(hnet prepare words\.jsonl.*?)```", page, re.DOTALL)
+    assert block is not None
+    commands = [shlex.split(line.replace("$'", "'")) for line in block[1].splitlines()]
+    fewer = {"train": ["--set", "train.steps=2", "--set", "train.batch_bytes=1024"], "sample": ["--max-bytes", "9"]}
+    for _, name, *arguments in commands:
+        assert run([name, *arguments, *fewer.get(name, [])]) == 0, capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert "answered exactly" in out
+    assert "Start: starter:text, its architecture" in err
+    assert {command[1] for command in commands} == {"prepare", "train", "eval", "sample"}

@@ -3,11 +3,12 @@
 from dataclasses import replace
 
 import pytest
+from rowkit import rows_dataset
 
 from hnet_cli.comparison.plan import ComparisonRequest, _scheduled, choose, write
 from hnet_cli.config.run import resolve
 from hnet_cli.data.loader import Windows
-from hnet_cli.errors import DamagedError, UsageError
+from hnet_cli.errors import DamagedError, InputError, UsageError
 
 
 @pytest.mark.parametrize(
@@ -69,3 +70,9 @@ def test_all_members_validate_on_the_same_bytes(request_of, tmp_path):
         keys.add(Windows(plan.dataset, "val", train.eval_window, train.eval_bytes).key)
     assert len(keys) == 1
     assert {member.config.train.eval_window for member in members} == {plan.context}
+
+
+def test_rows_of_prompt_and_completion_are_not_compared(tmp_path):
+    request = ComparisonRequest(rows_dataset(tmp_path / "rows").path, "1stage", bytes=5120, device="cpu")
+    with pytest.raises(InputError, match="rows of prompt and completion, which are not compared"):
+        choose(request)

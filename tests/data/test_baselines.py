@@ -11,7 +11,9 @@ import pytest
 from corpuskit import Lines, tree
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rowkit import PAIRS, rows_file
 
+from hnet_cli import modality
 from hnet_cli.data import baselines as module
 from hnet_cli.data.baselines import baselines, beside, order_k, sample
 from hnet_cli.data.dataset import Dataset
@@ -115,3 +117,25 @@ def test_samples_are_spread(tmp_path: Path) -> None:
     for part in range(64):
         at = part * len(everything) // 64
         assert some[part * 100 : (part + 1) * 100] == everything[at : at + 100]
+
+
+def test_what_does_not_count_is_context_only() -> None:
+    random = np.random.default_rng(0)
+    train, val = (random.integers(97, 101, size).astype(np.uint8).tobytes() for size in (3200, 60))
+    marks = [random.integers(0, 2, size).astype(np.uint8).tobytes() for size in (3200, 60)]
+    k, bits = order_k(train, val, 256, (marks[0], marks[1]))
+    each = [definition(train[:3000], val[at : at + 1], train[3000:] + val[:at], k) for at in range(60)]
+    assert bits == pytest.approx(np.array(each)[np.frombuffer(marks[1], bool)].mean())
+    assert order_k(train, val, 256, (bytes([1]) * 3200, bytes([1]) * 60)) == order_k(train, val)
+    assert baselines(train, val, b"", (marks[0], marks[1])).keys() == {"order_k", "k", "bytes", "method"}
+
+
+def test_completions_have_one_figure_wherever_they_are_measured(tmp_path: Path) -> None:
+    text = modality.get("text")
+    summary = prepare([rows_file(tmp_path / "rows.jsonl", PAIRS * 2)], text, tmp_path / "out", val=0.2)
+    dataset = Dataset.open(tmp_path / "out")
+    windows = Windows(dataset, "val", 1000)
+    assert summary.baselines["bytes"] == windows.bytes == windows.of
+    assert beside(windows) == summary.baselines
+    shorter = Windows(dataset, "val", 15, windows.of)  # some prompts lose their beginning
+    assert beside(shorter)["bytes"] == shorter.bytes

@@ -137,6 +137,7 @@ def test_a_description_of_a_stranger_is_refused_or_can_be_read(tmp_path):
         *(("split-train.bin", 0, value) for value in (-1, 1, 1 << 62)),
         *(("split-train.bin", 8, value) for value in (-1, 5491)),
         *(("split-train.bin", 16, value) for value in (0, -1, 4939, 1 << 62)),
+        ("documents.bin", 24, -(1 << 40)),  # a prompt that leaves nothing
     ],
 )
 def test_tables_that_point_elsewhere_are_damage(name, at, value, tmp_path):

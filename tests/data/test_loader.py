@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
-from corpuskit import Lines, tree
+from corpuskit import Lines, stored, tree
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from rowkit import PAIRS, rows_dataset, rows_file
 
+from hnet_cli import modality
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Batch, Batches, Windows, shuffled
 from hnet_cli.data.prepare.preparation import prepare
@@ -205,3 +208,83 @@ def test_shuffled_looks_random() -> None:
 def test_the_order_never_changes() -> None:
     """Runs are resumed by other versions than those that began them."""
     assert shuffled(np.arange(8), 1000, "0 windows 0").tolist() == [713, 566, 871, 944, 698, 567, 570, 614]
+
+
+# -- rows of prompt and completion -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    longer = [("a prompt of some words " * 5 + "\n", "yes"), ("short\n", "a completion of many words " * 7)]
+    return rows_dataset(tmp_path_factory.mktemp("rows"), [*PAIRS, *longer * 2])
+
+
+@settings(max_examples=4, deadline=None)
+@given(length=st.integers(24, 400), seed=st.integers(0, 3))
+def test_rows_are_whole_or_cut_from_the_left(rows: Dataset, length: int, seed: int) -> None:
+    """Every byte of a completion counts once in an epoch, in a sequence with what fits of the prompt before it."""
+    windows = Batches(rows, sequence_length=length, rows=1, seed=seed).windows_per_epoch
+    epoch = Batches(rows, sequence_length=length, rows=windows, seed=seed).batch(0)
+    seen: Counter[tuple[int, int]] = Counter()
+    assert epoch.weights is not None
+    for low, high, document, offset in zip(
+        *map(np.ndarray.tolist, (epoch.cu_seqlens[:-1], epoch.cu_seqlens[1:], epoch.documents, epoch.offsets)),
+        strict=True,
+    ):
+        start, _, _, minus, *_ = rows.table[document].tolist()
+        targets = epoch.targets[low:high].tobytes()
+        assert targets == rows.shards.read(start + offset, start + offset + high - low)
+        assert epoch.inputs[low:high].tobytes() == bytes([BOS]) + targets[:-1]
+        counts = np.arange(offset, offset + high - low) >= -minus
+        assert np.array_equal(epoch.weights[low:high], counts)
+        assert counts.any()
+        assert high - low == length or (offset == 0 and high - low < length)
+        seen.update((document, at) for at in (np.flatnonzero(counts) + offset).tolist())
+    train = rows.ranges("train")[:]
+    assert set(seen.values()) == {1}
+    assert len(seen) == epoch.counted == (train[:, 2] + rows.table[train[:, 0], 3]).sum()
+
+
+def test_a_window_holds_the_rows_that_end_in_it(rows: Dataset) -> None:
+    batches = Batches(rows, sequence_length=100, rows=4, seed=1)
+    together = batches.batch(3)
+    parts = [batches.batch(3, (at, at + 1)) for at in range(4)]
+    assert np.array_equal(together.targets, np.concatenate([part.targets for part in parts]))
+    assert all(0 < len(part.targets) < 200 for part in parts)
+
+
+def test_windows_of_rows_count_completions(rows: Dataset) -> None:
+    whole = Windows(rows, "val", 64)
+    documents = rows.table[rows.ranges("val")[:, 0]]
+    assert whole.bytes == whole.of == (documents[:, 1] + documents[:, 3]).sum()
+    marks = np.frombuffer(whole.counted(), bool)
+    weights = np.concatenate([batch.weights for batch in whole.batches(100) if batch.weights is not None])
+    assert np.array_equal(marks, weights > 0)
+    assert marks.sum() == whole.bytes
+    some = Windows(rows, "val", 64, 60)
+    assert 0 < some.bytes < whole.bytes
+    assert some.of == whole.of
+
+
+def test_what_counts_is_the_same_by_place_in_the_shards(rows: Dataset) -> None:
+    end = rows.about["bytes"]
+    marks = rows.counting(0, end)
+    assert marks.count(1) == int((rows.table[:, 1] + rows.table[:, 3]).sum())
+    for start in (0, 1, 17, end - 5):
+        assert rows.counting(start, min(start + 40, end)) == marks[start : start + 40]
+    document = np.arange(len(rows.table))
+    weights = rows.weights(np.frombuffer(stored(rows), np.uint8), document, 0 * document, rows.table[:, 1])
+    assert weights is not None
+    assert weights.astype(np.uint8).tobytes() == marks
+
+
+def test_weights_of_letters_and_of_prompts_are_multiplied(tmp_path: Path) -> None:
+    pairs = [("ACGTac" * 20 + f"{'ACGT' * n}", "ACgtAC") for n in range(30)]
+    file = rows_file(tmp_path / "rows.jsonl", pairs)
+    prepare([file], modality.get("dna"), tmp_path / "out", val=0.1, measure=False)
+    dataset = Dataset.open(tmp_path / "out")
+    batch = Batches(dataset, sequence_length=300, rows=1).batch(0)
+    assert batch.weights is not None
+    assert batch.weights[:120].max() == 0
+    end = int(batch.cu_seqlens[1])
+    assert batch.weights[end - 7 : end].tolist() == pytest.approx([1, 1, 0.1, 0.1, 1, 1, 1])

@@ -13,6 +13,8 @@ import pytest
 from corpuskit import Lines, text, tree
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from rowkit import rows_dataset
+from runkit import dataset as prepared
 
 from hnet_cli.config.sources import DataSource
 from hnet_cli.data.dataset import Dataset
@@ -244,3 +246,26 @@ def test_validations_read_as_much_of_each_source_as_there_is(datasets: list[Data
     assert min(sizes) >= min(least, 600) - 64
     assert HeldOut.choose(mixture, 64).bytes == held_out.total == mixture.nbytes("val")
     assert held_out.key != HeldOut.choose(Mixture(datasets, [97, 1, 1]), 64, 1800).key
+
+
+def test_rows_of_prompt_and_completion_can_be_mixed_with_text(tmp_path: Path) -> None:
+    """Every window is its source's own, whatever its length."""
+    rows = rows_dataset(tmp_path / "rows")
+    text = Dataset.open(prepared(tmp_path / "text"))
+    mixed = MixedBatches(Mixture([rows, text], [1, 3]), sequence_length=64, rows=8)
+    batch = mixed.batch(1)
+    assert np.array_equal(mixed.batch(1, (3, 6)).targets, batch.targets[slice(*_bytes_of(mixed, 1, 3, 6))])
+    sources, numbers = mixed.mixture.divide(np.arange(8, 16))
+    own = [mixed.parts[s].visited(numbers[n : n + 1]) for n, s in enumerate(sources.tolist())]
+    assert sources.tolist().count(0) == 2
+    assert batch.targets.tobytes() == b"".join(each.targets.tobytes() for each in own)
+    assert batch.inputs.tobytes() == b"".join(each.inputs.tobytes() for each in own)
+    weights = [np.ones(len(each.targets)) if each.weights is None else each.weights for each in own]
+    assert batch.weights is not None
+    assert np.array_equal(batch.weights, np.concatenate(weights))
+    assert batch.documents[np.diff(batch.cu_seqlens) == 64].min() >= len(rows.table)
+
+
+def _bytes_of(mixed: MixedBatches, step: int, first: int, last: int) -> tuple[int, int]:
+    sizes = [len(mixed.batch(step, (n, n + 1)).targets) for n in range(last)]
+    return sum(sizes[:first]), sum(sizes)

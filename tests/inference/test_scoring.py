@@ -167,6 +167,21 @@ def test_a_long_pair_is_read_in_blocks(model, monkeypatch):
         assert (same == greedy).all()
 
 
+@pytest.mark.parametrize(("context", "block"), [(None, 1 << 20), (None, 7), (40, 1 << 20), (12, 1 << 20)])
+def test_of_rows_completions_count_after_what_fits_of_their_prompts(model, context, block):
+    rows = {b"plural of ox\noxen\xff": 13, b"an\n\xff": 3, b"x": 0, b"p" + b"a completion that is long\xff": 1}
+    expected = []
+    for row, prompt in rows.items():
+        total = 0.0
+        for end in range(len(row), prompt, -(context or len(row))):
+            begin = max(0, end - (context or len(row)))
+            total += sum(nats(model, bytes([BOS]), row[begin:end])[max(0, prompt - begin) :])
+        expected.append(total)
+    scored = score(model, rows, context, block=block, prompts=rows.values()).by_document()
+    assert scored.bytes.tolist() == [len(row) - prompt for row, prompt in rows.items()]
+    assert scored.nats == pytest.approx(expected, rel=1e-4)
+
+
 def test_no_more_is_held_of_a_document_than_is_asked_for():
     held = []
     text = _Blocks(bytes([n % 250]) * 10 for n in range(1000))

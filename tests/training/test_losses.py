@@ -1,11 +1,19 @@
 """The alignment losses: what they ask of each position, and that they move boundary probabilities only."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
+from rowkit import rows_dataset
+from runkit import tiny
 
+from hnet_cli.data.loader import Batches
 from hnet_cli.model import RoutingOutput
-from hnet_cli.training.losses import confidence_alignment, entropy_alignment
+from hnet_cli.model.config import BOS, EOS
+from hnet_cli.training.build import build_model
+from hnet_cli.training.losses import confidence_alignment, entropy_alignment, losses
+from hnet_cli.training.validation import to_device
 
 
 def test_confidence_alignment_moves_probabilities_only():
@@ -91,3 +99,48 @@ def test_a_target_beyond_what_is_allowed_asks_for_every_allowed_boundary():
     routing = RoutingOutput(prob, prob > 0.5, torch.tensor([0, 12]), allowed=allowed)
     loss = entropy_alignment(torch.randn(12, 5), torch.rand(12), routing, 1.5)
     assert loss.item() == pytest.approx(0.25)
+
+
+# -- rows of prompt and completion -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    return rows_dataset(tmp_path_factory.mktemp("rows"))
+
+
+def gradient(model, batch, train, targets=None):
+    """The loss of a batch, perhaps with other `targets`, and its gradient by parameter."""
+    model.zero_grad()
+    inputs, own, cu_seqlens, weights = to_device(batch, torch.device("cpu"))
+    found, _ = losses(model, inputs, own if targets is None else targets, cu_seqlens, weights, weights.sum(), train, 0)
+    found.total.backward()
+    return found, {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def test_the_loss_of_rows_is_the_sum_over_the_bytes_of_completions(rows):
+    """By hand, every row alone: packing changes nothing, and prompts have a gradient through the context only."""
+    config = tiny("train.ratio_loss_weight=0", "train.alignment_loss_weight=0")
+    torch.manual_seed(0)
+    model = build_model(config)
+    batch = Batches(rows, sequence_length=64, rows=3).batch(0)
+    found, by_packing = gradient(model, batch, config.train)
+    model.zero_grad()
+    nats, count = torch.zeros(()), 0
+    for low, high in pairwise(batch.cu_seqlens.tolist()):
+        row = batch.targets[low:high].tobytes()
+        prompt = row.index(b"\n") + 1
+        logits = model(torch.tensor([[BOS, *row[:-1]]])).logits[0, prompt:]
+        nats = nats + F.cross_entropy(logits, torch.tensor(list(row[prompt:])), reduction="sum")
+        count += len(row) - prompt
+        assert row[-1] == EOS
+    (nats / count).backward()
+    assert batch.counted == count
+    assert found.total.item() == pytest.approx((nats / count).item(), rel=1e-5)
+    assert found.nll_sum.item() == pytest.approx(nats.item(), rel=1e-5)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(by_packing[name], p.grad, atol=1e-6, rtol=1e-4)
+    other = torch.where(torch.from_numpy(batch.weights) > 0, torch.from_numpy(batch.targets).long(), 65)
+    again, same = gradient(model, batch, config.train, other)
+    assert again.total.item() == found.total.item()
+    assert all(torch.equal(same[name], value) for name, value in by_packing.items())

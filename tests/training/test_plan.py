@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from rowkit import PAIRS, rows_dataset
 from runkit import dataset
 
 from hnet_cli.config.run import resolve, to_yaml
@@ -36,6 +37,15 @@ def test_the_rest_is_chosen(data, plan, capsys):
     assert facts["bytes"] == plan.config.train.steps * plan.config.train.batch_bytes
     assert facts["epochs"] == pytest.approx(facts["bytes"] / plan.mixture.nbytes("train"))
     assert sum(facts["parameters_by_part"].values()) == facts["parameters"]
+
+
+def test_rows_longer_than_a_sequence_are_counted(tmp_path, capsys):
+    data = rows_dataset(tmp_path / "rows", [*PAIRS, ("many words " * 30 + "\n", "x"), ("x\n", "many words " * 30)])
+    for value, said in ((64, True), (512, False)):
+        settings = [f"train.sequence_length={value}", f"train.batch_bytes={4 * value}"]
+        planning.choose("nano", data.path, tmp_path / "run", settings, resume=False, device="cpu")
+        err = capsys.readouterr().err
+        assert ("rows are longer than train.sequence_length, 64 bytes; they are cut from the left" in err) == said
 
 
 TEXTS = {"chinese": "敏捷的棕色狐狸跳过了懒狗。\n", "code": "def f(x):\n    return x + 1\n", "dna": ">a\nACGTTGCA\n"}

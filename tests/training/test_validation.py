@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from rowkit import rows_dataset
 from runkit import dataset, tiny
 
 from hnet_cli.data.dataset import Dataset
@@ -62,6 +63,23 @@ def test_an_untrained_model_knows_nothing_and_stays_in_training(data, model):
     assert scored["stage0_target_fraction"] == 0.25
     assert scored["stage0_bytes_per_chunk"] == pytest.approx(1 / scored["stage0_boundary_fraction"])
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("length", [64, 24])
+def test_of_rows_only_completions_count(model, tmp_path, length):
+    """And the marks that end them; what a window does not hold of a prompt is not seen."""
+    rows = rows_dataset(tmp_path)
+    nats = count = 0
+    for row in rows.documents("val"):
+        counted, seen = len(row) - row.index(b"\n") - 1, row[-length:]
+        assert counted <= len(seen)
+        with torch.no_grad():
+            logits = model(torch.tensor([[BOS, *seen[:-1]]])).logits[0, -counted:]
+        nats += float(torch.nn.functional.cross_entropy(logits, torch.tensor(list(seen[-counted:])), reduction="sum"))
+        count += counted
+    scored = validation(model, Windows(rows, "val", length), [4.0])
+    assert scored["bytes"] == count
+    assert scored["bpb"] == pytest.approx(nats / count / math.log(2), rel=1e-5)
 
 
 def test_the_worth_is_that_of_eval_on_a_part_of_the_windows(data, model):

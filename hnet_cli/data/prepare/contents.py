@@ -11,12 +11,15 @@ from typing import BinaryIO
 
 from hnet_cli.data.prepare import rows
 from hnet_cli.data.prepare.archives import Opener, is_tar, members
-from hnet_cli.data.prepare.inputs import FileReader, expand
-from hnet_cli.data.prepare.rows import NoRows, RowReader
+from hnet_cli.data.prepare.inputs import FileReader, InputFile, expand
+from hnet_cli.data.prepare.journal import MADE_BY_HNET
+from hnet_cli.data.prepare.rows import Field, NoRows, RowReader
 from hnet_cli.distributed.device import cpu_memory
 from hnet_cli.errors import EnvironmentLimit, InputError
-from hnet_cli.modality import Modality, Refused, Source, suffix, wide_reason
-from hnet_cli.storage.streams import decompressed, open_raw, window_bytes
+from hnet_cli.modality import Document, Modality, Refused, Source, suffix, wide_reason
+from hnet_cli.model.config import EOS
+from hnet_cli.storage.outputs import PAGE_HEAD, is_output, is_page
+from hnet_cli.storage.streams import decompressed, is_compressed, open_raw, window_bytes
 
 LARGE_WINDOW = 1 << 27
 """Bytes of memory for unpacking a file above which it is said."""
@@ -44,8 +47,8 @@ class _Reading:
     """Options for reading the contents of one input file."""
 
     reader: FileReader
-    field: str | None
-    """Field of rows, as the user named it."""
+    field: Field
+    """As the user named it."""
     notes: Counter[str]
     modality: Modality
 
@@ -57,10 +60,36 @@ class _Reading:
         return rows.form(name, head, self.field, self.modality.verbatim)
 
 
+def files_of(
+    inputs: Sequence[str | Path],
+    modality: Modality,
+    field: Field = None,
+    on_read: Callable[[int], None] = lambda count: None,
+) -> Iterator[Iterator[Source | Refused]]:
+    """For every file in the user's inputs, in order, its sources and refusals; these raise InputError if damaged.
+
+    Raises InputError itself for an input that is not there. What is refused outright is a file of its own. `on_read`:
+    called with each number of bytes that is read of a file for the first time.
+    """
+    for _, item in expand(inputs, modality):
+        yield iter([item]) if isinstance(item, Refused) else _of_file(item, modality, field, on_read)
+
+
+def _of_file(
+    file: InputFile, modality: Modality, field: Field, on_read: Callable[[int], None]
+) -> Iterator[Source | Refused]:
+    try:
+        yield from sources(FileReader(file, on_read), field, Counter(), modality)
+    except NoRows:
+        if file.named:
+            raise
+        yield Refused(rows.NO_ROWS, file.name, file.size)
+
+
 def sources_of(
     inputs: Sequence[str | Path],
     modality: Modality,
-    field: str | None = None,
+    field: Field = None,
     on_damaged: Callable[[InputError], None] | None = None,
     on_read: Callable[[int], None] = lambda count: None,
 ) -> Iterator[Source | Refused]:
@@ -69,16 +98,9 @@ def sources_of(
     `on_damaged`: called for a file that cannot be read (on), after which the others follow; else that is raised.
     `on_read`: called with each number of bytes that is read of a file for the first time.
     """
-    for _, item in expand(inputs, modality):
-        if isinstance(item, Refused):
-            yield item
-            continue
+    for file in files_of(inputs, modality, field, on_read):
         try:
-            yield from sources(FileReader(item, on_read), field, Counter(), modality)
-        except NoRows:
-            if item.named:
-                raise
-            yield Refused(rows.NO_ROWS, item.name, item.size)
+            yield from file
         except InputError as error:
             if on_damaged is None:
                 raise
@@ -86,10 +108,12 @@ def sources_of(
 
 
 def sources(
-    reader: FileReader, field: str | None, notes: Counter[str], modality: Modality | None = None
+    reader: FileReader, field: Field, notes: Counter[str], modality: Modality | None = None
 ) -> Iterator[Source | Refused]:
     """The sources in one input file. `field`: of rows; remarks are counted in `notes`. Raises NoRows if it has none."""
     reading, file = _Reading(reader, field, notes, modality or Modality()), reader.file
+    if file.named and file.path is not None and is_output(file.path):
+        notes["file named that hnet wrote"] += 1
     if file.table:
         yield from reading.rows(file.name).table(reader)
     elif not reader.stretch:
@@ -106,7 +130,27 @@ def sources(
                 yield Source(file.name, _once(stream, reader.open), file.group, offset=reader.stretch[0])
 
 
-def first_sources(reader: FileReader, head: bytes, field: str | None) -> Iterator[Source | Refused]:
+def documents_of(
+    source: Source, documents: Callable[[Source], Iterator[Document | Refused]]
+) -> Iterator[Document | Refused]:
+    """The `documents` of a source as they are stored: that of a row of prompt and completion ends with EOS, by which a
+    model learns to stop, and its offset is minus the length of the prompt."""
+    if source.completion is None:
+        yield from documents(source)
+        return
+    items = list(documents(source))
+    with source.open() as stream:
+        size = len(stream.read())
+    (first, *others) = items or [Refused("empty", source.name)]
+    if isinstance(first, Refused) and (first.damaged or not others):
+        yield first
+    elif others or isinstance(first, Refused) or len(first.data) != size:
+        yield Refused("row of prompt and completion with what this modality leaves out or changes", source.name, size)
+    else:
+        yield first._replace(data=first.data + bytes([EOS]), offset=-source.completion)
+
+
+def first_sources(reader: FileReader, head: bytes, field: Field) -> Iterator[Source | Refused]:
     """The sources in standard input as far as it is known: it begins with the decompressed bytes `head`."""
     stream = decompressed(io.BytesIO(head), reader.file.name)
     yield from contents(stream, _Reading(reader, field, Counter(), Modality()))
@@ -137,10 +181,14 @@ def _content(
     head = stream.peek(rows.FORM_BYTES)[: rows.FORM_BYTES]
     form, for_rows = reading.form(name, head), reading.field is not None or suffix(name) in rows.NAMES
     reason = next((why for magic, why in _UNREAD.items() if head.startswith(magic)), "")
+    if is_page(head[:PAGE_HEAD]):
+        reason = f"page {MADE_BY_HNET}"
     if inside and (is_tar(head[:512]) or (suffix(name) in (".tar", ".tgz") and head)):
         reason = "archive inside an archive"
     elif head[:4] == b"PAR1":
         reason = "parquet inside an archive or from standard input"
+    elif is_compressed(head):
+        reason = "compressed twice: unpack it once"
     elif not reason and for_rows:
         reason = wide_reason(head)
     if reason:
@@ -154,7 +202,8 @@ def _content(
     elif inside:
         yield Refused(rows.NO_ROWS, name)
     else:
-        reason = f"{name} has no rows (JSON lines, a JSON list, parquet), to which --field {reading.field} could apply"
+        which = rows.option_of(reading.field)
+        reason = f"{name} has no rows (JSON lines, a JSON list, parquet), to which {which} could apply"
         raise NoRows(reason, "leave the option out, or the file")
 
 

@@ -15,7 +15,7 @@ from typing import cast
 from hnet_cli import modality as modalities
 from hnet_cli.data.prepare.contents import first_sources, sources
 from hnet_cli.data.prepare.inputs import FileReader, InputFile, expand
-from hnet_cli.data.prepare.rows import NoField, NoRows
+from hnet_cli.data.prepare.rows import Field, NoField, NoRows
 from hnet_cli.errors import HNetError, InputError
 from hnet_cli.modality import Modality, Refused, Source, wide_reason
 from hnet_cli.storage.streams import decompressed, shown
@@ -29,7 +29,7 @@ FILES, PER_FILE = 24, 4
 """Number of files that are sampled, and of members or rows of each."""
 
 
-def detect(inputs: Sequence[str | Path], field: str | None = None) -> tuple[str, float, str]:
+def detect(inputs: Sequence[str | Path], field: Field = None) -> tuple[str, float, str]:
     """(name of the most likely modality, confidence from 0 to 1, why). Standard input is looked at, not consumed.
 
     Raises InputError where no installed modality knows the input, and for input that cannot be opened.
@@ -70,7 +70,7 @@ def detect(inputs: Sequence[str | Path], field: str | None = None) -> tuple[str,
     return likely, confidence, f"by the look of {len(claims[likely])} of {len(heads)} samples, {first} first{others}"
 
 
-def _samples(inputs: Sequence[str | Path], field: str | None) -> list[tuple[str, bytes, float]]:
+def _samples(inputs: Sequence[str | Path], field: Field) -> list[tuple[str, bytes, float]]:
     """(name, first bytes, weight in bytes) of some inputs, at least one. Raises InputError where there is none."""
     samples: list[tuple[str, bytes, float]] = []
     refused: list[Refused] = []
@@ -96,7 +96,7 @@ def _samples(inputs: Sequence[str | Path], field: str | None) -> list[tuple[str,
     return samples
 
 
-def _heads(file: InputFile, field: str | None, refused: list[Refused]) -> Iterator[tuple[str, bytes]]:
+def _heads(file: InputFile, field: Field, refused: list[Refused]) -> Iterator[tuple[str, bytes]]:
     """Names and first decompressed bytes of a file's contents; what cannot be read is added to `refused`."""
     if file.is_stdin:
         found = list(_heads_of(_first_sources(file, head := _peek(), field), refused))
@@ -105,7 +105,7 @@ def _heads(file: InputFile, field: str | None, refused: list[Refused]) -> Iterat
     yield from _heads_of(sources(FileReader(file), field, Counter()), refused)
 
 
-def _first_sources(file: InputFile, head: bytes, field: str | None) -> Iterator[Source | Refused]:
+def _first_sources(file: InputFile, head: bytes, field: Field) -> Iterator[Source | Refused]:
     with contextlib.suppress(InputError, NoRows):  # it ends in the middle
         yield from first_sources(FileReader(file), head, field)
 

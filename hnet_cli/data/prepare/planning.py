@@ -14,8 +14,9 @@ from hnet_cli.config.bounds import typed
 from hnet_cli.data.dataset import DATASET_FORMAT
 from hnet_cli.data.prepare import rows
 from hnet_cli.data.prepare.archives import is_tar
-from hnet_cli.data.prepare.inputs import MADE_BY_HNET, InputFile, expand
+from hnet_cli.data.prepare.inputs import InputFile, expand
 from hnet_cli.data.prepare.journal import Account
+from hnet_cli.data.prepare.rows import Field
 from hnet_cli.data.prepare.store import TABLES
 from hnet_cli.errors import InputError, UsageError
 from hnet_cli.modality import Modality, Refused
@@ -36,7 +37,7 @@ class PrepareRequest:
     """Name for people."""
     val_inputs: tuple[str, ...]
     val: float
-    field: str | None
+    field: Field
 
     def __post_init__(self) -> None:
         """Raises InputError or UsageError for options that make no sense."""
@@ -107,7 +108,7 @@ def _unit_size(unit: Unit) -> int:
 
 
 def make_plan(
-    names: Sequence[str | Path], training: int, modality: Modality, field: str | None = None, work: str = ""
+    names: Sequence[str | Path], training: int, modality: Modality, field: Field = None, work: str = ""
 ) -> ReadingPlan:
     """The plan for the files that `names` stand for; those from index `training` on are held out. `field`: of rows.
 
@@ -121,8 +122,6 @@ def make_plan(
         if isinstance(item, Refused):
             if not work or Path(item.where).name != work:
                 account.refuse(argument, item)
-            if item.reason.endswith(MADE_BY_HNET) and argument not in account.elsewhere:
-                account.elsewhere.append(argument)
         else:
             files.append(item)
     held_out = {file.identity for file in files if file.argument >= training} - {""}
@@ -152,7 +151,7 @@ def make_plan(
     return ReadingPlan(units, account)
 
 
-def _pieces(file: InputFile, modality: Modality, field: str | None) -> Iterator[InputFile]:
+def _pieces(file: InputFile, modality: Modality, field: Field) -> Iterator[InputFile]:
     """The file, or stretches of it of about a unit each."""
     starts, table = [0], False
     if file.path is not None and file.size > 2 * UNIT_BYTES:

@@ -12,16 +12,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hnet_cli import modality as modalities
 from hnet_cli.data.baselines import TRAIN_LIMIT, VAL_LIMIT, baselines, sample
-from hnet_cli.data.dataset import DATASET_FORMAT
+from hnet_cli.data.dataset import DATASET_FORMAT, counting, prompt_lengths
 from hnet_cli.data.prepare import similar
 from hnet_cli.data.prepare.journal import TOLERATED, Account, UnitJournal
 from hnet_cli.data.prepare.planning import UNIT_BYTES, PrepareRequest, ReadingPlan, digest, make_plan
 from hnet_cli.data.prepare.reading import UnitReader, read_all
-from hnet_cli.data.prepare.rows import NO_ROWS
+from hnet_cli.data.prepare.rows import NO_ROWS, Field
 from hnet_cli.data.prepare.split import make_split
-from hnet_cli.data.prepare.store import TABLES, Writer, read_shards, stretches
+from hnet_cli.data.prepare.store import TABLES, Writer, read_shards, stretches, table_rows
 from hnet_cli.errors import DamagedError, InputError, StorageError, UsageError
 from hnet_cli.modality import Modality
 from hnet_cli.storage import LARGE, free_bytes, read_json, read_manifest, resumable_folder, verify_folder, write_json
@@ -30,6 +32,7 @@ from hnet_cli.storage.streams import shown
 Progress = Callable[[int, int | None], None]
 """Called with the bytes read and their total, None if unknown."""
 PART = "part.json"
+MOST_PARTS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class Summary:
     near_duplicates: dict[str, Any] = field(default_factory=dict)
     """Fields of `similar.Similar`."""
     baselines: dict[str, Any] = field(default_factory=dict)
+    prompted: bool = False
+    """True for rows of prompt and completion."""
 
 
 @dataclass
@@ -95,7 +100,7 @@ def prepare(
     *,
     val: float = 0.01,
     val_inputs: Sequence[str | Path] = (),
-    field: str | None = None,
+    field: Field = None,
     workers: int = 1,
     part: tuple[int, int] | None = None,
     tolerated: float = TOLERATED,
@@ -145,8 +150,8 @@ def prepare(
 
 def part_folder(out: Path, part: int, parts: int) -> Path:
     """The folder of part `part` of `parts` of the dataset `out`. Raises UsageError."""
-    if not 1 <= part <= parts:
-        raise UsageError(f"--part {part}/{parts}: there are parts 1 to {max(parts, 1)}")
+    if not 1 <= part <= parts <= MOST_PARTS:
+        raise UsageError(f"--part {part}/{parts}: there are parts 1 to {min(max(parts, 1), MOST_PARTS)}")
     return Path(out).with_name(f"{Path(out).name}.part-{part}-of-{parts}")
 
 
@@ -203,10 +208,12 @@ def _about_part(folder: Path) -> dict[str, Any]:
             raise DamagedError(
                 f"{shown(folder)} has format {version!r:.40}; this version of hnet reads {DATASET_FORMAT}"
             )
-        part, parts = about["part"]
+        part, parts = map(int, about["part"])
+        if not 1 <= part <= parts <= MOST_PARTS:
+            raise ValueError
         about |= {name: Account.from_json(about[name]) for name in ("planned", "account")}
         about["request"] = PrepareRequest.from_json(about["request"])
-        return about | {"part": (int(part), int(parts)), "plan": str(about["plan"])}
+        return about | {"part": (part, parts), "plan": str(about["plan"])}
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{shown(folder / PART)} is missing or damaged", "prepare this part again") from error
 
@@ -244,10 +251,10 @@ def _finish(
     account.refuse_damage(writer.bytes, tolerated)
     writer.close()
     first_val = sum(count for argument, count in account.documents.items() if argument < training)
-    split = make_split(
-        writer.folder, writer.bytes, request.val, first_val if request.val_inputs else None, modality.cut
-    )
-    bits = _measure(writer.folder, split.counts, modality) if measure else {}
+    prompted = any(prompt_lengths(rows).any() for rows in table_rows(writer.folder))
+    cut = None if prompted else modality.cut
+    split = make_split(writer.folder, writer.bytes, request.val, first_val if request.val_inputs else None, cut)
+    bits = _measure(writer.folder, split.counts, modality, prompted) if measure else {}
     alike = similar.find(writer.folder, split.counts, modality.input_table)
     held_out = similar.first_names(writer.folder, "val")
     account.notes.update(split.notes)
@@ -277,7 +284,8 @@ def _finish(
     }
     write_json(writer.folder / "dataset.json", about)
     more: dict[str, Any] = {"rule": split.rule, "groups": split.groups, "splits": split.counts, "held_out": held_out}
-    return build.summary(modality, account, near_duplicates=vars(alike), baselines=bits, **more)
+    more |= {"near_duplicates": vars(alike), "baselines": bits, "prompted": prompted}
+    return build.summary(modality, account, **more)
 
 
 def _refuse_too_large(out: Path, plan: ReadingPlan, folder: Path) -> None:
@@ -301,12 +309,18 @@ def _refuse_useless(request: PrepareRequest, account: Account) -> None:
             raise kind(f"nothing to use in {called}: {why}", "name other input, or another --modality")
 
 
-def _measure(folder: Path, splits: dict[str, Any], modality: Modality) -> dict[str, Any]:
-    """Baselines of the split just made, on what the model will read."""
+def _measure(folder: Path, splits: dict[str, Any], modality: Modality, prompted: bool) -> dict[str, Any]:
+    """Baselines of the split just made, on what the model will read, and of that on what counts."""
+    limits = {"train": TRAIN_LIMIT, "val": VAL_LIMIT}
 
-    def read(split: str, limit: int) -> bytes:
+    def read(split: str, reader: Callable[[int, int], bytes]) -> bytes:
         ranges = ((part[:, 2], part[:, 3]) for part in stretches(folder, split))
-        data = sample(partial(read_shards, folder), ranges, splits[split]["bytes"], limit)
-        return data if modality.input_table is None else data.translate(modality.input_table)
+        return sample(reader, ranges, splits[split]["bytes"], limits[split])
 
-    return baselines(read("train", TRAIN_LIMIT), read("val", VAL_LIMIT), modality.letters())
+    def counts(start: int, end: int) -> bytes:
+        inside = [rows[(rows[:, 0] < end) & (rows[:, 0] + rows[:, 1] > start)] for rows in table_rows(folder)]
+        return counting(np.concatenate(inside), start, end)
+
+    train, val = (read(split, partial(read_shards, folder)).translate(modality.input_table) for split in limits)
+    counted = tuple(read(split, counts) for split in limits) if prompted else None
+    return baselines(train, val, modality.letters(), counted)

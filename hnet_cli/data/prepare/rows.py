@@ -1,5 +1,11 @@
 """Rows as sources: JSON lines, the elements of one JSON list, the rows of a parquet file. Told by content, not by name.
 
+A row is a text, a prompt and its completion, or a conversation: a list of messages, each with a role and a content. Of
+a conversation every reply of the assistant is a completion, and what was said before it the prompt, a line a message:
+
+    user: Plural of ox?
+    assistant:
+
 A row that cannot be read is refused by reason; the others are kept.
 """
 
@@ -9,7 +15,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -21,19 +27,29 @@ from hnet_cli.storage.streams import READ_BYTES, Unreadable, open_raw
 
 ROW_LIMIT = 64 << 20
 """Bytes in the longest row of JSON that is read."""
+MOST_VALUES = 1 << 22
+"""Lists and objects in a row: an empty list takes two bytes in a file and 64 in memory."""
 FORM_BYTES = 1 << 16
 """First bytes of a file by which `form` judges."""
 LINES, LIST = "lines", "list"
 NAMES = (".jsonl", ".ndjson")
 """Extensions of files that hold nothing but rows."""
+CROWDED = f"row of more than {MOST_VALUES:,} lists and objects"
 NO_ROWS = "no rows, to which --field could apply"
-_FIELDS = ("text", "content", "body")
+Field = str | tuple[str, str] | None
+"""The field of rows that is read, those of prompt and completion, or None: the first usual one of the first row."""
+_FIELDS: tuple[str, ...] = ("text", "content", "body")
+_PAIR = ("prompt", "completion")
+_MESSAGES = "messages"
+_REPLY = "assistant"
+_JOINED = "row whose prompt runs into its completion: end prompts with a line break or another mark"
 _SPACE = b" \t\r\n"
 _LINES_JUDGED = 20
 _OPENS_LIST = re.compile(rb"\[[ \t\r\n]*\{")
-_USUAL_FIELD = re.compile(rb'"(?:text|content|body)"[ \t\r\n]*:[ \t\r\n]*"')
+_USUAL_FIELD = re.compile(rb'"(?:text|content|body|prompt)"[ \t\r\n]*:[ \t\r\n]*"')
 _MARKS = re.compile(rb'["\[\]{}]')
 _REST_OF_STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 # Numbers are of no use here, and Python refuses whole ones of more than 4,300 digits.
 _DECODE = json.JSONDecoder(parse_int=float).decode
 
@@ -46,7 +62,14 @@ class NoRows(NoField):
     """`--field` is given, but the file has no rows."""
 
 
-def form(name: str, head: bytes, field: str | None, verbatim: Collection[str]) -> str:
+def option_of(field: Field) -> str:
+    """The option that names a field, for messages."""
+    if isinstance(field, tuple):
+        return f"--prompt-field {field[0]} --completion-field {field[1]}"
+    return f"--field {field}"
+
+
+def form(name: str, head: bytes, field: Field, verbatim: Collection[str]) -> str:
     """`LINES` or `LIST` for a file `name` that begins with `head` (`FORM_BYTES`, or all of it) and holds rows, else "".
 
     Rows by any other name than `NAMES` have the field, or one of the usual ones where none is given; `verbatim` as in
@@ -70,16 +93,22 @@ def form(name: str, head: bytes, field: str | None, verbatim: Collection[str]) -
     if not rows:
         return LINES if start[:1] == b"{" and (field is not None or _USUAL_FIELD.search(start)) else ""
     objects = [row for row in rows if isinstance(row, dict)]
-    usual = field is not None or any(isinstance(row.get(name), str) for row in objects for name in _FIELDS)
+    usual = field is not None or any(map(_has_usual, objects))
     return LINES if usual and 2 * len(objects) >= max(1, len(rows)) else ""
 
 
 def parsed(line: bytes) -> Any:
-    """The value of a row of JSON; an InputError for what is none."""
+    """The value of a row of JSON; an InputError for what is none, or has more than `MOST_VALUES` lists and objects."""
+    if _parts(line) > MOST_VALUES and _parts(_STRING.sub(b"", line)) > MOST_VALUES:
+        return InputError(CROWDED)
     try:
         return _DECODE(line.removeprefix(MARK).decode())  # where files were joined, a mark may begin any line
     except (ValueError, RecursionError) as error:
         return InputError(str(error))
+
+
+def _parts(line: bytes) -> int:
+    return line.count(b"[") + line.count(b"{")
 
 
 @dataclass
@@ -87,8 +116,7 @@ class RowReader:
     """Reads the rows of one file or member of an archive."""
 
     name: str
-    field: str | None
-    """Field of the rows; None: the first usual one of the first row."""
+    field: Field
     notes: Counter[str]
     _guessed: str = ""
 
@@ -111,13 +139,13 @@ class RowReader:
                         break
                 line = b""
             if line.strip() or size >= ROW_LIMIT:
-                yield self._row(where, line, size)
+                yield from self._row(where, line, size)
             position += size
 
     def elements(self, stream: BinaryIO) -> Iterator[Source | Refused]:
         """A source per element of a JSON list, named by its number."""
         for number, (content, size) in enumerate(_elements(self.name, stream), 1):
-            yield self._row(f"{self.name}:{number}", content, size)
+            yield from self._row(f"{self.name}:{number}", content, size)
 
     def table(self, reader: FileReader) -> Iterator[Source | Refused]:
         """A source per row of a parquet file, a few rows in memory at a time."""
@@ -129,15 +157,18 @@ class RowReader:
                 start, end = reader.file.part or (0, sys.maxsize)
                 mine = [index for index, group in enumerate(groups) if start <= _first_byte(group) < end]
                 if self.field is None:
-                    self._guess(columns)
+                    self._choose(columns)
                     self.notes[self._guessed] += sum(groups[index].num_rows for index in mine)
-                if self.field not in columns:
-                    raise NoField(f"{self.name} has no column {self.field!r}", f"there is {columns[:8]}")
+                names = _names(self.field)
+                if absent := [name for name in names if name not in columns]:
+                    raise NoField(
+                        f"{self.name} has no column {absent[0]!r}", f"there is {[name[:40] for name in columns[:8]]}"
+                    )
                 number = sum(group.num_rows for group in groups[: mine[0]]) if mine else 0
-                for batch in table.iter_batches(64, mine, columns=[self.field], use_threads=False):
-                    for value in _as_bytes(pyarrow, batch.column(0)):
+                for batch in table.iter_batches(64, mine, columns=list(names), use_threads=False):
+                    for values in zip(*(_as_bytes(pyarrow, batch.column(name)) for name in names), strict=True):
                         number += 1
-                        yield self._text(f"{self.name}:{number}", value, 0)
+                        yield self._source(f"{self.name}:{number}", values, 0)
         except (NotImplementedError, pyarrow.lib.ArrowCapacityError) as error:
             reason = f"pyarrow cannot read {self.name}: {_one_line(error)}"
             raise Unreadable(reason, "write it anew, in smaller row groups, as plain strings") from error
@@ -149,33 +180,53 @@ class RowReader:
                 f"{self.name} is damaged or truncated: {_one_line(error)}", "get the file again"
             ) from error
 
-    def _row(self, where: str, line: bytes, size: int) -> Source | Refused:
-        """The source in a row of JSON; `line` is empty for one that was too long to be kept."""
+    def _row(self, where: str, line: bytes, size: int) -> Iterator[Source | Refused]:
+        """The source in a row of JSON, of a conversation several; `line` is empty for one that was too long to be
+        kept."""
         if not line:
-            return Refused(f"row longer than {ROW_LIMIT >> 20} MiB", where, size)
+            yield Refused(f"row longer than {ROW_LIMIT >> 20} MiB", where, size)
+            return
         row = parsed(line)
         if row is None:
-            return Refused("empty", where, size)
+            yield Refused("empty", where, size)
+            return
         if not isinstance(row, dict):
             reason = "row is not JSON" if isinstance(row, InputError) else "row is not a JSON object"
-            return Refused(reason, where, size, damaged=True)
+            reason = CROWDED if str(row) == CROWDED else reason
+            yield Refused(reason, where, size, damaged=True)
+            return
         if self.field is None:
-            self._guess(row)
+            self._choose(row)
         if self._guessed:
             self.notes[self._guessed] += 1
-        return self._text(where, row.get(cast(str, self.field), False), size)
+        values = [row.get(name, False) for name in _names(self.field)]
+        if len(values) > 1 or not isinstance(values[0], list):
+            yield self._source(where, values, size)
+        elif turns := _turns(values[0]):
+            for prompt, completion in turns:
+                yield self._source(where, (prompt, completion), size)
+        else:
+            reason = f"row has no conversation with a reply in field {self.field!r}"
+            yield Refused(reason, where, size, damaged=True)
 
-    def _text(self, where: str, value: object, size: int) -> Source | Refused:
-        if value is None:
+    def _source(self, where: str, values: Sequence[object], size: int) -> Source | Refused:
+        """A text, or a prompt and its completion, as a source."""
+        if any(value is None for value in values):
             return Refused("empty", where, size)
-        if isinstance(value, bytes):
-            return Source.of_bytes(value, where, where)
-        if not isinstance(value, str):
-            return Refused(f"row has no text in field {self.field!r}", where, size, damaged=True)
-        try:
-            return Source.of_bytes(value.encode(), where, where)
-        except UnicodeEncodeError:
-            return Refused("row with half a surrogate pair", where, size, damaged=True)
+        parts = []
+        for value, name in zip(values, 2 * _names(self.field), strict=False):
+            if not isinstance(value, bytes | str):
+                return Refused(f"row has no text in field {name!r}", where, size, damaged=True)
+            try:
+                parts.append(value.encode() if isinstance(value, str) else value)
+            except UnicodeEncodeError:
+                return Refused("row with half a surrogate pair", where, size, damaged=True)
+        if len(parts) == 1:
+            return Source.of_bytes(parts[0], where, where)
+        prompt, completion = parts
+        if all(end.decode(errors="replace").isalnum() for end in (prompt[-1:], completion[:1])):
+            self.notes[_JOINED] += 1
+        return Source.of_bytes(prompt + completion, where, where, len(prompt))
 
     def _look_ahead(self, path: Path) -> None:
         """Choose the field by the first row of the file that is an object."""
@@ -183,17 +234,49 @@ class RowReader:
             rows = (parsed(file.readline(ROW_LIMIT)) for _ in range(1000))
             first = next((row for row in rows if isinstance(row, dict)), None)
         if first is not None:
-            self._guess(first)
+            self._choose(first)
 
-    def _guess(self, row: Iterable[str]) -> None:
-        """Choose the first usual field of a row, and what to note about it. Raises NoField."""
-        present = list(row)
-        for name in _FIELDS:
-            if name in present:
-                self.field, self._guessed = name, f"row read from its field {name!r}"
-                return
-        hint = f"name it with --field; there is {present[:8]}"
-        raise NoField(f"{self.name}: rows have none of the fields {', '.join(_FIELDS)}", hint)
+    def _choose(self, row: Collection[str]) -> None:
+        """Choose the usual field of a row, and what to note about it. Raises NoField."""
+        self.field = _guess(row)
+        if self.field is None:
+            usual = ", ".join((*_FIELDS, " and ".join(_PAIR), _MESSAGES))
+            hint = f"name it with --field; there is {[name[:40] for name in list(row)[:8]]}"
+            raise NoField(f"{self.name}: rows have none of the fields {usual}", hint)
+        fields = " and ".join(map(repr, _names(self.field)))
+        self._guessed = f"row read from its field{'s' * isinstance(self.field, tuple)} {fields}"
+
+
+def _guess(row: Collection[str]) -> Field:
+    """The usual field of a row, or the usual two; None if it has none."""
+    found = next((name for name in _FIELDS if name in row), None)
+    return found or (_PAIR if all(name in row for name in _PAIR) else _MESSAGES if _MESSAGES in row else None)
+
+
+def _names(field: Field) -> tuple[str, ...]:
+    return field if isinstance(field, tuple) else (cast(str, field),)
+
+
+def _has_usual(row: dict[str, Any]) -> bool:
+    texts = {name for name, value in row.items() if isinstance(value, str)}
+    messages = row.get(_MESSAGES)
+    return bool(texts & {*_FIELDS} or texts >= {*_PAIR} or (isinstance(messages, list) and _turns(messages)))
+
+
+def _turns(messages: list[Any]) -> list[tuple[str, str]]:
+    """(prompt, completion) of every reply in a conversation; none for what is no conversation, or too long a one."""
+    said, turns, size = "", list[tuple[str, str]](), 0
+    for message in messages:
+        role, content = (message.get(key) for key in ("role", "content")) if isinstance(message, dict) else (None, None)
+        if not isinstance(role, str) or not isinstance(content, str):
+            return []
+        if role == _REPLY:
+            turns.append((f"{said}{role}: ", content))
+            size += len(said)
+            if size > ROW_LIMIT:  # every prompt repeats what was said before it
+                return []
+        said += f"{role}: {content}\n"
+    return turns
 
 
 def _elements(name: str, stream: BinaryIO) -> Iterator[tuple[bytes, int]]:

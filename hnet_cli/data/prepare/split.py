@@ -64,12 +64,14 @@ class _Choice:
         return np.arange(first, first + len(table)) >= self.document
 
 
-def make_split(folder: Path, size: int, val: float, first_val: int | None, cut: Callable[[bytes, int], int]) -> Split:
+def make_split(
+    folder: Path, size: int, val: float, first_val: int | None, cut: Callable[[bytes, int], int] | None
+) -> Split:
     """Write `split-train.bin` and `split-val.bin`.
 
-    `size`: bytes of all documents. `first_val`: documents from this one on are held out by the user's wish. Raises
-    InputError for too little data. The tables are read in parts, several times: memory does not grow with the number
-    of documents, but by 16 bytes for each that is held out.
+    `size`: bytes of all documents. `first_val`: documents from this one on are held out by the user's wish. `cut`: of
+    the modality; None where no document may be divided. Raises InputError for too little data. The tables are read in
+    parts, several times: memory does not grow with the number of documents, but by 16 bytes for each that is held out.
     """
     if size < LEAST_BYTES:
         raise InputError(
@@ -269,7 +271,7 @@ def _key_sizes(made: Path, begin: int, end: int) -> tuple[list[int], list[int]]:
     return keys.tolist(), sizes.tolist()
 
 
-def _division(folder: Path, size: int, wanted: float, cut: Callable[[bytes, int], int]) -> tuple[int, int]:
+def _division(folder: Path, size: int, wanted: float, cut: Callable[[bytes, int], int] | None) -> tuple[int, int]:
     """The document in which the held-out end of the corpus begins, and the byte within it where that is divided."""
     target = min(max(size - round(wanted), 1), size - 1)
     document, start, length = -1, 0, 0
@@ -279,6 +281,8 @@ def _division(folder: Path, size: int, wanted: float, cut: Callable[[bytes, int]
             document, (start, length) = document + inside, table[inside - 1, :2].tolist()
         if inside < len(table):
             break
+    if cut is None:
+        return max(document, 1), 0
     near = target - start
     begin = max(0, near - _AROUND)
     at = begin + cut(read_shards(folder, start + begin, start + min(length, near + _AROUND)), near - begin)

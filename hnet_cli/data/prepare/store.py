@@ -228,7 +228,10 @@ class Writer:
         data, sources, offsets, names, groups = zip(*self._waiting, strict=True)
         lines = _lines(names)
         hashes = {group: group_hash(group) for group in set(groups)}
-        contents = [content_hash(document, self.input_table) for document in data]
+        contents = [
+            content_hash(document[: -offset or None] if offset < 0 else document, self.input_table)
+            for document, offset in zip(data, offsets, strict=True)
+        ]
         rows = np.empty((len(data), len(COLUMNS)), "<i8")
         rows[:, 1] = [len(document) for document in data]
         rows[:, 0] = self._appended + np.cumsum(rows[:, 1]) - rows[:, 1]
@@ -317,5 +320,5 @@ def group_hash(group: str) -> int:
 
 
 def content_hash(data: bytes, input_table: bytes | None = None) -> int:
-    """64 bits that stand for the content of a document, as the model reads it."""
+    """64 bits that stand for the content of a document (of a row, its prompt), as the model reads it."""
     return int.from_bytes(hashlib.sha256(data.translate(input_table)).digest()[:8], "little", signed=True)

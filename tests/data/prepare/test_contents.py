@@ -10,19 +10,21 @@ import lzma
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
 from corpuskit import Lines, make, stored, text
+from hostilekit import tar_of
 
 from hnet_cli import modality
 from hnet_cli.data.prepare import contents
-from hnet_cli.data.prepare.contents import sources_of
+from hnet_cli.data.prepare.contents import documents_of, sources_of
 from hnet_cli.data.prepare.detection import detect
 from hnet_cli.data.prepare.preparation import prepare
 from hnet_cli.data.prepare.rows import NO_ROWS
 from hnet_cli.errors import EnvironmentLimit, InputError, UsageError
-from hnet_cli.modality import MARK, Source
+from hnet_cli.modality import MARK, Document, Refused, Source
 
 
 @pytest.mark.parametrize(
@@ -182,6 +184,15 @@ def test_containers_that_are_not_read_are_named(head: bytes, why: str, tmp_path:
         make(tmp_path / "out", tmp_path / "x")
 
 
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, zstandard.compress])
+def test_what_is_compressed_twice_is_named(pack: Any, inside: bool, tmp_path: Path) -> None:
+    packed = pack(gzip.compress(LINES_OF_ROWS))
+    (tmp_path / "x").write_bytes(tar_of({"a.jsonl": packed}) if inside else packed)
+    with pytest.raises(InputError, match=r"nothing to use in .*x: .*compressed twice: unpack it once"):
+        make(tmp_path / "out", tmp_path / "x")
+
+
 def test_memory_for_unpacking_is_said_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packer = zstandard.ZstdCompressor(
         compression_params=zstandard.ZstdCompressionParameters(window_log=27)
@@ -209,3 +220,24 @@ def test_what_is_read_of_files_is_told_as_it_is_stored(tmp_path):
         with source.open() as stream:
             assert stream.read()
     assert sum(told) == (tmp_path / "a.txt.gz").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "found"),
+    [
+        ("text", b"ox\noxen", b"ox\noxen\xff"),
+        ("text", b"\xef\xbb\xbfox\n", "row of prompt and completion with what this modality leaves out or changes"),
+        ("text", b"ox\n\xe4", "not UTF-8"),
+        ("text", b"  \n", "only white space"),
+        ("dna", b"ACGTacgtAC", b"ACGTacgtAC\xff"),
+        ("dna", b"ACGT" * 20 + b"NN" + b"ACGT" * 20, "row of prompt and completion with what this modality leaves out"),
+    ],
+)
+def test_a_row_of_prompt_and_completion_is_one_document_that_ends(kind: str, data: bytes, found: bytes | str) -> None:
+    (item,) = documents_of(Source.of_bytes(data, "x:1", "x:1", 3), modality.get(kind).documents)
+    if isinstance(found, bytes):
+        assert isinstance(item, Document)
+        assert (item.data, item.offset) == (found, -3)
+    else:
+        assert isinstance(item, Refused)
+        assert item.reason.startswith(found)

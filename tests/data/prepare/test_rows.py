@@ -87,6 +87,31 @@ def test_one_row_does_not_decide_about_a_file(odd: str, as_list: bool) -> None:
         assert refused.damaged == (expected != "empty")
 
 
+@pytest.mark.parametrize("as_list", [False, True])
+def test_a_row_of_millions_of_values_is_refused_before_it_is_parsed(
+    as_list: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 MB of empty lists took 1.7 GB. Brackets in strings are no values."""
+    monkeypatch.setattr(rows, "MOST_VALUES", 100)
+    kept = {"text": '[[{{"' * 60, "more": [{}] * 98}
+    items = [json.dumps(row) for row in (kept, {"text": "x", "more": [[]] * 100}, kept, {"text": "y"})]
+    text = f"[{','.join(items)}]" if as_list else "\n".join(items)
+    reader = RowReader("x", "text", Counter())
+    found = list((reader.elements if as_list else reader.lines)(io.BytesIO(text.encode())))
+    assert [item.reason if isinstance(item, Refused) else item.open().read().decode() for item in found] == [
+        kept["text"],
+        rows.CROWDED,
+        kept["text"],
+        "y",
+    ]
+
+
+def test_names_of_fields_are_quoted_in_part() -> None:
+    with pytest.raises(UsageError) as caught:
+        list(RowReader("x", None, Counter()).lines(io.BytesIO(b'{"' + b"k" * 100_000 + b'": 1}\n')))
+    assert len(caught.value.hint) < 200
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20) | st.text('"\\[]{},'),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
@@ -188,3 +213,58 @@ def test_a_column_that_holds_no_text_is_said_row_by_row(tmp_path: Path) -> None:
     for name in columns:
         with pytest.raises(InputError, match=rf"nothing to use in .*row has no text in field '{name}' .*x\.parquet:1"):
             make(tmp_path / "out", tmp_path / "x.parquet", field=name)
+
+
+def sources(rows: list[Any], field: rows.Field = None) -> list[tuple[bytes, int | None] | str]:
+    """Content and length of the prompt of each source in rows, or why it was refused."""
+    lines = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+    found = RowReader("x", field, Counter()).lines(io.BytesIO(lines))
+    return [each.reason if isinstance(each, Refused) else (each.open().read(), each.completion) for each in found]
+
+
+@pytest.mark.parametrize("field", [None, ("prompt", "completion")])
+def test_a_prompt_and_its_completion_are_one_source(field: rows.Field) -> None:
+    pair = {"prompt": "Zoë:", "completion": "ja"}
+    broken = [pair | {"completion": value} for value in (None, 3, "\ud800")]
+    assert sources([pair, {"prompt": "", "completion": "x"}, pair | {"completion": ""}, *broken], field) == [
+        ("Zoë:ja".encode(), 5),
+        (b"x", 0),
+        ("Zoë:".encode(), 5),
+        "empty",
+        "row has no text in field 'completion'",
+        "row with half a surrogate pair",
+    ]
+
+
+def test_every_reply_of_a_conversation_is_a_completion() -> None:
+    said = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello."), ("user", "Bye"), ("assistant", "Bye.")]
+    messages = [{"role": role, "content": content} for role, content in said]
+    first = b"system: Be brief.\nuser: Hi\nassistant: "
+    second = first + b"Hello.\nuser: Bye\nassistant: "
+    wrong = [messages[:2], [], [3], [{"role": "assistant", "content": None}]]
+    rows = [{"messages": each} for each in (messages, *wrong)]
+    refused = "row has no conversation with a reply in field 'messages'"
+    assert sources(rows) == [(first + b"Hello.", len(first)), (second + b"Bye.", len(second)), *[refused] * 4]
+    assert sources(rows, "messages") == sources(rows)
+    assert form("x.json", json.dumps(rows).encode(), None, ()) == LIST
+    assert form("x.txt", b"".join(json.dumps(row).encode() + b"\n" for row in rows[:1]), None, ()) == LINES
+
+
+def test_a_prompt_that_runs_into_its_completion_is_noted() -> None:
+    notes = Counter[str]()
+    pairs = [("plural of ox", "oxen"), ("plural of ox: ", "oxen"), ("", "oxen")]
+    lines = b"".join(json.dumps({"prompt": p, "completion": c}).encode() + b"\n" for p, c in pairs)
+    list(RowReader("x", None, notes).lines(io.BytesIO(lines)))
+    assert notes == {"row read from its fields 'prompt' and 'completion'": 3, rows._JOINED: 1}
+
+
+def test_pairs_of_a_parquet_file(tmp_path: Path) -> None:
+    table = {"q": ["a:", "b:", None, *[f"{'many words ' * 10}{n}\n" for n in range(30)]], "n": range(33)}
+    parquet.write_table(pyarrow.table(table | {"a": ["x", "y", "z"] * 11}), tmp_path / "x.parquet")
+    summary = prepare([tmp_path / "x.parquet"], modality.get("text"), tmp_path / "out", field=("q", "a"), measure=False)
+    dataset = Dataset.open(tmp_path / "out")
+    assert stored(dataset)[:10] == b"a:x\xffb:y\xffma"
+    assert dataset.table[:2, 3].tolist() == [-2, -2]
+    assert summary.refused["empty"][0] == 1
+    with pytest.raises(UsageError, match="no column 'b'"):
+        prepare([tmp_path / "x.parquet"], modality.get("text"), tmp_path / "two", field=("q", "b"))

@@ -14,6 +14,7 @@ import pytest
 from corpuskit import Lines, make, text, tree
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rowkit import rows_dataset, rows_file
 
 from hnet_cli import modality
 from hnet_cli.data.dataset import Dataset
@@ -334,3 +335,23 @@ def test_held_out_documents_are_named(tmp_path: Path) -> None:
     summary, dataset = make(tmp_path / "out", tree(tmp_path / "in", 60), val=0.1)
     held_out = [dataset.name(n) for n in dataset.ranges("val")[:, 0].tolist()]
     assert summary.held_out == dataset.about["held_out"] == held_out[:5]
+
+
+def test_rows_of_one_prompt_are_on_one_side(tmp_path: Path) -> None:
+    pairs = [(f"{'many words ' * 3}{n % 40}\n", f"answer {n}") for n in range(160)]
+    dataset = rows_dataset(tmp_path, pairs)
+    prompts = [{bytes(row).partition(b"\n")[0] for row in dataset.documents(split)} for split in ("train", "val")]
+    assert len(prompts[0]) + len(prompts[1]) == 40
+    assert not prompts[0] & prompts[1]
+
+
+def test_few_rows_are_not_divided(tmp_path: Path) -> None:
+    rows = rows_file(tmp_path / "rows.jsonl", [(f"{'many words ' * 60}{n}\n", "x" * 400) for n in range(4)])
+    summary = prepare([rows], modality.get("text"), tmp_path / "out", val=0.1, measure=False)
+    dataset = Dataset.open(tmp_path / "out")
+    assert summary.rule == "the end of the corpus"
+    assert [row[1:] for row in dataset.ranges("val").tolist()] == [[0, 1063]]
+    assert len(dataset.ranges("train")) == 3
+    rows_file(rows, [("many words " * 400, "x")])
+    with pytest.raises(InputError, match="too little data to hold some out"):
+        prepare([rows], modality.get("text"), tmp_path / "two", val=0.1, measure=False)

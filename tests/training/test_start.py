@@ -1,0 +1,96 @@
+"""Runs that begin with a trained model: its architecture, few epochs; and that know where they come from."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from rowkit import PAIRS, rows_dataset
+from runkit import TWO_STAGES, metrics, newest_model, tiny, weights, when
+
+from hnet_cli.checkpoints.find import load, newest
+from hnet_cli.checkpoints.model_folder import save_model
+from hnet_cli.config.presets import preset_names
+from hnet_cli.config.run import resolve
+from hnet_cli.data.dataset import Dataset
+from hnet_cli.data.loader import Windows
+from hnet_cli.errors import InputError, Stopped, UsageError
+from hnet_cli.training.build import build_model
+from hnet_cli.training.loop import train
+from hnet_cli.training.start import EPOCHS, tuned
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    return rows_dataset(tmp_path_factory.mktemp("rows"), PAIRS * 2)
+
+
+def test_a_starter_gives_its_architecture_and_the_rest_follows(rows):
+    config, why = tuned("starter:text", ["train.warmup=0.2"], rows, "cpu")
+    nano = resolve("nano")
+    assert replace(config.model, extra={}) == replace(load("starter:text").config, extra={}, target_ratios=None)
+    assert (config.train.start, config.train.sequence_length, config.train.target_ratios) == (
+        "starter:text",
+        1024,
+        [5.5],
+    )
+    assert config.train.lr == nano.train.lr
+    assert config.train.steps == EPOCHS * -(-rows.nbytes("train") // 4096)
+    assert (config.train.warmup, config.train.ratio_loss_weight) == (0.2, nano.train.ratio_loss_weight)
+    assert config.name == "from-text"
+    assert "preset nano" in why
+    assert f"{config.train.steps:,} steps" in why
+    assert tuned("starter:text", ["train.lr=1e-3"], rows, "cpu")[0].train.lr == 1e-3
+    with pytest.raises(UsageError, match=r"--set train\.lrr"):
+        tuned("starter:text", ["train.lrr=1"], rows, "cpu")
+    with pytest.raises(InputError, match="no starter model"):
+        tuned("starter:klingon", [], rows, "cpu")
+
+
+def test_a_run_goes_on_as_it_was_trained(whole, rows):
+    config, why = tuned(str(whole), [], rows, "cpu")
+    before = tiny()
+    assert config.model == before.model
+    assert config.train.batch_bytes == before.train.batch_bytes
+    assert config.train.steps == before.train.steps  # fewer than read the data three times
+    assert config.name == f"from-{whole.name}"
+    assert "its run" in why
+
+
+def test_a_folder_that_names_no_preset_is_like_that_of_the_modality(tmp_path, rows):
+    config = tiny(*TWO_STAGES)
+    torch.manual_seed(0)
+    folder = tmp_path / "a model"
+    folder.mkdir()
+    save_model(folder, build_model(config), {"preset": "mine"}, [3.0, 2.0])
+    assert "mine" not in preset_names()
+    found, _ = tuned(str(folder), [], rows, "cpu")
+    assert (found.model.num_stages, found.train.target_ratios, found.train.lr_multipliers) == (2, [3.0, 2.0], "auto")
+    assert found.name == "from-a-model"
+
+
+def test_a_run_on_rows_from_another_run_resumes_to_the_same_bits(whole, rows, tmp_path):
+    """And says which model it began with."""
+    config, _ = tuned(str(whole), ["train.steps=6", "train.eval_every=3", "train.checkpoint_every=3"], rows, "cpu")
+    train(config, rows.path, tmp_path / "one")
+    runs = tmp_path / "one", tmp_path / "two"
+
+    def stop():
+        raise Stopped("stopped", "")
+
+    with pytest.raises(Stopped):
+        train(config, rows.path, runs[1], listen=when("step", 5, stop))
+    train(config, rows.path, runs[1], resume=True)
+    assert weights(runs[0]) == weights(runs[1])
+    assert metrics(runs[0]) == metrics(runs[1])
+    made = json.loads((newest(runs[0]) / "config.json").read_text())["hnet"]["made"]
+    start = made["start"]
+    assert start["model"] == str(whole)
+    assert len(start["sha256"]) == 64
+    again = json.loads((newest(runs[1]) / "config.json").read_text())["hnet"]["made"]
+    assert again["before"][0]["start"] == start
+    first = newest_model(runs[0]).state_dict()["lm_head.weight"]
+    assert not torch.equal(first, newest_model(whole).state_dict()["lm_head.weight"])
+    last = metrics(runs[0])[-1]
+    assert (last["val_completions"], last["val_of"]) == (1, Windows(rows, "val", 64).of)
+    assert last["val_bytes"] < Dataset.open(rows.path).nbytes("val")
