@@ -22,7 +22,7 @@ from hnet_cli.data.prepare.contents import files_of
 from hnet_cli.data.prepare.rows import Field, option_of
 from hnet_cli.distributed.device import this_machine
 from hnet_cli.errors import InputError, UsageError
-from hnet_cli.evaluation import compression, exact, gold, noise, probe, tasks, variants
+from hnet_cli.evaluation import compression, elastic, exact, gold, noise, probe, tasks, variants
 from hnet_cli.evaluation.material import (
     Material,
     equal_shares,
@@ -36,6 +36,8 @@ from hnet_cli.evaluation.material import (
 from hnet_cli.evaluation.resampling import FEWEST, mean_with_interval, share_interval, share_weighted, with_interval
 from hnet_cli.inference import generate as sampling
 from hnet_cli.inference.scoring import Scores, check_windows, default_context, precision, score
+from hnet_cli.inference.thresholds import SAMPLE_BYTES as CALIBRATION_BYTES
+from hnet_cli.inference.thresholds import UNCHANGED, Compression
 from hnet_cli.modality import Gold, Modality, Refused, Source
 from hnet_cli.terminal.console import literal, progress, say
 
@@ -75,7 +77,7 @@ class EvaluationRequest:
     scores: Path | None = None
     """TSV that the variants' scores are written to."""
     overwrite: bool = False
-    """Replace what is at `scores`."""
+    """Replace what is at `scores` or `page`."""
     label: str | None = None
     tasks: Sequence[Path] = ()
     limit: int | None = None
@@ -87,6 +89,12 @@ class EvaluationRequest:
     group: str | None = None
     """Its column whose values are held out whole. That of the labels is `label`."""
     noise: bool = False
+    compression: Compression = UNCHANGED
+    """Thresholds, or the length of chunks that they make on a sample of the data."""
+    elastic: bool = False
+    """Also at other lengths of chunks."""
+    page: Path | None = None
+    """HTML page of these that is written."""
     samples: bool | None = None
     """Default: where they take no longer than the rest, see `worth_sampling`."""
 
@@ -101,6 +109,7 @@ class EvaluationRequest:
             ("--probe", self.probe, "the files that its rows name", self.data),
             ("--fasta", self.fasta, "--vcf or --annotation", self.vcf or self.annotation),
             ("--limit", self.limit, "--task or --exact", self.tasks or self.exact),
+            ("--page", self.page, "--elastic", self.elastic),
         ):
             if value is not None and not needed:
                 raise UsageError(f"{option} goes with {others}", "give both, or neither")
@@ -124,11 +133,17 @@ def evaluate(models: Sequence[str], request: EvaluationRequest, device: str | No
             raise UsageError("--scores is one file, and two models are given", "give one, then the other")
         inputs = [path for path in (request.vcf, request.fasta) if path is not None]
         storage.refuse_output(request.scores, request.overwrite, inputs)
+    if request.page is not None:
+        storage.refuse_output(request.page, request.overwrite, request.data)
     if not models:
         models = [default_model(request.modality)]
     own = _trained_on(models) if request.needs_data else ()
     loaded = [load(name, this_machine(device).device) for name in models]
     if len(own) > 1:
+        if request.elastic:
+            raise UsageError(
+                "--elastic is of one dataset, and this is a mixture", "name one of its datasets with --data"
+            )
         return _mixed(Mixture.open(own), request, partial(_evaluate, models, loaded))
     return _evaluate(models, loaded, replace(request, data=[own[0].path]) if own else request)
 
@@ -158,11 +173,15 @@ def _evaluate(models: Sequence[str], loaded: Sequence[LoadedModel], request: Eva
     now = provenance.made(str(loaded[0].embeddings.weight.device), kernels=loaded[0].kernels().names)
     for result, _ in results:
         result["evaluated"] = now
-    if len(results) == 1:
-        return results[0][0]
-    (first, before), (second, after) = results
-    compared = compression.difference(before, after) if before is not None and after is not None else None
-    return {"models": [first, second]} | ({"difference": compared} if compared else {})
+    result = results[0][0]
+    if len(results) > 1:
+        (first, before), (second, after) = results
+        compared = compression.difference(before, after) if before is not None and after is not None else None
+        result = {"models": [first, second]} | ({"difference": compared} if compared else {})
+    if request.page is not None:
+        storage.write_output(request.page, elastic.page(result), request.overwrite)
+        say(f"Wrote {literal(request.page)}.")
+    return result
 
 
 def damaged_files(result: Mapping[str, Any]) -> list[str]:
@@ -222,6 +241,9 @@ class _Evaluation:
         self.calls: variants.Calls | None = None
         self.rows: list[exact.Row] = []
         """Rows to answer."""
+        request.compression.check(model)
+        if request.elastic:
+            elastic.check(model)
         self.items = {path.name: tasks.read_items(path)[: request.limit] for path in request.tasks}
         self.labels: list[probe.Label] = []
         if request.probe and request.group:
@@ -240,6 +262,13 @@ class _Evaluation:
     def read(self, material: Material) -> list[bytes]:
         """The documents as the model reads them."""
         return [document.data.translate(self.table) for document in material.documents]
+
+    def sample(self, material: Material | None) -> list[bytes]:
+        """The beginnings of all documents, as the model reads them, for thresholds to be found on. Raises UsageError
+        where there are no documents."""
+        if material is None:
+            raise UsageError("--bytes-per-chunk needs data to find the threshold on", "give --data, or --threshold")
+        return [each.data.translate(self.table) for each in equal_shares(material.documents, CALIBRATION_BYTES)]
 
     def baselines(self, material: Material) -> dict[str, Any]:
         """Figures without a neural network on the same documents."""
@@ -272,6 +301,8 @@ class _Evaluation:
                     "--exact continues prompts byte by byte, and this is a model of tokens", "leave it out"
                 )
             self.rows = exact.rows_of(material.documents, self.table, request.limit)
+        if request.elastic and material is None:
+            raise UsageError("--elastic needs data to evaluate on", "give files, or a dataset with --data")
         if self.annotation is not None:
             self.annotated = material
             if request.fasta:
@@ -286,6 +317,8 @@ class _Evaluation:
         """The result object, and the scores on the documents where there are any."""
         request, context = self.request, self.context
         name, autocast = precision(self.model)
+        with autocast:
+            applied = request.compression.apply(self.model, lambda: self.sample(material))
         stride = min(request.stride or context, context)
         result: dict[str, Any] = {
             "model": self.name,
@@ -293,6 +326,9 @@ class _Evaluation:
             "made": self.model.config.extra.get("made"),
             "definition": {"context": context or None, "stride": stride or None, "precision": name},
         }
+        if applied is not None:
+            say(f"{literal(self.name)}: chunks at {literal(str(applied))}.")
+            result["compression"] = applied.to_dict()
         scores = None
         with autocast:
             if material is not None:
@@ -329,6 +365,15 @@ class _Evaluation:
         result["stages"] = compression.stages(scores, self.model.config)
         if self.model.config.num_stages:
             self._add_worth(result, material)
+        if self.request.elastic:
+            documents, size = self.read(material), material.bytes
+            with progress("other lengths of chunks", (len(elastic.FACTORS) - 1) * size) as bar:
+
+                def again(times: int) -> Scores:
+                    passed = self.score(documents, lambda done: bar.update(times * size + done))
+                    return passed.grouped(material.owners)
+
+                result["elastic"] = elastic.sweep(self.model, scores, again, self.sample(material))
         if self.modality is not None:
             self._add_by_modality(result, self.modality, material, each)
         if material.refused:

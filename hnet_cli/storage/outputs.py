@@ -6,8 +6,10 @@ import contextlib
 import os
 import secrets
 import stat
+import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 from hnet_cli.errors import BusyError
 from hnet_cli.storage.files import GrowingFile, NewFile, os_errors, sibling, staged_file
@@ -134,6 +136,13 @@ def spool(beside: Path) -> Iterator[GrowingFile]:
             yield file
         finally:
             file.close()
+
+
+@contextlib.contextmanager
+def member(archive: zipfile.ZipFile, name: str) -> Iterator[IO[bytes]]:
+    """A member, of any size and without a date, of an archive that is being written."""
+    with archive.open(zipfile.ZipInfo(name), "w", force_zip64=True) as file:
+        yield file
 
 
 def write_output(path: Path, text: str, overwrite: bool = False) -> None:

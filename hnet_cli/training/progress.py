@@ -253,6 +253,9 @@ def finish(plan: Plan, result: Result) -> None:
     rows = table(title, "bits per byte", *(literal(source.name) for source in sources))
     own = f"[bold]{result.last.get('val_bpb', 0):.3f}[/]"
     rows.add_row(f"this model, {result.state.step} steps", own, *(f"{source.bpb:.3f}" for source in sources))
+    for budget in plan.config.train.budgets:
+        if (value := result.last.get(f"val_bpb_at_{budget:g}")) is not None:
+            rows.add_row(f"with chunks {budget:g} times as long", f"{value:.3f}")
     for name, value in beside.items():
         kind = "order-k" if name.startswith("order-") else name
         of_each = (source.baselines.get(kind) for source in sources)

@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 import threading
+import zipfile
 from pathlib import Path
 
 import pytest
 
+from hnet_cli import storage
 from hnet_cli.errors import BusyError
 from hnet_cli.storage import outputs
 from hnet_cli.storage.outputs import PAGE_MARK, output_file, refuse_output, write_output
@@ -124,3 +126,17 @@ def test_a_page_is_told_by_its_head() -> None:
     assert outputs.is_page(b"\n" + page.replace(b"doctype", b"DOCTYPE"))
     assert not outputs.is_page(b"PAGE_MARK = b'" + PAGE_MARK + b"'")
     assert not outputs.is_page(b"<!doctype html>")
+
+
+def test_a_spool_leaves_nothing_and_a_member_has_no_date(tmp_path: Path) -> None:
+    path = tmp_path / "x.zip"
+    with storage.output_file(path) as file, zipfile.ZipFile(file, "w") as archive, storage.spool(path) as column:
+        column.write(b"first")
+        column.write(b"last")
+        assert len(list(tmp_path.iterdir())) == 1  # that of the output alone
+        with storage.member(archive, "a") as inside:
+            inside.write(column.read(0, column.size))
+    assert [path.name for path in tmp_path.iterdir()] == ["x.zip"]
+    with zipfile.ZipFile(tmp_path / "x.zip") as archive:
+        assert archive.read("a") == b"firstlast"
+        assert archive.infolist()[0].date_time == (1980, 1, 1, 0, 0, 0)
