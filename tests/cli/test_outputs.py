@@ -23,6 +23,7 @@ FILES = {
     "embed --out": "embed file.txt --model runs/fox --out",
     "compare --out": "compare --data data/file --out",
     "eval --scores": "eval starter:dna --vcf calls.vcf --fasta genome.fa --scores",
+    "eval --page": "eval starter:text file.txt --elastic --page",
     "convert dst": "convert runs/fox",
 }
 """Options and arguments that name a file to write, and command lines that end before it."""
@@ -64,6 +65,8 @@ WORDS = {
         "--group",
         "--prompt-field",
         "--completion-field",
+        "--threshold",
+        "--bytes-per-chunk",
     ),
 }
 """Options that are no path, whatever the command."""
