@@ -376,13 +376,20 @@ def wide_reason(head: bytes) -> str:
 
 
 def escape(text: str, keep: str = "\n\t") -> str:
-    """`text` with every control character (but those in `keep`) and bidirectional override shown as an escape."""
-    return _unsafe(keep).sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+    """`text` with every control character (but those in `keep`) and bidirectional override shown as an escape, and so
+    the halves of surrogate pairs that stand for bytes of file names which are not UTF-8."""
+    return _unsafe(keep).sub(lambda match: _escaped(ord(match[0])), text)
+
+
+def _escaped(code: int) -> str:
+    if 0xDC80 <= code < 0xDD00:  # a byte, by Python's surrogateescape
+        code -= 0xDC00
+    return f"\\x{code:02x}"
 
 
 @cache
 def _unsafe(keep: str) -> re.Pattern[str]:
-    codes = (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+    codes = (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000))
     return re.compile(f"[{re.escape(''.join(chr(code) for code in codes if chr(code) not in keep))}]")
 
 

@@ -23,6 +23,20 @@ PACKAGES = ("torch", "numpy", "triton", "mamba-ssm", "flash-attn", "causal-conv1
 """Packages that numbers depend on."""
 FILE = ".made.json"
 """In the folder of a dataset, whose other files are the same whenever and wherever it is prepared."""
+_FACTS = [
+    "hnet",
+    "commit",
+    "python",
+    "packages",
+    "command",
+    "system",
+    "cpus",
+    "threads",
+    "device",
+    "name",
+    "kernels",
+    "time",
+]
 _LONGEST = 2000
 """Characters of a command."""
 _MOST = 20
@@ -103,6 +117,51 @@ def after(now: dict[str, Any], about: Any) -> dict[str, Any]:
     earlier = [item for item in earlier if isinstance(item, Mapping)] if isinstance(earlier, list) else []
     last = {key: value for key, value in last.items() if key != "before"}
     return now | {"before": [last, *earlier][:_MOST]}
+
+
+def of(folder: Path) -> dict[str, Any] | None:
+    """What a dataset or a model folder says that it was made with; None where it says nothing, or cannot be read."""
+    with contextlib.suppress(HNetError, OSError):
+        if (folder / "dataset.json").is_file():
+            return storage.read_json(folder / FILE)
+        extra = storage.read_json(folder / "config.json").get("hnet")
+        made = extra.get("made") if isinstance(extra, dict) else None
+        return made if isinstance(made, dict) else None
+    return None
+
+
+def facts(about: Mapping[str, Any]) -> dict[str, str]:
+    """A record of `made`, which may come from anywhere, as lines of text by name; what it does not say is left out."""
+    found = {key: value for key, value in about.items() if key in _FACTS and value not in (None, "", {}, [])}
+    for key in ("packages", "kernels"):
+        if isinstance(pairs := found.get(key), Mapping):
+            found[key] = ", ".join(f"{name} {value}" for name, value in pairs.items())
+    if isinstance(before := about.get("before"), list) and before:
+        found["before"] = "; ".join(line(item) for item in before)
+    return {key: str(value)[:_LONGEST] for key, value in found.items()}
+
+
+def without_places(about: dict[str, Any]) -> dict[str, Any]:
+    """A record for a model that will be given to others: paths in its commands keep their last part only."""
+    changed = dict(about)
+    if isinstance(command := about.get("command"), str):
+        changed["command"] = _without_places(command)
+    if isinstance(before := about.get("before"), list):
+        changed["before"] = [without_places(item) if isinstance(item, dict) else item for item in before]
+    return changed
+
+
+def _without_places(command: str) -> str:
+    def last(word: str) -> str:
+        option, equals, value = word.partition("=")
+        if equals:
+            return f"{option.rstrip('/').rpartition('/')[2]}={last(value)}"
+        return word if "://" in word or word.startswith("hf:") else word.rstrip("/").rpartition("/")[2]
+
+    try:
+        return shlex.join(map(last, shlex.split(command)))
+    except ValueError:  # it was cut in the midst of a quotation
+        return ""
 
 
 @cache

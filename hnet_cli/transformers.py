@@ -117,6 +117,7 @@ class HNetForCausalLM(PreTrainedModel, GenerationMixin):
 
     config_class = HNetHubConfig
     config: HNetHubConfig
+    network: Network
     _is_stateful = True
     _keep_in_fp32_modules_strict = ["residual_proj", "D"]  # noqa: RUF012
     _tied_weights_keys = {"lm_head.weight": "embeddings.weight"}  # noqa: RUF012

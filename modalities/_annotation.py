@@ -30,6 +30,8 @@ from ._bytes import is_place, text_lines
 
 LONGEST_TYPE = 100  # letters that are looked at; patterns backtrack
 LAST = 1 << 62  # position
+MOST_PARENTS = 10_000  # of a row; each takes half a kilobyte
+MOST_LINES = 20_000  # of a feature of GenBank; Biopython takes the square of their number
 WITH_EDGES = ("gene", "exon", "CDS")
 STRANDS = {"+": 1, "-": -1}
 PHASES = {"0": 0, "1": 1, "2": 2}
@@ -239,6 +241,8 @@ class _Gff:
             self.declared[record] = max(end, self.declared.get(record, 0))
         if not kind:
             return ""
+        if found.get("Parent", "").count(",") >= MOST_PARENTS:
+            return f"more than {MOST_PARENTS:,} parents"
         parents = [unquote(parent.strip()) for parent in found.get("Parent", "").split(",")]
         own, transcript, gene = unquote(found.get("ID", "")), found.get("transcript_id", ""), found.get("gene_id", "")
         if gtf:
@@ -371,7 +375,7 @@ def _genbank(source: Source) -> Features:
     implied: dict[str, list[Feature]] = {}
     try:
         with source.open() as stream:
-            for record in _parsed(io.TextIOWrapper(stream, "utf-8-sig", "replace")):
+            for record in _parsed(_Lines(stream, "utf-8-sig", "replace")):
                 own = rows[record.name] = rows.setdefault(str(record.id), [])  # LOCUS: FASTA without versions
                 between = implied[record.name] = implied.setdefault(str(record.id), [])
                 features = [(kind_of(entry.type), entry, _parts(entry)) for entry in record.features]
@@ -412,6 +416,21 @@ def _between(parts: list[Feature]) -> Iterator[tuple[int, int]]:
         low, high = (other.end, part.start) if part.strand < 0 else (part.end, other.start)
         if part.strand == other.strand and low < high:
             yield low, high
+
+
+class _Lines(io.TextIOWrapper):
+    """The lines of a file in bounded features."""
+
+    within = 0
+    """Lines since one began a feature or qualifier."""
+
+    def readline(self, size: int = -1, /) -> str:  # type: ignore[override]
+        """Read a line. Raises ValueError for one too many of a feature."""
+        line = super().readline(size)
+        self.within = self.within + 1 if line.startswith(" " * 21) and line[21:22] != "/" else 0
+        if self.within > MOST_LINES:
+            raise ValueError(f"a feature of more than {MOST_LINES:,} lines")
+        return line
 
 
 def _parsed(text: io.TextIOWrapper) -> Iterator[SeqRecord]:

@@ -48,6 +48,7 @@ PIECE = 1 << 20  # longest document in bases
 SHORTEST = 32  # bases; a shorter stretch between two gaps teaches nothing
 HELD = 4 << 20  # letters at the start of a record, none of an upper-case base, that wait for one
 LONGEST_TITLE = 1 << 16  # bytes; the end of a longer one is dropped
+LONGEST_NAME = 1000  # letters; the end of a longer one is dropped, for output has it in every line
 MASKED_WEIGHT = 0.1
 NAMES_KEPT = 500_000  # record names remembered to tell repeated ones apart; beyond, memory would grow with the file
 
@@ -184,7 +185,7 @@ class Dna(Modality):
 def unique_name(title: str, seen: dict[str, int]) -> tuple[str, tuple[str, ...]]:
     """The name of a record, and notes about it. Names repeat in real files; a number tells such records apart."""
     words = title.split(None, 1)
-    name = words[0] if words else "unnamed"
+    name = words[0][:LONGEST_NAME] if words else "unnamed"
     times = seen.get(name, 0) + 1
     if times == 1:
         if len(seen) < NAMES_KEPT:

@@ -36,6 +36,7 @@ WITHOUT_TORCH = {
     *(
         "__main__",
         "distributed.device",
+        "distributed.groups",
         "distributed.threads",
         "cli.app",
         "cli.compare",
@@ -177,7 +178,7 @@ def test_storage_alone_writes() -> None:
 
 READS_ITS_OWN = {
     *("config.presets", "pages.html", "kernels.tuned"),  # files of the package
-    *("distributed.device", "distributed.threads", "cli.machine"),  # those of the system: memory, processor
+    *("distributed.groups", "cli.machine"),  # those of the system: memory, processor
     "terminal.process",  # /dev/null
 }
 READERS = {"open", "io.open", "np.memmap", "np.fromfile", "np.load", "json.load", "mmap.mmap", "torch.load"}

@@ -53,3 +53,34 @@ def test_what_comes_from_anywhere_is_a_line(about):
     now = provenance.made()
     assert provenance.after(now, {"made": about})["hnet"] == now["hnet"]
     assert len(provenance.after(now, {"made": now | {"before": [now] * 100}})["before"]) == 20
+
+
+def test_a_model_that_is_given_to_others_keeps_no_places():
+    """Neither its own command nor those before it; addresses stay."""
+    first = {"command": "hnet train --data=/home/me/x/ --set 'tokenizer=../my files/t.json' 'hf:a/b' s3://b/c"}
+    about = {"hnet": "1", "command": "hnet convert /home/me/runs/x out/", "before": [first, 3]}
+    told = provenance.without_places(about)
+    assert told["command"] == "hnet convert x out"
+    assert told["before"][0]["command"] == "hnet train --data=x --set tokenizer=t.json hf:a/b s3://b/c"
+    assert told["before"][1] == 3
+    assert about["before"] == [first, 3], "the record itself stays"
+    assert provenance.without_places({"command": "hnet 'cut /home/me"})["command"] == ""
+
+
+@pytest.mark.parametrize(
+    "content", [None, "", "[1]", '{"hnet": {"made": 3}}', '{"hnet": [1]}', '{"hnet": "\\u001b[31m"}']
+)
+def test_a_folder_that_says_nothing(tmp_path, content):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    assert provenance.of(tmp_path) is None
+
+
+def test_facts_are_lines_by_name():
+    about = provenance.made("cpu", "4 cores", {"scan": "reference"})
+    facts = provenance.facts(about | {"before": [about], "else": "x"})
+    assert facts["packages"].startswith("torch ")
+    assert facts["kernels"] == "scan reference"
+    assert facts["before"] == provenance.line(about)
+    assert "else" not in facts
+    assert provenance.facts({"hnet": [1], "packages": 3, "time": "x" * 9999, "before": "x"})["packages"] == "3"

@@ -252,7 +252,7 @@ def _write_folder(
     with storage.staged_folder(target, overwrite=overwrite, manifest={"kind": "model"}) as folder:
         config = settings.to_dict() | {"model_type": MODEL_TYPE}
         ours = config.get("hnet", {})
-        config["hnet"] = ours | {"made": provenance.after(provenance.made(), ours)}
+        config["hnet"] = ours | {"made": provenance.without_places(provenance.after(provenance.made(), ours))}
         storage.write_json(folder / "config.json", config)
         with storage.NewFile(folder / "model.safetensors") as file:
             write_safetensors(file, weights, read, metadata={"format": "pt"})

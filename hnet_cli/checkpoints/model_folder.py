@@ -59,11 +59,22 @@ class LoadedModel(HNetForCausalLM):
             return f"starter:{folder.name}"
         return f"{folder.parent.parent.name}, {folder.name}" if folder.parent.name == "checkpoints" else folder.name
 
-    def segment(self, data: bytes, stage: int = 0) -> list[bytes]:
-        """The learned chunks of `data` at a stage (0 = outermost); joined they are `data`."""
-        from hnet_cli.inference.segment import segment_bytes
+    def segment(
+        self,
+        data: bytes,
+        stage: int = 0,
+        *,
+        threshold: float | Sequence[float] | None = None,
+        bytes_per_chunk: float | Sequence[float] | None = None,
+    ) -> list[bytes]:
+        """The learned chunks of `data` at a stage (0 = outermost); joined they are `data`.
 
-        return segment_bytes(self, data, stage)
+        `threshold` or `bytes_per_chunk`, for this call, as the options of `hnet segment`. Raises UsageError.
+        """
+        from hnet_cli.inference.segment import segment_bytes
+        from hnet_cli.inference.thresholds import Compression
+
+        return segment_bytes(self, data, stage, Compression.of(threshold, bytes_per_chunk))
 
     @overload  # a text is a sequence of texts to a type checker
     def score(  # type: ignore[overload-overlap]

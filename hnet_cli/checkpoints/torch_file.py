@@ -14,7 +14,9 @@ the file.
 
 from __future__ import annotations
 
+import io
 import math
+import os
 import pickletools
 import struct
 import sys
@@ -34,6 +36,8 @@ from hnet_cli.storage import open_file, shown
 
 MAX_PICKLE = 2 << 20
 """Bytes of `data.pkl`; that of the largest release has 50 kB. It bounds time and memory for a hostile file."""
+MOST_DIRECTORY = 16 << 20
+"""Bytes of the directory of the zip; that of a hundred thousand tensors has 10 MB."""
 
 _DTYPES = {
     "Double": torch.float64,
@@ -282,13 +286,22 @@ def _is_counts(values: Any) -> bool:
     return isinstance(values, tuple) and len(values) <= 8 and all(map(_is_small, values))
 
 
+class _Bounded(io.BufferedReader):
+    """The file for `zipfile`, which reads a directory of any size at once and keeps 600 bytes for each entry."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > MOST_DIRECTORY:
+            raise ValueError(f"a directory of {size:,} bytes, more than {MOST_DIRECTORY:,}")
+        return super().read(size)
+
+
 class _Archive:
     """The zip around the pickle; its entries are stored without compression."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, shown(path)
         try:
-            with open_file(path) as file, zipfile.ZipFile(file) as archive:
+            with _Bounded(open_file(path).detach()) as file, zipfile.ZipFile(file) as archive:
                 self.entries = {entry.filename: entry for entry in archive.infolist()}
         except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, EOFError, struct.error) as error:
             raise DamagedError(f"{self.name} is damaged or cut off: {error}", "fetch or copy it again") from error
@@ -312,12 +325,13 @@ class _Archive:
             raise InputError(f"{self.name}: {name!a} is compressed or encrypted, which torch.save never does")
         size = entry.file_size if size is None else size
         with open_file(self.path) as file:
-            file.seek(entry.header_offset)
+            end = os.fstat(file.fileno()).st_size
+            file.seek(min(max(0, entry.header_offset), end))  # it may be any number
             header = file.read(30)
             if len(header) < 30 or header[:4] != b"PK\x03\x04":
                 raise DamagedError(f"{self.name} is damaged: {name!a} is not where its directory says")
             file.seek(sum(struct.unpack("<26xHH", header)) + start, 1)
-            if file.tell() + size > self.path.stat().st_size:
+            if file.tell() + size > end:
                 raise DamagedError(f"{self.name} is cut off: {name!a} ends beyond its end", "fetch or copy it again")
             data = np.empty(size, np.uint8)
             data = data[: file.readinto(data.data)]

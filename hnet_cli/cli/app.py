@@ -28,6 +28,7 @@ from hnet_cli.cli.segment import segment
 from hnet_cli.cli.train import train
 from hnet_cli.errors import INTERRUPTED
 from hnet_cli.modality import escape
+from hnet_cli.storage.outputs import mark_stdout
 from hnet_cli.terminal import process
 
 app = typer.Typer(
@@ -65,6 +66,7 @@ def _global(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
+    mark_stdout()
     if threads:
         from hnet_cli.distributed.threads import use
 

@@ -34,6 +34,8 @@ def compare(
     max_bytes: Annotated[
         int | None, typer.Option(min=0, help="Held-out bytes to measure on, at most; 0: all. Default: 1,000,000.")
     ] = None,
+    threshold: options.Threshold = None,
+    bytes_per_chunk: options.BytesPerChunk = None,
     settings: options.Settings = None,
     gpus: Annotated[
         str | None, typer.Option(metavar="0,1,...", help="Train on these GPUs, a member on each at a time.")
@@ -67,6 +69,7 @@ def compare(
         run=run,
         device=device,
         settings=settings or [],
+        compression=options.compression(threshold, bytes_per_chunk),
         gpus=[] if gpus is None else _numbers(gpus),
     )
     told = session.compare(request, out=out, overwrite=overwrite, dry_run=dry_run)

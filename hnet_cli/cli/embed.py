@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from hnet_cli.cli import options
-from hnet_cli.cli import segment as segmenting
+from hnet_cli.cli.segment import model_for, plain_bytes, readable_sources, show_unused, write_text
 
 
 def embed(
@@ -51,6 +51,8 @@ def embed(
     carry: Annotated[
         bool, typer.Option("--carry", help="Carry the model's state through a document instead of reading windows.")
     ] = False,
+    threshold: options.Threshold = None,
+    bytes_per_chunk: options.BytesPerChunk = None,
     device: options.Device = None,
 ) -> None:
     """Write vectors of documents, chunks or windows, of files of any size.
@@ -65,27 +67,33 @@ def embed(
     from hnet_cli.inference.intake import Intake
     from hnet_cli.terminal.console import literal, progress, say, size
 
+    compression = options.compression(threshold, bytes_per_chunk)
     vector_files.check(out)
     wanted = Wanted(per, stage, layer, pool, window, dtype)
     if out is not None:
         storage.refuse_output(out, overwrite, files)
-    loaded, plugin = segmenting.model_for(files, model, modality, field, options.device_name(device))
+    loaded, plugin = model_for(files, model, modality, field, options.device_name(device))
     chosen, intake = wanted.layer_of(loaded), Intake()
-    sources = segmenting.readable_sources(files, plugin, field, intake)
-    blocks = vectors_of(loaded, sources, plugin, wanted, texts=text, intake=intake, carried=carry)
+    sources = readable_sources(files, plugin, field, intake)
+    blocks = vectors_of(
+        loaded, sources, plugin, wanted, texts=text, intake=intake, carried=carry, compression=compression
+    )
+    options.say_applied(intake.applied)
     if out is None:
-        segmenting.write_text(vector_files.lines(blocks), sys.stdout)
+        write_text(vector_files.lines(blocks), sys.stdout)
     else:
         width = loaded.config.d_model[chosen.level]
         about = {"model": loaded.label, "per": per, "stage": chosen.stage, "layer": layer, "pool": pool, "carry": carry}
+        if intake.applied is not None:
+            about["compression"] = intake.applied.to_dict()
         count = 0
         with (
             vector_files.writer(out, width, dtype, text, about, overwrite, files) as add,
-            progress("embedding", segmenting.plain_bytes(files)) as task,
+            progress("embedding", plain_bytes(files)) as task,
         ):
             for block in blocks:
                 add(block)
                 count += len(block.starts)
                 task.update(intake.total, note=size(intake.total))
-        say(f"Wrote {literal(out)}: {count:,} vectors of {width} numbers.")
-    segmenting.show_unused(intake, "embedded")
+        say(f"Wrote {literal(out)}: {count:,} vectors of {width:,} numbers.")
+    show_unused(intake, "embedded")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hnet_cli.cli import options
+from hnet_cli.errors import InputError
 
 
 def evaluate(
@@ -86,6 +87,13 @@ def evaluate(
             help="Draw samples and count legal ones. Default: yes, except for a large model and few bytes to score.",
         ),
     ] = None,
+    elastic: Annotated[
+        bool,
+        typer.Option("--elastic", help="Also with shorter and longer chunks: bits per byte against their length."),
+    ] = False,
+    page: Annotated[Path | None, typer.Option(help="Write the curve of --elastic here, as an HTML page.")] = None,
+    threshold: options.Threshold = None,
+    bytes_per_chunk: options.BytesPerChunk = None,
     modality: Annotated[str | None, typer.Option(help="How to read the files. Default: the model's.")] = None,
     field: options.Field = None,
     prompt_field: options.PromptField = None,
@@ -123,6 +131,9 @@ def evaluate(
         exact=exact,
         probe=probe,
         group=group,
+        elastic=elastic,
+        page=page,
+        compression=options.compression(threshold, bytes_per_chunk),
         samples=samples,
         modality=modality,
         field=options.row_field(field, prompt_field, completion_field),
@@ -130,10 +141,12 @@ def evaluate(
     result = report.evaluate(names, request, device)
     if as_json:
         options.print_json(result)
-        return
-    for part in tables(result):
-        show_data(part)
-        print()
+    else:
+        for part in tables(result):
+            show_data(part)
+            print()
+    if damaged := report.damaged_files(result):
+        raise InputError(f"{damaged[0]}; the rest is evaluated", "get the damaged files again")
 
 
 def _models_and_files(arguments: list[str]) -> tuple[list[str], list[str]]:

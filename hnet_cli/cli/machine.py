@@ -19,7 +19,7 @@ from hnet_cli import storage
 from hnet_cli.config.presets import shipped
 from hnet_cli.config.run import resolve
 from hnet_cli.contract import check_modality
-from hnet_cli.distributed.device import cpu_memory, mps_memory, this_machine
+from hnet_cli.distributed.device import cpu_memory, mps_memory, this_machine, total_memory
 from hnet_cli.distributed.threads import cpus, meter
 from hnet_cli.errors import EnvironmentLimit, HNetError
 from hnet_cli.training import budget
@@ -138,13 +138,7 @@ def _cpu() -> Json:
 
 
 def _memory() -> dict[str, int]:
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            total = min(total, int(Path(limit).read_text()))
-        except (OSError, ValueError):
-            continue
-    return {"total": total, "available": cpu_memory()}
+    return {"total": total_memory(), "available": cpu_memory()}
 
 
 def _gpus() -> Iterator[Json]:

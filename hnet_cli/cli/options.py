@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hnet_cli.errors import HNetError, UsageError
+
+if TYPE_CHECKING:
+    from hnet_cli.inference.thresholds import Applied, Compression
 
 
 @cache
@@ -47,6 +50,24 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as train.steps=2000; may be repeated."),
 ]
+Threshold = Annotated[
+    str | None,
+    typer.Option(
+        "--threshold",
+        metavar="P[,P...]",
+        help="A chunk begins where its probability is above this, 0 to 1: one number, or one for each stage from the "
+        "outermost. Lower is shorter chunks. Default: 0.5.",
+    ),
+]
+BytesPerChunk = Annotated[
+    str | None,
+    typer.Option(
+        "--bytes-per-chunk",
+        metavar="X[,X...]",
+        help="Instead of --threshold: the length that chunks shall have, of the innermost stage or of each. The "
+        "threshold is found on a sample and said.",
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
 
 
@@ -72,6 +93,28 @@ def is_model(argument: str) -> bool:
 def print_json(data: Any) -> None:
     """Print one JSON document on a line of standard output."""
     print(json.dumps(data), flush=True)
+
+
+def compression(threshold: str | None, bytes_per_chunk: str | None) -> Compression:
+    """The choice of `--threshold` and `--bytes-per-chunk`. Raises UsageError."""
+    from hnet_cli.inference.thresholds import Compression
+
+    return Compression(_numbers("--threshold", threshold), _numbers("--bytes-per-chunk", bytes_per_chunk))
+
+
+def say_applied(applied: Applied | None) -> None:
+    """Say on standard error at which thresholds chunks are made, if they were chosen."""
+    from hnet_cli.terminal.console import literal, say
+
+    if applied is not None:
+        say(f"Chunks at {literal(str(applied))}.")
+
+
+def _numbers(option: str, text: str | None) -> list[float]:
+    try:
+        return [] if text is None else [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{option} {text!r} is no number and no list of numbers", "for example 3, or 3,9") from None
 
 
 def device_name(wanted: str | None) -> str:

@@ -12,7 +12,11 @@ from hnet_cli.cli import options
 
 def runs(
     paths: Annotated[
-        list[Path] | None, typer.Argument(metavar="[PATH...]", help="Runs, or folders of runs. Default: runs/.")
+        list[Path] | None,
+        typer.Argument(
+            metavar="[PATH...]",
+            help="Runs, or folders of runs; datasets and model folders say what they were made with. Default: runs/.",
+        ),
     ] = None,
     sort: Annotated[str, typer.Option(help="when, name, bpb, bytes or speed.")] = "when",
     out: Annotated[

@@ -20,7 +20,7 @@ def sample(
     prompt_file: Annotated[
         str | None, typer.Option(help="Read the prompt from a file, or - for standard input.")
     ] = None,
-    max_bytes: Annotated[int, typer.Option(min=1, help="Bytes to write at most.")] = 256,
+    max_bytes: Annotated[int, typer.Option(min=1, max=1 << 40, help="Bytes to write at most.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest byte.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(min=1, help="Choose among the k likeliest bytes.")] = None,
     top_p: Annotated[
@@ -32,6 +32,8 @@ def sample(
     show_chunks: Annotated[
         bool, typer.Option("--show-chunks", help='Mark where chunks begin; with --json: "boundaries".')
     ] = False,
+    threshold: options.Threshold = None,
+    bytes_per_chunk: options.BytesPerChunk = None,
     raw: Annotated[bool, typer.Option("--raw", help="Print bytes as they come, valid or not.")] = False,
     device: options.Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per continuation.")] = False,
@@ -43,6 +45,7 @@ def sample(
     if raw and show_chunks and not as_json:
         raise UsageError("--raw and --show-chunks exclude each other", "marks are no bytes; --json has both")
     prompts = [read_prompt(prompt, prompt_file)]
+    compression = options.compression(threshold, bytes_per_chunk)
 
     from hnet_cli import modality as modalities
     from hnet_cli.checkpoints.find import default_model, load
@@ -53,6 +56,9 @@ def sample(
         model = default_model()
     loaded = load(model, options.device_name(device))
     modality = modalities.get(loaded.modality) if loaded.modality else None
+    compression.check(loaded)
+    applied = compression.apply(loaded, lambda: generate.typical(loaded, prompts[0], None if raw else modality))
+    options.say_applied(applied)
     choice: dict[str, Any] = {
         "n": number,
         "max_bytes": max_bytes,
@@ -66,6 +72,8 @@ def sample(
         if raw:
             choice["automaton"] = None
         for record in generate.sample_records(loaded, prompts, modality, show_chunks=show_chunks, **choice):
+            if applied is not None:
+                record["compression"] = applied.to_dict()
             print(render.json_line(record), flush=True)
     elif raw:
         input_table = modality.input_table if modality else None

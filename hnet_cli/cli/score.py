@@ -64,6 +64,8 @@ def score(
     stride: Annotated[int | None, typer.Option(min=1, help="Stride between windows. Default: --context.")] = None,
     modality: options.ModalityName = None,
     field: options.Field = None,
+    threshold: options.Threshold = None,
+    bytes_per_chunk: options.BytesPerChunk = None,
     device: options.Device = None,
 ) -> None:
     """Print the bits a model needs for files, to be joined, plotted or filtered by.
@@ -77,8 +79,10 @@ def score(
     from hnet_cli.inference.scoring import precision
     from hnet_cli.terminal.console import literal, progress, say, size
 
+    compression = options.compression(threshold, bytes_per_chunk)
     request = scoring.ScoreRequest(per, format, stage, window, context, stride, both_strands)
-    if options.is_model(files[0]) and model is None:
+    starter = files[0].startswith("starter:")
+    if model is None and (starter or (len(files) > 1 and options.is_model(files[0]))):
         model, *files = files
     if not files:
         raise UsageError(f"there is nothing to score with {model}", "name files, or - for standard input")
@@ -109,7 +113,8 @@ def score(
                 task.update(totals.bytes, total, size(totals.bytes))
 
         sources = readable_sources(files, plugin, field, intake, advance)
-        pieces = scoring.score(loaded, sources, plugin, request, intake, totals, max_bytes, update)
+        pieces = scoring.score(loaded, sources, plugin, request, intake, totals, max_bytes, update, compression)
+        options.say_applied(intake.applied)
         if out is None:
             write_text(pieces, sys.stdout)
         else:

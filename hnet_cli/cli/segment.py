@@ -57,6 +57,8 @@ def segment(
     carry: Annotated[
         bool, typer.Option("--carry", help="Carry the model's state through a document instead of reading windows.")
     ] = False,
+    threshold: options.Threshold = None,
+    bytes_per_chunk: options.BytesPerChunk = None,
     device: options.Device = None,
 ) -> None:
     """Print the chunks a model has learned, of files of any length."""
@@ -65,6 +67,7 @@ def segment(
     from hnet_cli.inference import segment as segmenting
     from hnet_cli.terminal.console import literal, progress, say, size
 
+    compression = options.compression(threshold, bytes_per_chunk)
     if out is not None:
         if out.is_dir():
             raise UsageError(f"--out {out} is a folder", "name a file")
@@ -85,7 +88,9 @@ def segment(
         max_bytes=max_bytes,
         label=loaded.label,
         carried=carry,
+        compression=compression,
     )
+    options.say_applied(summary.intake.applied)
     if out is None:
         write_text(pieces, sys.stdout)
     else:

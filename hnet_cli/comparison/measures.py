@@ -21,7 +21,8 @@ from hnet_cli.errors import DamagedError, InputError
 from hnet_cli.evaluation.material import equal_shares, gather
 from hnet_cli.evaluation.noise import distorted
 from hnet_cli.inference.scoring import COLUMNS, FEWEST, Scores, precision, score
-from hnet_cli.modality import Modality
+from hnet_cli.inference.thresholds import SAMPLE_BYTES, UNCHANGED, Compression
+from hnet_cli.modality import Document, Modality
 from hnet_cli.storage import shown
 
 FORMAT = 2
@@ -44,6 +45,8 @@ class Exam:
     """The choice of documents, in words."""
     owners: Sequence[int] | None = None
     """The field of the same name in `Material`."""
+    compression: Compression = UNCHANGED
+    """Of members that learn boundaries."""
 
     @staticmethod
     def of(plan: ComparisonPlan) -> Exam:
@@ -58,7 +61,8 @@ class Exam:
             )
         noisy = equal_shares(material.documents, int(NOISE_SHARE * material.bytes))
         clean, noisy_data = ([document.data for document in some] for some in (material.documents, noisy))
-        return Exam(clean, noisy_data, plan.modality, plan.context, material.chosen, material.owners)
+        chosen, owners = material.chosen, material.owners
+        return Exam(clean, noisy_data, plan.modality, plan.context, chosen, owners, plan.compression)
 
     @property
     def bytes(self) -> int:
@@ -75,6 +79,8 @@ class Exam:
         digest = hashlib.sha256(f"{FORMAT} {self.context} {noise} {self.modality.name} {self.owners}".encode())
         for data in (*self.documents, *self.noisy):
             digest.update(hashlib.sha256(data).digest())
+        if not self.compression.is_default:
+            digest.update(repr(self.compression).encode())
         digest.update(storage.read_bytes(model / storage.MANIFEST))
         return digest.hexdigest()
 
@@ -95,6 +101,8 @@ class _Measurement:
     boundaries: list[Number]
     seconds: Number
     bytes_per_s: Number
+    thresholds: list[Number] | None = None
+    """Of the learned stages, where they were chosen."""
 
 
 def measured(file: Path, model: Path, exam: Exam, device: str, note: Callable[[str], None]) -> dict[str, Any]:
@@ -130,7 +138,12 @@ def _measure(folder: Path, exam: Exam, device: str, note: Callable[[str], None])
         rows[filled] = scores.per_document(np.stack([scores.bits, scores.bytes], 1))
         return rows.tolist()
 
+    def sample() -> list[bytes]:
+        documents = [Document(data, "", "") for data in exam.documents]
+        return read([each.data for each in equal_shares(documents, SAMPLE_BYTES)])
+
     with precision(model)[1]:
+        applied = exam.compression.apply(model, sample) if model.thresholds else None
         note("held-out documents")
         began = time.monotonic()
         clean: Scores = score(model, read(exam.documents), exam.context)
@@ -151,6 +164,7 @@ def _measure(folder: Path, exam: Exam, device: str, note: Callable[[str], None])
         "boundaries": columns[:, COLUMNS.index("boundaries")].tolist(),
         "seconds": seconds,
         "bytes_per_s": float(clean.bytes.sum()) / seconds,
+        "thresholds": applied.thresholds if applied else None,
     }
 
 

@@ -20,6 +20,7 @@ from hnet_cli.config.run import RunConfig, to_yaml
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.distributed.device import Machine, this_machine
 from hnet_cli.errors import DamagedError, InputError, UsageError
+from hnet_cli.inference.thresholds import UNCHANGED, Compression
 from hnet_cli.model.config import Chunker
 from hnet_cli.report import history
 from hnet_cli.storage import shown
@@ -58,9 +59,13 @@ class ComparisonRequest:
     device: str | None = None
     settings: Sequence[str] = ()
     gpus: Sequence[int] = ()
+    compression: Compression = UNCHANGED
+    """Of the measurements of members that learn boundaries; training knows nothing of it."""
 
     def __post_init__(self) -> None:
         """Raise UsageError where options contradict each other."""
+        if max(map(len, (self.compression.thresholds, self.compression.bytes_per_chunk))) > 1:
+            raise UsageError("members have different stages: one number is for all of them", "give one number")
         if self.bytes and self.minutes:
             raise UsageError("--bytes and --minutes exclude each other", "the minutes say how many bytes there are")
         for name, value in self.budgets.items():
@@ -73,10 +78,19 @@ class ComparisonRequest:
 
 
 @dataclass
+class _Asked:
+    """The user's budgets."""
+
+    bytes: Amount | None
+    minutes: Amount | None
+    flops: Amount | None
+
+
+@dataclass
 class _Stored:
     """Fields of `plan.json` that a later call relies on, typed and bounded."""
 
-    asked: dict[str, Amount | None]
+    asked: _Asked
     bytes: Annotated[int, Bounds(least=1)]
     data: str
     dataset: str
@@ -125,6 +139,7 @@ class ComparisonPlan:
     members: list[Member]
     machine: Machine
     gpus: Sequence[int] = ()
+    compression: Compression = UNCHANGED
 
     @property
     def modality(self) -> modality.Modality:
@@ -199,6 +214,7 @@ def choose(request: ComparisonRequest) -> ComparisonPlan:
         members=members,
         machine=machine,
         gpus=request.gpus,
+        compression=request.compression,
     )
     if not plan.bytes:
         fewest = min(member.bytes for member in members)  # as the presets say

@@ -140,6 +140,7 @@ def results(
             "of": plan.dataset.nbytes("val"),
             "context": plan.context,
             "unit": entries[0].measured[0]["unit"] if entries else None,
+            "compression": vars(exam.compression) if not exam.compression.is_default else None,
         },
         "machine": _machine(plan),
     }
@@ -157,6 +158,7 @@ def _model(scored: Scored) -> dict[str, Any]:
         "name": scored.name,
         "description": member.config.description,
         "layout": member.layout,
+        "thresholds": scored.measured[0].get("thresholds"),
         "parameters": model.num_parameters,
         "flops_per_byte": share * model.flops_per_byte(fractions, train.sequence_length * share),
         "planned_flops_per_byte": member.flops_per_byte,

@@ -122,12 +122,21 @@ def grids(figures: Json) -> dict[str, Rows]:
     exam, curves = figures["exam"], figures["curves"]
     part = "all" if exam["bytes"] == exam["of"] else f"{exam['of']:,}"
     titled = {
-        f"Held-out documents, {exam['bytes']:,} bytes of {part}": _scores(figures),
+        f"Held-out documents, {exam['bytes']:,} bytes of {part}{_chosen(exam['compression'])}": _scores(figures),
         "Distorted documents: bits per byte": _distorted(figures),
         f"Along the way, validated on {curves['read']}": _way(figures),
         "Seeds": _seeds(figures),
     }
     return {title: rows for title, rows in titled.items() if len(rows) > 1}
+
+
+def _chosen(compression: Mapping[str, Sequence[float]] | None) -> str:
+    """The choice of boundaries, in words."""
+    if not compression:
+        return ""
+    if lengths := compression["bytes_per_chunk"]:
+        return f", learned boundaries such that a chunk has {lengths[0]:g} bytes"
+    return f", learned boundaries above p = {compression['thresholds'][0]:g}"
 
 
 def _scores(figures: Json) -> Rows:

@@ -71,6 +71,13 @@ class RunConfig:
         refuse_if(self.tokenizer and stages, "tokenizer", tokens, "model.arch_layout")
         entries = f" has {len(train.target_ratios)} entries, but the model has {stages} stages"
         refuse_if(len(train.target_ratios) != stages, "train.target_ratios", entries, "model.arch_layout")
+        learned = [n for n, chunker in zip(train.target_ratios, self.model.chunkers, strict=True) if chunker.learned]
+        refuse_if(train.budgets and not learned, "train.budgets", ": the model learns no boundaries", "model.chunker")
+        if train.budgets:
+            values = [value for n in learned for value in ([point[1] for point in n] if isinstance(n, list) else [n])]
+            least, shortest = min(train.budgets), min(values) * min(train.budgets) ** (1 / len(learned))
+            short = f": with {least:g} the chunks of a stage would have {shortest:.2f} positions, not more than 1"
+            refuse_if(shortest <= 1, "train.budgets", short, "train.target_ratios")
         if train.lr_multipliers != "auto":
             entries = f" needs {stages + 1} entries, one per level, not {len(train.lr_multipliers)}"
             wrong = len(train.lr_multipliers) != stages + 1

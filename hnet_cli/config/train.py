@@ -92,6 +92,9 @@ class TrainConfig:
     """alpha of the ratio loss (paper equation 10). A number, or a schedule over the run."""
     ratio_loss_statistics: Literal["micro-batch", "global"] = "micro-batch"
     """True if its F and G are of each micro-batch, as in the release, or of the batch: see `GlobalRatio`."""
+    budgets: list[Positive] = field(default_factory=list)
+    """Multiples of the bytes per chunk that `target_ratios` make, 1 among them, which one model is trained for:
+    [0.5, 1, 2]. Each sequence of a batch draws one; `--bytes-per-chunk` chooses later. None: 1 alone."""
     alignment_loss_weight: Weight = 0.0
     """Weight of a loss that draws boundaries of the outermost stage to where bytes are hard to predict."""
     alignment: Literal["confidence", "entropy"] = "confidence"
@@ -126,6 +129,9 @@ class TrainConfig:
         if self.warmup + self.decay > 1:
             reason = "train.warmup and train.decay together exceed the whole run"
             raise SettingError(reason, "train.warmup", "train.decay")
+        if self.budgets and (1 not in self.budgets or len(set(self.budgets)) < len(self.budgets)):
+            reason = f"train.budgets {self.budgets} must be different numbers, 1 among them: what is wanted by default"
+            raise SettingError(reason, "train.budgets")
         pieces = 1 if self.micro_batches == "auto" else self.micro_batches
         if self.batch_bytes % (self.sequence_length * pieces):
             raise SettingError(

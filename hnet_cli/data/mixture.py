@@ -232,12 +232,15 @@ def _in_a_row(batches: Sequence[Batch], first: np.ndarray) -> Batch:
 def _joined(batches: Sequence[Batch], places: Sequence[np.ndarray], first: np.ndarray, length: int) -> Batch:
     """The windows of several batches as one batch. `places`: where each window of a batch goes. `first`: what is added
     to the numbers of its documents."""
-    windows = np.argsort(np.concatenate(places))
+    rows = sum(map(len, places))
     place = np.concatenate([at[batch.cu_seqlens[:-1] // length] for batch, at in zip(batches, places, strict=True)])
     sequences = np.argsort(place, kind="stable")
 
     def of_bytes(arrays: Sequence[np.ndarray]) -> np.ndarray:
-        return np.concatenate(arrays).reshape(-1, length)[windows].reshape(-1)
+        joined = np.empty((rows, length), arrays[0].dtype)
+        for at, array in zip(places, arrays, strict=True):
+            joined[at] = array.reshape(-1, length)
+        return joined.reshape(-1)
 
     def of_sequences(arrays: Sequence[np.ndarray]) -> np.ndarray:
         joined: np.ndarray = np.concatenate(arrays)[sequences]

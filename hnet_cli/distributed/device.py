@@ -9,6 +9,7 @@ import resource
 from dataclasses import dataclass
 from pathlib import Path
 
+from hnet_cli.distributed import groups
 from hnet_cli.distributed.threads import cpus
 from hnet_cli.errors import EnvironmentLimit, UsageError
 
@@ -62,28 +63,34 @@ def _cuda(index: int) -> Machine | None:
     return Machine(f"cuda:{index}", free, torch.cuda.get_device_name(index))
 
 
-def cpu_memory() -> int:
-    """Bytes this process can still allocate: the least of what the system, the container and `ulimit -v` leave."""
+def cpu_memory(root: Path = groups.ROOT) -> int:
+    """Bytes this process can still allocate: the least of what the system, the container and `ulimit -v` leave.
+
+    `root`: the folder of `proc` and `sys`.
+    """
     try:
-        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        fields = dict(line.split(":", 1) for line in groups.text(root / "proc/meminfo").splitlines())
         available = int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        try:
-            available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        except (ValueError, OSError, AttributeError):
-            return 8 * GIB
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        with contextlib.suppress(OSError, ValueError):
-            available = min(available, int(Path(limit).read_text()) - int(Path(used).read_text()))
+    except (KeyError, ValueError):
+        available = total_memory() or 8 * GIB
+    if (left := groups.memory_left(root)) is not None:
+        available = min(available, left)
     allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
     if allowed != resource.RLIM_INFINITY:
-        with contextlib.suppress(OSError, ValueError):
-            taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        with contextlib.suppress(IndexError, ValueError):
+            taken = int(groups.text(root / "proc/self/statm").split()[0]) * os.sysconf("SC_PAGE_SIZE")
             available = min(available, allowed - taken)
     return max(0, available)
+
+
+def total_memory(root: Path = groups.ROOT) -> int:
+    """Bytes of the machine's memory, or of what the container may have of it; 0 if unknown."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        total = 0
+    limit = groups.memory_limit(root)
+    return total if limit is None else min(total or limit, limit)
 
 
 def mps_memory() -> int | None:

@@ -11,13 +11,17 @@ from __future__ import annotations
 import os
 import sys
 import time
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+from hnet_cli.distributed.groups import cpu_quota, text
 
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """Variables by which a user decides how threads wait."""
 NUMBER = "OMP_NUM_THREADS"
 BUSY = 0.25
 """Share of the CPUs in use by others from which a machine is called busy."""
+STARVED = 0.6
+"""CPUs that a process uses which has had work all along, below which it waits for others."""
 
 _by_quota = False
 """True if the number of threads in the environment is a container's quota, which `prepare_environment` put there."""
@@ -58,40 +62,6 @@ def _allowed() -> set[int]:
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
-def cpu_quota(root: Path = Path("/")) -> float | None:
-    """CPUs that the control groups (version 1 or 2) of this process leave to it, the least of all levels; None if there
-    is no limit. `root`: the folder of `proc` and `sys`."""
-    quotas = []
-    for line in _text(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        group = PurePosixPath("/".join(part for part in path.split("/") if part not in ("", "..")))
-        for mount in ("cpu", "cpu,cpuacct") if controllers else ("", "unified"):
-            for level in (group, *group.parents):  # a container may see the path that the group has outside
-                folder = root / "sys/fs/cgroup" / mount / level
-                period = _text(folder / "cpu.cfs_period_us")
-                quotas.append(_share(_text(folder / "cpu.max") or f"{_text(folder / 'cpu.cfs_quota_us')} {period}"))
-    return min((quota for quota in quotas if quota), default=None)
-
-
-def _share(limit: str) -> float | None:
-    """CPUs of "QUOTA PERIOD" in microseconds; None for "max 100000", for a quota of -1, and for anything else."""
-    try:
-        quota, period = map(int, limit.split())
-    except ValueError:
-        return None
-    return quota / period if quota > 0 and period > 0 else None
-
-
-def _text(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return file.read(1 << 16).decode(errors="replace")
-    except OSError:
-        return ""
-
-
 class Meter:
     """Work of other processes on the CPUs of this one since the meter was made. `stat`: the system's counters."""
 
@@ -106,17 +76,26 @@ class Meter:
             return None
         return max(0.0, (busy_now - busy - (own_now - own)) / (now - then))
 
-    def note(self) -> str:
-        """A few words if others keep the machine busy, else nothing."""
+    @property
+    def seconds(self) -> float:
+        """Time since the meter was made."""
+        return time.monotonic() - self.start[2]
+
+    def note(self, computing: bool = False) -> str:
+        """A few words if others keep the machine busy, else nothing. `computing`: this process has had work all along,
+        so that a share of a CPU says it too, where the system's counters do not (a container's quota)."""
         others, here = self.others(), len(_allowed())
-        if others is None or others < BUSY * here:
-            return ""
-        return f"other work takes {others:.1f} of {here} CPUs"
+        own = (self._sample()[1] - self.start[1]) / max(self.seconds, 1e-9)
+        busy = others is not None and others >= BUSY * here
+        told = [f"other work takes {others:.1f} of {here} CPUs"] if busy else []
+        if computing and own < STARVED and (told or here == 1 or cpus() < here or others is None):
+            told.append(f"this process gets {own:.2f} of one")
+        return ", ".join(told)
 
     def _sample(self) -> tuple[float | None, float, float]:
         """Seconds that the CPUs were busy, that this process used, and of a clock."""
         used, names, ticks = os.times(), {f"cpu{number}" for number in _allowed()}, 0
-        rows = [line.split() for line in _text(self.stat).splitlines()]
+        rows = [line.split() for line in text(self.stat).splitlines()]
         rows = [row for row in rows if row and row[0] in names and len(row) > 8]
         for _, user, nice, system, _, _, irq, softirq, steal, *_ in rows:
             ticks += sum(map(int, (user, nice, system, irq, softirq, steal)))

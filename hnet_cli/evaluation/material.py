@@ -16,12 +16,13 @@ from hnet_cli.config.sources import Sources
 from hnet_cli.data.baselines import train_sample
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Windows
-from hnet_cli.data.prepare.contents import documents_of, sources_of
+from hnet_cli.data.prepare.contents import documents_of, files_of
 from hnet_cli.data.prepare.rows import Field, option_of
 from hnet_cli.errors import HNetError, InputError, UsageError
 from hnet_cli.modality import Document, Modality, Refused, Source, begin_text
 from hnet_cli.report.history import find_sources
 from hnet_cli.storage.streams import open_input, shown
+from hnet_cli.terminal.console import literal, say
 
 LEAST_SHARE = 64
 """Bytes of a document below which distorting it says nothing."""
@@ -41,6 +42,8 @@ class Material:
     """A sample of the training split, translated as the model reads it, for baselines that need one."""
     refused: dict[str, int] = field(default_factory=dict)
     """Number of items left out, by reason."""
+    damaged: Sequence[InputError] = ()
+    """One for each file that could not be read to its end, of which nothing is kept."""
     owners: Sequence[int] | None = None
     """Index of the document that each item of `documents`, a stretch of one, is sampled from. None: each is its own."""
     train_counts: bytes = b""
@@ -130,26 +133,57 @@ def _held_out(dataset: Dataset, modality: Modality | None, limit: int | None, co
 def _files(data: Sequence[str], modality: Modality, limit: int | None, field: Field) -> Material:
     documents: list[Document] = []
     refused: Counter[str] = Counter()
+    damaged: list[InputError] = []
     left = limit
-    for document in read_documents(data, modality, field, refused):
-        whole = left is None or len(document.data) <= left or document.offset < 0
-        part = document if whole else beginning(document, modality.cut(document.data, left or 0))
-        documents += [part] * bool(part.data)
-        if left is not None and (left := left - len(document.data)) <= 0:
+    for file in files_of(data, modality, field):
+        before = len(documents), left, refused.copy()
+        try:
+            for document in _documents(file, modality, refused):
+                whole = left is None or len(document.data) <= left or document.offset < 0
+                part = document if whole else beginning(document, modality.cut(document.data, left or 0))
+                documents += [part] * bool(part.data)
+                if left is not None and (left := left - len(document.data)) <= 0:
+                    break
+        except InputError as error:
+            # What stands before the damage is not known to be sound, since checksums come last.
+            kept, left, refused = before
+            del documents[kept:]
+            damaged.append(error)
+            leave_out(error)
+        if left is not None and left <= 0:
             break
     names = ", ".join(map(str, data))
     if not documents:
-        raise InputError(f"nothing to evaluate in {names}: {next(iter(refused), 'empty')}")
-    material = Material(documents, f"{names}: all", None, dict(refused))
+        raise damaged[0] if damaged else InputError(f"nothing to evaluate in {names}: {next(iter(refused), 'empty')}")
+    material = Material(documents, f"{names}: all", None, dict(refused), damaged)
     if left is not None and left <= 0:
         material = replace(material, chosen=f"{names}: the first {material.bytes:,} bytes")
-    return replace(material, chosen=material.chosen + COMPLETIONS * any(material.prompts))
+    chosen = material.chosen + (f" but {len(damaged):,} damaged" if damaged else "")
+    return replace(material, chosen=chosen + COMPLETIONS * any(material.prompts))
 
 
-def read_documents(data: Sequence[str], modality: Modality, field: Field, refused: Counter[str]) -> Iterator[Document]:
-    """The documents of files; those left out are counted by reason in `refused`."""
-    for source in sources_of(data, modality, field):
-        read = partial(_documents_of, modality=modality)
+def leave_out(error: InputError) -> None:
+    """Say that a damaged file is left out, while the others are evaluated."""
+    say(f"[yellow]left out:[/] {literal(error)}")
+
+
+def read_documents(
+    data: Sequence[str], modality: Modality, field: Field, refused: Counter[str], damaged: list[InputError]
+) -> Iterator[Document]:
+    """The documents of files, one after the other; those left out are counted by reason in `refused`. A file that turns
+    out to be `damaged` ends there, and the others follow."""
+    for file in files_of(data, modality, field):
+        try:
+            yield from _documents(file, modality, refused)
+        except InputError as error:
+            damaged.append(error)
+            leave_out(error)
+
+
+def _documents(file: Iterable[Source | Refused], modality: Modality, refused: Counter[str]) -> Iterator[Document]:
+    """The documents of a file; those left out are counted by reason in `refused`."""
+    read = partial(_documents_of, modality=modality)
+    for source in file:
         for item in [source] if isinstance(source, Refused) else documents_of(source, read):
             if isinstance(item, Document):
                 yield item

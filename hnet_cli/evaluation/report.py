@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,16 +18,17 @@ from hnet_cli.checkpoints.find import default_model, find, load
 from hnet_cli.checkpoints.model_folder import LoadedModel
 from hnet_cli.config.sources import Sources, words
 from hnet_cli.data.mixture import Mixture
-from hnet_cli.data.prepare.contents import sources_of
+from hnet_cli.data.prepare.contents import files_of
 from hnet_cli.data.prepare.rows import Field, option_of
 from hnet_cli.distributed.device import this_machine
-from hnet_cli.errors import UsageError
-from hnet_cli.evaluation import compression, exact, gold, noise, probe, tasks, variants
+from hnet_cli.errors import InputError, UsageError
+from hnet_cli.evaluation import compression, elastic, exact, gold, noise, probe, tasks, variants
 from hnet_cli.evaluation.material import (
     Material,
     equal_shares,
     file_source,
     gather,
+    leave_out,
     own_data,
     prompts_of,
     read_documents,
@@ -35,7 +36,9 @@ from hnet_cli.evaluation.material import (
 from hnet_cli.evaluation.resampling import FEWEST, mean_with_interval, share_interval, share_weighted, with_interval
 from hnet_cli.inference import generate as sampling
 from hnet_cli.inference.scoring import Scores, check_windows, default_context, precision, score
-from hnet_cli.modality import Gold, Modality, Refused
+from hnet_cli.inference.thresholds import SAMPLE_BYTES as CALIBRATION_BYTES
+from hnet_cli.inference.thresholds import UNCHANGED, Compression
+from hnet_cli.modality import Gold, Modality, Refused, Source
 from hnet_cli.terminal.console import literal, progress, say
 
 UNITS_BYTES = 200_000
@@ -74,7 +77,7 @@ class EvaluationRequest:
     scores: Path | None = None
     """TSV that the variants' scores are written to."""
     overwrite: bool = False
-    """Replace what is at `scores`."""
+    """Replace what is at `scores` or `page`."""
     label: str | None = None
     tasks: Sequence[Path] = ()
     limit: int | None = None
@@ -86,6 +89,12 @@ class EvaluationRequest:
     group: str | None = None
     """Its column whose values are held out whole. That of the labels is `label`."""
     noise: bool = False
+    compression: Compression = UNCHANGED
+    """Thresholds, or the length of chunks that they make on a sample of the data."""
+    elastic: bool = False
+    """Also at other lengths of chunks."""
+    page: Path | None = None
+    """HTML page of these that is written."""
     samples: bool | None = None
     """Default: where they take no longer than the rest, see `worth_sampling`."""
 
@@ -100,6 +109,7 @@ class EvaluationRequest:
             ("--probe", self.probe, "the files that its rows name", self.data),
             ("--fasta", self.fasta, "--vcf or --annotation", self.vcf or self.annotation),
             ("--limit", self.limit, "--task or --exact", self.tasks or self.exact),
+            ("--page", self.page, "--elastic", self.elastic),
         ):
             if value is not None and not needed:
                 raise UsageError(f"{option} goes with {others}", "give both, or neither")
@@ -123,11 +133,17 @@ def evaluate(models: Sequence[str], request: EvaluationRequest, device: str | No
             raise UsageError("--scores is one file, and two models are given", "give one, then the other")
         inputs = [path for path in (request.vcf, request.fasta) if path is not None]
         storage.refuse_output(request.scores, request.overwrite, inputs)
+    if request.page is not None:
+        storage.refuse_output(request.page, request.overwrite, request.data)
     if not models:
         models = [default_model(request.modality)]
     own = _trained_on(models) if request.needs_data else ()
     loaded = [load(name, this_machine(device).device) for name in models]
     if len(own) > 1:
+        if request.elastic:
+            raise UsageError(
+                "--elastic is of one dataset, and this is a mixture", "name one of its datasets with --data"
+            )
         return _mixed(Mixture.open(own), request, partial(_evaluate, models, loaded))
     return _evaluate(models, loaded, replace(request, data=[own[0].path]) if own else request)
 
@@ -157,11 +173,22 @@ def _evaluate(models: Sequence[str], loaded: Sequence[LoadedModel], request: Eva
     now = provenance.made(str(loaded[0].embeddings.weight.device), kernels=loaded[0].kernels().names)
     for result, _ in results:
         result["evaluated"] = now
-    if len(results) == 1:
-        return results[0][0]
-    (first, before), (second, after) = results
-    compared = compression.difference(before, after) if before is not None and after is not None else None
-    return {"models": [first, second]} | ({"difference": compared} if compared else {})
+    result = results[0][0]
+    if len(results) > 1:
+        (first, before), (second, after) = results
+        compared = compression.difference(before, after) if before is not None and after is not None else None
+        result = {"models": [first, second]} | ({"difference": compared} if compared else {})
+    if request.page is not None:
+        storage.write_output(request.page, elastic.page(result), request.overwrite)
+        say(f"Wrote {literal(request.page)}.")
+    return result
+
+
+def damaged_files(result: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the files that the figures of `evaluate` leave out as damaged."""
+    figures = result.get("models", [result])
+    parts = [part for one in figures for part in (one, one.get("gold", {}), one.get("probe", {}))]
+    return list(dict.fromkeys(error for part in parts for error in part.get("damaged", [])))
 
 
 def _trained_on(models: Sequence[str]) -> Sources:
@@ -214,6 +241,9 @@ class _Evaluation:
         self.calls: variants.Calls | None = None
         self.rows: list[exact.Row] = []
         """Rows to answer."""
+        request.compression.check(model)
+        if request.elastic:
+            elastic.check(model)
         self.items = {path.name: tasks.read_items(path)[: request.limit] for path in request.tasks}
         self.labels: list[probe.Label] = []
         if request.probe and request.group:
@@ -232,6 +262,13 @@ class _Evaluation:
     def read(self, material: Material) -> list[bytes]:
         """The documents as the model reads them."""
         return [document.data.translate(self.table) for document in material.documents]
+
+    def sample(self, material: Material | None) -> list[bytes]:
+        """The beginnings of all documents, as the model reads them, for thresholds to be found on. Raises UsageError
+        where there are no documents."""
+        if material is None:
+            raise UsageError("--bytes-per-chunk needs data to find the threshold on", "give --data, or --threshold")
+        return [each.data.translate(self.table) for each in equal_shares(material.documents, CALIBRATION_BYTES)]
 
     def baselines(self, material: Material) -> dict[str, Any]:
         """Figures without a neural network on the same documents."""
@@ -264,6 +301,8 @@ class _Evaluation:
                     "--exact continues prompts byte by byte, and this is a model of tokens", "leave it out"
                 )
             self.rows = exact.rows_of(material.documents, self.table, request.limit)
+        if request.elastic and material is None:
+            raise UsageError("--elastic needs data to evaluate on", "give files, or a dataset with --data")
         if self.annotation is not None:
             self.annotated = material
             if request.fasta:
@@ -278,6 +317,8 @@ class _Evaluation:
         """The result object, and the scores on the documents where there are any."""
         request, context = self.request, self.context
         name, autocast = precision(self.model)
+        with autocast:
+            applied = request.compression.apply(self.model, lambda: self.sample(material))
         stride = min(request.stride or context, context)
         result: dict[str, Any] = {
             "model": self.name,
@@ -285,6 +326,9 @@ class _Evaluation:
             "made": self.model.config.extra.get("made"),
             "definition": {"context": context or None, "stride": stride or None, "precision": name},
         }
+        if applied is not None:
+            say(f"{literal(self.name)}: chunks at {literal(str(applied))}.")
+            result["compression"] = applied.to_dict()
         scores = None
         with autocast:
             if material is not None:
@@ -321,10 +365,21 @@ class _Evaluation:
         result["stages"] = compression.stages(scores, self.model.config)
         if self.model.config.num_stages:
             self._add_worth(result, material)
+        if self.request.elastic:
+            documents, size = self.read(material), material.bytes
+            with progress("other lengths of chunks", (len(elastic.FACTORS) - 1) * size) as bar:
+
+                def again(times: int) -> Scores:
+                    passed = self.score(documents, lambda done: bar.update(times * size + done))
+                    return passed.grouped(material.owners)
+
+                result["elastic"] = elastic.sweep(self.model, scores, again, self.sample(material))
         if self.modality is not None:
             self._add_by_modality(result, self.modality, material, each)
         if material.refused:
             result["left_out"] = material.refused
+        if material.damaged:
+            result["damaged"] = list(map(str, material.damaged))
         result["speed"] = {"bytes_per_s": result["bytes"] / seconds, "seconds": seconds}
         return scores
 
@@ -372,19 +427,33 @@ class _Evaluation:
     def _gold(self) -> dict[str, Any]:
         """Figures of the innermost kind of unit at the outermost stage on top, everything below."""
         refused: list[Refused] = []
+        damaged: list[InputError] = []
 
         def stretches() -> Iterator[Gold]:
             left, number = self.request.max_bytes or 1 << 62, 0
-            for source in sources_of(self.request.gold, self._known):
-                for item in [source] if isinstance(source, Refused) else self._known.gold(source):
-                    if isinstance(item, Refused):
-                        refused.append(item)
-                        continue
-                    if left <= 0 or number == MOST_STRETCHES:
-                        say(f"Gold: the first {number:,} stretches.", verbose=number < MOST_STRETCHES)
-                        return
-                    left, number = left - len(item.data), number + 1
-                    yield item
+            for file in files_of(self.request.gold, self._known):
+                found, known = list[Gold](), len(refused)
+                try:
+                    for item in self._stretches(file):
+                        if isinstance(item, Refused):
+                            refused.append(item)
+                            continue
+                        if left <= 0 or number + len(found) == MOST_STRETCHES:
+                            break
+                        left -= len(item.data)
+                        found.append(item)
+                except InputError as error:  # as in `gather`, nothing of it is kept
+                    left += sum(len(item.data) for item in found)
+                    del found[:], refused[known:]
+                    damaged.append(error)
+                    leave_out(error)
+                yield from found
+                number += len(found)
+                if left <= 0 or number == MOST_STRETCHES:
+                    say(f"Gold: the first {number:,} stretches.", verbose=number < MOST_STRETCHES)
+                    return
+            if damaged and not number:
+                raise damaged[0]
 
         with progress("gold"):
             found = gold.against_gold(self.model, self._known, stretches())
@@ -393,18 +462,24 @@ class _Evaluation:
             first_place = f"first {refused[0].where}: {refused[0].reason}"
             lines = f"{len(refused):,} line{'s' * (len(refused) != 1)}, {first_place}"
             say(f"[yellow]left out of the gold file:[/] {literal(lines)}")
-        return {**first, **found, "left_out": len(refused)}
+        whole = {**first, **found, "left_out": len(refused)}
+        return whole | ({"damaged": list(map(str, damaged))} if damaged else {})
+
+    def _stretches(self, file: Iterable[Source | Refused]) -> Iterator[Gold | Refused]:
+        for source in file:
+            yield from [source] if isinstance(source, Refused) else self._known.gold(source)
 
     def _probe(self) -> dict[str, Any]:
-        request, refused = self.request, Counter[str]()
+        request, refused, damaged = self.request, Counter[str](), list[InputError]()
         modality = self.modality or Modality()
         with progress("reading"):
-            documents = read_documents(request.data, modality, request.field, refused)
+            documents = read_documents(request.data, modality, request.field, refused, damaged)
             items = probe.collect(self.labels, documents, self.table, request.max_bytes or None)
         letters = modality.letters() if self.modality else b""
         with progress("vectors", sum(map(len, items.data))) as bar:
             found = probe.probe(self.model, items, letters, bar.update)
-        return {"labels": str(request.probe), "group": request.group, "target": request.label or "label", **found}
+        about = {"labels": str(request.probe), "group": request.group, "target": request.label or "label", **found}
+        return about | ({"damaged": list(map(str, damaged))} if damaged else {})
 
     def _task(self, name: str, items: Sequence[tasks.Item]) -> dict[str, Any]:
         with progress(name, len(items)) as bar:

@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from hnet_cli import provenance
+from hnet_cli.evaluation import elastic
 from hnet_cli.evaluation.compression import ORDER_K_LIMIT
 from hnet_cli.evaluation.tasks import PLACES
 from hnet_cli.modality import escape
@@ -86,6 +87,8 @@ def _model(result: Json) -> Iterator[Table | str]:
             yield f"[dim]No order-k models: they are measured on at most {size(ORDER_K_LIMIT)} (--max-bytes).[/]"
         yield _stages(result["stages"], byte)
         yield from _worth(result, byte)
+        if "elastic" in result:
+            yield from _elastic(result, byte)
         yield from _edges(result, byte)
     if "exact" in result:
         yield from _exact(result["exact"])
@@ -207,6 +210,16 @@ def _stages(stages: Sequence[Json], byte: str) -> Table:
             *(f"{stage[name]:.2f} x" for name in ("enrichment", "enrichment_first")),
         )
     return rows
+
+
+def _elastic(result: Json, byte: str) -> Iterator[Table | str]:
+    """Bits against the length of chunks."""
+    heads, *rows = elastic.rows(result)
+    yield f"[dim]Shorter and longer chunks, on the same {byte}s: thresholds found on a sample of them.[/]"
+    drawn = table(*heads)
+    for row in rows:
+        drawn.add_row(*row)
+    yield drawn
 
 
 def _worth(result: Json, byte: str) -> Iterator[Table | str]:

@@ -17,6 +17,7 @@ import torch
 from hnet_cli import modality as modalities
 from hnet_cli.errors import NumericalError, UsageError
 from hnet_cli.inference.intake import Intake
+from hnet_cli.inference.thresholds import UNCHANGED, Compression
 from hnet_cli.inference.windows import LONGEST_CHUNK, Stream, Vectors, Window, windows
 from hnet_cli.modality import Document, Modality, Source
 from hnet_cli.model import HNetForCausalLM
@@ -102,12 +103,13 @@ def embed(
     texts: bool = False,
     intake: Intake | None = None,
     carried: bool = False,
+    compression: Compression = UNCHANGED,
 ) -> Iterator[Block]:
     """The vectors of all sources in order, block by block; `texts` with the bytes of chunks or windows.
 
-    `modality` None reads every source as one document. `intake` counts what is read. `carried` as in `windows`. Raises
-    UsageError at once; InputError at the end if there was nothing, or no source was whole; NumericalError where a
-    vector is not finite in its dtype.
+    `modality` None reads every source as one document. `intake` counts what is read. `carried` as in `windows`,
+    `compression` as in `segment`. Raises UsageError at once; InputError at the end if there was nothing, or no source
+    was whole; NumericalError where a vector is not finite in its dtype.
     """
     layer = wanted.layer_of(model)
     if texts and wanted.per == "document":
@@ -115,6 +117,7 @@ def embed(
     intake = intake if intake is not None else Intake()
     documents = intake.documents(sources, modality)
     table = modality.input_table if modality else None
+    intake.applied, documents = compression.apply_to(model, documents, table)
     aligned = modality is not None and modality.records
 
     def blocks() -> Iterator[Block]:

@@ -30,6 +30,8 @@ from hnet_cli.model import HNetForCausalLM
 
 BATCH = 64
 """Rows that are continued at once."""
+TYPICAL_ROWS, TYPICAL_BYTES = 16, 4096
+"""Continuations and their bytes in all from which it is seen how a model cuts what it writes."""
 DRAWS = 64
 """Random numbers that are made, and brought to a device, at once for a row."""
 
@@ -271,6 +273,20 @@ def _generate(
             last[row] = byte
         ready = pace.feed(fed, tokens)
         yield from (Sampled(rows[row], last[row], deep) for row, deep in zip(ready.rows, ready.depth, strict=True))
+
+
+def typical(model: HNetForCausalLM, prompt: bytes, modality: Modality | None = None) -> list[bytes]:
+    """Documents, as the model reads them, such as a prompt begins: the prompt itself if it has `TYPICAL_BYTES`, else
+    with continuations drawn from the model, the same every time."""
+    table = modality.input_table if modality else None
+    read = prompt.translate(table)
+    if len(read) >= TYPICAL_BYTES:
+        return [read]
+    texts = [bytearray(read) for _ in range(TYPICAL_ROWS)]
+    most, automaton = TYPICAL_BYTES // TYPICAL_ROWS, modality.automaton() if modality else None
+    for each in generate(model, [prompt] * TYPICAL_ROWS, max_bytes=most, automaton=automaton, input_table=table):
+        texts[each.row].append(each.byte)
+    return list(map(bytes, texts))
 
 
 # -- what people and programs see --------------------------------------------------------------------------------------

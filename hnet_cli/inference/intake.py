@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from hnet_cli.errors import InputError
+from hnet_cli.inference.thresholds import Applied
 from hnet_cli.inference.windows import READ_BYTES, Stream
 from hnet_cli.modality import MARK_LEFT_OUT, Document, Modality, Refused, Source
 
@@ -31,6 +32,8 @@ class Intake:
     """True if there was more than `max_bytes`."""
     damaged: list[InputError] = field(default_factory=list)
     """One for each file that could not be read, or not to its end."""
+    applied: Applied | None = None
+    """The thresholds that were chosen for them."""
     _whole: int = 0
     """Sources that were read to their end."""
     _first: Refused | None = None

@@ -313,10 +313,11 @@ def _drawings(windows: Iterable[Window], stages: Sequence[int], headings: bool) 
 
 
 def _plain(drawings: Iterable[_Drawing], show: Callable[[bytes], str]) -> Iterator[str]:
-    tail = "\n"
+    tail, separated = "\n", False
     for drawing in drawings:
-        parts, separated = [], drawing.above is None
+        parts = []
         if drawing.above is not None:
+            separated = False  # until something is drawn: a chunk may be longer than what was read with its beginning
             parts.append("" if tail == "\n" else "\n")
             parts.append(f"==> {drawing.above} <==\n" if drawing.above else "")
         for chunk, depth in zip(drawing.chunks, drawing.depths, strict=True):

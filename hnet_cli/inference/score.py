@@ -32,6 +32,7 @@ from hnet_cli.inference.scoring import (
     stretches,
 )
 from hnet_cli.inference.segment import stages_of
+from hnet_cli.inference.thresholds import UNCHANGED, Compression
 from hnet_cli.inference.windows import LONGEST_CHUNK, Stream, windows
 from hnet_cli.modality import Document, Modality, Source, escape
 from hnet_cli.model import HNetForCausalLM
@@ -146,12 +147,13 @@ def score(
     totals: Totals | None = None,
     max_bytes: int | None = None,
     progress: Callable[[], None] = lambda: None,
+    compression: Compression = UNCHANGED,
 ) -> Iterator[str]:
     """Pieces of text that, written one after the other, are the rows of all sources.
 
     `modality` None reads every source as one document of raw bytes. `intake` and `totals` are filled on the way;
-    `progress` is called whenever they have grown. Raises UsageError at once; InputError at the end if there was
-    nothing, or no source was whole; NumericalError.
+    `progress` is called whenever they have grown. `compression` as in `segment`. Raises UsageError at once; InputError
+    at the end if there was nothing, or no source was whole; NumericalError.
     """
     request = request.fit(model, modality)
     intake, totals = intake or Intake(), totals or Totals()
@@ -163,7 +165,9 @@ def score(
             progress()
             yield part
 
-    rows = _rows(model, intake.documents(sources, modality, max_bytes), modality, request, counted)
+    documents, table = intake.documents(sources, modality, max_bytes), modality.input_table if modality else None
+    intake.applied, documents = compression.apply_to(model, documents, table)
+    rows = _rows(model, documents, modality, request, counted)
 
     def pieces() -> Iterator[str]:
         yield from WRITERS[request.format](rows, request.unit, modality)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from hnet_cli.errors import UsageError
 from hnet_cli.inference import render
 from hnet_cli.inference.agreement import Agreement
 from hnet_cli.inference.intake import Intake
+from hnet_cli.inference.thresholds import UNCHANGED, Compression
 from hnet_cli.inference.windows import Window, windows
 from hnet_cli.modality import Document, Modality, Source
 from hnet_cli.model import HNetConfig, HNetForCausalLM
@@ -27,18 +29,25 @@ SCORED_BYTES = 1 << 16
 """Reference edges are asked for at most about this many bytes at once."""
 
 
-def segment_bytes(model: HNetForCausalLM, data: bytes, stage: int = 0) -> list[bytes]:
+def segment_bytes(
+    model: HNetForCausalLM, data: bytes, stage: int = 0, compression: Compression = UNCHANGED
+) -> list[bytes]:
     """The chunks of one document at a stage (0 = outermost); joined they are `data`.
 
-    Reads the bytes as the model's modality does, if its configuration names one. Raises UsageError for a wrong stage.
+    Reads the bytes as the model's modality does, if its configuration names one. `compression` holds for this call.
+    Raises UsageError for a wrong stage.
     """
     name = model.config.extra.get("modality")
     table = modalities.get(name).input_table if name else None
     (stage,) = stages_of(model.config, stage)
-    starts = [
-        window.starts[~np.isnan(window.probability[:, stage])]
-        for window in windows(model, [Document(data, "-", "-")], input_table=table)
-    ]
+    with ExitStack() as stack:
+        if not compression.is_default and data:
+            stack.callback(model.set_thresholds, model.thresholds)
+            compression.apply(model, lambda: [data.translate(table)])
+        starts = [
+            window.starts[~np.isnan(window.probability[:, stage])]
+            for window in windows(model, [Document(data, "-", "-")], input_table=table)
+        ]
     if not starts:
         return []
     bounds = [*np.concatenate(starts).tolist(), len(data)]
@@ -140,15 +149,17 @@ def segment(
     max_bytes: int | None = None,
     label: str = "",
     carried: bool = False,
+    compression: Compression = UNCHANGED,
 ) -> Iterator[str]:
     """Pieces of text that, written one after the other, are the chunks of all sources in `format`.
 
     `modality` None reads every source as one document of raw bytes. `format` is one of `render.formats(modality)`.
     `headings` names each source in the formats for people. `summary` is filled on the way. After `max_bytes` (of all
     documents together; html has `PAGE_BYTES` where nothing is said) it ends, and `summary.intake.cut` is true. `label`
-    names the model on the page. `carried` as in `windows`. A source that turns out to be damaged ends there, and the
-    others follow. Raises UsageError for an unknown format or stage at once, InputError at the end if there was nothing,
-    or no source was whole.
+    names the model on the page. `carried` as in `windows`. `compression` sets the model's thresholds and `applied` of
+    the intake, at once; a length is met on the beginning of the input. A source that turns out to be damaged ends
+    there, and the others follow. Raises UsageError for an unknown format or stage at once, InputError at the end if
+    there was nothing, or no source was whole.
     """
     stages = stages_of(model.config, stage)
     render.check(format, modality)
@@ -156,9 +167,14 @@ def segment(
 
     limit = max_bytes or (PAGE_BYTES if format == "html" else None)
 
+    table = modality.input_table if modality else None
+    documents = summary.intake.documents(sources, modality, limit)
+    applied, documents = compression.apply_to(model, documents, table)
+    summary.intake.applied = applied
+    if applied is not None:
+        label = f"{label}, {applied}"
+
     def counted() -> Iterator[Window]:
-        table = modality.input_table if modality else None
-        documents = summary.intake.documents(sources, modality, limit)
         for window in windows(model, documents, input_table=table, surprisal=format == "html", carried=carried):
             summary.add(window)
             yield window

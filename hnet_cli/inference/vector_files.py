@@ -20,7 +20,7 @@ from hnet_cli.errors import EnvironmentLimit, UsageError
 from hnet_cli.inference.embed import Block
 from hnet_cli.inference.render import json_line, json_payload
 from hnet_cli.modality import escape
-from hnet_cli.storage import NewFile, output_file, refuse_output, spool
+from hnet_cli.storage import NewFile, member, output_file, refuse_output, spool
 from hnet_cli.storage.files import GrowingFile
 
 FORMATS = (".npz", ".parquet", ".jsonl")
@@ -163,11 +163,11 @@ def _content(column: GrowingFile) -> Iterator[bytes]:
 def _array(
     archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], content: Iterator[bytes]
 ) -> None:
-    with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+    with member(archive, f"{name}.npy") as file:
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(member, header)
+        np.lib.format.write_array_header_1_0(file, header)
         for part in content:
-            member.write(part)
+            file.write(part)
 
 
 class _Parquet:

@@ -135,26 +135,44 @@ def windows(
     width, warmup = width or default[0], default[1] if warmup is None else warmup
     batch_bytes = batch_bytes or BATCH_BYTES.get(model.embeddings.weight.device.type, 1 << 18)
     opened = np.zeros(model.config.num_stages, dtype=np.int64)  # where the last chunk of each stage began
-    batch: list[_Stretch] = []
-    size = 0
-
     if carried:
         width, warmup, batch_bytes = batch_bytes, 0, 1
     carry = _Carry(model) if carried else None
-
-    def finished() -> Iterator[Window]:
+    stretches = _stretches(documents, width, warmup, 1 if carried else _period(model.config))
+    for batch in _batches(stretches, batch_bytes):
         for window in _compute(model, batch, input_table, surprisal, carry, layers):
             yield _limited(window, opened, longest_chunk)
-        batch.clear()
 
-    for stretch in _stretches(documents, width, warmup, 1 if carried else _period(model.config)):
+
+@torch.no_grad()
+def probabilities(model: HNetForCausalLM, documents: Iterable[Document]) -> Iterator[list[np.ndarray]]:
+    """The boundary probabilities that are decided on in the windows of documents, as the model reads them: for each
+    packed pass, per stage, those of the positions that are in a window and begin no document, (n,) float32."""
+    device = model.embeddings.weight.device
+    batch_bytes = BATCH_BYTES.get(device.type, 1 << 18)
+    for batch in _batches(_stretches(documents, *window_of(model.config), _period(model.config)), batch_bytes):
+        ids, offsets, first = _packed(batch, None, device)
+        free = first + [stretch.start == 0 for stretch in batch]
+        counted = np.arange(len(ids)) >= np.repeat(free, np.diff(offsets))
+        found = []
+        for routing in model(ids, cu_seqlens=torch.from_numpy(offsets).to(device), until="routing").routing:
+            found.append(routing.boundary_prob.float().cpu().numpy()[counted])
+            counted = counted[routing.boundary_mask.cpu().numpy()]
+        yield found
+
+
+def _batches(stretches: Iterable[_Stretch], batch_bytes: int) -> Iterator[list[_Stretch]]:
+    """As many stretches at once as reach `batch_bytes` positions."""
+    batch: list[_Stretch] = []
+    size = 0
+    for stretch in stretches:
         batch.append(stretch)
         size += stretch.skipped + len(stretch.data)
         if size >= batch_bytes:
-            yield from finished()
-            size = 0
+            yield batch
+            batch, size = [], 0
     if batch:
-        yield from finished()
+        yield batch
 
 
 def _stretches(documents: Iterable[Document | Stream], width: int, warmup: int, period: int) -> Iterator[_Stretch]:
@@ -233,6 +251,16 @@ class _Carry:
         return (np.concatenate([[np.nan], bits]).astype(np.float32) if begins else bits), out.routing
 
 
+def _packed(
+    batch: Sequence[_Stretch], table: bytes | None, device: torch.device
+) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """Input (T,) int64, where its sequences begin (B+1,), and the first position of each that is kept (B,)."""
+    inputs = [stretch.model_input(table) for stretch in batch]
+    offsets = np.cumsum([0] + [len(each) for each in inputs])
+    ids = torch.from_numpy(np.frombuffer(b"".join(inputs), dtype=np.uint8).astype(np.int64)).to(device)
+    return ids, offsets, offsets[:-1] + [stretch.skipped for stretch in batch]
+
+
 def _compute(
     model: HNetForCausalLM,
     batch: Sequence[_Stretch],
@@ -242,11 +270,8 @@ def _compute(
     layers: Sequence[Layer],
 ) -> Iterator[Window]:
     """One packed pass. All arrays are made for the whole pack and then cut, so that the cost is the network's."""
-    inputs = [stretch.model_input(table) for stretch in batch]
-    offsets = np.cumsum([0] + [len(each) for each in inputs])
-    device = model.embeddings.weight.device
-    ids = torch.from_numpy(np.frombuffer(b"".join(inputs), dtype=np.uint8).astype(np.int64)).to(device)
-    cu_seqlens, bits = torch.from_numpy(offsets).to(device), None
+    ids, offsets, first = _packed(batch, table, model.embeddings.weight.device)
+    cu_seqlens, bits = torch.from_numpy(offsets).to(ids.device), None
     until: Until = "routing" if all(layer.name == "encoder" for layer in layers) else None
     stacks = [stack_of(model, layer) for layer in layers]
     with caught(stacks) as outputs, torch.no_grad():
@@ -258,7 +283,6 @@ def _compute(
         else:
             routing = model(ids, cu_seqlens=cu_seqlens, until=until).routing
 
-    first = offsets[:-1] + [stretch.skipped for stretch in batch]  # of the positions that are kept, in the pack
     at = np.arange(len(ids))  # where the positions of the current level stand in the pack
     rows = np.empty(0, dtype=np.int64)  # which starts of stage 0 they are
     positions: list[np.ndarray] = []

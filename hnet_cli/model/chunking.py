@@ -8,6 +8,7 @@ boundary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from hnet_cli.kernels import REFERENCE, Kernels, continuing
 from hnet_cli.kernels.continuing import pick, put
-from hnet_cli.kernels.packing import Packing, true_positions
+from hnet_cli.kernels.packing import Packing, send, true_positions
 from hnet_cli.kernels.reference import wide
 from hnet_cli.model.automaton import Automaton
 from hnet_cli.model.blocks import WideLinear
@@ -26,6 +27,8 @@ from hnet_cli.model.settings import Chunker, continuation, space_like
 from hnet_cli.model.state import LevelState, Now
 
 Probability = TypeVar("Probability", Tensor, float)
+Shares = Sequence[float | None]
+"""For each document the share of its positions that shall be boundaries; None: those above the threshold."""
 THRESHOLD = 0.5
 """The probability above which a position is a boundary (paper eq 5), unless a model is told another."""
 
@@ -44,6 +47,13 @@ class RoutingOutput:
     """False for fixed rules, whose probabilities are the mask and carry no loss."""
     allowed: Tensor | None = None
     """(T_s,) bool: where a boundary may be, of the `characters` chunker; elsewhere p is 0. None: anywhere."""
+    above_threshold: Tensor | None = None
+    """(T_s,) bool: b as the threshold decides, where shares decided `boundary_mask`. None: the same."""
+
+    @property
+    def by_threshold(self) -> Tensor:
+        """(T_s,) bool: b as the threshold decides, whatever shares there are."""
+        return self.boundary_mask if self.above_threshold is None else self.above_threshold
 
 
 class Routing(nn.Module):
@@ -81,10 +91,12 @@ class RoutingModule(Routing):
         input_ids: Tensor | None = None,
         kernels: Kernels = REFERENCE,
         state: LevelState | None = None,
+        shares: Shares | None = None,
     ) -> RoutingOutput:
         """hidden (T, D): the encoder's output. The comparison across a document border is overwritten: no gradient.
 
-        Raises ValueError if the `characters` chunker is not given the bytes `input_ids` (T,).
+        `shares` as in `most_likely`, in place of the threshold. Raises ValueError if the `characters` chunker is not
+        given the bytes `input_ids` (T,).
         """
         q, k = self.q_proj_layer(hidden[:-1], kernels), self.k_proj_layer(hidden[1:], kernels)
         with torch.autocast(hidden.device.type, enabled=False):
@@ -104,7 +116,8 @@ class RoutingModule(Routing):
                 allowed = allowed.index_fill(0, packing.begins, True)
             prob = prob.index_fill(0, packing.begins, 1.0)
             mask = self.is_boundary(prob).index_fill(0, packing.begins, True)
-        return RoutingOutput(prob, mask, packing.cu_seqlens, allowed=allowed)
+            chosen = mask if shares is None else most_likely(prob, mask, packing, shares)
+        return RoutingOutput(prob, chosen, packing.cu_seqlens, True, allowed, None if shares is None else mask)
 
     def _compare(self, query: Tensor, key: Tensor) -> Tensor:
         """(R, D) each -> p (R,)."""
@@ -148,8 +161,12 @@ class FixedRouting(Routing):
         input_ids: Tensor | None = None,
         kernels: Kernels = REFERENCE,
         state: LevelState | None = None,
+        shares: Shares | None = None,
     ) -> RoutingOutput:
-        """hidden (T, D) gives the dtype only. Raises ValueError if the `space` chunker is not given the bytes (T,)."""
+        """hidden (T, D) gives the dtype only; a rule heeds no shares.
+
+        Raises ValueError if the `space` chunker is not given the bytes (T,).
+        """
         if self.chunker.k is not None:
             mask = packing.absolute % self.chunker.k == 0
         else:
@@ -203,6 +220,29 @@ class FixedRouting(Routing):
 
 
 Router = RoutingModule | FixedRouting
+
+
+@torch.no_grad()
+def most_likely(prob: Tensor, mask: Tensor, packing: Packing, shares: Shares) -> Tensor:
+    """Boundaries by rank, (T,) bool: of the positions of all documents with the same share together, that share, those
+    with the highest `prob` (T,); somewhat fewer where some are equal. `mask` (T,) where the share is None.
+
+    Documents begin with a boundary. The rank within a pass stands for a threshold: its sampling error is that of the
+    quantile.
+    """
+    groups: dict[float, list[int]] = {}
+    for document, share in enumerate(shares):
+        if share is not None:
+            groups.setdefault(share, []).append(document)
+    for share, documents in groups.items():
+        member = torch.zeros(packing.batch_size, dtype=torch.bool)
+        member[documents] = True
+        own = send(member, prob.device)[packing.document]
+        wanted = round(share * sum(packing.lengths[document] for document in documents))
+        ranked = prob.masked_fill(~own, -1).sort(descending=True).values
+        chosen = (prob > ranked[min(max(1, wanted), len(ranked) - 1)]).index_fill(0, packing.begins, True)
+        mask = torch.where(own, chosen, mask)
+    return mask
 
 
 class ChunkLayer(nn.Module):
@@ -330,6 +370,6 @@ def ratio_loss(
     if not routing.learned:
         raise ValueError("a chunker that is not learned has no ratio loss")
     n, prob = target_ratio, routing.boundary_prob
-    fraction = routing.boundary_mask.to(prob.dtype).mean() if fraction is None else fraction
+    fraction = routing.by_threshold.to(prob.dtype).mean() if fraction is None else fraction
     mean = prob.mean() if mean is None else mean
     return n / (n - 1) * ((n - 1) * fraction * mean + (1 - fraction) * (1 - mean))

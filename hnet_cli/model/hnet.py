@@ -26,6 +26,7 @@ from hnet_cli.model.chunking import (
     Router,
     RoutingModule,
     RoutingOutput,
+    Shares,
     add_residual,
     smooth,
     smooth_step,
@@ -114,11 +115,12 @@ class HNet(nn.Module):
         input_ids: Tensor | None = None,
         state: LevelState | None = None,
         until: Until = None,
+        shares: Sequence[Shares] | None = None,
     ) -> LevelOutput:
         """hidden (T, outer width) -> the same, with the routing.
 
         `input_ids` (T,) is given to the outermost level only, for chunkers that read bytes. With a `state`, which made
-        `packing`, documents go on from it and it is brought to their ends.
+        `packing`, documents go on from it and it is brought to their ends. `shares`: of this stage and the inner ones.
         """
         stacks = state.layers if state is not None else {}
         if state is not None:
@@ -129,7 +131,7 @@ class HNet(nn.Module):
             return LevelOutput(self._leave(out, kernels), [], None if self.adapter_in is None else hidden)
         encoded = self.encoder(hidden, packing, kernels, stacks.get("encoder"))
         residual = None if until else self.project_residual(encoded, kernels)
-        routing = self.routing_module(encoded, packing, input_ids, kernels, state)
+        routing = self.routing_module(encoded, packing, input_ids, kernels, state, shares[0] if shares else None)
         source = self.chunk_source(encoded, routing, packing, kernels, state)
         chunks, inner, index = self.chunk_layer(source, routing, packing, state)
         if state is not None:
@@ -139,7 +141,7 @@ class HNet(nn.Module):
             deeper = LevelOutput(chunks[:0], self.main_network.unreached(routing))
         else:
             inside = state.inner if state is not None else None
-            deeper = self.main_network(chunks, inner, kernels, None, inside, until)
+            deeper = self.main_network(chunks, inner, kernels, None, inside, until, shares[1:] if shares else None)
         stages = [routing, *deeper.routing]
         if residual is None:
             return LevelOutput(encoded[:0, : self.outer_width], stages)
@@ -356,12 +358,14 @@ class HNetForCausalLM(nn.Module):
         cu_seqlens: Tensor | None = None,
         mask: Tensor | None = None,
         until: Until = None,
+        shares: Sequence[Shares] | None = None,
     ) -> HNetOutput:
         """Logits of the next byte at every position.
 
         Either `input_ids` (B, L) int64, every row a document; or the same with `mask` (B, L) bool, true on a prefix of
         each row; or packed `input_ids` (T,) with `cu_seqlens` (B+1,) int32 or int64. Logits (B, L, V), zero where
-        masked, or (T, V); none with `until="routing"`. Raises ValueError for shapes that do not fit.
+        masked, or (T, V); none with `until="routing"`. `shares`, for packed documents only: per stage, how many
+        boundaries there shall be in place of the thresholds. Raises ValueError for shapes that do not fit.
         """
         if input_ids.ndim == 1:
             if cu_seqlens is None or mask is not None:
@@ -369,7 +373,7 @@ class HNetForCausalLM(nn.Module):
             packing = Packing.of_cu_seqlens(cu_seqlens, input_ids.device)
             if packing.total != len(input_ids):
                 raise ValueError(f"cu_seqlens ends at {packing.total}, input_ids has {len(input_ids)} positions")
-            return self.forward_packed(input_ids, packing, until=until)
+            return self.forward_packed(input_ids, packing, None, until, shares)
         if input_ids.ndim != 2 or cu_seqlens is not None:
             raise ValueError("input_ids must be (B, L), or (T,) with cu_seqlens")
         rows, length = input_ids.shape
@@ -398,9 +402,10 @@ class HNetForCausalLM(nn.Module):
         packing: Packing,
         state: LevelState | None = None,
         until: Until = None,
+        shares: Sequence[Shares] | None = None,
     ) -> HNetOutput:
-        """input_ids (T,) -> logits (T, V). `state` and `until` as `HNet.forward`."""
-        out = self.backbone(self.embeddings(input_ids), packing, self.kernels(), input_ids, state, until)
+        """input_ids (T,) -> logits (T, V). `state`, `until` and `shares` as `HNet.forward`."""
+        out = self.backbone(self.embeddings(input_ids), packing, self.kernels(), input_ids, state, until, shares)
         return HNetOutput(self.lm_head(out.hidden), out.routing, out.embedding)
 
     # -- generation ----------------------------------------------------------------------------------------------------

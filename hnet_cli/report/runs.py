@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from hnet_cli import storage
+from hnet_cli import provenance, storage
 from hnet_cli.errors import InputError, UsageError
 from hnet_cli.provenance import line
 from hnet_cli.report import history
@@ -48,11 +48,22 @@ class RunsShown:
 def show(paths: Sequence[Path], sort: str = "when", out: Path | None = None, overwrite: bool = False) -> RunsShown:
     """The runs in folders, or the runs given; two or more of these are compared. `out` gets the page of them.
 
+    Datasets and model folders among them are shown with what they were made with.
+
     Raises UsageError for an unknown order, InputError where there is no run, and what `storage.refuse_output` does.
     """
     if sort not in ORDERS:
         raise UsageError(f"runs cannot be sorted by {sort!r}", f"choose from {', '.join(ORDERS)}")
     paths = [_by_name(path) for path in paths]
+    made = {path: about for path in paths if not history.is_run(path) and (about := provenance.of(path)) is not None}
+    if made and len(made) == len(paths):
+        if out is not None:
+            raise UsageError("--out is a page of runs, and none are given", "leave it out, or name runs")
+        return RunsShown([_facts(path, about) for path, about in made.items()], {"runs": [], "made": _for_json(made)})
+    if made:
+        shown = show([path for path in paths if path not in made], sort, out, overwrite)
+        tables = [*shown.tables, *(_facts(path, about) for path, about in made.items())]
+        return RunsShown(tables, shown.data | {"made": _for_json(made)})
     named = bool(paths) and all(map(history.is_run, paths))
     runs = [history.glance(path) for path in dict.fromkeys(_found(paths or [Path("runs")]))]
     if not named:
@@ -66,10 +77,23 @@ def show(paths: Sequence[Path], sort: str = "when", out: Path | None = None, ove
     if named and comparison:
         _say_what_is_wrong([run for run in runs if run not in usable])
         return comparison.shown()
-    if named and (made := line(runs[0].made)):
-        say(f"[dim]made with {literal(made)}[/]")
+    if named and (with_what := line(runs[0].made)):
+        say(f"[dim]made with {literal(with_what)}[/]")
     tables = [_list(runs)] + ([_sources(runs[0])] if named and runs[0].sources else [])
     return RunsShown(tables, {"runs": [run.to_dict() for run in runs]})
+
+
+def _facts(path: Path, about: Mapping[str, Any]) -> Table:
+    facts = table("", "", title=f"[bold]{literal(storage.shown(path))}[/] was made with")
+    facts.show_header = False
+    facts.columns[1].justify = "left"
+    for name, value in provenance.facts(about).items():
+        facts.add_row(literal(name), literal(value))
+    return facts
+
+
+def _for_json(made: Mapping[Path, dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"path": storage.shown(path), "made": about} for path, about in made.items()]
 
 
 def _by_name(path: Path) -> Path:

@@ -34,7 +34,7 @@ from hnet_cli.storage.folders import (
 )
 from hnet_cli.storage.held import HeldFile
 from hnet_cli.storage.lock import FolderLock, lock_holder, refuse_if_held
-from hnet_cli.storage.outputs import output_file, refuse_output, spool, write_output
+from hnet_cli.storage.outputs import member, output_file, refuse_output, spool, write_output
 from hnet_cli.storage.reading import (
     LARGE,
     RECORDS,

@@ -6,8 +6,10 @@ import contextlib
 import os
 import secrets
 import stat
+import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 from hnet_cli.errors import BusyError
 from hnet_cli.storage.files import GrowingFile, NewFile, os_errors, sibling, staged_file
@@ -15,6 +17,41 @@ from hnet_cli.storage.streams import shown
 
 PAGE_MARK = b'<meta name="generator" content="hnet">'
 """In the head of every page that hnet writes, which it may replace by a newer one."""
+PAGE_HEAD = 4096
+"""First bytes of a page, with the mark."""
+ATTRIBUTE = "user.hnet.output"
+"""Extended attribute of an output, whose content has no place for a mark."""
+
+
+def mark_output(file: int | str) -> None:
+    """Say beside the content of a regular file that hnet wrote it, where system and disk can.
+
+    It stays when the file is renamed, and is lost in most copies.
+    """
+    if hasattr(os, "setxattr"):
+        with contextlib.suppress(OSError):
+            os.setxattr(file, ATTRIBUTE, b"1")
+
+
+def mark_stdout() -> None:
+    """The same for the file that standard output goes to (`hnet sample > file`), unless somebody wrote to it before."""
+    with contextlib.suppress(OSError):
+        status = os.fstat(1)
+        if stat.S_ISREG(status.st_mode) and not status.st_size:
+            mark_output(1)
+
+
+def is_page(head: bytes) -> bool:
+    """True for a file that begins with `head` (`PAGE_HEAD` bytes) if it is a page that hnet wrote."""
+    return PAGE_MARK in head and head.lstrip()[:9].lower() == b"<!doctype"
+
+
+def is_output(path: str | os.PathLike[str]) -> bool:
+    """True for a file that `mark_output` has marked."""
+    if hasattr(os, "getxattr"):
+        with contextlib.suppress(OSError):
+            return bool(os.getxattr(path, ATTRIBUTE))
+    return False
 
 
 def refuse_output(path: Path, overwrite: bool = False, inputs: Iterable[str | os.PathLike[str]] = ()) -> Path:
@@ -41,7 +78,7 @@ def refuse_output(path: Path, overwrite: bool = False, inputs: Iterable[str | os
     if read := next((name for name in inputs if _is_in(real, name)), None):
         where = "an input" if _is_in(Path(os.path.realpath(read)), real) else f"in the input {shown(read)}"
         raise BusyError(f"{shown(path)} is {where}", "choose another name, or give --overwrite to replace it")
-    if not _is_page(real):
+    if not _holds_page(real):
         raise BusyError(f"{shown(path)} exists already", "choose another name, or give --overwrite to replace it")
     return real
 
@@ -60,9 +97,9 @@ def _is_in(path: Path, place: str | os.PathLike[str]) -> bool:
     return real == path or real in path.parents or (os.path.exists(real) and os.path.samefile(real, path))
 
 
-def _is_page(path: Path) -> bool:
+def _holds_page(path: Path) -> bool:
     with contextlib.suppress(OSError), open(path, "rb") as file:
-        return PAGE_MARK in file.read(4096)
+        return is_page(file.read(PAGE_HEAD))
     return False
 
 
@@ -80,6 +117,7 @@ def output_file(
             yield file
     else:
         with staged_file(target, needed) as file:
+            mark_output(file.name)
             if target.exists():
                 with os_errors(path):
                     os.chmod(file.name, stat.S_IMODE(target.stat().st_mode))
@@ -98,6 +136,13 @@ def spool(beside: Path) -> Iterator[GrowingFile]:
             yield file
         finally:
             file.close()
+
+
+@contextlib.contextmanager
+def member(archive: zipfile.ZipFile, name: str) -> Iterator[IO[bytes]]:
+    """A member, of any size and without a date, of an archive that is being written."""
+    with archive.open(zipfile.ZipInfo(name), "w", force_zip64=True) as file:
+        yield file
 
 
 def write_output(path: Path, text: str, overwrite: bool = False) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from shutil import get_terminal_size
@@ -169,19 +170,23 @@ class Task:
 
     EVERY = 10.0
     """Seconds between plain lines."""
+    RECENT = 60.0
+    """Seconds whose pace tells how much time is left: it changes with what else the machine has to do."""
 
     def __init__(self, label: str, total: float | None, bar: Progress | None) -> None:
         self.label, self.total, self.bar, self.done, self.note = label, total, bar, 0.0, ""
-        self.started = self.printed = time.monotonic()
+        self.printed = time.monotonic()
+        self.recent = deque[tuple[float, float]]()
+        """Times and units done at them, of the last `RECENT` seconds."""
         self.within: Task | None = None
-        self.first: float | None = None
-        """Units done before this task began: a resumed run does not start at nothing."""
         self.id = bar.add_task(escape(label), total=total, note="") if bar else None
 
     def update(self, done: float, total: float | None = None, note: str | None = None) -> None:
         """`done` of `total` units; `note` is shown behind the bar."""
         self.done = done
-        self.first = done if self.first is None else self.first
+        self.recent.append((time.monotonic(), done))
+        while len(self.recent) > 2 and self.recent[1][0] < self.recent[-1][0] - self.RECENT:
+            self.recent.popleft()
         self.total = total if total is not None else self.total
         self.note = note if note is not None else self.note
         if self.bar is not None and self.id is not None:
@@ -210,7 +215,7 @@ class Task:
     def _line(self) -> None:
         if _verbosity < 0 or not self.total:
             return
-        here, spent = self.done - (self.first or 0), time.monotonic() - self.started
+        here, spent = self.done - self.recent[0][1], time.monotonic() - self.recent[0][0]
         rest = self.total - self.done
         left = f", {duration(spent / here * rest)} left" if here > 0 and rest > 0 else ""
         line = f"{self.label}: {100 * self.done / self.total:.0f}%{left}  {self.note}"

@@ -6,6 +6,8 @@ import io
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,15 +56,45 @@ class Terminated(BaseException):
         self.number = number
 
 
+CLEANING = 5.0
+"""Seconds in which a command that is ended is left in peace; an exception may get lost, in a destructor say."""
+PATIENCE = 1.5
+"""Seconds that a signal waits for an import: that of torch takes half a minute on a busy machine."""
+AGAIN = 0.1
+"""Seconds after which a signal that came in the midst of an import is sent again."""
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
 @contextmanager
 def terminable() -> Iterator[None]:
     """SIGTERM, SIGHUP and SIGXCPU raise `Terminated` where they would end the process at once; what follows the first
-    is ignored, so that it can clean up. `catch_signals` comes first in its block."""
+    within `CLEANING` is ignored, so that it can clean up. `catch_signals` comes first in its block.
 
-    def on_signal(received: int, _: FrameType | None) -> None:
-        for number in before:
-            signal.signal(number, signal.SIG_IGN)
-        raise Terminated(received)
+    While a module is imported they wait: an exception that passes through C++, as there is in torch, may abort. After
+    `PATIENCE` the process ends there and then, as after a kill.
+    """
+    quiet_until, first = 0.0, 0.0
+
+    def on_signal(received: int, frame: FrameType | None) -> None:
+        nonlocal quiet_until, first
+        first = first or time.monotonic()
+        if _is_importing(frame):
+            if time.monotonic() > first + PATIENCE:
+                print(f"hnet: {Terminated(received)}", file=sys.stderr, flush=True)
+                os._exit(128 + received)
+            again = threading.Timer(AGAIN, os.kill, (os.getpid(), received))
+            again.daemon = True
+            again.start()
+        elif (now := time.monotonic()) >= quiet_until:
+            quiet_until = now + CLEANING
+            raise Terminated(received)
 
     numbers = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP", "SIGXCPU")]
     before = [number for number in numbers if number and signal.getsignal(number) == signal.SIG_DFL]

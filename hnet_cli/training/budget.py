@@ -46,14 +46,17 @@ def positions_per_byte(config: RunConfig) -> float:
 
 
 def chunk_fractions(config: RunConfig, share: float = 1.0, rule: float | None = None) -> list[float]:
-    """Positions of each inner level per byte, if the target ratios are met.
+    """Positions of each inner level per byte, if the target ratios are met; of several budgets the mean.
 
     `share`: positions of level 0 per byte. `rule`: measured chunks per position of a rule that reads bytes.
     """
-    fractions = []
+    fractions, budgets = [], config.train.budgets or [1]
+    learned = sum(chunker.learned for chunker in config.model.chunkers)
     for chunker, ratio in zip(config.model.chunkers, config.train.ratios(), strict=True):
         measured = rule if chunker.rule else None
         share *= measured or 1 / (chunker.k or ratio)
+        if chunker.learned:
+            share *= sum(budget ** (-1 / learned) for budget in budgets) / len(budgets)
         fractions.append(share)
     return fractions
 

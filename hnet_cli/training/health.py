@@ -75,7 +75,7 @@ def routing_counts(routing: list[RoutingOutput], histogram: bool = True) -> Tens
         prob = stage.boundary_prob
         dtype = exact(prob.device)
         positions = prob.new_full((), len(prob), dtype=dtype)
-        row = [torch.stack([positions, stage.boundary_mask.sum(dtype=dtype), prob.sum(dtype=dtype)])]
+        row = [torch.stack([positions, stage.by_threshold.sum(dtype=dtype), prob.sum(dtype=dtype)])]
         if histogram:
             edges = torch.arange(BINS, device=prob.device, dtype=prob.dtype) / BINS
             row.append(-F.pad((prob[:, None] >= edges).sum(0), (0, 1)).diff().to(dtype))

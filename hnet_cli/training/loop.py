@@ -549,14 +549,17 @@ class _Trainer:
         train, state, sharded = self.config.train, self.state, self.world.sharded
         piece, ratios = min(PIECE, train.batch_bytes // train.pieces), train.ratios(state.step)
         with self.autocast():
-            scores = validation(
-                self.model,
-                self.held_out,
-                ratios,
-                piece,
-                self.world,
-                lambda done: self.show("validation", done, self.held_out.bytes),
-            )
+
+            def validated(budget: float = 1) -> dict[str, Any]:
+                def show(done: int) -> None:
+                    self.show("validation", done, self.held_out.bytes)
+
+                return validation(self.model, self.held_out, ratios, piece, self.world, show, budget)
+
+            scores = validated()
+            if state.step == train.steps:
+                others = [budget for budget in train.budgets if budget != 1]
+                scores |= {f"bpb_at_{budget:g}": validated(budget)["bpb"] for budget in others}
             decisions = self.probe.decide(self.model, sharded) if self.world.is_main or sharded else None
         position = {"step": state.step, "bytes": state.bytes_seen}
         scores |= {"of": self.held_out.total, "sample": self.held_out.key} | (self.beside or {})

@@ -6,6 +6,7 @@ probabilities only. The paper has neither; its presets leave them off.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from hnet_cli.config.run import TrainConfig
 from hnet_cli.distributed.world import World
 from hnet_cli.model import HNetForCausalLM, RoutingOutput, ratio_loss
+from hnet_cli.model.chunking import Shares
 
 if TYPE_CHECKING:  # needs the packages that read weights, which a step without a teacher does without
     from hnet_cli.training.teacher import Lesson
@@ -53,7 +55,7 @@ class GlobalRatio:
     def __call__(self, learned: list[tuple[RoutingOutput, float]]) -> Tensor:
         """The loss from (routing, target ratio N) of each learned stage. Its mean over ranks is the loss, the mean of
         its gradient over ranks the gradient."""
-        masks = [routing.boundary_mask for routing, _ in learned]
+        masks = [routing.by_threshold for routing, _ in learned]
         local = [torch.stack([mask.sum(), mask.new_full((), len(mask), dtype=torch.int64)]) for mask in masks]
         pass_counts = self.world.gather(torch.stack(local)).sum(0)
         self.counts.append(pass_counts)
@@ -77,6 +79,7 @@ def losses(
     share: float = 1.0,
     lesson: Lesson | None = None,
     global_ratio: GlobalRatio | None = None,
+    shares: Sequence[Shares] | None = None,
 ) -> tuple[Losses, list[RoutingOutput]]:
     """Next-byte loss + alpha x ratio loss (paper equation 10) + the alignment loss + those of a teacher's `lesson`
     (appendix F), for packed bytes (T,) int64.
@@ -84,8 +87,9 @@ def losses(
     `weight_sum` normalises the next-byte loss: the weights of the whole batch, so that micro-batches add up to it.
     The ratio loss is per micro-batch, as in the official code, unless there is a `global_ratio`, and averaged over the
     micro-batches. `share`: the part of a micro-batch that these bytes are, 1 unless it had to be split.
+    `shares` as in the model's forward pass; the ratio loss is of what the thresholds decide.
     """
-    out = model(inputs, cu_seqlens=cu_seqlens)
+    out = model(inputs, cu_seqlens=cu_seqlens, shares=shares)
     nll = F.cross_entropy(out.logits.float(), targets, reduction="none")
     total = (nll if weights is None else nll * weights).sum() / weight_sum
     zero, ratios = nll.new_zeros(()), train.ratios(step)

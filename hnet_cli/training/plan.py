@@ -353,8 +353,8 @@ def _describe(plan: Plan, data: dict[str, Any]) -> None:
             f"{plan.ranks:,} ranks, {train.pieces // plan.ranks:,} micro-batches each; the model is "
             f"{literal('divided among them' if plan.shares > 1 else 'copied on each')}."
         )
-    read = f"{data['epochs']:.1f} times the data"
-    say(f"{train.steps:,} steps of {size(train.batch_bytes)}: {size(data['bytes'])}, {literal(read)}.")
+    read = f", {data['epochs']:.1f} times the data" if len(data["sources"]) == 1 else ""
+    say(f"{train.steps:,} steps of {size(train.batch_bytes)}: {size(data['bytes'])}{literal(read)}.")
     if "seconds" in data:
         say(f"About {size(data['bytes_per_s'])}/s here: {duration(data['seconds'])}.")
 

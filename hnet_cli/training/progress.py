@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hnet_cli import provenance, storage
-from hnet_cli.distributed.threads import meter
+from hnet_cli.distributed.threads import Meter, meter
 from hnet_cli.distributed.world import ALONE, OtherRank, World
 from hnet_cli.errors import BusyError, HNetError
 from hnet_cli.report import history, run_page
@@ -82,10 +82,10 @@ def attend(
         task = held.enter_context(progress(label, total=seconds if limited else plan.config.train.steps))
         screen = _Screen(task, plan.run / "log.txt", board, brief, limited, plan.config.train.steps)
         screen.wait(f"made with {provenance.line(provenance.made(plan.machine.device, plan.machine.name))}")
-        if plan.machine.device == "cpu" and (busy := meter.note()):
-            screen.log(f"busy machine: {busy}")
-            if not brief:
-                say(f"[yellow]busy machine:[/] {literal(busy)}, so this takes longer")
+        if plan.machine.device == "cpu" and world.size == 1:
+            screen.meter = Meter()
+            if busy := meter.note():
+                screen.say_busy(busy)
         try:
             return run(listen=screen.hear, show=screen.show_part)
         except BusyError:
@@ -101,6 +101,8 @@ class _Screen:
 
     MOST_UNWRITTEN = 1000
     """Lines of the log that are kept for a disk that takes them again."""
+    WINDOW = 30.0
+    """Seconds over which the other work on the CPUs is measured."""
     REPORTING = 0.01
     """Share of the time that may go into keeping the report up to date."""
 
@@ -123,6 +125,8 @@ class _Screen:
         self.fitting = 0
         """Steps that a run with limited time was last said to have in the log."""
         self.unwritten: list[str] = []
+        self.meter: Meter | None = None
+        """Of the other work on the CPUs, until it is said."""
 
     def hear(self, kind: str, record: dict[str, Any]) -> None:
         """Show and log what `train` reports."""
@@ -130,6 +134,11 @@ class _Screen:
             self.board.hear(kind, record)
         if kind == "step":
             self._move(record["step"])
+            if self.meter is not None and self.meter.seconds > self.WINDOW:
+                if busy := self.meter.note(computing=True):
+                    self.say_busy(busy)
+                else:
+                    self.meter = Meter()
         elif kind == "log":
             self.note = _line(record)
             self._move(record["step"])
@@ -164,6 +173,16 @@ class _Screen:
         elif kind == "warning":
             say(f"[yellow]warning:[/] {literal(record['message'])}")
             self.log(f"warning: {record['message']}")
+
+    def say_busy(self, busy: str) -> None:
+        """Say once what else the CPUs have to do, and what to do about it."""
+        self.meter = None
+        self.log(f"busy machine: {busy}")
+        if not self.brief:
+            say(
+                f"[yellow]busy machine:[/] {literal(busy)}, so this takes longer. End the other work, wait for it, or "
+                "go on elsewhere: a stopped run goes on with --resume"
+            )
 
     def _move(self, step: int) -> None:
         """Bring the bar to a step, or to the time."""
@@ -234,6 +253,9 @@ def finish(plan: Plan, result: Result) -> None:
     rows = table(title, "bits per byte", *(literal(source.name) for source in sources))
     own = f"[bold]{result.last.get('val_bpb', 0):.3f}[/]"
     rows.add_row(f"this model, {result.state.step} steps", own, *(f"{source.bpb:.3f}" for source in sources))
+    for budget in plan.config.train.budgets:
+        if (value := result.last.get(f"val_bpb_at_{budget:g}")) is not None:
+            rows.add_row(f"with chunks {budget:g} times as long", f"{value:.3f}")
     for name, value in beside.items():
         kind = "order-k" if name.startswith("order-") else name
         of_each = (source.baselines.get(kind) for source in sources)

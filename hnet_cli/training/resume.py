@@ -63,12 +63,14 @@ def restore(
 
 def _other_data(run: Path, before: str, mixture: Mixture) -> InputError | UsageError:
     """The error for a run whose data had the key `before`."""
-    known = {key.partition(":")[0] for key in before.split()}
+    known = {key.partition(":")[0]: key.partition(":")[2] for key in before.split()}
     here = {dataset.fingerprint: shown(dataset.path) for dataset in mixture.datasets}
     others = [path for fingerprint, path in here.items() if fingerprint not in known]
     if not others and len(here) == len(known):
+        were = ", ".join(f"{path}:{known[key]}" for key, path in here.items()) if ":" in before else "their sizes"
         return UsageError(
-            f"{run} cannot change the weights of its data", "leave --data out, or start another run with --run NAME"
+            f"{run} cannot change the weights of its data, which were {were}",
+            "leave --data out, or start another run with --run NAME",
         )
     message = f"{run} was trained on another dataset than {', '.join(others)}"
     if not others:

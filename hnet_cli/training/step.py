@@ -16,6 +16,7 @@ from hnet_cli.distributed.world import ALONE, World
 from hnet_cli.errors import is_out_of_memory
 from hnet_cli.model import HNetForCausalLM
 from hnet_cli.report.stages import stage_key
+from hnet_cli.training.elastic import boundary_shares
 from hnet_cli.training.health import Numbers, clip_gradient, routing_counts, stage_metrics
 from hnet_cli.training.losses import GlobalRatio, Losses, losses
 from hnet_cli.training.optim import rate_multipliers, set_learning_rate
@@ -110,12 +111,14 @@ def accumulate(
     is_global = train.ratio_loss_statistics == "global"
     splittable = world.size == 1 or not (world.sharded or is_global)
     device = next(model.parameters()).device
+    learned = [router.learned for router in model.routers]
 
     def differentiate(batch: Batch, share: float, last: bool, ratio: GlobalRatio | None) -> tuple[Losses, Tensor]:
         tensors = to_device(batch, device)
         lesson = teacher.lesson(batch, device) if teacher is not None else None
+        shares = boundary_shares(batch, train, learned, step)
         with autocast():
-            part, routing = losses(model, *tensors, weight_sum, train, step, share, lesson, ratio)
+            part, routing = losses(model, *tensors, weight_sum, train, step, share, lesson, ratio, shares)
         world.backward(part.total, last)
         part.total = part.total.detach()
         return part, routing_counts(routing, histograms)

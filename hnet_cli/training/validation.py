@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ from hnet_cli.model import HNetForCausalLM, HNetOutput
 from hnet_cli.model.withholding import observed, withheld
 from hnet_cli.report.sources import source_key
 from hnet_cli.report.stages import StageFigures, stage_key
+from hnet_cli.training.elastic import shares_of
 from hnet_cli.training.health import read, routing_counts, stage_metrics
 
 PIECE = 32_768
@@ -41,6 +42,7 @@ def validation(
     piece: int | None = None,
     world: World = ALONE,
     progress: Callable[[int], None] = lambda done: None,
+    budget: float = 1,
 ) -> dict[str, Any]:
     """Score windows of the validation split, or those of each source of a mixture.
 
@@ -52,13 +54,16 @@ def validation(
     begins with the byte before it and knows nothing older. Bytes of weight 0 (prompts) do not count, the others count
     alike. `progress` gets the bytes begun. Returns `bpb` (bits per byte), `bytes`, and the figures of `stage_metrics`,
     which are of prompts too, and of `worths`. The ranks of a `world` take the passes in turn; the result is that of one
-    rank.
+    rank. `budget`: one of `train.budgets` for all windows, which has no `worths`, and figures of the stages that are
+    not its own.
     """
     was_training, before = model.training, 0
     model.eval()
+    learned = [router.learned for router in model.routers]
+    asked = None if budget == 1 else [each for (each,) in shares_of([budget], target_ratios, learned)]
     held_out, sums = HeldOut.of(held_out), list[tuple[float, np.ndarray, int, int]]()
     for part in held_out.parts:
-        sums.append(_scored(_Passes(model, part, piece or PIECE, world), partial(_add, progress, before)))
+        sums.append(_scored(_Passes(model, part, piece or PIECE, world, asked), partial(_add, progress, before)))
         before += part.bytes
     total, passed = sum(size for _, _, size, _ in sums), sum(size for _, _, _, size in sums)
     shares = list(zip(held_out.shares, sums, strict=True))
@@ -71,7 +76,7 @@ def validation(
         stages, key = stage_metrics(routed.tolist(), all_bytes, target_ratios), stage_key(0, "bytes_per_chunk")
         figures |= {key: stages[key]} if stages else {}
         record |= {source_key(key, name): value for key, value in figures.items()}
-    for stage, worth in enumerate(worths(model, held_out, piece, world)):
+    for stage, worth in enumerate(worths(model, held_out, piece, world) if budget == 1 else ()):
         record |= worth.flat(stage)
     model.train(was_training)
     return record
@@ -151,8 +156,16 @@ def _per_window(nats: Tensor, offsets: Tensor) -> Tensor:
 class _Passes:
     """Forward passes over windows, which the ranks of a world take in turn."""
 
-    def __init__(self, model: HNetForCausalLM, windows: Windows, piece: int, world: World) -> None:
-        self.model, self.windows, self.piece, self.world = model, windows, piece, world
+    def __init__(
+        self,
+        model: HNetForCausalLM,
+        windows: Windows,
+        piece: int,
+        world: World,
+        shares: Sequence[float | None] | None = None,
+    ) -> None:
+        """`shares`: of boundaries at each stage, of every window."""
+        self.model, self.windows, self.piece, self.world, self.shares = model, windows, piece, world, shares
         self.device = next(model.parameters()).device
         self.count = 0
         """Passes of all ranks."""
@@ -178,7 +191,8 @@ class _Passes:
     def _result(self, batch: Batch) -> tuple[HNetOutput, Tensor, Tensor, Tensor]:
         batch = batch if self.model.tokenizer is None else tokenised(batch, self.model.tokenizer)
         inputs, targets, cu_seqlens, weights = to_device(batch, self.device)
-        out = self.model(inputs, cu_seqlens=cu_seqlens)
+        shares = None if self.shares is None else [[share] * len(batch.documents) for share in self.shares]
+        out = self.model(inputs, cu_seqlens=cu_seqlens, shares=shares)
         nats = F.cross_entropy(out.logits.float(), targets, reduction="none")
         offsets = cu_seqlens.long().to(self.device)
         if weights is None:

@@ -26,7 +26,8 @@ def compared(place, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(place)
 
     def run(*more):
-        usual = ["--data", "dataset", "--line-up", "learned.yaml", "--device", "cpu", "--run", str(tmp_path / "c")]
+        usual = ["--line-up", "learned.yaml", "--device", "cpu", "--run", str(tmp_path / "c")]
+        usual += [] if "--data" in more else ["--data", "dataset"]
         return cli.run(["compare", *usual, *more]), *capsys.readouterr()
 
     return run
@@ -40,6 +41,7 @@ def compared(place, tmp_path, monkeypatch, capsys):
         (["--bytes", "300"], 2, "less than 10 steps"),
         (["--gpus", "0,x"], 2, "no list of GPUs"),
         (["--data", "nowhere"], 3, "nowhere does not exist"),
+        (["--data", "dataset", "--data", "nowhere"], 2, "a comparison is of one dataset"),
         (["--max-bytes", "100"], 3, "100 held-out bytes of dataset are less than 8 windows"),
     ],
 )

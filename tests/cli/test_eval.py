@@ -1,5 +1,8 @@
 """`hnet eval` on the command line: mistakes, and options that would do nothing."""
 
+import gzip
+import json
+
 import pytest
 
 from hnet_cli.cli import app as cli
@@ -36,6 +39,11 @@ from hnet_cli.cli import app as cli
         ("starter:text x.txt --prompt-field a", 2, "go together"),
         ("starter:text x.txt --prompt-field a --completion-field b", 2, "--prompt-field a --completion-field b"),
         ("starter:text x.jsonl --noise", 2, "--noise distorts documents"),
+        ("starter:text x.txt --page e.html", 2, "--page goes with --elastic"),
+        ("starter:text x.txt --elastic --page x.txt", 73, "x.txt is an input"),
+        ("starter:text --gold x.txt --bytes-per-chunk 3", 2, "--bytes-per-chunk needs data"),
+        ("starter:text --gold x.txt --elastic", 2, "--elastic needs data"),
+        ("starter:text x.txt --threshold 0.3,0.4", 2, "--threshold has 2 numbers"),
     ],
 )
 def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch, arguments, code, says):
@@ -47,3 +55,24 @@ def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch, arguments, code, s
     assert (ended, out) == (code, ""), err
     assert says in err
     assert len(err.strip().splitlines()) <= 2
+
+
+@pytest.mark.parametrize("option", ["--data", "--gold"])
+def test_a_damaged_file_among_others_is_left_out_and_said(capsys, tmp_path, option):
+    """As `segment` does: the rest is evaluated, and the exit code tells."""
+    for name in ("1.txt", "3.txt"):
+        (tmp_path / name).write_text("Just some words .\nAnd a line .\n" * 3)
+    (tmp_path / "2.txt.gz").write_bytes(gzip.compress(b"Other words , to be lost .\n" * 30)[:-6])
+    names = [str(tmp_path / name) for name in ("1.txt", "2.txt.gz", "3.txt")]
+    given = [word for name in names for word in (option, name)]
+    ended = cli.run(["eval", "starter:text", *given, "--no-samples", "--json"])
+    out, err = capsys.readouterr()
+    assert ended == 3
+    assert f"{names[1]} is truncated" in err.splitlines()[-1]
+    assert err.splitlines()[-1].count("the rest is evaluated") == 1
+    figures = json.loads(out)
+    if option == "--data":
+        assert figures["bytes"] == 2 * (tmp_path / "1.txt").stat().st_size
+    else:
+        figures = figures["gold"]
+    assert len(figures["damaged"]) == 1

@@ -20,6 +20,7 @@ FILES = {
     "segment --out": "segment file.txt --model runs/fox --out",
     "runs --out": "runs runs/fox --out",
     "score --out": "score file.txt --model runs/fox --out",
+    "embed --out": "embed file.txt --model runs/fox --out",
     "compare --out": "compare --data data/file --out",
     "eval --scores": "eval starter:dna --vcf calls.vcf --fasta genome.fa --scores",
     "convert dst": "convert runs/fox",
@@ -37,7 +38,7 @@ READ = {
     *("sample model", "sample --prompt-file", "eval models", "eval --data", "eval --gold", "eval --annotation"),
     *("eval --vcf", "eval --fasta", "eval --task", "compare --data", "compare --line-up", "runs paths"),
     *("convert src", "convert --config", "retrofit src", "retrofit --preset", "presets name"),
-    *("score files", "score --model"),
+    *("score files", "score --model", "embed files", "embed --model", "eval --probe"),
 }
 WORDS = {
     *(
@@ -52,7 +53,7 @@ WORDS = {
         "--prompt",
         "--label",
     ),
-    *("--size", "--gpus", "--sort", "--dtype", "--per"),
+    *("--size", "--gpus", "--sort", "--dtype", "--per", "--layer", "--pool", "--group"),
 }
 """Options that are no path, whatever the command."""
 
@@ -77,7 +78,7 @@ def test_every_option_is_classified() -> None:
 
 @pytest.mark.parametrize("option", FILES)
 def test_a_file_of_somebody_stays(option: str, own: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    thesis = own / ("thesis.pt" if "convert" in option else "thesis.txt")
+    thesis = own / f"thesis{ {'convert': '.pt', 'embed': '.jsonl'}.get(option.split()[0], '.txt') }"
     thesis.write_text("five years")
     (own / "calls.vcf").write_text("##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n")
     (own / f"link{thesis.suffix}").symlink_to(thesis)

@@ -1,12 +1,16 @@
 """`hnet prepare`: its summary, and what cannot be asked for."""
 
+import io
 import json
 import random
 import re
+import tarfile
 from pathlib import Path
 
 import pytest
 from clikit import check_mistake, hnet
+
+from hnet_cli.storage.outputs import PAGE_MARK, is_output, write_output
 
 
 @pytest.mark.parametrize(
@@ -111,3 +115,31 @@ def test_a_project_folder_is_prepared_twice(tmp_path, monkeypatch, capsys):
     assert json.loads(captured.out)["refused"] == {"dataset made by hnet": [2, 0, "data/one"]}
     assert hnet("prepare data/one") == 3
     assert "no data in data/one: dataset made by hnet (data/one)" in told(capsys)
+
+
+def test_outputs_in_a_folder_are_not_read(tmp_path, monkeypatch, capsys):
+    """Nor pages, wherever they are; what is named is read, and said."""
+    monkeypatch.chdir(tmp_path)
+    corpus(Path("texts"))
+    page = b"<!doctype html><head>" + PAGE_MARK + b"</head>" + b"chunks " * 90
+    Path("report.html").write_bytes(page)
+    write_output(Path("chunks.txt"), "some|chunks|" * 90)
+    with tarfile.open("x.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        for name, data, more in (
+            ("r.html", page, {}),
+            ("c.txt", b"chunks " * 90, {"SCHILY.xattr.user.hnet.output": "1"}),
+            ("text.txt", b"Some words.\n" * 9, {}),
+        ):
+            member = tarfile.TarInfo(name)
+            member.size, member.pax_headers = len(data), more
+            archive.addfile(member, io.BytesIO(data))
+    assert hnet("prepare . --out data --json") == 0
+    told = json.loads(capsys.readouterr().out)
+    marked = is_output("chunks.txt")
+    assert told["refused"]["page made by hnet"][0] == 2
+    assert told["refused"]["output made by hnet"][0] == 1 + marked
+    assert told["documents"] == len(list(Path("texts").iterdir())) + 1 + (not marked)
+    assert hnet("prepare texts chunks.txt --out two --json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["notes"].get("file named that hnet wrote", 0) == marked
+    assert told["documents"] == len(list(Path("texts").iterdir())) + 1

@@ -12,7 +12,8 @@ from clikit import check_mistake, child, hnet
     ("line", "code", "message"),
     [
         ("score", 2, "FILE..."),
-        ("score runs/fox", 2, "nothing to score with runs/fox (name files"),
+        ("score starter:text", 2, "nothing to score with starter:text (name files"),
+        ("score runs/fox", 3, "run made by hnet"),
         ("score nowhere.txt", 3, "nowhere.txt does not exist"),
         ("score empty.txt --model runs/fox", 3, "empty.txt"),
         ("score starter:klingon file.txt", 3, "starter:klingon"),

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from clikit import check_mistake, child, hnet
 
+from hnet_cli import load
+
 
 @pytest.mark.parametrize(
     ("line", "code", "message"),
@@ -21,6 +23,11 @@ from clikit import check_mistake, child, hnet
         ("segment file.txt --model runs/fox --format bed", 2, "bed"),
         ("segment file.txt --model runs/fox --modality klingon", 2, "installed: "),
         ("segment file.txt --model runs/fox --out runs", 2, "is a folder"),
+        ("segment file.txt --model runs/fox --threshold 2", 2, "--threshold 2 is no probability"),
+        ("segment file.txt --model runs/fox --threshold 0.5 --bytes-per-chunk 3", 2, "exclude each other"),
+        ("segment file.txt --model runs/fox --bytes-per-chunk three", 2, "'three' is no number"),
+        ("segment file.txt --model runs/fox --bytes-per-chunk 3,9", 2, "has 2 numbers"),
+        ("segment empty.txt --model runs/fox --bytes-per-chunk 3", 3, "empty.txt"),
         ("segment file.txt --model runs/fox --out no/where", 74, "no/where"),
     ],
 )
@@ -36,6 +43,19 @@ def test_a_reader_that_has_seen_enough(home):
     assert process.wait() == 0
     assert "Traceback" not in err
     assert "hnet: " not in err
+
+
+def test_chunks_of_a_chosen_length(home, capsys):
+    """The documented example, and the same in Python."""
+    assert hnet("segment file.txt --model runs/fox --max-bytes 6000 --bytes-per-chunk 3 --format jsonl") == 0
+    out, err = capsys.readouterr()
+    chunks = [json.loads(line)["text"] for line in out.splitlines()]
+    data = "".join(chunks)
+    assert Path("file.txt").read_text().startswith(data)
+    assert len(data) / len(chunks) == pytest.approx(3, rel=0.01)
+    assert "Chunks at threshold 0." in err
+    assert load("runs/fox").segment(data.encode(), bytes_per_chunk=3) == [chunk.encode() for chunk in chunks]
+    assert load("runs/fox").segment(data.encode(), threshold=1) == [data.encode()]
 
 
 def test_segment_tells_what_prepare_would(own, capsys):

@@ -2,9 +2,12 @@
 
 import json
 
+import pytest
+
 from hnet_cli.comparison.measures import Exam, measured
 from hnet_cli.comparison.plan import choose
 from hnet_cli.comparison.session import _last_checkpoint
+from hnet_cli.inference.thresholds import Compression
 
 
 def test_a_measurement_is_kept_until_what_it_depends_on_changes(whole, request_of, tmp_path):
@@ -16,5 +19,9 @@ def test_a_measurement_is_kept_until_what_it_depends_on_changes(whole, request_o
     assert first["units"] == json.loads((folder / "measured" / "learned-s0.json").read_text())["units"]
     assert measured(file, model, Exam.of(plan), "cpu", notes.append) == json.loads(file.read_text())
     assert len(notes) == 2 + len(plan.modality.perturbations())
+    longer = Exam.of(choose(request_of(folder, compression=Compression((), (8,)))))
+    chosen = measured(file, model, longer, "cpu", notes.append)
+    assert chosen["thresholds"]
+    assert chosen["boundaries"][0] == pytest.approx(longer.bytes / 8, rel=0.1)
     fewer = Exam.of(choose(request_of(folder, max_bytes=600)))
     assert measured(file, model, fewer, "cpu", notes.append)["units"] != first["units"]

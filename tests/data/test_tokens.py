@@ -20,6 +20,7 @@ from hnet_cli.config.run import resolve
 from hnet_cli.data import tokens
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Batches, Windows
+from hnet_cli.data.mixture import Mixture
 from hnet_cli.errors import DamagedError, EnvironmentLimit, InputError, UsageError
 from hnet_cli.inference.scoring import loglikelihoods, passes, score, stretches
 from hnet_cli.inference.segment import segment_bytes
@@ -86,6 +87,18 @@ print(tokens.learned(Dataset.open(Path({str(data)!r})), 350).text, end="")
 """
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
     assert other == tokens.learned(Dataset.open(data), 350).text
+
+
+def test_a_mixture_teaches_in_its_shares(tmp_path):
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder, word in zip(folders, ("apple ", "börek "), strict=True):
+        folder.mkdir()
+        (folder / "x.txt").write_text(word * 900)
+    one, two = (Dataset.open(dataset(folder, folder / "x.txt")) for folder in folders)
+    both = tokens.learned(Mixture([one, two], [1, 1]), 280)
+    assert {b" apple", " börek".encode()} <= set(both._bytes)
+    assert b" apple" not in tokens.learned(two, 280)._bytes
+    assert tokens.learned(Mixture([one]), 280).text == tokens.learned(one, 280).text
 
 
 def test_a_long_corpus_is_sampled_from_all_over(tmp_path):

@@ -36,53 +36,6 @@ def test_threads_wait_passively_unless_the_user_says_otherwise() -> None:
         assert found == {name: value, "OMP_NUM_THREADS": "1"}
 
 
-@pytest.fixture
-def system(tmp_path: Path):
-    """Writes files below a made-up root of the system."""
-
-    def write(files: dict[str, str]) -> Path:
-        for name, text in files.items():
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name).write_text(text)
-        return tmp_path
-
-    return write
-
-
-V1, V2 = "sys/fs/cgroup/cpu,cpuacct", "sys/fs/cgroup"
-
-
-@pytest.mark.parametrize(
-    ("files", "quota"),
-    [
-        ({}, None),
-        ({"proc/self/cgroup": "0::/\n", f"{V2}/cpu.max": "max 100000\n"}, None),
-        ({"proc/self/cgroup": "0::/\n", f"{V2}/cpu.max": "150000 100000\n"}, 1.5),
-        (
-            {"proc/self/cgroup": "0::/a/b\n", f"{V2}/a/cpu.max": "50000 100000", f"{V2}/a/b/cpu.max": "max 100000"},
-            0.5,
-        ),
-        # in a container the path is that of the host, or above the root of its own name space
-        ({"proc/self/cgroup": "0::/../../docker/1\n", f"{V2}/cpu.max": "200000 100000"}, 2.0),
-        ({"proc/self/cgroup": "1:name=systemd:/\n0::/\n", "sys/fs/cgroup/unified/cpu.max": "300000 100000"}, 3.0),
-        (
-            {
-                "proc/self/cgroup": "4:cpu,cpuacct:/docker/1:2\n3:memory:/x\n0::/\n",
-                f"{V1}/cpu.cfs_quota_us": "-1",
-                f"{V1}/cpu.cfs_period_us": "100000",
-                f"{V1}/docker/1:2/cpu.cfs_quota_us": "25000",
-                f"{V1}/docker/1:2/cpu.cfs_period_us": "100000",
-            },
-            0.25,
-        ),
-        ({"proc/self/cgroup": "nonsense\n0::/\n", f"{V2}/cpu.max": "many 0\n"}, None),
-        ({"proc/self/cgroup": "0::/\n", f"{V2}/cpu.max": "100000 0\n"}, None),
-    ],
-)
-def test_the_quota_of_a_container(system, files: dict[str, str], quota: float | None) -> None:
-    assert threads.cpu_quota(system(files)) == quota
-
-
 @pytest.mark.parametrize(("quota", "number"), [(None, 4), (0.3, 1), (1.5, 2), (2.0, 2), (9.0, 4)])
 def test_no_more_threads_than_the_quota_pays_for(monkeypatch, quota: float | None, number: int) -> None:
     allowed = 4
@@ -103,12 +56,13 @@ def test_no_more_threads_than_the_quota_pays_for(monkeypatch, quota: float | Non
     assert os.environ["OMP_NUM_THREADS"] == "3"
 
 
-def test_other_work_is_noticed(system, monkeypatch) -> None:
+def test_other_work_is_noticed(tmp_path: Path, monkeypatch) -> None:
     """Counters of the system: two of three CPUs are this process's; the others' time there counts, waiting does not."""
     monkeypatch.setattr(threads, "_allowed", lambda: {0, 2})
     tick = os.sysconf("SC_CLK_TCK")
     rows = "cpu  9 9 9 9 9 9 9 9 9 9\ncpu0 {0} 0 0 5 7 0 0 0 0 0\ncpu1 {1} 0 0 0 0 0 0 0 0 0\n"
-    stat = system({"stat": rows.format(0, 0) + "cpu2 0 0 0 0 0 0 0 0 0 0\nintr 1\n"}) / "stat"
+    stat = tmp_path / "stat"
+    stat.write_text(rows.format(0, 0) + "cpu2 0 0 0 0 0 0 0 0 0 0\nintr 1\n")
     meter = threads.Meter(stat)
     assert meter.others() is None  # too short a time to say
     assert meter.note() == ""

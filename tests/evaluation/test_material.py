@@ -1,5 +1,7 @@
 """Documents to evaluate on: chosen, cut and refused."""
 
+import gzip
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -107,3 +109,24 @@ def test_long_documents_are_read_from_everywhere_and_count_as_documents(tmp_path
     assert scores.documents == 2
     assert scores.unit == "window"
     assert scores.bytes.sum() == some.bytes
+
+
+def test_of_a_damaged_file_nothing_is_kept_and_the_others_follow(tmp_path, capsys):
+    """A container cut short says so at its end, after bytes that may have been read."""
+    (tmp_path / "1.txt").write_text("first " * 20)
+    (tmp_path / "2.txt.gz").write_bytes(gzip.compress(bytes(range(97, 123)) * 9000 + b"\n", 0)[:-9000])
+    (tmp_path / "3.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a row"}\n' * 5000, 0)[:60000])
+    (tmp_path / "4.txt").write_text("last " * 20)
+    found = gather([str(tmp_path)], modality("text"), 400_000)
+    assert [each.data[:5] for each in found.documents] == [b"first", b"last "]
+    names = [str(error).split(" ")[0] for error in found.damaged]
+    assert names == [str(tmp_path / name) for name in ("2.txt.gz", "3.jsonl.gz")]
+    assert capsys.readouterr().err.count("left out:") == 2
+    assert found.chosen.endswith("all but 2 damaged")
+
+
+def test_files_that_are_all_damaged_are_an_error(tmp_path):
+    for name in ("1.txt.gz", "2.txt.gz"):
+        (tmp_path / name).write_bytes(gzip.compress(b"some words\n" * 90)[:-6])
+    with pytest.raises(InputError, match=r"1\.txt\.gz is truncated"):
+        gather([str(tmp_path)], modality("text"), None)

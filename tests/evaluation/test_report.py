@@ -29,6 +29,7 @@ def texts(tmp_path_factory):
 
 def test_the_contract_of_the_json(evaluated, texts, monkeypatch):
     monkeypatch.setattr(report, "SAMPLE_BYTES", 32)
+    monkeypatch.setattr(report, "NOISE_BYTES", 900)
     found = evaluated("starter:text", *texts, "--context", 256, "--noise")
     assert found["bytes"] == sum(each.stat().st_size for each in texts)
     assert found["documents"] == 9

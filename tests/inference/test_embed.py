@@ -13,7 +13,9 @@ from hnet_cli import modality
 from hnet_cli.errors import InputError, NumericalError, UsageError
 from hnet_cli.inference import embed as embedding
 from hnet_cli.inference.embed import Pool, Wanted, embed, embed_bytes
+from hnet_cli.inference.intake import Intake
 from hnet_cli.inference.segment import segment_bytes
+from hnet_cli.inference.thresholds import Compression
 from hnet_cli.inference.windows import BOS, Stream, windows
 from hnet_cli.modality import Document, Source
 from hnet_cli.model.hidden import LAYERS, Layer, caught, stack_of
@@ -198,3 +200,12 @@ def test_what_half_precision_cannot_hold_is_said(monkeypatch):
     with pytest.raises(NumericalError, match="float16"):
         embed_bytes(big, DATA, Wanted(dtype="float16"))
     assert embedding.WINDOW == 1000
+
+
+def test_a_chosen_length_is_met():
+    model, intake = tiny_model(torch.float32), Intake()
+    sources = [Source.of_bytes(np.random.default_rng(0).bytes(800), "a")]
+    chosen = {"intake": intake, "compression": Compression((), (4, 20))}
+    made = sum(len(block.starts) for block in embed(model, sources, None, Wanted(per="chunk"), **chosen))
+    assert intake.applied.reached == pytest.approx([4, 20], rel=0.05)
+    assert made == pytest.approx(200, rel=0.05)

@@ -19,6 +19,7 @@ from hnet_cli.inference import scoring as likelihood
 from hnet_cli.inference.intake import Intake
 from hnet_cli.inference.score import PER, Part, ScoreRequest, score, score_bytes
 from hnet_cli.inference.segment import segment
+from hnet_cli.inference.thresholds import Compression
 from hnet_cli.inference.windows import READ_BYTES
 from hnet_cli.modality import MARK, Document, Refused, Source
 
@@ -242,3 +243,12 @@ def test_scores_from_python(tmp_path):
     assert model.score("ACGTTGCA", both_strands=True).tolist() == pytest.approx(((one + mirrored[::-1]) / 2).tolist())
     with pytest.raises(UsageError, match="--stride"):
         model.score("ACGT", context=2, stride=3)
+
+
+def test_a_chosen_length_is_met():
+    model, intake = tiny_model(torch.float32), Intake()
+    options = {"request": ScoreRequest(per="chunk"), "intake": intake, "compression": Compression((), (4, 20))}
+    source = Source.of_bytes(np.random.default_rng(0).bytes(800), "a")
+    _, *rows = "".join(score(model, [source], **options)).splitlines()
+    assert intake.applied.reached == pytest.approx([4, 20], rel=0.05)
+    assert len(rows) == pytest.approx(200, rel=0.05)

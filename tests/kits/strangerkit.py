@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from hypothesis import strategies as st
+
 from hnet_cli.storage.files import json_bytes
 
 NUMBERS = (
@@ -42,6 +44,21 @@ def places(data: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     inner = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
     for key, value in inner:
         yield from places(value, (*path, key))
+
+
+def spoiled(data: Any) -> st.SearchStrategy[str]:
+    """Parsed JSON as text, with up to three values `changed`."""
+
+    def after(seed: int, times: int) -> str:
+        luck, text = random.Random(seed), json.dumps(data)
+        for _ in range(times):
+            try:
+                text, _what = changed(json.loads(text), luck)
+            except (ValueError, IndexError, RecursionError):  # what no parser takes is spoiled enough
+                break
+        return text
+
+    return st.builds(after, st.integers(0, 1 << 30), st.integers(1, 3))
 
 
 def changed(data: Any, luck: random.Random) -> tuple[str, str]:

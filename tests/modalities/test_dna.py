@@ -159,6 +159,11 @@ def test_a_title_longer_than_a_block_is_no_sequence() -> None:
         assert not refused
 
 
+def test_a_name_has_bounded_length_for_output_has_it_in_every_line() -> None:
+    documents, _ = outcome(stream(b">%b\nACGTA\n>%b\nACG\n" % (b"x" * 300_000, b"x" * 300_000)))
+    assert [(d.name, d.data) for d in documents] == [("x" * 1000, b"ACGTA"), ("x" * 1000 + "#2", b"ACG")]
+
+
 def test_a_repeated_name_gets_a_number_that_is_free() -> None:
     names = ["chr1", "chr1#2", "chr1", "chr1", "b", "b", "b#2"]
     documents, _ = outcome(stream(b"".join(b">%b\nACGT\n" % name.encode() for name in names)))

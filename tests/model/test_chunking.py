@@ -255,3 +255,24 @@ def test_rules_carry_no_parameters_and_no_loss(chunker):
         ratio_loss(out.routing[0], 3.0)
     out.logits.square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 12), st.sampled_from([None, 0.2, 0.5])), min_size=1, max_size=8))
+def test_shares_of_the_likeliest(documents):
+    """All documents of a share together have that share of boundaries, the likeliest of theirs and each its first."""
+    lengths, shares = zip(*documents, strict=True)
+    packing, router, hidden, usual = routed(list(lengths), len(lengths))
+    routing = router(hidden, packing, shares=shares)
+    assert torch.equal(routing.boundary_prob, usual.boundary_prob)
+    assert torch.equal(routing.by_threshold, usual.boundary_mask)
+    assert routing.boundary_mask[packing.first].all()
+    for share in {*shares}:
+        own = torch.tensor([each == share for each in shares])[packing.document]
+        mask, prob = routing.boundary_mask[own], routing.boundary_prob[own]
+        if share is None:
+            assert torch.equal(mask, usual.boundary_mask[own])
+            continue
+        wanted = max(round(share * len(prob)), shares.count(share))
+        assert mask.sum() == min(wanted, len(prob)) or mask.all()
+        assert mask.all() or prob[mask].min() > prob[~mask].max()

@@ -24,7 +24,7 @@ def fetching(server):
     return (
         f"</script></style></title><script>alert(1)</script><img src={at} onerror=alert(2)><svg onload=alert(3)>"
         f"<iframe src={at}></iframe><link rel=stylesheet href={at}><meta http-equiv=refresh content='0;url={at}'>"
-        f'" onpointermove=alert(4) style="background:url({at})" <!--\u2028\''
+        f'" onpointermove=alert(4) style="background:url({at})" <!--\u2028\u202e\ud800\''
     )
 
 

@@ -227,9 +227,7 @@ def test_datasets(name: str, tally: Any, place: Path, home: Path) -> None:
         small = [part for setting in (*SETTINGS, *SMALLER, "train.steps=2") for part in ("--set", setting)]
         words = ["train", "--preset", "nano", "--data", folder, "--run", place / "new", "--device", "cpu", *small]
         attempt(f"{name}, {what}, trained", *words)
-        attempt(
-            f"{name}, {what}, evaluated", "eval", home / "run", "--data", folder, "--device", "cpu", "--samples", "0"
-        )
+        attempt(f"{name}, {what}, evaluated", "eval", home / "run", "--data", folder, "--device", "cpu", "--no-samples")
         shutil.rmtree(place / "new", ignore_errors=True)
         shutil.rmtree(folder)
 

@@ -122,3 +122,34 @@ def test_records_of_a_stranger_make_a_page_or_are_passed_over(tmp_path):
             (run / f"{name}.jsonl").write_text("\n".join([*(lines if name == "metrics" else []), *more]) + "\n")
         assert "</html>" in run_page.page(run)
         json.dumps(history.glance(run).to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("data", "read"),
+    [
+        ("data/fox", "data/fox"),
+        ([{"path": "a", "weight": 8}, {"path": "b", "weight": 0.5}], "a:8, b:0.5"),
+        ([{"path": "a"}, {"path": "b", "weight": "x"}], "a, b"),
+        ([{"path": 1}, 7, None, [], {"weight": 8}, {"path": ""}, {"path": "a"}], "a"),
+        ([{"path": "x" * 50}] * 100, ", ".join(["x" * 50] * 64)[:2000]),
+        (7, None),
+        ({"path": "a"}, None),
+        (None, None),
+    ],
+)
+def test_the_data_of_a_run_whatever_its_file_says(tmp_path, data, read):
+    (tmp_path / "config.yaml").write_text(json.dumps({"data": data, "train": {"steps": 5}}))
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    glance = history.glance(tmp_path)
+    assert (glance.data, glance.state) == (read, "finished")
+    assert history.find_sources(tmp_path, history.sources_in({"data": data})) is None
+
+
+def test_all_datasets_of_a_run_are_found_or_none(tmp_path):
+    run, sources = tmp_path / "runs/x", history.sources_in({"data": [{"path": "data/a"}, {"path": "data/b"}]})
+    for name in "ab":
+        assert history.find_sources(run, sources) is None
+        (tmp_path / "data" / name).mkdir(parents=True)
+        (tmp_path / "data" / name / "dataset.json").touch()
+    found = history.find_sources(run, sources)
+    assert [source.path for source in found] == [str(tmp_path / "data" / name) for name in "ab"]

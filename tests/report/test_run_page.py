@@ -102,6 +102,21 @@ def test_what_is_drawn(tmp_path):
     assert "1.500" in page.text
 
 
+@pytest.mark.parametrize("name", ["books", EVIL])
+def test_a_mixture_has_a_table_and_curves_of_its_sources(tmp_path, name):
+    def validation(n):
+        of_each = {"val_bpb/code": 2.5, f"val_bpb/{name}": 2 / n, f"val_share/{name}": 0.8, f"val_epochs/{name}": 3.21}
+        return {"step": n, "bytes": 1000 * n, "val_bpb": 2.0} | of_each
+
+    page = checked(report.page(written(tmp_path / "run", [*OLD, validation(4), validation(8)])))
+    for words in ("What it is trained on", "Bits per byte of each source", "80.0%", "3.2 times"):
+        assert words in page.text
+    assert {"code", "all, in their shares"} <= page.labels
+    alone = checked(report.page(written(tmp_path / "alone", OLD))).text
+    assert "What it is trained on" not in alone
+    assert "of each source" not in alone
+
+
 def test_a_real_run_and_its_events(tmp_path):
     run = tmp_path / "run"
     train(tiny("train.steps=8", "train.eval_every=4", "train.samples=true"), dataset(tmp_path / "data"), run)

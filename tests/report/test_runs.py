@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -279,3 +280,20 @@ def test_one_odd_run_hides_no_other(tmp_path, capsys, monkeypatch, spoil):
     assert newest is not None
     assert newest.name in ("a", "z", "odd")
     assert default_model("text") == "starter:text"
+
+
+def test_runs_on_a_mixture_are_compared_on_each_source(tmp_path, capsys):
+    for name, bits in (("a", [2.5, 2.4]), ("b", [2.6, 2.3])):
+        run = fake(tmp_path / name, bits)
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for line in lines:
+            if "val_bpb" in line:
+                line |= {"val_sample": "same", "val_bpb/books": line["val_bpb"] - 0.1, "val_bpb/code": 3.0}
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert cli.run(["runs", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"bits per byte, last, books +2\.300 +2\.200\n", out)
+    assert re.search(r"bits per byte, last, code +3\.000 +3\.000\n", out)
+    assert cli.run(["runs", str(tmp_path / "a"), "--json"]) == 0
+    (run,) = json.loads(capsys.readouterr().out)["runs"]
+    assert [(source["name"], source["bpb"]) for source in run["sources"]] == [("books", 2.3), ("code", 3.0)]

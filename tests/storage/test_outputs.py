@@ -6,11 +6,14 @@ import os
 import subprocess
 import sys
 import threading
+import zipfile
 from pathlib import Path
 
 import pytest
 
+from hnet_cli import storage
 from hnet_cli.errors import BusyError
+from hnet_cli.storage import outputs
 from hnet_cli.storage.outputs import PAGE_MARK, output_file, refuse_output, write_output
 
 
@@ -85,3 +88,55 @@ def test_nothing_is_left_of_what_was_not_finished(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert os.listdir(tmp_path) == []
+
+
+@pytest.fixture
+def marks(tmp_path: Path) -> None:
+    """Where the disk has no attributes, there is nothing to test."""
+    probe = tmp_path / "probe"
+    probe.touch()
+    outputs.mark_output(str(probe))
+    if not outputs.is_output(probe):
+        pytest.skip("no extended attributes here")
+    probe.unlink()
+
+
+@pytest.mark.usefixtures("marks")
+def test_outputs_are_told_from_what_others_wrote(tmp_path: Path) -> None:
+    """Also what standard output was sent to, unless there was something before."""
+    write_output(tmp_path / "x.txt", "chunks")
+    os.rename(tmp_path / "x.txt", tmp_path / "y.txt")
+    (tmp_path / "log.txt").write_text("mine\n")
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    for name, mode in (("new.yaml", "w"), ("log.txt", "a")):
+        with (tmp_path / name).open(mode) as stdout:
+            command = [sys.executable, "-m", "hnet_cli", "presets", "nano"]
+            subprocess.run(command, stdout=stdout, env=environment, check=True)
+    assert {path.name: outputs.is_output(path) for path in tmp_path.iterdir()} == {
+        "y.txt": True,
+        "new.yaml": True,
+        "log.txt": False,
+    }
+    assert not outputs.is_output(tmp_path / "missing")
+
+
+def test_a_page_is_told_by_its_head() -> None:
+    page = b"<!doctype html>\n<html><head>" + PAGE_MARK
+    assert outputs.is_page(page)
+    assert outputs.is_page(b"\n" + page.replace(b"doctype", b"DOCTYPE"))
+    assert not outputs.is_page(b"PAGE_MARK = b'" + PAGE_MARK + b"'")
+    assert not outputs.is_page(b"<!doctype html>")
+
+
+def test_a_spool_leaves_nothing_and_a_member_has_no_date(tmp_path: Path) -> None:
+    path = tmp_path / "x.zip"
+    with storage.output_file(path) as file, zipfile.ZipFile(file, "w") as archive, storage.spool(path) as column:
+        column.write(b"first")
+        column.write(b"last")
+        assert len(list(tmp_path.iterdir())) == 1  # that of the output alone
+        with storage.member(archive, "a") as inside:
+            inside.write(column.read(0, column.size))
+    assert [path.name for path in tmp_path.iterdir()] == ["x.zip"]
+    with zipfile.ZipFile(tmp_path / "x.zip") as archive:
+        assert archive.read("a") == b"firstlast"
+        assert archive.infolist()[0].date_time == (1980, 1, 1, 0, 0, 0)

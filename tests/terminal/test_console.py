@@ -157,3 +157,15 @@ def test_whatever_is_said_neither_fails_nor_reaches_the_terminal_raw(text):
     finally:
         console.console.file = before
     assert not set(out.getvalue()) & {chr(code) for code in (*range(9), *range(11, 32), *range(127, 160), 0x202E)}
+
+
+def test_the_time_left_follows_the_pace(monkeypatch, capsys):
+    """Of the last minute: what was before the machine became busy says nothing."""
+    now = 0.0
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    task = console.Task("training", 1000, None)
+    for step in range(1, 301):
+        now += 1.0 if step <= 200 else 10.0
+        task.update(step)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"30%, {console.duration(7000)} left" in last

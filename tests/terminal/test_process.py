@@ -1,10 +1,12 @@
 """Standard streams as shells and daemons leave them, closed, full, with nobody at the other end; and signals."""
 
+import contextlib
 import os
 import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import commands  # noqa: F401  (so that a forked process has all imported)
@@ -13,6 +15,7 @@ from runkit import TINY, fox
 
 from hnet_cli.checkpoints.find import newest
 from hnet_cli.cli.app import main
+from hnet_cli.terminal import process
 from hnet_cli.terminal.process import Terminated, catch_signals, terminable
 
 ROOT = Path(__file__).parents[2]
@@ -130,3 +133,44 @@ def test_a_signal_that_ends_a_command_raises_and_the_next_are_ignored():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def test_a_signal_waits_for_an_import(tmp_path, monkeypatch):
+    """An exception in the midst of one may pass through C++, or leave half of a module."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "slow_module.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(0.2)\nwhole = True\n"
+    )
+
+    def command():
+        with terminable():
+            import slow_module  # type: ignore[import-not-found]
+
+            assert slow_module.whole
+            for _ in range(200):
+                time.sleep(0.05)
+
+    try:
+        with pytest.raises(Terminated, match="ended by SIGTERM"):
+            command()
+        assert sys.modules.pop("slow_module").whole
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_signal_whose_exception_gets_lost_is_not_the_last(monkeypatch):
+    monkeypatch.setattr(process, "CLEANING", 0.0)
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def command():
+        with terminable():
+            with contextlib.suppress(Terminated):
+                os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    try:
+        with pytest.raises(Terminated):
+            command()
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,10 +1,12 @@
 """Lines that a run prints and keeps in its log."""
 
 import io
+import os
 
 import pytest
 from rich.console import Console
 
+from hnet_cli.distributed.threads import Meter
 from hnet_cli.terminal import console
 from hnet_cli.terminal.console import Task
 from hnet_cli.training import progress
@@ -64,3 +66,23 @@ def test_on_a_terminal_the_steps_give_way_to_it(monkeypatch):
         assert [shown.description for shown in task.bar.tasks if shown.visible] == ["validation"]
         part.close()
         assert [shown.description for shown in task.bar.tasks if shown.visible] == ["training"]
+
+
+def test_a_machine_that_becomes_busy_is_said_once(tmp_path, capsys):
+    """And no sooner than it can be measured."""
+    cpus, tick = sorted(os.sched_getaffinity(0)), os.sysconf("SC_CLK_TCK")
+    stat = tmp_path / "stat"
+    stat.write_text("".join(f"cpu{number} 0 0 0 0 0 0 0 0 0 0\n" for number in cpus))
+    screen = progress._Screen(Task("training", 10, None), tmp_path / "log.txt", None)
+    screen.meter = Meter(stat)
+    screen.hear("step", {"step": 1})
+    assert screen.meter is not None
+    busy, own, then = screen.meter.start
+    screen.meter.start = busy, own, then - 100
+    stat.write_text("".join(f"cpu{number} {100 * tick} 0 0 0 0 0 0 0 0 0\n" for number in cpus))
+    for step in (2, 3):
+        screen.hear("step", {"step": step})
+    said = capsys.readouterr().err
+    assert said.count("busy machine: other work takes") == 1
+    assert "this process gets 0.0" in " ".join(said.split())
+    assert (tmp_path / "log.txt").read_text().count("busy machine") == 1

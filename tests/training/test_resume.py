@@ -85,7 +85,11 @@ def test_a_mixture_stays_with_its_datasets_and_weights(mixed, sources, tmp_path)
         ((fox, other), InputError, f"another dataset than {other.path}$"),
         ((fox,), InputError, f"on 2 datasets; {fox.path} alone"),
         ((*sources, other), InputError, f"another dataset than {other.path}$"),
-        ((fox, replace(numbers, weight=2)), UsageError, "cannot change the weights of its data"),
+        (
+            (fox, replace(numbers, weight=2)),
+            UsageError,
+            f"weights of its data, which were {fox.path}:3, {numbers.path}:1",
+        ),
         (bare, UsageError, "cannot change the weights of its data"),
     ):
         with pytest.raises(error, match=message):

@@ -11,13 +11,15 @@ from typing import BinaryIO
 
 from hnet_cli.data.prepare import rows
 from hnet_cli.data.prepare.archives import Opener, is_tar, members
-from hnet_cli.data.prepare.inputs import FileReader, expand
+from hnet_cli.data.prepare.inputs import FileReader, InputFile, expand
+from hnet_cli.data.prepare.journal import MADE_BY_HNET
 from hnet_cli.data.prepare.rows import Field, NoRows, RowReader
 from hnet_cli.distributed.device import cpu_memory
 from hnet_cli.errors import EnvironmentLimit, InputError
 from hnet_cli.modality import Document, Modality, Refused, Source, suffix, wide_reason
 from hnet_cli.model.config import EOS
-from hnet_cli.storage.streams import decompressed, open_raw, window_bytes
+from hnet_cli.storage.outputs import PAGE_HEAD, is_output, is_page
+from hnet_cli.storage.streams import decompressed, is_compressed, open_raw, window_bytes
 
 LARGE_WINDOW = 1 << 27
 """Bytes of memory for unpacking a file above which it is said."""
@@ -33,8 +35,11 @@ _UNREAD = {
     b"\xff\x06\0\0sNaPpY": "snappy: unpack it first",
     b"ARROW1\0\0": "Arrow file: save it as parquet",
     b"Obj\x01": "Avro: save it as parquet",
+    b"\x1f\x8b": "gzip within: unpack it first",
+    b"\x28\xb5\x2f\xfd": "zstd within: unpack it first",
+    b"\xfd7zXZ\0": "xz within: unpack it first",
 }
-"""Containers by their first bytes, and why they are refused."""
+"""Containers by their first bytes, once the outer compression is off, and why they are refused."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,32 @@ class _Reading:
         return rows.form(name, head, self.field, self.modality.verbatim)
 
 
+def files_of(
+    inputs: Sequence[str | Path],
+    modality: Modality,
+    field: Field = None,
+    on_read: Callable[[int], None] = lambda count: None,
+) -> Iterator[Iterator[Source | Refused]]:
+    """For every file in the user's inputs, in order, its sources and refusals; these raise InputError if damaged.
+
+    Raises InputError itself for an input that is not there. What is refused outright is a file of its own. `on_read`:
+    called with each number of bytes that is read of a file for the first time.
+    """
+    for _, item in expand(inputs, modality):
+        yield iter([item]) if isinstance(item, Refused) else _of_file(item, modality, field, on_read)
+
+
+def _of_file(
+    file: InputFile, modality: Modality, field: Field, on_read: Callable[[int], None]
+) -> Iterator[Source | Refused]:
+    try:
+        yield from sources(FileReader(file, on_read), field, Counter(), modality)
+    except NoRows:
+        if file.named:
+            raise
+        yield Refused(rows.NO_ROWS, file.name, file.size)
+
+
 def sources_of(
     inputs: Sequence[str | Path],
     modality: Modality,
@@ -67,16 +98,9 @@ def sources_of(
     `on_damaged`: called for a file that cannot be read (on), after which the others follow; else that is raised.
     `on_read`: called with each number of bytes that is read of a file for the first time.
     """
-    for _, item in expand(inputs, modality):
-        if isinstance(item, Refused):
-            yield item
-            continue
+    for file in files_of(inputs, modality, field, on_read):
         try:
-            yield from sources(FileReader(item, on_read), field, Counter(), modality)
-        except NoRows:
-            if item.named:
-                raise
-            yield Refused(rows.NO_ROWS, item.name, item.size)
+            yield from file
         except InputError as error:
             if on_damaged is None:
                 raise
@@ -88,6 +112,8 @@ def sources(
 ) -> Iterator[Source | Refused]:
     """The sources in one input file. `field`: of rows; remarks are counted in `notes`. Raises NoRows if it has none."""
     reading, file = _Reading(reader, field, notes, modality or Modality()), reader.file
+    if file.named and file.path is not None and is_output(file.path):
+        notes["file named that hnet wrote"] += 1
     if file.table:
         yield from reading.rows(file.name).table(reader)
     elif not reader.stretch:
@@ -155,10 +181,14 @@ def _content(
     head = stream.peek(rows.FORM_BYTES)[: rows.FORM_BYTES]
     form, for_rows = reading.form(name, head), reading.field is not None or suffix(name) in rows.NAMES
     reason = next((why for magic, why in _UNREAD.items() if head.startswith(magic)), "")
+    if is_page(head[:PAGE_HEAD]):
+        reason = f"page {MADE_BY_HNET}"
     if inside and (is_tar(head[:512]) or (suffix(name) in (".tar", ".tgz") and head)):
         reason = "archive inside an archive"
     elif head[:4] == b"PAR1":
         reason = "parquet inside an archive or from standard input"
+    elif is_compressed(head):
+        reason = "compressed twice: unpack it once"
     elif not reason and for_rows:
         reason = wide_reason(head)
     if reason:

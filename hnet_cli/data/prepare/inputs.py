@@ -11,16 +11,19 @@ import stat
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from hnet_cli.data.prepare import remote
+from hnet_cli.data.prepare.journal import MADE_BY_HNET
 from hnet_cli.errors import HNetError, InputError
 from hnet_cli.modality import Modality, Refused
+from hnet_cli.storage.outputs import is_output
 from hnet_cli.storage.streams import READ_BYTES, RawReader, decompressed, open_raw, read_error, shown
 
-MADE_BY_HNET = "made by hnet"
-_MARK_BYTES = 1 << 16
+MARK_BYTES = 1 << 16
+"""First bytes of a file, among which are those that tell what hnet made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,17 +139,29 @@ _MARKS = {
     "config.json": ("model folder", (b'"arch_layout"',), {"model.safetensors", "manifest.json"}),
 }
 """By file: what a folder with it is, what its beginning holds, and what else is there: at least one."""
+COMPANY = {name for _, _, company in _MARKS.values() for name in company}
 
 
-def made_by_hnet(folder: Path, names: Collection[str]) -> str:
+def is_mark(name: str, head: Callable[[], bytes]) -> bool:
+    """True for a file that hnet, or the H-Net release, wrote into a folder of its own; `head`: its `MARK_BYTES`."""
+    if name not in _MARKS:
+        return False
+    beginning = head()
+    return all(mark in beginning for mark in _MARKS[name][1])
+
+
+def made_by_hnet(names: Collection[str], is_mark: Callable[[str], bool]) -> str:
     """The kind of thing that hnet, or the H-Net release, wrote into a folder with entries `names`; "" for any other."""
-    for name, (kind, marks, company) in _MARKS.items():
-        if name in names and company & set(names):
-            with contextlib.suppress(HNetError, OSError), open_raw(folder / name) as file:
-                head = file.read(_MARK_BYTES)
-                if all(mark in head for mark in marks):
-                    return kind
+    for name, (kind, _, company) in _MARKS.items():
+        if name in names and company & set(names) and is_mark(name):
+            return kind
     return ""
+
+
+def _has_mark(folder: Path, name: str) -> bool:
+    with contextlib.suppress(HNetError, OSError), open_raw(folder / name) as file:
+        return is_mark(name, lambda: file.read(MARK_BYTES))
+    return False
 
 
 def _files_below(top: Path, refused: list[Refused], seen: set[tuple[int, int]]) -> Iterator[Path]:
@@ -175,6 +190,8 @@ def _files_below(top: Path, refused: list[Refused], seen: set[tuple[int, int]]) 
             reason = "device, pipe or socket"
         if not reason and not os.access(path, os.R_OK):
             reason = "unreadable: permission denied"
+        if not reason and is_output(path):
+            reason = f"output {MADE_BY_HNET}"
         if reason:
             refused.append(Refused(reason, shown(path), damaged=reason.startswith("unreadable")))
         else:
@@ -193,7 +210,7 @@ def _entries(folder: Path, refused: list[Refused], seen: set[tuple[int, int]]) -
         refused.append(Refused(reason, shown(folder)))
         return
     seen.add((status.st_dev, status.st_ino))
-    if kind := made_by_hnet(folder, {entry.name for entry in entries}):
+    if kind := made_by_hnet({entry.name for entry in entries}, partial(_has_mark, folder)):
         refused.append(Refused(f"{kind} {MADE_BY_HNET}", shown(folder)))
         return
     yield from entries

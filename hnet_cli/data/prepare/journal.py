@@ -17,6 +17,8 @@ from hnet_cli.storage import append_text, cut_file, open_file, shown
 from hnet_cli.storage.reading import json_object
 
 UNREADABLE = "file that cannot be read here"
+MADE_BY_HNET = "made by hnet"
+"""The end of a reason."""
 TOLERATED = 0.01
 """Share of the input, by number or by bytes, that may be damaged."""
 
@@ -52,6 +54,8 @@ class Account:
         self.first_refusal.setdefault(argument, f"{refused.reason} ({refused.where})")
         if refused.damaged and refused.reason not in self.damage:
             self.damage.append(refused.reason)
+        if refused.reason.endswith(MADE_BY_HNET) and argument not in self.elsewhere:
+            self.elsewhere.append(argument)
 
     def merge(self, later: Account) -> None:
         """Add the account of files that come later."""

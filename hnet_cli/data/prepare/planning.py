@@ -14,7 +14,7 @@ from hnet_cli.config.bounds import typed
 from hnet_cli.data.dataset import DATASET_FORMAT
 from hnet_cli.data.prepare import rows
 from hnet_cli.data.prepare.archives import is_tar
-from hnet_cli.data.prepare.inputs import MADE_BY_HNET, InputFile, expand
+from hnet_cli.data.prepare.inputs import InputFile, expand
 from hnet_cli.data.prepare.journal import Account
 from hnet_cli.data.prepare.rows import Field
 from hnet_cli.data.prepare.store import TABLES
@@ -122,8 +122,6 @@ def make_plan(
         if isinstance(item, Refused):
             if not work or Path(item.where).name != work:
                 account.refuse(argument, item)
-            if item.reason.endswith(MADE_BY_HNET) and argument not in account.elsewhere:
-                account.elsewhere.append(argument)
         else:
             files.append(item)
     held_out = {file.identity for file in files if file.argument >= training} - {""}

@@ -32,6 +32,7 @@ from hnet_cli.storage.streams import shown
 Progress = Callable[[int, int | None], None]
 """Called with the bytes read and their total, None if unknown."""
 PART = "part.json"
+MOST_PARTS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -149,8 +150,8 @@ def prepare(
 
 def part_folder(out: Path, part: int, parts: int) -> Path:
     """The folder of part `part` of `parts` of the dataset `out`. Raises UsageError."""
-    if not 1 <= part <= parts:
-        raise UsageError(f"--part {part}/{parts}: there are parts 1 to {max(parts, 1)}")
+    if not 1 <= part <= parts <= MOST_PARTS:
+        raise UsageError(f"--part {part}/{parts}: there are parts 1 to {min(max(parts, 1), MOST_PARTS)}")
     return Path(out).with_name(f"{Path(out).name}.part-{part}-of-{parts}")
 
 
@@ -207,10 +208,12 @@ def _about_part(folder: Path) -> dict[str, Any]:
             raise DamagedError(
                 f"{shown(folder)} has format {version!r:.40}; this version of hnet reads {DATASET_FORMAT}"
             )
-        part, parts = about["part"]
+        part, parts = map(int, about["part"])
+        if not 1 <= part <= parts <= MOST_PARTS:
+            raise ValueError
         about |= {name: Account.from_json(about[name]) for name in ("planned", "account")}
         about["request"] = PrepareRequest.from_json(about["request"])
-        return about | {"part": (int(part), int(parts)), "plan": str(about["plan"])}
+        return about | {"part": (part, parts), "plan": str(about["plan"])}
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{shown(folder / PART)} is missing or damaged", "prepare this part again") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -10,8 +11,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from hnet_cli.data.prepare.contents import documents_of, sources
 from hnet_cli.data.prepare.inputs import Changed, FileReader, InputFile
@@ -160,10 +162,39 @@ def read_all(
 # --- several processes ------------------------------------------------------------------------------------------------
 
 
+class _Workers(SpawnContext):
+    """Starts processes that leave signals to this one, and remembers them.
+
+    Spawned, not forked: the caller may have threads (progress bars, torch).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started: list[SpawnProcess] = []
+
+    def Process(self, *args: Any, **options: Any) -> SpawnProcess:  # type: ignore[override]  # a class there
+        self.started.append(SpawnProcess(*args, **options))
+        return self.started[-1]
+
+    @contextlib.contextmanager
+    def starting(self) -> Iterator[None]:
+        """While a process may start: it inherits that signals are held back, from its first instruction on."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def kill(self) -> None:
+        """End all of them at once: a unit takes minutes, and what is unfinished is of no use."""
+        for process in self.started:
+            process.kill()
+
+
 def _ahead(units: list[Unit], keys: list[str], reader: UnitReader, work: Path, workers: int) -> Iterator[Path | None]:
     """For each unit in order the folder a worker read it into; None for standard input, which is this process's."""
-    # Spawned, not forked: the caller may have threads (progress bars, torch).
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin_worker)
+    processes = _Workers()
+    pool = ProcessPoolExecutor(workers, processes, initializer=_begin_worker)
     queue: deque[Future[Path] | None] = deque()
 
     def next_piece() -> Path | None:
@@ -173,20 +204,24 @@ def _ahead(units: list[Unit], keys: list[str], reader: UnitReader, work: Path, w
     try:
         for unit, key in zip(units, keys, strict=True):
             here = any(file.is_stdin for file in unit)
-            queue.append(None if here else pool.submit(reader.read_piece, unit, work, key))
+            with processes.starting():
+                queue.append(None if here else pool.submit(reader.read_piece, unit, work, key))
             if len(queue) > 2 * workers:
                 yield next_piece()
         while queue:
             yield next_piece()
-    except BrokenExecutor as error:
-        raise EnvironmentLimit("a worker process died, perhaps for lack of memory", "use fewer --workers") from error
+    except BaseException as error:
+        processes.kill()
+        if isinstance(error, BrokenExecutor):
+            message = "a worker process died, perhaps for lack of memory"
+            raise EnvironmentLimit(message, "use fewer --workers") from error
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _begin_worker() -> None:
-    """Leave Ctrl-C to the main process, and end when that is killed: nothing may be written any more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """End when the main process is killed: nothing may be written any more."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 

@@ -27,11 +27,14 @@ from hnet_cli.storage.streams import READ_BYTES, Unreadable, open_raw
 
 ROW_LIMIT = 64 << 20
 """Bytes in the longest row of JSON that is read."""
+MOST_VALUES = 1 << 22
+"""Lists and objects in a row: an empty list takes two bytes in a file and 64 in memory."""
 FORM_BYTES = 1 << 16
 """First bytes of a file by which `form` judges."""
 LINES, LIST = "lines", "list"
 NAMES = (".jsonl", ".ndjson")
 """Extensions of files that hold nothing but rows."""
+CROWDED = f"row of more than {MOST_VALUES:,} lists and objects"
 NO_ROWS = "no rows, to which --field could apply"
 Field = str | tuple[str, str] | None
 """The field of rows that is read, those of prompt and completion, or None: the first usual one of the first row."""
@@ -46,6 +49,7 @@ _OPENS_LIST = re.compile(rb"\[[ \t\r\n]*\{")
 _USUAL_FIELD = re.compile(rb'"(?:text|content|body|prompt)"[ \t\r\n]*:[ \t\r\n]*"')
 _MARKS = re.compile(rb'["\[\]{}]')
 _REST_OF_STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 # Numbers are of no use here, and Python refuses whole ones of more than 4,300 digits.
 _DECODE = json.JSONDecoder(parse_int=float).decode
 
@@ -94,11 +98,17 @@ def form(name: str, head: bytes, field: Field, verbatim: Collection[str]) -> str
 
 
 def parsed(line: bytes) -> Any:
-    """The value of a row of JSON; an InputError for what is none."""
+    """The value of a row of JSON; an InputError for what is none, or has more than `MOST_VALUES` lists and objects."""
+    if _parts(line) > MOST_VALUES and _parts(_STRING.sub(b"", line)) > MOST_VALUES:
+        return InputError(CROWDED)
     try:
         return _DECODE(line.removeprefix(MARK).decode())  # where files were joined, a mark may begin any line
     except (ValueError, RecursionError) as error:
         return InputError(str(error))
+
+
+def _parts(line: bytes) -> int:
+    return line.count(b"[") + line.count(b"{")
 
 
 @dataclass
@@ -151,7 +161,9 @@ class RowReader:
                     self.notes[self._guessed] += sum(groups[index].num_rows for index in mine)
                 names = _names(self.field)
                 if absent := [name for name in names if name not in columns]:
-                    raise NoField(f"{self.name} has no column {absent[0]!r}", f"there is {columns[:8]}")
+                    raise NoField(
+                        f"{self.name} has no column {absent[0]!r}", f"there is {[name[:40] for name in columns[:8]]}"
+                    )
                 number = sum(group.num_rows for group in groups[: mine[0]]) if mine else 0
                 for batch in table.iter_batches(64, mine, columns=list(names), use_threads=False):
                     for values in zip(*(_as_bytes(pyarrow, batch.column(name)) for name in names), strict=True):
@@ -180,6 +192,7 @@ class RowReader:
             return
         if not isinstance(row, dict):
             reason = "row is not JSON" if isinstance(row, InputError) else "row is not a JSON object"
+            reason = CROWDED if str(row) == CROWDED else reason
             yield Refused(reason, where, size, damaged=True)
             return
         if self.field is None:
@@ -228,7 +241,7 @@ class RowReader:
         self.field = _guess(row)
         if self.field is None:
             usual = ", ".join((*_FIELDS, " and ".join(_PAIR), _MESSAGES))
-            hint = f"name it with --field; there is {list(row)[:8]}"
+            hint = f"name it with --field; there is {[name[:40] for name in list(row)[:8]]}"
             raise NoField(f"{self.name}: rows have none of the fields {usual}", hint)
         fields = " and ".join(map(repr, _names(self.field)))
         self._guessed = f"row read from its field{'s' * isinstance(self.field, tuple)} {fields}"
@@ -251,14 +264,17 @@ def _has_usual(row: dict[str, Any]) -> bool:
 
 
 def _turns(messages: list[Any]) -> list[tuple[str, str]]:
-    """(prompt, completion) of every reply in a conversation; none for what is no conversation."""
-    said, turns = "", list[tuple[str, str]]()
+    """(prompt, completion) of every reply in a conversation; none for what is no conversation, or too long a one."""
+    said, turns, size = "", list[tuple[str, str]](), 0
     for message in messages:
         role, content = (message.get(key) for key in ("role", "content")) if isinstance(message, dict) else (None, None)
         if not isinstance(role, str) or not isinstance(content, str):
             return []
         if role == _REPLY:
             turns.append((f"{said}{role}: ", content))
+            size += len(said)
+            if size > ROW_LIMIT:  # every prompt repeats what was said before it
+                return []
         said += f"{role}: {content}\n"
     return turns
 

@@ -10,10 +10,12 @@ import lzma
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
 from corpuskit import Lines, make, stored, text
+from hostilekit import tar_of
 
 from hnet_cli import modality
 from hnet_cli.data.prepare import contents
@@ -182,6 +184,15 @@ def test_containers_that_are_not_read_are_named(head: bytes, why: str, tmp_path:
         make(tmp_path / "out", tmp_path / "x")
 
 
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, zstandard.compress])
+def test_what_is_compressed_twice_is_named(pack: Any, inside: bool, tmp_path: Path) -> None:
+    packed = pack(gzip.compress(LINES_OF_ROWS))
+    (tmp_path / "x").write_bytes(tar_of({"a.jsonl": packed}) if inside else packed)
+    with pytest.raises(InputError, match=r"nothing to use in .*x: .*compressed twice: unpack it once"):
+        make(tmp_path / "out", tmp_path / "x")
+
+
 def test_memory_for_unpacking_is_said_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packer = zstandard.ZstdCompressor(
         compression_params=zstandard.ZstdCompressionParameters(window_log=27)
@@ -215,3 +226,18 @@ def test_a_row_of_prompt_and_completion_is_one_document_that_ends(kind: str, dat
     else:
         assert isinstance(item, Refused)
         assert item.reason.startswith(found)
+
+
+def test_a_compression_within_another_is_named(tmp_path):
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(gzip.compress(b"some text")))
+    (item,) = sources_of([tmp_path / "a.txt.gz"], modality.get("text"))
+    assert item.reason == "gzip within: unpack it first"
+
+
+def test_what_is_read_of_files_is_told_as_it_is_stored(tmp_path):
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"some text " * 1000))
+    told = []
+    for source in sources_of([tmp_path / "a.txt.gz"], modality.get("text"), on_read=told.append):
+        with source.open() as stream:
+            assert stream.read()
+    assert sum(told) == (tmp_path / "a.txt.gz").stat().st_size

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 import zstandard
 from corpuskit import Lines, make, stored, text, tree
 
+from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.prepare.preparation import prepare
 from hnet_cli.errors import EnvironmentLimit, InputError
 from hnet_cli.modality import Document, Refused, Source
@@ -73,3 +75,40 @@ def test_a_worker_that_is_killed_is_the_machines_fault(tmp_path: Path, monkeypat
         prepare([source], Dying(), tmp_path / "out", measure=False, workers=2)
     assert "--workers" in caught.value.hint
     assert not (tmp_path / "out").exists()
+
+
+class Slow(Lines):
+    """Takes a long time for the last file where it says so."""
+
+    def documents(self, source: Source) -> Iterator[Document | Refused]:
+        slow = Path(source.name).parent.with_name("slow")
+        if source.name.endswith("029.txt") and slow.exists():
+            slow.write_text("begun")
+            for _ in range(600):
+                time.sleep(0.05)
+            slow.with_name("finished").touch()
+        return super().documents(source)
+
+
+def test_nobody_waits_for_workers_of_a_command_that_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was finished is kept, so that the next run goes on."""
+    monkeypatch.setattr("hnet_cli.data.prepare.planning.UNIT_FILES", 15)
+    monkeypatch.setattr("hnet_cli.data.prepare.preparation.UNIT_BYTES", 1)
+    source, slow = tree(tmp_path / "in", 30), tmp_path / "slow"
+    slow.write_text("")
+
+    def end(done: int, total: int | None) -> None:
+        if done:
+            while not slow.read_text():
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare([source], Slow(), tmp_path / "out", measure=False, workers=2, progress=end)
+    assert sorted(os.listdir(tmp_path)) == [".out.partial", "in", "slow"]
+    slow.unlink()
+    before = sum(len(text(number)) for number in range(15))
+    seen: list[int] = []
+    prepare([source], Slow(), tmp_path / "out", measure=False, progress=lambda done, total: seen.append(done))
+    assert seen[0] == before, "it did not go on"
+    assert stored(Dataset.open(tmp_path / "out")) == b"".join(map(text, range(30)))
