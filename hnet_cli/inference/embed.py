@@ -218,11 +218,11 @@ class Pool:
         if window.last:
             edges = np.append(edges, end)
         else:
-            self.start, self.total, self.count = edges[-1:], pooled[-1], int(counts[-1])
+            self.start, self.total, self.count = edges[-1:], pooled[-1].copy(), int(counts[-1])
         at, whole = (edges - edges[0]).tolist(), len(edges) - 1
         self.data = text[at[-1] :]
         if self.wanted.pool == "mean":
-            pooled /= np.maximum(counts, 1)[:, None]
+            pooled = pooled / np.maximum(counts, 1)[:, None]
         offset = window.document.offset
         return Block(
             window.document,

@@ -178,7 +178,7 @@ def _jsonl(windows: Iterable[Window], stages: Sequence[int], modality: Modality 
             probability = block.probability[:, assemble.stage].tolist()
             for n, (a, b, chunk, p) in enumerate(zip(starts, starts[1:], block.chunks, probability, strict=False)):
                 content, place = json_payload(chunk), ""
-                if chars and content[1] == "t":
+                if chars:
                     place = f'"char_start": {json.dumps(chars[n])}, "char_end": {json.dumps(chars[n + 1])}, '
                 lines.append(f'{fixed}{a}, "end": {b}, {place}{content}, "probability": {p:.4f}}}\n')
             yield "".join(lines)

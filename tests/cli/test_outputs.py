@@ -38,7 +38,7 @@ READ = {
     *("sample model", "sample --prompt-file", "eval models", "eval --data", "eval --gold", "eval --annotation"),
     *("eval --vcf", "eval --fasta", "eval --task", "compare --data", "compare --line-up", "runs paths"),
     *("convert src", "convert --config", "retrofit src", "retrofit --preset", "presets name"),
-    *("score files", "score --model", "embed files", "embed --model", "eval --probe"),
+    *("score files", "score --model", "embed files", "embed --model", "eval --probe", "train --start"),
 }
 WORDS = {
     *(
@@ -53,7 +53,18 @@ WORDS = {
         "--prompt",
         "--label",
     ),
-    *("--size", "--gpus", "--sort", "--dtype", "--per", "--layer", "--pool", "--group"),
+    *(
+        "--size",
+        "--gpus",
+        "--sort",
+        "--dtype",
+        "--per",
+        "--layer",
+        "--pool",
+        "--group",
+        "--prompt-field",
+        "--completion-field",
+    ),
 }
 """Options that are no path, whatever the command."""
 

@@ -1,5 +1,6 @@
 """The plan of a comparison: what holds in its folder, what is refused."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -75,4 +76,13 @@ def test_all_members_validate_on_the_same_bytes(request_of, tmp_path):
 def test_rows_of_prompt_and_completion_are_not_compared(tmp_path):
     request = ComparisonRequest(rows_dataset(tmp_path / "rows").path, "1stage", bytes=5120, device="cpu")
     with pytest.raises(InputError, match="rows of prompt and completion, which are not compared"):
+        choose(request)
+
+
+def test_a_plan_without_its_budgets_is_damaged(request_of, tmp_path):
+    request = request_of(tmp_path, "learned,plain")
+    write(choose(request), request)
+    file = next(tmp_path.rglob("plan.json"))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"asked": {"minutes": None}}))
+    with pytest.raises(DamagedError, match=r"plan\.json is damaged: asked\.bytes"):
         choose(request)

@@ -69,10 +69,11 @@ def whole_pass(model, layer, data):
     return np.maximum(at - 1, 0)[keep], values[keep]
 
 
-@pytest.mark.parametrize("wanted", ALL, ids=lambda w: f"{w.per}-{w.stage}-{w.layer}-{w.pool}")
+@pytest.mark.parametrize("wanted", ALL[::2] + ALL[1::6], ids=lambda w: f"{w.per}-{w.stage}-{w.layer}-{w.pool}")
 def test_vectors_are_the_means_of_the_models_own(wanted):
+    """Of one pass, though they are read in five."""
     places, values = whole_pass(MODEL, Layer(wanted.stage, wanted.layer), DATA)
-    ((starts, ends, vectors, _),) = pooled(wanted, [Document(DATA, "a", "a")]).values()
+    ((starts, ends, vectors, _),) = pooled(wanted, [Document(DATA, "a", "a")], carried=True, batch_bytes=37).values()
     sizes = [len(DATA)] if wanted.per == "document" else list(map(len, segment_bytes(MODEL, DATA, wanted.stage)))
     assert (ends - starts).tolist() == sizes
     for start, end, vector in zip(starts, ends, vectors, strict=True):
@@ -80,7 +81,7 @@ def test_vectors_are_the_means_of_the_models_own(wanted):
         np.testing.assert_allclose(vector, own.mean(0) if wanted.pool == "mean" else own[-1], rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     st.binary(min_size=1, max_size=100),
     st.integers(12, 60),

@@ -35,11 +35,8 @@ _UNREAD = {
     b"\xff\x06\0\0sNaPpY": "snappy: unpack it first",
     b"ARROW1\0\0": "Arrow file: save it as parquet",
     b"Obj\x01": "Avro: save it as parquet",
-    b"\x1f\x8b": "gzip within: unpack it first",
-    b"\x28\xb5\x2f\xfd": "zstd within: unpack it first",
-    b"\xfd7zXZ\0": "xz within: unpack it first",
 }
-"""Containers by their first bytes, once the outer compression is off, and why they are refused."""
+"""Containers by their first bytes, and why they are refused."""
 
 
 @dataclass(frozen=True)

@@ -207,6 +207,15 @@ def test_memory_for_unpacking_is_said_or_refused(tmp_path: Path, monkeypatch: py
         make(tmp_path / "out2", tmp_path / "RC_2024-01.zst", field="text")
 
 
+def test_what_is_read_of_files_is_told_as_it_is_stored(tmp_path):
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"some text " * 1000))
+    told = []
+    for source in sources_of([tmp_path / "a.txt.gz"], modality.get("text"), on_read=told.append):
+        with source.open() as stream:
+            assert stream.read()
+    assert sum(told) == (tmp_path / "a.txt.gz").stat().st_size
+
+
 @pytest.mark.parametrize(
     ("kind", "data", "found"),
     [
@@ -226,18 +235,3 @@ def test_a_row_of_prompt_and_completion_is_one_document_that_ends(kind: str, dat
     else:
         assert isinstance(item, Refused)
         assert item.reason.startswith(found)
-
-
-def test_a_compression_within_another_is_named(tmp_path):
-    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(gzip.compress(b"some text")))
-    (item,) = sources_of([tmp_path / "a.txt.gz"], modality.get("text"))
-    assert item.reason == "gzip within: unpack it first"
-
-
-def test_what_is_read_of_files_is_told_as_it_is_stored(tmp_path):
-    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"some text " * 1000))
-    told = []
-    for source in sources_of([tmp_path / "a.txt.gz"], modality.get("text"), on_read=told.append):
-        with source.open() as stream:
-            assert stream.read()
-    assert sum(told) == (tmp_path / "a.txt.gz").stat().st_size

@@ -11,6 +11,7 @@ import pytest
 from corpuskit import Lines, make, stored, text, tree
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strangerkit import resealed
 
 from hnet_cli import modality
 from hnet_cli.cli.app import run
@@ -103,6 +104,17 @@ def test_wrong_parts_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         shutil.rmtree(copy)
     assert not (tmp_path / "joined").exists()
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("part", [[1, 10**9], [0, 2], [3, 2], [1], ["1", None]])
+def test_numbers_of_parts_are_bounded(part: list[Any], tmp_path: Path) -> None:
+    """A billion parts of which all but one are missing took gigabytes to say so."""
+    (one, two) = in_parts(tmp_path / "x", 2, tree(tmp_path / "in", 6), modality=modality.get("text"))
+    about = json.loads((one / "part.json").read_text())
+    (one / "part.json").write_text(json.dumps(about | {"part": part}))
+    resealed(one)
+    with pytest.raises(DamagedError, match=r"part\.json is missing or damaged"):
+        join([one, two], tmp_path / "x", measure=False)
 
 
 def test_parts_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
