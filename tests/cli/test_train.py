@@ -253,6 +253,7 @@ def test_a_run_found_from_another_folder_finds_its_data(own, tmp_path, capsys, m
     assert "moved/data/file" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_example_of_fine_tuning_runs(tmp_path, monkeypatch, capsys):
     """The commands of docs/fine-tuning.md, on fewer rows and for two steps."""
     monkeypatch.chdir(tmp_path)

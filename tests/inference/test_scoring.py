@@ -167,7 +167,7 @@ def test_a_long_pair_is_read_in_blocks(model, monkeypatch):
         assert (same == greedy).all()
 
 
-@pytest.mark.parametrize(("context", "block"), [(None, 1 << 20), (None, 7), (40, 1 << 20), (12, 1 << 20)])
+@pytest.mark.parametrize(("context", "block"), [(None, 1 << 20), (None, 7), (12, 1 << 20)])
 def test_of_rows_completions_count_after_what_fits_of_their_prompts(model, context, block):
     rows = {b"plural of ox\noxen\xff": 13, b"an\n\xff": 3, b"x": 0, b"p" + b"a completion that is long\xff": 1}
     expected = []
@@ -175,7 +175,10 @@ def test_of_rows_completions_count_after_what_fits_of_their_prompts(model, conte
         total = 0.0
         for end in range(len(row), prompt, -(context or len(row))):
             begin = max(0, end - (context or len(row)))
-            total += sum(nats(model, bytes([BOS]), row[begin:end])[max(0, prompt - begin) :])
+            with torch.no_grad():
+                logits = model(torch.tensor([[BOS, *row[begin : end - 1]]])).logits[0]
+            each = torch.nn.functional.cross_entropy(logits, torch.tensor(list(row[begin:end])), reduction="none")
+            total += float(each[max(0, prompt - begin) :].sum())
         expected.append(total)
     scored = score(model, rows, context, block=block, prompts=rows.values()).by_document()
     assert scored.bytes.tolist() == [len(row) - prompt for row, prompt in rows.items()]
