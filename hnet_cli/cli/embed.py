@@ -55,7 +55,7 @@ def embed(
     bytes_per_chunk: options.BytesPerChunk = None,
     device: options.Device = None,
 ) -> None:
-    """Write vectors of documents, chunks or windows, of files of any size.
+    """Write vectors of documents, chunks or windows.
 
     A vector of the main network is computed at the first byte of its chunk: it tells what came before, not what is in
     it. docs/embeddings.md compares the layers.

@@ -34,6 +34,7 @@ OPTIONAL = {
     "jieba": ("chinese", "words in `segment` and `eval` of Chinese"),
     "isal": ("fast", "reads gzip three times as fast"),
     "pysam": ("tabix", "an index beside .bed.gz tracks"),
+    "scikit-learn": ("probe", "linear probes: `eval --probe`"),
     "tensorboard": ("tensorboard", "`train --tensorboard`"),
     "transformers": ("transformers", "models under AutoModelForCausalLM"),
     "lm-eval": ("harness", "evaluation by lm-evaluation-harness"),

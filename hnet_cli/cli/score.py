@@ -68,7 +68,7 @@ def score(
     bytes_per_chunk: options.BytesPerChunk = None,
     device: options.Device = None,
 ) -> None:
-    """Print the bits a model needs for files, to be joined, plotted or filtered by.
+    """Print the bits a model needs for each part of files.
 
     Bits are -log2 P; low ones are what the model expects. They add up to what `hnet eval` counts. Memory does not grow
     with the files.

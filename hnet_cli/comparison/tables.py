@@ -122,7 +122,7 @@ def grids(figures: Json) -> dict[str, Rows]:
     exam, curves = figures["exam"], figures["curves"]
     part = "all" if exam["bytes"] == exam["of"] else f"{exam['of']:,}"
     titled = {
-        f"Held-out documents, {exam['bytes']:,} bytes of {part}{_chosen(exam['compression'])}": _scores(figures),
+        f"Held-out documents, {exam['bytes']:,} bytes of {part}{_chosen(exam.get('compression'))}": _scores(figures),
         "Distorted documents: bits per byte": _distorted(figures),
         f"Along the way, validated on {curves['read']}": _way(figures),
         "Seeds": _seeds(figures),

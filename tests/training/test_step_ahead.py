@@ -12,7 +12,7 @@ import torch
 from runkit import FLAT, metrics, newest_model, tiny, weights
 
 from hnet_cli.checkpoints.find import newest
-from hnet_cli.data.dataset import Dataset
+from hnet_cli.data.mixture import Mixture
 from hnet_cli.errors import NumericalError, Stopped
 from hnet_cli.terminal.process import Stop
 from hnet_cli.training.build import build_model
@@ -26,7 +26,7 @@ def ahead(config, data, run, listen=lambda kind, record: None):
     """A run whose host does not wait for the device."""
     run.mkdir(exist_ok=True)
     stop = Stop()
-    trainer = _Trainer(config, Dataset.open(data), run, torch.device("cpu"), EventLog(run, listen), stop)
+    trainer = _Trainer(config, Mixture.open(str(data)), run, torch.device("cpu"), EventLog(run, listen), stop)
     assert not trainer.ahead
     assert skips_on_device(trainer.optimizer)
     trainer.ahead = True
