@@ -384,7 +384,7 @@ def escape(text: str, keep: str = "\n\t") -> str:
 def _escaped(code: int) -> str:
     if 0xDC80 <= code < 0xDD00:  # a byte, by Python's surrogateescape
         code -= 0xDC00
-    return f"\\x{code:02x}"
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 @cache
