@@ -258,7 +258,7 @@ def test_printer_marks_chunks_at_characters():
 
 def test_printer_lets_no_command_through():
     printer = Printer(TEXT)
-    assert "".join(printer.feed(byte) for byte in "\x1b[2J\x9b\u202e".encode()) == "\\x1b[2J\\x9b\\x202e"
+    assert "".join(printer.feed(byte) for byte in "\x1b[2J\x9b\u202e".encode()) == "\\x1b[2J\\x9b\\u202e"
 
 
 def test_sample_shows_prompt_and_continuation():

@@ -25,7 +25,7 @@ def test_any_text_is_shown_and_does_nothing(cells):
 )
 def test_a_text_comes_back_as_it_stands_but_for_control_characters(text):
     shown = Page(table_page([text])).text
-    assert shown.count(text.replace("\x1b", "\\x1b").replace("\u202e", "\\x202e")) == 4
+    assert shown.count(text.replace("\x1b", "\\x1b").replace("\u202e", "\\u202e")) == 4
 
 
 def test_another_script_than_ours_is_not_of_the_hash():
