@@ -7,7 +7,7 @@ from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hnet_cli.pages.plot import FURTHEST, Chart, Line, Mark, chart, heat_map, look, smoothed
@@ -39,6 +39,7 @@ def points(figure):
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(curve, min_size=1, max_size=3), st.booleans())
+@example([[(0, 1.0), (0, 1.0), (0, 1001.0)]], False)
 def test_values_can_be_read_back_from_the_curves(curves, log):
     figure = chart(Chart("title", [line(c, f"c{n}") for n, c in enumerate(curves)], log=log))
     kept = {f"c{n}": [y for _, y in c if y > 0 or not log] for n, c in enumerate(curves)}
@@ -46,6 +47,7 @@ def test_values_can_be_read_back_from_the_curves(curves, log):
     assert {label for label, ys in kept.items() if ys} == drawn.keys()
     if figure:
         *_, low, high = data(figure)["range"]
+        log = data(figure)["log"]  # of values far apart it is chosen
         for label, found in drawn.items():
             assert all(0 <= x <= 1000 for x, _ in found)
             values = [low + (1 - y / 1000) * (high - low) for _, y in found]
