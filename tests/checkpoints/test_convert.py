@@ -276,6 +276,7 @@ def test_mistakes_are_named(tmp_path: Path, config_file: Path) -> None:
 # --- large files ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     """96 MB of weights in 1.5 MB tensors pass through 40 MB, on top of what importing takes."""
     settings = CONFIG | {"arch_layout": ["T0", ["T96"], "T0"], "d_model": [32, 256], "d_intermediate": [0, 256]}
@@ -326,6 +327,7 @@ def test_weights_can_be_stored_smaller(tmp_path: Path, config_file: Path) -> Non
         convert(tmp_path / "small", tmp_path / "other", dtype="int4")
 
 
+@pytest.mark.slow
 def test_without_transformers_the_extra_is_named() -> None:
     code = "import sys; sys.modules['transformers'] = None; import hnet_cli.transformers"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

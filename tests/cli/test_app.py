@@ -57,6 +57,7 @@ def test_verbose_shows_where_an_error_came_from(home, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_names_cannot_steer_the_terminal(own, capsys):
     """A file name, a key, a model's name with escape sequences."""
     evil = "evil\x1b[2J\x07.txt"

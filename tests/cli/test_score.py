@@ -77,6 +77,7 @@ def test_a_damaged_file_is_left_out_and_said(own, capsys):
     assert "the rest is scored" in err
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_seen_enough(home):
     process = child("score file.txt --model runs/fox --per byte")
     assert process.stdout.readline().startswith("source\t")

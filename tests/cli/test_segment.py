@@ -35,6 +35,7 @@ def test_a_mistake_is_one_line_and_a_code(home, capsys, line, code, message):
     check_mistake(home, capsys, line, code, message)
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_seen_enough(home):
     process = child("segment file.txt --model runs/fox --format tsv")
     assert process.stdout.readline().startswith("source\t")

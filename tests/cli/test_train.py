@@ -117,6 +117,7 @@ def test_a_dry_run_prints_the_plan_and_does_nothing(home, capsys):
     assert sorted(home.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_plan_that_reads_its_data_again_and_again_is_noted(own, capsys):
     """The number of steps that is named is one that is not noted."""
     Path("few.txt").write_text("The quick brown fox.\n" * 100)
@@ -193,6 +194,7 @@ def test_stopped_by_a_signal(own, capsys):
     assert f"Going on from step {step} " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c(own, capsys):
     """Steps are long here: the first would wait for the end of one."""
 

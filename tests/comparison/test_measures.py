@@ -10,6 +10,7 @@ from hnet_cli.comparison.session import _last_checkpoint
 from hnet_cli.inference.thresholds import Compression
 
 
+@pytest.mark.slow
 def test_a_measurement_is_kept_until_what_it_depends_on_changes(whole, request_of, tmp_path):
     folder, _ = whole
     plan = choose(request_of(folder))

@@ -20,6 +20,7 @@ from hnet_cli.data.dataset import Dataset
 from hnet_cli.errors import DamagedError, InputError
 
 
+@pytest.mark.slow
 def test_flips_anywhere_are_found_and_named(tmp_path: Path) -> None:
     out = tmp_path / "out"
     make(out, tree(tmp_path / "in", 40), val=0.1)

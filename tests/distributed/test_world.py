@@ -90,6 +90,7 @@ def test_two_ranks_are_two_micro_batches_bit_for_bit(halves, pair):
 # -- other numbers of ranks, and what may happen to them ---------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_rank_stops_all_and_any_number_of_ranks_goes_on(data, tmp_path):
     quarters = config("train.micro_batches=4")
     whole = losses(trained(quarters, data, tmp_path / "whole", 1))
@@ -103,6 +104,7 @@ def test_a_signal_to_one_rank_stops_all_and_any_number_of_ranks_goes_on(data, tm
     assert losses(trained(quarters, data, tmp_path / "again", 1, resume=True)) == pytest.approx(whole, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_shares_of_a_model_are_a_model(data, pair, tmp_path):
     """FSDP2, on ranks with different numbers of chunks, bit for bit; one rank goes on with what two have saved."""
     run = tmp_path / "run"
@@ -115,6 +117,7 @@ def test_shares_of_a_model_are_a_model(data, pair, tmp_path):
     assert found == wanted
 
 
+@pytest.mark.slow
 def test_ranks_that_multiply_in_bfloat16(data, tmp_path):
     """FSDP2 gathers weights rounded as autocast rounds them on one rank; layers are recomputed."""
     each = ["precision=bf16", "train.activation_checkpointing=all", "train.steps=2", "train.eval_every=0"]
@@ -133,6 +136,7 @@ def test_statistics_of_the_batch_are_those_of_one_pass(data, tmp_path):
         assert found == pytest.approx(wanted, rel=1e-5), key
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_all_ranks(data, tmp_path):
     def fill():
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
@@ -144,6 +148,7 @@ def test_a_full_disk_ends_all_ranks(data, tmp_path):
     assert newest(tmp_path / "run").name == "step-00000004"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard", ["none", "full"])
 def test_a_rank_that_dies_ends_the_others(data, tmp_path, shard):
     each = config(f"train.shard={shard}", "train.checkpoint_every=1")
@@ -154,6 +159,7 @@ def test_a_rank_that_dies_ends_the_others(data, tmp_path, shard):
     assert newest(tmp_path / "run").name == "step-00000001"
 
 
+@pytest.mark.slow
 def test_a_rank_that_waits_for_nobody_gives_up(data, tmp_path):
     arguments = ["train", "--preset", "nano", "--data", data, "--run", tmp_path / "run", "--device", "cpu"]
     ranks = hnet(1, tmp_path / "said", *arguments, WORLD_SIZE="2", HNET_RANK_TIMEOUT="1")

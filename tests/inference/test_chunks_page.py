@@ -76,6 +76,7 @@ def test_the_lists_are_the_chunks(data):
     assert f"<b>{len(places[0]):,}</b> chunks" in source
 
 
+@pytest.mark.slow
 def test_blocks_end_with_lines_where_they_can():
     found = [text for _, text, _ in blocks(parsed(page_of("A line of some words.\n" * 650)))]
     assert len(found) >= 3
@@ -163,6 +164,7 @@ def test_counts_are_those_of_the_chunks(given_chunks):
     checked(source)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_different_chunks():
     counts = chunkpage._Counts()
     for n in range(3 * chunkpage.COUNTED):
@@ -189,6 +191,7 @@ def coloured(data, stage):
     return shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["0", "all"])
 @pytest.mark.parametrize("times", [1, 120])
 def test_code_is_shown_over_its_syntax(stage, times):

@@ -100,7 +100,7 @@ def check_probabilities(model, probs, expected, positions):
 
 
 @each_model
-@pytest.mark.parametrize(("batch", "count"), [(1, 66), (3, 12), (8, 8)])
+@pytest.mark.parametrize(("batch", "count"), [(1, 66), (3, 12), pytest.param(8, 8, marks=pytest.mark.slow)])
 def test_replays_equal_the_full_pass(model, batch, count):
     """Ragged rows; long enough that caches grow, after which all is recorded anew."""
     prompts = [1 + 7 * row % 24 for row in range(batch)]

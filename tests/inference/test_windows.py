@@ -33,6 +33,7 @@ def same(a, b):
     return all(np.array_equal(x, y, equal_nan=True) for x, y in zip(a, b, strict=True))
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(st.binary(min_size=60, max_size=300), st.integers(5, 50), st.integers(1, 300), st.booleans())
 def test_with_a_carried_state_windows_are_one_pass(data, width, block, surprisal):

@@ -64,6 +64,7 @@ for rows, once in ((None, None), ([3, 0], None), ([2, 4, 1, 2], [2, 4, 1, -1]), 
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not all(map(importlib.util.find_spec, ("triton", "mamba_ssm"))), reason="no triton or mamba-ssm")
 def test_mamba_updates_the_states_of_some_rows_in_place():
     """Like gathering and scattering them, and each once where a row is repeated; in Triton's interpreter."""
@@ -97,6 +98,7 @@ def test_the_convolution_that_is_compiled(lengths):
         assert found.ok, found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["swiglu", "add_rms_norm", "gated_rms_norm", "causal_conv"])
 def test_widths_are_constants_of_what_is_compiled(name, monkeypatch):
     """And the number of positions is not: no program for each."""

@@ -54,6 +54,7 @@ def test_check_on_this_machine():
     assert all(r.ok for r in results), results
 
 
+@pytest.mark.slow
 def test_the_seam_needs_torch_only():
     code = (
         "import sys, hnet_cli.kernels as k; k.report(); k.choose('cpu', __import__('torch').float32);"
@@ -63,6 +64,7 @@ def test_the_seam_needs_torch_only():
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [None, "0"])
 def test_attention_does_not_wait_for_plans_of_cudnn(given):
     """torch reads it once, when attention first runs; importing the model comes before. A value of the user's stays."""

@@ -46,6 +46,7 @@ assert saved == [True, True]
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton")
 
 
+@pytest.mark.slow
 def test_values_and_gradients_in_the_interpreter():
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(

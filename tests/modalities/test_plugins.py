@@ -56,6 +56,7 @@ def evaluated(sites: list[Path], cwd: Path, *expressions: str) -> tuple[list[Any
     return (json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else []), done.stderr
 
 
+@pytest.mark.slow
 def test_an_installed_plugin_works_like_our_own(morse: Path, tmp_path: Path) -> None:
     """It is listed, keeps the contract, and `prepare` uses it, asked for by name or recognised."""
     (tmp_path / "sos.txt").write_text("... --- ... / " * 200)

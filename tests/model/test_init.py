@@ -32,6 +32,7 @@ def test_it_becomes_the_model() -> None:
         assert torch.equal(copy(ids).logits, model(ids).logits)
 
 
+@pytest.mark.slow
 def test_it_imports_no_compiler() -> None:
     """torch._dynamo takes seconds to import, and every command that loads a model would pay for it."""
     script = """

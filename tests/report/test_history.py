@@ -106,6 +106,7 @@ def test_a_run_of_which_a_file_is_something_else_is_listed(tmp_path, name, kind)
     assert "</html>" in run_page.page(tmp_path / "a")
 
 
+@pytest.mark.slow
 def test_records_of_a_stranger_make_a_page_or_are_passed_over(tmp_path):
     """Whatever is in a line, and JSON can say what is shown of it."""
     run = tmp_path / "a"

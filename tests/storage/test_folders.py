@@ -169,6 +169,7 @@ def test_a_link_is_followed_for_writing_and_never_for_deleting(tmp_path: Path) -
     assert not (tmp_path / "link").is_symlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "depth"), [("d", 1200), ("a folder with a long name " * 8, 60)])
 def test_deep_folders_are_deleted(tmp_path: Path, name: str, depth: int) -> None:
     """Deeper than Python's stack, and than the longest path the system takes."""
@@ -190,6 +191,7 @@ def test_deep_folders_are_deleted(tmp_path: Path, name: str, depth: int) -> None
         subprocess.run(["rm", "-rf", tmp_path / "a"], check=True)  # pytest cannot
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_killed_at_any_operation_leaves_old_or_new(tmp_path: Path, overwrite: bool) -> None:
     """A process that dies at its n-th operation on files, for every n: what is there verifies, and can be replaced."""

@@ -101,6 +101,7 @@ def marks(tmp_path: Path) -> None:
     probe.unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("marks")
 def test_outputs_are_told_from_what_others_wrote(tmp_path: Path) -> None:
     """Also what standard output was sent to, unless there was something before."""

@@ -154,6 +154,7 @@ def test_too_little_memory_for_a_window_is_said() -> None:
     assert run.stdout.startswith("EnvironmentLimit not enough memory to unpack RC.zst: "), run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["gz", "zst"])
 def test_bombs_stay_small_in_memory(codec: str, tmp_path: Path) -> None:
     size = 1 << 30

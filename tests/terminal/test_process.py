@@ -56,6 +56,7 @@ def hnet(line, **streams):
         os._exit(code)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_said_ends_no_work(folder):
     """Messages go to a full disk, or to a reader that is gone."""
     assert hnet("prepare file.txt --out x", stderr="/dev/full") == 0

@@ -382,6 +382,7 @@ def test_easy_and_hard_text_are_both_validated_on_beside_baselines_of_the_same(t
     assert again.state.best_bpb == again.last["val_bpb"]
 
 
+@pytest.mark.slow
 def test_a_higher_learning_rate_than_a_run_ended_with_is_said(data, tmp_path, signals):
     def resumed(*settings):
         said = []

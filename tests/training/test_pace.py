@@ -27,6 +27,7 @@ def simulated(seconds, times, most=MOST):
     return now, totals
 
 
+@pytest.mark.slow
 @given(
     st.floats(0.01, 1.0),
     st.floats(0, 0.5),

@@ -58,6 +58,7 @@ def test_it_is_the_same_run(whole, data, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_is_never_stopped(whole, data, tmp_path):
     run = tmp_path / "run"
 
@@ -89,6 +90,7 @@ def spoil(model, steps, value):
     model.lm_head.weight.register_hook(hook)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("bad", [1, 6])
 def test_a_bad_step_changes_nothing(data, tmp_path, bad, value):

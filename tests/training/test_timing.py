@@ -56,6 +56,7 @@ def test_one_thread_is_tried_against_all_and_the_faster_is_kept(monkeypatch, cap
         monkeypatch.undo()
 
 
+@pytest.mark.slow
 def test_the_time_of_a_byte_is_of_the_micro_batch_that_will_be_trained():
     clock = Ticks(1, 1, 1)
     large = tiny("train.batch_bytes=65536", "train.micro_batches=auto")  # on a CPU in pieces of 16 KiB

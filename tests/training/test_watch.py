@@ -31,6 +31,7 @@ def told(records, warmup=0, alpha=0.03, learned=True, memory=None):
     return found
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=50)
 @given(st.integers(0, 2**32 - 1), st.floats(0.01, 0.15), st.floats(0.11, 0.38))
 def test_ordinary_noise_is_no_reason_to_warn(seed, noise, share):
@@ -99,6 +100,7 @@ def test_a_loss_that_stays_high_is_one_spike():
     assert told([record(s + 1, loss=loss) for s, loss in enumerate(losses)]) == [(201, "spike")]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 699))
 def test_what_was_stopped_and_resumed_warns_the_same(cut):

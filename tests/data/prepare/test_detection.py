@@ -35,6 +35,7 @@ def test_a_stray_file_does_not_decide_for_a_folder(tmp_path: Path) -> None:
     assert detect([tmp_path / "p"])[0] == "code"
 
 
+@pytest.mark.slow
 def test_detection(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     genome = b">chr1\n" + b"\n".join(rng.choice([b"A", b"C", b"G", b"T"], 60).tobytes() for _ in range(200)) + b"\n"

@@ -35,6 +35,7 @@ def in_parts(out: Path, parts: int, *inputs: Path, **options: Any) -> list[Path]
 LINE = st.one_of(st.sampled_from(["", "a", "word " * 9, "é中🙂" * 4]), st.text(max_size=60))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=st.lists(LINE, min_size=1, max_size=60), end=st.sampled_from(["\n", "\r\n"]), unit=st.integers(40, 400))
 def test_large_text_is_read_in_stretches(
@@ -60,6 +61,7 @@ def test_large_text_is_read_in_stretches(
     assert len(set(dataset.table[:, 5].tolist())) == 1  # one file is one group
 
 
+@pytest.mark.slow
 def test_large_rows_are_read_in_stretches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows longer than a stretch too; the field is told by the first row of the file, and rows by their byte."""
     rows = [{"id": n, "content": f"{n} " * (1 + n % 50 * 5)} for n in range(300)]
@@ -120,6 +122,7 @@ def test_what_cannot_be_divided_is_not(name: str, tmp_path: Path, monkeypatch: p
     assert len(Dataset.open(tmp_path / "out").about["sources"]) == 1
 
 
+@pytest.mark.slow
 def test_large_tables_are_read_in_stretches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Row groups with the columns of FineWeb-Edu: every row once, by its number, with any number of processes."""
     import pyarrow

@@ -21,6 +21,7 @@ from hnet_cli.data.prepare.preparation import join, part_folder, prepare, whole_
 from hnet_cli.errors import DamagedError, InputError, UsageError
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(files=st.lists(st.lists(st.binary(max_size=200), max_size=20), min_size=1, max_size=5))
 def test_book_keeping_is_exact(files: list[list[bytes]], tmp_path_factory: pytest.TempPathFactory) -> None:

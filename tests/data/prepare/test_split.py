@@ -229,6 +229,7 @@ def test_files_records_and_members_that_are_copies_are_on_one_side(tmp_path: Pat
     assert dataset.nbytes("val") == pytest.approx(0.1 * dataset.about["bytes"], rel=0.3)
 
 
+@pytest.mark.slow
 def test_groups_of_many_documents_that_are_copies_count_as_one(tmp_path: Path) -> None:
     """Each file a group of lines, each there twice under another name."""
     source = tree(tmp_path / "in", 30)
