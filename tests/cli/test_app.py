@@ -102,6 +102,7 @@ def test_programs_can_listen(own, capsys, line, keys):
     assert keys <= json.loads(capsys.readouterr().out).keys()
 
 
+@pytest.mark.slow
 def test_standard_output_is_for_data(own, capsys):
     assert hnet("prepare file.txt --out x") == 0
     assert hnet("train --preset tiny.yaml --data x --run y") == 0

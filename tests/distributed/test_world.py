@@ -168,6 +168,7 @@ def test_a_rank_that_waits_for_nobody_gives_up(data, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_what_all_ranks_would_say_is_said_once(data, tmp_path):
     plan = ["train", "--preset", "nano", "--data", data, "--device", "cpu"]
     dry = hnet(2, tmp_path / "dry", *plan, "--run", tmp_path / "run", "--dry-run", "--json")

@@ -46,6 +46,7 @@ def parsed(source):
     return page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", [TEXT * 200, "no line ends here " * 900, "世界 and peace\n" * 900, TEXT, "x"])
 def test_the_lists_are_the_chunks(data):
     source = page_of(data)

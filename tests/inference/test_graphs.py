@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 import torch
-from generationkit import CONFIGS, full, models, text
+from generationkit import CONFIGS, full, models, parametrized, text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelkit import tiny_config, tiny_model, worst
@@ -23,7 +23,7 @@ CONFIGS = CONFIGS | {
     "three stages": tiny_config(("m1", ("T1", ("m1", ("T1",), "m1"), "T1"), "m1")),
 }
 MODELS = models(CONFIGS)
-each_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+each_model = parametrized(MODELS)
 
 
 class Tape(TorchDispatchMode):

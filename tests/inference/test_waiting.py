@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from generationkit import CONFIGS, full, models, text
+from generationkit import CONFIGS, full, models, parametrized, text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelkit import tiny_config, tiny_model, worst
@@ -58,7 +58,7 @@ class Batch:
         return ready.rows
 
 
-@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+@parametrized(MODELS)
 @settings(max_examples=3, deadline=None)
 @given(
     rows=st.lists(st.tuples(st.integers(1, 20), st.integers(0, 14)), min_size=1, max_size=8),

@@ -42,10 +42,18 @@ def models(configs):
     return made
 
 
+SLOW = {"DNA layout", "regex", "spacebyte", "adapters", "characters, above 0.47"}
+"""Models whose parts others have too."""
+
+
+def parametrized(models):
+    """A mark that gives a test each of the models, the `SLOW` ones with the slow tests."""
+    params = [pytest.param(model, id=name, marks=[pytest.mark.slow] * (name in SLOW)) for name, model in models.items()]
+    return pytest.mark.parametrize("model", params)
+
+
 MODELS = models(CONFIGS)
-
-
-each_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+each_model = parametrized(MODELS)
 
 
 def full(model, document):

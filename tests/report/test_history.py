@@ -92,6 +92,7 @@ def test_validations_of_other_bytes_are_not_compared(tmp_path):
     assert history.comparable(early) == early  # all of it, then and now
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl", "samples.jsonl", "config.yaml", "latest", ".lock"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_of_which_a_file_is_something_else_is_listed(tmp_path, name, kind):

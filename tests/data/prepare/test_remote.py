@@ -190,6 +190,7 @@ class Unwilling(socketserver.BaseRequestHandler):
                 self.request.sendall(b"x" if self.every else b"")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n"], ids=["silent", "body"])
 @pytest.mark.parametrize("every", [0.0, 0.01], ids=["nothing", "drips"])
 @pytest.mark.parametrize("name", ["x.txt", "x.parquet", "x.jsonl.gz"])
