@@ -68,7 +68,7 @@ BAD: dict[str, tuple[str, bytes, str, int]] = {
     "many-members.gz": ("text", b"".join(gzip.compress(line) for line in PROSE.splitlines(True)), "", 0),
     "padded.gz": ("text", gzip.compress(PROSE) + bytes(512), "", 0),
     "wrong-name.gz": ("text", PROSE, "", 0),
-    "compressed-twice.gz": ("text", gzip.compress(gzip.compress(PROSE)), "gzip", 3),
+    "compressed-twice.gz": ("text", gzip.compress(gzip.compress(PROSE)), "compressed twice", 3),
     "no-checksum.zst": ("text", zstandard.compress(PROSE)[:-9], "truncated", 3),
     "dictionary.zst": ("text", b"\x28\xb5\x2f\xfd\x23\x01\x02\x03\x04" + bytes(50), "packed with a dictionary", 3),
     "window-2-gib.zst": ("text", b"\x28\xb5\x2f\xfd\x00\xa8" + b"\x01\x00\x00", "empty", 3),

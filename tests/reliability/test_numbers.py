@@ -17,6 +17,7 @@ from runkit import TWO_STAGES, metrics, tiny
 from hnet_cli.checkpoints.model_folder import load_folder
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Batches
+from hnet_cli.data.mixture import Mixture
 from hnet_cli.errors import NumericalError
 from hnet_cli.model import HNetForCausalLM
 from hnet_cli.terminal.process import Stop
@@ -35,7 +36,7 @@ class Run:
         folder.mkdir(parents=True)
         config = tiny(*SMALLER, "train.checkpoint_every=1", "train.keep_checkpoints=9", *settings)
         events = EventLog(folder, self.listen)
-        self.trainer = _Trainer(config, Dataset.open(data), folder, torch.device("cpu"), events, Stop())
+        self.trainer = _Trainer(config, Mixture.open(str(data)), folder, torch.device("cpu"), events, Stop())
         self.states = [self.state()]
         """Weights and moments after each step."""
         self.trainer.model.register_forward_pre_hook(lambda *_: self.interfere())

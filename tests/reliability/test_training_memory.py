@@ -51,7 +51,7 @@ def test_r27_memory_of_segment_is_flat(
     done = tally("R27", "peak memory of segment on a file and on a tenth of it, two stages")
     size = trials(25_000, 100_000, 1_200_000)
     if FORM != "long":
-        for name in ("inference.segment.SCORED_BYTES", "inference.segment.READ_BYTES", "modalities._utf8.PIECE"):
+        for name in ("inference.segment.SCORED_BYTES", "inference.intake.READ_BYTES", "modalities._utf8.PIECE"):
             monkeypatch.setattr(f"hnet_cli.{name}", 1 << 14)
     peaks = []
     for factor in (1, 10):
@@ -73,7 +73,7 @@ def test_r27_how_a_file_is_read_changes_no_boundary(
     (tmp_path / "x.txt").write_bytes(data)
     (tmp_path / "x.txt.gz").write_bytes(gzip.compress(data))
     for name, block in (*(("x.txt", 1 << size) for size in (10, 16, 20)), ("x.txt.gz", 1 << 10), ("-", 1 << 10)):
-        for place in ("storage.streams.READ_BYTES", "inference.segment.READ_BYTES", "inference.windows.READ_BYTES"):
+        for place in ("storage.streams.READ_BYTES", "inference.intake.READ_BYTES", "inference.windows.READ_BYTES"):
             monkeypatch.setattr(f"hnet_cli.{place}", block)
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(data))))
         path, out = name if name == "-" else str(tmp_path / name), tmp_path / f"out {name} {block}"
