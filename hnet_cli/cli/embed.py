@@ -13,18 +13,8 @@ from hnet_cli.cli.segment import model_for, plain_bytes, readable_sources, show_
 
 
 def embed(
-    files: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="FILE...", help="Files, folders, archives, or - for standard input; whatever `hnet prepare` reads."
-        ),
-    ],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help=options.MODEL_HELP + "Default: $HNET_MODEL, else the newest run whose modality fits, else the starter."
-        ),
-    ] = None,
+    files: options.Files,
+    model: options.ModelForFiles = None,
     per: Annotated[str, typer.Option(help="A vector per document, chunk, or window.")] = "document",
     stage: Annotated[int, typer.Option(min=0, help="The stage of --layer, and of chunks; 0 is the outermost.")] = 0,
     layer: Annotated[

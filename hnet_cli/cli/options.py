@@ -33,6 +33,16 @@ Model = Annotated[
         metavar="[MODEL]", help=MODEL_HELP + "Default: $HNET_MODEL, else the newest run, else starter:text."
     ),
 ]
+ModelForFiles = Annotated[
+    str | None,
+    typer.Option(help=MODEL_HELP + "Default: $HNET_MODEL, else the newest run whose modality fits, else the starter."),
+]
+Files = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="FILE...", help="Files, folders, archives, or - for standard input; whatever `hnet prepare` reads."
+    ),
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or mps. Default: a CUDA GPU if there is one.")]
 Field = Annotated[str | None, typer.Option(help="The text field of rows: JSON lines, a JSON list, parquet.")]
 PromptField = Annotated[

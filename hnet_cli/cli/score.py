@@ -31,12 +31,7 @@ def score(
             "first.",
         ),
     ],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help=options.MODEL_HELP + "Default: $HNET_MODEL, else the newest run whose modality fits, else the starter."
-        ),
-    ] = None,
+    model: options.ModelForFiles = None,
     per: Annotated[
         str | None,
         typer.Option(

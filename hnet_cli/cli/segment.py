@@ -27,18 +27,8 @@ TRACKS = ("bed", "bedgraph")
 
 
 def segment(
-    files: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="FILE...", help="Files, folders, archives, or - for standard input; whatever `hnet prepare` reads."
-        ),
-    ],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help=options.MODEL_HELP + "Default: $HNET_MODEL, else the newest run whose modality fits, else the starter."
-        ),
-    ] = None,
+    files: options.Files,
+    model: options.ModelForFiles = None,
     stage: Annotated[str, typer.Option(help="0 is the outermost; or all.")] = "all",
     format: Annotated[
         str | None,

@@ -46,7 +46,7 @@ class Exam:
     owners: Sequence[int] | None = None
     """The field of the same name in `Material`."""
     compression: Compression = UNCHANGED
-    """Of members that learn boundaries."""
+    """Choice of boundaries of the members that learn them."""
 
     @staticmethod
     def of(plan: ComparisonPlan) -> Exam:
@@ -102,7 +102,7 @@ class _Measurement:
     seconds: Number
     bytes_per_s: Number
     thresholds: list[Number] | None = None
-    """Of the learned stages, where they were chosen."""
+    """Thresholds of the learned stages, where they were chosen."""
 
 
 def measured(file: Path, model: Path, exam: Exam, device: str, note: Callable[[str], None]) -> dict[str, Any]:

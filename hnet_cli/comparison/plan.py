@@ -60,7 +60,7 @@ class ComparisonRequest:
     settings: Sequence[str] = ()
     gpus: Sequence[int] = ()
     compression: Compression = UNCHANGED
-    """Of the measurements of members that learn boundaries; training knows nothing of it."""
+    """Choice of boundaries in the measurements of members that learn them; training knows nothing of it."""
 
     def __post_init__(self) -> None:
         """Raise UsageError where options contradict each other."""

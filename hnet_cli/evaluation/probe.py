@@ -45,7 +45,7 @@ class Label:
 
     name: str
     start: int | None
-    """Of a region, in the coordinates of `Document.offset`. None: the whole document."""
+    """Ends of a region, in the coordinates of `Document.offset`. None: the whole document."""
     end: int | None
     value: str
     group: str
@@ -57,7 +57,7 @@ class Items:
 
     labels: list[Label] = field(default_factory=list)
     data: list[bytes] = field(default_factory=list)
-    """As the model reads them."""
+    """The bytes as the model reads them."""
     left_out: Counter[str] = field(default_factory=Counter)
     """Rows by the reason why they are not used."""
     first: dict[str, str] = field(default_factory=dict)
@@ -352,7 +352,7 @@ def _r2(sums: np.ndarray) -> np.ndarray:
 
 
 def _spearman(sums: np.ndarray) -> np.ndarray:
-    """Of the ranks among all items; 0 where one of the two is constant."""
+    """Pearson's r of the ranks among all items; 0 where one of the two is constant."""
     n, a, b, aa, bb, ab = (sums[..., column] for column in (0, 4, 5, 6, 7, 8))
     norm = np.sqrt(np.maximum(aa - a**2 / n, 0) * np.maximum(bb - b**2 / n, 0))
     return np.divide(ab - a * b / n, norm, out=np.zeros_like(norm), where=norm > 1e-9)

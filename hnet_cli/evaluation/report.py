@@ -185,7 +185,7 @@ def _evaluate(models: Sequence[str], loaded: Sequence[LoadedModel], request: Eva
 
 
 def damaged_files(result: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the files that the figures of `evaluate` leave out as damaged."""
+    """Errors of the files that the figures of `evaluate` leave out as damaged."""
     figures = result.get("models", [result])
     parts = [part for one in figures for part in (one, one.get("gold", {}), one.get("probe", {}))]
     return list(dict.fromkeys(error for part in parts for error in part.get("damaged", [])))

@@ -45,7 +45,7 @@ class _Reading:
 
     reader: FileReader
     field: Field
-    """As the user named it."""
+    """The field of rows, as the user named it."""
     notes: Counter[str]
     modality: Modality
 

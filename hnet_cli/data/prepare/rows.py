@@ -207,6 +207,8 @@ class RowReader:
                 yield self._source(where, (prompt, completion), size)
         else:
             reason = f"row has no conversation with a reply in field {self.field!r}"
+            if turns is None:
+                reason = f"conversation whose prompts add up to more than {ROW_LIMIT >> 20} MiB"
             yield Refused(reason, where, size, damaged=True)
 
     def _source(self, where: str, values: Sequence[object], size: int) -> Source | Refused:
@@ -263,8 +265,9 @@ def _has_usual(row: dict[str, Any]) -> bool:
     return bool(texts & {*_FIELDS} or texts >= {*_PAIR} or (isinstance(messages, list) and _turns(messages)))
 
 
-def _turns(messages: list[Any]) -> list[tuple[str, str]]:
-    """(prompt, completion) of every reply in a conversation; none for what is no conversation, or too long a one."""
+def _turns(messages: list[Any]) -> list[tuple[str, str]] | None:
+    """(prompt, completion) of every reply in a conversation; [] for what is no conversation, None for too long a one:
+    every prompt repeats what was said before it."""
     said, turns, size = "", list[tuple[str, str]](), 0
     for message in messages:
         role, content = (message.get(key) for key in ("role", "content")) if isinstance(message, dict) else (None, None)
@@ -273,8 +276,8 @@ def _turns(messages: list[Any]) -> list[tuple[str, str]]:
         if role == _REPLY:
             turns.append((f"{said}{role}: ", content))
             size += len(said)
-            if size > ROW_LIMIT:  # every prompt repeats what was said before it
-                return []
+            if size > ROW_LIMIT:
+                return None
         said += f"{role}: {content}\n"
     return turns
 

@@ -250,6 +250,15 @@ def test_every_reply_of_a_conversation_is_a_completion() -> None:
     assert form("x.txt", b"".join(json.dumps(row).encode() + b"\n" for row in rows[:1]), None, ()) == LINES
 
 
+def test_prompts_of_a_conversation_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each repeats all that was said before: together they grow with the square of the row."""
+    monkeypatch.setattr(rows, "ROW_LIMIT", 5000)
+    talk = [{"role": "assistant", "content": "Well."} for _ in range(40)]
+    (refused,) = sources([{"messages": talk}])
+    assert str(refused).startswith("conversation whose prompts add up to more than")
+    assert len(sources([{"messages": talk[:20]}])) == 20
+
+
 def test_a_prompt_that_runs_into_its_completion_is_noted() -> None:
     notes = Counter[str]()
     pairs = [("plural of ox", "oxen"), ("plural of ox: ", "oxen"), ("", "oxen")]
