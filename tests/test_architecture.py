@@ -16,7 +16,7 @@ CORE, PLUGINS = ROOT / "hnet_cli", ROOT / "modalities"
 ROOMS: list[set[str]] = [
     {"__main__"},
     {"cli"},
-    {"api"},
+    {"api", "play"},
     {"comparison"},
     {"evaluation"},
     {"transformers", "contract"},

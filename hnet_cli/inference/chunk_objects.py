@@ -10,11 +10,11 @@ from typing import overload
 
 import numpy as np
 
-from hnet_cli import modality as modalities
 from hnet_cli.inference.render import SEPARATOR, shower, whole_characters
 from hnet_cli.inference.score import score_bytes
 from hnet_cli.inference.segment import boundaries, table_of
 from hnet_cli.inference.thresholds import UNCHANGED, Compression
+from hnet_cli.inference.windows import own_modality
 from hnet_cli.modality import Modality
 from hnet_cli.model import HNetForCausalLM
 
@@ -135,7 +135,6 @@ def chunks_of(model: HNetForCausalLM, data: bytes, stage: int = 0, compression: 
 
     `compression` holds for this call. Raises UsageError for a stage that the model does not have, NumericalError.
     """
-    name = model.config.extra.get("modality")
     with compression.used(model, lambda: [data.translate(table_of(model))]):
         starts, probability = boundaries(model, data, stage)
         (bits,) = score_bytes(model, [data])
@@ -145,4 +144,4 @@ def chunks_of(model: HNetForCausalLM, data: bytes, stage: int = 0, compression: 
         LearnedChunk(data[a:b], a, b, stage, tuple(p for p in row if p == p), float(sums[b] - sums[a]))
         for (a, b), row in zip(places, probability[:, stage:].tolist(), strict=True)
     ]
-    return Chunks(chunks, modalities.get(name) if name else None)
+    return Chunks(chunks, own_modality(model))

@@ -18,12 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hnet_cli import modality as modalities
 from hnet_cli.errors import NumericalError, UsageError
 from hnet_cli.inference import render
 from hnet_cli.inference.thresholds import UNCHANGED, Compression
 from hnet_cli.inference.waiting import Ready, paces
-from hnet_cli.inference.windows import BOS
+from hnet_cli.inference.windows import BOS, own_modality
 from hnet_cli.kernels.continuing import pick
 from hnet_cli.kernels.packing import send
 from hnet_cli.kernels.reference import exact
@@ -306,8 +305,7 @@ def continuations(
 
     `options` as for `generate`; `compression` holds for this call. Raises UsageError, NumericalError.
     """
-    name = model.config.extra.get("modality")
-    modality = modalities.get(name) if name else None
+    modality = own_modality(model)
     rules = {"automaton": modality.automaton(), "input_table": modality.input_table} if modality else {}
     rows = [bytearray() for _ in range(n)]
     with compression.used(model, lambda: typical(model, prompt, modality)):

@@ -10,13 +10,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from hnet_cli import modality as modalities
 from hnet_cli.errors import UsageError
 from hnet_cli.inference import render
 from hnet_cli.inference.agreement import Agreement
 from hnet_cli.inference.intake import Intake
 from hnet_cli.inference.thresholds import UNCHANGED, Compression
-from hnet_cli.inference.windows import Window, windows
+from hnet_cli.inference.windows import Window, own_modality, windows
 from hnet_cli.modality import Document, Modality, Source
 from hnet_cli.model import HNetConfig, HNetForCausalLM
 
@@ -53,8 +52,8 @@ def boundaries(model: HNetForCausalLM, data: bytes, stage: int = 0) -> tuple[np.
 
 def table_of(model: HNetForCausalLM) -> bytes | None:
     """`Modality.input_table` of the modality that the model's configuration names, if it does."""
-    name = model.config.extra.get("modality")
-    return modalities.get(name).input_table if name else None
+    modality = own_modality(model)
+    return modality.input_table if modality else None
 
 
 def stages_of(config: HNetConfig, stage: int | str) -> range:
