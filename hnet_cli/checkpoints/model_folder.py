@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from hnet_cli import provenance, storage
+from hnet_cli.checkpoints import hub
 from hnet_cli.checkpoints.safetensors_file import elements, open_safetensors, write_safetensors
 from hnet_cli.checkpoints.torch_file import Stored
 from hnet_cli.data import tokens
@@ -58,6 +59,8 @@ class LoadedModel(HNetForCausalLM):
         folder = self.source
         if folder.parent == STARTERS:
             return f"starter:{folder.name}"
+        if name := hub.label(folder):
+            return name
         return f"{folder.parent.parent.name}, {folder.name}" if folder.parent.name == "checkpoints" else folder.name
 
     def segment(
