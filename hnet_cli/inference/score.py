@@ -177,18 +177,23 @@ def score(
 
 
 def score_bytes(
-    model: HNetForCausalLM, documents: Sequence[bytes], request: ScoreRequest = ScoreRequest()
+    model: HNetForCausalLM,
+    documents: Sequence[bytes],
+    request: ScoreRequest = ScoreRequest(),
+    compression: Compression = UNCHANGED,
 ) -> list[np.ndarray]:
     """The bits of every byte of documents in memory, (n,) float64 each, read as the model's modality does.
 
-    Of `request`, only context, stride and strands count. Raises UsageError, NumericalError.
+    Of `request`, only context, stride and strands count. `compression` holds for this call. Raises UsageError,
+    NumericalError.
     """
     name = model.config.extra.get("modality")
     modality = modalities.get(name) if name else None
     bits: list[list[np.ndarray]] = [[np.empty(0)] for _ in documents]
     named = (Document(data, str(number), str(number)) for number, data in enumerate(documents))
-    for part in _scored(model, named, modality, request.fit(model, modality)):
-        bits[int(part.document.name)].append(part.bits)
+    with compression.during(model, documents, modality.input_table if modality else None):
+        for part in _scored(model, named, modality, request.fit(model, modality)):
+            bits[int(part.document.name)].append(part.bits)
     return [np.concatenate(parts) for parts in bits]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -40,10 +39,7 @@ def segment_bytes(
     name = model.config.extra.get("modality")
     table = modalities.get(name).input_table if name else None
     (stage,) = stages_of(model.config, stage)
-    with ExitStack() as stack:
-        if not compression.is_default and data:
-            stack.callback(model.set_thresholds, model.thresholds)
-            compression.apply(model, lambda: [data.translate(table)])
+    with compression.during(model, [data], table):
         starts = [
             window.starts[~np.isnan(window.probability[:, stage])]
             for window in windows(model, [Document(data, "-", "-")], input_table=table)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -49,8 +51,8 @@ class Compression:
     @staticmethod
     def of(threshold: float | Sequence[float] | None, bytes_per_chunk: float | Sequence[float] | None) -> Compression:
         """From numbers or sequences of them."""
-        numbers = [() if x is None else (x,) if isinstance(x, int | float) else x for x in (threshold, bytes_per_chunk)]
-        return Compression(*numbers)
+        given = (threshold, bytes_per_chunk)
+        return Compression(*(() if x is None else (float(x),) if isinstance(x, Real) else tuple(x) for x in given))
 
     @property
     def is_default(self) -> bool:
@@ -82,6 +84,18 @@ class Compression:
             applied = calibrate(model, sample(), self.bytes_per_chunk)
         model.set_thresholds(applied.thresholds)
         return applied
+
+    @contextmanager
+    def during(
+        self, model: HNetForCausalLM, documents: Sequence[bytes], table: bytes | None
+    ) -> Iterator[Applied | None]:
+        """`apply_to` for documents in memory; at the end of the context the model has its thresholds back."""
+        before = model.thresholds
+        try:
+            yield self.apply_to(model, (Document(data, "", "") for data in documents), table)[0]
+        finally:
+            if before:
+                model.set_thresholds(before)
 
     def apply_to(
         self, model: HNetForCausalLM, documents: Iterator[Document | Stream], table: bytes | None

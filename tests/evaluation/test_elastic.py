@@ -66,6 +66,16 @@ def test_a_length_holds_for_everything(evaluated, tmp_path):
     assert again["compression"] == {"thresholds": [threshold]}
 
 
+def test_a_length_is_met_on_what_there_is(evaluated, hnet, tmp_path):
+    """Without documents that are scored, on the items of a task."""
+    (tmp_path / "t.jsonl").write_text('{"query": "The fox", "choices": ["jumps", "sings"], "gold": 0}\n')
+    found = evaluated("starter:text", "--task", tmp_path / "t.jsonl", "--bytes-per-chunk", 2)
+    assert found["compression"]["sample_bytes"] == len("The fox jumps")
+    (tmp_path / "g.txt").write_text("the fox  jumps")
+    code, _, err = hnet("eval", "starter:text", "--gold", tmp_path / "g.txt", "--bytes-per-chunk", 2)
+    assert (code, "--threshold" in err) == (2, True)
+
+
 def test_a_model_without_learned_boundaries():
     with pytest.raises(UsageError, match="learns none"):
         elastic.check(tiny_model(config=tiny_config(("m1", ("T1",), "m1"), chunker={"kind": "space"})))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from modelkit import tiny_config, tiny_model
 from segmentkit import MODEL, written
 
+import hnet_cli
 from hnet_cli.errors import UsageError
 from hnet_cli.inference import thresholds
 from hnet_cli.inference.segment import Summary, segment_bytes
@@ -76,6 +77,37 @@ def test_the_sample_is_the_beginning_and_nothing_is_lost(monkeypatch):
     assert pieces.replace("|", "").strip() == text.strip()
     assert summary.bytes == len(text)
     assert summary.stages()[1]["bytes_per_chunk"] == pytest.approx(6, rel=0.2)
+
+
+TEXTS = [b"It was the best of times, it was the worst of times, " * 3, b"", b"and it rained."]
+CALLS = {
+    "segment": (
+        lambda model, data, **chosen: [np.frombuffer(b"|".join(model.segment(*data, **chosen)), "u1")],
+        TEXTS[:1],
+    ),
+    "score": (lambda model, data, **chosen: model.score(data, **chosen), TEXTS),
+    "embed": (lambda model, data, **chosen: [model.embed(data, per="chunk", **chosen).vectors], TEXTS[::2]),
+}
+
+
+@pytest.fixture(scope="module")
+def starter():
+    return hnet_cli.load("starter:text")
+
+
+@pytest.mark.parametrize(("call", "data"), CALLS.values(), ids=CALLS)
+def test_every_call_from_python_takes_them_for_itself(starter, call, data):
+    plain, found = call(starter, data), calibrate(starter, data, [2])
+    for chosen, at in (({"threshold": 0.2}, [0.2]), ({"bytes_per_chunk": np.float32(2)}, found.thresholds)):
+        own = call(starter, data, **chosen)
+        assert starter.thresholds == [0.5]
+        with starter.set_thresholds(at):
+            expected = call(starter, data)
+        assert all(map(np.array_equal, own, expected))
+        assert not all(map(np.array_equal, own, plain))
+    with pytest.raises(UsageError, match="2 numbers"):
+        call(starter, data, threshold=[0.2, 0.3])
+    assert starter.thresholds == [0.5]
 
 
 def test_it_stands_on_the_page():
