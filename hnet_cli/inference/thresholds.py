@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
-from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -51,8 +50,9 @@ class Compression:
     @staticmethod
     def of(threshold: float | Sequence[float] | None, bytes_per_chunk: float | Sequence[float] | None) -> Compression:
         """From numbers or sequences of them."""
+        one = int | float | np.floating
         given = (threshold, bytes_per_chunk)
-        return Compression(*(() if x is None else (float(x),) if isinstance(x, Real) else tuple(x) for x in given))
+        return Compression(*(() if x is None else (float(x),) if isinstance(x, one) else tuple(x) for x in given))
 
     @property
     def is_default(self) -> bool:

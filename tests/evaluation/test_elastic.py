@@ -10,6 +10,7 @@ from hnet_cli.errors import UsageError
 from hnet_cli.evaluation import elastic
 from hnet_cli.evaluation.tables import tables
 from hnet_cli.inference.scoring import score
+from hnet_cli.terminal.chart import Chart
 
 FOX = "The quick brown fox jumps over the lazy dog, {}.\n"
 
@@ -52,6 +53,12 @@ def test_the_command_says_shows_and_writes(hnet, evaluated, tmp_path):
     rows = elastic.rows(found)
     assert all(cell in shown.text for row in rows for cell in row)
     assert any(getattr(part, "row_count", 0) == len(points) for part in tables(found))
+    two = {"models": [found, found | {"model": "other"}]}
+    for result, labels in ((found, ["starter:text"]), (two, ["starter:text", "other"])):
+        assert not any(isinstance(part, Chart) for part in tables(result))
+        (chart,) = [part for part in tables(result, charts=True) if isinstance(part, Chart)]
+        assert [curve.label for curve in chart.curves] == labels
+        assert {curve.ys[curve.marked] for curve in chart.curves} == {usual["bpb"]}
 
 
 def test_a_length_holds_for_everything(evaluated, tmp_path):
