@@ -73,26 +73,27 @@ class Compression:
 
     def apply(self, model: HNetForCausalLM, sample: Callable[[], Iterable[bytes]]) -> Applied | None:
         """Set the model's thresholds; None where nothing is asked. `sample` gives documents as the model reads them,
-        of which the first `SAMPLE_BYTES` are used, where thresholds have to be found. Raises UsageError."""
+        of which the first `SAMPLE_BYTES` are used, where thresholds have to be found; without bytes no length can be
+        met, and nothing is done. Raises UsageError."""
         self.check(model)
         if self.is_default:
             return None
         if self.thresholds:
             model.set_thresholds(self.thresholds if len(self.thresholds) > 1 else self.thresholds[0])
             return Applied(model.thresholds)
+        if not any(documents := list(sample())):
+            return None
         with model.set_thresholds(THRESHOLD):
-            applied = calibrate(model, sample(), self.bytes_per_chunk)
+            applied = calibrate(model, documents, self.bytes_per_chunk)
         model.set_thresholds(applied.thresholds)
         return applied
 
     @contextmanager
-    def during(
-        self, model: HNetForCausalLM, documents: Sequence[bytes], table: bytes | None
-    ) -> Iterator[Applied | None]:
-        """`apply_to` for documents in memory; at the end of the context the model has its thresholds back."""
+    def used(self, model: HNetForCausalLM, sample: Callable[[], Iterable[bytes]]) -> Iterator[Applied | None]:
+        """`apply` for the duration of a block."""
         before = model.thresholds
         try:
-            yield self.apply_to(model, (Document(data, "", "") for data in documents), table)[0]
+            yield self.apply(model, sample)
         finally:
             if before:
                 model.set_thresholds(before)
@@ -102,14 +103,12 @@ class Compression:
     ) -> tuple[Applied | None, Iterator[Document | Stream]]:
         """`apply`, on the beginning of documents as stored, and these documents, still to be read.
 
-        `table`: `Modality.input_table`. Where there are no bytes no length can be met, and nothing is done.
+        `table`: `Modality.input_table`.
         """
         sample = list[bytes]()
         if self.bytes_per_chunk:
             self.check(model)
             sample, documents = _held(documents)
-            if not any(sample):
-                return None, documents
         return self.apply(model, lambda: [data.translate(table) for data in sample]), documents
 
 

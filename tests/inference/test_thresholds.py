@@ -130,8 +130,9 @@ def test_a_model_that_it_does_not_fit(given, config, message):
 
 def test_a_rule_has_no_threshold():
     model = tiny_model(config=tiny_config(("m1", ("T1",), "m1"), chunker={"kind": "space"}))
-    with pytest.raises(UsageError, match="fixed rule"):
-        Compression((0.3,)).check(model)
+    for asked in (Compression((0.3,)), Compression((), (3,))):
+        with pytest.raises(UsageError, match="fixed rule"), asked.used(model, list):
+            raise AssertionError
 
 
 @pytest.mark.parametrize(
