@@ -68,7 +68,7 @@ class LoadedModel(HNetForCausalLM):
         """The learned chunks of `data` at a stage (0 = outermost); joined they are `data`.
 
         Text is read as UTF-8. `threshold` or `bytes_per_chunk`, for this call, as the options of the commands: so in
-        `score` and `embed`. Raises UsageError.
+        every call of this class. Raises UsageError.
         """
         from hnet_cli.inference.segment import segment_bytes
         from hnet_cli.inference.thresholds import Compression
@@ -129,9 +129,9 @@ class LoadedModel(HNetForCausalLM):
             return texts[0] if n is None else texts
         return found[0] if n is None else found
 
-    def bits(self, data: bytes | str) -> float:
+    def bits(self, data: bytes | str, *, threshold: Numbers = None, bytes_per_chunk: Numbers = None) -> float:
         """The bits of a document, -log2 P: the sum of `score`. Raises UsageError, NumericalError."""
-        return float(self.score(data).sum())
+        return float(self.score(data, threshold=threshold, bytes_per_chunk=bytes_per_chunk).sum())
 
     def __repr__(self) -> str:
         config = self.config

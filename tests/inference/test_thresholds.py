@@ -85,6 +85,8 @@ CALLS = {
         lambda model, data, **chosen: [np.frombuffer(b"|".join(model.segment(*data, **chosen)), "u1")],
         TEXTS[:1],
     ),
+    "chunks": (lambda model, data, **chosen: [np.array([c.start for c in model.chunks(*data, **chosen)])], TEXTS[:1]),
+    "bits": (lambda model, data, **chosen: [np.float64(model.bits(*data, **chosen))], TEXTS[:1]),
     "score": (lambda model, data, **chosen: model.score(data, **chosen), TEXTS),
     "embed": (lambda model, data, **chosen: [model.embed(data, per="chunk", **chosen).vectors], TEXTS[::2]),
 }
