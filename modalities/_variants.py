@@ -19,7 +19,7 @@ from Bio.SeqIO.FastaIO import SimpleFastaParser
 from hnet_cli.errors import InputError
 from hnet_cli.modality import Refused, Source, Variant
 
-from ._bytes import as_text, is_place, text_lines
+from ._bytes import as_text, is_place, record_name, text_lines
 
 BASES = re.compile(r"[ACGTacgt]+\Z")
 OTHER = re.compile(r"[^ACGT]")
@@ -68,7 +68,7 @@ def variants(calls: Source, reference: Source, flank: int) -> Iterator[Variant |
         absent = dict.fromkeys(sorted(flags), "0")
         names: list[str] = []
         for title, sequence in SimpleFastaParser(chain([first] if first else [], text)):
-            name = (as_text(title.encode("latin-1")).split(None, 1) or [""])[0]
+            name = record_name(as_text(title.encode("latin-1")))
             names += [name[:40]] * (len(names) < 4)
             for call in by_record.pop(name, ()):
                 yield call if isinstance(call, Refused) else _variant(calls.name, name, call, sequence, flank, absent)
