@@ -30,7 +30,7 @@ FIRST_BASE = str.maketrans("URYSWKMBDHV", "TACCAGACAAA")
 """VCF has the alphabetically first of the bases that an ambiguity code of the reference stands for."""
 PER_ALLELE = {"AC": "A", "AF": "A", "AD": "R", "ADF": "R", "ADR": "R", "CIGAR": "A"}
 """`Number` of the INFO fields that the format itself defines, where a header does not declare them."""
-DECLARED = re.compile(r"[<,](ID|Number|Type)=([^,>]*)")
+DECLARED = re.compile(r"[<,]\s*(ID|Number|Type)\s*=\s*([^\s,>]*)")
 NUMBER = re.compile(r"[-+]?(\d++(\.\d*+)?|\.\d++)(e[-+]?\d++)?\Z", re.IGNORECASE)
 
 
@@ -111,7 +111,7 @@ def _calls(source: Source, flags: set[str]) -> Iterator[tuple[str, Call | Refuse
             yield record, Refused(f"more than {MOST_ALTERNATIVES:,} alternatives", where)
             continue
         info = columns[7] if len(columns) > 7 and columns[7] != "." else ""
-        fields = [_Values(pair, header, len(alternatives), escapes) for pair in info.split(";") if pair]
+        fields = [_Values(pair, header, len(alternatives), escapes) for pair in map(str.strip, info.split(";")) if pair]
         flags.update(field.key for field in fields if field.flag)
         reference = before.upper().encode()
         for index, alternative in enumerate(alternatives):
