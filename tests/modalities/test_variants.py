@@ -86,6 +86,7 @@ def test_flanks_stop_at_what_is_not_known(tmp_path):
         ("Number=2,Type=Float", "0.5,0.6", ("0.5,0.6", "0.5,0.6")),
         ("Number=G,Type=Float", "1,2,3,4,5,6", ("1,2,3,4,5,6",) * 2),
         ("Number=1,Type=String", "benign", ("benign", "benign")),
+        ("Number=1,Type=String", ".", (None, None)),
         ("Number=0,Type=Flag", None, ("0", "0")),
         (" Number=0, Type=Flag", None, ("0", "0")),  # with spaces: 1000 Genomes, pilot
         (" Number=R, Type=Integer", "90,7,3", ("7", "3")),
