@@ -19,9 +19,6 @@ from hnet_cli.kernels.reference import ScanInputs, State, exact, wide
 if TYPE_CHECKING:
     from hnet_cli.kernels import Kernels
 
-QUERIES = 256
-"""Queries whose attention is computed at once: of the keys they read the window's and their own."""
-
 
 def pick(x: Tensor, rows: Tensor | None) -> Tensor:
     """Rows (R,) int64 of x (B, ...) -> (R, ...); None: all of them, x itself."""
@@ -91,23 +88,3 @@ def _summed(x: Tensor, packing: Packing) -> Tensor:
     """Running sums within each document, (T, ...) -> the same, of `exact` dtype: differences of large sums follow."""
     total = x.cumsum(0, dtype=exact(x.device))
     return total - (total[packing.first] - x[packing.first])[packing.document]
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    """Causal attention of the last T of the S positions of one document: q (T, H, P), k and v (S, H, P) -> (T, H, P).
-
-    Position i sees i-window..i; -1: all before.
-    """
-    past, out = len(k) - len(q), torch.empty_like(q)
-    for start in range(0, len(q), QUERIES):
-        end = min(start + QUERIES, len(q))
-        low = 0 if window < 0 else max(0, past + start - window)
-        diagonal = past + start - low  # the column of the first query's own key
-        seen = torch.ones(end - start, past + end - low, dtype=torch.bool, device=q.device).tril(diagonal)
-        seen = seen if window < 0 else seen.triu(diagonal - window)
-        queries, keys, values = (
-            t.transpose(0, 1)[None] for t in (q[start:end], k[low : past + end], v[low : past + end])
-        )
-        y = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen)
-        out[start:end] = y[0].transpose(0, 1)
-    return out
