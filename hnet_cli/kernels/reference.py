@@ -246,6 +246,24 @@ def _scan(inputs: ScanInputs, packing: Packing, states: bool) -> tuple[Tensor, T
         return y, final
 
 
+def own_states(inputs: ScanInputs, packing: Packing) -> tuple[Tensor, Tensor]:
+    """The log decay from the first position of each document to every other (T, H), of `exact` dtype, and the states
+    (B, H, P, N) that the documents would end with had they begun there."""
+    step = F.softplus(wide(inputs.dt) + wide(inputs.dt_bias))  # (T, H)
+    log_decay = summed(step * inputs.A, packing)
+    left = (log_decay[packing.last][packing.document] - log_decay).exp().to(step.dtype)
+    scaled = wide(inputs.x) * (left * step)[:, :, None]  # (T, H, P)
+    parts = zip(scaled.flatten(1).split(packing.lengths), wide(inputs.B).split(packing.lengths), strict=True)
+    states = torch.stack([values.mT @ keys for values, keys in parts])
+    return log_decay, states.unflatten(1, scaled.shape[1:])
+
+
+def summed(x: Tensor, packing: Packing) -> Tensor:
+    """Running sums within each document, (T, ...) -> the same, of `exact` dtype: differences of large sums follow."""
+    total = x.cumsum(0, dtype=exact(x.device))
+    return total - (total[packing.first] - x[packing.first])[packing.document]
+
+
 class State(Protocol):
     """The recurrent state of `ssd_step` for B documents."""
 

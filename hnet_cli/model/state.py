@@ -90,8 +90,8 @@ class AttentionState:
             queries, keys, values = new
             keys = torch.cat([self.keys[row, slots].to(k.dtype), keys])
             values = torch.cat([self.values[row, slots].to(v.dtype), values])
-            heads_first = (t.transpose(0, 1)[None] for t in (queries, keys, values))
-            outs.append(window_attention(*heads_first, self.window)[0].transpose(0, 1))
+            queries, keys, values = (t.transpose(0, 1)[None] for t in (queries, keys, values))
+            outs.append(window_attention(queries, keys, values, self.window)[0].transpose(0, 1))
         self.store(k, v, packing)
         return torch.cat(outs)
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelkit import tiny_config, tiny_model, worst
 
-from hnet_cli.kernels import reference
 from hnet_cli.kernels import cpu as host
+from hnet_cli.kernels import reference
 
 
 @pytest.fixture(autouse=True, scope="module")
