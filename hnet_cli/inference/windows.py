@@ -12,7 +12,6 @@ context of a byte, further back than the model saw in training.
 
 from __future__ import annotations
 
-import io
 import math
 import sys
 from collections import deque
@@ -345,7 +344,8 @@ class _Copy:
 
     config: HNetConfig
     backend: str
-    weights: bytes
+    weights: dict[str, tuple[np.ndarray, torch.dtype, torch.Size]]
+    """By name: the bytes of each. Tensors would travel through shared memory, of which a container has little."""
     thresholds: Sequence[float]
     surprisal: bool
     threads: int
@@ -353,16 +353,21 @@ class _Copy:
     @classmethod
     def of(cls, model: HNetForCausalLM, surprisal: bool, number: int) -> _Copy:
         """One of `number`, which share the threads that this process has."""
-        written = io.BytesIO()
-        torch.save(model.state_dict(), written)
+        weights = {
+            name: (weight.detach().flatten().view(torch.uint8).numpy(), weight.dtype, weight.shape)
+            for name, weight in model.state_dict().items()
+        }
         threads = max(1, torch.get_num_threads() // number)
-        return cls(model.config, model.backend, written.getvalue(), model.thresholds, surprisal, threads)
+        return cls(model.config, model.backend, weights, model.thresholds, surprisal, threads)
 
     def __call__(self) -> None:
         global _network
         torch.set_num_threads(self.threads)
         model = HNetForCausalLM(self.config, self.backend)
-        model.load_state_dict(torch.load(io.BytesIO(self.weights), weights_only=True), assign=True)
+        weights = {
+            name: torch.from_numpy(data).view(dtype).view(shape) for name, (data, dtype, shape) in self.weights.items()
+        }
+        model.load_state_dict(weights, assign=True)
         if self.thresholds:
             model.set_thresholds(self.thresholds)
         _network = _Network(model.eval(), self.surprisal)
