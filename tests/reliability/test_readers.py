@@ -8,6 +8,7 @@ import itertools
 import json
 import shutil
 import signal
+import struct
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -28,7 +29,7 @@ from hnet_cli.comparison.measures import Exam, measured
 from hnet_cli.comparison.plan import ComparisonRequest, choose, write
 from hnet_cli.config.run import resolve
 from hnet_cli.data import tokens
-from hnet_cli.data.dataset import Dataset
+from hnet_cli.data.dataset import LONGEST_NAME, NAME_BYTES, Dataset
 from hnet_cli.data.prepare import planning, preparation
 from hnet_cli.data.prepare.preparation import join, part_folder, prepare
 from hnet_cli.errors import DamagedError, EnvironmentLimit, HNetError, InputError, UsageError
@@ -169,7 +170,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planning, "UNIT_FILES", 2)
         for part in (1, 2):
-            prepare([place / "in"], Lines(), place / "x", part=(part, 2))
+            prepare([place / "in"], plugin("text"), place / "x", part=(part, 2))
     return [part_folder(place / "x", part, 2) for part in (1, 2)]
 
 
@@ -181,6 +182,32 @@ def test_parts_of_datasets(parts: list[Path], tmp_path: Path, data: st.DataObjec
     resealed(part)
     with refused(DamagedError, InputError, UsageError):
         join([part, parts[1]], tmp_path / "x", measure=False, overwrite=True)
+
+
+def cut_or_changed(content: bytes) -> st.SearchStrategy[bytes]:
+    """A table with another length, or with another number in one place."""
+    sizes = st.integers(0, len(content)).map(lambda size: content[:size]) | st.binary(max_size=60).map(content.__add__)
+    numbers = st.sampled_from([-1, 0, 1, 1 << 20, 1 << 40, (1 << 63) - 1, -(1 << 63)])
+
+    def put(place: int, number: int) -> bytes:
+        return content[: 8 * place] + struct.pack("<q", number) + content[8 * place + 8 :]
+
+    return sizes | st.builds(put, st.integers(0, max(0, len(content) // 8 - 1)), numbers)
+
+
+@some
+@given(st.data(), st.sampled_from(["documents.bin", "hashes.bin", "names.txt", "shard-00000.bin"]))
+def test_tables_of_parts(parts: list[Path], tmp_path: Path, data: st.DataObject, name: str) -> None:
+    """A part is refused, or a dataset is made that can be read."""
+    part = shutil.copytree(parts[0], tmp_path / "part", dirs_exist_ok=True)
+    (part / name).write_bytes(data.draw(cut_or_changed((part / name).read_bytes())))
+    resealed(part)
+    with refused(DamagedError):
+        join([part, parts[1]], tmp_path / "x", measure=False, overwrite=True)
+        made = Dataset.open(tmp_path / "x")
+        assert sum(len(document) for split in made.splits for document in made.documents(split)) == made.about["bytes"]
+        for document in range(len(made.table)):
+            assert len(made.name(document)) <= LONGEST_NAME + NAME_BYTES
 
 
 @few
