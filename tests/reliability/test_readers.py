@@ -4,11 +4,13 @@ read or refused by an error of ours, and nothing hangs. `test_strangers.py` trie
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import json
 import shutil
 import signal
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -28,13 +30,16 @@ from hnet_cli.checkpoints.find import load
 from hnet_cli.comparison.measures import Exam, measured
 from hnet_cli.comparison.plan import ComparisonRequest, choose, write
 from hnet_cli.config.run import resolve
-from hnet_cli.data import tokens
+from hnet_cli.config.sources import parse
+from hnet_cli.data import mixture, tokens
 from hnet_cli.data.dataset import LONGEST_NAME, NAME_BYTES, Dataset
-from hnet_cli.data.prepare import planning, preparation
+from hnet_cli.data.prepare import planning, preparation, rows
 from hnet_cli.data.prepare.preparation import join, part_folder, prepare
 from hnet_cli.errors import DamagedError, EnvironmentLimit, HNetError, InputError, UsageError
-from hnet_cli.evaluation import tasks
-from hnet_cli.modality import Refused, Source
+from hnet_cli.evaluation import probe, tasks
+from hnet_cli.modality import Document, Refused, Source
+from hnet_cli.model.automaton import MOST_STATES
+from hnet_cli.model.settings import Chunker
 from hnet_cli.report import history, run_page, runs
 
 some = settings(
@@ -128,6 +133,44 @@ def test_gold_files(name: str, first: str, text: str) -> None:
             for edges in () if isinstance(stretch, Refused) else stretch.edges.values():
                 assert list(edges) == sorted(edges)
                 assert all(0 <= edge < len(stretch.data) for edge in edges)
+
+
+HEADS = st.sampled_from(
+    ["name\tlabel\tg", "name\tstart\tend\tlabel\tg", "g\tlabel\tname\tlabel", "\ufeffname\tlabel\tg"]
+)
+PLACED = "".join(f"d{n}\t{n}\t{n + 5}\t{n % 2}\t{n % 3}\n" for n in range(9))
+PLAIN = "".join(f"d{n}\t{n % 2}\t{n % 3}\n" for n in range(9))
+
+
+@some
+@given(HEADS, st.sampled_from([PLAIN, PLACED, ""]), TABLE, st.sampled_from(["g", "label", "name", "\x1b"]))
+def test_labels(tmp_path: Path, head: str, good: str, text: str, group: str) -> None:
+    """What is read can be held out: three groups, two values, and pieces that lie in a document."""
+    (tmp_path / "labels.tsv").write_text(f"{head}\n{good}{text}")
+    with refused(InputError):
+        labels = probe.read_labels(tmp_path / "labels.tsv", group)
+        assert len({label.group for label in labels}) >= 3
+        assert all(label.start is None or 0 <= label.start < (label.end or 0) for label in labels)
+        probe.collect(labels, [Document(b"x" * 20, f"d{n}", "x") for n in range(9)], None, 1000)
+
+
+CONVERSATION = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}]
+TRAINED = [{"prompt": "a ", "completion": "b"}, {"messages": CONVERSATION}, {"text": "words"}, {"messages": []}]
+
+
+@some
+@given(st.data(), st.sampled_from([None, "text", "messages", ("prompt", "completion"), "\x1b"]))
+def test_rows(data: st.DataObject, field: Any) -> None:
+    """A row is a document, several, or refused by reason."""
+    lines = [data.draw(st.sampled_from(TRAINED).flatmap(spoiled)).replace("\n", " ") for _ in range(3)]
+    reader = rows.RowReader("x.jsonl", field, Counter())
+    with refused(UsageError, InputError):
+        for item in reader.lines(io.BytesIO("\n".join(lines).encode("utf-8", "surrogatepass"))):
+            if isinstance(item, Refused):
+                assert len(item.reason) < 200
+            else:
+                with item.open() as stream:
+                    stream.read().decode()
 
 
 # --- comparisons, parts, datasets -------------------------------------------------------------------------------------
@@ -281,6 +324,27 @@ def test_tokenizers(vocabulary: dict[str, Any], data: st.DataObject) -> None:
             assert read.decode(read.encode([text])[0].tolist()) == text
 
 
+PATTERN = st.text("()[]{}|*+?.\\\\ab-^$,:0164\x00\u4e2d\ud800", max_size=40) | st.builds(
+    lambda body, n, more: f"{body}{{{n}}}{more}" * 3,
+    st.sampled_from([".", "(a|.)", "[^a]", "(.?)"]),
+    st.integers(0, 99),
+    st.just("a"),
+)
+
+
+@some
+@given(st.data(), PATTERN)
+def test_chunkers(data: st.DataObject, pattern: str) -> None:
+    """Every table is small, whatever the expression or the vocabulary."""
+    each = {"kind": "regex", "pattern": pattern}, {"kind": "bpe", "tokens": "a ab \u0120the"}, {"kind": "fixed", "k": 3}
+    texts = [json.dumps(each[0]), *(data.draw(spoiled(one)) for one in each)]
+    for text in texts:
+        with contextlib.suppress(ValueError), refused():
+            if (table := Chunker.from_dict(json.loads(text)).automaton()) is not None:
+                assert len(table.following) <= MOST_STATES
+                assert (table.following < len(table.following)).all()
+
+
 YAML = st.sampled_from(
     [*HOSTILE, "!!bool maybe", "&a [*a]", "*a", ".nan", "-.inf", "~", "[0.9, 1.0]", "2**31", "'\\e[31m'"]
 )
@@ -297,6 +361,22 @@ def test_presets(home: Path, tmp_path: Path, data: st.DataObject) -> None:
     (tmp_path / "mine.yaml").write_text("\n".join(lines))
     with refused(UsageError, InputError):
         resolve(str(tmp_path / "mine.yaml"))
+
+
+@some
+@given(st.lists(st.tuples(st.sampled_from(["a", "b", "", "\x1b[31m"]), YAML), max_size=4))
+def test_mixtures(sources: list[tuple[str, str]]) -> None:
+    """Weights of a command line and of a file; those that are taken make shares."""
+    data = ", ".join(f"{{path: {json.dumps(path)}, weight: {weight}}}" for path, weight in sources)
+    for read in (
+        lambda: parse([f"{path}:{weight}" for path, weight in sources]),
+        lambda: resolve("nano", [f"data=[{data}]"]).sources,
+    ):
+        with refused(UsageError):
+            weights = [source.weight for source in read() if source.weight is not None]
+            units = mixture._units(weights) if weights else [1]
+            assert min(units) >= 1
+            assert sum(units) <= mixture.MOST_UNITS
 
 
 @few
