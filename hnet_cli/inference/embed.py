@@ -14,11 +14,10 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from hnet_cli import modality as modalities
 from hnet_cli.errors import NumericalError, UsageError
 from hnet_cli.inference.intake import Intake
 from hnet_cli.inference.thresholds import UNCHANGED, Compression
-from hnet_cli.inference.windows import LONGEST_CHUNK, Stream, Vectors, Window, windows
+from hnet_cli.inference.windows import LONGEST_CHUNK, Stream, Vectors, Window, own_modality, windows
 from hnet_cli.modality import Document, Modality, Source
 from hnet_cli.model import HNetForCausalLM
 from hnet_cli.model.hidden import LAYERS, Layer
@@ -150,26 +149,31 @@ class Embedding:
 
 
 def embed_bytes(
-    model: HNetForCausalLM, data: bytes | str | Sequence[bytes | str], wanted: Wanted = Wanted(), carried: bool = False
+    model: HNetForCausalLM,
+    data: bytes | str | Sequence[bytes | str],
+    wanted: Wanted = Wanted(),
+    carried: bool = False,
+    compression: Compression = UNCHANGED,
 ) -> Embedding:
     """The vectors of one document or of several, in memory, read as the model's modality does.
 
-    Raises UsageError for an empty document, which has none; else as `embed`.
+    `compression` holds for this call. Raises UsageError for an empty document, which has none; else as `embed`.
     """
     items = [data] if isinstance(data, bytes | str) else data
     documents = [item.encode() if isinstance(item, str) else item for item in items]
     if b"" in documents:
         raise UsageError(f"document {documents.index(b'')} is empty: it has no vector", "leave it out")
-    layer, name = wanted.layer_of(model), model.config.extra.get("modality")
-    table = modalities.get(name).input_table if name else None
+    layer, modality = wanted.layer_of(model), own_modality(model)
+    table = modality.input_table if modality else None
     empty = np.empty(0, np.int64)
     parts = [(np.empty((0, model.config.d_model[layer.level]), wanted.dtype), empty, empty, empty)]
     number = -1
     # A source of its own for each: `Window.index` counts within a source.
     named = (Document(item, str(at), str(at)) for at, item in enumerate(documents))
-    for block, window in _blocks(model, named, table, wanted, layer, False, carried, False):
-        number += window.start == 0
-        parts.append((block.vectors, np.full(len(block.starts), number), block.starts, block.ends))
+    with compression.used(model, lambda: [data.translate(table) for data in documents]):
+        for block, window in _blocks(model, named, table, wanted, layer, False, carried, False):
+            number += window.start == 0
+            parts.append((block.vectors, np.full(len(block.starts), number), block.starts, block.ends))
     return Embedding(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
