@@ -101,8 +101,12 @@ def is_model(argument: str) -> bool:
 
 
 def print_json(data: Any) -> None:
-    """Print one JSON document on a line of standard output."""
-    print(json.dumps(data), flush=True)
+    """Print one JSON document on a line of standard output; numbers that are not finite, which JSON lacks, as null."""
+    try:
+        text = json.dumps(data, allow_nan=False)
+    except ValueError:
+        text = json.dumps(json.loads(json.dumps(data), parse_constant=lambda name: None))
+    print(text, flush=True)
 
 
 def compression(threshold: str | None, bytes_per_chunk: str | None) -> Compression:

@@ -39,6 +39,8 @@ PART_ROWS = 1 << 14
 """Rows of a table that are read at once."""
 NAME_BYTES = 512
 """Bytes read at once of the name of a document."""
+LONGEST_NAME = 1 << 16
+"""Bytes of a name that are read; the rest of a longer one is left out."""
 COLUMNS = ("start", "length", "source", "offset", "name", "group")
 """Columns of `documents.bin`, int64: position in the joined shards, bytes, index into `sources`, coordinate of the
 first byte within its source or record, position of its line in `names.txt`, hash of its group. A row of prompt and
@@ -363,7 +365,7 @@ class Dataset:
     def name(self, document: int) -> str:
         """Name of a document: its source, then a tab and its record where it has one."""
         names, at, line = self._files["names.txt"], int(self.table[document, 4]), b""
-        while b"\n" not in line and at < names.size:
+        while b"\n" not in line and at < names.size and len(line) < LONGEST_NAME:
             line += names.read(at, min(NAME_BYTES, names.size - at))
             at += NAME_BYTES
         return line.partition(b"\n")[0].decode("utf-8", "replace")

@@ -33,6 +33,10 @@ GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 MOST_GRAMS = 1024
 """Features of the baseline: the most frequent n-grams of the training folds."""
 MOST_BYTES, MOST_LABELS, MOST_CLASSES, LONGEST_CELL = 64 << 20, 200_000, 100, 1000
+MOST_NUMBER = 1e30
+"""Upper limit of numbers to predict: they are fitted in float32."""
+MOST_TAKEN = 256 << 20
+"""Upper limit of the bytes of all labelled pieces, which may overlap."""
 FEWEST_NUMBERS = 20
 """Distinct whole numbers from which a column is numbers to predict, not classes."""
 
@@ -123,13 +127,13 @@ def _check(labels: Sequence[Label], where: str, group: str, target: str) -> None
 
 
 def is_numbers(values: Iterable[str]) -> bool:
-    """True for values to regress on: all are finite numbers, one of them with a fraction, or many."""
+    """True for values to regress on: numbers, none beyond `MOST_NUMBER`, of which one has a fraction, or many."""
     distinct = set(values)
     try:
         numbers = [float(value) for value in distinct]
     except ValueError:
         return False
-    if not all(map(math.isfinite, numbers)):
+    if not all(abs(number) <= MOST_NUMBER for number in numbers):
         return False
     return any(number % 1 for number in numbers) or len(distinct) >= FEWEST_NUMBERS
 
@@ -145,6 +149,7 @@ def collect(
         rows.setdefault(label.name, []).append(number)
     found: dict[int, bytes] = {}
     seen: set[str] = set()
+    taken = 0
     for document in documents:
         names = (document.name, document.source, document.source.replace(":", "/").rpartition("/")[2])
         name = next((name for name in names if name in rows), None)
@@ -157,6 +162,9 @@ def collect(
             high = len(document.data) if end is None else end - document.offset
             if number not in found and 0 <= low < high <= len(document.data):
                 found[number] = document.data[low:high][:most].translate(table)
+                taken += len(found[number])
+                if taken > MOST_TAKEN:
+                    raise InputError(f"the labelled pieces have more than {MOST_TAKEN:,} bytes", "give --max-bytes")
     items = Items()
     for number, label in enumerate(labels):
         if number in found:
@@ -249,15 +257,19 @@ class _Fitting:
         self.numbers = is_numbers(values)
         self.y = np.array(list(map(float, values)) if self.numbers else np.unique(values, return_inverse=True)[1])
         self.names, self.groups = np.unique([label.group for label in items.labels], return_inverse=True)
-        self.splitter = model_selection.GroupKFold if self.numbers else model_selection.StratifiedGroupKFold
+        self.splitters = model_selection
         self.folds = list(self._split(np.arange(len(self.y)), FOLDS))
 
     def _split(self, rows: np.ndarray, folds: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Pairs of training and test rows; whole groups are in one of them."""
-        groups = self.groups[rows]
+        groups, known = self.groups[rows], self.y[rows]
+        if (folds := min(folds, len(np.unique(groups)))) < 2:
+            return
+        rare = self.numbers or np.bincount(known).max() < folds  # then there is nothing to stratify
+        splitter = self.splitters.GroupKFold if rare else self.splitters.StratifiedGroupKFold
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of classes with fewer items than folds
-            splits = self.splitter(min(folds, len(np.unique(groups)))).split(rows, self.y[rows], groups)
+            splits = splitter(folds).split(rows, known, groups)
             for train, test in splits:
                 if len(train) and len(test):
                     yield rows[train], rows[test]
@@ -309,7 +321,8 @@ class _Fitting:
         if self.numbers:
             ranks = [_ranks(values) for values in (y, guess)]
             products = [ranks[0] ** 2, ranks[1] ** 2, ranks[0] * ranks[1]]
-            return np.stack([np.ones(len(y)), y, y**2, (y - guess) ** 2, *ranks, *products], 1)
+            centred = y - self.y.mean()  # of large numbers that differ little the squares have all digits in common
+            return np.stack([np.ones(len(y)), centred, centred**2, (y - guess) ** 2, *ranks, *products], 1)
         classes = np.arange(int(self.y.max()) + 1)
         truth, said = y[:, None] == classes, guess[:, None] == classes
         hits = (y == guess)[:, None]
@@ -350,9 +363,11 @@ def _macro_f1(sums: np.ndarray) -> np.ndarray:
 
 
 def _r2(sums: np.ndarray) -> np.ndarray:
+    """0 where all numbers are alike."""
     n, total, squares, errors = (sums[..., column] for column in range(4))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        r2: np.ndarray = 1 - errors / (squares - total**2 / n)
+    spread = squares - total**2 / n
+    share = np.divide(errors, spread, out=np.ones_like(spread), where=spread > 1e-12 * squares)
+    r2: np.ndarray = 1 - share
     return r2
 
 

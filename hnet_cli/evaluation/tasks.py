@@ -92,7 +92,7 @@ def _rows(path: Path, lines: list[str]) -> list[Item]:
     for number, line in enumerate(lines, 1):
         try:
             items += [_item(json.loads(line))] if line.strip() else []
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise InputError(
                 f"{shown(path)}, line {number}: no item of a known shape ({type(error).__name__}: {reason(error)})",
                 "known: query, choices, gold; ctx, endings, label; goal, sol1, sol2, label; question, choices, "

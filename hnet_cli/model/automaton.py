@@ -18,6 +18,9 @@ MOST_STATES = 1 << 14
 MOST_PATTERN = 500
 """Upper limit of the characters of an expression."""
 MOST_REPEATS = 64
+MOST_WORK = 1 << 18
+"""Upper limit of the positions in all states of an expression's automaton together, those looked at on the way counted
+too: a second of work."""
 
 Bytes = frozenset[int]
 EVERY: Bytes = frozenset(range(256))
@@ -64,30 +67,29 @@ def of_pattern(pattern: str) -> Automaton:
     first = net.reach({0})
     if net.end in first:
         raise ValueError(f"the chunker's expression {pattern!r:.60} matches the empty string, that is everywhere")
-    numbers, found = {first: 0}, [first]
+    kinds, moves = net.moves()
+    numbers, found, work = {first: 0}, [first], 0
     following: list[np.ndarray] = []
     boundary: list[np.ndarray] = []
     for states in found:  # grows while it is walked
-        row, marks = np.zeros(256, np.int32), np.zeros(256, bool)
-        steps = [(accepted, target) for state in states for accepted, target in net.reads[state]]
-        taken = [0] * 256  # bit i: step i reads the byte
-        for i, (accepted, _) in enumerate(steps):
-            for byte in accepted:
-                taken[byte] |= 1 << i
-        alike: dict[int, list[int]] = {}
-        for byte, bits in enumerate(taken):
-            alike.setdefault(bits, []).append(byte)
-        for bits, read in alike.items():
-            targets = [target for i, (_, target) in enumerate(steps) if bits >> i & 1]
-            after = net.reach({0, *targets})  # a match may begin at any byte
+        targets: dict[int, list[int]] = {}
+        for state in states:
+            for kind, target in moves[state]:
+                targets.setdefault(kind, []).append(target)
+        row, marks = np.zeros(kinds.max() + 1, np.int32), np.zeros(kinds.max() + 1, bool)
+        for kind in range(len(row)):
+            after = net.reach({0, *targets.get(kind, ())})  # a match may begin at any byte
+            work += len(after)
             if after not in numbers:
                 if len(found) >= MOST_STATES // 16:
                     raise ValueError(f"the chunker's expression {pattern!r:.60} needs too many states")
                 numbers[after] = len(found)
                 found.append(after)
-            row[read], marks[read] = numbers[after], net.end in after
-        following.append(row)
-        boundary.append(marks)
+            row[kind], marks[kind] = numbers[after], net.end in after
+        if work > MOST_WORK:
+            raise ValueError(f"the chunker's expression {pattern!r:.60} needs too many positions at once")
+        following.append(row[kinds])
+        boundary.append(marks[kinds])
     return Automaton(np.stack(following), np.stack(boundary))
 
 
@@ -115,6 +117,15 @@ class _Net:
             seen.update(more)
             waiting += more
         return frozenset(seen)
+
+    def moves(self) -> tuple[np.ndarray, list[list[tuple[int, int]]]]:
+        """Kinds of bytes, (256,) int64, of which the expression tells none of a kind apart; and per position pairs of
+        a kind that it reads and the position after."""
+        sets = dict.fromkeys(accepted for reads in self.reads for accepted, _ in reads)
+        signs: dict[tuple[bool, ...], int] = {}
+        of_byte = [signs.setdefault(tuple(byte in each for each in sets), len(signs)) for byte in range(256)]
+        read = {each: sorted({of_byte[byte] for byte in each}) for each in sets}
+        return np.array(of_byte), [[(kind, to) for each, to in reads for kind in read[each]] for reads in self.reads]
 
 
 class _Parser:
@@ -225,6 +236,8 @@ class _Parser:
             return self.read(start, EVERY - NEWLINE)
         if char == "\\":
             return self.read(start, self.escaped())
+        if "\ud800" <= char <= "\udfff":
+            raise self.refuse("half of a surrogate pair is no character")
         for byte in char.encode():
             start = self.read(start, frozenset([byte]))
         return start

@@ -192,6 +192,8 @@ class HNetConfig:
         chunker = ours.pop("chunker", None)
         if chunker is not None:
             each = chunker if isinstance(chunker, list | tuple) else [chunker] * num_stages
+            if len(each) != num_stages:  # said before any of them is built
+                raise ValueError(f"{len(each)} chunkers for {num_stages} stages")
             values["chunkers"] = tuple(Chunker.from_dict(c) for c in each)
         values |= {name: ours.pop(name) for name in SWITCHES if name in ours}
         _check_extra(ours)

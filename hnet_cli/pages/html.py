@@ -39,7 +39,7 @@ def visible(text: str) -> Markup:
 
 def _plain(text: str) -> str:
     """A text without control characters, and without what UTF-8 cannot hold, such as half of a pair in JSON."""
-    return escape(text).encode("utf-8", "backslashreplace").decode()
+    return escape(text)
 
 
 @cache

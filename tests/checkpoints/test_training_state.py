@@ -113,6 +113,10 @@ def test_a_state_is_typed_and_bounded(tmp_path):
     """Whatever stands in the place of a value, it is refused by its name or one that a state can have."""
     file = saved(tmp_path, 1, *built(), best_bpb=1.5, best_step=1, watch={"spike": 0.0}) / "state.json"
     stored = json.loads(file.read_text())
+    for values in ({"best_bpb": 1e31}, {"watch": {"spike": -1e31}}, {"step": 10**16}, {"probe_depth": "1x"}):
+        file.write_text(json.dumps(stored | values))
+        with pytest.raises(DamagedError, match=next(iter(values))):
+            _read_state(file.parent)
     for number in range(300):
         text, what = changed(stored, random.Random(number))
         file.write_text(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 
 import pytest
@@ -30,9 +31,10 @@ def test_help_names_the_installed_modalities(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_json_is_one_line_on_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
-    options.print_json({"a": [1, 2.5, None], "b": "é"})
+    options.print_json({"a": [1, 2.5, None], "b": "é", "c": [math.nan, {"d": -math.inf}]})
     out, err = capsys.readouterr()
-    assert (json.loads(out), out.count("\n"), err) == ({"a": [1, 2.5, None], "b": "é"}, 1, "")
+    wanted = {"a": [1, 2.5, None], "b": "é", "c": [None, {"d": None}]}
+    assert (json.loads(out), out.count("\n"), err) == (wanted, 1, "")
 
 
 def test_the_device_is_checked_before_anything_is_computed() -> None:

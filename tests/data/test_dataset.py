@@ -101,6 +101,14 @@ def test_what_is_cut_or_changed_in_place_is_named(tmp_path: Path, monkeypatch: p
         b"".join(dataset.documents("val"))
 
 
+def test_of_a_name_without_end_the_beginning_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hnet_cli.data.dataset.NAME_BYTES", 4)
+    monkeypatch.setattr("hnet_cli.data.dataset.LONGEST_NAME", 8)
+    _, dataset = make(tmp_path / "out", tree(tmp_path / "in", 20), val=0.2)
+    names = (tmp_path / "out" / "names.txt").read_text()
+    assert dataset.name(0) == names[:8]
+
+
 def test_large_tables_are_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hnet_cli.data.dataset.PART_ROWS", 3)
     monkeypatch.setattr("hnet_cli.data.dataset.TABLE_BYTES", 0)

@@ -92,6 +92,35 @@ def test_scaling_and_vocabulary_are_of_the_training_rows():
     assert len(seen) == len(fit.folds) * (1 + probe.INNER_FOLDS)
 
 
+@pytest.mark.parametrize(
+    ("values", "groups"),
+    [
+        ([f"{n}a" for n in range(12)], 6),  # every class has one item
+        (["a", "b"] * 2 + ["c"] * 8, 3),
+        (["a", "b", "a"] + ["b"] * 9, 12),
+        ([1e30 * (n / 12 - 0.4) for n in range(12)], 6),
+        ([5e-324 * n + 0.5 for n in range(12)], 6),
+        (["1e300", "-1e300"] * 6, 6),  # classes: no float32
+    ],
+)
+def test_labels_however_they_are_distributed(values, groups):
+    fit = fitting(values, groups=groups)
+    fit.names, fit.groups = np.unique([0] * (len(values) - groups) + list(range(groups)), return_inverse=True)
+    fit.folds = list(fit._split(np.arange(len(values)), 3))
+    x = signal(np.arange(len(values)))
+    for figures in (fit.figures(fit(x, probe._scaler)), fit.difference(fit(x, probe._scaler), fit(x, None))):
+        assert all(np.isfinite(value) for value in figures.values() if isinstance(value, float))
+
+
+def test_labelled_pieces_are_bounded(monkeypatch):
+    monkeypatch.setattr(probe, "MOST_TAKEN", 100)
+    labels = [Label("a", 0, 30 + n, str(n % 2), f"g{n % 3}") for n in range(9)]
+    documents = [Document(b"x" * 50, "a", "a")]
+    assert len(collect(labels, documents, None, 90).data) == 9
+    with pytest.raises(InputError, match="more than 100 bytes"):
+        collect(labels, documents, None, None)
+
+
 def test_a_probe_of_a_model():
     pytest.importorskip("sklearn")
     luck = random.Random(0)

@@ -53,6 +53,7 @@ def test_shapes_of_tasks(tmp_path):
         ("", "no items"),
         ('{"query": "a", "choices": ["b"], "gold": 3}\n', "line 1"),
         ('{"query": "a", "choices": ["b"], "gold": 0}\n{"other": 1}\n', "line 2"),
+        ('{"query": "a", "choices": ["b"], "gold": 1e400}\n', "line 1"),
         ('{"query": "a"\n', "line 1"),
         ('{"query": "a", "choices": ["\\ud800"], "gold": 0}\n', "line 1"),
         ("text\n5\na\nb\nc\nd\n", "line 2"),
@@ -137,6 +138,9 @@ def test_items_are_bounded_and_read_a_few_at_a_time(tmp_path, monkeypatch):
     row = {"query": "a" * 6000, "choices": ["b" * 60] * 800, "gold": 0}
     file.write_text(json.dumps(row | {"choices": ["b", "c"]}) + "\n" + json.dumps(row) + "\n")
     with pytest.raises(InputError, match=r"line 2: .* 4,848,000 characters must be read, more than 4,194,304"):
+        tasks.read_items(file)
+    file.write_text("\n".join([*"x1abcd", "y" * 1_100_000, *"1abcd", ""]))  # the form of six lines
+    with pytest.raises(InputError, match=r"line 7: .* 4,400,004 characters"):
         tasks.read_items(file)
     items = [tasks.Item("x" * 300_000, ("a", "b"), 0)] * 5 + [tasks.Item("x", ("a",), 0)] * 200
     assert [len(batch) for batch in tasks._batches(items)] == [1, 1, 1, 1, 64, 64, 64, 9]

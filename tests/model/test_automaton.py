@@ -79,6 +79,8 @@ def test_characters_beyond_ascii_are_their_bytes():
         ("(" * 30 + "a" + ")" * 30, "deep"),
         ("((a{64}){64}){64}", "repeats too much"),
         ("[ab]*a" + "[ab]" * 14, "too many states"),
+        ("(.{60}){40}a", "too many positions"),
+        ("\\d|\ud800", "surrogate"),
     ],
 )
 def test_other_expressions_are_refused(pattern, reason):

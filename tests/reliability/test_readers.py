@@ -4,10 +4,13 @@ read or refused by an error of ours, and nothing hangs. `test_strangers.py` trie
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import json
 import shutil
 import signal
+import struct
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -27,13 +30,16 @@ from hnet_cli.checkpoints.find import load
 from hnet_cli.comparison.measures import Exam, measured
 from hnet_cli.comparison.plan import ComparisonRequest, choose, write
 from hnet_cli.config.run import resolve
-from hnet_cli.data import tokens
-from hnet_cli.data.dataset import Dataset
-from hnet_cli.data.prepare import planning, preparation
+from hnet_cli.config.sources import parse
+from hnet_cli.data import mixture, tokens
+from hnet_cli.data.dataset import LONGEST_NAME, NAME_BYTES, Dataset
+from hnet_cli.data.prepare import planning, preparation, rows
 from hnet_cli.data.prepare.preparation import join, part_folder, prepare
 from hnet_cli.errors import DamagedError, EnvironmentLimit, HNetError, InputError, UsageError
-from hnet_cli.evaluation import tasks
-from hnet_cli.modality import Refused, Source
+from hnet_cli.evaluation import probe, tasks
+from hnet_cli.modality import Document, Refused, Source
+from hnet_cli.model.automaton import MOST_STATES
+from hnet_cli.model.settings import Chunker
 from hnet_cli.report import history, run_page, runs
 
 some = settings(
@@ -129,6 +135,44 @@ def test_gold_files(name: str, first: str, text: str) -> None:
                 assert all(0 <= edge < len(stretch.data) for edge in edges)
 
 
+HEADS = st.sampled_from(
+    ["name\tlabel\tg", "name\tstart\tend\tlabel\tg", "g\tlabel\tname\tlabel", "\ufeffname\tlabel\tg"]
+)
+PLACED = "".join(f"d{n}\t{n}\t{n + 5}\t{n % 2}\t{n % 3}\n" for n in range(9))
+PLAIN = "".join(f"d{n}\t{n % 2}\t{n % 3}\n" for n in range(9))
+
+
+@some
+@given(HEADS, st.sampled_from([PLAIN, PLACED, ""]), TABLE, st.sampled_from(["g", "label", "name", "\x1b"]))
+def test_labels(tmp_path: Path, head: str, good: str, text: str, group: str) -> None:
+    """What is read can be held out: three groups, two values, and pieces that lie in a document."""
+    (tmp_path / "labels.tsv").write_text(f"{head}\n{good}{text}")
+    with refused(InputError):
+        labels = probe.read_labels(tmp_path / "labels.tsv", group)
+        assert len({label.group for label in labels}) >= 3
+        assert all(label.start is None or 0 <= label.start < (label.end or 0) for label in labels)
+        probe.collect(labels, [Document(b"x" * 20, f"d{n}", "x") for n in range(9)], None, 1000)
+
+
+CONVERSATION = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}]
+TRAINED = [{"prompt": "a ", "completion": "b"}, {"messages": CONVERSATION}, {"text": "words"}, {"messages": []}]
+
+
+@some
+@given(st.data(), st.sampled_from([None, "text", "messages", ("prompt", "completion"), "\x1b"]))
+def test_rows(data: st.DataObject, field: Any) -> None:
+    """A row is a document, several, or refused by reason."""
+    lines = [data.draw(st.sampled_from(TRAINED).flatmap(spoiled)).replace("\n", " ") for _ in range(3)]
+    reader = rows.RowReader("x.jsonl", field, Counter())
+    with refused(UsageError, InputError):
+        for item in reader.lines(io.BytesIO("\n".join(lines).encode("utf-8", "surrogatepass"))):
+            if isinstance(item, Refused):
+                assert len(item.reason) < 200
+            else:
+                with item.open() as stream:
+                    stream.read().decode()
+
+
 # --- comparisons, parts, datasets -------------------------------------------------------------------------------------
 
 
@@ -169,7 +213,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planning, "UNIT_FILES", 2)
         for part in (1, 2):
-            prepare([place / "in"], Lines(), place / "x", part=(part, 2))
+            prepare([place / "in"], plugin("text"), place / "x", part=(part, 2))
     return [part_folder(place / "x", part, 2) for part in (1, 2)]
 
 
@@ -181,6 +225,32 @@ def test_parts_of_datasets(parts: list[Path], tmp_path: Path, data: st.DataObjec
     resealed(part)
     with refused(DamagedError, InputError, UsageError):
         join([part, parts[1]], tmp_path / "x", measure=False, overwrite=True)
+
+
+def cut_or_changed(content: bytes) -> st.SearchStrategy[bytes]:
+    """A table with another length, or with another number in one place."""
+    sizes = st.integers(0, len(content)).map(lambda size: content[:size]) | st.binary(max_size=60).map(content.__add__)
+    numbers = st.sampled_from([-1, 0, 1, 1 << 20, 1 << 40, (1 << 63) - 1, -(1 << 63)])
+
+    def put(place: int, number: int) -> bytes:
+        return content[: 8 * place] + struct.pack("<q", number) + content[8 * place + 8 :]
+
+    return sizes | st.builds(put, st.integers(0, max(0, len(content) // 8 - 1)), numbers)
+
+
+@some
+@given(st.data(), st.sampled_from(["documents.bin", "hashes.bin", "names.txt", "shard-00000.bin"]))
+def test_tables_of_parts(parts: list[Path], tmp_path: Path, data: st.DataObject, name: str) -> None:
+    """A part is refused, or a dataset is made that can be read."""
+    part = shutil.copytree(parts[0], tmp_path / "part", dirs_exist_ok=True)
+    (part / name).write_bytes(data.draw(cut_or_changed((part / name).read_bytes())))
+    resealed(part)
+    with refused(DamagedError):
+        join([part, parts[1]], tmp_path / "x", measure=False, overwrite=True)
+        made = Dataset.open(tmp_path / "x")
+        assert sum(len(document) for split in made.splits for document in made.documents(split)) == made.about["bytes"]
+        for document in range(len(made.table)):
+            assert len(made.name(document)) <= LONGEST_NAME + NAME_BYTES
 
 
 @few
@@ -254,6 +324,27 @@ def test_tokenizers(vocabulary: dict[str, Any], data: st.DataObject) -> None:
             assert read.decode(read.encode([text])[0].tolist()) == text
 
 
+PATTERN = st.text("()[]{}|*+?.\\\\ab-^$,:0164\x00\u4e2d\ud800", max_size=40) | st.builds(
+    lambda body, n, more: f"{body}{{{n}}}{more}" * 3,
+    st.sampled_from([".", "(a|.)", "[^a]", "(.?)"]),
+    st.integers(0, 99),
+    st.just("a"),
+)
+
+
+@some
+@given(st.data(), PATTERN)
+def test_chunkers(data: st.DataObject, pattern: str) -> None:
+    """Every table is small, whatever the expression or the vocabulary."""
+    each = {"kind": "regex", "pattern": pattern}, {"kind": "bpe", "tokens": "a ab \u0120the"}, {"kind": "fixed", "k": 3}
+    texts = [json.dumps(each[0]), *(data.draw(spoiled(one)) for one in each)]
+    for text in texts:
+        with contextlib.suppress(ValueError), refused():
+            if (table := Chunker.from_dict(json.loads(text)).automaton()) is not None:
+                assert len(table.following) <= MOST_STATES
+                assert (table.following < len(table.following)).all()
+
+
 YAML = st.sampled_from(
     [*HOSTILE, "!!bool maybe", "&a [*a]", "*a", ".nan", "-.inf", "~", "[0.9, 1.0]", "2**31", "'\\e[31m'"]
 )
@@ -270,6 +361,22 @@ def test_presets(home: Path, tmp_path: Path, data: st.DataObject) -> None:
     (tmp_path / "mine.yaml").write_text("\n".join(lines))
     with refused(UsageError, InputError):
         resolve(str(tmp_path / "mine.yaml"))
+
+
+@some
+@given(st.lists(st.tuples(st.sampled_from(["a", "b", "", "\x1b[31m"]), YAML), max_size=4))
+def test_mixtures(sources: list[tuple[str, str]]) -> None:
+    """Weights of a command line and of a file; those that are taken make shares."""
+    data = ", ".join(f"{{path: {json.dumps(path)}, weight: {weight}}}" for path, weight in sources)
+    for read in (
+        lambda: parse([f"{path}:{weight}" for path, weight in sources]),
+        lambda: resolve("nano", [f"data=[{data}]"]).sources,
+    ):
+        with refused(UsageError):
+            weights = [source.weight for source in read() if source.weight is not None]
+            units = mixture._units(weights) if weights else [1]
+            assert min(units) >= 1
+            assert sum(units) <= mixture.MOST_UNITS
 
 
 @few

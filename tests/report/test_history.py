@@ -1,6 +1,8 @@
 """Records of a run folder, whole, torn or foreign."""
 
+import errno
 import json
+import os
 import random
 import shutil
 from pathlib import Path
@@ -155,3 +157,19 @@ def test_all_datasets_of_a_run_are_found_or_none(tmp_path):
         (tmp_path / "data" / name / "dataset.json").touch()
     found = history.find_sources(run, sources)
     assert [source.path for source in found] == [str(tmp_path / "data" / name) for name in "ab"]
+
+
+def test_a_run_on_a_failing_disk_is_damaged(tmp_path, monkeypatch):
+    run, real = tmp_path / "run", os.open
+    run.mkdir()
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+
+    def failing(path, *more, **options):
+        if str(path).endswith("metrics.jsonl"):
+            raise OSError(errno.EIO, "Input/output error")
+        return real(path, *more, **options)
+
+    monkeypatch.setattr(os, "open", failing)
+    glance = history.glance(run)
+    assert (glance.state, glance.step) == ("damaged", 0)
+    assert "input/output error" in glance.about

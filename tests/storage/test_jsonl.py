@@ -1,9 +1,12 @@
 """The journal of a run: cut back to a step, and never with numbers that JSON lacks."""
 
 import json
+import math
 from pathlib import Path
 
-from hnet_cli.storage.jsonl import RecordFile
+import pytest
+
+from hnet_cli.storage.jsonl import RecordFile, number, record_of
 
 
 def lines(path: Path) -> list[dict[str, float]]:
@@ -26,3 +29,15 @@ def test_a_journal_is_cut_back_to_the_step_it_is_opened_at(tmp_path: Path) -> No
     silent.write({"step": 9})
     silent.sync()
     assert len(lines(path)) == 3
+
+
+@pytest.mark.parametrize("value", [True, "1", None, [1], math.nan, math.inf, 1e31, -1e31, 10**400])
+def test_what_is_no_number_of_a_record(value: object) -> None:
+    assert number(value) is None
+
+
+@pytest.mark.parametrize(
+    "line", ["", "[1]", '{"a": 1', '{"a":' * 100_000, '{"a": %s}' % ("9" * 5000), '{"a": "%s"}' % ("x" * (1 << 20))]
+)
+def test_what_is_no_record(line: str) -> None:
+    assert record_of(line) is None

@@ -37,7 +37,7 @@ class Account:
     damage: list[str] = field(default_factory=list)
     """Reasons that are not a choice but damage."""
     notes: Counter[str] = field(default_factory=Counter)
-    sources: list[dict[str, Any]] = field(default_factory=list)
+    sources: list[dict[str, str | Amount]] = field(default_factory=list)
     """Name, size and SHA-256 of each file, or stretch of a large file, read."""
     documents: Counter[int] = field(default_factory=Counter)
     """Documents by index of the user's input."""

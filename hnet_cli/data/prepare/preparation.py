@@ -208,8 +208,8 @@ def _about_part(folder: Path) -> dict[str, Any]:
             raise DamagedError(
                 f"{shown(folder)} has format {version!r:.40}; this version of hnet reads {DATASET_FORMAT}"
             )
-        part, parts = map(int, about["part"])
-        if not 1 <= part <= parts <= MOST_PARTS:
+        part, parts = about["part"]
+        if not (type(part) is type(parts) is int and 1 <= part <= parts <= MOST_PARTS):
             raise ValueError
         about |= {name: Account.from_json(about[name]) for name in ("planned", "account")}
         about["request"] = PrepareRequest.from_json(about["request"])

@@ -18,9 +18,10 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 
 from hnet_cli.config.bounds import Bounds
-from hnet_cli.data.dataset import CHECKSUM_BYTES, COLUMNS, SHARD_BYTES, shard_name
+from hnet_cli.data.dataset import CHECKSUM_BYTES, COLUMNS, LONGEST_NAME, SHARD_BYTES, shard_name
+from hnet_cli.errors import DamagedError
 from hnet_cli.modality import escape
-from hnet_cli.storage import GrowingFile, open_file, remove_file
+from hnet_cli.storage import GrowingFile, open_file, remove_file, shown
 
 ROW = 8 * len(COLUMNS)
 """Bytes of a row of `documents.bin`."""
@@ -95,19 +96,31 @@ class Writer:
             self._flush()
 
     def absorb(self, folder: Path, sources: int) -> None:
-        """Append all documents of the closed writer of `folder`, whose source indices begin at `sources` here."""
+        """Append all documents of the closed writer of `folder`, whose source indices begin at `sources` here.
+
+        Raises DamagedError where its tables do not fit each other, or its shards: a part may come from anywhere.
+        """
         self._flush()
         shift = np.array([self.bytes, 0, sources, 0, self._names_end, 0])
+        size, documents, names, hashes = _sizes(folder)
+        _refuse_if(documents % ROW or hashes * len(COLUMNS) != documents, folder)
+        end = 0
         for rows in table_rows(folder):
+            starts, lengths, places = rows[:, 0], rows[:, 1], rows[:, 4]
+            _refuse_if(((lengths < 0) | (lengths > size) | (places < 0) | (places >= names)).any(), folder)
+            ends = end + np.cumsum(lengths)
+            _refuse_if((starts != ends - lengths).any() or ends[-1] > size, folder)
+            end = int(ends[-1])
             self._write_tables((rows + shift).astype("<i8").tobytes(), b"", b"")
             self.documents += len(rows)
-        with open_file(folder / "names.txt") as names, open_file(folder / "hashes.bin") as contents:
-            while lines := names.read(CHECKSUM_BYTES):
-                self._write_tables(b"", lines, b"")
-                self._names_end += len(lines)
-            while hashes := contents.read(CHECKSUM_BYTES):
-                self._write_tables(b"", b"", hashes)
-        for index in range(len(list(folder.glob("shard-*")))):
+        _refuse_if(end != size, folder)
+        with open_file(folder / "names.txt") as lines, open_file(folder / "hashes.bin") as contents:
+            while data := lines.read(CHECKSUM_BYTES):
+                self._write_tables(b"", data, b"")
+                self._names_end += len(data)
+            while data := contents.read(CHECKSUM_BYTES):
+                self._write_tables(b"", b"", data)
+        for index in range(-(-size // SHARD_BYTES)):
             with open_file(folder / shard_name(index)) as shard:
                 while data := shard.read(CHECKSUM_BYTES):
                     self._append(data)
@@ -251,6 +264,20 @@ class Writer:
         self._crcs = tuple(zlib.crc32(data, crc) for data, crc in zip(parts, self._crcs, strict=True))
 
 
+def _sizes(folder: Path) -> tuple[int, ...]:
+    """Bytes of the shards of a folder together, and of each of TABLES."""
+    shards = [entry.stat().st_size for entry in sorted(folder.glob("shard-*"))]
+    whole = all(size == SHARD_BYTES for size in shards[:-1])
+    named = all((folder / shard_name(index)).exists() for index in range(len(shards)))
+    _refuse_if(not whole or not named, folder)
+    return sum(shards), *((folder / name).stat().st_size for name in TABLES)
+
+
+def _refuse_if(wrong: object, folder: Path) -> None:
+    if wrong:
+        raise DamagedError(f"{shown(folder)} is damaged: its tables do not fit its shards", "prepare this part again")
+
+
 def _lines(names: Sequence[str]) -> bytes:
     """A line of safe text for each name."""
     joined = "\n".join(names) + "\n"
@@ -296,7 +323,7 @@ def name_at(folder: Path, place: int) -> str:
     """The name of the document whose line in `names.txt` begins at byte `place`."""
     with open_file(folder / "names.txt") as file:
         file.seek(place)
-        return file.readline().decode().rstrip("\n")
+        return file.readline(LONGEST_NAME).decode("utf-8", "replace").rstrip("\n")
 
 
 def read_shards(folder: Path, start: int, end: int) -> bytes:
