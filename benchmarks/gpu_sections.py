@@ -132,8 +132,8 @@ def force_boundaries(model: Any, alike: bool = False) -> None:
             prob = self.follow(out.boundary_prob, mask).index_fill(0, packing.first, 1.0)
             return dataclasses.replace(out, boundary_prob=prob, boundary_mask=mask)
 
-        def step(self, hidden: Any, tokens: Any, state: Any, now: Any) -> Any:
-            prob = super().step(hidden, tokens, state, now)
+        def step(self, hidden: Any, tokens: Any, state: Any, now: Any, kernels: Any) -> Any:
+            prob = super().step(hidden, tokens, state, now, kernels)
             rows = torch.arange(len(prob), device=prob.device) if now.rows is None else now.rows
             return self.follow(prob, self.decide(now.position, rows))
 
