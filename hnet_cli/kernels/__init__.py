@@ -113,6 +113,7 @@ class Kernels:
 OPERATIONS = [f.name for f in fields(Kernels) if f.name not in ("names", "ssd_scan_states", "ssd_state", "step_weight")]
 """The operations that are reported and checked; the other functions come with one of them."""
 REFERENCE = Kernels()
+# what a layer does in a step of generation, and what lies between layers
 STEPS = ["mamba_in_step", "ssd_step", "attention_step", "step_linear", "router_step", "ema_step"]
 ELEMENTWISE = ["rotary", "causal_conv", "add_rms_norm", "gated_rms_norm", "swiglu"]
 HALF = (torch.bfloat16, torch.float16)
@@ -197,8 +198,7 @@ def _flash() -> tuple[str, Kernels]:
 
 def _own() -> tuple[str, Kernels]:
     version = cuda.load_triton()
-    own = importlib.import_module("hnet_cli.kernels.triton_elementwise")
-    return version, Kernels(**{operation: getattr(own, operation) for operation in ELEMENTWISE})
+    return version, _guarded("hnet_cli.kernels.triton_elementwise", ELEMENTWISE)
 
 
 def _own_steps() -> tuple[str, Kernels]:
@@ -206,9 +206,17 @@ def _own_steps() -> tuple[str, Kernels]:
 
 
 def step_kernels() -> Kernels:
-    """Our own kernels of a step; one that cannot be compiled is the reference's from then on."""
-    own = importlib.import_module("hnet_cli.kernels.triton_step")
-    return Kernels(**{name: cuda.Fallback(getattr(own, name), getattr(reference, name)) for name in STEPS})
+    """Our own kernels of a step of generation."""
+    return _guarded("hnet_cli.kernels.triton_step", STEPS)
+
+
+def _guarded(module: str, operations: list[str]) -> Kernels:
+    """Operations of a module; one that cannot be compiled is the reference's from then on."""
+    own = importlib.import_module(module)
+    functions: dict[str, Any] = {}
+    for name in operations:
+        functions[name] = cuda.Fallback(getattr(own, name), getattr(reference, name))
+    return Kernels(**functions)
 
 
 def _fused() -> tuple[str, Kernels]:
@@ -298,7 +306,7 @@ def check(
         checking.compare(
             operation,
             backend.name,
-            getattr(backend.kernels, operation),
+            cuda.without_fallback(getattr(backend.kernels, operation)),
             device,
             dtype,
             state=backend.kernels.ssd_state,

@@ -281,6 +281,11 @@ class Fallback:
         return self.plain(*args, **named)
 
 
+def without_fallback(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What a check compares: the function itself, whose failure it reports."""
+    return function.function if isinstance(function, Fallback) else function
+
+
 class Compiled(Fallback):
     """A pure tensor function, compiled by torch on first use.
 

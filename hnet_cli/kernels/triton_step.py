@@ -122,12 +122,10 @@ def _linear(
             old = tl.load(place + past * conv_width, mixed, 0)
             y += old.to(WIDE) * tl.load(tap + past * conv_width, mixed, 0).to(WIDE)
             if past > 0:
-                if SOME:  # another thread may have a repetition of the row, and must have read what is overwritten
-                    tl.debug_barrier()
+                tl.debug_barrier()  # whoever has a repetition of the row must have read what is overwritten
                 tl.store(place + (past - 1) * conv_width, old, mixed)
         if TAPS > 1:
-            if SOME:
-                tl.debug_barrier()
+            tl.debug_barrier()
             tl.store(place + (TAPS - 2) * conv_width, new, mixed)
         sums = tl.where(mixed, y * tl.sigmoid(y), sums)
     tl.store(out + row * width + column, sums, inside)
@@ -144,7 +142,8 @@ def _launch_linear(
     rows: Tensor | None = None,
 ) -> Tensor:
     """`conv`: state, taps, bias, first column."""
-    assert x.stride(1) == 1 and weight.is_contiguous()
+    assert x.stride(1) == 1
+    assert weight.is_contiguous()
     (total, size), width = x.shape, weight.shape[0] // (2 if gated else 1)
     residual = residual if residual is None or residual.stride(1) == 1 else residual.contiguous()
     out = torch.empty(total, width, dtype=(weight if residual is None else residual).dtype, device=x.device)
@@ -261,6 +260,7 @@ def _ssd(
     inside = alive[:, None] & (n < size)[None, :]
     new = tl.load(place, inside, 0).to(WIDE) * tl.exp(step * tl.load(decay + head).to(WIDE))
     new += (value * step)[:, None] * key[None, :]
+    tl.debug_barrier()  # threads may share what is read
     tl.store(place, new, inside)
     y = tl.sum(new * query[None, :], 1) + value * tl.load(skip + head).to(WIDE)
     if GATED:
@@ -407,9 +407,7 @@ def _attend(
             tl.store(arrived + line, 0)
 
 
-def attention_step(
-    qkv: Tensor, tables: tuple[Tensor, Tensor], keys: Tensor, values: Tensor, place: Place
-) -> Tensor:
+def attention_step(qkv: Tensor, tables: tuple[Tensor, Tensor], keys: Tensor, values: Tensor, place: Place) -> Tensor:
     """`reference.attention_step`; one launch. Shares of the positions are as many as fill a GPU; the host knows the
     longest row only by `place.used`, so that a recording is right for every length."""
     total, _, heads, width = qkv.shape
@@ -422,7 +420,9 @@ def attention_step(
     if splits > 1:
         partial, weights = (qkv.new_empty(lines, splits, n, dtype=high) for n in (columns, 2))
         arrived = place.counters(lines)
-    assert qkv.is_contiguous() and keys.stride()[2:] == (width, 1) and keys.stride() == values.stride()
+    assert qkv.is_contiguous()
+    assert keys.stride()[2:] == (width, 1)
+    assert keys.stride() == values.stride()
     _attend[(lines, splits)](
         *(qkv, *tables, keys, values, place.position, out if place.rows is None else place.rows),
         *(out, partial, weights, arrived, heads, width, tables[0].shape[-1]),
@@ -441,7 +441,15 @@ def attention_step(
 
 @triton.jit
 def _boundary(
-    both, last, prob, source, total, width, SOME: tl.constexpr, REPEATED: tl.constexpr, WIDE: tl.constexpr,
+    both,
+    last,
+    prob,
+    source,
+    total,
+    width,
+    SOME: tl.constexpr,
+    REPEATED: tl.constexpr,
+    WIDE: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     """SOME and REPEATED as for `_ssd`."""
@@ -493,9 +501,7 @@ def _average(x, prob, average, source, width, x_stride, SOME: tl.constexpr, WIDE
     tl.store(average + of * width + at, old + weight * (new - old), alive)
 
 
-def ema_step(
-    x: Tensor, prob: Tensor, average: Tensor, rows: Tensor | None = None, once: Tensor | None = None
-) -> None:
+def ema_step(x: Tensor, prob: Tensor, average: Tensor, rows: Tensor | None = None, once: Tensor | None = None) -> None:
     """`reference.ema_step`; one launch."""
     source = rows if once is None else once
     width, columns = average.shape[1], 256

@@ -66,7 +66,8 @@ for rows, once in (([3, 0], None), ([2, 4, 1, 2], [2, 4, 1, -1]), ([1, 1, 1], [1
         angle = of(1, 1, 3)
         agree("attention_step", of(3, 2, 12), (angle.cos(), angle.sin()), *caches, place)
 # a decay and a step size beyond what their exponentials hold; state that has not begun
-scan = reference.ScanInputs(normal(1, 2, 10), torch.tensor([[90.0, -90.0]]), -normal(2).exp(), *normal(2, 1, 6), *normal(2, 2))
+steps = torch.tensor([[90.0, -90.0]])
+scan = reference.ScanInputs(normal(1, 2, 10), steps, -normal(2).exp(), *normal(2, 1, 6), *normal(2, 2))
 agree("ssd_step", reference.SSMState(torch.zeros(1, 2, 10, 6)), scan)
 for total in (1, 17, 64, 65):  # every size of a batch, and one that is left to a library
     agree("step_linear", normal(total, 40), normal(6, 40), True, normal(40), normal(6), normal(total, 3), True)

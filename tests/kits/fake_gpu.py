@@ -1,7 +1,7 @@
 """Places where the host waits for a GPU, found without one: training and generation steps on tensors that say they
 are on a GPU and have a shape and a dtype, but no values.
 
-    python tests/kits/fake_gpu.py [--presets 2stage-xl small] [--rows 2] [--set train.alignment=entropy ...]
+    python tests/kits/fake_gpu.py [--presets 2stage-xl small] [--rows 2] [--set train.alignment=entropy ...] [--nodes]
 
 Forward pass, losses, records and optimizer run as they are; an operation between tensors of different devices or of
 dtypes that do not fit fails here as it would there. Backward passes need a GPU: gradients are made up. Attention is
@@ -10,6 +10,8 @@ a JSON object with, for the training step of two micro-batches, for a byte of ge
 and for its choice, every place where the host would wait, and how often: what it reads of the device, copies that are
 not asynchronous or not out of pinned memory, and operations whose result has a size that only the device knows. With
 `--no-float64` the device has none, as Apple's, and operations that give it all the same are listed too.
+
+`--nodes` counts instead the nodes of the CUDA graphs of a byte of generation, on the reference's kernels and on ours.
 """
 
 from __future__ import annotations
@@ -266,8 +268,8 @@ class Nodes(TorchDispatchMode):
 
 
 def nodes(name: str, rows: int, settings: list[str], own: bool = True) -> dict[str, dict[str, int]]:
-    """Nodes by kind of each recording of a byte of a preset, "1 in" is the way into level 1, on the kernels that a GPU
-    has: without `own` on the reference's."""
+    """Nodes by kind of each recording of a byte of a preset, "1 in" is the way into level 1, on our own kernels or on
+    the reference's. With more than two rows some of them reach the inner levels, else all."""
     from hnet_cli.config.run import resolve
     from hnet_cli.inference.graphs import GraphSteps
     from hnet_cli.kernels import triton_elementwise
@@ -299,6 +301,8 @@ def nodes(name: str, rows: int, settings: list[str], own: bool = True) -> dict[s
         state.kernels, stepper = kernels, GraphSteps(model, state)
         for _ in range(2):  # the first makes tables and buffers
             stepper.step(torch.zeros(rows, dtype=torch.int64, device=GPU))
+        if rows > 2:  # inner levels for some rows, one of them repeated
+            stepper._descend(1, list(range(rows - 1)), [])
     return found
 
 
