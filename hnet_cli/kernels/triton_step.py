@@ -40,7 +40,7 @@ def _operand(weight: Tensor) -> Any:
 # -- products ----------------------------------------------------------------------------------------------------------
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total"])  # a program for every number of rows
 def _linear(
     x,
     weight,
@@ -214,7 +214,7 @@ def _softplus(x):
     return tl.maximum(x, 0) + exact
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total"])
 def _ssd(
     state,
     x,
@@ -439,7 +439,7 @@ def attention_step(qkv: Tensor, tables: tuple[Tensor, Tensor], keys: Tensor, val
 # -- chunking ----------------------------------------------------------------------------------------------------------
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total"])
 def _boundary(
     both,
     last,

@@ -153,7 +153,7 @@ def test_kernels_compile_for_a_gpu(capability, tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     dtypes = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int64: "*i64", torch.int32: "*i32"}
     compiled_names = set()
-    for kernel, args, named in [*launches(1, False), *launches(64, True)]:
+    for kernel, args, named in [*launches(1, False), *launches(1, True), *launches(64, True)]:
         constants = {name: value for name, value in named.items() if name in kernel.arg_names}
         signature = dict.fromkeys(constants, "constexpr")
         for name, value in zip(kernel.arg_names, args, strict=False):
@@ -165,6 +165,7 @@ def test_kernels_compile_for_a_gpu(capability, tmp_path, monkeypatch):
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
         assert compiled.asm["cubin"]
         assert compiled.metadata.shared < 100_000, kernel
+        assert ("cp.async" in compiled.asm["ptx"]) == (kernel.fn.__name__ == "_linear")  # weights are read ahead
         compiled_names.add(kernel.fn.__name__)
     assert compiled_names == {"_linear", "_ssd", "_attend", "_boundary", "_average"}
 
