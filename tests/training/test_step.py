@@ -55,6 +55,34 @@ def test_any_number_of_micro_batches_is_the_same_byte_loss(data, settings):
     assert same == bool(settings)
 
 
+@pytest.mark.parametrize("again", ["none", "all"])
+def test_weights_are_cast_once_for_all_micro_batches(again, monkeypatch):
+    """With the same gradient to the bit, also where layers are computed again; nothing is kept beyond the step."""
+    config = tiny("train.activation_checkpointing=" + again, "precision=bf16")
+    batches = [batch([9, 4], seed) for seed in range(3)]
+    counts = []
+
+    class Casts(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten._to_copy.default and isinstance(args[0], torch.nn.Parameter):
+                counts[-1][id(args[0])] += 1
+            return func(*args, **(kwargs or {}))
+
+    def run():
+        counts.append(Counter())
+        with Casts():
+            return gradient(config, batches)[0]
+
+    kept = run()
+    monkeypatch.setattr("hnet_cli.training.step.casts_kept", contextlib.nullcontext)
+    every = run()
+    assert all(torch.equal(kept[name], every[name]) for name in kept)
+    once, often = counts
+    assert sum(once.values()) * 3 <= sum(often.values())
+    assert len(once) == len(often)
+    assert not torch.is_autocast_enabled("cpu")
+
+
 def test_micro_batches_add_up_to_the_batch(data):
     """The next-byte loss of the whole batch; the ratio loss multiplies two means and is the average over the pieces."""
     plain = ["train.ratio_loss_weight=0", "train.alignment_loss_weight=0"]
@@ -82,34 +110,6 @@ def test_the_loss_is_the_sum_of_its_parts(data, pieces):
 
 
 @pytest.mark.parametrize("chunker", ["learned", "characters"])
-@pytest.mark.parametrize("again", ["none", "all"])
-def test_weights_are_cast_once_for_all_micro_batches(again, monkeypatch):
-    """With the same gradient to the bit, also where layers are computed again; nothing is kept beyond the step."""
-    config = tiny("train.activation_checkpointing=" + again, "precision=bf16")
-    batches = [batch([9, 4], seed) for seed in range(3)]
-    counts = []
-
-    class Casts(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func is torch.ops.aten._to_copy.default and isinstance(args[0], torch.nn.Parameter):
-                counts[-1][id(args[0])] += 1
-            return func(*args, **(kwargs or {}))
-
-    def run():
-        counts.append(Counter())
-        with Casts():
-            return gradient(config, batches)[0]
-
-    kept = run()
-    monkeypatch.setattr("hnet_cli.training.step.casts_kept", contextlib.nullcontext)
-    every = run()
-    assert all(torch.equal(kept[name], every[name]) for name in kept)
-    once, often = counts
-    assert sum(once.values()) * 3 <= sum(often.values())
-    assert once.keys() == often.keys()
-    assert not torch.is_autocast_enabled("cpu")
-
-
 def test_the_alignment_that_is_asked_for(data, chunker):
     asked = ["train.alignment_loss_weight=1", f"model.chunker={chunker}"]
     config = tiny(*asked, "train.alignment=entropy")
