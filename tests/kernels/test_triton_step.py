@@ -156,12 +156,15 @@ def test_kernels_compile_for_a_gpu(capability, tmp_path, monkeypatch):
     for kernel, args, named in [*launches(1, False), *launches(1, True), *launches(64, True)]:
         constants = {name: value for name, value in named.items() if name in kernel.arg_names}
         signature = dict.fromkeys(constants, "constexpr")
-        for name, value in zip(kernel.arg_names, args, strict=False):
+        attributes = {}
+        for at, (name, value) in enumerate(zip(kernel.arg_names, args, strict=False)):
             if torch.is_tensor(value):
                 signature[name] = dtypes[value.dtype]
             else:
                 signature[name] = "fp32" if isinstance(value, float) else "i64" if value >= 2**31 else "i32"
-        source = ASTSource(kernel, {name: signature[name] for name in kernel.arg_names}, constants)
+            if name != "total" and (torch.is_tensor(value) or (isinstance(value, int) and value % 16 == 0)):
+                attributes[(at,)] = [["tt.divisibility", 16]]  # as Triton finds out, and needs to read ahead
+        source = ASTSource(kernel, {name: signature[name] for name in kernel.arg_names}, constants, attributes)
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
         assert compiled.asm["cubin"]
         assert compiled.metadata.shared < 100_000, kernel
