@@ -7,7 +7,7 @@
                  whole model are compared with the reference
     tune         the fastest configurations of the scan's kernels: `tuned.json`, as hnet_cli/kernels has it
     models       training bytes/s, MFU and peak memory beside an isotropic Transformer of equal FLOPs per byte
-    generation   bytes/s at batch 1, 64, 8 of recorded steps (CUDA graphs), then eager
+    generation   bytes/s at batch 1, 64, 8 of recorded steps (CUDA graphs), without our own kernels, then eager
     training     `small`, then a Transformer on BPE and an isotropic one on bytes of equal FLOPs per byte, by the tool's
                  own training on --data for equal seconds: bits per byte
 
@@ -74,7 +74,7 @@ def plan(o: argparse.Namespace) -> list[list[Section]]:
     side = {"compiled": shares, "pieces": o.models, "kernels": CHECKS, "parity": PARITY, "data": [""]}
     groups = [[Section("machine")], [Section(work, part, 110) for work, parts in side.items() for part in parts]]
     groups += [[Section("tune", "", 60)], *([Section("models", name, 90)] for name in o.models)]
-    groups += [[Section("generation", o.models[0], 75)], *([Section("training", name, FRESH)] for name in TRAINED)]
+    groups += [[Section("generation", o.models[0], 100)], *([Section("training", name, FRESH)] for name in TRAINED)]
     if o.rest:
         groups.append([Section("ab", o.models[-1], 100)])
     return [[section for section in group if not o.only or section.work in o.only.split(",")] for group in groups]

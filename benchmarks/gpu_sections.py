@@ -132,8 +132,8 @@ def force_boundaries(model: Any, alike: bool = False) -> None:
             prob = self.follow(out.boundary_prob, mask).index_fill(0, packing.first, 1.0)
             return dataclasses.replace(out, boundary_prob=prob, boundary_mask=mask)
 
-        def step(self, hidden: Any, tokens: Any, state: Any, now: Any) -> Any:
-            prob = super().step(hidden, tokens, state, now)
+        def step(self, hidden: Any, tokens: Any, state: Any, now: Any, kernels: Any) -> Any:
+            prob = super().step(hidden, tokens, state, now, kernels)
             rows = torch.arange(len(prob), device=prob.device) if now.rows is None else now.rows
             return self.follow(prob, self.decide(now.position, rows))
 
@@ -492,8 +492,8 @@ def ab(o: argparse.Namespace) -> Found:
 
 
 def generation(o: argparse.Namespace) -> Found:
-    """Bytes per second of all rows together, steps recorded, then eager. Tokens are given, so that neither sampling nor
-    printing counts."""
+    """Bytes per second of all rows together: steps recorded, the same without our own kernels of a step, then eager.
+    Tokens are given, so that neither sampling nor printing counts."""
     config, _ = preset(o.part, o.dry)
     torch.manual_seed(0)
     with torch.device(o.device):
@@ -509,13 +509,15 @@ def generation(o: argparse.Namespace) -> Found:
             weights += share * sum(p.nbytes for p in level.parameters() if id(p) not in inside)
             level = inner
         found["bound_batch_1"] = o.bandwidth * 1e12 / weights
-    for way, batch in itertools.product(("", "eager_"), BATCHES):
+    for way, batch in itertools.product(("", "others_", "eager_"), BATCHES):
         rates = found.setdefault(f"batch_{batch}", {})
         tokens = torch.randint(97, 123, (batch,), device=o.device)
         began, state = time.perf_counter(), model.allocate_state(batch, 1 << 20)
         model.prefill([(bytes(range(97, 123)) * 10)[: 26 if o.dry else 257]] * batch, state)
-        stepper: Any = PlainSteps(model, state) if way else recorded(o)(model, state)
-        warm_up, count = (2, 2) if o.dry else (12, 12) if way else (96, 32)
+        if way == "others_":
+            state.kernels = without_own_steps(o, state.kernels)
+        stepper: Any = PlainSteps(model, state) if way == "eager_" else recorded(o)(model, state)
+        warm_up, count = (2, 2) if o.dry else (12, 12) if way == "eager_" else (96, 32)
 
         def several(count: int = count, stepper: Any = stepper, tokens: torch.Tensor = tokens) -> None:
             for _ in range(count):
@@ -526,11 +528,23 @@ def generation(o: argparse.Namespace) -> Found:
         rates[f"{way}start_s"] = time.perf_counter() - began
         rates[f"{way}bytes_per_s"] = batch * count / median(timed(o, several, 2 if o.dry else 20, o.measure / 3))
         if way:
-            rates["of_eager"] = rates["bytes_per_s"] / rates["eager_bytes_per_s"]
+            rates[f"of_{way.removesuffix('_')}"] = rates["bytes_per_s"] / rates[f"{way}bytes_per_s"]
+        elif o.bandwidth and batch == 1:
+            rates["of_bound"] = rates["bytes_per_s"] / found["bound_batch_1"]
+        refused = {name: getattr(function, "failure", None) for name, function in vars(state.kernels).items()}
+        if any(refused.values()):
+            rates[f"{way}refused"] = {name: why for name, why in refused.items() if why}
         if getattr(stepper, "failure", None):
             rates["graph_failure"] = stepper.failure
         yield {"generation": found}
         del stepper, state
+
+
+def without_own_steps(o: argparse.Namespace, kernels: Any) -> Any:
+    """The operations of a step as they are where ours are not: mamba-ssm's, else the reference's."""
+    known = [backend.kernels.replaced() for backend in seam.backends(o.device) if backend.name == "mamba-ssm"]
+    others = {name: getattr(seam.REFERENCE, name) for name in seam.STEPS} | (known[0] if known else {})
+    return dataclasses.replace(kernels, **{name: others[name] for name in seam.STEPS})
 
 
 def data(o: argparse.Namespace) -> Found:

@@ -23,9 +23,8 @@ from hnet_cli.inference import render
 from hnet_cli.inference.thresholds import UNCHANGED, Compression
 from hnet_cli.inference.waiting import Ready, paces
 from hnet_cli.inference.windows import BOS, own_modality
-from hnet_cli.kernels.continuing import pick
 from hnet_cli.kernels.packing import send
-from hnet_cli.kernels.reference import exact
+from hnet_cli.kernels.reference import exact, pick
 from hnet_cli.modality import Automaton, Modality
 from hnet_cli.model import HNetForCausalLM
 from hnet_cli.model.config import EOS

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hnet_cli.kernels.continuing import pick, put
+from hnet_cli.kernels.reference import pick, put
 from hnet_cli.model.hnet import HNet, HNetForCausalLM
 from hnet_cli.model.state import AttentionState, GenerationState, LevelState, Now
 
@@ -294,7 +294,8 @@ class GraphSteps:
             self._put(self.output, "logits", F.linear(hidden, self.model.lm_head.weight), None)
         else:
             outer = self.levels[number - 1]
-            outer.net.dechunk_layer.step(hidden, pick(outer.buffers["prob"], now.rows), outer.state, now.rows)
+            prob, kernels = pick(outer.buffers["prob"], now.rows), self.state.kernels
+            outer.net.dechunk_layer.step(hidden, prob, outer.state, kernels, now.rows, now.once)
         position = self.levels[number].state.position
         if now.rows is None:
             position.add_(1)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hnet_cli.inference.graphs import Steps, steps
-from hnet_cli.kernels.continuing import pick
+from hnet_cli.kernels.reference import pick
 from hnet_cli.model.hnet import HNet, HNetForCausalLM
 from hnet_cli.model.state import GenerationState, LevelState
 
@@ -175,5 +175,5 @@ class Waiting:
         rows, chunk = self._advance(number + 1, rows, entering, must)
         if rows:
             index = level.index(rows)
-            level.net.dechunk_layer.step(chunk, pick(level.buffers["prob"], index), level.state, index)
+            level.net.dechunk_layer.step(chunk, pick(level.buffers["prob"], index), level.state, self.kernels, index)
         return rows

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hnet_cli.kernels import cpu, cpu_step, cuda, reference
 from hnet_cli.kernels.packing import Packing as Packing
-from hnet_cli.kernels.reference import ScanInputs, State
+from hnet_cli.kernels.reference import Place, ScanInputs, State
 
 if TYPE_CHECKING:
     from hnet_cli.kernels.checking import Comparison
@@ -41,12 +41,13 @@ class ScanStates(Protocol):
 
 class ScanStep(Protocol):
     def __call__(
-        self, state: Any, inputs: ScanInputs, rows: Tensor | None = ..., once: Tensor | None = ...
+        self,
+        state: Any,
+        inputs: ScanInputs,
+        rows: Tensor | None = ...,
+        once: Tensor | None = ...,
+        gate: Tensor | None = ...,
     ) -> Tensor: ...
-
-
-class ConvStep(Protocol):
-    def __call__(self, x: Tensor, state: Tensor, taps: Tensor, bias: Tensor, rows: Tensor | None = ...) -> Tensor: ...
 
 
 class Rotary(Protocol):
@@ -57,18 +58,21 @@ class Attention(Protocol):
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, packing: Packing, window: int = ...) -> Tensor: ...
 
 
-class AttentionStep(Protocol):
-    def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, length: Tensor | None = ..., rows: Tensor | None = ...
-    ) -> Tensor: ...
-
-
 class WideLinear(Protocol):
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = ...) -> Tensor: ...
 
 
 class StepLinear(Protocol):
-    def __call__(self, x: Tensor, weight: Tensor, row_by_row: bool = ...) -> Tensor: ...
+    def __call__(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        row_by_row: bool = ...,
+        norm: Tensor | None = ...,
+        bias: Tensor | None = ...,
+        residual: Tensor | None = ...,
+        gated: bool = ...,
+    ) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -80,17 +84,19 @@ class Kernels:
     ssd_state: Callable[[Tensor, int, int, int, int], State] = reference.ssd_state
     ssd_step: ScanStep = reference.ssd_step
     causal_conv: Callable[[Tensor, Tensor, Tensor, Packing], Tensor] = reference.causal_conv
-    causal_conv_step: ConvStep = reference.causal_conv_step
     rotary: Rotary = reference.rotary
     attention: Attention = reference.attention
-    attention_step: AttentionStep = reference.attention_step
+    attention_step: Callable[[Tensor, tuple[Tensor, Tensor], Tensor, Tensor, Place], Tensor] = reference.attention_step
     ema_scan: Callable[[Tensor, Tensor, Packing], Tensor] = reference.ema_scan
+    ema_step: Callable[..., None] = reference.ema_step
+    router_step: Callable[..., Tensor] = reference.router_step
     add_rms_norm: Callable[[Tensor, Tensor | None, Tensor, float], tuple[Tensor, Tensor]] = reference.add_rms_norm
     gated_rms_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor] = reference.gated_rms_norm
     swiglu: Callable[[Tensor], Tensor] = reference.swiglu
     wide_linear: WideLinear = reference.wide_linear
     step_weight: Callable[[Tensor, int], Tensor] = reference.step_weight
     step_linear: StepLinear = reference.step_linear
+    mamba_in_step: Callable[..., tuple[Tensor, ...]] = reference.mamba_in_step
     names: dict[str, str] = field(default_factory=dict)
     """Backend by operation."""
 
@@ -107,6 +113,8 @@ class Kernels:
 OPERATIONS = [f.name for f in fields(Kernels) if f.name not in ("names", "ssd_scan_states", "ssd_state", "step_weight")]
 """The operations that are reported and checked; the other functions come with one of them."""
 REFERENCE = Kernels()
+# what a layer does in a step of generation, and what lies between layers
+STEPS = ["mamba_in_step", "ssd_step", "attention_step", "step_linear", "router_step", "ema_step"]
 ELEMENTWISE = ["rotary", "causal_conv", "add_rms_norm", "gated_rms_norm", "swiglu"]
 HALF = (torch.bfloat16, torch.float16)
 FLOATS = (*HALF, torch.float32)
@@ -141,8 +149,8 @@ HOST = Backend(
     "host",
     (*FLOATS, torch.float64),
     [
-        *("ssd_scan", "ssd_step", "causal_conv", "causal_conv_step", "attention", "attention_step"),
-        *("add_rms_norm", "gated_rms_norm", "step_linear"),
+        *("ssd_scan", "ssd_step", "causal_conv", "attention", "attention_step"),
+        *("add_rms_norm", "gated_rms_norm", "step_linear", "mamba_in_step"),
     ],
     torch.__version__,
     Kernels(
@@ -151,13 +159,13 @@ HOST = Backend(
         ssd_state=cpu_step.ssd_state,
         ssd_step=cpu_step.ssd_step,
         causal_conv=cpu.causal_conv,
-        causal_conv_step=cpu_step.causal_conv_step,
         attention=cpu.attention,
         attention_step=cpu_step.attention_step,
         add_rms_norm=cpu.add_rms_norm,
         gated_rms_norm=cpu.gated_rms_norm,
         step_weight=cpu_step.step_weight,
         step_linear=cpu_step.step_linear,
+        mamba_in_step=cpu_step.mamba_in_step,
     ),
 )
 
@@ -191,8 +199,25 @@ def _flash() -> tuple[str, Kernels]:
 
 def _own() -> tuple[str, Kernels]:
     version = cuda.load_triton()
-    own = importlib.import_module("hnet_cli.kernels.triton_elementwise")
-    return version, Kernels(**{operation: getattr(own, operation) for operation in ELEMENTWISE})
+    return version, _guarded("hnet_cli.kernels.triton_elementwise", ELEMENTWISE)
+
+
+def _own_steps() -> tuple[str, Kernels]:
+    return cuda.load_triton(), step_kernels()
+
+
+def step_kernels() -> Kernels:
+    """Our own kernels of a step of generation."""
+    return _guarded("hnet_cli.kernels.triton_step", STEPS)
+
+
+def _guarded(module: str, operations: list[str]) -> Kernels:
+    """Operations of a module; one that cannot be compiled is the reference's from then on."""
+    own = importlib.import_module(module)
+    functions: dict[str, Any] = {}
+    for name in operations:
+        functions[name] = cuda.Fallback(getattr(own, name), getattr(reference, name))
+    return Kernels(**functions)
 
 
 def _fused() -> tuple[str, Kernels]:
@@ -211,6 +236,7 @@ def backends(device: str) -> tuple[Backend, ...]:
     if device != "cuda":
         return ()
     return (
+        _probe("triton", (torch.bfloat16, torch.float32), STEPS, _own_steps),
         _probe("mamba-ssm", FLOATS, ["ssd_scan", "ssd_step"], _mamba),
         _probe("torch varlen_attn", HALF, ["attention"], _varlen),
         _probe("flash-attn", HALF, ["attention"], _flash),
@@ -281,7 +307,7 @@ def check(
         checking.compare(
             operation,
             backend.name,
-            getattr(backend.kernels, operation),
+            cuda.without_fallback(getattr(backend.kernels, operation)),
             device,
             dtype,
             state=backend.kernels.ssd_state,

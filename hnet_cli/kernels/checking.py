@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hnet_cli.kernels import reference
 from hnet_cli.kernels.packing import Packing
-from hnet_cli.kernels.reference import ScanInputs, SSMState, State
+from hnet_cli.kernels.reference import Place, ScanInputs, SSMState, State
 
 FLOOR = 1e-3
 """Results smaller than this share of the largest are compared with that share of it: some gradients are nothing but
@@ -26,6 +26,10 @@ FLOAT32 = {
     "add_rms_norm": {1, 2},
     "gated_rms_norm": {2},
     "wide_linear": {1, 2},
+    "step_linear": {5},
+    "mamba_in_step": {0, 2},
+    "router_step": {1, 2},
+    "ema_step": {2},
 }
 """Arguments that stay float32 in lower precision: decay rates, skip weights, residual stream, norm weights."""
 LENGTHS = [150, 1, 3, 300, 64, 122]
@@ -56,12 +60,14 @@ class Sizes:
     state: int = 32
     chunk: int = 64
     """Block length of the scan."""
+    rows: int = 32
+    """Rows of a step."""
 
 
 def inputs(operation: str, packing: Packing, generator: torch.Generator, sizes: Sizes = Sizes()) -> list[Any]:
     """Flat arguments in float64, see `flat`, at sizes that H-Nets have.
 
-    A step has 32 rows, or one if there is one document: CPU kernels leave small steps to the reference.
+    A step has one row if there is one document.
     """
 
     def normal(*shape: int, scale: float = 1.0) -> Tensor:
@@ -71,27 +77,36 @@ def inputs(operation: str, packing: Packing, generator: torch.Generator, sizes: 
         x, dt, A = normal(length, heads, width), normal(length, heads), -normal(heads).exp()
         return [x, dt, A, *normal(2, length, size, scale=scale), 1 + normal(heads), normal(heads) - 2]
 
-    total, rows = packing.total, 32 if packing.batch_size > 1 else 1
+    total, rows = packing.total, sizes.rows if packing.batch_size > 1 else 1
     heads, width, size = sizes.heads, sizes.width, sizes.state
     match operation:
         case "ssd_scan":
             return [*scan(total, 0.5), packing, sizes.chunk]
         case "ssd_step":
-            return [SSMState(normal(rows, heads, width, size)), *scan(rows, 1.0)]
+            state = SSMState(normal(rows, heads, width, size))
+            return [state, *scan(rows, 1.0), None, None, normal(rows, heads * width)]
         case "causal_conv":
             return [normal(total, 96), normal(96, 4), normal(96), packing]
-        case "causal_conv_step":
-            return [normal(rows, 1024), normal(rows, 3, 1024), normal(4, 1024), normal(1024)]
         case "step_linear":
-            return [normal(12, 512), normal(600, 512)]
+            return [normal(12, 512), normal(600, 512), True, 1 + normal(512), normal(600), normal(12, 300), True]
+        case "mamba_in_step":
+            split, weight = (256, 1024, heads), normal(1280 + heads, 96, scale=0.1)
+            conv = [normal(rows, 3, 1024), normal(4, 1024), normal(1024)]
+            return [normal(rows, 96), weight, 1 + normal(96, scale=0.1), *conv, split]
+        case "router_step":
+            return [normal(rows, 96), normal(192, 96), normal(rows, 96)]
+        case "ema_step":
+            return [normal(rows, 96), torch.sigmoid(normal(rows)), normal(rows, 96)]
         case "rotary":
             angle = normal(total, 1, 1, width // 4)
             return [normal(total, 3, heads, width), (angle.cos(), angle.sin())]
         case "attention":
             return [*normal(3, total, heads, width), packing, 100]
         case "attention_step":
-            length, cache = torch.randint(1, 301, (rows,), generator=generator), normal(2, rows + 1, 300, heads, width)
-            return [normal(rows, heads, width), *cache, length, torch.arange(1, rows + 1)]
+            position, angle = torch.randint(0, 300, (rows,), generator=generator), normal(rows, 1, 1, width // 4)
+            place = Place(position, -1, 300, torch.arange(1, rows + 1))
+            caches = normal(2, rows + 1, 300, heads, width)
+            return [normal(rows, 3, heads, width), (angle.cos(), angle.sin()), *caches, place]
         case "ema_scan":
             return [normal(total, 96), torch.sigmoid(normal(total)), packing]
         case "add_rms_norm" | "gated_rms_norm":
@@ -108,7 +123,7 @@ def flat(operation: str, function: Callable[..., Any]) -> Callable[..., Any]:
     if operation == "ssd_scan":
         return lambda *args: function(ScanInputs(*args[:7]), *args[7:])
     if operation == "ssd_step":
-        return lambda state, *operands: function(state, ScanInputs(*operands))
+        return lambda state, *given: function(state, ScanInputs(*given[:7]), *given[7:])
     return function
 
 
@@ -125,8 +140,17 @@ def differentiated(function: Callable[..., Any], args: list[Any]) -> list[Tensor
 
 @torch.no_grad()
 def stepped(function: Callable[..., Any], args: list[Any]) -> list[Tensor]:
-    """Results of two steps, the second of which reads the state that the first left in its arguments."""
-    return [function(*args) for _ in range(2)]
+    """Results of two steps, the second of which reads the state that the first left in its arguments, and the tensors
+    among these."""
+    results = [out for _ in range(2) for out in tensors(function(*args))]
+    return results + [tensor for arg in args for tensor in tensors(getattr(arg, "value", arg))]
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """The tensors in a value that is one, several or none."""
+    if isinstance(value, tuple):
+        return [tensor for part in value for tensor in tensors(part)]
+    return [value] if isinstance(value, Tensor) else []
 
 
 def placed(
@@ -140,6 +164,9 @@ def placed(
         copy = state(value, *value.shape)
         copy.fill(value)
         return copy
+    if isinstance(argument, Place):
+        rows = None if argument.rows is None else argument.rows.to(device)
+        return Place(argument.position.to(device), argument.window, argument.used, rows, argument.at)
     if isinstance(argument, tuple):
         return tuple(placed(part, dtype, device) for part in argument)
     if isinstance(argument, Tensor):
@@ -177,7 +204,7 @@ def compare(
     args = inputs(operation, Packing.of_lengths(list(lengths)), torch.Generator().manual_seed(seed), sizes)
     wide, exceptions = torch.promote_types(dtype, torch.float32), FLOAT32.get(operation, set())
     rounded = [placed(a, wide if i in exceptions else dtype, "cpu") for i, a in enumerate(args)]
-    run = stepped if operation.endswith("_step") else differentiated
+    run = stepped if "step" in operation else differentiated
     expected = run(flat(operation, getattr(reference, operation)), [placed(a, torch.float64, "cpu") for a in rounded])
     in_tf32 = operation == "ssd_scan" and dtype == torch.float32 and device.type == "cuda"
     name, bound = str(dtype).removeprefix("torch."), TF32 if in_tf32 else BOUNDS[dtype]
@@ -186,7 +213,7 @@ def compare(
         values = run(flat(operation, function), own)
     except Exception as error:  # reported as the result
         return Comparison(operation, backend, name, float("nan"), bound, f"{type(error).__name__}: {error}", False)
-    results = 2 if run is stepped else {"add_rms_norm": 2, "rotary": 3}.get(operation, 1)
+    results = len(values) if run is stepped else {"add_rms_norm": 2, "rotary": 3}.get(operation, 1)
     least = FLOOR * max(float(e.detach().square().mean().sqrt()) for e in expected)
     errors = [relative(v, e, least) for v, e in zip(values, expected, strict=True)]
     at = worst(errors)

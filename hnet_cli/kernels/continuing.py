@@ -13,23 +13,10 @@ import torch
 from torch import Tensor
 
 from hnet_cli.kernels.packing import Packing
-from hnet_cli.kernels.reference import ScanInputs, State, exact, own_states, summed, wide
+from hnet_cli.kernels.reference import ScanInputs, State, exact, own_states, pick, put, summed, wide
 
 if TYPE_CHECKING:
     from hnet_cli.kernels import Kernels
-
-
-def pick(x: Tensor, rows: Tensor | None) -> Tensor:
-    """Rows (R,) int64 of x (B, ...) -> (R, ...); None: all of them, x itself."""
-    return x if rows is None else x[rows]
-
-
-def put(x: Tensor, rows: Tensor | None, value: Tensor) -> None:
-    """Overwrite rows (R,) int64 of x (B, ...), None: all, with value (R, ...)."""
-    if rows is None:
-        x.copy_(value)
-    else:
-        x[rows] = value.to(x.dtype)
 
 
 def causal_conv(kernels: Kernels, x: Tensor, weight: Tensor, bias: Tensor, packing: Packing, state: Tensor) -> Tensor:

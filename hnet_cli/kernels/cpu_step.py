@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hnet_cli.kernels import cpu, reference
-from hnet_cli.kernels.reference import ScanInputs, wide
+from hnet_cli.kernels.reference import Place, ScanInputs, wide
 
 FEW = range(4, 65)
 """Batch sizes for which the transposed product is faster."""
@@ -36,8 +38,8 @@ def step_weight(weight: Tensor, batch_size: int) -> Tensor:
     return weight.T.contiguous().T
 
 
-def step_linear(x: Tensor, weight: Tensor, row_by_row: bool = False) -> Tensor:
-    """`reference.step_linear`: for a few rows as (W x^T)^T, for which MKL takes up to 40% less time than for x W^T.
+def _product(x: Tensor, weight: Tensor, row_by_row: bool) -> Tensor:
+    """x W^T, for a few rows as (W x^T)^T, for which MKL takes up to 40% less time.
 
     The result is then stored as W x^T, and so are elementwise functions of it, which the next product reads in place.
     `row_by_row` makes the result contiguous, for callers that cannot use this layout.
@@ -47,6 +49,10 @@ def step_linear(x: Tensor, weight: Tensor, row_by_row: bool = False) -> Tensor:
         y = torch.mm(weight, x.T).T
         return y.contiguous() if row_by_row else y
     return F.linear(x, weight)
+
+
+step_linear: Any = partial(reference.step_linear, product=_product)
+"""`reference.step_linear`."""
 
 
 def causal_conv_step(x: Tensor, state: Tensor, taps: Tensor, bias: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -65,17 +71,23 @@ def causal_conv_step(x: Tensor, state: Tensor, taps: Tensor, bias: Tensor, rows:
     return F.silu(y, inplace=True)
 
 
-def attention_step(q: Tensor, k: Tensor, v: Tensor, length: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
-    """`reference.attention_step`; for large caches row by row instead of from gathered copies."""
-    if length is None or k[0].numel() * len(q) <= CACHED:
-        return reference.attention_step(q, k, v, length, rows)
-    y = torch.empty_like(q)
-    for i, (row, seen) in enumerate(
-        zip(range(len(q)) if rows is None else rows.tolist(), length.tolist(), strict=True)
-    ):
+mamba_in_step: Any = partial(reference.mamba_in_step, linear=step_linear, conv=causal_conv_step)
+"""`reference.mamba_in_step`."""
+
+
+def attend_step(q: Tensor, k: Tensor, v: Tensor, place: Place) -> Tensor:
+    """`reference.attend_step`; for large caches row by row instead of from gathered copies."""
+    if place.at is not None or k[0].numel() * len(q) <= CACHED:
+        return reference.attend_step(q, k, v, place)
+    y, rows = torch.empty_like(q), range(len(q)) if place.rows is None else place.rows.tolist()
+    for i, (row, seen) in enumerate(zip(rows, place.length.tolist(), strict=True)):
         keys, values = (t[row : row + 1, :seen].transpose(1, 2) for t in (k, v))
         y[i] = F.scaled_dot_product_attention(q[i : i + 1, :, None], keys, values)[0, :, 0]
     return y
+
+
+attention_step: Any = partial(reference.attention_step, attend=attend_step)
+"""`reference.attention_step`."""
 
 
 @dataclass(eq=False)
@@ -134,11 +146,15 @@ def ssd_state(like: Tensor, batch_size: int, heads: int, width: int, size: int) 
 
 
 def ssd_step(
-    state: reference.SSMState | LaterState, inputs: ScanInputs, rows: Tensor | None = None, once: Tensor | None = None
+    state: reference.SSMState | LaterState,
+    inputs: ScanInputs,
+    rows: Tensor | None = None,
+    once: Tensor | None = None,
+    gate: Tensor | None = None,
 ) -> Tensor:
     """The reference's operation of this name."""
     if isinstance(state, reference.SSMState):
-        return reference.ssd_step(state, inputs, rows)
+        return reference.ssd_step(state, inputs, rows, once, gate)
     x, dt, A, B, C, D, dt_bias = inputs
     x32, size = wide(x), B.shape[-1]
     everyone = slice(None) if rows is None else rows
@@ -172,7 +188,8 @@ def ssd_step(
             row_keys.zero_()
     for row in which:
         state.count[row] = 0 if row in full else state.count[row] + 1
-    return y.view(x.shape).mul_(scale.unsqueeze(-1)).addcmul_(x32, wide(D).unsqueeze(-1)).to(x.dtype)
+    y = y.view(x.shape).mul_(scale.unsqueeze(-1)).addcmul_(x32, wide(D).unsqueeze(-1))
+    return reference.gated(y.to(x.dtype), gate)
 
 
 def runs(rows: Sequence[int], alone: Container[int]) -> Iterator[tuple[slice, slice]]:

@@ -137,7 +137,12 @@ class Mamba:
         return (out[0][0], out[1]) if more else out[0]
 
     def ssd_step(
-        self, state: reference.SSMState, inputs: ScanInputs, rows: Tensor | None = None, once: Tensor | None = None
+        self,
+        state: reference.SSMState,
+        inputs: ScanInputs,
+        rows: Tensor | None = None,
+        once: Tensor | None = None,
+        gate: Tensor | None = None,
     ) -> Tensor:
         x, dt, A, B, C, D, dt_bias = inputs
         width, size = state.value.shape[2:]
@@ -154,7 +159,7 @@ class Mamba:
             state_batch_indices=rows if once is None else once,  # the kernel skips -1 and returns 0 for it
         )
         # two programs that update one row would read each other's results
-        return y if once is None else torch.where(once[:, None, None] < 0, y[:1], y)
+        return reference.gated(y if once is None else torch.where(once[:, None, None] < 0, y[:1], y), gate)
 
 
 def _parts(inputs: ScanInputs, packing: Packing, chunk_size: int) -> Iterator[tuple[ScanInputs, Packing, bool]]:
@@ -254,16 +259,42 @@ def wide_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 # -- elementwise work, fused by torch.compile --------------------------------------------------------------------------
 
 
-class Compiled:
-    """A pure tensor function, compiled on first use; if that fails, warn once and run it uncompiled.
+class Fallback:
+    """A function that a compiler may refuse, and the plain one that does the same; if the first fails, warn once and
+    run the second from then on."""
+
+    def __init__(self, function: Callable[..., Any], plain: Callable[..., Any]) -> None:
+        self.function, self.plain = function, plain
+        self.failure: str | None = None
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        if self.failure is None:
+            try:
+                return self.function(*args, **named)
+            except torch.OutOfMemoryError:
+                raise  # caused by the data, not the compiler: the step is retried in smaller pieces
+            except Exception as error:  # whatever the compiler raises, the plain function is right
+                self.failure = f"{type(error).__name__}: {error}"
+                first = self.failure.splitlines()[0]
+                name = getattr(self.plain, "__name__", "a kernel")
+                warnings.warn(f"compilation of {name} failed, running it plain: {first}", stacklevel=2)
+        return self.plain(*args, **named)
+
+
+def without_fallback(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What a check compares: the function itself, whose failure it reports."""
+    return function.function if isinstance(function, Fallback) else function
+
+
+class Compiled(Fallback):
+    """A pure tensor function, compiled by torch on first use.
 
     One program serves any number of rows, but each width gets its own: of a symbolic width no alignment is known, and
     memory would be read two bytes at a time.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
-        self.failure: str | None = None
+        super().__init__(self._run, function)
 
     @functools.cached_property
     def compiled(self) -> Callable[..., Any]:
@@ -273,23 +304,13 @@ class Compiled:
         triton = importlib.import_module("torch._inductor.config").triton
         if hasattr(triton, "mix_order_reduction_non_strict_mode"):  # else compiled anew for fewer than 4,096 rows
             triton.mix_order_reduction_non_strict_mode = True
-        return torch.compile(self.function, dynamic=True)
+        return torch.compile(self.plain, dynamic=True)
 
-    def __call__(self, *args: Any) -> Any:
-        if self.failure is None:
-            try:
-                for arg in args:
-                    if isinstance(arg, Tensor) and arg.ndim == 2:
-                        torch._dynamo.mark_static(arg, 1)
-                return self.compiled(*args)
-            except torch.OutOfMemoryError:
-                raise  # caused by the data, not the compiler: the step is retried in smaller pieces
-            except Exception as error:  # whatever the compiler raises, the plain function is right
-                self.failure = f"{type(error).__name__}: {error}"
-                warnings.warn(
-                    f"torch.compile of {self.function.__name__} failed, running it plain: {error}", stacklevel=2
-                )
-        return self.function(*args)
+    def _run(self, *args: Any) -> Any:
+        for arg in args:
+            if isinstance(arg, Tensor) and arg.ndim == 2:
+                torch._dynamo.mark_static(arg, 1)
+        return self.compiled(*args)
 
 
 def _conv_sum(x: Tensor, weight: Tensor, bias: Tensor, position: Tensor) -> Tensor:

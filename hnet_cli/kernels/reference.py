@@ -6,9 +6,10 @@ that accumulates (decays, states, norms) is at least float32, whatever the input
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,8 @@ from hnet_cli.kernels.packing import Blocks, Packing
 
 BLOCK = 64
 """Block length of the scans: work inside a block grows with it, work between blocks shrinks."""
+EPS = 1e-5
+"""Added to the mean square in the norms of a step."""
 GROUP = 64
 """Blocks whose states one product passes on; longer sequences loop over groups."""
 QUERIES = 256
@@ -98,9 +101,49 @@ def step_weight(weight: Tensor, batch_size: int) -> Tensor:
     return weight
 
 
-def step_linear(x: Tensor, weight: Tensor, row_by_row: bool = False) -> Tensor:
-    """The linear map of a step: x (R, D), weight (E, D) -> (R, E); surely contiguous only if `row_by_row`."""
-    return F.linear(x, weight)
+def step_linear(
+    x: Tensor,
+    weight: Tensor,
+    row_by_row: bool = False,
+    norm: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    gated: bool = False,
+    product: Callable[[Tensor, Tensor, bool], Tensor] = lambda x, weight, row_by_row: F.linear(x, weight),
+) -> Tensor:
+    """The linear map of a step with what lies around it: x (R, D), weight (E, D) -> (R, E), or `gated` (R, E/2).
+
+    `norm` (D,) in the dtype of x: the weight of a norm of x before; `bias` (E,); `gated`: `swiglu` of the result;
+    `residual` (R, E), float32 or wider: added at the end. Without a residual the result has the dtype of the weight;
+    it is surely contiguous only if `row_by_row`. `product` (x, weight, row_by_row) is the map itself.
+    """
+    if norm is not None:
+        x = F.rms_norm(x, norm.shape, norm, EPS)
+    y = product(x.to(weight.dtype), weight, row_by_row)
+    y = y if bias is None else y + bias
+    y = swiglu(y) if gated else y
+    return y if residual is None else residual + y
+
+
+def mamba_in_step(
+    x: Tensor,
+    weight: Tensor,
+    norm: Tensor,
+    state: Tensor,
+    taps: Tensor,
+    bias: Tensor,
+    split: tuple[int, int, int],
+    rows: Tensor | None = None,
+    linear: Callable[..., Tensor] = step_linear,
+    conv: Callable[..., Tensor] | None = None,
+) -> tuple[Tensor, ...]:
+    """The first part of a Mamba-2 layer: `step_linear` of the norm of x (R, D), then `causal_conv_step` of the middle.
+
+    Returns gate, convolved, and dt, (R, n) for each n of `split`. `norm`, `state`, `taps`, `bias` and `rows` as for
+    those two, which `linear` and `conv` are.
+    """
+    gate, middle, dt = linear(x, weight, True, norm).split_with_sizes(split, -1)
+    return gate, (conv or causal_conv_step)(middle, state, taps, bias, rows), dt
 
 
 # -- rotary positions --------------------------------------------------------------------------------------------------
@@ -299,11 +342,18 @@ def ssd_state(like: Tensor, batch_size: int, heads: int, width: int, size: int) 
     return SSMState(wide(like[:0]).new_zeros(batch_size, heads, width, size))
 
 
-def ssd_step(state: SSMState, inputs: ScanInputs, rows: Tensor | None = None, once: Tensor | None = None) -> Tensor:
+def ssd_step(
+    state: SSMState,
+    inputs: ScanInputs,
+    rows: Tensor | None = None,
+    once: Tensor | None = None,
+    gate: Tensor | None = None,
+) -> Tensor:
     """One position of `ssd_scan` for R rows (None: all): returns y (R, H, P) and updates the state.
 
     `rows` (R,) int64 may repeat its first row, with the same inputs. `once` is then the same with -1 for repetitions,
-    for kernels that update the state in place; without it no row is repeated.
+    for kernels that update the state in place; without it no row is repeated. With a `gate` (R, H P) the result is y
+    times its silu, (R, H P), float32 or wider.
     """
     x, dt, A, B, C, D, dt_bias = inputs
     count, heads, width = x.shape
@@ -317,7 +367,12 @@ def ssd_step(state: SSMState, inputs: ScanInputs, rows: Tensor | None = None, on
     if rows is not None:
         state.value[rows] = new.view(old.shape)
     y = torch.bmm(new, wide(C).unsqueeze(-1)).view(x.shape)
-    return y.addcmul_(x32, wide(D).unsqueeze(-1)).to(x.dtype)
+    return gated(y.addcmul_(x32, wide(D).unsqueeze(-1)).to(x.dtype), gate)
+
+
+def gated(y: Tensor, gate: Tensor | None) -> Tensor:
+    """The result of `ssd_step` from y (R, H, P)."""
+    return y if gate is None else F.silu(wide(gate)).mul_(y.view(gate.shape))
 
 
 # -- smoothing of the dechunk layer ------------------------------------------------------------------------------------
@@ -339,6 +394,33 @@ def ema_scan(x: Tensor, p: Tensor, packing: Packing) -> Tensor:
         before = pass_states(z[:, -1:], decay[:, -1:].to(x.dtype), blocks)  # (n, 1, D)
         from_start = decay.to(x.dtype).exp() * blocks.from_before
         return blocks.join(z + from_start[:, :, None] * before, packing.total)
+
+
+def ema_step(x: Tensor, prob: Tensor, average: Tensor, rows: Tensor | None = None, once: Tensor | None = None) -> None:
+    """`ema_scan` of one position for R rows (None: all), from and into `average` (B, D), float32 or wider: x (R, D),
+    prob (R,), which is kept a little away from 0 and 1. `rows` and `once` as for `ssd_step`."""
+    put(average, rows, torch.lerp(pick(average, rows), wide(x), kept_away(prob)[:, None]))
+
+
+def kept_away(prob: Tensor) -> Tensor:
+    """The weight of a new value in the average of the dechunk layer."""
+    return prob.clamp(1e-4, 1 - 1e-4)
+
+
+def router_step(
+    hidden: Tensor, projection: Tensor, last: Tensor, rows: Tensor | None = None, once: Tensor | None = None
+) -> Tensor:
+    """The probability (R,) of a boundary (paper eq 4): hidden (R, D), projection (2D, D) of keys and queries, and the
+    queries `last` (B, D) of each row's position before, which those of this one replace. `rows`, `once` as above."""
+    key, query = F.linear(hidden.to(projection.dtype), projection).chunk(2, -1)
+    prob = boundary(pick(last, rows), key)
+    put(last, rows, query)
+    return prob
+
+
+def boundary(query: Tensor, key: Tensor) -> Tensor:
+    """(R, D) each -> p (R,) of paper eq 4."""
+    return ((1 - F.cosine_similarity(wide(query), wide(key), dim=-1)) / 2).clamp(0, 1)
 
 
 # -- attention ---------------------------------------------------------------------------------------------------------
@@ -393,13 +475,89 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     return torch.cat(parts, 2)
 
 
-def attention_step(q: Tensor, k: Tensor, v: Tensor, length: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
-    """One query for each of R rows (None: all): q (R, H, P), caches (B, S, H, P) -> (R, H, P).
+@dataclass(eq=False)
+class Place:
+    """Positions of the rows of a step in the caches of a level: what depends on them is computed once for its layers.
+    Position i of a document lies in slot i, or i modulo (window + 1) with a window."""
 
-    `length` (R,) int64: number of the S positions that a row sees; None: all.
+    position: Tensor
+    """(R,) int64: the position being read."""
+    window: int
+    used: int
+    """Slots that the longest row uses."""
+    rows: Tensor | None = None
+    """(R,) int64: the rows that take part; None: all."""
+    at: int | None = None
+    """The position, where all rows take part and it is that of each."""
+    _counters: Tensor | None = None
+
+    def slot_of(self, position: Any) -> Any:
+        """Of a number or a tensor of them."""
+        return position if self.window < 0 else position % (self.window + 1)
+
+    @functools.cached_property
+    def index(self) -> tuple[Tensor, Tensor]:
+        """Rows and slots of the new keys, (R,) each."""
+        rows = torch.arange(len(self.position), device=self.position.device) if self.rows is None else self.rows
+        return rows, self.slot_of(self.position)
+
+    @functools.cached_property
+    def length(self) -> Tensor:
+        """(R,) int64: positions that a row sees, those that have left the window included."""
+        return self.position + 1
+
+    @functools.cached_property
+    def visible(self) -> Tensor:
+        """(R, 1, 1, used) bool."""
+        return (torch.arange(self.used, device=self.position.device) < self.length[:, None])[:, None, None]
+
+    def counters(self, count: int) -> Tensor:
+        """(count,) int32, zero: kernels leave them so."""
+        if self._counters is None or len(self._counters) < count:
+            self._counters = self.position.new_zeros(count, dtype=torch.int32)
+        return self._counters
+
+
+def attention_step(
+    qkv: Tensor,
+    tables: tuple[Tensor, Tensor],
+    keys: Tensor,
+    values: Tensor,
+    place: Place,
+    attend: Callable[[Tensor, Tensor, Tensor, Place], Tensor] | None = None,
+) -> Tensor:
+    """One query for each of R rows: qkv (R, 3, H, P), `tables` as for `rotary`, caches (B, S, H, P) -> (R, H, P).
+
+    The new keys and values are stored; a row sees all up to its own, as far as the window reaches. `attend`: by
+    default `attend_step`.
     """
-    if rows is not None:
-        k, v = k.index_select(0, rows), v.index_select(0, rows)
-    seen = None if length is None else (torch.arange(k.shape[1], device=k.device) < length[:, None])[:, None, None]
+    q, k = rotate(qkv[:, :2], *tables).unbind(1)
+    keys, values = keys[:, : place.used], values[:, : place.used]
+    at = place.index if place.at is None else (slice(None), place.slot_of(place.at))
+    keys[at], values[at] = k.to(keys.dtype), qkv[:, 2].to(values.dtype)
+    return (attend or attend_step)(q, keys, values, place)
+
+
+def attend_step(q: Tensor, k: Tensor, v: Tensor, place: Place) -> Tensor:
+    """q (R, H, P), caches (B, S, H, P) -> (R, H, P)."""
+    if place.rows is not None:
+        k, v = k.index_select(0, place.rows), v.index_select(0, place.rows)
+    seen = None if place.at is not None else place.visible
     y = F.scaled_dot_product_attention(q[:, :, None], k.transpose(1, 2), v.transpose(1, 2), attn_mask=seen)
     return y[:, :, 0]
+
+
+# -- rows of a state ---------------------------------------------------------------------------------------------------
+
+
+def pick(x: Tensor, rows: Tensor | None) -> Tensor:
+    """Rows (R,) int64 of x (B, ...) -> (R, ...); None: all of them, x itself."""
+    return x if rows is None else x[rows]
+
+
+def put(x: Tensor, rows: Tensor | None, value: Tensor) -> None:
+    """Overwrite rows (R,) int64 of x (B, ...), None: all, with value (R, ...)."""
+    if rows is None:
+        x.copy_(value)
+    else:
+        x[rows] = value.to(x.dtype)

@@ -10,36 +10,25 @@ import math
 from typing import Any, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hnet_cli.kernels import Kernels, continuing
 from hnet_cli.kernels.packing import Packing
-from hnet_cli.kernels.reference import ScanInputs, rotate, wide
+from hnet_cli.kernels.reference import EPS, ScanInputs, wide
 from hnet_cli.model import rotary
 from hnet_cli.model.config import HNetConfig
 from hnet_cli.model.settings import Rotary
 from hnet_cli.model.state import AttentionState, LayerState, MambaState, Now
 
-EPS = 1e-5
-
 
 class RMSNorm(nn.Module):
-    """The weight (D,) of a root-mean-square norm. `Kernels.add_rms_norm` norms with it, and `_norm` in a step."""
+    """The weight (D,) of a root-mean-square norm. `Kernels.add_rms_norm` norms with it, `Kernels.step_linear` in a
+    step."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
-
-
-def _norm(x: Tensor, norm: RMSNorm) -> Tensor:
-    """The norm of a single step: x (R, D) float32 or wider -> the dtype of the weight. One call: in a step every
-    operation, and every call of a module, costs more than its arithmetic."""
-    weight = norm.weight
-    if x.dtype == weight.dtype:
-        return F.rms_norm(x, weight.shape, weight, EPS)
-    return F.rms_norm(x, weight.shape, weight.to(x.dtype), EPS).to(weight.dtype)
 
 
 class Mamba2(nn.Module):
@@ -94,19 +83,20 @@ class Mamba2(nn.Module):
             kernels.step_weight(self.out_proj.weight.detach(), batch_size),
             -wide(self.A_log.detach()).exp(),
             conv.detach()[:, 0].T.contiguous(),
+            wide(self.norm.weight.detach()),
         )
 
-    def step(self, x: Tensor, state: MambaState, now: Now, kernels: Kernels) -> Tensor:
-        """x (R, D): one position for each of the R rows that take part. Updates the state."""
-        gate, conv, dt = kernels.step_linear(x, state.in_proj, row_by_row=True).split_with_sizes(self.split, -1)
+    def step(self, residual: Tensor, state: MambaState, now: Now, kernels: Kernels) -> Tensor:
+        """The residual stream (R, D), float32 or wider, after this mixer and the norm before it: one position for each
+        of the R rows that take part. Updates the state."""
         assert self.conv1d.bias is not None
-        conv = kernels.causal_conv_step(conv, state.conv, state.taps, self.conv1d.bias, now.rows)
-        value, B, C = conv.split_with_sizes((self.d_inner, self.d_state, self.d_state), -1)
-        value = value.view(-1, self.heads, self.headdim)
+        conv = (state.conv, state.taps, self.conv1d.bias)
+        gate, mixed, dt = kernels.mamba_in_step(residual, state.in_proj, state.norms[0], *conv, self.split, now.rows)
+        value, B, C = mixed.split_with_sizes((self.d_inner, self.d_state, self.d_state), -1)
+        value = value.unflatten(-1, (self.heads, self.headdim))
         scan = ScanInputs(value, dt, state.A, B, C, self.D, self.dt_bias)
-        y = kernels.ssd_step(state.ssm, scan, now.rows, now.once)
-        normed = _norm(F.silu(wide(gate)).mul_(y.view(gate.shape)), self.norm)
-        return kernels.step_linear(normed, state.out_proj)
+        y = kernels.ssd_step(state.ssm, scan, now.rows, now.once, gate)
+        return kernels.step_linear(y, state.out_proj, norm=state.norm, residual=residual)
 
 
 class Attention(nn.Module):
@@ -136,12 +126,13 @@ class Attention(nn.Module):
         empty = weight.new_zeros(batch_size, 0, self.heads, weight.shape[1] // self.heads)
         return AttentionState(empty, empty.clone(), self.window)
 
-    def step(self, x: Tensor, state: AttentionState, now: Now, kernels: Kernels) -> Tensor:
-        """x (R, D): one position for each of the R rows that take part. Updates the state."""
-        qkv = kernels.step_linear(x, self.Wqkv.weight, row_by_row=True).view(len(x), 3, self.heads, -1)
-        q, k = rotate(qkv[:, :2], *now.rotary(self.rotary_dim, qkv.dtype, self.rotary)).unbind(1)
-        y = state.attend(q, k, qkv[:, 2], now, kernels).flatten(-2)
-        return kernels.step_linear(y, self.out_proj.weight)
+    def step(self, residual: Tensor, state: AttentionState, now: Now, kernels: Kernels) -> Tensor:
+        """As `Mamba2.step`."""
+        state.reserve(now.longest)
+        qkv = kernels.step_linear(residual, self.Wqkv.weight, True, state.norms[0]).unflatten(-1, (3, self.heads, -1))
+        tables, place = now.rotary(self.rotary_dim, qkv.dtype, self.rotary), now.place(self.window)
+        y = kernels.attention_step(qkv, tables, state.keys, state.values, place)
+        return kernels.step_linear(y.flatten(-2), self.out_proj.weight, residual=residual)
 
 
 class WideLinear(nn.Linear):
@@ -195,12 +186,18 @@ class Block(nn.Module):
             hidden = self.mlp(normed, kernels)
         return hidden, residual
 
+    def allocate(self, batch_size: int, kernels: Kernels) -> LayerState:
+        """The state of `batch_size` documents that have not begun."""
+        state: LayerState = self.mixer.allocate(batch_size, kernels)
+        state.norms = [wide(norm.weight.detach()) for norm in (self.norm1, self.norm2) if norm is not None]
+        return state
+
     def step(self, residual: Tensor, state: LayerState, now: Now, kernels: Kernels) -> Tensor:
         """The residual stream (R, D), float32 or wider, after this layer."""
-        residual = residual + self.mixer.step(_norm(residual, self.norm1), state, now, kernels)
-        if self.mlp is not None and self.norm2 is not None:
-            wide_hidden = kernels.step_linear(_norm(residual, self.norm2), self.mlp.fc1.weight)
-            residual = residual + kernels.step_linear(kernels.swiglu(wide_hidden), self.mlp.fc2.weight)
+        residual = self.mixer.step(residual, state, now, kernels)
+        if self.mlp is not None:
+            inner = kernels.step_linear(residual, self.mlp.fc1.weight, norm=state.norms[1], gated=True)
+            residual = kernels.step_linear(inner, self.mlp.fc2.weight, residual=residual)
         return residual
 
 
@@ -241,14 +238,16 @@ class Isotropic(nn.Module):
 
     def allocate(self, batch_size: int, kernels: Kernels) -> list[LayerState]:
         """One state per layer, of `batch_size` documents that have not begun."""
-        return [layer.mixer.allocate(batch_size, kernels) for layer in self.layers]
+        return [layer.allocate(batch_size, kernels) for layer in self.layers]
 
     def step(self, hidden: Tensor, states: list[LayerState], now: Now, kernels: Kernels) -> Tensor:
         """(R, D) -> (R, D): one position for each row that takes part. Updates the states."""
         residual = wide(hidden)
         for layer, state in zip(self.layers, states, strict=True):
             residual = layer.step(residual, state, now, kernels)
-        return residual.to(hidden.dtype) if self.rmsnorm is None else _norm(residual, self.rmsnorm)
+        if self.rmsnorm is None:
+            return residual.to(hidden.dtype)
+        return kernels.add_rms_norm(residual, None, self.rmsnorm.weight, EPS)[0]
 
 
 def recompute(model: nn.Module, choice: Literal["none", "main", "all"]) -> None:

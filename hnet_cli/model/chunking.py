@@ -18,9 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hnet_cli.kernels import REFERENCE, Kernels, continuing
-from hnet_cli.kernels.continuing import pick, put
 from hnet_cli.kernels.packing import Packing, send, true_positions
-from hnet_cli.kernels.reference import wide
+from hnet_cli.kernels.reference import boundary, kept_away, pick, put, wide
 from hnet_cli.model.automaton import Automaton
 from hnet_cli.model.blocks import WideLinear
 from hnet_cli.model.settings import Chunker, continuation, space_like
@@ -105,7 +104,7 @@ class RoutingModule(Routing):
             if state is not None:
                 if packing.start is not None:
                     keys = self.k_proj_layer(hidden[packing.first], kernels)
-                    prob[packing.first] = self._compare(pick(state.last, packing.row_index), keys)
+                    prob[packing.first] = boundary(pick(state.last, packing.row_index), keys)
                 put(state.last, packing.row_index, self.q_proj_layer(hidden[packing.last], kernels))
             allowed = None
             if self.characters:
@@ -119,23 +118,14 @@ class RoutingModule(Routing):
             chosen = mask if shares is None else most_likely(prob, mask, packing, shares)
         return RoutingOutput(prob, chosen, packing.cu_seqlens, True, allowed, None if shares is None else mask)
 
-    def _compare(self, query: Tensor, key: Tensor) -> Tensor:
-        """(R, D) each -> p (R,)."""
-        return ((1 - F.cosine_similarity(wide(query), wide(key), dim=-1)) / 2).clamp(0, 1)
-
     def allocate(self, batch_size: int) -> tuple[Tensor, Tensor]:
         """`last` and `projection` of a `LevelState`."""
         projection = torch.cat([self.k_proj_layer.weight, self.q_proj_layer.weight]).detach()
         return projection.new_zeros(batch_size, projection.shape[1]), projection
 
-    def step(self, hidden: Tensor, tokens: Tensor | None, state: LevelState, now: Now) -> Tensor:
+    def step(self, hidden: Tensor, tokens: Tensor | None, state: LevelState, now: Now, kernels: Kernels) -> Tensor:
         """hidden (R, D), tokens (R,) -> boundary probabilities (R,)."""
-        key, query = F.linear(hidden, state.projection).chunk(2, -1)
-        prob = self._compare(pick(state.last, now.rows), key)
-        if now.rows is None:
-            state.last = query
-        else:
-            state.last[now.rows] = query
+        prob = kernels.router_step(hidden, state.projection, state.last, now.rows, now.once)
         return prob.masked_fill(continuation(tokens), 0) if self.characters and tokens is not None else prob
 
 
@@ -203,7 +193,7 @@ class FixedRouting(Routing):
         dtype = torch.bool if self.automaton is None else torch.int64
         return torch.zeros(batch_size, dtype=dtype), torch.empty(0)
 
-    def step(self, hidden: Tensor, tokens: Tensor | None, state: LevelState, now: Now) -> Tensor:
+    def step(self, hidden: Tensor, tokens: Tensor | None, state: LevelState, now: Now, kernels: Kernels) -> Tensor:
         """tokens (R,) -> the mask (R,) as numbers."""
         if self.chunker.k is not None:
             mask = now.position % self.chunker.k == 0
@@ -274,13 +264,8 @@ def smooth(kernels: Kernels, x: Tensor, prob: Tensor, packing: Packing, before: 
     `before` (B, D): the averages that the documents go on from.
     """
     if before is None:
-        return kernels.ema_scan(x, _weight(prob), packing)
-    return continuing.ema_scan(kernels, x, _weight(prob), packing, before)
-
-
-def smooth_step(x: Tensor, prob: Tensor, before: Tensor) -> Tensor:
-    """`smooth` of one position: x (R, D), prob (R,), before (R, D) -> (R, D)."""
-    return torch.lerp(before, wide(x), _weight(prob)[:, None])
+        return kernels.ema_scan(x, kept_away(prob), packing)
+    return continuing.ema_scan(kernels, x, kept_away(prob), packing, before)
 
 
 class DeChunkLayer(nn.Module):
@@ -308,13 +293,21 @@ class DeChunkLayer(nn.Module):
         prob = routing.boundary_prob.index_select(0, index)
         return smooth(kernels, chunks, prob, inner, None if state is None else pick(state.smoothed, inner.row_index))
 
-    def step(self, chunk: Tensor, prob: Tensor, state: LevelState, rows: Tensor | None) -> None:
-        """`smooth` of one chunk for each of some rows (None: all), chunk (R, D), prob (R,): moves `state.smoothed`."""
-        smoothed = smooth_step(chunk, prob, pick(state.smoothed, rows)) if self.over_chunks else wide(chunk)
-        if rows is None:
-            state.smoothed = smoothed
+    def step(
+        self,
+        chunk: Tensor,
+        prob: Tensor,
+        state: LevelState,
+        kernels: Kernels,
+        rows: Tensor | None,
+        once: Tensor | None = None,
+    ) -> None:
+        """`smooth` of one chunk for each of some rows (None: all), chunk (R, D), prob (R,): moves `state.smoothed`.
+        `once` as in `Now`."""
+        if self.over_chunks:
+            kernels.ema_step(chunk, prob, state.smoothed, rows, once)
         else:
-            state.smoothed[rows] = smoothed
+            put(state.smoothed, rows, chunk)
 
     def forward(
         self, smoothed: Tensor, routing: RoutingOutput, packing: Packing, state: LevelState | None = None
@@ -330,11 +323,6 @@ class DeChunkLayer(nn.Module):
         first = F.pad(chunk + 1, (1, 0))[packing.first][packing.document]  # the first chunk that begins in the document
         index = torch.where(chunk < first, packing.document, len(before) + chunk)
         return torch.cat([before, smoothed]).index_select(0, index)
-
-
-def _weight(prob: Tensor) -> Tensor:
-    """The weight of a new value in the average."""
-    return prob.clamp(1e-4, 1 - 1e-4)
 
 
 class _StraightThrough(torch.autograd.Function):

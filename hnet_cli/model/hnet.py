@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from hnet_cli import kernels as seam
 from hnet_cli.kernels import Kernels
-from hnet_cli.kernels.continuing import pick, put
 from hnet_cli.kernels.packing import Packing, true_positions
-from hnet_cli.kernels.reference import wide
+from hnet_cli.kernels.reference import pick, put, wide
 from hnet_cli.model import init
 from hnet_cli.model.blocks import Isotropic, SwiGLU, WideLinear
 from hnet_cli.model.chunking import (
@@ -29,7 +28,6 @@ from hnet_cli.model.chunking import (
     Shares,
     add_residual,
     smooth,
-    smooth_step,
 )
 from hnet_cli.model.config import HNetConfig
 from hnet_cli.model.state import GenerationState, LevelState, Now, StepRouting
@@ -233,7 +231,7 @@ class HNet(nn.Module):
                 inner = state.inner.begin(chosen if now.host is None else [now.host[i] for i in chosen])
             entered = self.inner_input(pick(encoded, some), state, inner.rows, kernels)
             chunk = self.main_network.step(entered, state.inner, inner, kernels, routing)
-            self.dechunk_layer.step(chunk, pick(prob, some), state, inner.rows)
+            self.dechunk_layer.step(chunk, pick(prob, some), state, kernels, inner.rows)
         else:
             self.main_network.skip(routing, len(state.seen), prob)
         return self.step_out(encoded, prob, state, now, kernels)
@@ -248,9 +246,9 @@ class HNet(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """`step` as far as the boundary: the encoder's output (R, D) and the probability of a boundary (R,)."""
         encoded = self.encoder.step(hidden, state.layers["encoder"], now, kernels)
-        prob = self.routing_module.step(encoded, tokens, state, now)
+        prob = self.routing_module.step(encoded, tokens, state, now, kernels)
         if not self.dechunk_layer.over_chunks:
-            put(state.average, now.rows, smooth_step(encoded, prob, pick(state.average, now.rows)))
+            kernels.ema_step(encoded, prob, state.average, now.rows, now.once)
         return encoded, prob
 
     def inner_input(self, encoded: Tensor, state: LevelState, rows: Tensor | None, kernels: Kernels) -> Tensor:
@@ -262,9 +260,12 @@ class HNet(nn.Module):
 
     def step_out(self, encoded: Tensor, prob: Tensor, state: LevelState, now: Now, kernels: Kernels) -> Tensor:
         """`step` from the dechunk layer on: encoded (R, D), prob (R,) -> (R, outer width)."""
-        smoothed, residual = pick(state.smoothed, now.rows), self.project_residual(encoded, kernels)
-        boundary = self.routing_module.is_boundary(prob)
-        joined = self.join(smoothed, residual, prob, boundary, encoded.dtype)
+        smoothed = pick(state.smoothed, now.rows)
+        if self.residual_proj is None:
+            joined = self.join(smoothed, wide(encoded), prob, self.routing_module.is_boundary(prob), encoded.dtype)
+        else:
+            weight, bias = self.residual_proj.weight, self.residual_proj.bias
+            joined = kernels.step_linear(encoded, weight, bias=bias, residual=smoothed).to(encoded.dtype)
         return self.decoder.step(joined, state.layers["decoder"], now, kernels)[:, : self.outer_width]
 
     def skip(self, routing: list[StepRouting], batch_size: int, like: Tensor) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hnet_cli.kernels import Kernels
 from hnet_cli.kernels.packing import Packing
-from hnet_cli.kernels.reference import State, window_attention
+from hnet_cli.kernels.reference import Place, State, window_attention
 from hnet_cli.model import rotary
 from hnet_cli.model.config import HNetConfig
 from hnet_cli.model.settings import Rotary
@@ -31,6 +31,10 @@ class MambaState:
     """(H,): -exp(A_log), kept so that a step need not compute it."""
     taps: Tensor
     """(K, D): the convolution's weight, transposed for the same reason."""
+    norm: Tensor
+    """The weight of the norm inside, float32 or wider like the next."""
+    norms: list[Tensor] = field(default_factory=list)
+    """The weights of the block's norms."""
 
     def select(self, rows: Tensor) -> None:
         self.conv = self.conv[rows]
@@ -45,6 +49,8 @@ class AttentionState:
     """(B, S, H, P); S doubles as needed, up to window + 1."""
     values: Tensor
     window: int
+    norms: list[Tensor] = field(default_factory=list)
+    """The weights of the block's norms, float32 or wider."""
 
     def slot(self, position: Tensor) -> Tensor:
         """Slots of the keys of positions. int64 -> int64, same shape."""
@@ -95,20 +101,6 @@ class AttentionState:
         self.store(k, v, packing)
         return torch.cat(outs)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, now: Now, kernels: Kernels) -> Tensor:
-        """Stores one key and value per row that takes part, (R, H, P) each, and attends to all that the window sees."""
-        self.reserve(now.longest)
-        used = now.longest if self.window < 0 else min(now.longest, self.window + 1)
-        keys, values = self.keys[:, :used], self.values[:, :used]
-        if now.rows is None and now.equal:
-            slot = now.longest - 1 if self.window < 0 else (now.longest - 1) % (self.window + 1)
-            keys[:, slot], values[:, slot] = k, v
-            return kernels.attention_step(q, keys, values)
-        rows = torch.arange(len(q), device=q.device) if now.rows is None else now.rows
-        slots = self.slot(now.position)
-        keys[rows, slots], values[rows, slots] = k.to(keys.dtype), v.to(values.dtype)
-        return kernels.attention_step(q, keys, values, now.position + 1, now.rows)
-
     def select(self, rows: Tensor) -> None:
         self.keys, self.values = self.keys[rows], self.values[rows]
 
@@ -131,6 +123,16 @@ class Now:
     current: rotary.Tables = field(default_factory=dict)
     once: Tensor | None = None
     """(R,) int64: `rows`, where these may repeat the first of them, with -1 for repetitions."""
+    places: dict[int, Place] = field(default_factory=dict)
+    """By window."""
+
+    def place(self, window: int) -> Place:
+        """Where the rows are in the caches of the level's attention with this window."""
+        if window not in self.places:
+            used = self.longest if window < 0 else min(self.longest, window + 1)
+            at = self.longest - 1 if self.rows is None and self.equal else None
+            self.places[window] = Place(self.position, window, used, self.rows, at)
+        return self.places[window]
 
     def rotary(self, dim: int, dtype: torch.dtype, settings: Rotary) -> tuple[Tensor, Tensor]:
         """cos and sin (R, 1, 1, dim/2). The layers of a level have the same settings."""

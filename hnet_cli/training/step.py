@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -128,8 +129,9 @@ def accumulate(
         done: list[tuple[Losses, Tensor]] = []
         ratio = GlobalRatio(world) if is_global else None
         try:
-            for batch, share in pieces:
-                done.append(differentiate(batch, share, len(done) == len(pieces) - 1, ratio))
+            with contextlib.nullcontext() if world.sharded else casts_kept():
+                for batch, share in pieces:
+                    done.append(differentiate(batch, share, len(done) == len(pieces) - 1, ratio))
         except RuntimeError as error:
             if not (is_out_of_memory(error) and splittable and len(pieces[len(done)][0].documents) > 1):
                 raise
@@ -142,6 +144,18 @@ def accumulate(
         pieces[len(done) : len(done) + 1] = [(half, share * len(half.targets) / len(batch.targets)) for half in halves]
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def casts_kept() -> Iterator[None]:
+    """In here autocast keeps its copies of weights from one context to the next: all micro-batches use the same. Not
+    for shards, whose whole weights must not stay."""
+    torch.autocast_increment_nesting()
+    try:
+        yield
+    finally:
+        if torch.autocast_decrement_nesting() == 0:
+            torch.clear_autocast_cache()
 
 
 def _record(

@@ -50,7 +50,9 @@ def test_every_section(tmp_path):
     assert model["mfu_of_isotropic"] > 0
     assert 0.2 < model["chunks_per_byte"][0] < 0.5
     assert model["kernel_time"]["kinds_ms"]["matrix products"] > 0
-    assert all(found["generation"][f"batch_{batch}"]["eager_bytes_per_s"] > 0 for batch in (1, 64, 8))
+    rates = [found["generation"][f"batch_{batch}"] for batch in (1, 64, 8)]
+    assert all(rate[f"{way}bytes_per_s"] > 0 for rate in rates for way in ("", "others_", "eager_"))
+    assert rates[0]["of_bound"] > 0
 
     pytest.importorskip("tokenizers")
     before = found["models"]

@@ -33,8 +33,8 @@ def test_a_wrong_operation_is_found():
 
 
 def test_the_step_of_one_row_is_compared():
-    def wrong(q, keys, values, length, rows):
-        return 1.01 * reference.attention_step(q, keys, values, length, rows)
+    def wrong(*given):
+        return 1.01 * reference.attention_step(*given)
 
     where = (torch.device("cpu"), torch.float32)
     assert compare("attention_step", "right", reference.attention_step, *where, lengths=[1]).ok
@@ -52,11 +52,14 @@ def test_gradients_that_are_nothing_but_rounding():
     assert not compare("attention", "wrong", wrong, *where, lengths=[1]).ok
 
 
-@pytest.mark.parametrize("operation", ["causal_conv_step", "attention_step", "ssd_step"])
-def test_what_is_checked_is_not_the_reference_itself(operation, monkeypatch):
+@pytest.mark.parametrize(
+    ("operation", "part"),
+    [("mamba_in_step", "causal_conv_step"), ("attention_step", "attend_step"), ("ssd_step", "ssd_step")],
+)
+def test_what_is_checked_is_not_the_reference_itself(operation, part, monkeypatch):
     """A CPU does small steps as the reference does; those of a check are large enough."""
-    ran, real = [], getattr(reference, operation)
-    monkeypatch.setattr(reference, operation, lambda *args: ran.append(args) or real(*args))
+    ran, real = [], getattr(reference, part)
+    monkeypatch.setattr(reference, part, lambda *args: ran.append(args) or real(*args))
     (result,) = kernels.check("cpu", [operation], [torch.float32])
     assert result.ok
     assert len(ran) == 2  # the two steps of the truth

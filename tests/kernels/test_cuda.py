@@ -140,6 +140,6 @@ def test_a_piece_that_fails_runs_plain_but_for_want_of_memory(error):
             piece(x)
         assert piece.failure is None
     else:
-        with pytest.warns(UserWarning, match="torch.compile of swiglu failed.*no compiler"):
+        with pytest.warns(UserWarning, match="compilation of swiglu failed.*no compiler"):
             assert torch.equal(piece(x), reference.swiglu(x))
         assert "no compiler" in piece.failure

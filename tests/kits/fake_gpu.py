@@ -1,7 +1,7 @@
 """Places where the host waits for a GPU, found without one: training and generation steps on tensors that say they
 are on a GPU and have a shape and a dtype, but no values.
 
-    python tests/kits/fake_gpu.py [--presets 2stage-xl small] [--rows 2] [--set train.alignment=entropy ...]
+    python tests/kits/fake_gpu.py [--presets 2stage-xl small] [--rows 2] [--set train.alignment=entropy ...] [--nodes]
 
 Forward pass, losses, records and optimizer run as they are; an operation between tensors of different devices or of
 dtypes that do not fit fails here as it would there. Backward passes need a GPU: gradients are made up. Attention is
@@ -10,6 +10,8 @@ a JSON object with, for the training step of two micro-batches, for a byte of ge
 and for its choice, every place where the host would wait, and how often: what it reads of the device, copies that are
 not asynchronous or not out of pinned memory, and operations whose result has a size that only the device knows. With
 `--no-float64` the device has none, as Apple's, and operations that give it all the same are listed too.
+
+`--nodes` counts instead the nodes of the CUDA graphs of a byte of generation, on the reference's kernels and on ours.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import dataclasses
 import functools
 import json
 import sys
@@ -51,6 +54,8 @@ GPU = torch.device("cuda", 0)
 NO_GUARD = 69
 """Exit code where this build of torch hides what is needed."""
 aten = torch.ops.aten
+ONE_NODE = ("linear", "rms_norm", "scaled_dot_product_attention")
+"""Composite operations that are one kernel on a GPU."""
 OF_UNKNOWN_SIZE = (aten.nonzero, aten.masked_select, aten._unique2, aten._local_scalar_dense, aten.equal)
 
 
@@ -236,6 +241,77 @@ def training(config: Any, rows: int) -> dict[str, int]:
     return dict(waits.found)
 
 
+class Nodes(TorchDispatchMode):
+    """Counts what would be nodes of a CUDA graph: operations that are neither views nor allocations, one each, and
+    launches of Triton kernels. Some operations of torch are several nodes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = func.overloadpacket.__name__, kwargs or {}
+        if func.namespace == "aten" and name not in ONE_NODE and func._can_decompose():
+            with self:
+                return func.decompose(*args, **kwargs)
+        aliases = [value.alias_info for value in func._schema.returns]
+        is_view = any(alias is not None and not alias.is_write for alias in aliases)
+        out = func(*args, **kwargs)
+        allocates = name.removeprefix("new_").startswith(("empty", "lift_fresh", "detach", "_unsafe_view"))
+        if not is_view and not allocates and any(isinstance(t, Tensor) and t.is_cuda for t in tree_leaves(out)):
+            self.found[name] += 1
+        return out
+
+    def launch(self, kernel: Any, *args: Any, grid: Any, **options: Any) -> None:
+        assert all(t.is_cuda for t in args if isinstance(t, Tensor))
+        self.found[kernel.fn.__name__] += 1
+
+
+def nodes(name: str, rows: int, settings: list[str], own: bool = True) -> dict[str, dict[str, int]]:
+    """Nodes by kind of each recording of a byte of a preset, "1 in" is the way into level 1, on our own kernels or on
+    the reference's. With more than two rows some of them reach the inner levels, else all."""
+    from hnet_cli.config.run import resolve
+    from hnet_cli.inference.graphs import GraphSteps
+    from hnet_cli.kernels import triton_elementwise
+
+    have_guard()
+    config, found = resolve(name, settings), dict[str, dict[str, int]]()
+    norms = {"add_rms_norm": triton_elementwise.add_rms_norm}
+    record = GraphSteps._in_place
+
+    def counted(self: Any, number: int, part: str, rows: Tensor | None) -> None:
+        with Nodes() as count, mock.patch("triton.runtime.jit.JITFunction.run", autospec=True) as run:
+            run.side_effect = lambda kernel, *args, **options: count.launch(kernel, *args, **options)
+            record(self, number, part, rows)
+        found[f"{number} {part}"] = dict(count.found)
+
+    with contextlib.ExitStack() as stack:
+        kernels = dataclasses.replace(seam.step_kernels(), **norms) if own else seam.REFERENCE
+        for context in (
+            faked(Offsets(rows * 16, [0.5] * config.model.num_stages), lambda what: None),
+            Pinned(),
+            torch.inference_mode(),
+            mock.patch.object(seam, "_choose", return_value=seam.REFERENCE),
+            mock.patch.object(GraphSteps, "_in_place", counted),
+        ):
+            stack.enter_context(context)
+        model = without_values(config, GPU).cast(torch.bfloat16)
+        state = model.allocate_state(rows, 64)
+        model.prefill([torch.zeros(16, dtype=torch.int64)] * rows, state)
+        state.kernels, stepper = kernels, GraphSteps(model, state)
+        for _ in range(2):  # the first makes tables and buffers
+            stepper.step(torch.zeros(rows, dtype=torch.int64, device=GPU))
+        if rows > 2:  # inner levels for some rows, one of them repeated
+            stepper._descend(1, list(range(rows - 1)), [])
+    return found
+
+
+def per_byte(found: dict[str, dict[str, int]]) -> float:
+    """Nodes of a byte at the rates of the paper at which inner levels are reached."""
+    rates = {3: (1, 0.357, 0.145), 2: (1, 0.21), 1: (1,)}[1 + max(int(part.split()[0]) for part in found)]
+    return sum(rates[int(part.split()[0])] * sum(kinds.values()) for part, kinds in found.items())
+
+
 def generation(config: Any, rows: int) -> dict[str, dict[str, int]]:
     """Waits of one byte with every row at a boundary of every stage: plain, as a graph, and of its choice."""
     from hnet_cli import modality
@@ -289,7 +365,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2)
     parser.add_argument("--no-float64", action="store_true")
     parser.add_argument("--set", nargs="*", default=[], dest="settings")
+    parser.add_argument("--nodes", action="store_true", help="count the nodes of a byte's recordings instead")
     given = parser.parse_args()
+    if given.nodes:
+        for name in given.presets:
+            for own in (False, True):
+                counted = nodes(name, given.rows, given.settings, own)
+                print(json.dumps({"preset": name, "own": own, "per_byte": per_byte(counted), "recordings": counted}))
+        return
     print(json.dumps({name: waits(name, given.rows, given.settings, not given.no_float64) for name in given.presets}))
 
 

@@ -1,12 +1,16 @@
 """One step: the losses and their gradient, micro-batches, and numbers that are not finite."""
 
+import contextlib
 import random
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from runkit import dataset, metrics, newest_model, tiny
+from stepkit import batch, gradient
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hnet_cli.checkpoints.find import newest
 from hnet_cli.data.dataset import Dataset
@@ -49,6 +53,35 @@ def test_any_number_of_micro_batches_is_the_same_byte_loss(data, settings):
     assert [record["bpb"] for record in records] == pytest.approx([records[0]["bpb"]] * 3, rel=1e-6)
     same = [record["loss"] for record in records] == pytest.approx([records[0]["loss"]] * 3, rel=1e-6)
     assert same == bool(settings)
+
+
+@pytest.mark.parametrize("again", ["none", "all"])
+def test_weights_are_cast_once_for_all_micro_batches(again, monkeypatch):
+    """With the same gradient to the bit, also where layers are computed again; nothing is kept beyond the step."""
+    config = tiny("train.activation_checkpointing=" + again, "precision=bf16")
+    batches = [batch([9, 4], seed) for seed in range(3)]
+    counts = []
+
+    class Casts(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten._to_copy.default and isinstance(args[0], torch.nn.Parameter):
+                counts[-1][id(args[0])] += 1
+            return func(*args, **(kwargs or {}))
+
+    def run():
+        counts.append(Counter())
+        with Casts():
+            return gradient(config, batches)[0]
+
+    kept = run()
+    monkeypatch.setattr("hnet_cli.training.step.casts_kept", contextlib.nullcontext)
+    every = run()
+    assert all(torch.equal(kept[name], every[name]) for name in kept)
+    once, often = counts
+    assert min(often.values()) >= 3
+    assert len(once) == len(often)
+    assert sum(count > 1 for count in once.values()) == 2  # the convolution casts its weight and bias by itself
+    assert not torch.is_autocast_enabled("cpu")
 
 
 def test_micro_batches_add_up_to_the_batch(data):
