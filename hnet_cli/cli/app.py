@@ -18,6 +18,7 @@ from hnet_cli.cli.compare import compare
 from hnet_cli.cli.convert import convert
 from hnet_cli.cli.embed import embed
 from hnet_cli.cli.eval import evaluate
+from hnet_cli.cli.play import play
 from hnet_cli.cli.prepare import prepare
 from hnet_cli.cli.presets import presets
 from hnet_cli.cli.retrofit import retrofit
@@ -106,6 +107,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "prepare": prepare,
     "train": train,
     "segment": segment,
+    "play": play,
     "sample": sample,
     "score": score,
     "embed": embed,
