@@ -103,7 +103,7 @@ def test_a_run_on_rows_from_another_run_resumes_to_the_same_bits(whole, rows, tm
 def test_rows_are_learned_by_heart_and_answered_to_the_byte(tmp_path):
     """Answers that follow from nothing: loss, end mark, split and greedy decoding must all be right for each."""
     asked = [prompt.strip() for prompt, _ in PAIRS]
-    pairs = [(f"{prompt}\n", asked[(37 * number + 1) % len(asked)]) for number, prompt in enumerate(asked)]
+    pairs = [(f"{prompt}\n", asked[37 * number % len(asked)]) for number, prompt in enumerate(asked)]
     data = rows_dataset(tmp_path, pairs)
     config = tiny("train.steps=250", "train.lr=6e-3", "train.batch_bytes=512", "train.checkpoint_every=250")
     config = replace(config, train=replace(config.train, eval_every=0, log_every=250, weight_decay=0.0))
@@ -115,4 +115,4 @@ def test_rows_are_learned_by_heart_and_answered_to_the_byte(tmp_path):
     assert len(learned) == len(trained) < len(rows)
     measured = figures(load(str(tmp_path / "run")).eval(), learned, text)
     assert measured["exact"] == measured["forced"] == 1, measured["wrong"]
-    assert measured["trivial"] == {"most_common": 1 / len(learned), "copy": 0}
+    assert max(measured["trivial"].values()) < 0.05
