@@ -76,6 +76,9 @@ KIND = bytes(  # for each byte, which of REASONS it is refused for; 0: it is a b
     for byte in range(256)
 )
 
+COLOURS = (("0,114,178", "86,180,233"), ("196,78,0", "240,146,76"))
+"""Of the chunks in BED: dark and light in turn, blue for even stages, orange for odd ones."""
+
 
 class Dna(Modality):
     name = "dna"
@@ -172,16 +175,20 @@ class Dna(Modality):
         return variants(calls, reference, flank)
 
     def render(self, document: Document, chunks: Iterable[Chunk], format: str) -> Iterator[str]:
-        """BED: sequence name, start from 0, end, `stage0`, score 0 to 1000; by start, the outermost stage first.
+        """BED9: sequence name, start from 0, end, `stage0`, score 0 to 1000, ".", start, end, colour: two in turn for
+        the chunks of a stage, which abut; by start, the outermost stage first.
         bedGraph: the probability at each boundary of the outermost stage shown, on its one base."""
         if format not in self.formats:
             yield from super().render(document, chunks, format)
         ordered = sorted(chunks, key=lambda chunk: (chunk.start, chunk.stage))  # a document is at most PIECE long
         outermost = min((chunk.stage for chunk in ordered), default=0)
+        turn = dict[int, int]()
         for chunk in ordered:
             start, end = document.offset + chunk.start, document.offset + chunk.end
             if format == "bed":
-                yield f"{document.name}\t{start}\t{end}\tstage{chunk.stage}\t{round(1000 * chunk.probability)}"
+                turn[chunk.stage] = 1 - turn.get(chunk.stage, 1)
+                score, colour = round(1000 * chunk.probability), COLOURS[chunk.stage % 2][turn[chunk.stage]]
+                yield f"{document.name}\t{start}\t{end}\tstage{chunk.stage}\t{score}\t.\t{start}\t{end}\t{colour}"
             elif chunk.stage == outermost:
                 yield f"{document.name}\t{start}\t{start + 1}\t{chunk.probability:.4f}"
 

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 import hnet_cli
-from hnet_cli.cli import options
+from hnet_cli.cli import completion, options
 from hnet_cli.cli.compare import compare
 from hnet_cli.cli.convert import convert
 from hnet_cli.cli.embed import embed
@@ -121,7 +121,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "quickstart": quickstart,
 }
 for name, command in COMMANDS.items():
-    app.command(name)(command)
+    completion.describe(command)
+    app.command(name, epilog=f"Example: {completion.EXAMPLES[name]}")(command)
 
 
 def run(arguments: list[str] | None = None) -> int:
