@@ -39,7 +39,7 @@ from hnet_cli.modality import (
 )
 
 from ._annotation import annotation
-from ._bytes import as_text, binary_reason, blank_reason, drain, read, words
+from ._bytes import as_text, binary_reason, blank_reason, drain, read, unique_name, words
 from ._noise import DNA, reverse_complement
 from ._variants import variants
 
@@ -48,9 +48,7 @@ PIECE = 1 << 20  # longest document in bases
 SHORTEST = 32  # bases; a shorter stretch between two gaps teaches nothing
 HELD = 4 << 20  # letters at the start of a record, none of an upper-case base, that wait for one
 LONGEST_TITLE = 1 << 16  # bytes; the end of a longer one is dropped
-LONGEST_NAME = 1000  # letters; the end of a longer one is dropped, for output has it in every line
 MASKED_WEIGHT = 0.1
-NAMES_KEPT = 500_000  # record names remembered to tell repeated ones apart; beyond, memory would grow with the file
 
 SUFFIXES = words(".fa .fasta .fna .ffn .frn .nu .fas .fsa")
 OTHER_FORMATS = (
@@ -191,23 +189,6 @@ class Dna(Modality):
                 yield f"{document.name}\t{start}\t{end}\tstage{chunk.stage}\t{score}\t.\t{start}\t{end}\t{colour}"
             elif chunk.stage == outermost:
                 yield f"{document.name}\t{start}\t{start + 1}\t{chunk.probability:.4f}"
-
-
-def unique_name(title: str, seen: dict[str, int]) -> tuple[str, tuple[str, ...]]:
-    """The name of a record, and notes about it. Names repeat in real files; a number tells such records apart."""
-    words = title.split(None, 1)
-    name = words[0][:LONGEST_NAME] if words else "unnamed"
-    times = seen.get(name, 0) + 1
-    if times == 1:
-        if len(seen) < NAMES_KEPT:
-            seen[name] = 1
-        return name, ()
-    while (free := f"{name}#{times}") in seen:
-        times += 1
-    seen[name] = times
-    if len(seen) < NAMES_KEPT:
-        seen[free] = 1
-    return free, ("name of an earlier record, told apart as NAME#2, NAME#3",) if words else ()
 
 
 @dataclass

@@ -18,7 +18,7 @@ from hnet_cli.distributed.world import ALONE, OtherRank, World
 from hnet_cli.errors import BusyError, HNetError
 from hnet_cli.report import history, run_page
 from hnet_cli.report.sources import sources_of, times
-from hnet_cli.report.stages import VALIDATION, stage_key, stages_of
+from hnet_cli.report.stages import VALIDATION, budgets_of, stage_key, stages_of
 from hnet_cli.terminal.console import Task, duration, literal, progress, say, show, size, spark, table
 from hnet_cli.training.loggers import Loggers
 from hnet_cli.training.loop import Result, train
@@ -254,8 +254,8 @@ def finish(plan: Plan, result: Result) -> None:
     rows = table(title, "bits per byte", *(literal(source.name) for source in sources))
     own = f"[bold]{result.last.get('val_bpb', 0):.3f}[/]"
     rows.add_row(f"this model, {result.state.step} steps", own, *(f"{source.bpb:.3f}" for source in sources))
-    for budget in plan.config.train.budgets:
-        if (value := result.last.get(f"val_bpb_at_{budget:g}")) is not None:
+    for budget, value in budgets_of(result.last).items():
+        if budget != 1:
             rows.add_row(f"with chunks {budget:g} times as long", f"{value:.3f}")
     for name, value in beside.items():
         kind = "order-k" if name.startswith("order-") else name
