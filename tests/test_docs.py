@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -100,6 +102,21 @@ def test_the_reference_is_that_of_the_code() -> None:
     spec.loader.exec_module(reference)
     for name, page in reference.PAGES.items():
         assert (reference.FOLDER / name).read_text(encoding="utf-8") == page(), "run `python docs/reference.py`"
+
+
+def test_the_rows_of_the_example_are_sentences_with_a_gap(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "The book that we had read to the end lay on the table of the old house.\nNo words in here.\n"
+    (tmp_path / "text.txt").write_text(text * 2, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["prepositions.py", str(tmp_path / "text.txt")])
+        runpy.run_path(str(ROOT / "examples" / "prepositions.py"), run_name="__main__")
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {row["completion"] for row in rows} == {"to"}
+    for row in rows:
+        after, before = row["prompt"].split(" | ")
+        assert f"{before}{row['completion']} {after}" in text
+        assert (len(before.split()), len(after.split())) == (6, 3)
+    assert len(rows) == 1
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import torch
 from rowkit import PAIRS, rows_dataset
 from runkit import TWO_STAGES, metrics, newest_model, tiny, weights, when
 
+from hnet_cli import modality
 from hnet_cli.checkpoints.find import load, newest
 from hnet_cli.checkpoints.model_folder import save_model
 from hnet_cli.config.presets import preset_names
@@ -15,6 +16,8 @@ from hnet_cli.config.run import resolve
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Windows
 from hnet_cli.errors import InputError, Stopped, UsageError
+from hnet_cli.evaluation.exact import figures, rows_of
+from hnet_cli.evaluation.material import gather
 from hnet_cli.training.build import build_model
 from hnet_cli.training.loop import train
 from hnet_cli.training.start import EPOCHS, tuned
@@ -94,3 +97,22 @@ def test_a_run_on_rows_from_another_run_resumes_to_the_same_bits(whole, rows, tm
     last = metrics(runs[0])[-1]
     assert (last["val_completions"], last["val_of"]) == (1, Windows(rows, "val", 64).of)
     assert last["val_bytes"] < Dataset.open(rows.path).nbytes("val")
+
+
+@pytest.mark.slow
+def test_rows_are_learned_by_heart_and_answered_to_the_byte(tmp_path):
+    """Answers that follow from nothing: loss, end mark, split and greedy decoding must all be right for each."""
+    asked = [prompt.strip() for prompt, _ in PAIRS]
+    pairs = [(f"{prompt}\n", asked[37 * number % len(asked)]) for number, prompt in enumerate(asked)]
+    data = rows_dataset(tmp_path, pairs)
+    config = tiny("train.steps=250", "train.lr=6e-3", "train.batch_bytes=512", "train.checkpoint_every=250")
+    config = replace(config, train=replace(config.train, eval_every=0, log_every=250, weight_decay=0.0))
+    train(config, data.path, tmp_path / "run")
+    trained = set(data.documents("train"))
+    text = modality.get("text")
+    rows = rows_of(gather([str(tmp_path / "rows.jsonl")], text, None, ("prompt", "completion")).documents)
+    learned = [row for row in rows if row.prompt + row.completion + b"\xff" in trained]
+    assert len(learned) == len(trained) < len(rows)
+    measured = figures(load(str(tmp_path / "run")).eval(), learned, text)
+    assert measured["exact"] == measured["forced"] == 1, measured["wrong"]
+    assert max(measured["trivial"].values()) < 0.05
