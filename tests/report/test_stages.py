@@ -38,3 +38,9 @@ def test_what_is_no_figure_is_left_out(value, histogram):
     assert stage.bytes_per_chunk == 5
     assert stage.flips is None or abs(stage.flips) < 1e30
     assert stage.prob_histogram is None or all(isinstance(n, int) and n >= 0 for n in stage.prob_histogram)
+
+
+def test_no_more_is_read_than_a_model_can_have():
+    record = {f"stage{s}_bytes_per_chunk": 2.0 for s in range(99)} | {"stage0_prob_histogram": [1] * 300}
+    assert number_of_stages([record]) == 15
+    assert stages_of(record)[0].prob_histogram is None

@@ -1,9 +1,15 @@
 """The journal of a run: cut back to a step, and never with numbers that JSON lacks."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
-from hnet_cli.storage.jsonl import RecordFile
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hnet_cli.storage import jsonl
+from hnet_cli.storage.jsonl import RecordFile, Spread, lines_of
 
 
 def lines(path: Path) -> list[dict[str, float]]:
@@ -26,3 +32,28 @@ def test_a_journal_is_cut_back_to_the_step_it_is_opened_at(tmp_path: Path) -> No
     silent.write({"step": 9})
     silent.sync()
     assert len(lines(path)) == 3
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_lines_are_read_one_by_one_without_too_long_ones(
+    tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jsonl, "LONGEST", 8)
+    texts = ["\ufeff1234", "1234567", "12345678", "x" * 99, "", "é", "last"]
+    (tmp_path / "a").write_text("\n".join(texts) + end)
+    assert list(lines_of(tmp_path / "a")) == ["1234", "1234567", "", "é", "last"]
+    assert list(lines_of(tmp_path / "none")) == []
+
+
+@given(st.integers(0, 300), st.sampled_from([2, 4, 16]), st.integers(0, 299))
+def test_of_many_items_some_remain_evenly_and_the_highest(number: int, most: int, high: int) -> None:
+    spread = Spread[int](most, lambda first, second: max(first, second, key=lambda n: n == high))
+    for n in range(number):
+        spread.add(n)
+    kept = spread.items()
+    assert kept == sorted(set(kept))
+    assert kept == list(range(number)) or most / 2 <= len(kept) <= most + 1
+    assert kept[-1:] == [number - 1] * bool(number)
+    assert high in kept or high >= number
+    gaps = [b - a for a, b in pairwise(kept)]
+    assert max(gaps, default=1) < 2 * max(1, 2 * number / most)
