@@ -17,6 +17,7 @@ from hnet_cli.distributed import threads
 threads.prepare_environment()  # every entry passes here, workers too, before torch is imported
 
 if TYPE_CHECKING:
+    from hnet_cli.api import evaluate, metrics, prepare, train
     from hnet_cli.checkpoints.find import load
     from hnet_cli.model import HNetConfig, HNetForCausalLM, parameter_groups, ratio_loss
 
@@ -27,11 +28,30 @@ _EXPORTS = {
     "ratio_loss": "hnet_cli.model",
     "parameter_groups": "hnet_cli.model",
     "load": "hnet_cli.checkpoints.find",
+    "prepare": "hnet_cli.api",
+    "train": "hnet_cli.api",
+    "evaluate": "hnet_cli.api",
+    "metrics": "hnet_cli.api",
 }
-__all__ = ["HNetConfig", "HNetForCausalLM", "__version__", "load", "parameter_groups", "ratio_loss"]
+__all__ = [
+    "HNetConfig",
+    "HNetForCausalLM",
+    "__version__",
+    "evaluate",
+    "load",
+    "metrics",
+    "parameter_groups",
+    "prepare",
+    "ratio_loss",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name in _EXPORTS:
         return getattr(import_module(_EXPORTS[name]), name)
     raise AttributeError(f"module 'hnet_cli' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

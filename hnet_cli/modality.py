@@ -201,6 +201,8 @@ class Modality:
     name: ClassVar[str]
     summary: ClassVar[str]
     """One line for `hnet prepare --help` and `hnet doctor`."""
+    example: ClassVar[str] = ""
+    """A few lines as documents of it are, to see chunks of."""
     presets: ClassVar[Mapping[str, str]] = {"nano": "nano", "small": "small", "base": "base"}
     """The default preset for each size."""
     line_up: ClassVar[tuple[str, ...]] = ()

@@ -46,6 +46,7 @@ class Chinese(Utf8):
     presets = {"nano": "nano-chinese", "small": "small-chinese", "base": "base-chinese"}  # noqa: RUF012
     line_up = ("transformer", "space", "2stage")  # paper, section 3.2
     summary = "Chinese, simplified or traditional; GB18030 and Big5 are converted to UTF-8"
+    example = "春天来了，河边的柳树发了新芽。\n孩子们放学以后常常在桥上看船，老人坐在树下喝茶，谈论今年的收成和天气。\n"
     encodings = "UTF-8, GB18030 or Big5"
     errors = CP936
     converts = True

@@ -61,6 +61,16 @@ class Code(Utf8):
     consults = frozenset((".gitignore", *MARKERS))
     verbatim = SUFFIXES | MARKUP
     summary = "Source code: folders with .gitignore respected, one repository on one side of the split"
+    example = (
+        "def running_mean(values: list[float], width: int) -> list[float]:\n"
+        '    """The mean of each `width` values in a row."""\n'
+        "    if width < 1:\n"
+        '        raise ValueError(f"width must be at least 1, not {width}")\n'
+        "    sums = [0.0]\n"
+        "    for value in values:\n"
+        "        sums.append(sums[-1] + value)\n"
+        "    return [(b - a) / width for a, b in zip(sums, sums[width:])]\n"
+    )
 
     def detect(self, name: str, head: bytes) -> float:
         if binary_reason(head):

@@ -80,6 +80,10 @@ KIND = bytes(  # for each byte, which of REASONS it is refused for; 0: it is a b
 class Dna(Modality):
     name = "dna"
     summary = "DNA or RNA in FASTA: soft-masking and coordinates kept, N and ambiguity codes left out"
+    example = (
+        "ATGAAACGCATTAGCACCACCATTACCACCACCATCACCATTACCACAGGTAACGGTGCGGGCTGACGCGTACAGGAAACACAGAAAAAAGCCCGCACCTGACAGTGCGGGC"
+        "TTTTTTTTTCGACCAAAGGTAACGAGGTAACAACCATGCGAGTGTTGAAGTTCGGCGGTACATCAGTGGCAAATGCAGAACGTTTTCTGCGTGTTGCCGATATTCTG"
+    )
     presets = {"nano": "nano-dna", "small": "small-dna", "base": "base-dna"}  # noqa: RUF012
     line_up = ("dna-transformer", "dna-mamba", "dna-1stage-transformer", "dna-1stage-mamba")  # paper, Table 5
     formats = ("bed", "bedgraph")

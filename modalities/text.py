@@ -23,6 +23,11 @@ SUFFIXES = words(".txt .text .md .markdown .rst .adoc .org .tex .srt .vtt .log")
 class Text(Utf8):
     name = "text"
     summary = "Text in UTF-8: one document per file, long files divided at paragraphs"
+    example = (
+        "The lighthouse keeper wrote down the weather every evening at nine o'clock: wind from the north-west, rain "
+        "before midnight, two ships.\nNobody had asked him to. When the inspectors came, in the spring of his eleventh "
+        "year, they found 4,015 entries, and not one of them was longer than a line.\n"
+    )
     scored_noise = PAPER
 
     def detect(self, name: str, head: bytes) -> float:

@@ -16,6 +16,7 @@ CORE, PLUGINS = ROOT / "hnet_cli", ROOT / "modalities"
 ROOMS: list[set[str]] = [
     {"__main__"},
     {"cli"},
+    {"api", "play"},
     {"comparison"},
     {"evaluation"},
     {"transformers", "contract"},
@@ -35,6 +36,7 @@ ROOMS: list[set[str]] = [
 WITHOUT_TORCH = {
     *(
         "__main__",
+        "api",
         "distributed.device",
         "distributed.groups",
         "distributed.threads",

@@ -100,3 +100,19 @@ def test_the_reference_is_that_of_the_code() -> None:
     spec.loader.exec_module(reference)
     for name, page in reference.PAGES.items():
         assert (reference.FOLDER / name).read_text(encoding="utf-8") == page(), "run `python docs/reference.py`"
+
+
+@pytest.mark.slow
+def test_the_example_notebook_runs_and_shows_what_it_says(tmp_path: Path) -> None:
+    """Every cell, in a kernel of its own; the chunks in the file are those that the model makes."""
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    notebook = nbformat.read(ROOT / "examples" / "notebook.ipynb", as_version=4)
+    stored = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
+    resources = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
+    made = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
+    for before, after in zip(stored, made, strict=True):
+        assert [out.output_type for out in before] == [out.output_type for out in after if "execution_count" in out]
+    texts = [re.findall(r">([^<]*)</span>", outputs[0].data["text/html"]) for outputs in (stored[1], made[1])]
+    assert texts[0] == texts[1]
+    assert len(texts[0]) > 10

@@ -25,6 +25,7 @@ from hnet_cli.storage import HeldFile, shown
 from hnet_cli.storage.reading import reason
 
 if TYPE_CHECKING:
+    from hnet_cli.inference.chunk_objects import Chunks
     from hnet_cli.inference.embed import Embedding
 
 STARTERS = Path(__file__).parents[1] / "starters"
@@ -76,6 +77,72 @@ class LoadedModel(HNetForCausalLM):
 
         return segment_bytes(self, data, stage, Compression.of(threshold, bytes_per_chunk))
 
+    def chunks(
+        self,
+        data: bytes | str,
+        stage: int = 0,
+        *,
+        threshold: float | Sequence[float] | None = None,
+        bytes_per_chunk: float | Sequence[float] | None = None,
+    ) -> Chunks:
+        """The learned chunks of a document as objects with text, place, probability and bits; coloured in a notebook.
+
+        Offsets are those of bytes, text being read as UTF-8. Options as those of `segment`.
+        Raises UsageError, NumericalError.
+        """
+        from hnet_cli.inference.chunk_objects import chunks_of
+        from hnet_cli.inference.thresholds import Compression
+
+        return chunks_of(self, _bytes(data), stage, Compression.of(threshold, bytes_per_chunk))
+
+    @overload
+    def sample(self, prompt: str = ..., n: None = ..., **options: Any) -> str: ...
+
+    @overload
+    def sample(self, prompt: bytes, n: None = ..., **options: Any) -> bytes: ...
+
+    @overload
+    def sample(self, prompt: str = ..., *, n: int, **options: Any) -> list[str]: ...
+
+    @overload
+    def sample(self, prompt: bytes, n: int, **options: Any) -> list[bytes]: ...
+
+    def sample(
+        self,
+        prompt: str | bytes = "",
+        n: int | None = None,
+        *,
+        threshold: float | Sequence[float] | None = None,
+        bytes_per_chunk: float | Sequence[float] | None = None,
+        **options: Any,
+    ) -> str | bytes | list[str] | list[bytes]:
+        """The continuation of a prompt, without it; with `n` a list of so many. Text for text, bytes for bytes.
+
+        `options` as those of `hnet sample`, whose bytes these are: max_bytes, temperature, top_k, top_p, seed. Always
+        valid for the modality. Raises UsageError, NumericalError.
+        """
+        from hnet_cli.inference.generate import continuations
+        from hnet_cli.inference.thresholds import Compression
+
+        compression = Compression.of(threshold, bytes_per_chunk)
+        found = continuations(self, _bytes(prompt), 1 if n is None else n, compression, **options)
+        if isinstance(prompt, str):
+            texts = [data.decode("utf-8", "replace") for data in found]
+            return texts[0] if n is None else texts
+        return found[0] if n is None else found
+
+    def bits(self, data: bytes | str) -> float:
+        """The bits of a document, -log2 P: the sum of `score`. Raises UsageError, NumericalError."""
+        return float(self.score(data).sum())
+
+    def __repr__(self) -> str:
+        config = self.config
+        stages = f"{config.num_stages} stage{'s' * (config.num_stages != 1)}"
+        device = self.embeddings.weight.device
+        return (
+            f"<{self.label}: {self.modality or 'bytes'}, {config.num_parameters:,} parameters, {stages}, on {device}>"
+        )
+
     @overload  # a text is a sequence of texts to a type checker
     def score(  # type: ignore[overload-overlap]
         self, data: bytes | str, *, context: int | None = ..., stride: int | None = ..., both_strands: bool = ...
@@ -106,7 +173,7 @@ class LoadedModel(HNetForCausalLM):
         from hnet_cli.inference.score import ScoreRequest, score_bytes
 
         several = [data] if isinstance(data, bytes | str) else data
-        documents = [each.encode() if isinstance(each, str) else each for each in several]
+        documents = list(map(_bytes, several))
         bits = score_bytes(self, documents, ScoreRequest(context=context, stride=stride, both_strands=both_strands))
         return bits[0] if isinstance(data, bytes | str) else bits
 
@@ -129,6 +196,11 @@ class LoadedModel(HNetForCausalLM):
         from hnet_cli.inference.embed import Wanted, embed_bytes
 
         return embed_bytes(self, data, Wanted(per, stage, layer, pool, window, dtype), carry)
+
+
+def _bytes(text: bytes | str) -> bytes:
+    """Text as UTF-8."""
+    return text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
 
 
 def save_model(

@@ -13,11 +13,12 @@ from typing import Annotated
 import typer
 
 import hnet_cli
-from hnet_cli.cli import options
+from hnet_cli.cli import completion, options
 from hnet_cli.cli.compare import compare
 from hnet_cli.cli.convert import convert
 from hnet_cli.cli.embed import embed
 from hnet_cli.cli.eval import evaluate
+from hnet_cli.cli.play import play
 from hnet_cli.cli.prepare import prepare
 from hnet_cli.cli.presets import presets
 from hnet_cli.cli.retrofit import retrofit
@@ -106,6 +107,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "prepare": prepare,
     "train": train,
     "segment": segment,
+    "play": play,
     "sample": sample,
     "score": score,
     "embed": embed,
@@ -119,7 +121,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "quickstart": quickstart,
 }
 for name, command in COMMANDS.items():
-    app.command(name)(command)
+    completion.describe(command)
+    app.command(name, epilog=f"Example: {completion.EXAMPLES[name]}")(command)
 
 
 def run(arguments: list[str] | None = None) -> int:

@@ -12,10 +12,7 @@ from hnet_cli.cli import options
 from hnet_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from hnet_cli.data.prepare.preparation import Summary
-    from hnet_cli.terminal.console import Task
 
 FEW = 10_000
 """Held-out bytes below which no baseline is worth comparing with."""
@@ -57,60 +54,36 @@ def prepare(
     The summary says what was left out and why, and what a model has to beat. After an interruption, even a kill, the
     same command continues where it stopped.
     """
-    from hnet_cli import modality as modalities
-    from hnet_cli import provenance
-    from hnet_cli.data.prepare import detection, preparation
-    from hnet_cli.terminal.console import literal, progress, say
+    from hnet_cli import api, provenance
+    from hnet_cli.data.prepare import preparation
+    from hnet_cli.terminal.console import progress
 
     fields = options.row_field(field, prompt_field, completion_field)
-    limits: dict[str, Any] = {"overwrite": overwrite, **({"tolerated": 1.0} if allow_skips else {})}
     if join:
         if part or modality or val is not None or val_input or fields is not None:
             raise UsageError("--join takes part folders, and all else from them", "leave the other options out")
+        limits: dict[str, Any] = {"overwrite": overwrite, **({"tolerated": 1.0} if allow_skips else {})}
         with progress("joining") as task:
             whole = out or preparation.whole_folder(Path(inputs[0]))
-            summary = preparation.join(inputs, whole, progress=_shown(task), **limits)
+            summary = preparation.join(inputs, whole, progress=api.reading(task), **limits)
+        provenance.write(summary.path)
     else:
-        share = parse_part(part)
-        if val is not None and val_input:
-            raise UsageError("--val and --val-input exclude each other")
-        val = 0.01 if val is None else val
-        if not 0 < val < 1:
-            raise UsageError(f"--val is a share between 0 and 1, not {val}")
-        if modality is None:
-            modality, _, why = detection.detect(inputs, fields)
-            say(f"These look like [bold]{literal(modality)}[/] ({literal(why)}); say --modality to choose another.")
-        out = out or Path("data") / default_name(inputs[0])
-        with progress("reading") as task:
-            summary = preparation.prepare(
-                inputs,
-                modalities.get(modality),
-                out,
-                val=val,
-                val_inputs=val_input or [],
-                field=fields,
-                workers=workers,
-                part=share,
-                progress=_shown(task),
-                **limits,
-            )
-    provenance.write(summary.path)
+        summary = api.prepare(
+            inputs,
+            out,
+            modality=modality,
+            val=val,
+            val_inputs=val_input or (),
+            field=fields,
+            workers=workers,
+            part=parse_part(part),
+            allow_skips=allow_skips,
+            overwrite=overwrite,
+        )
     if as_json:
         options.print_json(vars(summary) | {"path": str(summary.path)})
     else:
         show_summary(summary)
-
-
-def _shown(task: Task) -> Callable[[int, int | None], None]:
-    """The progress of reading on a bar; when all is read, that of what comes after."""
-    parts: list[Task] = []
-
-    def update(done: int, total: int | None) -> None:
-        task.update(done, total)
-        if total and done >= total and not parts:
-            parts.append(task.part("splitting and measuring", None))
-
-    return update
 
 
 def parse_part(text: str | None) -> tuple[int, int] | None:
@@ -121,20 +94,6 @@ def parse_part(text: str | None) -> tuple[int, int] | None:
     if len(numbers) != 2 or not 1 <= numbers[0] <= numbers[1]:
         raise UsageError(f"--part is I/N such as 1/8, not {text!r}")
     return numbers[0], numbers[1]
-
-
-def default_name(first: str) -> str:
-    """A name for the dataset of some inputs: that of the first without its extensions."""
-    from hnet_cli.modality import COMPRESSIONS
-
-    if "://" in first:
-        first = first.partition("?")[0].replace("*", "all")
-    path = Path("stdin" if first == "-" else first).resolve()
-    if not path.is_dir():
-        while path.suffix.lower() in {*COMPRESSIONS, ".tar"} and path.stem:
-            path = path.with_suffix("")
-        path = path.with_suffix("") if path.name.strip(".") else path
-    return path.name.lstrip(".") or "data"
 
 
 def show_summary(summary: Summary) -> None:

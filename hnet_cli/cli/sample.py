@@ -47,15 +47,15 @@ def sample(
     prompts = [read_prompt(prompt, prompt_file)]
     compression = options.compression(threshold, bytes_per_chunk)
 
-    from hnet_cli import modality as modalities
     from hnet_cli.checkpoints.find import default_model, load
     from hnet_cli.inference import generate, render
+    from hnet_cli.inference.windows import own_modality
     from hnet_cli.model.config import EOS
 
     if model is None:
         model = default_model()
     loaded = load(model, options.device_name(device))
-    modality = modalities.get(loaded.modality) if loaded.modality else None
+    modality = own_modality(loaded)
     compression.check(loaded)
     applied = compression.apply(loaded, lambda: generate.typical(loaded, prompts[0], None if raw else modality))
     options.say_applied(applied)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hnet_cli.cli import options
-from hnet_cli.errors import UsageError
 
 
 def train(
@@ -55,40 +52,37 @@ def train(
     as_json: options.Json = False,
 ) -> None:
     """Train an H-Net on a dataset."""
-    began = time.monotonic()
-    from hnet_cli import storage
+    from hnet_cli import api
     from hnet_cli.distributed.world import joined
     from hnet_cli.terminal.console import set_verbosity
     from hnet_cli.training import plan
 
     settings = [*(settings or []), *(["train.tensorboard=true"] if tensorboard else [])]
-    if strict and not resume:
-        raise UsageError("--strict goes with --resume", "give both, or neither")
-    if start is not None and resume:
-        raise UsageError("--start begins a run, --resume continues one", "give one of them")
     with joined(device) as world:
-        if not world.is_main:
-            set_verbosity(-1)
-        with world.together():
-            chosen = plan.choose(preset, data, run, settings, resume=resume, device=device, world=world, start=start)
-            if dry_run and world.is_main:
-                plan.describe(chosen, as_json, minutes)
-            elif not dry_run:
-                if world.is_main:
-                    storage.refuse_if_held(chosen.run)
-                plan.refuse_what_cannot_fit(chosen)
-            if minutes is None:
-                plan.warn_of_repetition(chosen)
         if dry_run:
+            if not world.is_main:
+                set_verbosity(-1)
+            with world.together():
+                chosen = plan.choose(
+                    preset, data, run, settings, resume=resume, device=device, world=world, start=start
+                )
+                if world.is_main:
+                    plan.describe(chosen, as_json, minutes)
+                if minutes is None:
+                    plan.warn_of_repetition(chosen)
             return
-        from hnet_cli.training.progress import follow
-
-        seconds = math.inf
-        if minutes is not None:  # what has passed counts, torch's import above all
-            seconds = max(6 * minutes, 60 * minutes - (time.monotonic() - began))
-        asked = any(setting.partition("=")[0].strip() == "train.steps" for setting in settings)
-        most = chosen.config.train.steps if asked else math.inf
-        result = follow(chosen, resume=resume, strict=strict, seconds=seconds, most=most, world=world)
+        result = api.train(
+            data,
+            run,
+            preset=preset,
+            start=start,
+            settings=settings,
+            minutes=minutes,
+            resume=resume,
+            strict=strict,
+            device=device,
+            world=world,
+        )
     if as_json and world.is_main:
         summary = {"run": str(result.run), "steps": result.state.step, "seconds": result.seconds}
         options.print_json(summary | result.last)

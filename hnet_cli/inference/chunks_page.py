@@ -115,7 +115,8 @@ class _Block:
         self.surprisal.append(surprisal)
         self.size += size
 
-    def html(self, base: int) -> str:
+    def lists(self, base: int) -> dict[str, str]:
+        """What is known about its chunks, as the script of the page reads it."""
         lists = {"at": str(base + self.at), "n": _listed(self.sizes)}
         if self.units != self.sizes:
             lists["u"] = _listed(self.units)
@@ -128,7 +129,10 @@ class _Block:
         lists["h"] = _listed(self.drawn)
         if self.into or self.left:
             lists["cut"] = f"{self.into},{self.left}"
-        return macro(TEMPLATE, "block")(lists, "".join(self.texts))
+        return lists
+
+    def html(self, base: int) -> str:
+        return macro(TEMPLATE, "block")(self.lists(base), "".join(self.texts))
 
 
 def _listed(numbers: Iterable[int]) -> str:
@@ -200,6 +204,16 @@ def page(
         told[0]["title"] = "Chunks"
     told[0]["bits"] = bits / known if known else None
     yield macro(TEMPLATE, "closing")(told, note())
+
+
+def lists_of(pieces: Iterable[Piece], stages: int) -> dict[str, str]:
+    """What a page knows about a document that is shown as it stands, in one block."""
+    block = _Block(0, [0] * stages)
+    for piece in pieces:
+        text = piece.drawn.decode("utf-8", "replace")
+        size = piece.end - piece.start
+        block.add(text, size, piece.probability, _digits(piece.surprisal), piece.drawn, piece.syntax)
+    return block.lists(0)
 
 
 def _placed(

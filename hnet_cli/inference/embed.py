@@ -14,11 +14,10 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from hnet_cli import modality as modalities
 from hnet_cli.errors import NumericalError, UsageError
 from hnet_cli.inference.intake import Intake
 from hnet_cli.inference.thresholds import UNCHANGED, Compression
-from hnet_cli.inference.windows import LONGEST_CHUNK, Stream, Vectors, Window, windows
+from hnet_cli.inference.windows import LONGEST_CHUNK, Stream, Vectors, Window, own_modality, windows
 from hnet_cli.modality import Document, Modality, Source
 from hnet_cli.model import HNetForCausalLM
 from hnet_cli.model.hidden import LAYERS, Layer
@@ -160,8 +159,8 @@ def embed_bytes(
     documents = [item.encode() if isinstance(item, str) else item for item in items]
     if b"" in documents:
         raise UsageError(f"document {documents.index(b'')} is empty: it has no vector", "leave it out")
-    layer, name = wanted.layer_of(model), model.config.extra.get("modality")
-    table = modalities.get(name).input_table if name else None
+    layer, modality = wanted.layer_of(model), own_modality(model)
+    table = modality.input_table if modality else None
     empty = np.empty(0, np.int64)
     parts = [(np.empty((0, model.config.d_model[layer.level]), wanted.dtype), empty, empty, empty)]
     number = -1

@@ -20,13 +20,15 @@ from torch import Tensor
 
 from hnet_cli.errors import NumericalError, UsageError
 from hnet_cli.inference import render
+from hnet_cli.inference.thresholds import UNCHANGED, Compression
 from hnet_cli.inference.waiting import Ready, paces
-from hnet_cli.inference.windows import BOS
+from hnet_cli.inference.windows import BOS, own_modality
 from hnet_cli.kernels.continuing import pick
 from hnet_cli.kernels.packing import send
 from hnet_cli.kernels.reference import exact
 from hnet_cli.modality import Automaton, Modality
 from hnet_cli.model import HNetForCausalLM
+from hnet_cli.model.config import EOS
 
 BATCH = 64
 """Rows that are continued at once."""
@@ -287,6 +289,31 @@ def typical(model: HNetForCausalLM, prompt: bytes, modality: Modality | None = N
     for each in generate(model, [prompt] * TYPICAL_ROWS, max_bytes=most, automaton=automaton, input_table=table):
         texts[each.row].append(each.byte)
     return list(map(bytes, texts))
+
+
+def continuations(
+    model: HNetForCausalLM,
+    prompt: bytes,
+    n: int = 1,
+    compression: Compression = UNCHANGED,
+    *,
+    max_bytes: int = 256,
+    temperature: float = 0.8,
+    **options: Any,
+) -> list[bytes]:
+    """`n` continuations of a prompt, valid for the modality that the model's configuration names, if it does.
+
+    `options` as for `generate`; `compression` holds for this call. Raises UsageError, NumericalError.
+    """
+    modality = own_modality(model)
+    rules = {"automaton": modality.automaton(), "input_table": modality.input_table} if modality else {}
+    rows = [bytearray() for _ in range(n)]
+    with compression.used(model, lambda: typical(model, prompt, modality)):
+        for each in generate(
+            model, [prompt] * n, max_bytes=max_bytes, temperature=temperature, eos=EOS, **(rules | options)
+        ):
+            rows[each.row].append(each.byte)
+    return list(map(bytes, rows))
 
 
 # -- what people and programs see --------------------------------------------------------------------------------------

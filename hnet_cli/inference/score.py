@@ -17,7 +17,6 @@ from typing import TypeVar
 
 import numpy as np
 
-from hnet_cli import modality as modalities
 from hnet_cli.errors import InputError, UsageError
 from hnet_cli.inference.chunks import Assembler
 from hnet_cli.inference.intake import Intake
@@ -33,7 +32,7 @@ from hnet_cli.inference.scoring import (
 )
 from hnet_cli.inference.segment import stages_of
 from hnet_cli.inference.thresholds import UNCHANGED, Compression
-from hnet_cli.inference.windows import LONGEST_CHUNK, Stream, windows
+from hnet_cli.inference.windows import LONGEST_CHUNK, Stream, own_modality, windows
 from hnet_cli.modality import Document, Modality, Source, escape
 from hnet_cli.model import HNetForCausalLM
 
@@ -183,8 +182,7 @@ def score_bytes(
 
     Of `request`, only context, stride and strands count. Raises UsageError, NumericalError.
     """
-    name = model.config.extra.get("modality")
-    modality = modalities.get(name) if name else None
+    modality = own_modality(model)
     bits: list[list[np.ndarray]] = [[np.empty(0)] for _ in documents]
     named = (Document(data, str(number), str(number)) for number, data in enumerate(documents))
     for part in _scored(model, named, modality, request.fit(model, modality)):

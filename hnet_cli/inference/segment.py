@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
 
-from hnet_cli import modality as modalities
 from hnet_cli.errors import UsageError
 from hnet_cli.inference import render
 from hnet_cli.inference.agreement import Agreement
 from hnet_cli.inference.intake import Intake
 from hnet_cli.inference.thresholds import UNCHANGED, Compression
-from hnet_cli.inference.windows import Window, windows
+from hnet_cli.inference.windows import Window, own_modality, windows
 from hnet_cli.modality import Document, Modality, Source
 from hnet_cli.model import HNetConfig, HNetForCausalLM
 
@@ -32,26 +30,30 @@ SCORED_BYTES = 1 << 16
 def segment_bytes(
     model: HNetForCausalLM, data: bytes, stage: int = 0, compression: Compression = UNCHANGED
 ) -> list[bytes]:
-    """The chunks of one document at a stage (0 = outermost); joined they are `data`.
+    """The chunks of one document at a stage (0 = outermost); joined they are `data`. Else as `boundaries`."""
+    with compression.used(model, lambda: [data.translate(table_of(model))]):
+        starts, _ = boundaries(model, data, stage)
+    return [data[a:b] for a, b in pairwise([*starts.tolist(), len(data)])]
 
-    Reads the bytes as the model's modality does, if its configuration names one. `compression` holds for this call.
-    Raises UsageError for a wrong stage.
+
+def boundaries(model: HNetForCausalLM, data: bytes, stage: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Places where the n chunks of one document begin at a stage, (n,) int64, and p there, (n, S) as in `Window`.
+
+    Reads the bytes as the model's modality does, if its configuration names one. Raises UsageError for a wrong stage.
     """
-    name = model.config.extra.get("modality")
-    table = modalities.get(name).input_table if name else None
     (stage,) = stages_of(model.config, stage)
-    with ExitStack() as stack:
-        if not compression.is_default and data:
-            stack.callback(model.set_thresholds, model.thresholds)
-            compression.apply(model, lambda: [data.translate(table)])
-        starts = [
-            window.starts[~np.isnan(window.probability[:, stage])]
-            for window in windows(model, [Document(data, "-", "-")], input_table=table)
-        ]
-    if not starts:
-        return []
-    bounds = [*np.concatenate(starts).tolist(), len(data)]
-    return [data[a:b] for a, b in pairwise(bounds)]
+    starts, probability = [np.empty(0, dtype=np.int64)], [np.empty((0, model.config.num_stages), dtype=np.float32)]
+    for window in windows(model, [Document(data, "-", "-")], input_table=table_of(model)):
+        own = ~np.isnan(window.probability[:, stage])
+        starts.append(window.starts[own])
+        probability.append(window.probability[own])
+    return np.concatenate(starts), np.concatenate(probability)
+
+
+def table_of(model: HNetForCausalLM) -> bytes | None:
+    """`Modality.input_table` of the modality that the model's configuration names, if it does."""
+    modality = own_modality(model)
+    return modality.input_table if modality else None
 
 
 def stages_of(config: HNetConfig, stage: int | str) -> range:

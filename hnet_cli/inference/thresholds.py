@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from typing import Any, Literal
@@ -82,6 +83,16 @@ class Compression:
             applied = calibrate(model, sample(), self.bytes_per_chunk)
         model.set_thresholds(applied.thresholds)
         return applied
+
+    @contextmanager
+    def used(self, model: HNetForCausalLM, sample: Callable[[], Iterable[bytes]]) -> Iterator[Applied | None]:
+        """`apply` for the duration of a block."""
+        before = model.thresholds
+        try:
+            yield self.apply(model, sample)
+        finally:
+            if not self.is_default:
+                model.set_thresholds(before)
 
     def apply_to(
         self, model: HNetForCausalLM, documents: Iterator[Document | Stream], table: bytes | None

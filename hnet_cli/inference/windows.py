@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hnet_cli import modality as modalities
 from hnet_cli.errors import NumericalError, UsageError
-from hnet_cli.modality import Document
+from hnet_cli.modality import Document, Modality
 from hnet_cli.model import HNetConfig, HNetForCausalLM, RoutingOutput, config
 from hnet_cli.model.hidden import Layer, caught, stack_of
 from hnet_cli.model.hnet import Until
@@ -101,6 +102,12 @@ class _Stretch:
     def skipped(self) -> int:
         """Input positions before those of `data`."""
         return len(self.context) if self.start else 1
+
+
+def own_modality(model: HNetForCausalLM) -> Modality | None:
+    """The modality that a model's configuration names; None where it names none, as in a converted official model."""
+    name = model.config.extra.get("modality")
+    return modalities.get(name) if name else None
 
 
 def window_of(config: HNetConfig) -> tuple[int, int]:

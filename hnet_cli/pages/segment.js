@@ -2,7 +2,7 @@
 // stage begins, data-s surprisal per byte, data-y runs of syntax (characters, kind), data-h chunks before it per stage, data-cut bytes of its first and last chunk outside.
 addEventListener("DOMContentLoaded", () => {
   const DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-  const stages = document.querySelectorAll("[name=stage]").length - 1 || 1;
+  const stages = () => document.querySelectorAll("[name=stage]").length - 1 || 1;
   const chosen = (name) => document.querySelector(`[name=${name}]:checked`)?.value;
   const least = document.querySelector("[name=least]");
   const numbers = (text) => text.split(",").map(Number);
@@ -107,36 +107,51 @@ addEventListener("DOMContentLoaded", () => {
       else { inView.delete(target); plain(target); }
     }
   }, { rootMargin: "1500px" });
-  const blocks = document.querySelectorAll(".chunks");
+  const blocks = document.querySelectorAll(".chunks[data-n]");
   for (const block of blocks) watcher.observe(block);
   if (blocks.length) paint(blocks[0]);
   addEventListener("beforeprint", () => blocks.forEach((block) => block.painted || paint(block)));
   addEventListener("afterprint", () => blocks.forEach((block) => inView.has(block) || plain(block)));
   document.querySelector(".choices").addEventListener("input", () => {
-    document.querySelector("output").textContent = (least.value / 100).toFixed(2);
+    const value = least.closest("label")?.querySelector("output");
+    if (value) value.textContent = (least.value / 100).toFixed(2);
     inView.forEach(paint);
+  });
+  // A page whose text changes has put another text and its lists into a block.
+  addEventListener("redraw", ({ target }) => {
+    target.known = null;
+    target.describe = describe;
+    inView.add(target);
+    paint(target);
   });
 
   const tip = document.createElement("div");
   tip.className = "tip";
   tip.hidden = true;
   document.body.append(tip);
-  const tell = (event) => {
-    const span = event.target.closest?.(".chunks span:not(.outer)");
-    tip.hidden = !span;
-    if (!span) return;
+  const describe = (span) => {
     const known = span.block.known;
     const start = known.at + span.byte - (span.byte ? 0 : known.cut[0]);
     const end = known.at + span.byte + span.bytes + (span.last === known.n.length - 1 ? known.cut[1] : 0);
     const lines = [`bytes ${start.toLocaleString("en")} to ${end.toLocaleString("en")} (${end - start})`];
-    known.p.forEach((p, s) => { if (!Number.isNaN(p[span.first])) lines.push(`${stages > 1 ? `stage ${s}: ` : ""}p ${p[span.first].toFixed(2)}`); });
+    known.p.forEach((p, s) => { if (!Number.isNaN(p[span.first])) lines.push(`${stages() > 1 ? `stage ${s}: ` : ""}p ${p[span.first].toFixed(2)}`); });
     if (known.s) {
       const sum = bits(known, span.byte, span.byte + span.bytes);
       lines.push(`${sum.toFixed(1)} bits, ${(sum / span.bytes).toFixed(2)} per byte`);
     }
     const inner = known.u.slice(span.first, span.last + 1).filter((u) => u === 0).length;
     if (inner) lines.push(`${inner} more chunk${inner > 1 ? "s" : ""} inside a character`);
-    tip.textContent = lines.join("\n");
+    return lines;
+  };
+  const LEAF = ".chunks span:not(.outer)";
+  const tell = (event) => {
+    // Where the text is edited, a field lies over its chunks.
+    const under = () => document.elementsFromPoint(event.clientX, event.clientY).map((each) => each.closest(LEAF)).find(Boolean);
+    const span = event.target.closest?.(LEAF) ?? (event.target.matches?.("textarea") ? under() : null);
+    tip.hidden = !span;
+    if (!span) return;
+    const known = span.block.known;
+    tip.textContent = describe(span).join("\n");
     if (known.s) {
       const bars = document.createElement("div");
       bars.className = "bytes";

@@ -183,18 +183,23 @@ def _bar_width() -> int:
 
 
 class Task:
-    """Progress of one long piece of work: a bar on a terminal, a plain line now and then elsewhere.
+    """Progress of one long piece of work: a bar on a terminal, a line that changes in a notebook, a plain line now and
+    then elsewhere.
 
     Labels and notes are shown as they stand; no markup is read.
     """
 
     EVERY = 10.0
     """Seconds between plain lines."""
+    OFTEN = 0.5
+    """Seconds between changes of a line in a notebook."""
     RECENT = 60.0
     """Seconds whose pace tells how much time is left: it changes with what else the machine has to do."""
 
-    def __init__(self, label: str, total: float | None, bar: Progress | None) -> None:
+    def __init__(self, label: str, total: float | None, bar: Progress | None, notebook: Any = None) -> None:
+        """`notebook`: the handle of a display of IPython."""
         self.label, self.total, self.bar, self.done, self.note = label, total, bar, 0.0, ""
+        self.notebook, self.every = notebook, self.EVERY if notebook is None else self.OFTEN
         self.printed = time.monotonic()
         self.recent = deque[tuple[float, float]]()
         """Times and units done at them, of the last `RECENT` seconds."""
@@ -213,7 +218,7 @@ class Task:
             # On a narrow terminal the times come first, the note gets what is left.
             room = max(0, console.width - len(self.label) - _bar_width() - 30)
             self.bar.update(self.id, completed=done, total=self.total, note=escape(self.note[:room]))
-        elif time.monotonic() - self.printed >= self.EVERY:
+        elif time.monotonic() - self.printed >= self.every:
             self.printed = time.monotonic()
             self._line()
 
@@ -221,7 +226,7 @@ class Task:
         """Work in between, shown instead of this until its `close`."""
         if self.bar is not None and self.id is not None:
             self.bar.update(self.id, visible=False)
-        part = Task(label, total, self.bar)
+        part = Task(label, total, self.bar, self.notebook)
         part.within = self
         return part
 
@@ -239,7 +244,10 @@ class Task:
         rest = self.total - self.done
         left = f", {duration(spent / here * rest)} left" if here > 0 and rest > 0 else ""
         line = f"{self.label}: {100 * self.done / self.total:.0f}%{left}  {self.note}"
-        print(escape(line.rstrip()), file=sys.stderr, flush=True)
+        if self.notebook is None:
+            print(escape(line.rstrip()), file=sys.stderr, flush=True)
+        else:
+            self.notebook.update({"text/plain": escape(line.rstrip())}, raw=True)
 
 
 @contextmanager
@@ -257,5 +265,13 @@ def progress(label: str, total: float | None = None) -> Iterator[Task]:
         ]
         with Progress(*columns, console=console, transient=True) as bar:
             yield Task(label, total, bar)
+    elif console.is_jupyter and _verbosity >= 0:
+        from IPython.display import display
+
+        handle = display({"text/plain": f"{escape(label)} ..."}, raw=True, display_id=True)
+        try:
+            yield Task(label, total, None, handle)
+        finally:
+            handle.update({"text/plain": ""}, raw=True)
     else:
         yield Task(label, total, None)

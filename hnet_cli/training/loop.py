@@ -87,6 +87,10 @@ class Result:
     last: dict[str, Any]
     """The last validation record."""
 
+    def __repr__(self) -> str:
+        bits = f", {self.last['val_bpb']:.3f} bits per byte" if "val_bpb" in self.last else ""
+        return f"<{self.run}: {self.state.step:,} steps, {self.seconds:.0f} s{bits}>"
+
 
 @dataclass
 class _PendingStep:

@@ -22,7 +22,7 @@ from hnet_cli.data.mixture import MixedBatches, Mixture
 from hnet_cli.distributed.device import GIB, Machine, this_machine
 from hnet_cli.distributed.threads import meter
 from hnet_cli.distributed.world import ALONE, World
-from hnet_cli.errors import EnvironmentLimit, HNetError, InputError
+from hnet_cli.errors import EnvironmentLimit, HNetError, InputError, UsageError
 from hnet_cli.report import history
 from hnet_cli.report.sources import times
 from hnet_cli.terminal.console import ago, count, duration, literal, say, show, size, table
@@ -98,6 +98,8 @@ def choose(
     `data`: a dataset, or several as of `--data`. `start`: the model to begin with; without a `preset` the configuration
     follows from it.
     """
+    if start is not None and resume:
+        raise UsageError("--start begins a run, --resume continues one", "give one of them")
     here = this_machine(world.device(device), world.local_size)
     given = sources_of(data) if isinstance(data, Path) else parse(data or ())
     if resume and run is None and preset is None and not given and (newest := _newest_run()) is not None:

@@ -31,6 +31,23 @@ def test_the_python_interface(trained):
     assert not model.training
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert model.segment(b"") == []
+    assert [chunk.data for chunk in model.chunks(data.decode())] == chunks
+    assert model.bits(data) == pytest.approx(model.chunks(data).bits) == pytest.approx(model.score(data).sum())
+    assert repr(model).endswith("1 stage, on cpu>")
+    assert len(repr(model)) < 100
+
+
+def test_continuations_are_those_of_the_command(trained, capsys):
+    model = hnet_cli.load(str(trained))
+    from hnet_cli.cli.sample import sample
+
+    sample(str(trained), "The quick", max_bytes=20, number=2, seed=3, as_json=True, device="cpu")
+    shown = [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()]
+    assert model.sample("The quick", 2, max_bytes=20, seed=3) == shown
+    assert model.sample(b"The quick", max_bytes=20, seed=3) == shown[0].encode()
+    before = model.thresholds
+    assert isinstance(model.sample(max_bytes=5, bytes_per_chunk=3), str)
+    assert model.thresholds == before
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -38,6 +38,7 @@ BASES = {
     "embed": "short.txt --model runs/fox --device cpu",
     "compare": "--data data/file --size nano --line-up 1stage --run new/x --device cpu --dry-run",
     "runs": "runs/fox",
+    "play": "nowhere --no-browser",
     "presets": "nano",
     "doctor": "",
     "convert": "runs/fox new/x",

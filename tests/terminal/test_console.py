@@ -185,3 +185,29 @@ def test_the_time_left_follows_the_pace(monkeypatch, capsys):
         task.update(step)
     last = capsys.readouterr().err.splitlines()[-1]
     assert f"30%, {console.duration(7000)} left" in last
+
+
+@pytest.mark.slow
+def test_progress_in_a_notebook_is_one_line_that_changes(capsys, monkeypatch):
+    """The display is IPython's; what it would draw is what it was last told."""
+    pytest.importorskip("IPython")
+    from IPython.core.displaypub import CapturingDisplayPublisher
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell.instance()
+    shell.display_pub = CapturingDisplayPublisher(parent=shell)
+    monkeypatch.setattr(console, "console", console.make_console(force_jupyter=True))
+    monkeypatch.setattr(console.Task, "OFTEN", 0.0)
+    with console.progress("reading \x1b[1m", total=4) as task:
+        task.update(1, note="\x1b[31m")
+        part = task.part("splitting", 2)
+        part.update(1)
+        part.close()
+    drawn = [output["data"]["text/plain"] for output in shell.display_pub.outputs]
+    assert drawn[0] == "reading \\x1b[1m ..."
+    assert drawn[1].startswith("reading \\x1b[1m: 25%")
+    assert drawn[2].startswith("splitting: 50%")
+    assert drawn[-1] == ""
+    assert {output["update"] for output in shell.display_pub.outputs[1:]} == {True}
+    assert capsys.readouterr() == ("", "")
+    InteractiveShell.clear_instance()

@@ -1,0 +1,115 @@
+"""What shells complete: presets, modalities, formats, models, runs, datasets; and what the help calls values.
+
+torch is never imported for it.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+EXAMPLES = {
+    "prepare": "hnet prepare --modality dna genome.fa",
+    "train": "hnet train --preset nano --data data/genome --minutes 30",
+    "segment": "hnet segment file.txt",
+    "play": "hnet play starter:text starter:code",
+    "sample": "hnet sample starter:text --prompt 'Once upon'",
+    "score": "hnet score file.txt --per chunk",
+    "embed": "hnet embed a.txt b.txt --out vectors.npz",
+    "eval": "hnet eval runs/mine file.txt",
+    "compare": "hnet compare --data data/book --minutes 60",
+    "runs": "hnet runs",
+    "presets": "hnet presets nano",
+    "doctor": "hnet doctor --check",
+    "convert": "hnet convert runs/mine mine",
+    "retrofit": "hnet retrofit llama-folder retrofitted",
+    "quickstart": "hnet quickstart --minutes 5",
+}
+"""A line for the help of each command."""
+METAVARS = {
+    **dict.fromkeys(("model", "start"), "MODEL"),
+    **dict.fromkeys(("field", "prompt_field", "completion_field", "label", "group"), "NAME"),
+    **dict.fromkeys(("modality", "format", "preset", "line_up", "sort", "dtype", "per", "layer", "pool"), "NAME"),
+    **dict.fromkeys(("val_input", "prompt_file", "data"), "PATH"),
+    "device": "DEVICE",
+    "stage": "STAGE",
+    **dict.fromkeys(("max_bytes", "context", "stride", "window"), "BYTES"),
+    "minutes": "MINUTES",
+}
+"""Placeholders in the help by the name of a parameter; else by its type."""
+BY_TYPE = {Path: "PATH", int: "N", float: "X", str: "TEXT"}
+
+
+def presets() -> Iterable[str]:
+    from hnet_cli.config.presets import preset_names
+
+    return preset_names()
+
+
+def modalities() -> Iterable[str]:
+    from hnet_cli import modality
+
+    return modality.names()
+
+
+def formats() -> Iterable[str]:
+    from hnet_cli import modality
+    from hnet_cli.inference.render import COMMON
+
+    return [*COMMON, *(format for name in modality.names() for format in modality.get(name).formats)]
+
+
+def runs() -> Iterable[str]:
+    from hnet_cli.report import history
+
+    return map(str, history.find(Path("runs")))
+
+
+def models() -> Iterable[str]:
+    folder = Path(__file__).parents[1] / "starters"
+    return [*(f"starter:{path.parent.name}" for path in sorted(folder.glob("*/config.json"))), *runs()]
+
+
+def datasets() -> Iterable[str]:
+    return (str(path.parent) for path in sorted(Path("data").glob("*/dataset.json")))
+
+
+KNOWN: dict[str, Callable[[], Iterable[str]]] = {
+    **dict.fromkeys(("model", "models", "names", "start", "src"), models),
+    **dict.fromkeys(("run", "paths"), runs),
+    "data": datasets,
+    "preset": presets,
+    "name": presets,
+    "modality": modalities,
+    "format": formats,
+}
+"""Completions by the name of a parameter."""
+
+
+def _completing(known: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    def complete(incomplete: str) -> list[str]:
+        try:
+            return [word for word in known() if word.startswith(incomplete)]
+        except Exception:  # a shell has no place for it
+            return []
+
+    return complete
+
+
+def describe(command: Callable[..., Any]) -> None:
+    """Give the parameters of a command that have none a placeholder for people, and completions."""
+    command.__annotations__ = typing.get_type_hints(command, include_extras=True)  # which Typer reads
+    for name, hint in command.__annotations__.items():
+        if name == "return":
+            continue
+        info = hint.__metadata__[0]
+        kind = typing.get_args(hint)[0]
+        parts = [kind, *typing.get_args(kind)]
+        kinds = [*parts, *(inner for part in parts for inner in typing.get_args(part))]
+        placeholder = METAVARS.get(name) or next((BY_TYPE[each] for each in kinds if each in BY_TYPE), None)
+        if info.metavar is None and placeholder:
+            info.metavar = placeholder
+        if name in KNOWN and info.autocompletion is None:
+            info.autocompletion = _completing(KNOWN[name])

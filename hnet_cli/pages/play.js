@@ -1,0 +1,219 @@
+// Sends the text to the server as it changes, one request a model at a time, and hands what it tells to the drawing of chunks.
+addEventListener("DOMContentLoaded", () => {
+  const setup = JSON.parse(document.body.dataset.setup);
+  delete document.body.dataset.setup;
+  history.replaceState(null, "", location.pathname);
+  const find = (selector) => document.querySelector(selector);
+  const text = find("#text"), here = find("#here"), own = find("[name=own]"), length = find("[name=length]");
+  const panes = ["a", "b"].map((name) => ({
+    name, block: find(`#${name}`), figures: find(`#figures-${name}`), select: find(`[name=${name}]`), shown: "", told: null,
+  }));
+  const [first, second] = panes;
+  const ask = (path, body, signal) => fetch(path, { method: "POST", headers: { "x-hnet-token": setup.token }, body, signal });
+  const failure = async (response) => (await response.json().catch(() => ({}))).error ?? `the server answers ${response.status}`;
+  const well = (value) => value.toWellFormed?.() ?? value;
+  const number = (value, digits = 0) => value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+  text.maxLength = setup.most;
+
+  // -- drawing
+  const put = (pane, shown, lists) => {
+    const { block } = pane;
+    for (const key of Object.keys(block.dataset)) delete block.dataset[key];
+    block.textContent = pane.shown = shown;
+    if (!lists.n) return;
+    Object.assign(block.dataset, lists);
+    block.dispatchEvent(new Event("redraw", { bubbles: true }));
+  };
+  // Until the server has told the chunks of the text as it is now: those before and behind what has changed.
+  const shift = (pane, now) => {
+    const { known } = pane.block, before = pane.shown;
+    if (before === now) return;
+    if (!known || !pane.block.dataset.n) { put(pane, now, {}); return; }
+    let same = 0, end = 0;
+    const most = Math.min(before.length, now.length);
+    while (same < most && before[same] === now[same]) same++;
+    while (end < most - same && before.at(-1 - end) === now.at(-1 - end)) end++;
+    const starts = [], kept = [];
+    known.u.reduce((at, units, i) => {
+      const place = at <= same ? at : at >= before.length - end ? at + now.length - before.length : -1;
+      if (place > (starts.at(-1) ?? -1) && place < now.length) { starts.push(place); kept.push(i); }
+      return at + units;
+    }, 0);
+    const units = starts.map((at, i) => (starts[i + 1] ?? now.length) - at).join();
+    const chances = known.p.map((row, s) => [`p${s}`, kept.map((i) => (Number.isNaN(row[i]) ? "" : Math.round(100 * row[i]))).join()]);
+    put(pane, now, { at: "0", n: units, h: known.p.map(() => 0).join(), ...Object.fromEntries(chances) });
+  };
+  const starts = (pane) => {
+    let at = 0;
+    return new Set(pane.block.known.n.map((n) => (at += n) - n));
+  };
+  const leaves = (pane) => pane.block.querySelectorAll("span:not(.outer)");
+  const compare = () => {
+    const both = panes.every((pane) => pane.told && pane.shown === text.value && pane.shown);
+    for (const [pane, other] of [[first, second], [second, first]]) {
+      if (!pane.told) continue;
+      const { bytes, chunks, bits, stages, ms } = pane.told;
+      const parts = [`${number(bytes)} bytes`];
+      chunks.forEach((count, s) => parts.push(`${stages > 1 ? `stage ${s}: ` : ""}${number(count)} chunks of ${number(bytes / Math.max(1, count), 1)} bytes`));
+      if (bits !== null && bytes) parts.push(`${number(bits / bytes, 3)} bits per byte`);
+      if (both && pane.block.known && other.block.known) {
+        const theirs = starts(other), mine = starts(pane);
+        for (const span of leaves(pane)) span.classList.toggle("apart", !theirs.has(span.byte));
+        const alone = [...mine].filter((at) => !theirs.has(at)).length;
+        parts.push(`${number(mine.size - alone)} boundaries as beside, ${number(alone)} here alone`);
+      }
+      pane.figures.textContent = `${parts.join(", ")}; ${number(ms)} ms`;
+    }
+  };
+
+  // -- asking
+  const update = async (pane) => {
+    if (pane.select.value === "") return;
+    pane.again = true;
+    if (pane.busy) return;
+    pane.busy = true;
+    while (pane.again) {
+      pane.again = false;
+      const model = +pane.select.value, sent = well(text.value), began = performance.now();
+      const wanted = JSON.stringify({ model, text: sent, bytes_per_chunk: own.checked ? null : +length.value });
+      try {
+        const response = await ask("/chunks", wanted);
+        if (!response.ok) throw new Error(await failure(response));
+        pane.told = await response.json();
+        put(pane, sent, pane.told.lists);
+        pane.told.ms = performance.now() - began;
+        if (pane === first) choose(pane.told.stages);
+        shift(pane, text.value);
+        compare();
+        tell();
+      } catch (error) {
+        pane.told = null;
+        put(pane, text.value, {});
+        pane.figures.textContent = error instanceof TypeError ? "hnet play has ended; start it again and open its address" : error.message;
+      }
+    }
+    pane.busy = false;
+  };
+  const updated = () => panes.forEach(update);
+  const edited = () => {
+    panes.forEach((pane) => pane.select.value !== "" && shift(pane, text.value));
+    updated();
+  };
+
+  // -- what is under the cursor, for the keyboard
+  const tell = () => {
+    const { known, describe } = first.block, at = text.selectionStart;
+    if (!known || !describe || first.shown !== text.value) return;
+    let place = 0, last = null;
+    for (const span of leaves(first)) {
+      if (place > at) break;
+      last = span;
+      for (let i = span.first; i <= span.last; i++) place += known.u[i];
+    }
+    here.textContent = last ? `At the cursor: ${describe(last).join("; ")}` : "";
+  };
+  document.addEventListener("selectionchange", () => document.activeElement === text && tell());
+
+  // -- the controls
+  const choose = (stages) => {
+    const place = find("#stages"), group = place.querySelector(".choice");
+    place.hidden = stages < 2;
+    if (group.childElementCount === (stages > 1 ? stages + 1 : 0)) return;
+    const options = stages > 1 ? [["all", "nested"], ...Array.from({ length: stages }, (_, s) => [`${s}`, `stage ${s}`])] : [];
+    group.replaceChildren(...options.map(([value, title], i) => {
+      const label = document.createElement("label"), input = document.createElement("input");
+      Object.assign(input, { type: "radio", name: "stage", value, checked: i === 0 });
+      label.append(input, title);
+      return label;
+    }));
+  };
+  const names = setup.models.map(({ name }) => name);
+  for (const pane of panes) for (const [i, name] of names.entries()) pane.select.append(new Option(name, i));
+  let chosen = setup.a;
+  const show = (example, model) => {
+    if (model !== undefined) first.select.value = chosen = model;
+    text.value = example;
+    edited();
+  };
+  const examples = new Map();
+  for (const [i, { modality, example }] of setup.models.entries()) {
+    if (example && (!examples.has(modality) || names[i].startsWith("starter:") && !names[examples.get(modality)].startsWith("starter:"))) examples.set(modality, i);
+  }
+  for (const [modality, i] of examples) {
+    const button = document.createElement("button");
+    Object.assign(button, { type: "button", textContent: modality });
+    button.addEventListener("click", () => show(setup.models[i].example, i));
+    find("#examples").append(" ", button);
+  }
+  first.select.addEventListener("change", () => {
+    const untouched = text.value === setup.models[chosen].example;
+    chosen = +first.select.value;
+    if (untouched && setup.models[chosen].example) text.value = setup.models[chosen].example;
+    edited();
+  });
+  second.select.addEventListener("change", () => {
+    find("#beside").hidden = second.select.value === "";
+    second.told = null;
+    put(second, "", {});
+    updated();
+    compare();
+  });
+  find(".choices").addEventListener("input", () => setTimeout(compare));
+  own.addEventListener("input", updated);
+  length.addEventListener("input", () => {
+    own.checked = false;
+    find("#length").textContent = length.value;
+    updated();
+  });
+
+  // -- going on
+  let going = null;
+  const proceed = async () => {
+    going?.abort();
+    const controller = (going = new AbortController());
+    find("#stop").hidden = false;
+    let place = text.selectionEnd;
+    const wanted = {
+      model: +first.select.value, text: well(text.value.slice(0, place)), bytes_per_chunk: own.checked ? null : +length.value,
+      temperature: Math.min(10, Math.max(0, +find("[name=temperature]").value || 0)), seed: Math.floor(Math.random() * 2 ** 32),
+    };
+    try {
+      const response = await ask("/continuation", JSON.stringify(wanted), controller.signal);
+      if (!response.ok) throw new Error(await failure(response));
+      const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+      for (let part = await reader.read(); !part.done; part = await reader.read()) {
+        if (going !== controller) break;
+        text.setRangeText(part.value, place, place, "end");
+        place += part.value.length;
+        edited();
+      }
+    } catch (error) {
+      if (error.name !== "AbortError") first.figures.textContent = error.message;
+    }
+    if (going === controller) { going = null; find("#stop").hidden = true; }
+  };
+  const stop = () => { going?.abort(); going = null; find("#stop").hidden = true; };
+  find("#continue").addEventListener("click", () => { text.focus(); proceed(); });
+  find("#stop").addEventListener("click", stop);
+  text.addEventListener("input", () => { stop(); edited(); });
+  text.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); proceed(); }
+    if (event.key === "Escape") stop();
+  });
+
+  // -- a file
+  addEventListener("dragover", (event) => event.preventDefault());
+  addEventListener("drop", async (event) => {
+    const file = event.dataTransfer?.files[0];
+    if (!file) return;
+    event.preventDefault();
+    const response = await ask(`/file?model=${first.select.value}`, file.slice(0, 4 << 20));
+    if (!response.ok) { first.figures.textContent = await failure(response); return; }
+    stop();
+    show((await response.json()).text);
+  });
+
+  if (setup.b !== null) { second.select.value = setup.b; find("#beside").hidden = false; }
+  show(setup.text, setup.a);
+  text.focus();
+});

@@ -1,0 +1,62 @@
+"""Placeholders, examples and completions of every command."""
+
+import shlex
+
+import pytest
+import typer.main
+from typer.testing import CliRunner
+
+from hnet_cli.cli import completion
+from hnet_cli.cli.app import COMMANDS, app
+
+COMMAND = typer.main.get_command(app)
+
+
+def completed(monkeypatch, words):
+    """What bash would offer for a line."""
+    monkeypatch.setenv("COMP_WORDS", f"hnet {words}")
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split())))
+    done = CliRunner().invoke(app, [], env={"_HNET_COMPLETE": "complete_bash"}, prog_name="hnet")
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("train --preset nano-d", ["nano-dna"]),
+        ("train --start starter:t", ["starter:text"]),
+        ("segment --format bed", ["bed", "bedgraph"]),
+        ("segment --modality ch", ["chinese"]),
+        ("sample runs/", ["runs/a"]),
+        ("eval starter:dn", ["starter:dna"]),
+        ("train --run r", ["runs/a"]),
+        ("compare --data d", ["data/b"]),
+        ("play starter:c", ["starter:chinese", "starter:code"]),
+        ("seg", ["segment"]),
+    ],
+)
+def test_what_there_is_is_offered(words, offered, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for file in ("runs/a/config.yaml", "runs/a/metrics.jsonl", "data/b/dataset.json", "runs/c/other"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    assert completed(monkeypatch, words) == offered
+
+
+def test_a_folder_that_cannot_be_read_offers_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").touch()
+    assert completed(monkeypatch, "sample x") == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_speaks_to_people(name):
+    """No value is called by a type of Python's, and the example is a line that parses."""
+    command = COMMAND.commands[name]
+    for parameter in command.params:
+        if parameter.name != "help" and not getattr(parameter, "is_flag", False):
+            assert parameter.metavar, f"{name} {parameter.name}"
+    program, called, *arguments = shlex.split(completion.EXAMPLES[name])
+    assert (program, called) == ("hnet", name)
+    command.make_context(name, arguments)
+    assert completion.EXAMPLES[name] in CliRunner().invoke(app, [name, "--help"], terminal_width=200).stdout

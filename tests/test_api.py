@@ -1,0 +1,69 @@
+"""The commands as functions: the same results, the same refusals."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from runkit import SETTINGS, fox
+from typer.testing import CliRunner
+
+import hnet_cli
+from hnet_cli.cli.app import app
+from hnet_cli.errors import InputError, UsageError
+
+
+def test_from_files_to_figures(tmp_path, monkeypatch, capsys):
+    """One of each, as a script would: and the commands give the same."""
+    monkeypatch.chdir(tmp_path)
+    file = fox(tmp_path)
+    summary = hnet_cli.prepare(file, val=0.1, modality="text")
+    assert summary.path.name == file.stem
+    assert summary.splits["val"]["bytes"] > 0
+    settings = {key: value for key, _, value in (setting.partition("=") for setting in SETTINGS)}
+    result = hnet_cli.train(summary.path, "runs/a", preset="nano", settings=settings, device="cpu")
+    assert result.state.step == 12
+    assert repr(result).startswith("<runs/a: 12 steps, ")
+    curves = hnet_cli.metrics("runs/a")
+    assert curves["step"].dtype == np.int64
+    assert len({len(column) for column in curves.values()}) == 1
+    assert curves["val_bpb"][~np.isnan(curves["val_bpb"])][-1] == result.last["val_bpb"]
+    figures = hnet_cli.evaluate("runs/a", summary.path, max_bytes=2000, samples=False)
+    model = hnet_cli.load("runs/a")
+    assert hnet_cli.evaluate(model, summary.path, max_bytes=2000, samples=False)["bpb"] == figures["bpb"]
+    capsys.readouterr()
+    shown = CliRunner().invoke(
+        app, ["eval", "runs/a", "--data", str(summary.path), "--max-bytes", "2000", "--no-samples", "--json"]
+    )
+    assert math.isclose(json.loads(shown.stdout)["bpb"], figures["bpb"])
+
+
+def test_settings_are_a_mapping_or_lines(tmp_path):
+    with pytest.raises(UsageError, match=r"train\.stepz"):
+        hnet_cli.train(tmp_path, preset="nano", settings={"train.stepz": 3})
+    with pytest.raises(UsageError, match=r"train\.lr"):
+        hnet_cli.train(tmp_path, preset="nano", settings=["train.lr=fast"])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: hnet_cli.prepare([]), UsageError, "nothing to prepare"),
+        (lambda: hnet_cli.prepare("a", val=0.1, val_inputs="b"), UsageError, "exclude each other"),
+        (lambda: hnet_cli.prepare("a", val=2), UsageError, "between 0 and 1"),
+        (lambda: hnet_cli.train("a", strict=True), UsageError, "--resume"),
+        (lambda: hnet_cli.train("a", resume=True, start="starter:text"), UsageError, "begins a run"),
+        (lambda: hnet_cli.train("nowhere"), InputError, "does not exist"),
+        (lambda: hnet_cli.evaluate("starter:text", colour="red"), UsageError, "unexpected keyword argument 'colour'"),
+        (lambda: hnet_cli.evaluate("nowhere"), InputError, "no model at nowhere"),
+        (lambda: hnet_cli.metrics("nowhere"), InputError, "is no run"),
+    ],
+)
+def test_mistakes_are_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_the_package_lists_what_it_offers():
+    assert {"load", "prepare", "train", "evaluate", "metrics", "HNetConfig", "__version__"} <= set(dir(hnet_cli))
+    assert all(hasattr(hnet_cli, name) for name in hnet_cli.__all__)
