@@ -412,17 +412,16 @@ def _glance(run: Path, lines: Iterable[str]) -> Glance:
     ends, found = deque[str](maxlen=20), Spread(MOST_RECORDS, _better)
     for n, line in enumerate(lines):
         ends.append(line)
-        if '"val_bpb"' in line and (record := _plain(record_of(line) or {})).keys() >= {"val_bpb", "bytes"}:
-            found.add((n, record))
+        if '"val_bpb"' in line and (entry := _plain(record_of(line) or {})).keys() >= {"val_bpb", "bytes"}:
+            found.add((n, entry))
     config = read_config(run)
     train = (config or {}).get("train")
     steps = train.get("steps") if isinstance(train, dict) else None
     files = run / "metrics.jsonl", run / "config.yaml"
     tail = [_plain(record) for line in ends if (record := record_of(line))]
     logged = [record for record in tail if number(record.get("bpb")) is not None][-1:]
-    validations = (record for _, record in found.items())
-    scored = [record for record in validations if number(record["val_bpb"]) is not None and _has_bytes(record)]
-    scored = comparable(scored)
+    validations = [record for _, record in found.items() if number(record["val_bpb"]) is not None]
+    scored = comparable([record for record in validations if _has_bytes(record)])
     last = max((*tail, *scored[-1:]), key=lambda r: number(r.get("bytes")) or 0.0, default={})
     stages = [stages_of(r) for r in logged] + [stages_of(r, VALIDATION) for r in scored[-1:]]
     state, about = _state(run, config, step_of(last), steps)
