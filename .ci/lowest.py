@@ -7,7 +7,7 @@ with open("pyproject.toml", "rb") as file:
 extras = project["optional-dependencies"]
 wanted = [
     *project["dependencies"],
-    *(line for name in ("bpe", "parquet", "remote", "tensorboard") for line in extras[name]),
+    *(line for name in ("bpe", "hub", "parquet", "remote", "tensorboard") for line in extras[name]),
 ]
 wanted += [line for line in extras["test"] if not line.startswith(("hnet-cli", "ruff"))]
 print(*(line.replace(">=", "==") for line in wanted if not line.startswith("torch")), sep="\n")

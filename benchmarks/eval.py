@@ -6,21 +6,26 @@
   those of the bare forward pass on rows of 2,048 bytes, the two in turns. Aim: at least 0.8.
 - whole_document_mib: growth of the resident memory from a document of N / 8 bytes to one of N, each byte of which sees
   all before it (`--context 0`): what attention without a window remembers, nothing else.
+- variant_s: seconds for a variant with one alternative on both strands, starter:dna, flanks of 1,024 bases.
+  shared_over_alone: variants scored in a second where both alleles go on from what was read before them, over those
+  where each reads it. Aim: at least 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import resource
 import time
+from functools import partial
 from statistics import median
 
 import torch
 from segment import text
 
 import hnet_cli
-from hnet_cli.inference.scoring import score
+from hnet_cli.inference.scoring import loglikelihoods, score
 from hnet_cli.inference.windows import BATCH_BYTES
 
 WIDTH = 2048
@@ -30,6 +35,18 @@ def seconds(run) -> float:
     started = time.perf_counter()
     run()
     return time.perf_counter() - started
+
+
+def variants(count: int = 6) -> dict[str, float]:
+    model, letters = hnet_cli.load("starter:dna"), random.Random(0)
+    flanks = [bytes(letters.choices(b"ACGT", k=1024)) for _ in range(2 * count)]
+    before, after = flanks[:count], flanks[count:]
+    pairs = [(left, allele + right) for left, right in zip(before, after, strict=True) for allele in (b"A", b"C")]
+    apart = pairs[::2] + pairs[1::2]  # no two that follow each other have the same before them
+    loglikelihoods(model, pairs)
+    times = [[seconds(partial(loglikelihoods, model, each)) for each in (pairs, apart)] for _ in range(3)]
+    shared, alone = map(min, zip(*times, strict=True))
+    return {"variant_s": round(2 * shared / count, 3), "shared_over_alone": round(alone / shared, 2)}
 
 
 @torch.inference_mode()
@@ -64,6 +81,7 @@ def main() -> None:
         "scored_kb_per_s": round(total / min(scored for _, scored in pairs) / 1e3, 2),
         "scoring_over_forward": round(median(ratios), 3),
         "whole_document_mib": round(grown, 1),
+        **variants(),
         "threads": options.threads,
     }
     print(json.dumps(result))

@@ -26,8 +26,10 @@ from Bio.SeqRecord import SeqRecord
 from hnet_cli.errors import InputError
 from hnet_cli.modality import Annotation, Document, Source
 
-from ._bytes import is_place, text_lines
+from ._bytes import is_place, read, record_name, text_lines, unique_name
 
+HEAD = 1 << 14  # bytes; a file of a release of GenBank begins with some lines about it
+LOCUS = re.compile(rb"^(?:\xef\xbb\xbf)?LOCUS {2}", re.MULTILINE)
 LONGEST_TYPE = 100  # letters that are looked at; patterns backtrack
 LAST = 1 << 62  # position
 MOST_PARENTS = 10_000  # of a row; each takes half a kilobyte
@@ -39,7 +41,7 @@ SHORTEST_INTRON = 10  # bases; a smaller gap between parts is a frameshift of th
 TRANS_SPLICED = re.compile(r"trans[-_ ]splic")
 TYPES = {
     "gene": re.compile(r".*gene(_segment|_with_\w+)?"),
-    "transcript": re.compile(r".*(rna|transcript)(_with_\w+)?"),
+    "transcript": re.compile(r".*(rna|transcript)(_with_\w+|_variant)?"),
     "exon": re.compile(r".*exon"),
     "UTR": re.compile(r".*utr|start_codon|stop_codon"),
     "CDS": re.compile(r"(\w+_)?cds(_\w+)?"),
@@ -59,8 +61,9 @@ APART = {"CDS": {"trans_splicing", "pseudo", "pseudogene"}}
 """Qualifiers of GenBank by kind, for `_Gff.apart`."""
 # Possessive, and begun where a name begins: linear in what a row holds, whatever that is.
 GFF3 = re.compile(r'\s*+[^\s;="]++\s*+=')
-GFF3_PAIR = re.compile(r"(?:^|;)\s*+(ID|Parent|exception|gene_id|Is_circular|pseudo|transcript_id)\s*+=([^;]*+)")
+GFF3_PAIR = re.compile(r"(?:^|;)\s*+(ID|Parent|exception|gene_id|Is_circular|pseudo|transcript_id)\s*+=([^;\t]*+)")
 GTF_PAIR = re.compile(r'(?<![^\s;])([^\s;"]++)\s++(?:"([^"]*+)"\s*+(?:;|$)|([^;]*+))')
+BARE = re.compile(r'\s*+([^\s;="]++)\s*+(?:;|$)')
 
 
 @dataclass(slots=True)
@@ -160,7 +163,7 @@ class Features(Annotation):
 def annotation(source: Source) -> Features:
     """The features of a GFF, GTF or GenBank file. Raises InputError for a file with none, or that is neither."""
     with source.open() as stream:
-        genbank = stream.readline(100).removeprefix(b"\xef\xbb\xbf").startswith(b"LOCUS")
+        genbank = LOCUS.search(read(stream, HEAD))
     features = _genbank(source) if genbank else _Gff(source).features()
     if not any(features.rows.values()):
         reason = next((f": {reason} ({where})" for reason, (_, where) in features.refused.items()), "")
@@ -221,7 +224,7 @@ class _Gff:
                 break
             if line.startswith("##sequence-region") and len(words := line.split()) > 1:
                 self.declared[unquote(words[1])] = int(words[3]) if len(words) > 3 and is_place(words[3]) else 0
-            if line.strip() and not line.startswith("#") and (reason := self._row(line.split("\t"), number)):
+            if line.strip() and not line.startswith("#") and (reason := self._row(line.split("\t", 8), number)):
                 count, where = self.refused.get(reason, (0, f"{source.name}, line {number}"))
                 self.refused[reason] = count + 1, where
 
@@ -234,7 +237,8 @@ class _Gff:
             return "starts at 0 or after its end"
         kind, given = kind_of(columns[2]), columns[8] if len(columns) > 8 else ""
         gtf = bool(given.strip(". ")) and not GFF3.match(given)
-        record = columns[0] if gtf else unquote(columns[0])
+        record = record_name(columns[0])  # MetaGeneMark has the whole header there
+        record = record if gtf else unquote(record)
         found = _attributes(given, gtf) if kind or "Is_circular" in given else {}
         if found.get("Is_circular", "").lower() == "true":
             self.circular.add(record)
@@ -315,6 +319,8 @@ class _Gff:
 def _attributes(text: str, gtf: bool) -> dict[str, str]:
     """The attributes of a row that are of use here. The escapes of GFF3 are left, for commas without one set values
     apart."""
+    if gtf and (bare := BARE.match(text)):  # AUGUSTUS gives the rows of genes and transcripts just their ID
+        return {"transcript_id": bare[1]}
     if gtf:
         return {key: quoted or bare.strip() for key, quoted, bare in GTF_PAIR.findall(text)}
     return {key: value.strip() for key, value in GFF3_PAIR.findall(text)}
@@ -373,11 +379,14 @@ def _wrapped(feature: Feature, length: int) -> list[Feature]:
 def _genbank(source: Source) -> Features:
     rows: dict[str, list[Feature]] = {}
     implied: dict[str, list[Feature]] = {}
+    seen: tuple[dict[str, int], dict[str, int]] = {}, {}
     try:
         with source.open() as stream:
             for record in _parsed(_Lines(stream, "utf-8-sig", "replace")):
-                own = rows[record.name] = rows.setdefault(str(record.id), [])  # LOCUS: FASTA without versions
-                between = implied[record.name] = implied.setdefault(str(record.id), [])
+                own, between = list[Feature](), list[Feature]()
+                for title, earlier in zip((str(record.id), record.name), seen, strict=True):  # FASTA without versions
+                    name, _ = unique_name(title, earlier)
+                    rows[name], implied[name] = own, between
                 features = [(kind_of(entry.type), entry, _parts(entry)) for entry in record.features]
                 apart = [entry.qualifiers.keys() & APART.get(kind, {"trans_splicing"}) for kind, entry, _ in features]
                 loci = [

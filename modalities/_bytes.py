@@ -8,6 +8,10 @@ from typing import BinaryIO
 from hnet_cli.errors import InputError
 from hnet_cli.modality import MARK, Source, wide_reason
 
+LONGEST_NAME = 1000
+"""Letters of the longest name of a record; the end of a longer one is dropped, for output has it in every line."""
+NAMES_KEPT = 500_000
+"""Names of records remembered to tell repeated ones apart; beyond, memory would grow with the file."""
 LONGEST_LINE = 1 << 26
 """Bytes of a line of a table; without a bound, a file without line ends would be one."""
 MAGIC = {
@@ -72,6 +76,28 @@ def text_lines(source: Source) -> Iterator[tuple[int, str]]:
 def is_place(text: str) -> bool:
     """True if `text` is a position, a whole number; Python refuses to convert thousands of digits."""
     return text.isdecimal() and len(text) < 19
+
+
+def record_name(title: str) -> str:
+    """The name of a record of sequences in its header: the first word; "" for a blank one."""
+    return (title.split(None, 1) or [""])[0][:LONGEST_NAME]
+
+
+def unique_name(title: str, seen: dict[str, int]) -> tuple[str, tuple[str, ...]]:
+    """The name of a record, and notes about it. Names repeat in real files; a number tells such records apart."""
+    first = record_name(title)
+    name = first or "unnamed"
+    times = seen.get(name, 0) + 1
+    if times == 1:
+        if len(seen) < NAMES_KEPT:
+            seen[name] = 1
+        return name, ()
+    while (free := f"{name}#{times}") in seen:
+        times += 1
+    seen[name] = times
+    if len(seen) < NAMES_KEPT:
+        seen[free] = 1
+    return free, ("name of an earlier record, told apart as NAME#2, NAME#3",) if first else ()
 
 
 def drain(stream: BinaryIO, block: int = 1 << 20) -> int:

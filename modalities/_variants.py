@@ -19,7 +19,7 @@ from Bio.SeqIO.FastaIO import SimpleFastaParser
 from hnet_cli.errors import InputError
 from hnet_cli.modality import Refused, Source, Variant
 
-from ._bytes import as_text, is_place, text_lines
+from ._bytes import as_text, is_place, record_name, text_lines
 
 BASES = re.compile(r"[ACGTacgt]+\Z")
 OTHER = re.compile(r"[^ACGT]")
@@ -30,7 +30,7 @@ FIRST_BASE = str.maketrans("URYSWKMBDHV", "TACCAGACAAA")
 """VCF has the alphabetically first of the bases that an ambiguity code of the reference stands for."""
 PER_ALLELE = {"AC": "A", "AF": "A", "AD": "R", "ADF": "R", "ADR": "R", "CIGAR": "A"}
 """`Number` of the INFO fields that the format itself defines, where a header does not declare them."""
-DECLARED = re.compile(r"[<,](ID|Number|Type)=([^,>]*)")
+DECLARED = re.compile(r"[<,]\s*(ID|Number|Type)\s*=\s*([^\s,>]*)")
 NUMBER = re.compile(r"[-+]?(\d++(\.\d*+)?|\.\d++)(e[-+]?\d++)?\Z", re.IGNORECASE)
 
 
@@ -68,7 +68,7 @@ def variants(calls: Source, reference: Source, flank: int) -> Iterator[Variant |
         absent = dict.fromkeys(sorted(flags), "0")
         names: list[str] = []
         for title, sequence in SimpleFastaParser(chain([first] if first else [], text)):
-            name = (as_text(title.encode("latin-1")).split(None, 1) or [""])[0]
+            name = record_name(as_text(title.encode("latin-1")))
             names += [name[:40]] * (len(names) < 4)
             for call in by_record.pop(name, ()):
                 yield call if isinstance(call, Refused) else _variant(calls.name, name, call, sequence, flank, absent)
@@ -111,7 +111,7 @@ def _calls(source: Source, flags: set[str]) -> Iterator[tuple[str, Call | Refuse
             yield record, Refused(f"more than {MOST_ALTERNATIVES:,} alternatives", where)
             continue
         info = columns[7] if len(columns) > 7 and columns[7] != "." else ""
-        fields = [_Values(pair, header, len(alternatives), escapes) for pair in info.split(";") if pair]
+        fields = [_Values(pair, header, len(alternatives), escapes) for pair in map(str.strip, info.split(";")) if pair]
         flags.update(field.key for field in fields if field.flag)
         reference = before.upper().encode()
         for index, alternative in enumerate(alternatives):

@@ -39,7 +39,7 @@ from hnet_cli.modality import (
 )
 
 from ._annotation import annotation
-from ._bytes import as_text, binary_reason, blank_reason, drain, read, words
+from ._bytes import as_text, binary_reason, blank_reason, drain, read, unique_name, words
 from ._noise import DNA, reverse_complement
 from ._variants import variants
 
@@ -48,9 +48,7 @@ PIECE = 1 << 20  # longest document in bases
 SHORTEST = 32  # bases; a shorter stretch between two gaps teaches nothing
 HELD = 4 << 20  # letters at the start of a record, none of an upper-case base, that wait for one
 LONGEST_TITLE = 1 << 16  # bytes; the end of a longer one is dropped
-LONGEST_NAME = 1000  # letters; the end of a longer one is dropped, for output has it in every line
 MASKED_WEIGHT = 0.1
-NAMES_KEPT = 500_000  # record names remembered to tell repeated ones apart; beyond, memory would grow with the file
 
 SUFFIXES = words(".fa .fasta .fna .ffn .frn .nu .fas .fsa")
 OTHER_FORMATS = (
@@ -75,6 +73,9 @@ KIND = bytes(  # for each byte, which of REASONS it is refused for; 0: it is a b
     0 if byte in b"ACGTUacgtu" else 1 if byte in b"Nn" else 2 if byte in IUPAC else 3 if byte in b"-." else 4
     for byte in range(256)
 )
+
+COLOURS = (("0,114,178", "86,180,233"), ("196,78,0", "240,146,76"))
+"""Of the chunks in BED: dark and light in turn, blue for even stages, orange for odd ones."""
 
 
 class Dna(Modality):
@@ -172,35 +173,22 @@ class Dna(Modality):
         return variants(calls, reference, flank)
 
     def render(self, document: Document, chunks: Iterable[Chunk], format: str) -> Iterator[str]:
-        """BED: sequence name, start from 0, end, `stage0`, score 0 to 1000; by start, the outermost stage first.
+        """BED9: sequence name, start from 0, end, `stage0`, score 0 to 1000, ".", start, end, colour: two in turn for
+        the chunks of a stage, which abut; by start, the outermost stage first.
         bedGraph: the probability at each boundary of the outermost stage shown, on its one base."""
         if format not in self.formats:
             yield from super().render(document, chunks, format)
         ordered = sorted(chunks, key=lambda chunk: (chunk.start, chunk.stage))  # a document is at most PIECE long
         outermost = min((chunk.stage for chunk in ordered), default=0)
+        turn = dict[int, int]()
         for chunk in ordered:
             start, end = document.offset + chunk.start, document.offset + chunk.end
             if format == "bed":
-                yield f"{document.name}\t{start}\t{end}\tstage{chunk.stage}\t{round(1000 * chunk.probability)}"
+                turn[chunk.stage] = 1 - turn.get(chunk.stage, 1)
+                score, colour = round(1000 * chunk.probability), COLOURS[chunk.stage % 2][turn[chunk.stage]]
+                yield f"{document.name}\t{start}\t{end}\tstage{chunk.stage}\t{score}\t.\t{start}\t{end}\t{colour}"
             elif chunk.stage == outermost:
                 yield f"{document.name}\t{start}\t{start + 1}\t{chunk.probability:.4f}"
-
-
-def unique_name(title: str, seen: dict[str, int]) -> tuple[str, tuple[str, ...]]:
-    """The name of a record, and notes about it. Names repeat in real files; a number tells such records apart."""
-    words = title.split(None, 1)
-    name = words[0][:LONGEST_NAME] if words else "unnamed"
-    times = seen.get(name, 0) + 1
-    if times == 1:
-        if len(seen) < NAMES_KEPT:
-            seen[name] = 1
-        return name, ()
-    while (free := f"{name}#{times}") in seen:
-        times += 1
-    seen[name] = times
-    if len(seen) < NAMES_KEPT:
-        seen[free] = 1
-    return free, ("name of an earlier record, told apart as NAME#2, NAME#3",) if words else ()
 
 
 @dataclass

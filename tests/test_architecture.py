@@ -40,6 +40,7 @@ WITHOUT_TORCH = {
         "distributed.device",
         "distributed.groups",
         "distributed.threads",
+        "distributed.workers",
         "cli.app",
         "cli.compare",
         "cli.doctor",

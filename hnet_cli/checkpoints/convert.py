@@ -21,6 +21,7 @@ from typing import BinaryIO, cast
 import torch
 
 from hnet_cli import provenance, storage
+from hnet_cli.checkpoints import hub
 from hnet_cli.checkpoints.find import find
 from hnet_cli.checkpoints.model_folder import EMBEDDING, FLOATS, HEAD, MODEL_TYPE, Weights, checked, expected_shapes
 from hnet_cli.checkpoints.safetensors_file import elements, open_safetensors, write_safetensors
@@ -149,7 +150,7 @@ def weight_files(source: str | Path) -> list[Path]:
     path = Path(source)
     if path.is_file():
         return [path]
-    if str(source).startswith("starter:") or (path / "checkpoints").is_dir():
+    if str(source).startswith(("starter:", hub.PREFIX)) or (path / "checkpoints").is_dir():
         path = find(source)
     if not path.exists():
         raise InputError(f"there is no model at {shown(path)}", "give a .pt or .safetensors file, or a model folder")

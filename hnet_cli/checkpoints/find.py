@@ -1,4 +1,4 @@
-"""MODEL as users name it: a run, a checkpoint, a converted folder, `starter:NAME`; and the checkpoints of a run."""
+"""MODEL as users name it: a run, a checkpoint, a folder, `starter:NAME`, `hf:OWNER/NAME`; checkpoints of a run."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 
 from hnet_cli import storage
+from hnet_cli.checkpoints import hub
 from hnet_cli.checkpoints.model_folder import MODEL_FILES, STARTERS, LoadedModel, load_folder, read_json
 from hnet_cli.config.run import resolve
 from hnet_cli.data import tokens
@@ -23,7 +24,7 @@ from hnet_cli.storage.jsonl import is_step
 from hnet_cli.terminal.console import ago, literal, say
 
 T = TypeVar("T")
-MODELS = "give a run (runs/NAME), a checkpoint, a converted model, or starter:text"
+MODELS = "give a run (runs/NAME), a checkpoint, a converted model, starter:text, or hf:OWNER/NAME"
 
 
 def steps_of(run: Path) -> list[Path]:
@@ -114,6 +115,8 @@ def _use(reference: str | Path, one: Callable[[Path], T], of_run: Callable[[Path
         if text not in starters():
             raise InputError(f"no starter model is called {text!r}", f"there are: {', '.join(starters()) or 'none'}")
         return one(STARTERS / text.removeprefix("starter:"))
+    if text.startswith(hub.PREFIX):
+        return one(hub.fetched(text))
     folder = Path(reference)
     if not folder.exists():
         raise InputError(f"there is no model at {folder}", MODELS)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from hnet_cli import provenance, storage
+from hnet_cli.checkpoints import hub
 from hnet_cli.checkpoints.safetensors_file import elements, open_safetensors, write_safetensors
 from hnet_cli.checkpoints.torch_file import Stored
 from hnet_cli.data import tokens
@@ -39,6 +40,8 @@ Read = Callable[[torch.Tensor], torch.Tensor]
 Weights = dict[str, Stored]
 HEAD, EMBEDDING = "lm_head.weight", "embeddings.weight"
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+Numbers = float | Sequence[float] | None
+"""One for all learned stages (of lengths: for the innermost), or one for each, outermost first; None: as it is."""
 
 
 class LoadedModel(HNetForCausalLM):
@@ -58,32 +61,30 @@ class LoadedModel(HNetForCausalLM):
         folder = self.source
         if folder.parent == STARTERS:
             return f"starter:{folder.name}"
+        if name := hub.label(folder):
+            return name
         return f"{folder.parent.parent.name}, {folder.name}" if folder.parent.name == "checkpoints" else folder.name
 
     def segment(
-        self,
-        data: bytes,
-        stage: int = 0,
-        *,
-        threshold: float | Sequence[float] | None = None,
-        bytes_per_chunk: float | Sequence[float] | None = None,
+        self, data: bytes | str, stage: int = 0, *, threshold: Numbers = None, bytes_per_chunk: Numbers = None
     ) -> list[bytes]:
         """The learned chunks of `data` at a stage (0 = outermost); joined they are `data`.
 
-        `threshold` or `bytes_per_chunk`, for this call, as the options of `hnet segment`. Raises UsageError.
+        Text is read as UTF-8. `threshold` or `bytes_per_chunk`, for this call, as the options of the commands: so in
+        every call of this class. Raises UsageError.
         """
         from hnet_cli.inference.segment import segment_bytes
         from hnet_cli.inference.thresholds import Compression
 
-        return segment_bytes(self, data, stage, Compression.of(threshold, bytes_per_chunk))
+        return segment_bytes(self, _bytes(data), stage, Compression.of(threshold, bytes_per_chunk))
 
     def chunks(
         self,
         data: bytes | str,
         stage: int = 0,
         *,
-        threshold: float | Sequence[float] | None = None,
-        bytes_per_chunk: float | Sequence[float] | None = None,
+        threshold: Numbers = None,
+        bytes_per_chunk: Numbers = None,
     ) -> Chunks:
         """The learned chunks of a document as objects with text, place, probability and bits; coloured in a notebook.
 
@@ -112,8 +113,8 @@ class LoadedModel(HNetForCausalLM):
         prompt: str | bytes = "",
         n: int | None = None,
         *,
-        threshold: float | Sequence[float] | None = None,
-        bytes_per_chunk: float | Sequence[float] | None = None,
+        threshold: Numbers = None,
+        bytes_per_chunk: Numbers = None,
         **options: Any,
     ) -> str | bytes | list[str] | list[bytes]:
         """The continuation of a prompt, without it; with `n` a list of so many. Text for text, bytes for bytes.
@@ -131,9 +132,9 @@ class LoadedModel(HNetForCausalLM):
             return texts[0] if n is None else texts
         return found[0] if n is None else found
 
-    def bits(self, data: bytes | str) -> float:
+    def bits(self, data: bytes | str, *, threshold: Numbers = None, bytes_per_chunk: Numbers = None) -> float:
         """The bits of a document, -log2 P: the sum of `score`. Raises UsageError, NumericalError."""
-        return float(self.score(data).sum())
+        return float(self.score(data, threshold=threshold, bytes_per_chunk=bytes_per_chunk).sum())
 
     def __repr__(self) -> str:
         config = self.config
@@ -145,7 +146,14 @@ class LoadedModel(HNetForCausalLM):
 
     @overload  # a text is a sequence of texts to a type checker
     def score(  # type: ignore[overload-overlap]
-        self, data: bytes | str, *, context: int | None = ..., stride: int | None = ..., both_strands: bool = ...
+        self,
+        data: bytes | str,
+        *,
+        context: int | None = ...,
+        stride: int | None = ...,
+        both_strands: bool = ...,
+        threshold: Numbers = ...,
+        bytes_per_chunk: Numbers = ...,
     ) -> np.ndarray: ...
 
     @overload
@@ -156,6 +164,8 @@ class LoadedModel(HNetForCausalLM):
         context: int | None = ...,
         stride: int | None = ...,
         both_strands: bool = ...,
+        threshold: Numbers = ...,
+        bytes_per_chunk: Numbers = ...,
     ) -> list[np.ndarray]: ...
 
     def score(
@@ -165,16 +175,20 @@ class LoadedModel(HNetForCausalLM):
         context: int | None = None,
         stride: int | None = None,
         both_strands: bool = False,
+        threshold: Numbers = None,
+        bytes_per_chunk: Numbers = None,
     ) -> np.ndarray | list[np.ndarray]:
         """The bits of every byte of a document, (n,) float64: their sum is the document's. Of a list, a list.
 
         Text is read as UTF-8. Options as those of `hnet score`. Raises UsageError, NumericalError.
         """
         from hnet_cli.inference.score import ScoreRequest, score_bytes
+        from hnet_cli.inference.thresholds import Compression
 
         several = [data] if isinstance(data, bytes | str) else data
         documents = list(map(_bytes, several))
-        bits = score_bytes(self, documents, ScoreRequest(context=context, stride=stride, both_strands=both_strands))
+        request = ScoreRequest(context=context, stride=stride, both_strands=both_strands)
+        bits = score_bytes(self, documents, request, Compression.of(threshold, bytes_per_chunk))
         return bits[0] if isinstance(data, bytes | str) else bits
 
     def embed(
@@ -188,14 +202,18 @@ class LoadedModel(HNetForCausalLM):
         window: int | None = None,
         dtype: str = "float32",
         carry: bool = False,
+        threshold: Numbers = None,
+        bytes_per_chunk: Numbers = None,
     ) -> Embedding:
         """The vectors of one document, or of several at once; the options of `hnet embed`.
 
         Of the result, `vectors` is (N, D), in the order of the documents, with `document`, `start` and `end` (N,).
         """
         from hnet_cli.inference.embed import Wanted, embed_bytes
+        from hnet_cli.inference.thresholds import Compression
 
-        return embed_bytes(self, data, Wanted(per, stage, layer, pool, window, dtype), carry)
+        wanted, compression = Wanted(per, stage, layer, pool, window, dtype), Compression.of(threshold, bytes_per_chunk)
+        return embed_bytes(self, data, wanted, carry, compression)
 
 
 def _bytes(text: bytes | str) -> bytes:

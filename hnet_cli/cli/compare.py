@@ -56,7 +56,10 @@ def compare(
     from hnet_cli.comparison.plan import ComparisonRequest
 
     if data and len(data) > 1:
-        raise UsageError("a comparison is of one dataset, and several are given", "`hnet prepare` makes one of them")
+        raise UsageError(
+            "a comparison is of one dataset, and several are given",
+            "`hnet prepare` makes one of them; or train on the mixture and compare with `hnet eval RUN RUN`",
+        )
     request = ComparisonRequest(
         data=data[0] if data else None,
         line_up=line_up,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -142,7 +143,7 @@ def evaluate(
     if as_json:
         options.print_json(result)
     else:
-        for part in tables(result):
+        for part in tables(result, charts=sys.stdout.isatty()):
             show_data(part)
             print()
     if damaged := report.damaged_files(result):

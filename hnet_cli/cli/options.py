@@ -26,7 +26,7 @@ def installed_modalities() -> str:
         return "see hnet doctor"
 
 
-MODEL_HELP = "A run folder, a checkpoint, or starter:text, starter:chinese, starter:code, starter:dna. "
+MODEL_HELP = "A run folder, a checkpoint, hf:OWNER/NAME, or starter:text, starter:chinese, starter:code, starter:dna. "
 Model = Annotated[
     str | None,
     typer.Argument(
@@ -97,7 +97,7 @@ def row_field(field: str | None, prompt: str | None, completion: str | None) -> 
 def is_model(argument: str) -> bool:
     """True if an argument names a model that is there, not a file."""
     parts = ("config.json", "model.safetensors", "checkpoints")
-    return argument.startswith("starter:") or any((Path(argument) / part).exists() for part in parts)
+    return argument.startswith(("starter:", "hf:")) or any((Path(argument) / part).exists() for part in parts)
 
 
 def print_json(data: Any) -> None:

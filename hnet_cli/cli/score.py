@@ -76,7 +76,7 @@ def score(
 
     compression = options.compression(threshold, bytes_per_chunk)
     request = scoring.ScoreRequest(per, format, stage, window, context, stride, both_strands)
-    starter = files[0].startswith("starter:")
+    starter = files[0].startswith(("starter:", "hf:"))
     if model is None and (starter or (len(files) > 1 and options.is_model(files[0]))):
         model, *files = files
     if not files:

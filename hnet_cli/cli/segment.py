@@ -49,46 +49,57 @@ def segment(
     ] = False,
     threshold: options.Threshold = None,
     bytes_per_chunk: options.BytesPerChunk = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes that compute; the output is that of one. A CPU only.")
+    ] = 1,
     device: options.Device = None,
 ) -> None:
     """Print the chunks a model has learned, of files of any length."""
     from hnet_cli import storage
+    from hnet_cli.distributed.workers import Workers
     from hnet_cli.inference import render
     from hnet_cli.inference import segment as segmenting
     from hnet_cli.terminal.console import literal, progress, say, size
 
     compression = options.compression(threshold, bytes_per_chunk)
+    computed_on = options.device_name(device if device or workers == 1 else "cpu")
+    if workers > 1 and (carry or computed_on != "cpu"):
+        alone = "--carry, whose passes follow from each other" if carry else f"--device {computed_on}"
+        raise UsageError(f"--workers {workers} does not go with {alone}", "leave one of them out")
     if out is not None:
         if out.is_dir():
             raise UsageError(f"--out {out} is a folder", "name a file")
         storage.refuse_output(out, overwrite, files)
         if out.suffix == ".gz" and format in TRACKS:
             storage.refuse_output(index_of(out), overwrite)
-    loaded, plugin = model_for(files, model, modality, field, options.device_name(device))
+    loaded, plugin = model_for(files, model, modality, field, computed_on)
     format = format or ("pretty" if out is None and render.use_colour(sys.stdout) else "plain")
     summary = segmenting.Summary(loaded.config, plugin)
-    pieces = segmenting.segment(
-        loaded,
-        readable_sources(files, plugin, field, summary.intake),
-        plugin,
-        format=format,
-        stage=stage,
-        headings=len(files) > 1,
-        summary=summary,
-        max_bytes=max_bytes,
-        label=loaded.label,
-        carried=carry,
-        compression=compression,
-    )
-    options.say_applied(summary.intake.applied)
-    if out is None:
-        write_text(pieces, sys.stdout)
-    else:
-        total = plain_bytes(files)
-        total = min(total, max_bytes) if total and max_bytes else total
-        with storage.output_file(out, overwrite, files) as binary, progress("segmenting", total) as task:
-            advancing = after_each(pieces, lambda: task.update(summary.bytes, note=size(summary.bytes)))
-            write_file(advancing, binary, compressed=out.suffix == ".gz")
+    with Workers(workers) as processes:
+        pieces = segmenting.segment(
+            loaded,
+            readable_sources(files, plugin, field, summary.intake),
+            plugin,
+            format=format,
+            stage=stage,
+            headings=len(files) > 1,
+            summary=summary,
+            max_bytes=max_bytes,
+            label=loaded.label,
+            carried=carry,
+            compression=compression,
+            workers=processes if workers > 1 else None,
+        )
+        options.say_applied(summary.intake.applied)
+        if out is None:
+            write_text(pieces, sys.stdout)
+        else:
+            total = plain_bytes(files)
+            total = min(total, max_bytes) if total and max_bytes else total
+            with storage.output_file(out, overwrite, files) as binary, progress("segmenting", total) as task:
+                advancing = after_each(pieces, lambda: task.update(summary.bytes, note=size(summary.bytes)))
+                write_file(advancing, binary, compressed=out.suffix == ".gz")
+    if out is not None:
         say(f"Wrote {literal(out)}.")
         if out.suffix == ".gz" and format in TRACKS and out.is_file():
             write_index(out)

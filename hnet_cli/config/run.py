@@ -336,15 +336,15 @@ FIXED = (
 
 def differences(before: RunConfig, now: RunConfig) -> dict[str, tuple[Any, Any]]:
     """Settings that are not the same, by dotted key: (before, now). Names, descriptions and paths do not count."""
-    one, two = (dict(_flat(yaml.safe_load(to_yaml(config)))) for config in (before, now))
+    one, two = (dict(flat(yaml.safe_load(to_yaml(config)))) for config in (before, now))
     keys = [key for key in one | two if key not in ("description", "source", "name", "data")]
     return {key: (one.get(key), two.get(key)) for key in keys if one.get(key) != two.get(key)}
 
 
-def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+def flat(data: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     for key, value in data.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 

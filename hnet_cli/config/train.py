@@ -119,7 +119,9 @@ class TrainConfig:
     samples: bool = True
     """True if every validation leaves its chunks of a few bytes and a continuation of them in samples.jsonl."""
     tensorboard: bool = False
-    """True if the records are also written as TensorBoard events."""
+    """True if the records are also written as TensorBoard events: the same as `tensorboard` among `loggers`."""
+    loggers: list[str] = field(default_factory=list)
+    """Trackers that the records also go to: wandb, trackio, mlflow, tensorboard, or what another package offers."""
     checkpoint_every: Count = 500
     """Steps between two checkpoints; the last step always has one."""
     keep_checkpoints: Count = 2

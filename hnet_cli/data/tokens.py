@@ -126,13 +126,14 @@ def _checked(data: Any) -> dict[str, int]:
     model = data["model"]
     if model["type"] != "BPE":
         raise ValueError(f"its model is {model['type']}")
-    if data.get("normalizer") is not None:
-        raise ValueError(f"its normalizer ({data['normalizer'].get('type')}) changes the text")
+    normalizer = data.get("normalizer")
+    if normalizer is not None and normalizer != {"type": "Sequence", "normalizers": []}:
+        raise ValueError(f"its normalizer ({normalizer.get('type')}) changes the text")
     before = data.get("pre_tokenizer") or {}
     steps = before.get("pretokenizers", []) if before.get("type") == "Sequence" else [before]
     kinds = [step.get("type") for step in steps]
-    if kinds[-1:] != ["ByteLevel"] or not set(kinds) <= {"ByteLevel", "Split", "Digits"}:
-        raise ValueError(f"its pre-tokenizer is {', '.join(map(str, kinds))}, not ByteLevel")
+    if kinds[-1:] != ["ByteLevel"] or not set(kinds[:-1]) <= {"Split", "Digits"}:
+        raise ValueError(f"its pre-tokenizer is {', '.join(map(str, kinds))}, not ByteLevel once and last")
     if any(step.get("add_prefix_space") for step in steps):
         raise ValueError("it adds a space in front")
     if any(step.get("behavior") == "Removed" for step in steps):

@@ -12,6 +12,8 @@ from hnet_cli.inference.thresholds import calibrate
 from hnet_cli.model import HNetForCausalLM
 from hnet_cli.pages import html
 from hnet_cli.pages.plot import Chart, Line, chart, look
+from hnet_cli.terminal.chart import Chart as TerminalChart
+from hnet_cli.terminal.chart import Curve
 
 FACTORS = (0.25, 0.5, 0.71, 1.0, 1.41, 2.0, 4.0)
 """Lengths of innermost chunks that are tried, in lengths of those that the model makes by itself."""
@@ -75,6 +77,17 @@ def page(result: Mapping[str, Any]) -> str:
         tables=tables,
         about=models[0]["definition"]["bytes_counted"],
     )
+
+
+def drawn(models: Sequence[Mapping[str, Any]], byte: str) -> TerminalChart:
+    """The curves of one model or two for a terminal; `byte`: the word for it."""
+    curves = []
+    for model in models:
+        points = model["elastic"]
+        own = next(n for n, point in enumerate(points) if point["difference"] is None)
+        lengths = [point["bytes_per_chunk"][-1] for point in points]
+        curves.append(Curve(model["model"], lengths, [point["bpb"] for point in points], own))
+    return TerminalChart(curves, f"{byte}s per chunk", f"bits per {byte}", "as the model is")
 
 
 def rows(model: Mapping[str, Any]) -> list[list[str]]:

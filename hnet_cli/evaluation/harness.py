@@ -19,6 +19,7 @@ from hnet_cli.distributed.device import this_machine
 from hnet_cli.errors import EnvironmentLimit
 from hnet_cli.inference.generate import generate
 from hnet_cli.inference.scoring import default_context, loglikelihoods, score
+from hnet_cli.inference.thresholds import Compression
 from hnet_cli.inference.windows import BOS
 from hnet_cli.model.config import EOS
 
@@ -42,12 +43,19 @@ class HNetLM(LM):
     """One of our models for the harness. Arguments as in `--model_args pretrained=MODEL,batch_size=16`."""
 
     def __init__(
-        self, pretrained: str = "starter:text", device: str | None = None, batch_size: int | str = 64, **_: Any
+        self,
+        pretrained: str = "starter:text",
+        device: str | None = None,
+        batch_size: int | str = 64,
+        threshold: float | None = None,
+        **_: Any,
     ) -> None:
-        """Load `pretrained`, a MODEL as everywhere in hnet. `batch_size`: requests read at once, packed into passes by
-        their bytes. Other arguments, which the harness gives to every model, are ignored."""
+        """Load `pretrained`, a MODEL as everywhere in hnet, to decide at `threshold`. `batch_size`: requests read at
+        once, packed into passes by their bytes. Other arguments, which the harness gives to every model, are
+        ignored. Raises UsageError."""
         super().__init__()
         self.model = load(pretrained, this_machine(device).device)
+        Compression.of(threshold, None).apply(self.model, list)
         name = self.model.modality
         self.table = modality.get(name).input_table if name else None
         self.at_once = int(batch_size) if str(batch_size).isdecimal() else 64

@@ -73,6 +73,8 @@ def read_labels(path: Path, group: str, target: str = "label") -> list[Label]:
         text = file.read(MOST_BYTES + 1)
     if len(text) > MOST_BYTES:
         raise InputError(f"{shown(path)} has more than {MOST_BYTES:,} bytes", "give fewer rows")
+    if not text:
+        raise InputError(f"{shown(path)} is empty", "its first line names the columns, divided by tabs")
     lines = [line.rstrip("\r") for line in text.decode("utf-8", "replace").split("\n")]
     columns = lines[0].split("\t")
     regions = "start" in columns or "end" in columns
@@ -109,7 +111,10 @@ def read_labels(path: Path, group: str, target: str = "label") -> list[Label]:
 
 def _check(labels: Sequence[Label], where: str, group: str, target: str) -> None:
     if (found := len({label.group for label in labels})) < 3:
-        raise InputError(f"{where}: {found} groups in column {group[:80]!r}", "three are needed to hold whole ones out")
+        raise InputError(
+            f"{where}: {found} group{'s' * (found != 1)} in column {group[:80]!r}",
+            "three are needed to hold whole ones out",
+        )
     values = {label.value for label in labels}
     if len(values) < 2:
         raise InputError(f"{where}: one value in column {target[:80]!r}", "there is nothing to tell apart")

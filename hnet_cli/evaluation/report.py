@@ -38,7 +38,7 @@ from hnet_cli.inference import generate as sampling
 from hnet_cli.inference.scoring import Scores, check_windows, default_context, precision, score
 from hnet_cli.inference.thresholds import SAMPLE_BYTES as CALIBRATION_BYTES
 from hnet_cli.inference.thresholds import UNCHANGED, Compression
-from hnet_cli.modality import Gold, Modality, Refused, Source
+from hnet_cli.modality import Document, Gold, Modality, Refused, Source
 from hnet_cli.terminal.console import literal, progress, say
 
 UNITS_BYTES = 200_000
@@ -264,11 +264,18 @@ class _Evaluation:
         return [document.data.translate(self.table) for document in material.documents]
 
     def sample(self, material: Material | None) -> list[bytes]:
-        """The beginnings of all documents, as the model reads them, for thresholds to be found on. Raises UsageError
-        where there are no documents."""
+        """The beginnings of all documents, as the model reads them, for thresholds to be found on: of those that are
+        scored, else of the files of a probe or the --fasta, else of the tasks. Raises UsageError without any."""
+        files = list(self.request.data) or [str(path) for path in [self.request.fasta] if path]
+        if material is None and files:
+            material = gather(files, self.modality, CALIBRATION_BYTES, self.request.field)
+        documents = [] if material is None else material.documents
         if material is None:
+            items = (item for items in self.items.values() for item in items)
+            documents = [Document(f"{item.text} {item.endings[item.answer]}".encode(), "", "") for item in items]
+        if not documents:
             raise UsageError("--bytes-per-chunk needs data to find the threshold on", "give --data, or --threshold")
-        return [each.data.translate(self.table) for each in equal_shares(material.documents, CALIBRATION_BYTES)]
+        return [each.data.translate(self.table) for each in equal_shares(documents, CALIBRATION_BYTES)]
 
     def baselines(self, material: Material) -> dict[str, Any]:
         """Figures without a neural network on the same documents."""

@@ -14,6 +14,7 @@ from hnet_cli.evaluation.compression import ORDER_K_LIMIT
 from hnet_cli.evaluation.tasks import PLACES
 from hnet_cli.modality import escape
 from hnet_cli.report.stages import LEAST_WORTH
+from hnet_cli.terminal.chart import Chart
 from hnet_cli.terminal.console import literal, size, table
 
 Json = Mapping[str, Any]
@@ -31,18 +32,22 @@ READ = (
 )
 
 
-def tables(result: Json) -> Iterator[Table | str]:
-    """Tables and lines of `evaluate`'s result, in order; the definition stands before the figures."""
+def tables(result: Json, charts: bool = False) -> Iterator[Table | Chart | str]:
+    """Tables and lines of `evaluate`'s result, in order; the definition stands before the figures. `charts`: also the
+    curves of --elastic, for a terminal."""
     if "sources" in result:
         yield from _mixture(result)
         return
-    for model in result.get("models", [result]):
-        yield from _model(model)
+    models = result.get("models", [result])
+    for model in models:
+        yield from _model(model, charts and len(models) == 1)
+    if charts and len(models) > 1 and "elastic" in result["models"][0]:
+        yield elastic.drawn(models, _unit(models[0]))
     if "difference" in result:
         yield from _difference(result)
 
 
-def _mixture(result: Json) -> Iterator[Table | str]:
+def _mixture(result: Json) -> Iterator[Table | Chart | str]:
     """The sources of a mixture one after the other, then all together."""
     for source in result["sources"]:
         yield f"[bold]{literal(source['name'])}[/]: {source['share']:.1%} of the bytes trained on"
@@ -74,7 +79,7 @@ def _bits(result: Json) -> Iterator[str]:
         yield from _cells(result["difference"], "bpb", "+.4f")
 
 
-def _model(result: Json) -> Iterator[Table | str]:
+def _model(result: Json, charts: bool) -> Iterator[Table | Chart | str]:
     byte = _unit(result)
     yield f"[bold]{literal(result['model'])}[/]"
     for name, about in (("Model", result.get("made")), ("Evaluated", result.get("evaluated"))):
@@ -89,6 +94,8 @@ def _model(result: Json) -> Iterator[Table | str]:
         yield from _worth(result, byte)
         if "elastic" in result:
             yield from _elastic(result, byte)
+            if charts:
+                yield elastic.drawn([result], byte)
         yield from _edges(result, byte)
     if "exact" in result:
         yield from _exact(result["exact"])

@@ -28,8 +28,8 @@ from hnet_cli.modality import Modality, Refused, Variant
 from hnet_cli.model import HNetForCausalLM
 from hnet_cli.terminal.console import progress
 
-AT_ONCE = 64
-"""Variants scored together."""
+AT_ONCE = 32
+"""Variants scored together, on both strands."""
 TIMES = 200
 """Draws for the interval of a correlation."""
 MOST_FIELDS = 20
@@ -122,9 +122,9 @@ def score(
     waiting, strands = calls.variants(max(1, context // 2)), calls.modality.mirror(b"") is not None
     with progress("variants", calls.number) as bar:
         while batch := list(islice(waiting, AT_ONCE)):
-            forward = _ratios(model, batch)
-            backward = _ratios(model, [_mirrored(calls.modality, each) for each in batch]) if strands else forward
-            parts.append(np.stack([forward, backward], 1))
+            mirrored = [_mirrored(calls.modality, each) for each in batch] if strands else []
+            ratios = _ratios(model, [*batch, *mirrored])
+            parts.append(np.stack([ratios[: len(batch)], ratios[-len(batch) :]], 1))
             scored += [replace(variant, before=b"", after=b"", fields={}) for variant in batch]  # flanks are long
             bar.update(len(scored))
     if len(scored) != calls.number:

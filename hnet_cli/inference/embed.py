@@ -149,11 +149,15 @@ class Embedding:
 
 
 def embed_bytes(
-    model: HNetForCausalLM, data: bytes | str | Sequence[bytes | str], wanted: Wanted = Wanted(), carried: bool = False
+    model: HNetForCausalLM,
+    data: bytes | str | Sequence[bytes | str],
+    wanted: Wanted = Wanted(),
+    carried: bool = False,
+    compression: Compression = UNCHANGED,
 ) -> Embedding:
     """The vectors of one document or of several, in memory, read as the model's modality does.
 
-    Raises UsageError for an empty document, which has none; else as `embed`.
+    `compression` holds for this call. Raises UsageError for an empty document, which has none; else as `embed`.
     """
     items = [data] if isinstance(data, bytes | str) else data
     documents = [item.encode() if isinstance(item, str) else item for item in items]
@@ -166,9 +170,10 @@ def embed_bytes(
     number = -1
     # A source of its own for each: `Window.index` counts within a source.
     named = (Document(item, str(at), str(at)) for at, item in enumerate(documents))
-    for block, window in _blocks(model, named, table, wanted, layer, False, carried, False):
-        number += window.start == 0
-        parts.append((block.vectors, np.full(len(block.starts), number), block.starts, block.ends))
+    with compression.used(model, lambda: [data.translate(table) for data in documents]):
+        for block, window in _blocks(model, named, table, wanted, layer, False, carried, False):
+            number += window.start == 0
+            parts.append((block.vectors, np.full(len(block.starts), number), block.starts, block.ends))
     return Embedding(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 

@@ -176,17 +176,23 @@ def score(
 
 
 def score_bytes(
-    model: HNetForCausalLM, documents: Sequence[bytes], request: ScoreRequest = ScoreRequest()
+    model: HNetForCausalLM,
+    documents: Sequence[bytes],
+    request: ScoreRequest = ScoreRequest(),
+    compression: Compression = UNCHANGED,
 ) -> list[np.ndarray]:
     """The bits of every byte of documents in memory, (n,) float64 each, read as the model's modality does.
 
-    Of `request`, only context, stride and strands count. Raises UsageError, NumericalError.
+    Of `request`, only context, stride and strands count. `compression` holds for this call. Raises UsageError,
+    NumericalError.
     """
     modality = own_modality(model)
     bits: list[list[np.ndarray]] = [[np.empty(0)] for _ in documents]
     named = (Document(data, str(number), str(number)) for number, data in enumerate(documents))
-    for part in _scored(model, named, modality, request.fit(model, modality)):
-        bits[int(part.document.name)].append(part.bits)
+    table = modality.input_table if modality else None
+    with compression.used(model, lambda: [data.translate(table) for data in documents]):
+        for part in _scored(model, named, modality, request.fit(model, modality)):
+            bits[int(part.document.name)].append(part.bits)
     return [np.concatenate(parts) for parts in bits]
 
 

@@ -17,13 +17,15 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain, groupby
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from hnet_cli.errors import NumericalError, UsageError
-from hnet_cli.inference.windows import BATCH_BYTES, BOS, window_of
+from hnet_cli.inference.windows import BATCH_BYTES, BOS, ids_of, window_of
 from hnet_cli.model import HNetConfig, HNetForCausalLM, RoutingOutput
 from hnet_cli.model.state import GenerationState
 
@@ -190,13 +192,9 @@ def _forward(
     """One pass over the stretches; with a `state`, over the one stretch that continues it."""
     if model.tokenizer is not None:
         return _forward_tokens(model, batch, device)
-
-    def ids(parts: list[bytes]) -> torch.Tensor:
-        return torch.from_numpy(np.frombuffer(b"".join(parts), np.uint8).astype(np.int64)).to(device)
-
     offsets = np.cumsum([0] + [len(stretch.inputs) for stretch in batch])
-    targets = ids([stretch.targets for stretch in batch])
-    inputs = ids([stretch.inputs for stretch in batch])
+    targets = ids_of(b"".join(stretch.targets for stretch in batch), device)
+    inputs = ids_of(b"".join(stretch.inputs for stretch in batch), device)
     if state is None:
         out = model(inputs, cu_seqlens=torch.from_numpy(offsets).to(device))
     else:
@@ -359,33 +357,95 @@ def _sums(part: Pass) -> np.ndarray:
     return np.stack(columns, 1)
 
 
-def loglikelihoods(model: HNetForCausalLM, pairs: Iterable[tuple[bytes, bytes]]) -> tuple[np.ndarray, np.ndarray]:
+def loglikelihoods(model: HNetForCausalLM, pairs: Sequence[tuple[bytes, bytes]]) -> tuple[np.ndarray, np.ndarray]:
     """ln P(continuation | before) of every pair, (n,) float64, and whether greedy decoding yields it, (n,) bool.
 
     `before` begins with BOS at the beginning of a document and is never empty. An empty continuation has ln P = 0.
-    Longer ones than a pass are read in blocks, as in `score`. Raises NumericalError.
+    Longer ones than a pass are read in blocks, as in `score`. What successive pairs have before them in common is read
+    once, on a CPU; elsewhere more calls cost more than the reading. Raises NumericalError.
     """
     block = carried_block(model)
-    logs: list[float] = []
-    greedy: list[bool] = []
+    sharing = block is not None and model.embeddings.weight.device.type == "cpu"
+    alone: list[_Owned] = []
+    forks: list[_Owned] = []
+    for before, group in groupby(enumerate(pairs), lambda item: item[1][0]):
+        owners: dict[bytes, list[int]] = {}
+        for owner, (_, continuation) in group:
+            owners.setdefault(continuation, []).append(owner)
+        owners.pop(b"", None)
+        owned = [_Owned(before, *each) for each in owners.items()]
+        shared = len(owned) > 1 and sharing
+        for each in owned:
+            fits = block is not None and len(before) + len(each.continuation) <= block
+            (forks if shared and fits else alone).append(each)
+    logs, greedy = np.zeros(len(pairs)), np.ones(len(pairs), bool)
+    for judged, nats, likeliest in chain(_read_alone(model, alone, block), _read_forks(model, forks)):
+        logs[judged.owners] -= nats
+        greedy[judged.owners] &= likeliest
+    return logs, greedy
+
+
+class _Owned(NamedTuple):
+    """What is asked for by one or several pairs."""
+
+    before: bytes
+    continuation: bytes
+    owners: list[int]
+    """Indices of the pairs."""
+
+
+_Judgement = tuple[_Owned, float, bool]
+"""Nats of a continuation or a block of it, and whether greedy decoding yields it."""
+
+
+def _read_alone(model: HNetForCausalLM, wanted: Sequence[_Owned], block: int | None) -> Iterator[_Judgement]:
+    """Each with its own `before`."""
 
     def items() -> Iterator[Stretch]:
-        for before, continuation in pairs:
-            logs.append(0.0)
-            greedy.append(True)
+        for number, (before, continuation, _) in enumerate(wanted):
             whole, skip = before + continuation, len(before) - 1
-            if not continuation:
-                continue
             if block is None or len(whole) <= block:
-                yield Stretch(whole[:-1], whole[1:], skip, len(logs) - 1, before[:1] == BOS)
+                yield Stretch(whole[:-1], whole[1:], skip, number, before[:1] == BOS)
                 continue
             for at in range(0, len(whole) - 1, block):
                 targets = whole[at + 1 : at + 1 + block]
                 inner = min(max(0, skip - at), len(targets))
-                yield Stretch(whole[at : at + len(targets)], targets, inner, len(logs) - 1, at == 0, carried=True)
+                yield Stretch(whole[at : at + len(targets)], targets, inner, number, at == 0, carried=True)
 
     for part in passes(model, items()):
         for stretch, low, high in zip(part.stretches, part.offsets[:-1], part.offsets[1:], strict=True):
-            logs[stretch.owner] -= float(part.nats[low + stretch.skip : high].sum())
-            greedy[stretch.owner] &= bool(part.likeliest[low + stretch.skip : high].all())
-    return np.array(logs), np.array(greedy)
+            counted = slice(low + stretch.skip, high)
+            yield wanted[stretch.owner], float(part.nats[counted].sum()), bool(part.likeliest[counted].all())
+
+
+def _read_forks(model: HNetForCausalLM, wanted: Iterable[_Owned]) -> Iterator[_Judgement]:
+    """Those that follow each other with the same `before` go on from the one state that it leaves."""
+    batch: list[_Owned] = []
+    size, most = 0, _batch_bytes(model)
+    for each in wanted:
+        again = bool(batch) and batch[-1].before == each.before
+        if batch and size + len(each.continuation) + (0 if again else len(each.before)) > most:
+            yield from _forward_forks(model, batch)
+            batch, size, again = [], 0, False
+        batch.append(each)
+        size += len(each.continuation) + (0 if again else len(each.before))
+    if batch:
+        yield from _forward_forks(model, batch)
+
+
+@torch.inference_mode()
+def _forward_forks(model: HNetForCausalLM, batch: Sequence[_Owned]) -> list[_Judgement]:
+    """One pass over what comes before, one over the bytes of all continuations but their last."""
+    groups = [(before, len(list(group))) for before, group in groupby(each.before for each in batch)]
+    state = model.allocate_state(len(groups), sys.maxsize)
+    first = model.prefill([before for before, _ in groups], state)
+    rows = [row for row, (_, count) in enumerate(groups) for _ in range(count)]
+    logits, read = [first[rows]], [each.continuation[:-1] for each in batch]
+    if any(read):
+        state.select(rows)
+        logits.append(model.extend(read, state).logits)
+    targets = b"".join([*(each.continuation[:1] for each in batch), *(each.continuation[1:] for each in batch)])
+    nats, likeliest = _judged(torch.cat(logits).float(), ids_of(targets, first.device))
+    owner = np.concatenate([np.arange(len(batch)), np.repeat(np.arange(len(batch)), list(map(len, read)))])
+    sums, misses = np.bincount(owner, nats), np.bincount(owner, ~likeliest)
+    return list(zip(batch, sums.tolist(), (misses == 0).tolist(), strict=True))

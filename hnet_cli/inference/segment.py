@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from hnet_cli.distributed.workers import Workers
 from hnet_cli.errors import UsageError
 from hnet_cli.inference import render
 from hnet_cli.inference.agreement import Agreement
@@ -152,16 +153,17 @@ def segment(
     label: str = "",
     carried: bool = False,
     compression: Compression = UNCHANGED,
+    workers: Workers | None = None,
 ) -> Iterator[str]:
     """Pieces of text that, written one after the other, are the chunks of all sources in `format`.
 
     `modality` None reads every source as one document of raw bytes. `format` is one of `render.formats(modality)`.
-    `headings` names each source in the formats for people. `summary` is filled on the way. After `max_bytes` (of all
-    documents together; html has `PAGE_BYTES` where nothing is said) it ends, and `summary.intake.cut` is true. `label`
-    names the model on the page. `carried` as in `windows`. `compression` sets the model's thresholds and `applied` of
-    the intake, at once; a length is met on the beginning of the input. A source that turns out to be damaged ends
-    there, and the others follow. Raises UsageError for an unknown format or stage at once, InputError at the end if
-    there was nothing, or no source was whole.
+    `headings` names each source in the formats for people. `summary` is filled on the way. After `max_bytes` (of
+    all documents together; html has `PAGE_BYTES` where nothing is said) it ends, and `summary.intake.cut` is true.
+    `label` names the model on the page. `carried` and `workers` as in `windows`. `compression` sets the model's
+    thresholds and `applied` of the intake, at once; a length is met on the beginning of the input. A source that
+    turns out to be damaged ends there, and the others follow. Raises UsageError for an unknown format or stage at
+    once, InputError at the end if there was nothing, or no source was whole.
     """
     stages = stages_of(model.config, stage)
     render.check(format, modality)
@@ -177,7 +179,8 @@ def segment(
         label = f"{label}, {applied}"
 
     def counted() -> Iterator[Window]:
-        for window in windows(model, documents, input_table=table, surprisal=format == "html", carried=carried):
+        wanted: dict[str, Any] = {"surprisal": format == "html", "carried": carried, "workers": workers}
+        for window in windows(model, documents, input_table=table, **wanted):
             summary.add(window)
             yield window
         summary.intake.check("segment")

@@ -50,8 +50,9 @@ class Compression:
     @staticmethod
     def of(threshold: float | Sequence[float] | None, bytes_per_chunk: float | Sequence[float] | None) -> Compression:
         """From numbers or sequences of them."""
-        numbers = [() if x is None else (x,) if isinstance(x, int | float) else x for x in (threshold, bytes_per_chunk)]
-        return Compression(*numbers)
+        one = int | float | np.floating
+        given = (threshold, bytes_per_chunk)
+        return Compression(*(() if x is None else (float(x),) if isinstance(x, one) else tuple(x) for x in given))
 
     @property
     def is_default(self) -> bool:
@@ -72,15 +73,18 @@ class Compression:
 
     def apply(self, model: HNetForCausalLM, sample: Callable[[], Iterable[bytes]]) -> Applied | None:
         """Set the model's thresholds; None where nothing is asked. `sample` gives documents as the model reads them,
-        of which the first `SAMPLE_BYTES` are used, where thresholds have to be found. Raises UsageError."""
+        of which the first `SAMPLE_BYTES` are used, where thresholds have to be found; without bytes no length can be
+        met, and nothing is done. Raises UsageError."""
         self.check(model)
         if self.is_default:
             return None
         if self.thresholds:
             model.set_thresholds(self.thresholds if len(self.thresholds) > 1 else self.thresholds[0])
             return Applied(model.thresholds)
+        if not any(documents := list(sample())):
+            return None
         with model.set_thresholds(THRESHOLD):
-            applied = calibrate(model, sample(), self.bytes_per_chunk)
+            applied = calibrate(model, documents, self.bytes_per_chunk)
         model.set_thresholds(applied.thresholds)
         return applied
 
@@ -91,7 +95,7 @@ class Compression:
         try:
             yield self.apply(model, sample)
         finally:
-            if not self.is_default:
+            if before:
                 model.set_thresholds(before)
 
     def apply_to(
@@ -99,14 +103,12 @@ class Compression:
     ) -> tuple[Applied | None, Iterator[Document | Stream]]:
         """`apply`, on the beginning of documents as stored, and these documents, still to be read.
 
-        `table`: `Modality.input_table`. Where there are no bytes no length can be met, and nothing is done.
+        `table`: `Modality.input_table`.
         """
         sample = list[bytes]()
         if self.bytes_per_chunk:
             self.check(model)
             sample, documents = _held(documents)
-            if not any(sample):
-                return None, documents
         return self.apply(model, lambda: [data.translate(table) for data in sample]), documents
 
 

@@ -14,14 +14,17 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hnet_cli import modality as modalities
+from hnet_cli.distributed.workers import Workers
 from hnet_cli.errors import NumericalError, UsageError
 from hnet_cli.modality import Document, Modality
 from hnet_cli.model import HNetConfig, HNetForCausalLM, RoutingOutput, config
@@ -128,12 +131,14 @@ def windows(
     surprisal: bool = False,
     carried: bool = False,
     layers: Sequence[Layer] = (),
+    workers: Workers | None = None,
 ) -> Iterator[Window]:
     """The windows of all documents in order; documents without bytes give none.
 
     `width` and `warmup` are W and V, by default `window_of(model.config)`. `input_table` as in `Modality`.
     `surprisal` runs the whole network, for the probabilities of the bytes; `layers`: those whose vectors are wanted.
-    `carried`: the state, instead of a context. Raises UsageError for a model without stages, unless for vectors;
+    `carried`: the state, instead of a context. `workers` compute with copies of the model as it is now, and give the
+    same windows; not for vectors or a state. Raises UsageError for a model without stages, unless for vectors;
     NumericalError where a probability of a boundary is not finite.
     """
     if model.config.num_stages == 0 and not layers:
@@ -144,10 +149,16 @@ def windows(
     opened = np.zeros(model.config.num_stages, dtype=np.int64)  # where the last chunk of each stage began
     if carried:
         width, warmup, batch_bytes = batch_bytes, 0, 1
-    carry = _Carry(model) if carried else None
     stretches = _stretches(documents, width, warmup, 1 if carried else _period(model.config))
-    for batch in _batches(stretches, batch_bytes):
-        for window in _compute(model, batch, input_table, surprisal, carry, layers):
+    batches = (_Pack.of(batch, input_table) for batch in _batches(stretches, batch_bytes))
+    found: Iterable[tuple[_Pack, _Routed]]
+    if workers is None:
+        network = _Network(model, surprisal, carried, layers)
+        found = ((pack, network(pack.data, pack.offsets, pack.batch[0].start == 0)) for pack in batches)
+    else:
+        found = _ahead(workers, _Copy.of(model, surprisal, workers.number), batches)
+    for pack, routed in found:
+        for window in _cut(pack, routed, layers):
             yield _limited(window, opened, longest_chunk)
 
 
@@ -158,11 +169,12 @@ def probabilities(model: HNetForCausalLM, documents: Iterable[Document]) -> Iter
     device = model.embeddings.weight.device
     batch_bytes = BATCH_BYTES.get(device.type, 1 << 18)
     for batch in _batches(_stretches(documents, *window_of(model.config), _period(model.config)), batch_bytes):
-        ids, offsets, first = _packed(batch, None, device)
-        free = first + [stretch.start == 0 for stretch in batch]
-        counted = np.arange(len(ids)) >= np.repeat(free, np.diff(offsets))
+        pack = _Pack.of(batch, None)
+        free = pack.first + [stretch.start == 0 for stretch in batch]
+        counted = np.arange(len(pack.data)) >= np.repeat(free, np.diff(pack.offsets))
         found = []
-        for routing in model(ids, cu_seqlens=torch.from_numpy(offsets).to(device), until="routing").routing:
+        ids, offsets = ids_of(pack.data, device), torch.from_numpy(pack.offsets).to(device)
+        for routing in model(ids, cu_seqlens=offsets, until="routing").routing:
             found.append(routing.boundary_prob.float().cpu().numpy()[counted])
             counted = counted[routing.boundary_mask.cpu().numpy()]
         yield found
@@ -258,51 +270,152 @@ class _Carry:
         return (np.concatenate([[np.nan], bits]).astype(np.float32) if begins else bits), out.routing
 
 
-def _packed(
-    batch: Sequence[_Stretch], table: bytes | None, device: torch.device
-) -> tuple[Tensor, np.ndarray, np.ndarray]:
-    """Input (T,) int64, where its sequences begin (B+1,), and the first position of each that is kept (B,)."""
-    inputs = [stretch.model_input(table) for stretch in batch]
-    offsets = np.cumsum([0] + [len(each) for each in inputs])
-    ids = torch.from_numpy(np.frombuffer(b"".join(inputs), dtype=np.uint8).astype(np.int64)).to(device)
-    return ids, offsets, offsets[:-1] + [stretch.skipped for stretch in batch]
+def ids_of(data: bytes, device: torch.device) -> Tensor:
+    """(len(data),) int64 on the device."""
+    return torch.from_numpy(np.frombuffer(data, np.uint8).astype(np.int64)).to(device)
 
 
-def _compute(
-    model: HNetForCausalLM,
-    batch: Sequence[_Stretch],
-    table: bytes | None,
-    surprisal: bool,
-    carry: _Carry | None,
-    layers: Sequence[Layer],
-) -> Iterator[Window]:
-    """One packed pass. All arrays are made for the whole pack and then cut, so that the cost is the network's."""
-    ids, offsets, first = _packed(batch, table, model.embeddings.weight.device)
-    cu_seqlens, bits = torch.from_numpy(offsets).to(ids.device), None
-    until: Until = "routing" if all(layer.name == "encoder" for layer in layers) else None
-    stacks = [stack_of(model, layer) for layer in layers]
-    with caught(stacks) as outputs, torch.no_grad():
-        if carry is not None:
-            (stretch,) = batch
-            bits, routing = carry(ids, stretch.start == 0, surprisal, until)
-        elif surprisal:
-            bits, routing = bits_per_byte(model, ids, cu_seqlens)
-        else:
-            routing = model(ids, cu_seqlens=cu_seqlens, until=until).routing
+@dataclass(frozen=True, slots=True)
+class _Pack:
+    """Stretches that make one packed pass."""
 
-    at = np.arange(len(ids))  # where the positions of the current level stand in the pack
+    batch: Sequence[_Stretch]
+    data: bytes
+    """What the model reads, T bytes."""
+    offsets: np.ndarray
+    """(B+1,) int64: where its sequences begin."""
+    first: np.ndarray
+    """(B,) int64: the first position of each that is kept."""
+
+    @classmethod
+    def of(cls, batch: Sequence[_Stretch], table: bytes | None) -> _Pack:
+        inputs = [stretch.model_input(table) for stretch in batch]
+        offsets = np.cumsum([0] + [len(each) for each in inputs])
+        return cls(batch, b"".join(inputs), offsets, offsets[:-1] + [stretch.skipped for stretch in batch])
+
+
+@dataclass(frozen=True, slots=True)
+class _Routed:
+    """The result of a pass over a pack."""
+
+    stages: list[tuple[np.ndarray, np.ndarray]]
+    """Probabilities, (T_s,) float32, and boundaries, (T_s,) bool, of the positions of each level."""
+    bits: np.ndarray | None
+    """`Window.surprisal` of all T positions."""
+    outputs: list[Tensor]
+    """Of the layers that were asked for."""
+
+
+class _Network:
+    """The model and what is wanted of it."""
+
+    def __init__(self, model: HNetForCausalLM, surprisal: bool, carried: bool = False, layers: Sequence[Layer] = ()):
+        self.model, self.surprisal = model, surprisal
+        self.carry, self.layers = _Carry(model) if carried else None, layers
+        self.stacks = [stack_of(model, layer) for layer in layers]
+
+    @torch.no_grad()
+    def __call__(self, data: bytes, offsets: np.ndarray, begins: bool) -> _Routed:
+        """One packed pass. `begins`: what it reads is no continuation, for a carried state. Raises NumericalError."""
+        model, bits = self.model, None
+        ids = ids_of(data, model.embeddings.weight.device)
+        cu_seqlens = torch.from_numpy(offsets).to(ids.device)
+        until: Until = "routing" if all(layer.name == "encoder" for layer in self.layers) else None
+        with caught(self.stacks) as outputs:
+            if self.carry is not None:
+                bits, routing = self.carry(ids, begins, self.surprisal, until)
+            elif self.surprisal:
+                bits, routing = bits_per_byte(model, ids, cu_seqlens)
+            else:
+                routing = model(ids, cu_seqlens=cu_seqlens, until=until).routing
+        pairs = ((each.boundary_prob.float(), each.boundary_mask) for each in routing)
+        stages = [(prob.cpu().numpy(), mask.cpu().numpy()) for prob, mask in pairs]
+        if not all(np.isfinite(prob).all() for prob, _ in stages):  # no boundary either: all would pass for one chunk
+            raise NumericalError(
+                "the model gives probabilities that are not finite", "its weights are damaged or overflow"
+            )
+        width, none = model.config.d_model, model.embeddings.weight.new_empty
+        return _Routed(  # a carried pass may not come as far as an inner stack
+            stages,
+            bits,
+            [
+                outputs.get(stack, none(0, width[layer.level]))
+                for layer, stack in zip(self.layers, self.stacks, strict=True)
+            ],
+        )
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """A model to compute with in another process, where a call makes it `_network`."""
+
+    config: HNetConfig
+    backend: str
+    weights: dict[str, tuple[np.ndarray, torch.dtype, torch.Size]]
+    """By name: the bytes of each. Tensors would travel through shared memory, of which a container has little."""
+    thresholds: Sequence[float]
+    surprisal: bool
+    threads: int
+
+    @classmethod
+    def of(cls, model: HNetForCausalLM, surprisal: bool, number: int) -> _Copy:
+        """One of `number`, which share the threads that this process has."""
+        weights = {
+            name: (weight.detach().flatten().view(torch.uint8).numpy(), weight.dtype, weight.shape)
+            for name, weight in model.state_dict().items()
+        }
+        threads = max(1, torch.get_num_threads() // number)
+        return cls(model.config, model.backend, weights, model.thresholds, surprisal, threads)
+
+    def __call__(self) -> None:
+        global _network
+        torch.set_num_threads(self.threads)
+        model = HNetForCausalLM(self.config, self.backend)
+        weights = {
+            name: torch.from_numpy(data).view(dtype).view(shape) for name, (data, dtype, shape) in self.weights.items()
+        }
+        model.load_state_dict(weights, assign=True)
+        if self.thresholds:
+            model.set_thresholds(self.thresholds)
+        _network = _Network(model.eval(), self.surprisal)
+
+
+_network: _Network | None = None
+"""That of this process, if it is a worker."""
+
+
+def _compute(data: bytes, offsets: np.ndarray) -> _Routed:
+    """In a worker."""
+    assert _network is not None
+    return _network(data, offsets, False)
+
+
+def _ahead(workers: Workers, copy: _Copy, packs: Iterable[_Pack]) -> Iterator[tuple[_Pack, _Routed]]:
+    """The packs in order, with what workers computed of them."""
+    waiting: deque[_Pack] = deque()
+
+    def calls() -> Iterator[Callable[[], _Routed]]:
+        for pack in packs:
+            waiting.append(pack)
+            yield partial(_compute, pack.data, pack.offsets)
+
+    for routed in workers.in_order(calls(), copy):
+        assert routed is not None
+        yield waiting.popleft(), routed
+
+
+def _cut(pack: _Pack, routed: _Routed, layers: Sequence[Layer]) -> Iterator[Window]:
+    """The windows of a pack. All arrays are made for the whole pack and then cut, so that the cost is the network's."""
+    batch, offsets, first, bits = pack.batch, pack.offsets, pack.first, routed.bits
+    at = np.arange(len(pack.data))  # where the positions of the current level stand in the pack
     rows = np.empty(0, dtype=np.int64)  # which starts of stage 0 they are
     positions: list[np.ndarray] = []
     totals: list[np.ndarray] = []
     ranges = np.zeros((len(batch), 2), dtype=np.int64)
     starts, probability = at, np.empty((0, 0), dtype=np.float32)
     levels = [at]
-    for stage, each in enumerate(routing):
-        prob, mask = each.boundary_prob.float().cpu().numpy(), each.boundary_mask.cpu().numpy()
-        if not np.isfinite(prob).all():  # no boundary either: all would pass for one chunk
-            raise NumericalError(
-                "the model gives probabilities that are not finite", "its weights are damaged or overflow"
-            )
+    stages = len(routed.stages)
+    for stage, (prob, mask) in enumerate(routed.stages):
         inside = np.stack([np.searchsorted(at, first), np.searchsorted(at, offsets[1:])], 1)
         running = np.concatenate([[0.0], np.cumsum(prob, dtype=np.float64)])
         positions.append(inside[:, 1] - inside[:, 0])
@@ -311,7 +424,7 @@ def _compute(
         levels.append(at)
         if stage == 0:
             starts, rows = at, np.arange(len(at))
-            probability = np.full((len(at), len(routing)), np.nan, dtype=np.float32)
+            probability = np.full((len(at), stages), np.nan, dtype=np.float32)
             ranges = np.stack([np.searchsorted(at, first), np.searchsorted(at, offsets[1:])], 1)
         else:
             rows = rows[mask]
@@ -319,17 +432,16 @@ def _compute(
 
     none = np.empty((len(batch), 0))
     counts, sums = (np.stack(each, 1) if each else none for each in (positions, totals))
-    wanted = []
-    for layer, stack in zip(layers, stacks, strict=True):  # a carried pass may not come as far as an inner stack
-        values = outputs.get(stack, model.embeddings.weight.new_empty(0, model.config.d_model[layer.level]))
-        wanted.append((levels[layer.level], values, layer.level > 0))
+    wanted = [
+        (levels[layer.level], values, layer.level > 0) for layer, values in zip(layers, routed.outputs, strict=True)
+    ]
     for number, (stretch, (low, high)) in enumerate(zip(batch, ranges, strict=True)):
         own = starts[low:high] - first[number] + stretch.start
         p = probability[low:high]
         if stretch.start == 0:  # the chunk of BOS begins with the document's first byte
             more = int(len(own) > 0 and own[0] == 0)
             own = np.concatenate([[0], own[more:]])
-            p = np.concatenate([np.ones((1, len(routing)), dtype=np.float32), p[more:]])
+            p = np.concatenate([np.ones((1, stages), dtype=np.float32), p[more:]])
         yield Window(
             stretch.document,
             stretch.index,

@@ -147,6 +147,7 @@ HOST = Backend(
     torch.__version__,
     Kernels(
         ssd_scan=cpu.ssd_scan,
+        ssd_scan_states=cpu.ssd_scan_states,
         ssd_state=cpu_step.ssd_state,
         ssd_step=cpu_step.ssd_step,
         causal_conv=cpu.causal_conv,

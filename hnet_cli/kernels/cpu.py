@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hnet_cli.kernels.packing import Packing
-from hnet_cli.kernels.reference import BLOCK, ScanInputs, product_dtype, wide, window_attention
+from hnet_cli.kernels.reference import BLOCK, ScanInputs, own_states, product_dtype, wide, window_attention
 from hnet_cli.kernels.reference import attention as reference_attention
 
 P = ParamSpec("P")
@@ -353,6 +353,11 @@ class _Scan(torch.autograd.Function):
 
 def ssd_scan(inputs: ScanInputs, packing: Packing, chunk_size: int = 0) -> Tensor:
     return _Scan.apply(*inputs, packing)
+
+
+@without_autocast
+def ssd_scan_states(inputs: ScanInputs, packing: Packing, chunk_size: int = 0) -> tuple[Tensor, Tensor]:
+    return ssd_scan(inputs, packing), own_states(inputs, packing)[1]
 
 
 # -- attention ---------------------------------------------------------------------------------------------------------

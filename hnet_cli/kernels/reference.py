@@ -20,6 +20,8 @@ BLOCK = 64
 """Block length of the scans: work inside a block grows with it, work between blocks shrinks."""
 GROUP = 64
 """Blocks whose states one product passes on; longer sequences loop over groups."""
+QUERIES = 256
+"""Queries whose attention within a window is computed at once."""
 
 
 def wide(x: Tensor) -> Tensor:
@@ -244,6 +246,24 @@ def _scan(inputs: ScanInputs, packing: Packing, states: bool) -> tuple[Tensor, T
         return y, final
 
 
+def own_states(inputs: ScanInputs, packing: Packing) -> tuple[Tensor, Tensor]:
+    """The log decay from the first position of each document to every other (T, H), of `exact` dtype, and the states
+    (B, H, P, N) that the documents would end with had they begun there."""
+    step = F.softplus(wide(inputs.dt) + wide(inputs.dt_bias))  # (T, H)
+    log_decay = summed(step * inputs.A, packing)
+    left = (log_decay[packing.last][packing.document] - log_decay).exp().to(step.dtype)
+    scaled = wide(inputs.x) * (left * step)[:, :, None]  # (T, H, P)
+    parts = zip(scaled.flatten(1).split(packing.lengths), wide(inputs.B).split(packing.lengths), strict=True)
+    states = torch.stack([values.mT @ keys for values, keys in parts])
+    return log_decay, states.unflatten(1, scaled.shape[1:])
+
+
+def summed(x: Tensor, packing: Packing) -> Tensor:
+    """Running sums within each document, (T, ...) -> the same, of `exact` dtype: differences of large sums follow."""
+    total = x.cumsum(0, dtype=exact(x.device))
+    return total - (total[packing.first] - x[packing.first])[packing.document]
+
+
 class State(Protocol):
     """The recurrent state of `ssd_step` for B documents."""
 
@@ -350,24 +370,27 @@ def attention(
 
 
 def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    """(B, H, L, P) each. Right padding needs no mask: a causal query never sees what comes after it."""
-    length = q.shape[2]
-    if window < 0 or length <= window + 1:
+    """Causal attention of the last T of S positions: q (B, H, T, P), k and v (B, H, S, P) -> (B, H, T, P).
+
+    Right padding needs no mask: a causal query never sees what comes after it. With a window some queries at a time
+    read the keys they see and few others, so that time and memory are linear in the length.
+    """
+    length, past = q.shape[2], k.shape[2] - q.shape[2]
+    if not past and (window < 0 or length <= window + 1):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    # blocks at least a window long: a block needs itself and the one before, so memory stays linear in the length
-    size = max(window, 64)
-    q, k, v = (F.pad(t, (0, 0, 0, -length % size)).unflatten(2, (-1, size)) for t in (q, k, v))
-    i = torch.arange(size, device=q.device)
-    near = (i[:, None] - i >= 0) & (i[:, None] - i <= window)
-    both = torch.cat([i[:, None] - i + size <= window, near], 1)
-    head = F.scaled_dot_product_attention(q[:, :, 0], k[:, :, 0], v[:, :, 0], attn_mask=near)[:, :, None]
-    if q.shape[2] == 1:
-        return head.flatten(2, 3)[:, :, :length]
-    k2, v2 = (torch.cat([t[:, :, :-1], t[:, :, 1:]], 3).transpose(1, 2).flatten(0, 1) for t in (k, v))
-    q2 = q[:, :, 1:].transpose(1, 2).flatten(0, 1)
-    tail = F.scaled_dot_product_attention(q2, k2, v2, attn_mask=both)
-    tail = tail.unflatten(0, (q.shape[0], -1)).transpose(1, 2)
-    return torch.cat([head, tail], 2).flatten(2, 3)[:, :, :length]
+    size = QUERIES if q.device.type == "cpu" else max(QUERIES, window)
+    parts, masks = list[Tensor](), dict[tuple[int, int], Tensor]()
+    for start in range(0, length, size):
+        end = min(start + size, length)
+        low = 0 if window < 0 else max(0, past + start - window)
+        shape = end - start, past + end - low
+        if shape not in masks:
+            diagonal = shape[1] - shape[0]  # the column of the first query's own key
+            seen = torch.ones(shape, dtype=torch.bool, device=q.device).tril(diagonal)
+            masks[shape] = seen if window < 0 else seen.triu(diagonal - window)
+        keys, values = k[:, :, low : past + end], v[:, :, low : past + end]
+        parts.append(F.scaled_dot_product_attention(q[:, :, start:end], keys, values, attn_mask=masks[shape]))
+    return torch.cat(parts, 2)
 
 
 def attention_step(q: Tensor, k: Tensor, v: Tensor, length: Tensor | None = None, rows: Tensor | None = None) -> Tensor:

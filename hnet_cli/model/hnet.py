@@ -498,4 +498,4 @@ class HNetForCausalLM(nn.Module):
 
 def _as_ids(row: Tensor | bytes | bytearray) -> Tensor:
     """Bytes as 1-D int64; a tensor as int64 of its shape."""
-    return torch.tensor(list(row)) if isinstance(row, bytes | bytearray) else torch.as_tensor(row, dtype=torch.int64)
+    return torch.as_tensor(list(row) if isinstance(row, bytes | bytearray) else row, dtype=torch.int64)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hnet_cli.kernels import Kernels, continuing
+from hnet_cli.kernels import Kernels
 from hnet_cli.kernels.packing import Packing
-from hnet_cli.kernels.reference import State
+from hnet_cli.kernels.reference import State, window_attention
 from hnet_cli.model import rotary
 from hnet_cli.model.config import HNetConfig
 from hnet_cli.model.settings import Rotary
@@ -90,7 +90,8 @@ class AttentionState:
             queries, keys, values = new
             keys = torch.cat([self.keys[row, slots].to(k.dtype), keys])
             values = torch.cat([self.values[row, slots].to(v.dtype), values])
-            outs.append(continuing.attention(queries, keys, values, self.window))
+            queries, keys, values = (t.transpose(0, 1)[None] for t in (queries, keys, values))
+            outs.append(window_attention(queries, keys, values, self.window)[0].transpose(0, 1))
         self.store(k, v, packing)
         return torch.cat(outs)
 

@@ -28,7 +28,7 @@ from hnet_cli.data.figures import named
 from hnet_cli.errors import DamagedError, HNetError, StorageError
 from hnet_cli.report.sources import SourceFigures, sources_of
 from hnet_cli.report.stages import MOST as MOST_STAGES
-from hnet_cli.report.stages import VALIDATION, StageFigures, number, stages_of
+from hnet_cli.report.stages import VALIDATION, StageFigures, budgets_of, number, stages_of
 from hnet_cli.storage import shown
 from hnet_cli.storage.jsonl import Spread, is_step, lines_of, record_of, records
 
@@ -244,6 +244,8 @@ class Glance:
     bpb_last: float | None
     stages: list[StageFigures]
     """Figures of the last validation, else of the last logged step."""
+    budgets: dict[float, float]
+    """Bits per byte at each of `train.budgets`, measured at the last step; empty before, and for a run without."""
     sources: list[SourceFigures]
     """Figures of a mixture's sources at the last validation; none for a run on a single dataset."""
     bytes_per_s: float | None
@@ -298,6 +300,12 @@ def read_config(run: Path) -> dict[str, Any] | None:
         return read(run / "config.yaml", "configuration")
     except HNetError:
         return None
+
+
+def has_budgets(config: Mapping[str, Any] | None) -> bool:
+    """True where a run trains for several lengths of chunks, of all of which its training figures are then."""
+    train = (config or {}).get("train")
+    return isinstance(train, dict) and bool(train.get("budgets"))
 
 
 def data_of(run: Path, data: object) -> Path | None:
@@ -402,7 +410,7 @@ def glance(run: Path) -> Glance:
         nothing: dict[str, Any] = dict.fromkeys(
             ("preset", "modality", "data", "steps", "bpb_best", "bpb_last", "bytes_per_s", "made")
         )
-        numbers: dict[str, Any] = {"step": 0, "bytes": 0.0, "stages": [], "sources": [], "when": 0.0}
+        numbers: dict[str, Any] = {"step": 0, "bytes": 0.0, "stages": [], "sources": [], "budgets": {}, "when": 0.0}
         numbers |= {"held_out": "", "sample": ""}
         return Glance(run.name, run, "damaged", about, **numbers, **nothing)
 
@@ -442,6 +450,7 @@ def _glance(run: Path, lines: Iterable[str]) -> Glance:
         bpb_best=min((float(r["val_bpb"]) for r in scored), default=None),
         bpb_last=float(scored[-1]["val_bpb"]) if scored else None,
         stages=[stage for stage in stages[-1] if stage.bytes_per_chunk is not None] if stages else [],
+        budgets=budgets_of(scored[-1]) if scored else {},
         sources=sources_of(scored[-1]) if scored else [],
         bytes_per_s=number(logged[0].get("bytes_per_s")) if logged else None,
         held_out=bytes_of(scored[-1]) if scored else "",

@@ -23,7 +23,16 @@ from hnet_cli.provenance import line
 from hnet_cli.report import history
 from hnet_cli.report.history import Glance, Record, Sample, Sketch, series
 from hnet_cli.report.sources import rows_of, source_key, sources_of
-from hnet_cli.report.stages import LEAST_WORTH, VALIDATION, StageFigures, number, number_of_stages, stage_key, stages_of
+from hnet_cli.report.stages import (
+    LEAST_WORTH,
+    VALIDATION,
+    StageFigures,
+    budget_rows,
+    number,
+    number_of_stages,
+    stage_key,
+    stages_of,
+)
 from hnet_cli.terminal.console import duration, size
 
 FILE_NAME = "report.html"
@@ -32,6 +41,7 @@ MOST_FRAMES = 60
 MOST_ROWS = 40
 MOST_CURVES = 96
 """Parts of a model whose gradient norm is drawn, and levels whose learning rate is."""
+OF_BUDGETS = "; training with chunks of all budgets, validation with those of budget 1"
 MOST_NAMED = 4
 """Runs that the heading of a page of several names; the legends name them all."""
 
@@ -83,9 +93,9 @@ class Curves:
 
 def page(run: Path) -> str:
     """The report as HTML."""
-    curves, known = Curves.of(run), history.glance(run)
+    curves, known, config = Curves.of(run), history.glance(run), history.read_config(run) or {}
     last = history.last_validation(curves.records)
-    baselines = history.beside(last, history.dataset_of(run, history.read_config(run) or {}))
+    baselines = history.beside(last, history.dataset_of(run, config))
     events = history.read_events(run, curves.records)
     marks = [
         Mark(
@@ -96,7 +106,7 @@ def page(run: Path) -> str:
         for event in events or ()
     ]
     sections = {
-        "How well it predicts": _prediction(curves, baselines, known.held_out),
+        "How well it predicts": _prediction(curves, baselines, known.held_out, history.has_budgets(config)),
         "Where it puts boundaries": _boundaries(curves),
         "How it learns": _learning(curves),
     }
@@ -108,6 +118,7 @@ def page(run: Path) -> str:
         facts=[fact for fact in facts if fact],
         tile_rows=list(_tiles(known, curves, baselines)),
         source_rows=rows_of(known.sources),
+        budget_rows=budget_rows(known.budgets, known.stages),
         has_records=bool(curves.records),
         sections={title: _drawn(charts, marks) for title, charts in sections.items()},
         samples=_spread(history.read_samples(run)),
@@ -161,10 +172,11 @@ def _of_stage(s: int, stages: int) -> str:
     return f", stage {s}" if stages > 1 else ""
 
 
-def _prediction(curves: Curves, baselines: Mapping[str, float], held_out: str) -> Iterator[Chart]:
+def _prediction(curves: Curves, baselines: Mapping[str, float], held_out: str, budgets: bool) -> Iterator[Chart]:
     lines = [*curves.noisy("bpb", "training"), *curves.points("val_bpb", "validation", 1)]
     note = f"lower is better; validation{' and levels' * bool(baselines)} on {held_out} held out" if held_out else ""
-    yield Chart("Bits per byte", lines, note or "lower is better", baselines)
+    note = f"{note or 'lower is better'}{OF_BUDGETS * budgets}"
+    yield Chart("Bits per byte", lines, note, baselines)
     if sources := sources_of(history.last_validation(curves.records)):
         keys = [(VALIDATION + source_key("bpb", source.name), source.name) for source in sources]
         each = [curves.line(key, name, *look(n)) for n, (key, name) in enumerate(keys)]
@@ -269,7 +281,7 @@ def drawn(sketch: Sketch | None) -> Markup:
 def comparison(runs: Mapping[str, Path], tables: Mapping[str, Sequence[Sequence[str]]]) -> str:
     """Runs by name on one page: their curves over each other, and `tables` by title, whose first rows are heads."""
     curves = {name: Curves.of(run) for name, run in runs.items()}
-    figures = []
+    figures, several = [], any(history.has_budgets(history.read_config(run)) for run in runs.values())
     samples = {name: history.sample_of(history.last_validation(run.records)) for name, run in curves.items()}
     for sample in dict.fromkeys(samples.values()):  # a chart is of the same bytes
         same = {name: run for name, run in curves.items() if samples[name] == sample}
@@ -277,7 +289,7 @@ def comparison(runs: Mapping[str, Path], tables: Mapping[str, Sequence[Sequence[
         lines = [run.line("val_bpb", name, *look(n)) for n, (name, run) in enumerate(curves.items()) if name in same]
         figures.append(chart(Chart("Validation, bits per byte", lines, f"lower is better; on the same {on}")))
     for title, key, note in (
-        ("Training, bits per byte", "bpb", "smoothed"),
+        ("Training, bits per byte", "bpb", "smoothed" + "; of runs with train.budgets over all of them" * several),
         ("Bytes per chunk, stage 0", stage_key(0, "bytes_per_chunk"), "smoothed"),
         ("Bytes per chunk, stage 1", stage_key(1, "bytes_per_chunk"), "smoothed"),
         ("Throughput", "bytes_per_s", "bytes per second"),

@@ -16,6 +16,7 @@ from hnet_cli.provenance import line
 from hnet_cli.report import history
 from hnet_cli.report.history import Glance, interpolated, series
 from hnet_cli.report.sources import rows_of
+from hnet_cli.report.stages import budget_rows
 from hnet_cli.terminal.console import duration, fits, literal, say, size, table
 
 ORDERS: dict[str, Callable[[Glance], Any]] = {
@@ -79,7 +80,10 @@ def show(paths: Sequence[Path], sort: str = "when", out: Path | None = None, ove
         return comparison.shown()
     if named and (with_what := line(runs[0].made)):
         say(f"[dim]made with {literal(with_what)}[/]")
-    tables = [_list(runs)] + ([_sources(runs[0])] if named and runs[0].sources else [])
+    tables = [_list(runs)]
+    if named:  # a single run
+        of_run = rows_of(runs[0].sources), budget_rows(runs[0].budgets, runs[0].stages)
+        tables += [_drawn(rows) for rows in of_run if len(rows) > 1]
     return RunsShown(tables, {"runs": [run.to_dict() for run in runs]})
 
 
@@ -148,9 +152,9 @@ def _list(runs: Sequence[Glance]) -> Table:
         columns.remove(name)
 
 
-def _sources(run: Glance) -> Table:
-    """The table of a mixture's sources."""
-    heads, *rows = rows_of(run.sources)
+def _drawn(table_rows: Sequence[Sequence[str]]) -> Table:
+    """A table of a run, of which the first row is heads."""
+    heads, *rows = table_rows
     made = table(*map(literal, heads))
     for row in rows:
         made.add_row(*map(literal, row))
@@ -239,6 +243,8 @@ class _Comparison:
             of = [{source.name: source.bpb for source in run.sources} for run in runs]
             for name in dict.fromkeys(name for bits in of for name in bits):
                 figures[f"bits per byte, last, {name}"] = [_bits(bits.get(name)) for bits in of]
+            for budget in sorted({budget for run in runs for budget in run.budgets} - {1}):
+                figures[f"bits per byte, last, at budget {budget:g}"] = [_bits(run.budgets.get(budget)) for run in runs]
         made = {name: [_made(run, name) for run in runs] for name in MADE}
         made = {name: row for name, row in made.items() if len(set(row)) > 1}
         at_equal_bytes = {size(count): [_bits(value) for value in bits] for count, bits in self.at_equal_bytes}

@@ -3,7 +3,9 @@ before it that of a validation. Nobody else takes such keys apart or puts them t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,11 +17,42 @@ VALIDATION = "val_"
 """Prefix of the keys of a validation."""
 MOST, MOST_BINS = 15, 256
 """Stages of a record, and bins of a histogram, that are read: a record may come from anywhere."""
+AT_BUDGET = "bpb_at_"
+MOST_BUDGETS = 16
+"""That are read of a record, which may come from anywhere."""
 
 
 def stage_key(stage: int, name: str, prefix: str = "") -> str:
     """The key of a figure; `name` is a field of `StageFigures`."""
     return f"{prefix}stage{stage}_{name}"
+
+
+def budget_key(budget: float) -> str:
+    """The key of a validation's bits per byte at one of `train.budgets` other than 1, without its prefix."""
+    return f"{AT_BUDGET}{budget:g}"
+
+
+def budgets_of(record: Mapping[str, Any]) -> dict[float, float]:
+    """Bits per byte of a validation at each of `train.budgets`, 1 among them, ascending; empty without others."""
+    found, begin = dict[float, float](), VALIDATION + AT_BUDGET
+    for key in [key for key in record if key.startswith(begin)][:MOST_BUDGETS]:
+        with suppress(ValueError):
+            budget, bits = float(key.removeprefix(begin)), number(record[key])
+            if bits is not None and 0 < budget < math.inf:
+                found[budget] = bits
+    if found and (bits := number(record.get(VALIDATION + "bpb"))) is not None:
+        found[1.0] = bits
+    return dict(sorted(found.items()))
+
+
+def budget_rows(budgets: Mapping[float, float], stages: Sequence[StageFigures]) -> list[list[str]]:
+    """A table of `budgets_of` a validation whose `stages` they are, the first row of heads; these alone without any."""
+    target, own = stages[-1].target_bytes_per_chunk if stages else None, budgets.get(1)
+    rows = [["budget", "bytes per chunk aimed at", "bits per byte", "change"]]
+    for budget, bits in budgets.items():
+        change = "" if own is None or budget == 1 else f"{bits - own:+.3f}"
+        rows.append([f"{budget:g}", f"{budget * target:.2f}" if target else "-", f"{bits:.3f}", change])
+    return rows
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,11 @@ def is_compressed(head: bytes) -> bool:
     return _codec(head) is not None
 
 
+def was_compressed(stream: io.BufferedReader) -> bool:
+    """True if a stream of `decompressed` is of a compressed file."""
+    return isinstance(stream.raw, _Decoded)
+
+
 def window_bytes(stream: io.BufferedReader) -> int:
     """Bytes of memory that a stream of `decompressed` needs for what its compression looks back to; 0 if unknown."""
     return stream.raw.window if isinstance(stream.raw, _Decoded) else 0

@@ -37,6 +37,7 @@ from hnet_cli.distributed.device import this_machine
 from hnet_cli.distributed.world import ALONE, World, own
 from hnet_cli.errors import BusyError, NumericalError, Stopped, StorageError
 from hnet_cli.report.sources import source_key
+from hnet_cli.report.stages import budget_key
 from hnet_cli.storage.jsonl import RecordFile
 from hnet_cli.terminal.process import Stop, catch_signals
 from hnet_cli.training import budget
@@ -563,7 +564,7 @@ class _Trainer:
             scores = validated()
             if state.step == train.steps:
                 others = [budget for budget in train.budgets if budget != 1]
-                scores |= {f"bpb_at_{budget:g}": validated(budget)["bpb"] for budget in others}
+                scores |= {budget_key(budget): validated(budget)["bpb"] for budget in others}
             decisions = self.probe.decide(self.model, sharded) if self.world.is_main or sharded else None
         position = {"step": state.step, "bytes": state.bytes_seen}
         scores |= {"of": self.held_out.total, "sample": self.held_out.key} | (self.beside or {})

@@ -18,11 +18,11 @@ from hnet_cli.distributed.world import ALONE, OtherRank, World
 from hnet_cli.errors import BusyError, HNetError
 from hnet_cli.report import history, run_page
 from hnet_cli.report.sources import sources_of, times
-from hnet_cli.report.stages import VALIDATION, stage_key, stages_of
+from hnet_cli.report.stages import VALIDATION, budgets_of, stage_key, stages_of
 from hnet_cli.terminal.console import Task, duration, literal, progress, say, show, size, spark, table
+from hnet_cli.training.loggers import Loggers
 from hnet_cli.training.loop import Result, train
 from hnet_cli.training.plan import Plan
-from hnet_cli.training.tensorboard import Board
 from hnet_cli.training.timing import settle_threads
 
 
@@ -77,10 +77,11 @@ def attend(
     if not world.is_main:
         return run()
     with contextlib.ExitStack() as held:
-        board = held.enter_context(contextlib.closing(Board(plan.run))) if plan.config.train.tensorboard else None
+        names = [*plan.config.train.loggers, *(["tensorboard"] if plan.config.train.tensorboard else [])]
+        loggers = held.enter_context(contextlib.closing(Loggers(names, plan.run, plan.config)))
         limited = seconds < math.inf
         task = held.enter_context(progress(label, total=seconds if limited else plan.config.train.steps))
-        screen = _Screen(task, plan.run / "log.txt", board, brief, limited, plan.config.train.steps)
+        screen = _Screen(task, plan.run / "log.txt", loggers, brief, limited, plan.config.train.steps)
         screen.wait(f"made with {provenance.line(provenance.made(plan.machine.device, plan.machine.name))}")
         if plan.machine.device == "cpu" and world.size == 1:
             screen.meter = Meter()
@@ -110,13 +111,13 @@ class _Screen:
         self,
         task: Task,
         log: Path,
-        board: Board | None,
+        loggers: Loggers | None,
         brief: bool = False,
         limited: bool = False,
         steps: int | None = None,
     ) -> None:
         """`limited`: the bar is of the time that there is, not of the steps, `steps` of them."""
-        self.task, self.path, self.note, self.board, self.brief = task, log, "", board, brief
+        self.task, self.path, self.note, self.loggers, self.brief = task, log, "", loggers, brief
         self.limited, self.steps, self.began = limited, steps, time.monotonic()
         self.part: Task | None = None
         """Work between steps, shown instead of the steps."""
@@ -130,8 +131,8 @@ class _Screen:
 
     def hear(self, kind: str, record: dict[str, Any]) -> None:
         """Show and log what `train` reports."""
-        if self.board:
-            self.board.hear(kind, record)
+        if self.loggers is not None:
+            self.loggers.hear(kind, record)
         if kind == "step":
             self._move(record["step"])
             if self.meter is not None and self.meter.seconds > self.WINDOW:
@@ -253,8 +254,8 @@ def finish(plan: Plan, result: Result) -> None:
     rows = table(title, "bits per byte", *(literal(source.name) for source in sources))
     own = f"[bold]{result.last.get('val_bpb', 0):.3f}[/]"
     rows.add_row(f"this model, {result.state.step} steps", own, *(f"{source.bpb:.3f}" for source in sources))
-    for budget in plan.config.train.budgets:
-        if (value := result.last.get(f"val_bpb_at_{budget:g}")) is not None:
+    for budget, value in budgets_of(result.last).items():
+        if budget != 1:
             rows.add_row(f"with chunks {budget:g} times as long", f"{value:.3f}")
     for name, value in beside.items():
         kind = "order-k" if name.startswith("order-") else name

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from hnet_cli.errors import EnvironmentLimit
 from hnet_cli.report.stages import VALIDATION
-from hnet_cli.terminal.console import literal, say
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -17,8 +16,7 @@ class Board:
     """A listener of `train` that writes scalars, histograms and warnings. Nothing is created before the first record,
     when the folder is the run's.
 
-    Raises EnvironmentLimit where the package is missing. Events that cannot be written end no run: it is said once, and
-    no more are written.
+    Raises EnvironmentLimit where the package is missing.
     """
 
     def __init__(self, run: Path) -> None:
@@ -29,24 +27,17 @@ class Board:
                 "train.tensorboard needs the package tensorboard", "pip install 'hnet-cli[tensorboard]'"
             ) from error
         self.folder = run / "tensorboard"
-        self._make: type[SummaryWriter] | None = SummaryWriter
+        self._make: type[SummaryWriter] = SummaryWriter
         self._writer: SummaryWriter | None = None
 
     def hear(self, kind: str, record: dict[str, Any]) -> None:
         """Write a "log", "eval" or "warning" that has a step."""
-        if kind not in ("log", "eval", "warning") or "step" not in record or self._make is None:
+        if kind not in ("log", "eval", "warning") or "step" not in record:
             return
-        try:
-            if self._writer is None:
-                # Events beyond the checkpoint that a stopped run goes on from are void.
-                self._writer = self._make(str(self.folder), purge_step=record["step"])
-            self._write(self._writer, kind, record)
-        except OSError as error:
-            self._make = self._writer = None
-            say(
-                f"[yellow]warning:[/] TensorBoard's events cannot be written ({literal(error.strerror)}); "
-                "training goes on"
-            )
+        if self._writer is None:
+            # Events beyond the checkpoint that a stopped run goes on from are void.
+            self._writer = self._make(str(self.folder), purge_step=record["step"])
+        self._write(self._writer, kind, record)
 
     def _write(self, writer: SummaryWriter, kind: str, record: dict[str, Any]) -> None:
         step = record["step"]

@@ -55,12 +55,14 @@ def validation(
     alike. `progress` gets the bytes begun. Returns `bpb` (bits per byte), `bytes`, and the figures of `stage_metrics`,
     which are of prompts too, and of `worths`. The ranks of a `world` take the passes in turn; the result is that of one
     rank. `budget`: one of `train.budgets` for all windows, which has no `worths`, and figures of the stages that are
-    not its own.
+    not its own; boundaries are ranked within a pass, so that its passes are of `PIECE` bytes whatever `piece` is, and
+    the figure does not depend on micro-batches and ranks.
     """
     was_training, before = model.training, 0
     model.eval()
     learned = [router.learned for router in model.routers]
     asked = None if budget == 1 else [each for (each,) in shares_of([budget], target_ratios, learned)]
+    piece = piece if asked is None else PIECE
     held_out, sums = HeldOut.of(held_out), list[tuple[float, np.ndarray, int, int]]()
     for part in held_out.parts:
         sums.append(_scored(_Passes(model, part, piece or PIECE, world, asked), partial(_add, progress, before)))

@@ -1,5 +1,6 @@
 """`hnet segment` on files and pipes."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from hnet_cli import load
         ("segment file.txt --model runs/fox --bytes-per-chunk 3,9", 2, "has 2 numbers"),
         ("segment empty.txt --model runs/fox --bytes-per-chunk 3", 3, "empty.txt"),
         ("segment file.txt --model runs/fox --out no/where", 74, "no/where"),
+        ("segment file.txt --model runs/fox --workers 2 --carry", 2, "--workers 2 does not go with --carry"),
     ],
 )
 def test_a_mistake_is_one_line_and_a_code(home, capsys, line, code, message):
@@ -44,6 +46,20 @@ def test_a_reader_that_has_seen_enough(home):
     assert process.wait() == 0
     assert "Traceback" not in err
     assert "hnet: " not in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", ["--format jsonl --threshold 0.4", "--format html --max-bytes 5000"])
+def test_workers_write_the_bytes_of_one(home, capsys, options):
+    Path("bad.gz").write_bytes(gzip.compress(Path("file.txt").read_bytes())[:-9])
+    written = []
+    for number in (1, 3):
+        line = f"segment file.txt bad.gz file.txt --model runs/fox --workers {number} {options} --out {number}.out"
+        assert hnet(line) == (3 if "jsonl" in options else 0)
+        written.append(Path(f"{number}.out").read_bytes())
+    assert written[0] == written[1]
+    err = capsys.readouterr().err
+    assert "jsonl" not in options or err.count("bad.gz is truncated; the rest is segmented") == 2
 
 
 def test_chunks_of_a_chosen_length(home, capsys):

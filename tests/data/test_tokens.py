@@ -135,15 +135,19 @@ def changed(**parts):
     return json.dumps(data)
 
 
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+
+
 def test_a_tokenizer_as_llama_3_has_it():
     text = changed(
         pre_tokenizer={
             "type": "Sequence",
             "pretokenizers": [
                 {"type": "Split", "pattern": {"Regex": r"\p{L}+|\s+"}, "behavior": "Isolated", "invert": False},
-                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+                BYTES,
             ],
         },
+        normalizer={"type": "Sequence", "normalizers": []},  # as DeepSeek has it
         added_tokens=[
             {
                 "id": 500 + i,
@@ -228,6 +232,8 @@ def test_a_byte_order_mark_before_a_tokenizer_is_skipped(tmp_path):
         ("[]", "JSON object"),
         ('{"model": {"type": "WordPiece"}}', "its model is WordPiece"),
         (changed(normalizer={"type": "NFC"}), "NFC"),
+        (changed(normalizer={"type": "Sequence", "normalizers": [{"type": "Lowercase"}]}), "Sequence"),
+        (changed(pre_tokenizer={"type": "Sequence", "pretokenizers": [BYTES, BYTES]}), "not ByteLevel once"),
         (changed(pre_tokenizer={"type": "Metaspace"}), "Metaspace"),
         (changed(pre_tokenizer=None), "not ByteLevel"),
         (changed(pre_tokenizer__add_prefix_space=True), "space in front"),

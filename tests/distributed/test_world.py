@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import signal
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from runkit import SETTINGS, TWO_STAGES, dataset, metrics, tiny, weights
 
 from hnet_cli.checkpoints.find import newest
 from hnet_cli.config.run import TrainConfig
+from hnet_cli.config.sources import DataSource
 from hnet_cli.distributed.world import ALONE, World, place
 from hnet_cli.errors import UsageError
 from hnet_cli.modality import Document, Modality
@@ -134,6 +136,31 @@ def test_statistics_of_the_batch_are_those_of_one_pass(data, tmp_path):
     for key in ("loss", "ratio_loss", "grad_norm"):
         found, wanted = ([r[key] for r in metrics(each) if key in r] for each in (two, one))
         assert found == pytest.approx(wanted, rel=1e-5), key
+
+
+@pytest.mark.slow
+def test_budgets_of_a_mixture_on_any_number_of_ranks(data, tmp_path):
+    """Two ranks are micro-batches of one; what they began, one and four go on with, over the same batches; the whole,
+    every source and every budget are validated alike."""
+    numbers = tmp_path / "numbers.txt"
+    numbers.write_text("".join(f"{n * n} is the square of {n}\n" for n in range(300)))
+    sources = [DataSource(path=str(data), weight=3), DataSource(path=str(dataset(tmp_path, numbers)), weight=1)]
+    each = [*TWO_STAGES, "train.budgets=[0.5, 1, 2]", "train.target_ratios=[3, 3]", "train.micro_batches=4"]
+    given = replace(tiny(*each, "train.steps=6", "train.eval_every=3", "train.checkpoint_every=2"), data=sources)
+    wanted = metrics(trained(given, sources, tmp_path / "whole", 1))
+    runs = [trained(given, sources, tmp_path / "pair", 2)]
+    stopped = ranks_of(given, sources, tmp_path / "one", 2, at(0, 4, sending("SIGTERM")))
+    assert stopped.wait() == [75, 75], stopped.said(0)
+    shutil.copytree(tmp_path / "one", tmp_path / "four")
+    runs += [trained(given, sources, tmp_path / name, n, resume=True) for name, n in (("one", 1), ("four", 4))]
+    keys = sorted({"loss", "bpb"} | {key for key in wanted[-1] if "bpb" in key})
+    assert len(keys) == 2 + 1 + 2 + 2  # of a validation the whole, two sources, two other budgets
+    for run in runs:
+        found = metrics(run)
+        assert [record["step"] for record in found] == [record["step"] for record in wanted]
+        for key in keys:
+            values = [[record[key] for record in records if key in record] for records in (found, wanted)]
+            assert values[0] == pytest.approx(values[1], rel=1e-5), (run.name, key)
 
 
 @pytest.mark.slow

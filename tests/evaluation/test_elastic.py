@@ -10,6 +10,7 @@ from hnet_cli.errors import UsageError
 from hnet_cli.evaluation import elastic
 from hnet_cli.evaluation.tables import tables
 from hnet_cli.inference.scoring import score
+from hnet_cli.terminal.chart import Chart
 
 FOX = "The quick brown fox jumps over the lazy dog, {}.\n"
 
@@ -52,6 +53,12 @@ def test_the_command_says_shows_and_writes(hnet, evaluated, tmp_path):
     rows = elastic.rows(found)
     assert all(cell in shown.text for row in rows for cell in row)
     assert any(getattr(part, "row_count", 0) == len(points) for part in tables(found))
+    two = {"models": [found, found | {"model": "other"}]}
+    for result, labels in ((found, ["starter:text"]), (two, ["starter:text", "other"])):
+        assert not any(isinstance(part, Chart) for part in tables(result))
+        (chart,) = [part for part in tables(result, charts=True) if isinstance(part, Chart)]
+        assert [curve.label for curve in chart.curves] == labels
+        assert {curve.ys[curve.marked] for curve in chart.curves} == {usual["bpb"]}
 
 
 def test_a_length_holds_for_everything(evaluated, tmp_path):
@@ -64,6 +71,16 @@ def test_a_length_holds_for_everything(evaluated, tmp_path):
     again = evaluated("starter:text", file, "--no-samples", "--threshold", threshold)
     assert again["bpb"] == found["bpb"]
     assert again["compression"] == {"thresholds": [threshold]}
+
+
+def test_a_length_is_met_on_what_there_is(evaluated, hnet, tmp_path):
+    """Without documents that are scored, on the items of a task."""
+    (tmp_path / "t.jsonl").write_text('{"query": "The fox", "choices": ["jumps", "sings"], "gold": 0}\n')
+    found = evaluated("starter:text", "--task", tmp_path / "t.jsonl", "--bytes-per-chunk", 2)
+    assert found["compression"]["sample_bytes"] == len("The fox jumps")
+    (tmp_path / "g.txt").write_text("the fox  jumps")
+    code, _, err = hnet("eval", "starter:text", "--gold", tmp_path / "g.txt", "--bytes-per-chunk", 2)
+    assert (code, "--threshold" in err) == (2, True)
 
 
 def test_a_model_without_learned_boundaries():

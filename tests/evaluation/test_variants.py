@@ -2,17 +2,19 @@
 
 import numpy as np
 import pytest
+import torch
 from dnakit import calls, substitution
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from modelkit import tiny_model
 
 from hnet_cli import modality
 from hnet_cli.errors import InputError
 from hnet_cli.evaluation import variants
 from hnet_cli.evaluation.tables import tables
 from hnet_cli.inference.scoring import loglikelihoods
-from hnet_cli.inference.windows import BOS
-from hnet_cli.modality import Variant
+from hnet_cli.inference.windows import BATCH_BYTES, BOS
+from hnet_cli.modality import Source, Variant
 
 
 def test_the_ratio_is_that_of_whole_sequences(model):
@@ -25,6 +27,39 @@ def test_the_ratio_is_that_of_whole_sequences(model):
     inside = Variant("v", b"ACG", b"T", b"TAA", b"GGCAT")
     (a, b), _ = loglikelihoods(model, [(b"A", each[2:]) for each in whole])
     assert variants._ratios(model, [inside])[0] == pytest.approx(a - b, rel=1e-4)
+
+
+EDITS = st.tuples(st.integers(0, 59), st.integers(1, 4), st.lists(st.text("ACGT", min_size=1, max_size=5), min_size=1))
+
+
+@pytest.fixture(scope="module")
+def exact():
+    return tiny_model().eval()
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.text("ACGTN", min_size=60, max_size=60), st.lists(EDITS, min_size=1, max_size=5), st.integers(1, 30))
+def test_scores_are_those_of_each_allele_alone(tmp_path_factory, exact, genome, edits, flank):
+    """Both strands, at the ends of a record and beside gaps; several alternatives, the same twice, one over another."""
+    folder, dna = tmp_path_factory.mktemp("calls"), modality.get("dna")
+    rows = [("chr1", at + 1, ".", genome[at : at + size], ",".join(new), ".", ".", ".") for at, size, new in edits]
+    vcf, fasta = calls(folder, *rows, genome=genome)
+    source = [Source(str(path), lambda path=path: path.open("rb"), "") for path in (vcf, fasta)]
+    found = [each for each in dna.variants(*source, flank) if isinstance(each, Variant)]
+    found += [variants._mirrored(dna, each) for each in found]
+
+    def log(variant, allele):
+        before = BOS * variant.begins + variant.before or BOS
+        ids = torch.tensor([list(before + allele + variant.after)])
+        with torch.no_grad():
+            logs = exact(ids[:, :-1]).logits[0].log_softmax(-1)
+        return float(logs.gather(1, ids[0, 1:, None])[len(before) - 1 :].sum())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BATCH_BYTES, "cpu", 150)
+        scores = variants._ratios(exact, found)
+    expected = [log(each, each.alternative) - log(each, each.reference) for each in found]
+    np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=5e-5)  # losses are float32
 
 
 def test_both_strands_are_read(model):

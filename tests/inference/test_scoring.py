@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelkit import tiny_config, tiny_model
 from runkit import dataset, tiny
@@ -165,6 +165,27 @@ def test_a_long_pair_is_read_in_blocks(model, monkeypatch):
         cut, same = loglikelihoods(model, pairs)
         np.testing.assert_allclose(cut, logs, rtol=1e-5)
         assert (same == greedy).all()
+
+
+TEXTS = st.binary(min_size=1, max_size=12)
+
+
+@pytest.fixture(scope="module")
+def exact():
+    return tiny_model().eval()
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(st.tuples(TEXTS, st.lists(st.binary(max_size=12), max_size=4)), max_size=4), st.integers(12, 60))
+def test_pairs_with_the_same_before_are_scored_as_alone(exact, groups, block):
+    """Whether they fit into a pass or not; continuations may be empty or repeat, and texts of several groups too."""
+    pairs = [(bytes([BOS]) * (len(before) > 6) + before, each) for before, all_of_it in groups for each in all_of_it]
+    alone = [loglikelihoods(exact, [pair]) for pair in pairs]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BATCH_BYTES, "cpu", block)
+        logs, greedy = loglikelihoods(exact, pairs)
+    np.testing.assert_allclose(logs, [log for (log,), _ in alone], rtol=1e-9)
+    assert greedy.tolist() == [yields for _, (yields,) in alone]
 
 
 @pytest.mark.parametrize(("context", "block"), [(None, 1 << 20), (None, 7), (12, 1 << 20)])

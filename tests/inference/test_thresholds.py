@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from modelkit import tiny_config, tiny_model
 from segmentkit import MODEL, written
 
+import hnet_cli
 from hnet_cli.errors import UsageError
 from hnet_cli.inference import thresholds
 from hnet_cli.inference.segment import Summary, segment_bytes
@@ -78,6 +79,39 @@ def test_the_sample_is_the_beginning_and_nothing_is_lost(monkeypatch):
     assert summary.stages()[1]["bytes_per_chunk"] == pytest.approx(6, rel=0.2)
 
 
+TEXTS = [b"It was the best of times, it was the worst of times, " * 3, b"", b"and it rained."]
+CALLS = {
+    "segment": (
+        lambda model, data, **chosen: [np.frombuffer(b"|".join(model.segment(*data, **chosen)), "u1")],
+        TEXTS[:1],
+    ),
+    "chunks": (lambda model, data, **chosen: [np.array([c.start for c in model.chunks(*data, **chosen)])], TEXTS[:1]),
+    "bits": (lambda model, data, **chosen: [np.float64(model.bits(*data, **chosen))], TEXTS[:1]),
+    "score": (lambda model, data, **chosen: model.score(data, **chosen), TEXTS),
+    "embed": (lambda model, data, **chosen: [model.embed(data, per="chunk", **chosen).vectors], TEXTS[::2]),
+}
+
+
+@pytest.fixture(scope="module")
+def starter():
+    return hnet_cli.load("starter:text")
+
+
+@pytest.mark.parametrize(("call", "data"), CALLS.values(), ids=CALLS)
+def test_every_call_from_python_takes_them_for_itself(starter, call, data):
+    plain, found = call(starter, data), calibrate(starter, data, [2])
+    for chosen, at in (({"threshold": 0.2}, [0.2]), ({"bytes_per_chunk": np.float32(2)}, found.thresholds)):
+        own = call(starter, data, **chosen)
+        assert starter.thresholds == [0.5]
+        with starter.set_thresholds(at):
+            expected = call(starter, data)
+        assert all(map(np.array_equal, own, expected))
+        assert not all(map(np.array_equal, own, plain))
+    with pytest.raises(UsageError, match="2 numbers"):
+        call(starter, data, threshold=[0.2, 0.3])
+    assert starter.thresholds == [0.5]
+
+
 def test_it_stands_on_the_page():
     model, summary = tiny_model(torch.float32), Summary(MODEL.config)
     page = written("Some words.", "html", model=model, label="it", summary=summary, compression=Compression((0.25,)))
@@ -98,8 +132,9 @@ def test_a_model_that_it_does_not_fit(given, config, message):
 
 def test_a_rule_has_no_threshold():
     model = tiny_model(config=tiny_config(("m1", ("T1",), "m1"), chunker={"kind": "space"}))
-    with pytest.raises(UsageError, match="fixed rule"):
-        Compression((0.3,)).check(model)
+    for asked in (Compression((0.3,)), Compression((), (3,))):
+        with pytest.raises(UsageError, match="fixed rule"), asked.used(model, list):
+            raise AssertionError
 
 
 @pytest.mark.parametrize(

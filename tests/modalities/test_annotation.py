@@ -71,6 +71,41 @@ def test_genbank_says_the_same_as_gff():
     assert {kind: list(at) for kind, at in found.items()} == {kind: list(at) for kind, at in expected.items()}
 
 
+def genbank(*records):
+    """GenBank of records, each (id, [(type, start, end)]) with coordinates from 0."""
+    from Bio.Seq import Seq
+    from Bio.SeqFeature import SeqFeature, SimpleLocation
+    from Bio.SeqIO import write
+    from Bio.SeqRecord import SeqRecord
+
+    made = [
+        SeqRecord(
+            Seq("A" * 90),
+            name,
+            name.partition(".")[0],
+            annotations={"molecule_type": "DNA"},
+            features=[SeqFeature(SimpleLocation(start, end, 1), kind) for kind, start, end in features],
+        )
+        for name, features in records
+    ]
+    text = io.StringIO()
+    write(made, text, "genbank")
+    return text.getvalue()
+
+
+@pytest.mark.parametrize(
+    "before", ["", "\ufeff", "\n\n", "GBVRL1.SEQ           Genetic Sequence Data Bank\n\n  72061 loci\n\n"]
+)
+def test_records_of_genbank_are_told_apart_as_those_of_fasta(before):
+    """After the lines with which a file of a release begins; by both of their names."""
+    text = before + genbank(("X1.2", [("gene", 0, 10)]), ("Y", [("gene", 20, 30)]), ("X1.2", [("gene", 40, 50)]))
+    found = {
+        name: spans(regions(Document(b"A" * 90, name, "x.fa"), text).get("gene", []))
+        for name in ("X1.2", "X1", "Y", "X1.2#2", "X1#2", "Y#2")
+    }
+    assert found == {"X1.2": "1-10", "X1": "1-10", "Y": "21-30", "X1.2#2": "41-50", "X1#2": "41-50", "Y#2": ""}
+
+
 def test_a_gene_across_the_origin_of_a_circle_has_no_intron():
     from Bio.Seq import Seq
     from Bio.SeqFeature import CompoundLocation, SeqFeature, SimpleLocation
@@ -224,6 +259,16 @@ def test_genes_of_all_types_are_genes():
             ],
             {"gene": "11-90 101-199", "exon": "11-90 101-199"},
         ),
+        # its seqid is the whole header
+        (
+            ["chr1 length:300\tx\tgene\t11\t90\t.\t-\t0\tgene_id 1", "chr1 x\tx\tgene\t101\t120\t.\t-\t.\tID=a"],
+            {"gene": "11-90 101-120"},
+        ),
+        # tabs among the attributes
+        (
+            [row_of("exon", 11, 40, "+", "ID=a;Parent=m\t"), row_of("exon", 61, 90, "+", "Parent=m\tand so on")],
+            {"gene": "11-90", "intron": "41-60"},
+        ),
         # a gene alone
         (["gene 11 90 . ID=g"], {"gene": "11-90"}),
         # one feature on several lines, of a transcript and without Parent
@@ -354,11 +399,14 @@ GTF = ["exon 11 40", "CDS 21 40", "exon 61 90", "CDS 61 77", "stop_codon 78 80",
     "rows",
     [
         ['gene 11 90 + gene_id "g"; note "a; b=c"', 'transcript 11 90 + gene_id "g"; transcript_id "t"; n "x"'],
+        ["gene 11 90 + g", "transcript 11 90 + t"],
+        ["transcript 11 90 + t;Parent=g"],
+        ["\t".join(["chr1\tx\ttranscript\t11\t90\t.\t+\t.", "gene_id", '"g";', "transcript_id", '"t";'])],
         [],
     ],
 )
 def test_gtf_with_and_without_rows_of_genes(rows):
-    """Ensembl's older and StringTie's files have none; the stop codon is beside the CDS."""
+    """Ensembl's older and StringTie's files have none, AUGUSTUS's have just an ID; the stop codon is beside the CDS."""
     parts = [f'{row} + gene_id "g"; transcript_id "{"t" if at < 5 else "u"}";' for at, row in enumerate(GTF)]
     assert found_in(*rows, *parts, size=300) == {
         "gene": "11-90 151-250",

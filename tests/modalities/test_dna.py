@@ -302,8 +302,14 @@ def test_detect(name: str, data: bytes, score: float) -> None:
 
 def test_bed_lines() -> None:
     document = Document(b"ACGTACGT", "chr1", "x.fa", offset=100)
-    lines = DNA.render(document, [Chunk(0, 0, 3, 0.98), Chunk(1, 3, 8, 0.5)], "bed")
-    assert list(lines) == ["chr1\t100\t103\tstage0\t980", "chr1\t103\t108\tstage1\t500"]
+    chunks = [Chunk(0, 0, 3, 0.98), Chunk(0, 3, 5, 0.7), Chunk(1, 0, 5, 1.0), Chunk(1, 5, 8, 0.5), Chunk(0, 5, 8, 0.5)]
+    assert [line.split("\t") for line in DNA.render(document, chunks, "bed")] == [
+        ["chr1", "100", "103", "stage0", "980", ".", "100", "103", "0,114,178"],
+        ["chr1", "100", "105", "stage1", "1000", ".", "100", "105", "196,78,0"],
+        ["chr1", "103", "105", "stage0", "700", ".", "103", "105", "86,180,233"],
+        ["chr1", "105", "108", "stage0", "500", ".", "105", "108", "0,114,178"],
+        ["chr1", "105", "108", "stage1", "500", ".", "105", "108", "240,146,76"],
+    ]
     with pytest.raises(UsageError, match="gff"):
         list(DNA.render(document, [], "gff"))
 

@@ -86,7 +86,10 @@ def test_flanks_stop_at_what_is_not_known(tmp_path):
         ("Number=2,Type=Float", "0.5,0.6", ("0.5,0.6", "0.5,0.6")),
         ("Number=G,Type=Float", "1,2,3,4,5,6", ("1,2,3,4,5,6",) * 2),
         ("Number=1,Type=String", "benign", ("benign", "benign")),
+        ("Number=1,Type=String", ".", (None, None)),
         ("Number=0,Type=Flag", None, ("0", "0")),
+        (" Number=0, Type=Flag", None, ("0", "0")),  # with spaces: 1000 Genomes, pilot
+        (" Number=R, Type=Integer", "90,7,3", ("7", "3")),
     ],
 )
 def test_values_are_those_of_the_allele_by_the_header(declared, given, values):
@@ -160,6 +163,11 @@ def test_an_ambiguity_code_of_the_reference_is_its_first_base():
     assert not [item for item in read(rows, genome=genome) if isinstance(item, Refused)]
     (found,) = read(["5 G T ."], genome=genome)
     assert isinstance(found, Refused)
+
+
+def test_spaces_around_values_are_none_of_theirs():
+    (found,) = read(["chr1\t2\t.\tC\tT\t.\t.\t AF=0.2 ; DB "], AF)
+    assert dict(found.fields) == {"AF": "0.2", "DB": "1"}
 
 
 def test_reasons_stay_few():

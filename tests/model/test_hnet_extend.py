@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelkit import tiny_config, tiny_model, worst
 
-from hnet_cli.kernels import continuing
 from hnet_cli.kernels import cpu as host
+from hnet_cli.kernels import reference
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _blocks_are_longer_than_the_queries_at_once():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(continuing, "QUERIES", 7)
+        patch.setattr(reference, "QUERIES", 7)
         yield
 
 

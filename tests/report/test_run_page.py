@@ -117,6 +117,14 @@ def test_a_mixture_has_a_table_and_curves_of_its_sources(tmp_path, name):
     assert "of each source" not in alone
 
 
+def test_budgets_have_a_table_once_they_are_measured(tmp_path):
+    several, last = CONFIG + "  budgets: [0.5, 1]\n", {"step": 8, "bytes": 8000, "val_bpb": 2.0}
+    for config, record, shown in ((several, {"val_bpb_at_0.5": 1.875}, "1.875"), (several, {}, ""), (CONFIG, {}, "")):
+        page = checked(report.page(written(tmp_path / "run", [*OLD, last | record], config)))
+        assert ("One model, several lengths of chunks" in page.text, shown in page.text) == (bool(shown), True)
+        assert ("training with chunks of all budgets" in page.text) == (config == several)
+
+
 def test_a_real_run_and_its_events(tmp_path):
     run = tmp_path / "run"
     train(tiny("train.steps=8", "train.eval_every=4", "train.samples=true"), dataset(tmp_path / "data"), run)

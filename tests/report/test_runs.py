@@ -53,6 +53,18 @@ def test_a_narrow_terminal_shows_names_whole(tmp_path, capsys, monkeypatch):
     assert seen[80] < seen[130] <= seen[200]
 
 
+def test_bits_at_other_budgets(tmp_path, capsys):
+    paths = [fake(tmp_path / name, [2.5, 2.0]) for name in ("one", "several")]
+    with (paths[1] / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 30, "bytes": 3000, "val_bpb": 2.0, "val_bpb_at_0.5": 1.875}) + "\n")
+    assert history.glance(paths[1]).to_dict()["budgets"] == {0.5: 1.875, 1: 2.0}
+    assert cli.run(["runs", str(paths[1])]) == 0
+    assert "-0.125" in capsys.readouterr().out
+    assert cli.run(["runs", *map(str, paths)]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "at budget 0.5" in line]
+    assert row.split()[-2:] == ["-", "1.875"]
+
+
 def test_a_real_run_in_every_state(tmp_path, capsys):
     run, data = tmp_path / "runs" / "fox", dataset(tmp_path / "data")
     seen = []

@@ -8,6 +8,8 @@ import torch
 from runkit import TWO_STAGES, dataset, metrics, sending, tiny, weights, when
 from stepkit import batch, gradient
 
+from hnet_cli.data.dataset import Dataset
+from hnet_cli.data.loader import Windows
 from hnet_cli.errors import Stopped, UsageError
 from hnet_cli.model import ratio_loss
 from hnet_cli.training.budget import chunk_fractions
@@ -15,7 +17,7 @@ from hnet_cli.training.build import build_model
 from hnet_cli.training.elastic import boundary_shares, drawn_budgets
 from hnet_cli.training.loop import train
 from hnet_cli.training.losses import losses
-from hnet_cli.training.validation import to_device
+from hnet_cli.training.validation import to_device, validation
 
 BUDGETS = "train.budgets=[0.5, 1, 2]"
 
@@ -63,6 +65,14 @@ def test_the_ratio_loss_is_of_what_the_threshold_decides():
 def test_a_step_has_a_gradient_of_every_part():
     grads, _, _ = gradient(tiny(BUDGETS), [batch([64] * 4)])
     assert all(grad is not None and grad.isfinite().all() for grad in grads.values())
+
+
+def test_a_validation_at_a_budget_knows_no_micro_batches(tmp_path):
+    model, held_out = build_model(tiny()), Windows(Dataset.open(dataset(tmp_path)), "val", 64, 1024)
+    usual, *others = (
+        validation(model, held_out, [4], piece, budget=b)["bpb"] for b, piece in ((1, 64), (2, 64), (2, 512))
+    )
+    assert others[0] == others[1] != pytest.approx(usual)
 
 
 def test_stopped_and_resumed_is_never_stopped(tmp_path):

@@ -8,6 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from hnet_cli.cli import app as cli
 from hnet_cli.errors import EnvironmentLimit, Stopped
+from hnet_cli.training.loggers import Loggers
 from hnet_cli.training.loop import train
 from hnet_cli.training.tensorboard import Board
 
@@ -71,11 +72,11 @@ def test_warnings_are_texts(tmp_path):
 
 def test_a_disk_that_fails_is_said_and_nothing_else(tmp_path, capsys):
     (tmp_path / "tensorboard").write_text("in the way")
-    board = Board(tmp_path)
+    loggers = Loggers(["tensorboard"], tmp_path, tiny())
     for step in (1, 2):
-        board.hear("log", {"step": step, "bpb": 1.0})
-    board.close()
-    assert capsys.readouterr().err.count("cannot be written") == 1
+        loggers.hear("log", {"step": step, "bpb": 1.0})
+    loggers.close()
+    assert capsys.readouterr().err.count("tensorboard gets no more records") == 1
 
 
 def test_without_the_package_training_does_not_begin(tmp_path, monkeypatch, capsys):

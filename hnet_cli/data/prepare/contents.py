@@ -19,7 +19,7 @@ from hnet_cli.errors import EnvironmentLimit, InputError
 from hnet_cli.modality import Document, Modality, Refused, Source, suffix, wide_reason
 from hnet_cli.model.config import EOS
 from hnet_cli.storage.outputs import PAGE_HEAD, is_output, is_page
-from hnet_cli.storage.streams import decompressed, is_compressed, open_raw, window_bytes
+from hnet_cli.storage.streams import decompressed, is_compressed, open_raw, was_compressed, window_bytes
 
 LARGE_WINDOW = 1 << 27
 """Bytes of memory for unpacking a file above which it is said."""
@@ -55,6 +55,11 @@ class _Reading:
     def form(self, name: str, head: bytes) -> str:
         """`rows.form` of a file that begins with `head`."""
         return rows.form(name, head, self.field, self.modality.verbatim)
+
+    def mind_rows(self, name: str, head: bytes) -> None:
+        """Say that a file without `form` holds rows all the same, which are read with all of their JSON."""
+        if suffix(name) not in self.modality.verbatim and rows.are_objects(head):
+            self.notes["file of JSON read as it is: name a field of its rows with --field"] += 1
 
 
 def files_of(
@@ -119,11 +124,13 @@ def sources(
             yield from contents(stream, reading)
     elif reader.stretch[0] < reader.stretch[1]:  # else no line begins in it
         with open_raw(file.path or Path()) as raw:
-            form = reading.form(file.name, raw.read(rows.FORM_BYTES))
+            form = reading.form(file.name, head := raw.read(rows.FORM_BYTES))
         with reader.open() as stream:
             if form:
                 yield from reading.rows(file.name).lines(stream, reader.stretch[0], file.path)
             else:
+                if not reader.stretch[0]:
+                    reading.mind_rows(file.name, head)
                 yield Source(file.name, _once(stream, reader.open), file.group, offset=reader.stretch[0])
 
 
@@ -165,7 +172,7 @@ def contents(stream: io.BufferedReader, reading: _Reading) -> Iterator[Source | 
                 continue
             with member.stream:
                 yield from _content(member.name, member.group, member.stream, member.reopen, reading, inside=True)
-    elif head[:4] == b"PAR1" and not file.is_stdin:
+    elif head[:4] == b"PAR1" and not file.is_stdin and not was_compressed(stream):
         yield from reading.rows(file.name).table(reader)
     else:
         yield from _content(file.name, file.group, stream, reader.open, reading)
@@ -183,7 +190,7 @@ def _content(
     if inside and (is_tar(head[:512]) or (suffix(name) in (".tar", ".tgz") and head)):
         reason = "archive inside an archive"
     elif head[:4] == b"PAR1":
-        reason = "parquet inside an archive or from standard input"
+        reason = "parquet that is packed or from standard input: it is read in a file of its own"
     elif is_compressed(head):
         reason = "compressed twice: unpack it once"
     elif not reason and for_rows:
@@ -195,6 +202,7 @@ def _content(
     elif form == rows.LIST:
         yield from reading.rows(name).elements(stream)
     elif reading.field is None or not head.strip():
+        reading.mind_rows(name, head)
         yield Source(name, _once(stream, reopen), group)
     elif inside:
         yield Refused(rows.NO_ROWS, name)

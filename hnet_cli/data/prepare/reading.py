@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
 import os
-import signal
-import threading
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing.context import SpawnContext, SpawnProcess
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from hnet_cli.data.prepare.contents import documents_of, sources
 from hnet_cli.data.prepare.inputs import Changed, FileReader, InputFile
@@ -21,7 +15,8 @@ from hnet_cli.data.prepare.journal import UNREADABLE, Account, UnitJournal
 from hnet_cli.data.prepare.planning import Unit
 from hnet_cli.data.prepare.rows import NO_ROWS, Field, NoField, NoRows
 from hnet_cli.data.prepare.store import Writer
-from hnet_cli.errors import DamagedError, EnvironmentLimit, InputError
+from hnet_cli.distributed.workers import Workers
+from hnet_cli.errors import DamagedError, InputError
 from hnet_cli.modality import Modality, Refused, Source
 from hnet_cli.storage import LARGE, discard, make_folder, read_json, rename_folder, verify_file, write_json
 from hnet_cli.storage.streams import Unreadable, open_raw
@@ -162,74 +157,14 @@ def read_all(
 # --- several processes ------------------------------------------------------------------------------------------------
 
 
-class _Workers(SpawnContext):
-    """Starts processes that leave signals to this one, and remembers them.
-
-    Spawned, not forked: the caller may have threads (progress bars, torch).
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.started: list[SpawnProcess] = []
-
-    def Process(self, *args: Any, **options: Any) -> SpawnProcess:  # type: ignore[override]  # a class there
-        self.started.append(SpawnProcess(*args, **options))
-        return self.started[-1]
-
-    @contextlib.contextmanager
-    def starting(self) -> Iterator[None]:
-        """While a process may start: it inherits that signals are held back, from its first instruction on."""
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-        try:
-            yield
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-    def kill(self) -> None:
-        """End all of them at once: a unit takes minutes, and what is unfinished is of no use."""
-        for process in self.started:
-            process.kill()
-
-
 def _ahead(units: list[Unit], keys: list[str], reader: UnitReader, work: Path, workers: int) -> Iterator[Path | None]:
     """For each unit in order the folder a worker read it into; None for standard input, which is this process's."""
-    processes = _Workers()
-    pool = ProcessPoolExecutor(workers, processes, initializer=_begin_worker)
-    queue: deque[Future[Path] | None] = deque()
-
-    def next_piece() -> Path | None:
-        future = queue.popleft()
-        return future.result() if future else None
-
-    try:
-        for unit, key in zip(units, keys, strict=True):
-            here = any(file.is_stdin for file in unit)
-            with processes.starting():
-                queue.append(None if here else pool.submit(reader.read_piece, unit, work, key))
-            if len(queue) > 2 * workers:
-                yield next_piece()
-        while queue:
-            yield next_piece()
-    except BaseException as error:
-        processes.kill()
-        if isinstance(error, BrokenExecutor):
-            message = "a worker process died, perhaps for lack of memory"
-            raise EnvironmentLimit(message, "use fewer --workers") from error
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _begin_worker() -> None:
-    """End when the main process is killed: nothing may be written any more."""
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    calls = (
+        None if any(file.is_stdin for file in unit) else partial(reader.read_piece, unit, work, key)
+        for unit, key in zip(units, keys, strict=True)
+    )
+    with Workers(workers) as processes:
+        yield from processes.in_order(calls)
 
 
 def _piece(work: Path, key: str) -> Path:

@@ -11,6 +11,7 @@ A row that cannot be read is refused by reason; the others are kept.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import sys
@@ -43,8 +44,11 @@ _PAIR = ("prompt", "completion")
 _MESSAGES = "messages"
 _REPLY = "assistant"
 _JOINED = "row whose prompt runs into its completion: end prompts with a line break or another mark"
+_ABSENT = object()
 _SPACE = b" \t\r\n"
 _LINES_JUDGED = 20
+_MOST_ODD = 1000
+"""Rows without a usual field after which none is expected."""
 _OPENS_LIST = re.compile(rb"\[[ \t\r\n]*\{")
 _USUAL_FIELD = re.compile(rb'"(?:text|content|body|prompt)"[ \t\r\n]*:[ \t\r\n]*"')
 _MARKS = re.compile(rb'["\[\]{}]')
@@ -86,15 +90,31 @@ def form(name: str, head: bytes, field: Field, verbatim: Collection[str]) -> str
         return LINES
     if field is None and suffix(name) in verbatim:
         return ""
+    rows = _first_rows(start)
+    if not rows:
+        return LINES if start[:1] == b"{" and (field is not None or _USUAL_FIELD.search(start)) else ""
+    usual = field is not None or any(_has_usual(row) for row in rows if isinstance(row, dict))
+    return LINES if usual and _are_objects(rows) else ""
+
+
+def are_objects(head: bytes) -> bool:
+    """True if a file that begins with `head` (`FORM_BYTES`, or all of it) holds objects of JSON, one a line or in a
+    list."""
+    start = head.removeprefix(MARK).lstrip(_SPACE)
+    return bool(_OPENS_LIST.match(start)) or (start[:1] == b"{" and _are_objects(_first_rows(start)))
+
+
+def _first_rows(start: bytes) -> list[Any]:
+    """The values of the first lines."""
     *lines, last = start.split(b"\n", _LINES_JUDGED)
     rows = [parsed(line) for line in lines if line.strip()]
     if len(lines) < _LINES_JUDGED and not isinstance(row := parsed(last), InputError):
         rows.append(row)  # else it is not all of the line
-    if not rows:
-        return LINES if start[:1] == b"{" and (field is not None or _USUAL_FIELD.search(start)) else ""
-    objects = [row for row in rows if isinstance(row, dict)]
-    usual = field is not None or any(map(_has_usual, objects))
-    return LINES if usual and 2 * len(objects) >= max(1, len(rows)) else ""
+    return rows
+
+
+def _are_objects(rows: Sequence[Any]) -> bool:
+    return 2 * sum(isinstance(row, dict) for row in rows) >= max(1, len(rows))
 
 
 def parsed(line: bytes) -> Any:
@@ -119,6 +139,8 @@ class RowReader:
     field: Field
     notes: Counter[str]
     _guessed: str = ""
+    _odd: list[tuple[str, int, list[str]]] = dataclasses.field(default_factory=list)
+    """Name, size and first keys of the rows before the first with a usual field."""
 
     def lines(self, stream: BinaryIO, start: int | None = None, path: Path | None = None) -> Iterator[Source | Refused]:
         """A source per line, named by its number.
@@ -141,11 +163,13 @@ class RowReader:
             if line.strip() or size >= ROW_LIMIT:
                 yield from self._row(where, line, size)
             position += size
+        self._check()
 
     def elements(self, stream: BinaryIO) -> Iterator[Source | Refused]:
         """A source per element of a JSON list, named by its number."""
         for number, (content, size) in enumerate(_elements(self.name, stream), 1):
             yield from self._row(f"{self.name}:{number}", content, size)
+        self._check()
 
     def table(self, reader: FileReader) -> Iterator[Source | Refused]:
         """A source per row of a parquet file, a few rows in memory at a time."""
@@ -196,10 +220,18 @@ class RowReader:
             yield Refused(reason, where, size, damaged=True)
             return
         if self.field is None:
+            if _guess(row) is None:
+                self._odd.append((where, size, list(row)[:8]))
+                if len(self._odd) == _MOST_ODD:
+                    self._check()
+                return
             self._choose(row)
+        for odd, odd_size, _ in self._odd:
+            yield Refused(f"row has no text in field {_names(self.field)[0]!r}", odd, odd_size)
+        self._odd = []
         if self._guessed:
             self.notes[self._guessed] += 1
-        values = [row.get(name, False) for name in _names(self.field)]
+        values = [row.get(name, _ABSENT) for name in _names(self.field)]
         if len(values) > 1 or not isinstance(values[0], list):
             yield self._source(where, values, size)
         elif turns := _turns(values[0]):
@@ -218,7 +250,9 @@ class RowReader:
         parts = []
         for value, name in zip(values, 2 * _names(self.field), strict=False):
             if not isinstance(value, bytes | str):
-                return Refused(f"row has no text in field {name!r}", where, size, damaged=True)
+                # Many programs leave out a field whose value is null.
+                damaged = value is not _ABSENT
+                return Refused(f"row has no text in field {name!r}", where, size, damaged=damaged)
             try:
                 parts.append(value.encode() if isinstance(value, str) else value)
             except UnicodeEncodeError:
@@ -230,13 +264,20 @@ class RowReader:
             self.notes[_JOINED] += 1
         return Source.of_bytes(prompt + completion, where, where, len(prompt))
 
+    def _check(self) -> None:
+        """Raise NoField where no row so far had a usual field."""
+        if self.field is None and self._odd:
+            self._choose(self._odd[0][2])
+
     def _look_ahead(self, path: Path) -> None:
-        """Choose the field by the first row of the file that is an object."""
+        """Choose the field by the first row of the file that has a usual one."""
         with open_raw(path) as file:
-            rows = (parsed(file.readline(ROW_LIMIT)) for _ in range(1000))
-            first = next((row for row in rows if isinstance(row, dict)), None)
-        if first is not None:
-            self._choose(first)
+            rows = (parsed(file.readline(ROW_LIMIT)) for _ in range(_MOST_ODD))
+            objects = (row for row in rows if isinstance(row, dict))
+            first = next(objects, None)
+            usual = first if first is None or _guess(first) else next(filter(_guess, objects), first)
+        if usual is not None:
+            self._choose(usual)
 
     def _choose(self, row: Collection[str]) -> None:
         """Choose the usual field of a row, and what to note about it. Raises NoField."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 from collections import Counter
@@ -61,6 +62,8 @@ ODD = {
     "half a pair elsewhere": ('{"n": "\\ud800", "text": "kept"}', b"kept"),
     "a pair": ('{"text": "\\ud83d\\ude00"}', "😀".encode()),
     "null": ('{"text": null}', "empty"),
+    "no field": ('{"n": null}', "row has no text in field 'text'"),
+    "nothing": ("{}", "row has no text in field 'text'"),
     "a row of null": ("null", "empty"),
     "a list": ("[1, 2]", "row is not a JSON object"),
     "a string": ('"a, b"', "row is not"),
@@ -71,20 +74,35 @@ ODD = {
 
 @pytest.mark.parametrize("odd", ODD)
 @pytest.mark.parametrize("as_list", [False, True])
-def test_one_row_does_not_decide_about_a_file(odd: str, as_list: bool) -> None:
+@pytest.mark.parametrize("before", [0, 3])
+def test_one_row_does_not_decide_about_a_file(odd: str, as_list: bool, before: int) -> None:
+    """Wherever it stands. One without the field is no damage: many programs leave out what is null."""
     row, expected = ODD[odd]
-    joined = "[" + ",\n".join([*GOOD, row, *GOOD]) + "]" if as_list else "\n".join([*GOOD, row, *GOOD])
+    lines = [*GOOD, *GOOD]
+    lines.insert(before, row)
+    joined = "[" + ",\n".join(lines) + "]" if as_list else "\n".join(lines)
     reader = RowReader("x", None, Counter())
     read = reader.elements if as_list else reader.lines
     items = list(read(io.BytesIO(joined.encode())))
     found = [item.open().read() if isinstance(item, Source) else item.reason for item in items]
     assert [item for item in found if str(item).startswith("b'row ")] == [b"row 0", b"row 1", b"row 2"] * 2
     if isinstance(expected, bytes):
-        assert found[3] == expected
+        assert found[before] == expected
     else:
-        assert {item[: len(expected)] for item in found[3:-3]} == {expected}
+        assert {item[: len(expected)] for item in found[before : before - 6]} == {expected}
         (refused, *_) = [item for item in items if isinstance(item, Refused)]
-        assert refused.damaged == (expected != "empty")
+        assert refused.damaged == (expected != "empty" and odd not in ("no field", "nothing"))
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_rows_without_a_usual_field_say_which_they_have(as_list: bool) -> None:
+    for number in (1, 3000):
+        items = ['{"prose": "x"}', *["{}"] * number]
+        joined = f"[{','.join(items)}]" if as_list else "\n".join(items)
+        reader = RowReader("x", None, Counter())
+        with pytest.raises(rows.NoField, match="none of the fields") as error:
+            list((reader.elements if as_list else reader.lines)(io.BytesIO(joined.encode())))
+        assert "['prose']" in str(error.value.hint)
 
 
 @pytest.mark.parametrize("as_list", [False, True])
@@ -173,6 +191,23 @@ def test_the_form_is_told_by_the_first_bytes(head: bytes, found: str) -> None:
     assert form("x.txt", head, None, ()) == found
     assert form("x.json", head, None, {".json"}) == ""
     assert form("x.json", head, "prose", {".json"}) == (found or (LINES if head[:2] == b'{"' else "")) or b"[{" in head
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x.json.gz"])
+@pytest.mark.parametrize("row", ['{"prose": "%d of some hundred"}\n', '[{"prose": "%d"}]\n', "{%d\n"])
+def test_json_that_is_read_as_it_is_is_noted(name: str, row: str, tmp_path: Path) -> None:
+    data = "".join(row % n for n in range(900)).encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    summary = prepare([tmp_path / name], modality.get("text"), tmp_path / "out", measure=False)
+    assert stored(Dataset.open(tmp_path / "out")) == data
+    assert any("--field" in note for note in summary.notes) == ("prose" in row)
+
+
+def test_packed_parquet_is_no_damage(tmp_path: Path) -> None:
+    parquet.write_table(pyarrow.table({"text": ["x" * 3000]}), tmp_path / "x.parquet")
+    (tmp_path / "y.parquet.gz").write_bytes(gzip.compress((tmp_path / "x.parquet").read_bytes()))
+    with pytest.raises(InputError, match="parquet that is packed"):
+        make(tmp_path / "out", tmp_path / "y.parquet.gz")
 
 
 def strings(kind: pyarrow.DataType, values: list[bytes | None]) -> pyarrow.Array:
