@@ -36,7 +36,7 @@ OPTIONAL = {
     "pysam": ("tabix", "an index beside .bed.gz tracks"),
     "scikit-learn": ("probe", "linear probes: `eval --probe`"),
     "tensorboard": ("tensorboard", "`train --tensorboard`"),
-    "huggingface_hub": ("hub", "models of the Hugging Face Hub: hf:OWNER/NAME"),
+    "huggingface-hub": ("hub", "models of the Hugging Face Hub: hf:OWNER/NAME"),
     "transformers": ("transformers", "models under AutoModelForCausalLM"),
     "lm-eval": ("harness", "evaluation by lm-evaluation-harness"),
     "triton": ("", "compiles GPU kernels; comes with torch for CUDA"),

@@ -186,7 +186,8 @@ def _plot(axis: str, given: Chart, lines: Sequence[Line], low: float, high: floa
         dots = line.style == "dots" or len(points) == 1
         css = f"{'dots' if dots else line.style} s{line.colour % COLOURS}{' curve' * bool(line.label)}"
         shapes.append(Shape(css, "".join(f"M{point}h0" for point in points) if dots else f"M{' '.join(points)}"))
-    labels = [Label("y", f"{down(y) / 10:.2f}", _value(10**y if given.log else y, given.unit)) for y in ticks]
+    words = _tick_words([10**y if given.log else y for y in ticks], given.unit)
+    labels = [Label("y", f"{down(y) / 10:.2f}", word) for y, word in zip(ticks, words, strict=True)]
     ends = (f"{line.label} {_told(line.ys[-1], given)}" for line in lines if line.label)
     return Plot(
         f"{given.title}. At the end: {', '.join(dict.fromkeys(ends))}",
@@ -208,10 +209,12 @@ def _x_labels(axis: str, left: float, right: float) -> list[Label]:
     if axis == "time":
         unit, name = (3600, " h") if right >= 7200 else (60, " min") if right >= 120 else (1, " s")
     labels, across = [], _scale(left, right, 100)
-    for x in _ticks(left / unit, right / unit):
+    ticks = _ticks(left / unit, right / unit)
+    words = [f"{x:g}{name}" for x in ticks] if name else _tick_words(ticks, "bytes")
+    for x, word in zip(ticks, words, strict=True):
         place = across(x * unit)
         css = "x last" if place > 93 else "x first" if place < 2 else "x"
-        labels.append(Label(css, f"{place:.2f}", f"{x:g}{name}" if name else _value(x, "bytes")))
+        labels.append(Label(css, f"{place:.2f}", word))
     return labels
 
 
@@ -249,6 +252,18 @@ def _value(value: float, unit: str = "") -> str:
     return f"{value:.3g}" if abs(value) < 1e-3 or abs(value) >= 1e5 else f"{float(f'{value:.4g}'):g}"
 
 
+def _tick_words(values: Sequence[float], unit: str = "") -> list[str]:
+    """Words for ascending ticks; with as many decimals as tell them apart where `_value` has too few."""
+    words = [_value(value, unit) for value in values]
+    steps = [b - a for a, b in pairwise(values) if b > a]
+    if len({*words}) == len(words) or not steps:
+        return words
+    names = {"bytes": (" B", " kB", " MB", " GB"), "count": ("", "k", "M", "G")}.get(unit, ("",))
+    power = min(len(names) - 1, max(0, math.floor(math.log10(max(map(abs, values)))) // 3))
+    decimals = min(15, max(0, math.ceil(-math.log10(min(steps) / 1000**power) - 1e-9)))
+    return [f"{value / 1000**power:.{decimals}f}{names[power]}" for value in values]
+
+
 def _thinned(ys: Sequence[float]) -> list[int]:
     """Indices of the points to draw: all, or of each stretch the smallest and the largest, and the last."""
     width = math.ceil(2 * len(ys) / MOST_POINTS)
@@ -265,6 +280,7 @@ def smoothed(ys: Sequence[float]) -> list[float]:
     """The mean of the middle half of the values within about a twentieth of the curve, centred, narrower at the ends;
     so that a spike leaves no plateau."""
     reach, window, means = len(ys) // 40, list[float](), list[float]()
+    every = math.ceil(len(ys) / (20 * MOST_POINTS))  # more than are drawn are not worth their sums
     start = end = 0
     for n in range(len(ys)):
         radius = min(reach, n, len(ys) - 1 - n)
@@ -273,6 +289,9 @@ def smoothed(ys: Sequence[float]) -> list[float]:
         for y in ys[start : n - radius]:
             del window[bisect_left(window, y)]
         start, end = n - radius, n + radius + 1
+        if n % every:
+            means.append(means[-1])
+            continue
         middle = window[len(window) // 4 : len(window) - len(window) // 4]
         means.append(sum(middle) / len(middle))
     return means
@@ -306,7 +325,8 @@ def bars(title: str, rows: Sequence[Bar], note: str = "", unit: str = "", origin
         start, end = sorted((across(start), across(end)))
         return f"left:{start:.2f}%;width:{end - start:.2f}%"
 
-    ticks = [Label("", f"{across(x):.2f}", _value(x, unit)) for x in _ticks(left, right)]
+    at = _ticks(left, right)
+    ticks = [Label("", f"{across(x):.2f}", word) for x, word in zip(at, _tick_words(at, unit), strict=True)]
     zero = f"{across(0):.2f}" if left < 0 < right else None
     return macro("charts.html", "bars")(title, note, rows, far, span, ticks, zero)
 
@@ -324,7 +344,8 @@ def heat_map(
     drawn = drawn[::-1][:: max(1, math.ceil(len(drawn) / MOST_COLUMNS))][::-1]
     if not drawn:
         return Markup()
-    shares = [[number / sum(columns[n]) for number in columns[n]] for n in drawn]
+    sums = {n: sum(columns[n]) for n in drawn}
+    shares = [[number / sums[n] for number in columns[n]] for n in drawn]
     plots = [_heat(title, axis, [x[n] for n in drawn], shares) for axis, x in xs.items()]
     return macro("charts.html", "heat_map")(title, note, [_viridis(n / 7) for n in range(8)], plots)
 

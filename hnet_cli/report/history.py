@@ -9,11 +9,14 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import math
 import os
 import re
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +27,10 @@ from hnet_cli.config.yaml import read
 from hnet_cli.data.figures import named
 from hnet_cli.errors import DamagedError, HNetError, StorageError
 from hnet_cli.report.sources import SourceFigures, sources_of
+from hnet_cli.report.stages import MOST as MOST_STAGES
 from hnet_cli.report.stages import VALIDATION, StageFigures, budgets_of, number, stages_of
 from hnet_cli.storage import shown
-from hnet_cli.storage.jsonl import is_step, lines_of, record_of, records
+from hnet_cli.storage.jsonl import Spread, is_step, lines_of, record_of, records
 
 Record = dict[str, Any]
 EVENTS = "events.jsonl"
@@ -34,34 +38,64 @@ SMALL = 1 << 16
 """Bytes of the longest file of a few words."""
 LONGEST_WORD = 2000
 """Characters of the longest text of a record or setting that is shown."""
+MOST_KEYS, LONGEST_KEY = 4000, 4096
+"""Entries of a record, and characters of a key, that are read: of 64 sources and 15 stages there are 1,300."""
 MOST_EVENTS = 10_000
-MOST_STAGES = 15
+MOST_RECORDS = 1 << 14
+"""Records of training, and of validations, that are kept: of more, as many evenly spread, the spikes among them."""
+MOST_SAMPLES = 1 << 8
+"""Samples that are kept, evenly spread."""
+SPIKE = 2
+"""Times the gradient norm of its neighbour that a record stays for."""
 
 
 def read_metrics(run: Path) -> list[Record]:
     """The records of `metrics.jsonl`, in order; `bytes` is a number in each. Validations of other bytes than the last
-    one's are left out."""
-    return comparable([record for record in _lines(run / "metrics.jsonl") if _has_bytes(record)])
+    one's are left out. Of more than `MOST_RECORDS`, some, the best validation and spikes of the gradient among them.
+
+    None of what is no file, or larger than a run's can be: `glance` says so.
+    """
+    steps, scored = Spread(MOST_RECORDS, _spike), Spread(MOST_RECORDS, _better)
+    with contextlib.suppress(DamagedError):
+        for n, (_, record) in enumerate(records(run / "metrics.jsonl")):
+            if _has_bytes(record):
+                (scored if "val_bpb" in record else steps).add((n, _plain(record)))
+    return comparable([record for _, record in sorted(steps.items() + scored.items(), key=lambda item: item[0])])
+
+
+Numbered = tuple[int, Record]
+
+
+def _spike(first: Numbered, second: Numbered) -> Numbered:
+    """The first, unless the gradient norm of the second is a spike beside it."""
+    norm, beside = (number(record.get("grad_norm")) or 0.0 for _, record in (second, first))
+    return second if norm > SPIKE * beside else first
+
+
+def _better(first: Numbered, second: Numbered) -> Numbered:
+    return min(first, second, key=lambda item: math.inf if (bits := number(item[1]["val_bpb"])) is None else bits)
 
 
 def _has_bytes(record: Record) -> bool:
     return (count := number(record.get("bytes"))) is not None and count >= 0
 
 
-def _lines(path: Path) -> list[Record]:
-    """The records of a file, without what no record of ours holds: it would take memory for nothing. None of what is
-    no file, or larger than a run's can be: `glance` says so."""
+def _last_events(run: Path, most: int) -> list[Record]:
     with contextlib.suppress(DamagedError):
-        return [_plain(record) for _, record in records(path)]
+        return [_plain(record) for _, record in deque(records(run / EVENTS), maxlen=most)]
     return []
 
 
 def _plain(record: Record) -> Record:
-    return {key: value for key, value in record.items() if not isinstance(value, dict) and _is_flat(value)}
+    """A record without what none of ours holds: it would take memory for nothing."""
+    entries = ((key, value) for key, value in record.items() if len(key) <= LONGEST_KEY and not isinstance(value, dict))
+    return {key: value for key, value in islice(entries, MOST_KEYS) if _is_flat(value)}
 
 
 def _is_flat(value: Any) -> bool:
-    return not isinstance(value, list) or not any(isinstance(part, list | dict) for part in value)
+    return not isinstance(value, list) or not (
+        len(value) > MOST_EVENTS or any(isinstance(part, list | dict) for part in value)
+    )
 
 
 def _text(path: Path) -> str:
@@ -128,7 +162,7 @@ def read_events(run: Path, records: Sequence[Record]) -> list[Event] | None:
     if not os.path.lexists(run / EVENTS):
         return None
     steps, events = [step_of(record) for record in records], []
-    for line in _lines(run / EVENTS)[-MOST_EVENTS:]:
+    for line in _last_events(run, MOST_EVENTS):
         documents, step = line.get("documents"), step_of(line)
         named = [str(number) for number in documents if is_step(number)] if isinstance(documents, list) else []
         which = f"documents {', '.join(named[:MOST_EVENTS])}" if named else ""
@@ -161,14 +195,14 @@ class Sample:
 
 
 def read_samples(run: Path) -> list[Sample]:
-    """The lines of `samples.jsonl` that can be read."""
-    samples = []
+    """The lines of `samples.jsonl` that can be read; of more than `MOST_SAMPLES`, some."""
+    samples = Spread[Sample](MOST_SAMPLES)
     with contextlib.suppress(DamagedError):
         for _, line in records(run / "samples.jsonl"):
             probe, sample = _sketch(line.get("probe")), _sketch(line.get("sample"))
             if probe or sample:
-                samples.append(Sample(step_of(line), number(line.get("bytes")) or 0.0, probe, sample))
-    return samples
+                samples.add(Sample(step_of(line), number(line.get("bytes")) or 0.0, probe, sample))
+    return samples.items()
 
 
 def _sketch(fields: Any) -> Sketch | None:
@@ -370,7 +404,7 @@ def glance(run: Path) -> Glance:
         try:
             return _glance(run, lines_of(run / "metrics.jsonl"))
         except DamagedError as error:
-            return replace(_glance(run, []), state="damaged", about=str(error))
+            return replace(_glance(run, ()), state="damaged", about=str(error))
     except Exception as error:
         about = str(error) or type(error).__name__
         nothing: dict[str, Any] = dict.fromkeys(
@@ -381,17 +415,21 @@ def glance(run: Path) -> Glance:
         return Glance(run.name, run, "damaged", about, **numbers, **nothing)
 
 
-def _glance(run: Path, lines: list[str]) -> Glance:
+def _glance(run: Path, lines: Iterable[str]) -> Glance:
     """Only the lines of `metrics.jsonl` that are needed are parsed."""
+    ends, found = deque[str](maxlen=20), Spread(MOST_RECORDS, _better)
+    for n, line in enumerate(lines):
+        ends.append(line)
+        if '"val_bpb"' in line and (entry := _plain(record_of(line) or {})).keys() >= {"val_bpb", "bytes"}:
+            found.add((n, entry))
     config = read_config(run)
     train = (config or {}).get("train")
     steps = train.get("steps") if isinstance(train, dict) else None
     files = run / "metrics.jsonl", run / "config.yaml"
-    tail = [_plain(record) for line in lines[-20:] if (record := record_of(line))]
+    tail = [_plain(record) for line in ends if (record := record_of(line))]
     logged = [record for record in tail if number(record.get("bpb")) is not None][-1:]
-    validations = (_plain(record_of(line) or {}) for line in lines if '"val_bpb"' in line)
-    scored = [record for record in validations if number(record.get("val_bpb")) is not None and _has_bytes(record)]
-    scored = comparable(scored)
+    validations = [record for _, record in found.items() if number(record["val_bpb"]) is not None]
+    scored = comparable([record for record in validations if _has_bytes(record)])
     last = max((*tail, *scored[-1:]), key=lambda r: number(r.get("bytes")) or 0.0, default={})
     stages = [stages_of(r) for r in logged] + [stages_of(r, VALIDATION) for r in scored[-1:]]
     state, about = _state(run, config, step_of(last), steps)
@@ -472,5 +510,5 @@ def _state(run: Path, config: dict[str, Any] | None, step: int, steps: Any) -> t
 
 def ending(run: Path) -> str:
     """Return the reason a run stopped before its last step, from its last event; "" if none is recorded."""
-    last = (_lines(run / EVENTS) or [{}])[-1]
+    last = (_last_events(run, 1) or [{}])[-1]
     return (_word(last, "text") or "") if last.get("kind") in ("stopped", "failed") else ""

@@ -39,6 +39,8 @@ FILE_NAME = "report.html"
 MOST_FRAMES = 60
 """Evaluations whose chunks and samples are kept in the page: the first, the last, and as many between them."""
 MOST_ROWS = 40
+MOST_CURVES = 96
+"""Parts of a model whose gradient norm is drawn, and levels whose learning rate is."""
 OF_BUDGETS = "; training with chunks of all budgets, validation with those of budget 1"
 MOST_NAMED = 4
 """Runs that the heading of a page of several names; the legends name them all."""
@@ -199,9 +201,7 @@ def _boundaries(curves: Curves) -> Iterator[Chart | Markup]:
         yield Chart(f"Boundaries{of}", lines, "share of the positions", curves.target(key("target_fraction")))
         lines = curves.points(key("worth", VALIDATION), "validation", 1)
         note = "bits per byte lost without what they carry"
-        yield Chart(
-            f"Worth of the chunks{of}", lines, note, {f"hardly any ({LEAST_WORTH})": LEAST_WORTH} if lines[0].ys else {}
-        )
+        yield Chart(f"Worth of the chunks{of}", lines, note, {"hardly any": LEAST_WORTH} if lines[0].ys else {})
         histograms = {x: found[s].prob_histogram or [] for x, found in figures if len(found) > s}
         places = sorted(histograms)
         xs = {"bytes": places, "time": [curves.seconds(x) for x in places]}
@@ -216,12 +216,12 @@ def _boundaries(curves: Curves) -> Iterator[Chart | Markup]:
 
 def _learning(curves: Curves) -> Iterator[Chart]:
     keys = {key for record in curves.records for key in record}
-    parts = sorted(key for key in keys if key.startswith("grad_norm_"))
+    parts = sorted(key for key in keys if key.startswith("grad_norm_"))[:MOST_CURVES]
     lines = curves.noisy("grad_norm", "all")
     for n, key in enumerate(parts, start=1):
         lines.append(curves.line(key, key.removeprefix("grad_norm_"), *look(n), smooth=True))
     yield Chart("Gradient norm", lines, "before clipping", log=True)
-    levels = sorted(key for key in keys if key.startswith("lr_stage"))
+    levels = sorted(key for key in keys if key.startswith("lr_stage"))[:MOST_CURVES]
     rates = [curves.line(key, f"level {n}", *look(n)) for n, key in enumerate(levels)]
     yield Chart("Learning rate", rates or [curves.line("lr", "main network")])
     lines = [*curves.noisy("ratio_loss", "ratio loss"), *curves.noisy("alignment_loss", "alignment loss", 1)]

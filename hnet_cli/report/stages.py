@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
-from itertools import count
 from typing import Any
 
 from hnet_cli.storage.jsonl import number
@@ -16,6 +15,8 @@ LEAST_WORTH = 0.01
 """Bits per byte below which what the chunks of a stage carry is said to be worth nothing."""
 VALIDATION = "val_"
 """Prefix of the keys of a validation."""
+MOST, MOST_BINS = 15, 256
+"""Stages of a record, and bins of a histogram, that are read: a record may come from anywhere."""
 AT_BUDGET = "bpb_at_"
 MOST_BUDGETS = 16
 """That are read of a record, which may come from anywhere."""
@@ -92,7 +93,7 @@ NAMES = tuple(field.name for field in fields(StageFigures))
 def stages_of(record: Mapping[str, Any], prefix: str = "") -> list[StageFigures]:
     """The stages of a record, outermost first. Values of another type than the field's count as missing."""
     stages: list[StageFigures] = []
-    for stage in count():
+    for stage in range(MOST):
         values = {name: record.get(stage_key(stage, name, prefix)) for name in NAMES}
         counts = values.pop("prob_histogram")
         figures = StageFigures(
@@ -101,7 +102,7 @@ def stages_of(record: Mapping[str, Any], prefix: str = "") -> list[StageFigures]
         if figures == StageFigures():
             return stages
         stages.append(figures)
-    raise AssertionError
+    return stages
 
 
 def number_of_stages(records: Iterable[Mapping[str, Any]]) -> int:
@@ -110,5 +111,9 @@ def number_of_stages(records: Iterable[Mapping[str, Any]]) -> int:
 
 
 def _counts(value: Any) -> list[int] | None:
-    good = isinstance(value, list) and value and all(isinstance(n, int | float) and 0 <= n < 1e18 for n in value)
+    good = (
+        isinstance(value, list)
+        and 0 < len(value) <= MOST_BINS
+        and all(isinstance(n, int | float) and 0 <= n < 1e18 for n in value)
+    )
     return [int(n) for n in value] if good else None

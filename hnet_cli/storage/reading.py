@@ -17,8 +17,8 @@ from hnet_cli.storage.streams import open_raw, shown
 
 SMALL = 16 << 20
 """Bytes of the largest description (JSON, YAML, manifest) that is read."""
-RECORDS = 128 << 20
-"""Bytes of the largest file of records: those of a million steps."""
+RECORDS = 4 << 30
+"""Bytes of the largest file of records, which is read line by line: those of three million."""
 LARGE = 256 << 20
 """Bytes of a description that grows with the data: the sources of a dataset of a million files."""
 MOST_PARTS = 1 << 22

@@ -11,7 +11,7 @@ from shutil import get_terminal_size
 from typing import Any
 
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.errors import MarkupError
 from rich.markup import escape as escape_markup
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -27,6 +27,8 @@ def make_console(**options: Any) -> Console:
 
 
 console = make_console(stderr=True)
+GAP = 2
+"""Columns between those of a table."""
 WIDE = 400
 """Columns where standard output is no terminal."""
 _verbosity = 0
@@ -63,10 +65,20 @@ def _safe(text: str) -> Text:
 
 
 class SafeTable(Table):
-    """A table whose cells are `_safe`."""
+    """A table whose cells are `_safe`, and in which a narrow terminal folds cells but cuts no word or figure."""
 
     def add_row(self, *cells: Any, **options: Any) -> None:
         super().add_row(*(_safe(cell) if isinstance(cell, str) else cell for cell in cells), **options)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Divide what a terminal has between the columns: to each its longest word, of the rest a share."""
+        texts = [[str(cell) for cell in (column.header, *column.cells)] for column in self.columns]
+        least = [max((cell_len(word) for text in each for word in text.split()), default=0) for each in texts]
+        wanted = [max((cell_len(line) for text in each for line in text.splitlines()), default=0) for each in texts]
+        spare, more = options.max_width - GAP * (len(texts) - 1) - sum(least), sum(wanted) - sum(least)
+        for column, width, most in zip(self.columns, least, wanted, strict=True):
+            column.width = width + (most - width) * max(0, spare) // max(1, more) if spare < more else None
+        return super().__rich_console__(console, options)
 
 
 def table(*columns: str, title: str | None = None) -> Table:
@@ -82,13 +94,20 @@ def table(*columns: str, title: str | None = None) -> Table:
 def show(renderable: Any) -> None:
     """Print a table unless quiet."""
     if _verbosity >= 0:
+        before, console.width = console.width, _width_for(renderable, console.width)
         console.print(renderable)
+        console.width = before
+
+
+def _width_for(renderable: Any, width: int) -> int:
+    """`width`, or as much more as a table needs whose words and figures are whole: the terminal breaks its lines."""
+    return max(width, make_console(width=WIDE, height=WIDE).measure(renderable).minimum)
 
 
 def show_data(renderable: Any) -> None:
     """Print a table or a line on standard output; on a terminal as wide as it is, else unwrapped."""
     renderable = _safe(renderable) if isinstance(renderable, str) else renderable
-    with (data := _standard_output()).capture() as text:
+    with (data := _standard_output(renderable)).capture() as text:
         data.print(renderable, soft_wrap=not sys.stdout.isatty() and isinstance(renderable, Text))
     print("\n".join(line.rstrip() for line in text.get().splitlines()))
 
@@ -99,9 +118,10 @@ def fits(renderable: Any) -> bool:
     return wide.measure(renderable).maximum <= _standard_output().width
 
 
-def _standard_output() -> Console:
+def _standard_output(renderable: Any = "") -> Console:
+    """A console as wide as standard output, or as `renderable` needs."""
     width, height = get_terminal_size() if sys.stdout.isatty() else (WIDE, WIDE)
-    return make_console(width=width, height=height)
+    return make_console(width=_width_for(renderable, width), height=height)
 
 
 def size(count: float) -> str:

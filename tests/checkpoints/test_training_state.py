@@ -124,3 +124,27 @@ def test_a_state_is_typed_and_bounded(tmp_path):
             state = _read_state(file.parent)
             assert 0 <= state.step <= 10**15, what
             assert all(abs(value) <= 1e30 for value in state.watch.values()), what
+
+
+LIMITS = {
+    "step": (-1, 10**15 + 1, 1.5, True),
+    "bytes_seen": (-1, 10**15 + 1),
+    "best_bpb": (-2e30, 2e30, "1"),
+    "best_step": (-1, 10**15 + 1),
+    "skipped_steps": (-1, 10**15 + 1),
+    "skipped_in_a_row": (-1, 10**15 + 1),
+    "dataset": ("x" * ((1 << 13) + 1), 3),
+    "probe_depth": ("1" * ((1 << 16) + 1), "1x", "١"),
+    "watch": ({"spike": 2e30}, {str(n): 0.0 for n in range(1001)}, []),
+}
+
+
+def test_every_field_of_a_state_has_limits(tmp_path):
+    file = saved(tmp_path, 1, *built(), best_bpb=1.5, best_step=1, watch={"spike": 0.0}) / "state.json"
+    stored = json.loads(file.read_text())
+    assert LIMITS.keys() == stored.keys() - {"format"}
+    for name, values in LIMITS.items():
+        for value in values:
+            file.write_text(json.dumps(stored | {name: value}))
+            with pytest.raises(DamagedError, match=rf"state\.json is damaged: {name}"):
+                _read_state(file.parent)

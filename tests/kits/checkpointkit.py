@@ -24,7 +24,7 @@ def built(*settings, seed=0):
 
 def saved(folder, step, model, optimizer, keep=2, **state):
     state = TrainingState(step=step, **state)
-    return save_checkpoint(folder, model, optimizer, state, {"modality": "text"}, [4.0], keep)
+    return save_checkpoint(folder, model, optimizer, state, {"modality": "text", "made": {}}, [4.0], keep)
 
 
 def steps(folder):

@@ -75,6 +75,20 @@ def test_levels_and_most_of_the_curve_are_in_view():
     assert 3.5 < high < 8
 
 
+@settings(max_examples=50)
+@given(st.floats(0, 1e12), st.integers(-7, 12), st.sampled_from(["", "bytes", "count"]))
+@example(2412.0, 1, "bytes")
+@example(0.0, 0, "bytes")
+def test_ticks_are_told_apart(start, power, unit):
+    """A steady throughput, bytes per chunk near 1: as many digits as it takes."""
+    rise = max(10.0**power, 1e-9 * start)
+    figure = chart(Chart("t", [line([(0, start), (3, start + rise)])], unit=unit))
+    for plot in parsed(figure).findall("div"):
+        for css in ("y", "x"):
+            words = [label.text for label in plot.findall("span") if label.get("class").split()[0] == css]
+            assert len(words) == len({*words}) > 1
+
+
 def beyond(figure):
     """Side, place in percent and text of the marks of values beyond the axis, in the first plot."""
     marks = [(mark.get("class").split(), mark.get("style"), mark.get("title")) for mark in parsed(figure).iter("i")]

@@ -173,3 +173,29 @@ def test_a_run_on_a_failing_disk_is_damaged(tmp_path, monkeypatch):
     glance = history.glance(run)
     assert (glance.state, glance.step) == ("damaged", 0)
     assert "input/output error" in glance.about
+
+
+def test_of_a_long_run_the_spikes_and_the_best_remain(tmp_path, monkeypatch):
+    """Memory is that of so many records; what a page and the list say of the run does not change."""
+    records = [{"step": n, "bytes": n, "bpb": 3.0, "grad_norm": 1 + n % 7 / 10} for n in range(1, 999)]
+    records[500]["grad_norm"] = 80.0
+    scored = [{"step": n, "bytes": n, "val_bpb": 2.0 + (n != 123)} for n in range(3, 999, 10)]
+    rows = sorted([*records, *scored], key=lambda row: row["step"])
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    whole, before = history.read_metrics(tmp_path), history.glance(tmp_path)
+    assert whole == rows
+    monkeypatch.setattr(history, "MOST_RECORDS", 32)
+    kept = history.read_metrics(tmp_path)
+    assert 32 <= len(kept) <= 2 * 33
+    assert kept == [row for row in rows if row in kept]
+    assert {501, 123, 998} <= {row["step"] for row in kept}
+    assert {row["grad_norm"] for row in kept if "grad_norm" in row} - {80.0} == {1 + n / 10 for n in range(7)}
+    assert history.glance(tmp_path) == before
+    assert before.bpb_best == 2.0
+
+
+def test_a_record_takes_no_more_memory_than_one_of_ours(tmp_path):
+    row = {"step": 1, "bytes": 1, "a" * 5000: 1, "b": [1] * 10_001, "c": {}, **{f"k{n}": n for n in range(9000)}}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    ((found),) = history.read_metrics(tmp_path)
+    assert found == {"step": 1, "bytes": 1} | {f"k{n}": n for n in range(history.MOST_KEYS - 3)}

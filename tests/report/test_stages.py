@@ -49,6 +49,12 @@ def test_what_is_no_figure_is_left_out(value, histogram):
     assert stage.prob_histogram is None or all(isinstance(n, int) and n >= 0 for n in stage.prob_histogram)
 
 
+def test_no_more_is_read_than_a_model_can_have():
+    record = {f"stage{s}_bytes_per_chunk": 2.0 for s in range(99)} | {"stage0_prob_histogram": [1] * 300}
+    assert number_of_stages([record]) == 15
+    assert stages_of(record)[0].prob_histogram is None
+
+
 def test_budgets_stand_beside_the_validation():
     record = {"val_bpb": 2.5, VALIDATION + budget_key(2.0): 2.75, VALIDATION + budget_key(0.5): 2.25}
     assert list(budgets_of(record).items()) == [(0.5, 2.25), (1, 2.5), (2, 2.75)]

@@ -103,6 +103,22 @@ def test_a_narrow_terminal_shows_the_times_whole(monkeypatch):
     assert "…" not in last
 
 
+@pytest.mark.parametrize("width", [20, 40, 60, 100])
+def test_a_narrow_terminal_loses_no_figure(width, monkeypatch, capsys):
+    """What is wider than the terminal is broken by it; cells of several words are folded first."""
+    monkeypatch.setattr(console, "console", console.make_console(stderr=True, width=width))
+    monkeypatch.setattr(console, "get_terminal_size", lambda: (width, 24))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    made = console.table("", "bytes/chunk", "boundaries on", title="A title")
+    made.add_row("a-name-of-22-characters", "5.0012345", "a word or so, and another")
+    console.show(made)
+    console.show_data(made)
+    for shown in map(re.compile(r"\x1b\[\d+m").sub, ("", ""), capsys.readouterr()):
+        assert "…" not in shown
+        assert {"bytes/chunk", "5.0012345", "a-name-of-22-characters", "another"} <= set(shown.split())
+        assert max(map(len, shown.splitlines())) <= max(width, 52)
+
+
 def test_progress_without_a_terminal_is_a_line_now_and_then(capsys, monkeypatch):
     monkeypatch.setattr(console.Task, "EVERY", 0.0)
     console.set_verbosity(0)
