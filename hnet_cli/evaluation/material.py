@@ -20,7 +20,7 @@ from hnet_cli.data.prepare.contents import documents_of, files_of
 from hnet_cli.data.prepare.rows import Field, option_of
 from hnet_cli.errors import HNetError, InputError, UsageError
 from hnet_cli.modality import Document, Modality, Refused, Source, begin_text
-from hnet_cli.report.history import find_sources
+from hnet_cli.report.history import data_of, find_sources
 from hnet_cli.storage.streams import open_input, shown
 from hnet_cli.terminal.console import literal, say
 
@@ -70,14 +70,21 @@ def is_dataset(path: Path) -> bool:
 
 
 def own_data(model: str) -> Sources | None:
-    """The datasets a run was trained on, where MODEL is a run or a checkpoint of one and all of them exist."""
+    """The datasets a run was trained on, where MODEL is a run or a checkpoint of one.
+
+    Raises InputError, naming the first, where one of them is no longer there.
+    """
     folder = Path(model)
     for run in (folder, folder.parent.parent):
         if (run / "config.yaml").is_file():
             try:
-                return find_sources(run, resolve(str(run / "config.yaml")).sources)
+                sources = resolve(str(run / "config.yaml")).sources
             except HNetError:
                 return None
+            if gone := [source.path for source in sources if data_of(run, source.path) is None]:
+                message = f"{shown(gone[0])}, which {model} was trained on, is no longer there"
+                raise InputError(message, "give files, or a dataset with --data")
+            return find_sources(run, sources)
     return None
 
 

@@ -193,13 +193,19 @@ def damaged_files(result: Mapping[str, Any]) -> list[str]:
 
 def _trained_on(models: Sequence[str]) -> Sources:
     """The datasets that the first of the models that has some was trained on. Raises UsageError, or InputError for no
-    such model."""
-    data = next(filter(None, map(own_data, models)), None)
-    if data is None:
-        find(models[0])  # raises where there is no such model
-        raise UsageError(f"there is nothing to evaluate {models[0]} on", "give files, or a dataset with --data")
-    say(f"Data: [bold]{literal(words(data))}[/]")
-    return data
+    such model or a dataset that is gone."""
+    gone: list[InputError] = []
+    for model in models:
+        try:
+            if data := own_data(model):
+                say(f"Data: [bold]{literal(words(data))}[/]")
+                return data
+        except InputError as error:
+            gone.append(error)
+    if gone:
+        raise gone[0]
+    find(models[0])  # raises where there is no such model
+    raise UsageError(f"there is nothing to evaluate {models[0]} on", "give files, or a dataset with --data")
 
 
 def _mixed(

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 
 import pytest
 
@@ -55,6 +56,13 @@ def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch, arguments, code, s
     assert (ended, out) == (code, ""), err
     assert says in err
     assert len(err.strip().splitlines()) <= 2
+
+
+def test_a_dataset_that_is_gone_is_named(own, capsys):
+    config = own / "runs/fox/config.yaml"
+    config.write_text(re.sub(r"^data: .*$", "data: data/gone", config.read_text(), flags=re.MULTILINE))
+    assert cli.run(["eval", "runs/fox"]) == 3
+    assert "data/gone, which runs/fox was trained on, is no longer there" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--data", "--gold"])
