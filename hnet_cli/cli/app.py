@@ -21,6 +21,7 @@ from hnet_cli.cli.eval import evaluate
 from hnet_cli.cli.play import play
 from hnet_cli.cli.prepare import prepare
 from hnet_cli.cli.presets import presets
+from hnet_cli.cli.publish import publish
 from hnet_cli.cli.retrofit import retrofit
 from hnet_cli.cli.runs import runs
 from hnet_cli.cli.sample import sample
@@ -117,6 +118,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "presets": presets,
     "doctor": doctor,
     "convert": convert,
+    "publish": publish,
     "retrofit": retrofit,
     "quickstart": quickstart,
 }

@@ -24,6 +24,7 @@ EXAMPLES = {
     "presets": "hnet presets nano",
     "doctor": "hnet doctor --check",
     "convert": "hnet convert runs/mine mine",
+    "publish": "hnet publish runs/mine my-model --licence mit",
     "retrofit": "hnet retrofit llama-folder retrofitted",
     "quickstart": "hnet quickstart --minutes 5",
 }

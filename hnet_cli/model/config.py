@@ -41,7 +41,7 @@ MOST_CHARACTERS = 1000
 """Upper limit of the words under "hnet"."""
 SWITCHES = ("rotary", "adapter_width", "network_norms", "residual", "smoothing")
 """Fields of ours that change the network. In a file they stand under "hnet" where they differ from the default."""
-TRANSFORMERS_KEYS = ("model_type", "architectures", "dtype", "transformers_version")
+TRANSFORMERS_KEYS = ("model_type", "architectures", "auto_map", "dtype", "transformers_version")
 """Keys that the library `transformers` needs in the file, or adds to it; they say nothing about the model."""
 
 

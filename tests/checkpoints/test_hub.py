@@ -1,5 +1,6 @@
 """Models of the Hub, from a server on this machine that speaks its protocol."""
 
+import base64
 import hashlib
 import json
 import shutil
@@ -30,6 +31,29 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self):
         self.answer(True)
+
+    def do_POST(self):
+        """What an upload of small files asks for; the last is the commit, a JSON line a file."""
+        path, body = self.path.partition("?")[0], self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.headers.get("Authorization") != "Bearer secret":
+            told, status = {"error": "no"}, 401
+        elif path == "/api/repos/create":
+            told, status = {"url": f"http://{self.headers['Host']}/me/model"}, 200
+        elif path == "/api/models/me/model/preupload/main":
+            wanted = json.loads(body)["files"]
+            files = [{"path": each["path"], "uploadMode": "regular", "shouldIgnore": False} for each in wanted]
+            told, status = {"files": files}, 200
+        else:
+            assert path == "/api/models/me/model/commit/main"
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            told, status = {"commitUrl": f"http://{self.headers['Host']}/me/model", "commitOid": COMMIT}, 200
+        answer = json.dumps(told).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
 
     def answer(self, whole):
         path = self.path.partition("?")[0]
@@ -116,7 +140,7 @@ def test_without_a_network_the_cache_serves(serve, trained, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
     assert hub.fetched("hf:me/model") == folder
     shutil.rmtree(folder.parents[2])
-    with pytest.raises(EnvironmentLimit, match="cannot be fetched"):
+    with pytest.raises(EnvironmentLimit, match="the Hub fails"):
         hub.fetched("hf:me/model")
 
 
@@ -136,3 +160,18 @@ def test_what_is_not_there(serve, name, error, message):
     serve({"README.md": b"# Nothing"})
     with pytest.raises(error, match=message):
         hub.fetched(name)
+
+
+def test_a_folder_is_sent_and_comes_back(serve, trained, monkeypatch):
+    serve({})
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nowhere")
+    folder = find(trained)
+    monkeypatch.setenv("HF_TOKEN", "wrong")
+    with pytest.raises(InputError, match="the Hub refuses"):
+        hub.sent(folder, "hf:me/model")
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    assert hub.sent(folder, "hf:me/model").endswith("/me/model")
+    assert hnet_cli.load("hf:me/model").segment(b"The quick") == hnet_cli.load(trained).segment(b"The quick")
+    for name in ("hf:me/model@v1", "me/model"):
+        with pytest.raises(UsageError):
+            hub.sent(folder, name)

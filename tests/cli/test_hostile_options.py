@@ -39,6 +39,7 @@ BASES = {
     "compare": "--data data/file --size nano --line-up 1stage --run new/x --device cpu --dry-run",
     "runs": "runs/fox",
     "play": "nowhere --no-browser",
+    "publish": "runs/fox new/x --max-bytes 500",
     "presets": "nano",
     "doctor": "",
     "convert": "runs/fox new/x",
@@ -46,7 +47,7 @@ BASES = {
     "quickstart": "--out file.txt",
 }
 """A small job of each command, that a hostile value is added to."""
-LONG = {"train", "segment", "sample", "score", "embed", "eval", "compare", "convert"}
+LONG = {"train", "segment", "sample", "score", "embed", "eval", "compare", "convert", "publish"}
 """Commands whose jobs load a model."""
 SECONDS = 60
 

@@ -32,6 +32,7 @@ FOLDERS = {
     "train --run": "train --preset tiny.yaml --data data/file --run",
     "compare --run": "compare --data data/file --line-up 1stage,bpe --size nano --bytes 100000 --run",
     "retrofit dst": "retrofit file.txt --overwrite",
+    "publish folder": "publish runs/fox --overwrite",
     "quickstart --out": "quickstart --out",
 }
 READ = {
@@ -40,7 +41,7 @@ READ = {
     *("eval --vcf", "eval --fasta", "eval --task", "compare --data", "compare --line-up", "runs paths"),
     *("convert src", "convert --config", "retrofit src", "retrofit --preset", "presets name"),
     *("score files", "score --model", "embed files", "embed --model", "eval --probe", "train --start"),
-    "play names",
+    *("play names", "publish model", "publish --data"),
 }
 WORDS = {
     *(
@@ -67,6 +68,10 @@ WORDS = {
         "--prompt-field",
         "--completion-field",
         "--threshold",
+        "--to",
+        "--licence",
+        "--language",
+        "--base-model",
         "--bytes-per-chunk",
     ),
 }

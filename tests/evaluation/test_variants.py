@@ -37,7 +37,7 @@ def exact():
     return tiny_model().eval()
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(st.text("ACGTN", min_size=60, max_size=60), st.lists(EDITS, min_size=1, max_size=5), st.integers(1, 30))
 def test_scores_are_those_of_each_allele_alone(tmp_path_factory, exact, genome, edits, flank):
     """Both strands, at the ends of a record and beside gaps; several alternatives, the same twice, one over another."""

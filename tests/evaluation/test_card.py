@@ -1,0 +1,62 @@
+"""Published folders: the same model, figures of `hnet eval`, and nothing of the machine that made them."""
+
+import json
+import re
+
+import pytest
+from runkit import dataset, tiny
+from segmentkit import MODEL, TEXT
+
+import hnet_cli
+from hnet_cli.checkpoints.find import find, load
+from hnet_cli.errors import BusyError
+from hnet_cli.evaluation.card import Card, drawn, publish
+from hnet_cli.inference.chunk_objects import chunks_of
+from hnet_cli.training.loop import train
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("published")
+    train(tiny("train.steps=4"), dataset(folder / "data" / "fox"), folder / "runs" / "a")
+    return folder / "runs" / "a"
+
+
+def test_a_folder_that_others_can_use(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(run.parents[1])
+    target = tmp_path / "my-model"
+    data = [str(run.parents[1] / "data" / "fox")]
+    figures = publish(str(run), target, Card("mit", ["en"], "me/base"), data=data, max_bytes=3000)
+    assert find(target) == target
+    model = load(target)
+    assert all((model.state_dict()[name] == value).all() for name, value in load(run).state_dict().items())
+    card = (target / "README.md").read_text()
+    header = card.split("---")[1]
+    assert '\nlicense: "mit"\nlanguage: ["en"]\nbase_model: "me/base"\n' in header
+    assert f"| bits per byte | {figures['bpb']:.3f}" in card
+    assert f"{figures['baselines']['xz']:.3f}" in card
+    assert figures["bpb"] == hnet_cli.evaluate(run, data, max_bytes=3000, samples=False)["bpb"]
+    assert "![Chunks that it has learned](chunks.svg)" in card
+    for file in ("README.md", "config.json", "chunks.svg", "modeling_hnet.py", "generation_config.json"):
+        assert str(run.parents[1]) not in (target / file).read_text()
+    config = json.loads((target / "config.json").read_text())
+    assert config["auto_map"]["AutoModelForCausalLM"] == "modeling_hnet.HNetForCausalLM"
+    with pytest.raises(BusyError):
+        publish(str(run), target)
+
+
+def test_a_card_without_figures_or_words(tmp_path):
+    assert publish("starter:dna", tmp_path / "dna") == {}
+    card = (tmp_path / "dna" / "README.md").read_text()
+    assert "license" not in card
+    assert "## Figures" not in card
+    assert 'tags: ["h-net", "byte-level", "dynamic-chunking", "dna"]' in card
+
+
+def test_the_picture_has_every_letter_and_obeys_nothing():
+    picture = drawn(chunks_of(MODEL, TEXT.encode()))
+    assert "<script" not in picture
+    assert "\x1b" not in picture
+    letters = "".join(re.findall(r"<text[^>]*>([^<]*)</text>", picture))
+    assert "scripting" not in letters
+    assert len(re.findall("<rect", picture)) == len(re.findall("<text", picture)) > 5
