@@ -38,7 +38,7 @@ def prepare(
     field: options.Field = None,
     prompt_field: options.PromptField = None,
     completion_field: options.CompletionField = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=1024, help="Processes.")] = 1,
     part: Annotated[
         str | None, typer.Option(metavar="I/N", help="Only the I-th of N shares, into OUT.part-I-of-N; then --join.")
     ] = None,

@@ -50,7 +50,7 @@ def segment(
     threshold: options.Threshold = None,
     bytes_per_chunk: options.BytesPerChunk = None,
     workers: Annotated[
-        int, typer.Option(min=1, help="Processes that compute; the output is that of one. A CPU only.")
+        int, typer.Option(min=1, max=1024, help="Processes that compute; the output is that of one. A CPU only.")
     ] = 1,
     device: options.Device = None,
 ) -> None:

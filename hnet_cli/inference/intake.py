@@ -70,6 +70,8 @@ class Intake:
                 marked = False
                 left = None if left is None else left - (self.total - began)
             self._whole += len(self.damaged) == before
+            if self.cut:  # what follows is not even opened
+                return
 
     def check(self, work: str) -> None:
         """Raise InputError if nothing was read, or no source to its end. `work`: "segment"."""

@@ -399,7 +399,7 @@ def ema_scan(x: Tensor, p: Tensor, packing: Packing) -> Tensor:
 def ema_step(x: Tensor, prob: Tensor, average: Tensor, rows: Tensor | None = None, once: Tensor | None = None) -> None:
     """`ema_scan` of one position for R rows (None: all), from and into `average` (B, D), float32 or wider: x (R, D),
     prob (R,), which is kept a little away from 0 and 1. `rows` and `once` as for `ssd_step`."""
-    put(average, rows, torch.lerp(pick(average, rows), wide(x), kept_away(prob)[:, None]))
+    put(average, rows, torch.lerp(pick(average, rows), wide(x), kept_away(wide(prob))[:, None]))
 
 
 def kept_away(prob: Tensor) -> Tensor:
