@@ -3,7 +3,7 @@
     python benchmarks/play.py [--bytes 1000] [--keys 30] [--models starter:text starter:code]
 
 A text of so many bytes, the example of the model's modality again and again, is typed on to, a key at a time; the time
-is that of the page itself: from the key, over the request and the model's whole pass, to the chunks in the document.
+is that of the page itself: from the key, over the request and the model's pass, to the chunks in the document.
 The median and the slowest of ten. Aim: a median of at most 150 ms for 1,000 bytes on one quiet core.
 """
 

@@ -55,7 +55,7 @@ addEventListener("DOMContentLoaded", () => {
       const { bytes, chunks, bits, stages, ms } = pane.told;
       const parts = [`${number(bytes)} bytes`];
       chunks.forEach((count, s) => parts.push(`${stages > 1 ? `stage ${s}: ` : ""}${number(count)} chunks of ${number(bytes / Math.max(1, count), 1)} bytes`));
-      if (bits !== null && bytes) parts.push(`${number(bits / bytes, 3)} bits per byte`);
+      if (bits && bytes) parts.push(`${number(bits / bytes, 3)} bits per byte`);
       if (both && pane.block.known && other.block.known) {
         const theirs = starts(other), mine = starts(pane);
         for (const span of leaves(pane)) span.classList.toggle("apart", !theirs.has(span.byte));
@@ -72,16 +72,21 @@ addEventListener("DOMContentLoaded", () => {
     pane.again = true;
     if (pane.busy) return;
     pane.busy = true;
-    while (pane.again) {
-      pane.again = false;
+    // Chunks come first; their bits take the whole network, so they are asked for when nothing has changed meanwhile.
+    for (let later = false, ms = 0; pane.again || later;) {
+      if (!pane.again) await new Promise((rested) => setTimeout(rested, 250));
+      const bits = !pane.again || find("[name=strength]:checked").value === "s";
+      if (pane.again) ms = 0;
+      pane.again = later = false;
       const model = +pane.select.value, sent = well(text.value), began = performance.now();
-      const wanted = JSON.stringify({ model, text: sent, bytes_per_chunk: own.checked ? null : +length.value });
+      const wanted = JSON.stringify({ model, text: sent, bytes_per_chunk: own.checked ? null : +length.value, bits });
       try {
         const response = await ask("/chunks", wanted);
         if (!response.ok) throw new Error(await failure(response));
         pane.told = await response.json();
         put(pane, sent, pane.told.lists);
-        pane.told.ms = performance.now() - began;
+        pane.told.ms = ms ||= performance.now() - began;
+        later = pane.told.bits === undefined;
         if (pane === first) choose(pane.told.stages);
         shift(pane, text.value);
         compare();

@@ -54,6 +54,8 @@ class CutRequest(Request):
 
     text: Annotated[str, Field(max_length=MOST_BYTES)]
     bytes_per_chunk: Length = None
+    bits: bool = True
+    """False: without the bits of the bytes, for which the whole network has to run."""
 
 
 class ContinueRequest(CutRequest):
@@ -94,7 +96,8 @@ class Session:
     def cut(self, request: CutRequest) -> dict[str, Any]:
         """The chunks of a text as the page draws them, and their figures.
 
-        "lists" as in `chunks_page.lists_of`; "stages", "bytes", "chunks" and "bits" (None for a tokenizer).
+        "lists" as in `chunks_page.lists_of`; "stages", "bytes", "chunks"; "bits" where they are asked for, None of a
+        tokenizer.
         Raises UsageError, InputError, DamagedError, NumericalError.
         """
         data = _read(request.text)
@@ -102,7 +105,7 @@ class Session:
             player = self.player(request.model)
             if isinstance(player, Tokenizer):
                 return _cut_by_tokens(player, data)
-            return _cut(player, data, Compression.of(None, request.bytes_per_chunk))
+            return _cut(player, data, Compression.of(None, request.bytes_per_chunk), request.bits)
 
     def continued(self, request: ContinueRequest) -> Iterator[str]:
         """The continuation of a text, piece by piece; the lock is free between two bytes. Errors as of `cut`."""
@@ -194,24 +197,26 @@ def _read(text: str) -> bytes:
     return data
 
 
-def _cut(model: LoadedModel, data: bytes, compression: Compression) -> dict[str, Any]:
+def _cut(model: LoadedModel, data: bytes, compression: Compression, scored: bool) -> dict[str, Any]:
     modality = own_modality(model)
     table = modality.input_table if modality else None
     stages = model.config.num_stages
     places: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
     probability, bits = [np.empty((0, stages))], [np.empty(0)]
     with (compression if data else UNCHANGED).used(model, lambda: [data.translate(table)]):
-        for window in windows(model, [Document(data, "-", "-")], input_table=table, surprisal=True):
+        for window in windows(model, [Document(data, "-", "-")], input_table=table, surprisal=scored):
             places.append(window.starts)
             probability.append(window.probability)
-            bits.append(np.asarray(window.surprisal))
-    return _told(data, np.concatenate(places), np.concatenate(probability), np.concatenate(bits), modality)
+            bits.append(np.asarray(window.surprisal) if scored else bits[0])
+    told = _told(data, np.concatenate(places), np.concatenate(probability), np.concatenate(bits), modality)
+    return told | {"bits": round(float(np.nansum(np.concatenate(bits))), 2)} if scored else told
 
 
 def _cut_by_tokens(tokenizer: Tokenizer, data: bytes) -> dict[str, Any]:
     (tokens,) = tokenizer.encode([data])
     ends = np.cumsum(tokenizer.lengths[tokens])
-    return _told(data, ends - tokenizer.lengths[tokens], np.ones((len(tokens), 1)), np.empty(0), None)
+    told = _told(data, ends - tokenizer.lengths[tokens], np.ones((len(tokens), 1)), np.empty(0), None)
+    return told | {"bits": None}
 
 
 def _told(
@@ -230,5 +235,4 @@ def _told(
         "stages": probability.shape[1],
         "bytes": len(data),
         "chunks": [int(count) for count in (~np.isnan(probability)).sum(0)],
-        "bits": round(float(np.nansum(bits)), 2) if len(bits) else None,
     }
