@@ -45,6 +45,12 @@ def test_the_device_is_checked_before_anything_is_computed() -> None:
         options.device_name("cuda:99")
 
 
+@pytest.mark.parametrize("command", ["convert x", "publish x", "prepare", "segment"])
+def test_a_missing_argument_is_named(command: str, capsys) -> None:
+    assert hnet(command) == 2
+    assert "Missing argument" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("prepare", "presets", "runs")])
 def test_a_wrong_device_is_a_mistake_of_usage_in_every_command_that_has_one(command: str, capsys) -> None:
     if hnet(f"{command} --help") == 0 and "--device" not in capsys.readouterr().out:
