@@ -98,6 +98,6 @@ def label(folder: Path) -> str | None:
     parts = folder.parts
     if len(parts) > 2 and parts[-2] == "snapshots" and parts[-3].startswith("models--"):
         return PREFIX + parts[-3].removeprefix("models--").replace("--", "/")
-    if len(parts) > 4 and parts[-1] == "model" and "hnet" in parts[-5:]:
+    if len(parts) > 4 and (parts[-1], parts[-4]) == ("model", "hnet") and re.fullmatch("[0-9a-f]{40}", parts[-2]):
         return PREFIX + parts[-3].replace("--", "/")
     return None

@@ -1,4 +1,4 @@
-"""What shells complete: presets, modalities, formats, models, runs, datasets; and what the help calls values.
+"""Completions for shells (presets, modalities, formats, models, runs, datasets), and placeholders in the help.
 
 torch is never imported for it.
 """

@@ -42,10 +42,10 @@ METADATA = {"format": "pt"}
 
 @dataclass(frozen=True)
 class Card:
-    """What its author says of a model; the rest of the card is measured."""
+    """The words of a model's author; the rest of the card is measured."""
 
     licence: str = ""
-    """Of the weights, as the Hub names it: mit, apache-2.0, cc-by-4.0. Empty: none is named."""
+    """Licence of the weights, as the Hub names it: mit, apache-2.0, cc-by-4.0. Empty: none is named."""
     languages: Sequence[str] = ()
     """Codes such as en; by default those of the modality."""
     base_model: str = ""

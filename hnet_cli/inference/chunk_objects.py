@@ -37,7 +37,7 @@ class LearnedChunk:
     stage: int
     """0: the outermost."""
     probabilities: tuple[float, ...]
-    """Of the boundary that it begins with, at its stage and at the further ones that also begin a chunk there."""
+    """Boundary probabilities at its start: of its stage, then of the further ones that also begin a chunk there."""
     bits: float
     """The sum of -log2 P over its bytes, given all before them."""
 
@@ -48,7 +48,7 @@ class LearnedChunk:
 
     @property
     def probability(self) -> float:
-        """Of the boundary at its own stage."""
+        """Boundary probability at its start, of its own stage."""
         return self.probabilities[0]
 
     def __len__(self) -> int:

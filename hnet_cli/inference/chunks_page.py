@@ -116,7 +116,7 @@ class _Block:
         self.size += size
 
     def lists(self, base: int) -> dict[str, str]:
-        """What is known about its chunks, as the script of the page reads it."""
+        """The facts about its chunks, as the script of the page reads them."""
         lists = {"at": str(base + self.at), "n": _listed(self.sizes)}
         if self.units != self.sizes:
             lists["u"] = _listed(self.units)
@@ -207,7 +207,7 @@ def page(
 
 
 def lists_of(pieces: Iterable[Piece], stages: int) -> dict[str, str]:
-    """What a page knows about a document that is shown as it stands, in one block."""
+    """The facts about a document that is shown as it stands, in one block."""
     block = _Block(0, [0] * stages)
     for piece in pieces:
         text = piece.drawn.decode("utf-8", "replace")

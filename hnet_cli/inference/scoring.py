@@ -386,7 +386,7 @@ def loglikelihoods(model: HNetForCausalLM, pairs: Sequence[tuple[bytes, bytes]])
 
 
 class _Owned(NamedTuple):
-    """What is asked for by one or several pairs."""
+    """The request of one or several pairs."""
 
     before: bytes
     continuation: bytes

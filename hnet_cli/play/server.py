@@ -81,8 +81,10 @@ def application(session: Session, token: str, hosts: set[str], text: str = "", b
 
         def rest() -> Iterator[str]:
             yield first
-            with suppress(HNetError):
+            try:
                 yield from pieces
+            except Exception as error:  # the answer has begun, so that it can only end
+                failures.report(error)
 
         return StreamingResponse(iterate_in_threadpool(rest()), media_type="text/plain; charset=utf-8")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +19,7 @@ from hnet_cli import storage
 from hnet_cli.checkpoints.find import load, modality_of, starters
 from hnet_cli.checkpoints.model_folder import LoadedModel
 from hnet_cli.data.tokens import Tokenizer
-from hnet_cli.errors import InputError
+from hnet_cli.errors import HNetError, InputError, StorageError
 from hnet_cli.inference.chunks_page import Piece, lists_of
 from hnet_cli.inference.generate import Printer, generate, typical
 from hnet_cli.inference.render import whole_characters
@@ -130,7 +131,7 @@ class Session:
         )
         printer = Printer(modality)
         while True:
-            with self._lock, player.set_thresholds(thresholds):
+            with self._lock, player.set_thresholds(thresholds) if thresholds else nullcontext():
                 each = next(drawn, None)
             if each is None:
                 break
@@ -153,7 +154,7 @@ class Session:
                 read = item.data[: cut(item.data, MOST_BYTES)] if len(item.data) > MOST_BYTES else item.data
                 return read.decode("utf-8", "replace"), len(read) < len(item.data)
             reason = item.reason
-        raise InputError(f"nothing of this file can be read: {reason}", "drop another")
+        raise InputError(f"nothing of this file can be read: {reason}", "take another")
 
     def player(self, number: int) -> LoadedModel | Tokenizer:
         """A model by its place in the list, loaded if it is not. Raises InputError, DamagedError."""
@@ -172,8 +173,11 @@ class Session:
 
 
 def _runs() -> list[Path]:
-    """The newest runs under `runs/` that have a model."""
-    glances = [history.glance(run) for run in history.find(Path("runs"))]
+    """The newest runs under `runs/` that have a model; none where the folder cannot be read."""
+    try:
+        glances = [history.glance(run) for run in history.find(Path("runs"))]
+    except StorageError:
+        return []
     usable = [run for run in glances if run.steps is not None and (run.path / "latest").exists()]
     return [run.path for run in sorted(usable, key=lambda run: run.when, reverse=True)[:RUNS]]
 
@@ -186,7 +190,11 @@ def _choice(name: str) -> Choice:
 
 
 def _example(name: str | None) -> str:
-    return modalities.get(name).example if name in modalities.names() else ""
+    """The example of a modality; empty where it is not installed, or broken: the other models are still offered."""
+    try:
+        return modalities.get(name).example if name else ""
+    except HNetError:
+        return ""
 
 
 def _read(text: str) -> bytes:

@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -132,6 +133,11 @@ def test_an_official_release_is_converted_once(serve, tmp_path):
     assert same(model.state_dict(), released)
     written = (model.source / "model.safetensors").stat().st_mtime_ns
     assert (hnet_cli.load("hf:me/model").source / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_a_folder_that_is_not_in_the_cache_has_its_own_name():
+    for path in ("/home/me/hnet/runs/x/model", "/home/me/hnet/me--model/x/model", "model", "/snapshots/model"):
+        assert hub.label(Path(path)) is None, path
 
 
 def test_without_a_network_the_cache_serves(serve, trained, monkeypatch):

@@ -11,7 +11,7 @@ from modelkit import tiny_config, tiny_model
 from pydantic import ValidationError
 
 from hnet_cli.data import tokens
-from hnet_cli.errors import HNetError, InputError
+from hnet_cli.errors import EnvironmentLimit, HNetError, InputError
 from hnet_cli.inference.segment import segment_bytes
 from hnet_cli.play import session as playing
 from hnet_cli.play.session import MOST_BYTES, ContinueRequest, CutRequest, Session
@@ -77,6 +77,26 @@ def test_a_continuation_is_valid_and_repeatable(monkeypatch):
     assert first == again
     assert "\ufffd" not in first
     assert 0 < len(first.encode()) <= 40
+
+
+FIXED = tiny_config(("m1", ("T1",), "m1"), chunker={"kind": "fixed", "k": 3})
+
+
+@pytest.mark.parametrize("config", [tiny_config(("m2",)), FIXED], ids=["flat", "fixed"])
+def test_a_model_without_learned_boundaries_continues_too(monkeypatch, config):
+    session = opened(monkeypatch, tiny_model(torch.float32, config=config).eval())
+    assert "".join(session.continued(ContinueRequest(model=0, text="abc", max_bytes=5)))
+
+
+def test_one_odd_run_or_plugin_does_not_end_the_page(tmp_path, monkeypatch):
+    def broken(name):
+        raise EnvironmentLimit(f"modality {name} cannot be loaded")
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").write_text("no folder")
+    monkeypatch.setattr(playing.modalities, "get", broken)
+    offered = Session(["starter:text"]).offered()
+    assert offered[0] == {"name": "starter:text", "modality": "text", "example": ""}
 
 
 def test_models_are_held_while_they_are_used(monkeypatch):
