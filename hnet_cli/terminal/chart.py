@@ -66,8 +66,11 @@ class Chart:
             for at, y in _between([column(x) for x in curve.xs], curve.ys):
                 cells[part(y) // 3][at] = (DOTS[part(y) % 3], STYLES[number])
         for number, curve in enumerate(self.curves):
-            for at, (x, y) in enumerate(zip(curve.xs, curve.ys, strict=True)):
-                cells[part(y) // 3][column(x)] = ((MARKS if at == curve.marked else POINTS)[number], STYLES[number])
+            for x, y in zip(curve.xs, curve.ys, strict=True):
+                cells[part(y) // 3][column(x)] = (POINTS[number], STYLES[number])
+        for number, curve in enumerate(self.curves):  # last: no point of any curve covers what is set apart
+            x, y = curve.xs[curve.marked], curve.ys[curve.marked]
+            cells[part(y) // 3][column(x)] = (MARKS[number], STYLES[number])
         yield Text(f"{self.of} over {self.over}", "dim")
         for row, (name, drawn) in enumerate(zip(names, cells, strict=True)):
             axis = f"{name:>{margin}}┤" if row % 3 == 0 else " " * margin + "│"

@@ -35,6 +35,13 @@ def test_it_is_read_off(width):
     assert legend == "◆ as the model is: 2.657 at 5.11"
 
 
+def test_a_point_in_the_same_cell_does_not_hide_what_is_set_apart():
+    plot = lines(40, Curve("x", [1.0, 1.0078125, 2.0], [0.0, 0.0, 0.0], 0))[1 : ROWS + 1]
+    assert sum(line.count("◆") for line in plot) == 1
+    plot = lines(40, Curve("x", [1.0, 2.0], [0.0, 1.0], 0), Curve("y", [1.0, 2.0], [0.0, 1.0], 1))[1 : ROWS + 1]
+    assert ["".join(plot).count(mark) for mark in "◆◇●○"] == [1, 1, 0, 0]
+
+
 NUMBERS = st.lists(
     st.tuples(st.floats(1, 5000), st.floats(0, 9)), min_size=1, max_size=8, unique_by=lambda pair: pair[0]
 )
