@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import BinaryIO, ClassVar, NamedTuple
+from typing import BinaryIO, ClassVar, Literal, NamedTuple
 
 from hnet_cli.errors import EnvironmentLimit, InputError, UsageError
 
@@ -117,6 +117,19 @@ class Gold:
     name: str = "-"
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A feature as pages show it: [start, end) in a document, which it may reach beyond."""
+
+    kind: str
+    """ "gene", "exon" or "CDS"."""
+    start: int
+    end: int
+    strand: int = 0
+    """1, -1; 0: not known."""
+    name: str = ""
+
+
 class Annotation:
     """Knowledge about records by coordinates, read by `Modality.annotation`, asked document by document."""
 
@@ -131,6 +144,10 @@ class Annotation:
     def regions(self, document: Document) -> Mapping[str, Sequence[int]]:
         """Positions in the document by kind of place, ascending; kinds may overlap."""
         return {}
+
+    def shown(self, document: Document) -> Sequence[Shown]:
+        """The features in the document that a page shows, by start."""
+        return ()
 
     def left_out(self, read: Mapping[str, int]) -> Mapping[str, tuple[int, str]]:
         """By reason, the number of rows that say nothing and where the first is. `read`: for each record that is read,
@@ -215,6 +232,10 @@ class Modality:
     """256 weights by stored byte for the loss of predicting it. None: all 1."""
     records: ClassVar[bool] = False
     """True if a source holds records: `Document.name` is the record's, and `offset` counts from its start."""
+    unit: ClassVar[str] = "byte"
+    """A position of a document, as people call it."""
+    margin: ClassVar[Literal["offset", "line", "row"]] = "offset"
+    """Before a line on a page: its offset, or its number; "row": there are no lines, and sixty letters make one."""
     converts: ClassVar[bool] = False
     """True if documents may be in another encoding than their source; `Document.encoding` then tells which."""
     verbatim: ClassVar[frozenset[str]] = frozenset()

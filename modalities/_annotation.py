@@ -24,13 +24,14 @@ from Bio.SeqFeature import SeqFeature
 from Bio.SeqRecord import SeqRecord
 
 from hnet_cli.errors import InputError
-from hnet_cli.modality import Annotation, Document, Source
+from hnet_cli.modality import Annotation, Document, Shown, Source
 
 from ._bytes import is_place, read, record_name, text_lines, unique_name
 
 HEAD = 1 << 14  # bytes; a file of a release of GenBank begins with some lines about it
 LOCUS = re.compile(rb"^(?:\xef\xbb\xbf)?LOCUS {2}", re.MULTILINE)
 LONGEST_TYPE = 100  # letters that are looked at; patterns backtrack
+LONGEST_NAME = 40  # letters of a gene's name that are kept
 LAST = 1 << 62  # position
 MOST_PARENTS = 10_000  # of a row; each takes half a kilobyte
 MOST_LINES = 20_000  # of a feature of GenBank; Biopython takes the square of their number
@@ -61,7 +62,9 @@ APART = {"CDS": {"trans_splicing", "pseudo", "pseudogene"}}
 """Qualifiers of GenBank by kind, for `_Gff.apart`."""
 # Possessive, and begun where a name begins: linear in what a row holds, whatever that is.
 GFF3 = re.compile(r'\s*+[^\s;="]++\s*+=')
-GFF3_PAIR = re.compile(r"(?:^|;)\s*+(ID|Parent|exception|gene_id|Is_circular|pseudo|transcript_id)\s*+=([^;\t]*+)")
+GFF3_PAIR = re.compile(
+    r"(?:^|;)\s*+(ID|Parent|Name|gene|exception|gene_id|Is_circular|pseudo|transcript_id)\s*+=([^;\t]*+)"
+)
 GTF_PAIR = re.compile(r'(?<![^\s;])([^\s;"]++)\s++(?:"([^"]*+)"\s*+(?:;|$)|([^;]*+))')
 BARE = re.compile(r'\s*+([^\s;="]++)\s*+(?:;|$)')
 
@@ -77,6 +80,8 @@ class Feature:
     strand: int
     phase: int | None = None
     """Bases of a CDS before its first whole codon, in the direction of the strand."""
+    name: str = ""
+    """Of a gene."""
 
 
 class Features(Annotation):
@@ -124,6 +129,16 @@ class Features(Annotation):
         features, starts, ends = self._tables[name]
         inside = (starts < document.offset + len(document.data)) & (ends > document.offset)
         return (features[at] for at in np.flatnonzero(inside))
+
+    def shown(self, document: Document) -> Sequence[Shown]:
+        """Genes, exons with UTR, and coding sequences."""
+        kinds = {"gene": "gene", "exon": "exon", "UTR": "exon", "CDS": "CDS"}
+        found = (
+            Shown(kinds[each.kind], each.start - document.offset, each.end - document.offset, each.strand, each.name)
+            for each in self._within(document)
+            if each.kind in kinds
+        )
+        return sorted(dict.fromkeys(found), key=lambda each: each.start)  # transcripts of a gene share exons
 
     def edges(self, document: Document) -> Mapping[str, Sequence[int]]:
         """Positions where features of each kind begin and end: "gene edge", "exon edge", "CDS edge"."""
@@ -254,7 +269,9 @@ class _Gff:
         elif kind not in ("gene", "transcript") and parents == [""]:
             parents = [transcript]
         phase = PHASES.get(columns[7]) if kind == "CDS" else None
-        feature = Feature(kind, start, end, STRANDS.get(columns[6], 0), phase)
+        names = (found.get(key, "") for key in ("Name", "gene_name", "gene", "gene_id", "ID"))
+        name = unquote(next(filter(None, names), ""))[:LONGEST_NAME] if kind in ("gene", "transcript") else ""
+        feature = Feature(kind, start, end, STRANDS.get(columns[6], 0), phase, name)
         apart = bool(TRANS_SPLICED.search(found.get("exception", "")))
         apart |= kind == "CDS" and found.get("pseudo") == "true"
         self._add(record, feature, own, list(dict.fromkeys(filter(None, parents))), apart, number)
@@ -370,10 +387,13 @@ def _wrapped(feature: Feature, length: int) -> list[Feature]:
     if not length < end <= 2 * length:
         return [feature]
     if start >= length:
-        return [Feature(kind, start - length, end - length, strand, phase)]
+        return [Feature(kind, start - length, end - length, strand, phase, feature.name)]
     before = phase if phase is None or strand > 0 else (phase - (end - length)) % 3
     after = phase if phase is None or strand < 0 else (phase - (length - start)) % 3
-    return [Feature(kind, start, length, strand, before), Feature(kind, 0, end - length, strand, after)]
+    return [
+        Feature(kind, start, length, strand, before, feature.name),
+        Feature(kind, 0, end - length, strand, after, feature.name),
+    ]
 
 
 def _genbank(source: Source) -> Features:
@@ -410,11 +430,12 @@ def _parts(entry: SeqFeature) -> list[Feature]:
     if not kind or entry.location is None or (kind == "intron" and not entry.qualifiers.keys() & {"gene", "locus_tag"}):
         return []
     phase = {"1": 0, "2": 1, "3": 2}.get(entry.qualifiers.get("codon_start", ["1"])[0]) if kind == "CDS" else None
-    features = []
+    names = (entry.qualifiers.get(key, [""])[0] for key in ("gene", "locus_tag")) if kind == "gene" else ()
+    features, name = [], next(filter(None, names), "")[:LONGEST_NAME]
     for part in entry.location.parts:
         if part.ref is None:
             strand, kind = part.strand or 0, "exon" if kind == "transcript" else kind
-            features.append(Feature(kind, min(part.start, LAST), min(part.end, LAST), strand, phase))
+            features.append(Feature(kind, min(part.start, LAST), min(part.end, LAST), strand, phase, name))
         phase = None if phase is None else (phase - len(part)) % 3
     return features
 

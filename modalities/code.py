@@ -61,6 +61,7 @@ class Code(Utf8):
     consults = frozenset((".gitignore", *MARKERS))
     verbatim = SUFFIXES | MARKUP
     summary = "Source code: folders with .gitignore respected, one repository on one side of the split"
+    margin = "line"
     example = (
         "def running_mean(values: list[float], width: int) -> list[float]:\n"
         '    """The mean of each `width` values in a row."""\n'

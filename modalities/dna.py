@@ -89,6 +89,8 @@ class Dna(Modality):
     line_up = ("dna-transformer", "dna-mamba", "dna-1stage-transformer", "dna-1stage-mamba")  # paper, Table 5
     formats = ("bed", "bedgraph")
     records = True
+    unit = "base"
+    margin = "row"
     input_table = bytes.maketrans(b"acgtuU", b"ACGTTT")
     loss_weights = tuple(MASKED_WEIGHT if byte in b"acgtu" else 1.0 for byte in range(256))
 

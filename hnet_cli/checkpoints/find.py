@@ -142,6 +142,13 @@ def load(
     return _use(reference, *2 * (lambda folder: load_folder(folder, device, kernels, dtype),))
 
 
+def load_any(reference: str, device: str = "cpu") -> LoadedModel | tokens.Tokenizer:
+    """`load`; or the tokenizer of a file. Raises InputError for a file that is none."""
+    if Path(reference).is_file():
+        return tokens.Tokenizer(storage.read_text(reference, storage.TOKENIZER), reference)
+    return load(reference, device)
+
+
 def begin_from(reference: str | Path, model: HNetForCausalLM) -> Path:
     """Copy the weights of the model that `reference` means (see `find`) into `model`; returns its folder.
 

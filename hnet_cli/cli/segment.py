@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 SURE = 0.9
 """A file is of another modality than the model's if detection is at least this sure."""
+PAGES = ("html",)
 TRACKS = ("bed", "bedgraph")
 """Formats that tabix indexes."""
 
@@ -42,6 +44,17 @@ def segment(
     max_bytes: Annotated[
         int | None, typer.Option(min=1, help="Stop after this many bytes. Default: all; html: 1 MB.")
     ] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL2",
+            help="Show another model's boundaries beside, on the page of --format html, or those of a tokenizer.json.",
+        ),
+    ] = None,
+    annotation: Annotated[
+        Path | None,
+        typer.Option(help="GFF3, GTF or GenBank for a FASTA: its features as a track on the page of --format html."),
+    ] = None,
     modality: options.ModalityName = None,
     field: options.Field = None,
     carry: Annotated[
@@ -56,12 +69,21 @@ def segment(
 ) -> None:
     """Print the chunks a model has learned, of files of any length."""
     from hnet_cli import storage
+    from hnet_cli.checkpoints.find import load_any
     from hnet_cli.distributed.workers import Workers
+    from hnet_cli.evaluation.material import file_source
     from hnet_cli.inference import render
     from hnet_cli.inference import segment as segmenting
+    from hnet_cli.inference.intake import Intake
+    from hnet_cli.modality import Modality
     from hnet_cli.terminal.console import literal, progress, say, size
 
     compression = options.compression(threshold, bytes_per_chunk)
+    for option, given in (("--compare", compare), ("--annotation", annotation)):
+        if given is not None and format not in PAGES:
+            raise UsageError(f"{option} is for a page", "add --format html --out FILE.html")
+    if compare is not None and "-" in files:
+        raise UsageError("--compare reads the input twice, which standard input cannot be", "name a file")
     computed_on = options.device_name(device if device or workers == 1 else "cpu")
     if workers > 1 and (carry or computed_on != "cpu"):
         alone = "--carry, whose passes follow from each other" if carry else f"--device {computed_on}"
@@ -74,6 +96,14 @@ def segment(
             storage.refuse_output(index_of(out), overwrite)
     loaded, plugin = model_for(files, model, modality, field, computed_on)
     format = format or ("pretty" if out is None and render.use_colour(sys.stdout) else "plain")
+    features = None
+    if annotation is not None:
+        features = (plugin or Modality()).annotation(file_source(annotation))
+    beside = None
+    if compare is not None:
+        other = load_any(compare, computed_on)
+        read_again = partial(readable_sources, files, plugin, field, Intake(), silent=True)
+        beside = segmenting.Beside(other, getattr(other, "label", compare), read_again)
     summary = segmenting.Summary(loaded.config, plugin)
     with Workers(workers) as processes:
         pieces = segmenting.segment(
@@ -85,7 +115,10 @@ def segment(
             headings=len(files) > 1,
             summary=summary,
             max_bytes=max_bytes,
+            title=title_of(files),
             label=loaded.label,
+            annotation=features,
+            beside=beside,
             carried=carry,
             compression=compression,
             workers=processes if workers > 1 else None,
@@ -105,6 +138,13 @@ def segment(
             write_index(out)
     show_summary(summary)
     show_unused(summary.intake, "segmented")
+
+
+def title_of(files: list[str]) -> str:
+    """The name of a page about files."""
+    first = "standard input" if files[0] == "-" else files[0]
+    more = len(files) - 1
+    return f"{first} and {more} more" if more else first
 
 
 def model_for(
@@ -142,18 +182,19 @@ def readable_sources(
     field: str | None,
     intake: Intake,
     on_read: Callable[[int], None] = lambda count: None,
+    silent: bool = False,
 ) -> Iterator[Source]:
-    """The sources that the files hold. One that cannot be read is reported and left out. `on_read` gets the number of
-    bytes read from files each time."""
+    """The sources that the files hold. One that cannot be read is reported, unless `silent`, and left out. `on_read`
+    gets the number of bytes read from files each time."""
     from hnet_cli.data.prepare.contents import sources_of
     from hnet_cli.modality import Modality, Refused
     from hnet_cli.terminal.console import literal, say
 
     for source in sources_of(files, modality or Modality(), field, intake.damaged.append, on_read):
-        if isinstance(source, Refused):
-            say(f"[yellow]left out:[/] {literal(source.where)}: {literal(source.reason)}")
-        else:
+        if not isinstance(source, Refused):
             yield source
+        elif not silent:
+            say(f"[yellow]left out:[/] {literal(source.where)}: {literal(source.reason)}")
 
 
 def plain_bytes(files: list[str]) -> int | None:
@@ -222,7 +263,8 @@ def show_summary(summary: Summary) -> None:
     """Print chunks per stage and agreement with reference edges, on standard error."""
     from hnet_cli.terminal.console import literal, say, show, size, table
 
-    rows = table("stage", "chunks", "bytes/chunk", "target", "boundaries on", "share", "chance")
+    unit = summary.modality.unit if summary.modality else "byte"
+    rows = table("stage", "chunks", f"{unit}s/chunk", "target", "boundaries on", "share", "chance")
     for number, stage in enumerate(summary.stages()):
         target = f"{stage['target']:.1f}" if stage["target"] else "-"
         cells = [str(number), f"{stage['chunks']:,}", f"{stage['bytes_per_chunk']:.2f}", target]

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hnet_cli.errors import InputError
-from hnet_cli.evaluation.material import beginning, few
+from hnet_cli.evaluation.material import beginning
 from hnet_cli.evaluation.resampling import ratio, with_interval
+from hnet_cli.inference.intake import few, unannotated
 from hnet_cli.inference.windows import windows
 from hnet_cli.modality import Annotation, Document, Gold, Modality
 from hnet_cli.model import HNetForCausalLM
@@ -243,11 +243,7 @@ def annotated(documents: Sequence[Document], annotation: Annotation) -> list[Doc
     names = dict.fromkeys(annotation.names())
     known = [document for document in documents if document.name in names or not names]
     if not known:
-        read = (document.name for document in documents)
-        raise InputError(
-            f"no record that is read is annotated: the sequence has {few(read)}, the annotation {few(names)}",
-            "names must be the same in both files",
-        )
+        raise unannotated((document.name for document in documents), annotation)
     return known
 
 

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -209,12 +208,6 @@ def _documents_of(source: Source, modality: Modality) -> Iterator[Document | Ref
 def file_source(path: Path) -> Source:
     """One plain or compressed file."""
     return Source(shown(path), lambda: begin_text(open_input(path), shown(path)))
-
-
-def few(names: Iterable[str], most: int = 3) -> str:
-    """The first of some names, each once and no longer than 40 characters."""
-    first = [name[:40] for name in islice(dict.fromkeys(names), most + 1)]
-    return ", ".join(first[:most]) + ", ..." * (len(first) > most)
 
 
 def beginning(document: Document, length: int) -> Document:

@@ -20,8 +20,9 @@ import numpy as np
 
 from hnet_cli import storage
 from hnet_cli.errors import InputError
-from hnet_cli.evaluation.material import few, file_source
+from hnet_cli.evaluation.material import file_source
 from hnet_cli.evaluation.resampling import FEWEST, mean_with_interval
+from hnet_cli.inference.intake import few
 from hnet_cli.inference.scoring import loglikelihoods
 from hnet_cli.inference.windows import BOS
 from hnet_cli.modality import Modality, Refused, Variant

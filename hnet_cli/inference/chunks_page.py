@@ -1,13 +1,14 @@
 """`hnet segment --format html`: one page to read a text in its chunks, with their places, certainty and surprisal.
 
-The text stands in the page once, as text, in blocks that end with a line where they can; what is known about the chunks
-lies beside each block in a few short lists. The script draws only the blocks in view, so pages of megabytes stay quick,
-and without it the text can still be read. Written as it comes: nothing here grows with the input but counts of lengths,
-and of short chunks up to a limit.
+The text stands in the page once (beside a second model twice), as text, in blocks that end with a line where they can;
+what is known about the chunks lies beside each block in a few short lists. The script draws only the blocks in view, so
+pages of megabytes stay quick, and without it the text can still be read. Written as it comes: nothing here grows with
+the input but counts of lengths, and of short chunks up to a limit.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from hnet_cli.modality import SYNTAX, Shown, escape
 from hnet_cli.pages.html import macro
 
 BLOCK, LONGEST_BLOCK = 4096, 16384
@@ -26,6 +28,12 @@ DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 COUNTED, COUNTED_BYTES = 50_000, 48
 """Different chunks that are counted, and the longest of them."""
 TOP, BARS = 40, 32
+ROW = 60
+"""Letters in a row of what has no lines; blocks end with one."""
+MOST_FEATURES = 200
+"""Features of an annotation that are drawn in a block."""
+FULL = {"base": 2.0}
+"""Bits of a position at which colours have their full strength, by unit; else 5."""
 TEMPLATE = "segment.html"
 
 
@@ -44,6 +52,41 @@ class Piece:
     """Bits per byte of it; empty where they are not known."""
     syntax: bytes = b""
     """The kind of each byte drawn (`modality.SYNTAX`); empty where it is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The next chunks of a document."""
+
+    pieces: Iterable[Piece]
+    document: int = 0
+    """Number of the document."""
+    offset: int = 0
+    """Of the document in its record, or its source."""
+    record: int = 0
+    """Number of its record, or its source."""
+    heading: str = ""
+    features: Sequence[Shown] = ()
+    """Of the document, by start."""
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """The words of the page, and how positions are counted on it."""
+
+    title: str = "Learned chunks"
+    model: str = ""
+    other: str = ""
+    """The model whose chunks stand beside."""
+    unit: str = "byte"
+    margin: str = "offset"
+    """As in `Modality`."""
+    least: float = 0.5
+    """The threshold of boundaries."""
+
+    @property
+    def full(self) -> float:
+        return FULL.get(self.unit, 5.0)
 
 
 @dataclass
@@ -79,9 +122,10 @@ class _Counts:
 class _Block:
     """Text and lists of one `<div>`."""
 
-    def __init__(self, at: int, drawn: Sequence[int], into: int = 0) -> None:
-        self.at, self.drawn, self.into = at, drawn, into
-        """Its beginning; chunks drawn before it, per stage; bytes of its first chunk that lie before it."""
+    def __init__(self, at: int, drawn: Sequence[int], into: int = 0, line: int = 0) -> None:
+        self.at, self.drawn, self.into, self.line = at, drawn, into, line
+        """Its beginning; chunks drawn before it, per stage; bytes of its first chunk that lie before it; the number of
+        its first line, where lines have numbers."""
         self.left = 0
         """Bytes of its last chunk that follow it."""
         self.size = 0
@@ -129,10 +173,17 @@ class _Block:
         lists["h"] = _listed(self.drawn)
         if self.into or self.left:
             lists["cut"] = f"{self.into},{self.left}"
+        if self.line:
+            lists["l"] = str(self.line)
         return lists
 
-    def html(self, base: int) -> str:
-        return macro(TEMPLATE, "block")(self.lists(base), "".join(self.texts))
+    def html(self, base: int, features: Sequence[Shown] = (), kind: str = "chunks") -> str:
+        lists = self.lists(base)
+        inside = [each for each in features if each.end > self.at and each.start < self.at + self.size]
+        if inside := sorted(inside, key=lambda each: (each.kind != "gene", each.start))[:MOST_FEATURES]:
+            rows = [[base + each.start, base + each.end, each.kind, each.strand, escape(each.name)] for each in inside]
+            lists["f"] = json.dumps(rows, separators=(",", ":"))
+        return macro(TEMPLATE, "block")(lists, "".join(self.texts), kind)
 
 
 def _listed(numbers: Iterable[int]) -> str:
@@ -163,47 +214,156 @@ def _digits(bits: Sequence[float] | np.ndarray) -> str:
 
 
 def page(
-    parts: Iterable[tuple[str | None, int, Iterable[Piece]]],
+    parts: Iterable[Part],
     show: Callable[[bytes], str],
     stages: Sequence[int],
-    label: str = "",
+    about: About = About(),
     note: Callable[[], str] = lambda: "",
+    beside: tuple[Iterable[Part], int] | None = None,
 ) -> Iterator[str]:
-    """Pieces of the page. `parts` come in order: (heading of a document that begins here or None where it goes on,
-    offset of the document in its source, its next chunks). `stages`: numbers of the stages that are shown, ascending.
-    `label` names the model; `note` is asked at the end."""
+    """Pieces of the page. `parts` in order. `stages`: numbers of the stages that are shown, ascending. `note` is asked
+    at the end. `beside`: the same documents in the chunks of another model, and the number of its stages."""
     choices = [(str(n), f"stage {stage}", False) for n, stage in enumerate(stages)]
-    yield macro(TEMPLATE, "head")([*choices, ("all", "nested", True)] if len(stages) > 1 else [], label)
-    counts = [_Counts() for _ in stages]
-    bits, known, base = 0.0, 0, 0
-    block: _Block | None = None
-    for heading, offset, pieces in parts:
-        written = []
-        if heading is not None:
-            if block:
-                written.append(block.html(base))
-            for stage in counts:
-                stage.close()
-            block, base = None, offset
-            written.append(macro(TEMPLATE, "heading")(heading) if heading else "")
-        for piece in pieces:
-            if block is None:
-                block = _Block(piece.start, [stage.chunks for stage in counts])
-            for stage, p in zip(counts, piece.probability, strict=True):
-                stage.grow(piece, not math.isnan(p))
-            if len(piece.surprisal):
-                bits, known = bits + float(np.nansum(piece.surprisal)), known + len(piece.surprisal)
-            digits = _digits(piece.surprisal)
-            block = _placed(block, piece, digits, show, counts, base, written)
-        yield "".join(written)
-    for stage in counts:
-        stage.close()
-    yield block.html(base) if block else ""
-    told = [_told(stage, number, show) for number, stage in zip(stages, counts, strict=True)]
+    yield macro(TEMPLATE, "head")([*choices, ("all", "nested", True)] if len(stages) > 1 else [], about)
+    text = _Text(show, len(stages), about, beside and _Beside(*beside, show))
+    before = None
+    for part in parts:
+        if before is None or before.document != part.document:
+            text.begin(part, before)
+        before = part
+        for piece in part.pieces:
+            text.add(piece)
+        yield text.taken()
+    counts = text.close()
+    yield text.taken()
+    told = [_told(stage, number, show, about.unit) for number, stage in zip(stages, counts, strict=True)]
     if len(stages) == 1:
         told[0]["title"] = "Chunks"
-    told[0]["bits"] = bits / known if known else None
-    yield macro(TEMPLATE, "closing")(told, note())
+    told[0]["bits"] = text.bits / text.known if text.known else None
+    kinds = [(kind, name) for kind, name in enumerate(SYNTAX) if kind in text.syntax]
+    yield macro(TEMPLATE, "closing")(told, note(), about, len(stages), kinds, text.annotated)
+
+
+class _Text:
+    """The text of a page, block by block, and its figures."""
+
+    def __init__(self, show: Callable[[bytes], str], stages: int, about: About, beside: _Beside | None) -> None:
+        self.show, self.about, self.beside = show, about, beside
+        self.counts = [_Counts() for _ in range(stages)]
+        self.part = Part(())
+        self.block: _Block | None = None
+        self.bits, self.known, self.line, self.end = 0.0, 0, 1, 0
+        self.syntax: set[int] = set()
+        """Kinds that were seen."""
+        self.annotated = False
+        self.written: list[str] = []
+
+    def taken(self) -> str:
+        """What can be written."""
+        text, self.written = "".join(self.written), []
+        return text
+
+    def begin(self, part: Part, before: Part | None) -> None:
+        """Begin a document."""
+        self.close()
+        same = before is not None and before.record == part.record
+        if not same:
+            self.line, self.end = 1, part.offset
+            if part.heading:
+                self.written.append(macro(TEMPLATE, "heading")(part.heading))
+        if same and part.offset > self.end:
+            self.written.append(macro(TEMPLATE, "gap")(part.offset - self.end, self.about.unit))
+        self.part = part
+        self.annotated |= bool(part.features)
+
+    def close(self) -> list[_Counts]:
+        """End the document."""
+        for stage in self.counts:
+            stage.close()
+        self._end_block()
+        return self.counts
+
+    def _end_block(self) -> None:
+        block, self.block = self.block, None
+        if block is None or not block.size:
+            return
+        end = block.at + block.size
+        self.end = self.part.offset + end
+        html = block.html(self.part.offset, self.part.features)
+        other = self.beside and self.beside.block(self.part.document, block.at, end)
+        if other:
+            html = macro(TEMPLATE, "pair")(html, other.html(self.part.offset, (), "chunks other"))
+        self.written.append(html)
+
+    def _new_block(self, at: int, into: int = 0) -> _Block:
+        line = self.line if self.about.margin == "line" else 0
+        return _Block(at, [stage.chunks for stage in self.counts], into, line)
+
+    def add(self, piece: Piece) -> None:
+        """Take the next chunk of the document."""
+        block = self.block = self.block or self._new_block(piece.start)
+        for stage, p in zip(self.counts, piece.probability, strict=True):
+            stage.grow(piece, not math.isnan(p))
+        if len(piece.surprisal):
+            self.bits, self.known = self.bits + float(np.nansum(piece.surprisal)), self.known + len(piece.surprisal)
+        self.syntax.update(piece.syntax)
+        digits, size = _digits(piece.surprisal), piece.end - piece.start
+        full = block.size + size
+        line = self._cut(piece) if full >= BLOCK else 0
+        inside = min(line, size)
+        rest = piece.drawn[line:]
+        self.line += piece.drawn.count(b"\n") if self.about.margin == "line" else 0
+        if not line or not rest or inside == size:
+            block.add(self.show(piece.drawn), size, piece.probability, digits, piece.drawn, piece.syntax)
+            if line or (full >= LONGEST_BLOCK and self.about.margin != "row"):
+                self._end_block()
+            return
+        head = piece.drawn[:line]
+        block.add(self.show(head), inside, piece.probability, digits[:inside], head, piece.syntax[:line])
+        block.left = size - inside
+        self._end_block()
+        self.block = self._new_block(piece.start + inside, into=inside)
+        unknown = (math.nan,) * len(self.counts)
+        self.block.add(self.show(rest), size - inside, unknown, digits[inside:], rest, piece.syntax[line:])
+
+    def _cut(self, piece: Piece) -> int:
+        """Bytes drawn for a piece up to the last end of a line, or of a row, in them; 0: there is none."""
+        if self.about.margin != "row":
+            return piece.drawn.rfind(b"\n") + 1
+        start = self.part.offset + piece.start
+        return max(0, (start + len(piece.drawn)) // ROW * ROW - start)
+
+
+class _Beside:
+    """The chunks of another model, handed out in the stretches of the first one's blocks."""
+
+    def __init__(self, parts: Iterable[Part], stages: int, show: Callable[[bytes], str]) -> None:
+        self.pieces = ((part.document, piece) for part in parts for piece in part.pieces)
+        self.next = next(self.pieces, None)
+        self.show, self.into, self.drawn = show, 0, [0] * stages
+
+    def block(self, document: int, start: int, end: int) -> _Block | None:
+        block = _Block(start, self.drawn.copy(), self.into)
+        while self.next and self.next[0] <= document:
+            number, piece = self.next
+            size = end - piece.start
+            if number == document and size <= 0:
+                break
+            for stage, p in enumerate(piece.probability):
+                self.drawn[stage] += not math.isnan(p)
+            if number < document or piece.end <= end:
+                self.next, self.into = next(self.pieces, None), 0
+            else:
+                cut = size
+                while cut < len(piece.drawn) and piece.drawn[cut] & 0xC0 == 0x80:  # not inside a character
+                    cut += 1
+                unknown = (math.nan,) * len(self.drawn)
+                self.next, self.into = (number, Piece(end, piece.end, piece.drawn[cut:], unknown, [])), self.into + size
+                block.left = piece.end - end
+                piece = Piece(piece.start, end, piece.drawn[:cut], piece.probability, [])
+            if number == document:
+                block.add(self.show(piece.drawn), piece.end - piece.start, piece.probability, "")
+        return block if block.size else None
 
 
 def lists_of(pieces: Iterable[Piece], stages: int) -> dict[str, str]:
@@ -216,40 +376,10 @@ def lists_of(pieces: Iterable[Piece], stages: int) -> dict[str, str]:
     return block.lists(0)
 
 
-def _placed(
-    block: _Block,
-    piece: Piece,
-    digits: str,
-    show: Callable[[bytes], str],
-    counts: Sequence[_Counts],
-    base: int,
-    written: list[str],
-) -> _Block:
-    """The block to go on with, after a piece was put into `block`; what was finished is added to `written`."""
-    size, full = piece.end - piece.start, block.size + piece.end - piece.start
-    line = piece.drawn.rfind(b"\n") + 1 if full >= BLOCK else 0
-    inside = min(line, size)
-    rest = piece.drawn[line:]
-    if not line or not rest or inside == size:
-        block.add(show(piece.drawn), size, piece.probability, digits, piece.drawn, piece.syntax)
-        if not (line or full >= LONGEST_BLOCK):
-            return block
-        written.append(block.html(base))
-        return _Block(piece.end, [stage.chunks for stage in counts])
-    block.add(
-        show(piece.drawn[:line]), inside, piece.probability, digits[:inside], piece.drawn[:line], piece.syntax[:line]
-    )
-    block.left = size - inside
-    written.append(block.html(base))
-    after = _Block(piece.start + inside, [stage.chunks for stage in counts], into=inside)
-    after.add(show(rest), size - inside, (math.nan,) * len(counts), digits[inside:], rest, piece.syntax[line:])
-    return after
-
-
-def _told(counts: _Counts, stage: int, show: Callable[[bytes], str]) -> dict[str, Any]:
+def _told(counts: _Counts, stage: int, show: Callable[[bytes], str], unit: str) -> dict[str, Any]:
     """The figures of a stage as the template shows them."""
     total = sum(length * count for length, count in counts.lengths.items())
-    bars, longest = _bars(counts.lengths)
+    bars, longest = _bars(counts.lengths, unit)
     return {
         "title": f"Stage {stage}",
         "chunks": counts.chunks,
@@ -265,7 +395,7 @@ def _visible(text: str) -> str:
     return text.replace("\n", "↵").replace("\t", "→").replace(" ", "␣")
 
 
-def _bars(lengths: Counter[int]) -> tuple[list[tuple[str, str]], str]:
+def _bars(lengths: Counter[int], unit: str) -> tuple[list[tuple[str, str]], str]:
     """Height in percent and title of a bar per length of chunks, the longest together in the last; its length."""
     if not lengths:
         return [], ""
@@ -278,7 +408,7 @@ def _bars(lengths: Counter[int]) -> tuple[list[tuple[str, str]], str]:
     most = min(most, BARS)
     counts = [lengths[n] for n in range(1, most)] + [sum(c for n, c in lengths.items() if n >= most)]
     longest = f"{most}" + ("" if max(lengths) == most else " or more")
-    names = [*(f"{n} byte{'s' * (n > 1)}" for n in range(1, most)), f"{longest} byte{'s' * (longest != '1')}"]
+    names = [*(f"{n} {unit}{'s' * (n > 1)}" for n in range(1, most)), f"{longest} {unit}{'s' * (longest != '1')}"]
     return [
         (f"{100 * count / max(counts):.1f}", f"{name}: {count:,} ({100 * count / total:.1f}%)")
         for count, name in zip(counts, names, strict=True)

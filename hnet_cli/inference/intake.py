@@ -6,12 +6,13 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TypeVar
 
 from hnet_cli.errors import InputError
 from hnet_cli.inference.thresholds import Applied
 from hnet_cli.inference.windows import READ_BYTES, Stream
-from hnet_cli.modality import MARK_LEFT_OUT, Document, Modality, Refused, Source
+from hnet_cli.modality import MARK_LEFT_OUT, Annotation, Document, Modality, Refused, Source
 
 T = TypeVar("T")
 Cut = Callable[[bytes, int], int]
@@ -110,3 +111,17 @@ def _raw(source: Source) -> Stream:
                 yield block
 
     return Stream(blocks(), source.name, source.name)
+
+
+def few(names: Iterable[str], most: int = 3) -> str:
+    """The first of some names, each once and no longer than 40 characters."""
+    first = [name[:40] for name in islice(dict.fromkeys(names), most + 1)]
+    return ", ".join(first[:most]) + ", ..." * (len(first) > most)
+
+
+def unannotated(read: Iterable[str], annotation: Annotation) -> InputError:
+    """The error of an annotation that is about none of the records that are read, by their names."""
+    return InputError(
+        f"no record that is read is annotated: the sequence has {few(read)}, the annotation {few(annotation.names())}",
+        "names must be the same in both files",
+    )

@@ -21,8 +21,8 @@ import numpy as np
 from hnet_cli.errors import UsageError
 from hnet_cli.inference import chunks_page as chunkpage
 from hnet_cli.inference.chunks import Assembler, Block, record_of
-from hnet_cli.inference.chunks_page import Piece
-from hnet_cli.modality import MARK, MARK_LEFT_OUT, Chunk, Document, Modality, escape
+from hnet_cli.inference.chunks_page import About, Part, Piece
+from hnet_cli.modality import MARK, MARK_LEFT_OUT, Annotation, Chunk, Document, Modality, Shown, escape
 
 if TYPE_CHECKING:
     from hnet_cli.inference.windows import Stream, Window
@@ -59,11 +59,14 @@ def render(
     stages: Sequence[int],
     modality: Modality | None,
     headings: bool = False,
-    label: str = "",
+    about: About = About(),  # noqa: B008
     note: Callable[[], str] = lambda: "",
+    annotation: Annotation | None = None,
+    beside: tuple[Iterable[Window], Sequence[int]] | None = None,
 ) -> Iterator[str]:
-    """Pieces of text; joined they are the whole output. `stages` ascending. For the page: `label` names the model,
-    `note` is asked at the end for what is still to be said."""
+    """Pieces of text; joined they are the whole output. `stages` ascending. For the page: what it is `about`, `note`
+    is asked at the end for what is still to be said, `beside`: windows of the same documents and stages of another
+    model."""
     check(format, modality)
     if format == "jsonl":
         return _jsonl(windows, stages, modality)
@@ -74,7 +77,9 @@ def render(
         return _own_format(windows, stages, modality, format)
     show, drawings = shower(modality), _drawings(windows, stages, headings or format == "html")
     if format == "html":
-        return chunkpage.page(_parts(drawings, stages, modality), show, stages, label, note)
+        other = beside and (_parts(_drawings(*beside, False), beside[1], None), len(beside[1]))
+        parts = _parts(drawings, stages, modality, annotation, about.title)
+        return chunkpage.page(parts, show, stages, about, note, other)
     return _pretty(drawings, show, len(stages) - 1) if format == "pretty" else _plain(drawings, show)
 
 
@@ -350,19 +355,31 @@ def _pretty(drawings: Iterable[_Drawing], show: Callable[[bytes], str], furthest
 
 
 def _parts(
-    drawings: Iterable[_Drawing], stages: Sequence[int], modality: Modality | None
-) -> Iterator[tuple[str | None, int, list[Piece]]]:
-    """Input of the page of chunks: the chunks of each drawing with their bytes' surprisal and syntax."""
+    drawings: Iterable[_Drawing],
+    stages: Sequence[int],
+    modality: Modality | None,
+    annotation: Annotation | None = None,
+    title: str = "",
+) -> Iterator[Part]:
+    """Input of the page of chunks: the chunks of each drawing with their bytes' surprisal and syntax. `title` is left
+    out of headings."""
     waiting = np.empty(0, dtype=np.float32)  # of bytes read whose chunk has not been drawn yet
     syntax = b""  # of the bytes of the document that have not been drawn yet
+    number, record, heading = -1, -1, ""
+    features: Sequence[Shown] = ()
     for drawing in drawings:
         block = drawing.block
+        document = block.window.document
         if drawing.above is not None:
+            record += 1
+            heading = drawing.above.removeprefix(f"{title}: ") if drawing.above != title else ""
+        if block.window.start == 0:
+            number += 1
             waiting = waiting[:0]
-            document = block.window.document
             syntax = (modality.syntax(document) if modality and isinstance(document, Document) else None) or b""
-        known = block.window.surprisal
-        waiting = np.concatenate([waiting, known if known is not None else waiting[:0]])
+            features = annotation.shown(document) if annotation and isinstance(document, Document) else ()
+        bits = block.window.surprisal
+        waiting = np.concatenate([waiting, bits if bits is not None else waiting[:0]])
         starts, p = block.starts, block.probability[:, stages[0] : stages[-1] + 1].tolist()
         pieces = []
         for (start, end), drawn, probability in zip(pairwise(starts), drawing.chunks, p, strict=True):
@@ -370,4 +387,4 @@ def _parts(
             kinds, syntax = syntax[: len(drawn)], syntax[len(drawn) :]
             pieces.append(Piece(start, end, drawn, tuple(probability), waiting[at : at + end - start], kinds))
         waiting = waiting[starts[-1] - starts[0] :] if pieces else waiting
-        yield drawing.above, block.window.document.offset, pieces
+        yield Part(pieces, number, document.offset, record, heading, features)

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
 
+from hnet_cli.data.tokens import Tokenizer
 from hnet_cli.distributed.workers import Workers
 from hnet_cli.errors import UsageError
 from hnet_cli.inference import render
 from hnet_cli.inference.agreement import Agreement
-from hnet_cli.inference.intake import Intake
+from hnet_cli.inference.chunks_page import About
+from hnet_cli.inference.intake import Intake, unannotated
 from hnet_cli.inference.thresholds import UNCHANGED, Compression
-from hnet_cli.inference.windows import Window, own_modality, windows
-from hnet_cli.modality import Document, Modality, Source
+from hnet_cli.inference.windows import Stream, Window, own_modality, windows
+from hnet_cli.modality import Annotation, Document, Modality, Source
 from hnet_cli.model import HNetConfig, HNetForCausalLM
+from hnet_cli.model.chunking import THRESHOLD
 
 PAGE_BYTES = 1_000_000
 """An HTML page holds at most this many bytes of text unless told otherwise: more than anybody reads, and its surprisal
@@ -150,7 +153,10 @@ def segment(
     headings: bool = False,
     summary: Summary | None = None,
     max_bytes: int | None = None,
+    title: str = "",
     label: str = "",
+    annotation: Annotation | None = None,
+    beside: Beside | None = None,
     carried: bool = False,
     compression: Compression = UNCHANGED,
     workers: Workers | None = None,
@@ -160,9 +166,10 @@ def segment(
     `modality` None reads every source as one document of raw bytes. `format` is one of `render.formats(modality)`.
     `headings` names each source in the formats for people. `summary` is filled on the way. After `max_bytes` (of
     all documents together; html has `PAGE_BYTES` where nothing is said) it ends, and `summary.intake.cut` is true.
-    `label` names the model on the page. `carried` and `workers` as in `windows`. `compression` sets the model's
-    thresholds and `applied` of the intake, at once; a length is met on the beginning of the input. A source that
-    turns out to be damaged ends there, and the others follow. Raises UsageError for an unknown format or stage at
+    `title` and `label` name the input and the model on the page, which shows the features of an `annotation` and, chunk
+    by chunk, another model's boundaries `beside`; its thresholds are chosen likewise. `carried` and `workers` as in
+    `windows`. `compression` sets the model's thresholds and `applied` of the intake, at once; a length is met on the
+    beginning of the input. A source that turns out to be damaged ends there, and the others follow. Raises UsageError for an unknown format or stage at
     once, InputError at the end if there was nothing, or no source was whole.
     """
     stages = stages_of(model.config, stage)
@@ -178,15 +185,74 @@ def segment(
     if applied is not None:
         label = f"{label}, {applied}"
 
+    others, stages_beside, other = beside.windows(modality, limit, compression) if beside else ((), (), "")
+    about = About(
+        title or "Learned chunks",
+        label,
+        other,
+        modality.unit if modality else "byte",
+        modality.margin if modality else "offset",
+        min(model.thresholds, default=THRESHOLD),
+    )
+
     def counted() -> Iterator[Window]:
         wanted: dict[str, Any] = {"surprisal": format == "html", "carried": carried, "workers": workers}
+        names = dict[str, None]()
         for window in windows(model, documents, input_table=table, **wanted):
             summary.add(window)
+            if annotation:
+                names[window.document.name] = None
             yield window
+        if annotation and names.keys().isdisjoint(annotation.names()):
+            raise unannotated(names, annotation)
         summary.intake.check("segment")
 
     def note() -> str:
-        cut = f"Only the first {summary.bytes:,} bytes are on this page; --max-bytes changes that."
+        cut = f"Only the first {summary.bytes:,} {about.unit}s are on this page; --max-bytes changes that."
         return cut if summary.intake.cut else ""
 
-    return render.render(counted(), format, stages, modality, headings, label, note)
+    pair = (others, stages_beside) if beside else None
+    return render.render(counted(), format, stages, modality, headings, about, note, annotation, pair)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Another model, or a tokenizer, whose chunks are shown beside."""
+
+    model: HNetForCausalLM | Tokenizer
+    name: str
+    sources: Callable[[], Iterable[Source]]
+    """The same sources, to be read once more."""
+
+    def windows(
+        self, modality: Modality | None, limit: int | None, compression: Compression
+    ) -> tuple[Iterator[Window], Sequence[int], str]:
+        """The windows of the documents, the stages to show, and the name to show. Raises UsageError."""
+        table = modality.input_table if modality else None
+        documents = Intake().documents(self.sources(), modality, limit)
+        if isinstance(self.model, Tokenizer):
+            return _tokens(self.model, documents), range(1), self.name
+        stages = stages_of(self.model.config, "all")
+        applied, documents = (compression if self.model.thresholds else UNCHANGED).apply_to(
+            self.model, documents, table
+        )
+        name = self.name if applied is None else f"{self.name}, {applied}"
+        return windows(self.model, documents, input_table=table), stages, name
+
+
+def token_starts(tokenizer: Tokenizer, data: bytes) -> np.ndarray:
+    """Places where the tokens of one document begin, (n,) int64."""
+    (tokens,) = tokenizer.encode([data])
+    lengths = tokenizer.lengths[tokens]
+    return np.cumsum(lengths) - lengths
+
+
+def _tokens(tokenizer: Tokenizer, documents: Iterable[Document | Stream]) -> Iterator[Window]:
+    """The tokens of each document as chunks of one stage, in one window."""
+    for index, document in enumerate(documents):
+        data = document.data if isinstance(document, Document) else b"".join(document.blocks)
+        if not data:
+            continue
+        starts = token_starts(tokenizer, data)
+        sure = np.ones((len(starts), 1), dtype=np.float32)
+        yield Window(document, index, 0, data, True, starts, sure, np.array([len(data)]), sure.sum(0, dtype=np.float64))

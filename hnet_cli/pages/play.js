@@ -43,10 +43,6 @@ addEventListener("DOMContentLoaded", () => {
     const chances = known.p.map((row, s) => [`p${s}`, kept.map((i) => (Number.isNaN(row[i]) ? "" : Math.round(100 * row[i]))).join()]);
     put(pane, now, { at: "0", n: units, h: known.p.map(() => 0).join(), ...Object.fromEntries(chances) });
   };
-  const starts = (pane) => {
-    let at = 0;
-    return new Set(pane.block.known.n.map((n) => (at += n) - n));
-  };
   const leaves = (pane) => pane.block.querySelectorAll("span:not(.outer)");
   const compare = () => {
     const both = panes.every((pane) => pane.told && pane.shown === text.value && pane.shown);
@@ -57,10 +53,8 @@ addEventListener("DOMContentLoaded", () => {
       chunks.forEach((count, s) => parts.push(`${stages > 1 ? `stage ${s}: ` : ""}${number(count)} chunks of ${number(bytes / Math.max(1, count), 1)} bytes`));
       if (bits && bytes) parts.push(`${number(bits / bytes, 3)} bits per byte`);
       if (both && pane.block.known && other.block.known) {
-        const theirs = starts(other), mine = starts(pane);
-        for (const span of leaves(pane)) span.classList.toggle("apart", !theirs.has(span.byte));
-        const alone = [...mine].filter((at) => !theirs.has(at)).length;
-        parts.push(`${number(mine.size - alone)} boundaries as beside, ${number(alone)} here alone`);
+        const { both: shared, alone } = pane.block.compare(other.block);
+        parts.push(`${number(shared)} boundaries as beside, ${number(alone.length)} here alone`);
       }
       pane.figures.textContent = `${parts.join(", ")}; ${number(ms)} ms`;
     }

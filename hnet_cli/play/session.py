@@ -15,14 +15,14 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from hnet_cli import modality as modalities
-from hnet_cli import storage
-from hnet_cli.checkpoints.find import load, modality_of, starters
+from hnet_cli.checkpoints.find import load_any, modality_of, starters
 from hnet_cli.checkpoints.model_folder import LoadedModel
 from hnet_cli.data.tokens import Tokenizer
 from hnet_cli.errors import HNetError, InputError, StorageError
 from hnet_cli.inference.chunks_page import Piece, lists_of
 from hnet_cli.inference.generate import Printer, generate, typical
 from hnet_cli.inference.render import whole_characters
+from hnet_cli.inference.segment import token_starts
 from hnet_cli.inference.thresholds import UNCHANGED, Compression
 from hnet_cli.inference.windows import own_modality, windows
 from hnet_cli.modality import Document, Modality, Refused, Source, escape
@@ -161,11 +161,7 @@ class Session:
         if number >= len(self.choices):
             raise InputError(f"there is no model {number}", "load the page again")
         if number not in self._loaded:
-            choice = self.choices[number]
-            if choice.is_tokenizer:
-                self._loaded[number] = Tokenizer(storage.read_text(choice.name, storage.TOKENIZER), choice.name)
-            else:
-                self._loaded[number] = load(choice.name, self.device)
+            self._loaded[number] = load_any(self.choices[number].name, self.device)
             while len(self._loaded) > LOADED:
                 self._loaded.popitem(last=False)
         self._loaded.move_to_end(number)
@@ -221,9 +217,8 @@ def _cut(model: LoadedModel, data: bytes, compression: Compression, scored: bool
 
 
 def _cut_by_tokens(tokenizer: Tokenizer, data: bytes) -> dict[str, Any]:
-    (tokens,) = tokenizer.encode([data])
-    ends = np.cumsum(tokenizer.lengths[tokens])
-    told = _told(data, ends - tokenizer.lengths[tokens], np.ones((len(tokens), 1)), np.empty(0), None)
+    starts = token_starts(tokenizer, data)
+    told = _told(data, starts, np.ones((len(starts), 1)), np.empty(0), None)
     return told | {"bits": None}
 
 

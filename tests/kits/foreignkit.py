@@ -11,8 +11,9 @@ from comparisonkit import told_of, whole
 
 from hnet_cli.comparison import page as comparison_page
 from hnet_cli.inference import chunks_page
-from hnet_cli.inference.chunks_page import Piece
+from hnet_cli.inference.chunks_page import About, Part, Piece
 from hnet_cli.inference.render import shower
+from hnet_cli.modality import Shown
 from hnet_cli.report import run_page
 
 
@@ -56,7 +57,9 @@ def chunks(data: bytes, size=4, heading="a.txt", label="", note="", further=0.8)
         for n, at in enumerate(range(0, len(data), size))
         if (part := data[at : at + size])
     ]
-    return "".join(chunks_page.page([(heading, 0, pieces)], show, [0, 1], label, lambda: note))
+    about = About(heading, label, heading, heading or "byte")
+    part = Part(pieces, heading=heading, features=[Shown("gene", 0, 9, 1, heading)])
+    return "".join(chunks_page.page([part], show, [0, 1], about, lambda: note, ([Part(pieces)], 2)))
 
 
 def pages(folder: Path, word: str) -> dict[str, str]:
