@@ -75,6 +75,8 @@ class About:
     """The words of the page, and how positions are counted on it."""
 
     title: str = "Learned chunks"
+    source: str = ""
+    """The name of the source if there is but one."""
     model: str = ""
     other: str = ""
     """The model whose chunks stand beside."""
@@ -240,7 +242,7 @@ def page(
     if len(stages) == 1:
         told[0]["title"] = "Chunks"
     told[0]["bits"] = text.bits / text.known if text.known else None
-    kinds = [(kind, name) for kind, name in enumerate(SYNTAX) if kind in text.syntax]
+    kinds = [(kind, name) for kind, name in enumerate(SYNTAX) if name and kind in text.syntax]
     yield macro(TEMPLATE, "closing")(told, note(), about, len(stages), kinds, text.annotated)
 
 

@@ -78,7 +78,7 @@ def render(
     show, drawings = shower(modality), _drawings(windows, stages, headings or format == "html")
     if format == "html":
         other = beside and (_parts(_drawings(*beside, False), beside[1], None), len(beside[1]))
-        parts = _parts(drawings, stages, modality, annotation, about.title)
+        parts = _parts(drawings, stages, modality, annotation, about.source)
         return chunkpage.page(parts, show, stages, about, note, other)
     return _pretty(drawings, show, len(stages) - 1) if format == "pretty" else _plain(drawings, show)
 
@@ -359,10 +359,10 @@ def _parts(
     stages: Sequence[int],
     modality: Modality | None,
     annotation: Annotation | None = None,
-    title: str = "",
+    source: str = "",
 ) -> Iterator[Part]:
-    """Input of the page of chunks: the chunks of each drawing with their bytes' surprisal and syntax. `title` is left
-    out of headings."""
+    """Input of the page of chunks: the chunks of each drawing with their bytes' surprisal and syntax. Headings leave
+    out `source`, the only one."""
     waiting = np.empty(0, dtype=np.float32)  # of bytes read whose chunk has not been drawn yet
     syntax = b""  # of the bytes of the document that have not been drawn yet
     number, record, heading = -1, -1, ""
@@ -372,7 +372,7 @@ def _parts(
         document = block.window.document
         if drawing.above is not None:
             record += 1
-            heading = drawing.above.removeprefix(f"{title}: ") if drawing.above != title else ""
+            heading = drawing.above.removeprefix(f"{source}: ") if drawing.above != source else ""
         if block.window.start == 0:
             number += 1
             waiting = waiting[:0]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -187,7 +188,8 @@ def segment(
 
     others, stages_beside, other = beside.windows(modality, limit, compression) if beside else ((), (), "")
     about = About(
-        title or "Learned chunks",
+        Path(title).name or "Learned chunks",
+        title,
         label,
         other,
         modality.unit if modality else "byte",

@@ -74,10 +74,11 @@ addEventListener("DOMContentLoaded", () => {
         const low = Math.max(start, from) - from, high = Math.min(end, to) - from;
         const bar = make("i", `f ${kind}${strand < 0 ? " minus" : ""}`);
         const first = from % row;
-        bar.style.cssText = `left:calc(var(--margin) + ${column(first + low)});width:calc(${column(first + high)} - ${column(first + low)});--lane:${n}`;
+        bar.style.cssText = `left:calc(var(--margin) + ${column(first + low)});width:calc(${column(first + high - 1)} - ${column(first + low)} + 1ch);--lane:${n}`;
         place.append(bar);
         if (kind !== "gene" || low < free) continue;
-        const told = make("b", strand < 0 ? "minus" : "plus", strand < 0 ? `← ${name}` : strand > 0 ? `${name} →` : name);
+        const told = make("b", strand < 0 ? "minus" : "plus");
+        told.append(make("small", "", strand < 0 ? `← ${name}` : strand > 0 ? `${name} →` : name));
         told.style.cssText = `left:calc(var(--margin) + ${column(first + low)});--lane:${n}`;
         if (told.textContent.length * 0.75 <= row - first - low + 1) { place.append(told); free = low + told.textContent.length; }
       }
@@ -429,8 +430,9 @@ addEventListener("DOMContentLoaded", () => {
     const ruler = make("div", "ruler");
     ruler.ariaHidden = "true";
     for (let c = 10; c <= row; c += 10) {
-      const tick = make("b", "", `${c}`);
-      tick.style.left = `calc(var(--margin) + ${column(c)} - var(--ten))`;
+      const tick = make("b");
+      tick.append(make("small", "", `${c}`));
+      tick.style.left = `calc(var(--margin) + ${column(c - 1)} + 1ch)`;
       ruler.append(tick);
     }
     const first = find("#reader > .chunks, #reader > .pair");

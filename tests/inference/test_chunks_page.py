@@ -17,7 +17,7 @@ from segmentkit import MODEL, TEXT, written
 
 from hnet_cli import modality
 from hnet_cli.inference import chunks_page as chunkpage
-from hnet_cli.inference.chunks_page import DIGITS, Piece
+from hnet_cli.inference.chunks_page import BLOCK, DIGITS, ROW, Part, Piece
 from hnet_cli.inference.segment import Summary
 from hnet_cli.inference.windows import windows
 from hnet_cli.modality import Document
@@ -33,15 +33,18 @@ def blocks(page):
     for attributes in (dict(a) for a in page.divs):
         lists = {key.removeprefix("data-"): value for key, value in attributes.items() if key.startswith("data-")}
         text, bits = attributes["text"], [DIGITS.index(d) / 4 for d in lists.pop("s", "")]
-        numbers = {key: [int(v) if v else None for v in value.split(",")] for key, value in lists.items()}
+        lists["f"] = html.unescape(lists.get("f", "[]"))
+        numbers = {
+            k: json.loads(v) if k == "f" else [int(v) if v else None for v in v.split(",")] for k, v in lists.items()
+        }
         found.append((numbers, text, bits))
     return found
 
 
-def parsed(source):
+def parsed(source, kind="chunks"):
     page = checked(source)
     page.divs = []
-    for match in re.finditer(r'<div class="chunks"([^>]*)>([^<]*)</div>', source):
+    for match in re.finditer(rf'<div class="{kind}"([^>]*)>([^<]*)</div>', source):
         page.divs.append({**dict(re.findall(r'(data-\w+)="([^"]*)"', match[1])), "text": html.unescape(match[2])})
     return page
 
@@ -74,7 +77,7 @@ def test_the_lists_are_the_chunks(data):
     for stage in (0, 1):
         assert [start for start, _ in found[stage]] == [start for start, _ in places[stage]]
         assert [p for _, p in found[stage]] == pytest.approx([p for _, p in places[stage]], abs=0.0051)
-    assert f"<b>{len(places[0]):,}</b> chunks" in source
+    assert f">{len(places[0]):,}</b> chunks" in source
 
 
 @pytest.mark.slow
@@ -157,9 +160,9 @@ def test_counts_are_those_of_the_chunks(given_chunks):
         p = (0.9, 0.8 if inner or not n else math.nan)
         pieces.append(Piece(at, at + len(data), data, p, []))
         at += len(data)
-    source = "".join(chunkpage.page([("a", 0, pieces)], lambda data: data.hex(), [0, 1]))
+    source = "".join(chunkpage.page([Part(pieces)], lambda data: data.hex(), [0, 1]))
     deep = 1 + sum(inner for _, inner in given_chunks[1:])
-    told = re.findall(r"<b>([\d,]+)</b> chunks, <b>([\d.]+)</b> bytes each", source)
+    told = re.findall(r">([\d,]+)</b> chunks, <b class=\"mean\">([\d.]+)</b> bytes each", source)
     assert told == [(str(len(pieces)), f"{at / len(pieces):.2f}"), (str(deep), f"{at / deep:.2f}")]
     assert "bits per byte" not in source
     checked(source)

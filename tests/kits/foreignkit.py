@@ -57,7 +57,7 @@ def chunks(data: bytes, size=4, heading="a.txt", label="", note="", further=0.8)
         for n, at in enumerate(range(0, len(data), size))
         if (part := data[at : at + size])
     ]
-    about = About(heading, label, heading, heading or "byte")
+    about = About(heading, "", label, heading, heading or "byte")
     part = Part(pieces, heading=heading, features=[Shown("gene", 0, 9, 1, heading)])
     return "".join(chunks_page.page([part], show, [0, 1], about, lambda: note, ([Part(pieces)], 2)))
 
