@@ -78,7 +78,7 @@ def datasets() -> Iterable[str]:
 
 
 KNOWN: dict[str, Callable[[], Iterable[str]]] = {
-    **dict.fromkeys(("model", "models", "names", "start", "src"), models),
+    **dict.fromkeys(("model", "models", "names", "start", "src", "compare"), models),
     **dict.fromkeys(("run", "paths"), runs),
     "data": datasets,
     "preset": presets,

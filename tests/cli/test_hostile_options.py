@@ -31,7 +31,7 @@ NEW = ["a" * 255 + "/x", "\udcff", "-"]
 BASES = {
     "prepare": "file.txt --out new/x --modality text",
     "train": "--preset tiny.yaml --data data/file --run new/x --device cpu --set train.steps=1",
-    "segment": "short.txt --model runs/fox --device cpu --format plain",
+    "segment": "short.txt --model runs/fox --device cpu --format html",
     "sample": "runs/fox --prompt The --max-bytes 3 --device cpu",
     "eval": "runs/fox short.txt --no-samples --device cpu",
     "score": "short.txt --model runs/fox --device cpu",

@@ -41,6 +41,7 @@ READ = {
     *("eval --vcf", "eval --fasta", "eval --task", "compare --data", "compare --line-up", "runs paths"),
     *("convert src", "convert --config", "retrofit src", "retrofit --preset", "presets name"),
     *("score files", "score --model", "embed files", "embed --model", "eval --probe", "train --start"),
+    *("segment --compare", "segment --annotation"),
     *("play names", "publish model", "publish --data"),
 }
 WORDS = {

@@ -2,12 +2,14 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import pytest
 from clikit import check_mistake, child, hnet
 
 from hnet_cli import load
+from hnet_cli.data import tokens
 
 
 @pytest.mark.parametrize(
@@ -17,6 +19,12 @@ from hnet_cli import load
         ("segment nowhere.txt", 3, "nowhere.txt does not exist"),
         ("segment empty.txt --model runs/fox", 3, "empty.txt"),
         ("segment file.txt --model nowhere", 3, "there is no model at nowhere"),
+        ("segment file.txt --model runs/fox --compare starter:text", 2, "--compare is for a page"),
+        ("segment - --model runs/fox --compare starter:text --format html", 2, "--compare reads the input twice"),
+        ("segment file.txt --model runs/fox --compare nowhere --format html", 3, "there is no model at nowhere"),
+        ("segment file.txt --model runs/fox --compare rows.jsonl --format html", 3, "is not a byte-level BPE"),
+        ("segment file.txt --model runs/fox --annotation bad.yaml --format html", 2, "has no annotation"),
+        ("segment genome.fa --model starter:dna --annotation bad.yaml --format html", 3, "holds no gene"),
         ("segment file.txt --model data/file", 4, "is not a model"),
         ("segment file.txt --model starter:klingon", 3, "starter:klingon"),
         ("segment genome.fa --model runs/fox", 3, "looks like dna, but runs/fox is a model of text"),
@@ -88,3 +96,27 @@ def test_segment_tells_what_prepare_would(own, capsys):
     assert "converted from GB18030 to UTF-8: 1" in err
     assert "There is more: this is the first 99 bytes" in err
     assert all("text" in json.loads(line) for line in out.splitlines())
+
+
+def test_a_page_beside_a_tokenizer(own, capsys):
+    Path("tokenizer.json").write_text(tokens.learn([b"the quick brown fox jumps " * 50], 270))
+    line = "segment file.txt --model runs/fox --max-bytes 3000 --format html --compare tokenizer.json"
+    assert hnet(f"{line} --out a.html") == 0
+    page = Path("a.html").read_text()
+    assert "<title>file.txt</title>" in page
+    assert "beside them those of tokenizer.json" in page
+    sizes = [int(n) for lists in re.findall('class="chunks other".*? data-n="([^"]*)"', page) for n in lists.split(",")]
+    data = Path("file.txt").read_bytes()[: sum(sizes)]
+    tokenizer = tokens.Tokenizer(Path("tokenizer.json").read_text())
+    assert sizes == [int(tokenizer.lengths[token]) for token in tokenizer.encode([data])[0]]
+
+
+def test_an_annotation_of_other_records_is_refused(own, capsys):
+    Path("a.gff").write_text("chr9\t.\tgene\t5\t90\t.\t+\t.\tID=a\n")
+    line = "segment genome.fa --model starter:dna --max-bytes 200 --format html --annotation a.gff --out a.html"
+    assert hnet(line) == 3
+    assert "the sequence has chr1, the annotation chr9" in capsys.readouterr().err
+    assert not Path("a.html").exists()
+    Path("a.gff").write_text("chr1\t.\tgene\t5\t90\t.\t+\t.\tID=a;Name=b%3C\n")
+    assert hnet(line) == 0
+    assert "[[4,90,&#34;gene&#34;,1,&#34;b&lt;&#34;]]" in Path("a.html").read_text()

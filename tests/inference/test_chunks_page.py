@@ -17,10 +17,11 @@ from segmentkit import MODEL, TEXT, written
 
 from hnet_cli import modality
 from hnet_cli.inference import chunks_page as chunkpage
-from hnet_cli.inference.chunks_page import BLOCK, DIGITS, ROW, Part, Piece
+from hnet_cli.inference.chunks_page import BLOCK, DIGITS, ROW, About, Part, Piece
 from hnet_cli.inference.segment import Summary
+from hnet_cli.inference.thresholds import Compression
 from hnet_cli.inference.windows import windows
-from hnet_cli.modality import Document
+from hnet_cli.modality import Document, Shown
 
 
 def page_of(data, **options):
@@ -164,7 +165,7 @@ def test_counts_are_those_of_the_chunks(given_chunks):
     deep = 1 + sum(inner for _, inner in given_chunks[1:])
     told = re.findall(r">([\d,]+)</b> chunks, <b class=\"mean\">([\d.]+)</b> bytes each", source)
     assert told == [(str(len(pieces)), f"{at / len(pieces):.2f}"), (str(deep), f"{at / deep:.2f}")]
-    assert "bits per byte" not in source
+    assert "</b> bits per byte" not in source
     checked(source)
 
 
@@ -220,3 +221,91 @@ def test_other_pages_have_no_syntax():
     assert "data-y=" not in page_of(TEXT)
     assert "data-y=" not in page_of(CODE, plugin="code", name="a.unknown")
     assert modality.get("code").syntax(Document(b"int a;\r\n", "a.c", "a.c")) is None
+
+
+CUTS = st.lists(st.integers(1, 400), min_size=1, max_size=80)
+
+
+def cut(sizes, at=0, letters="ACGT", p=0.9):
+    """Pieces of these sizes."""
+    found = []
+    for size in sizes:
+        drawn = (letters * (size + 2))[at % len(letters) :][:size].encode()
+        found.append(Piece(at, at + size, drawn, (p,), []))
+        at += size
+    return found
+
+
+def shown(parts, margin="row", **rest):
+    about = About(unit="base" if margin == "row" else "byte", margin=margin)
+    return "".join(chunkpage.page(parts, bytes.decode, [0], about, **rest))
+
+
+@settings(max_examples=10, deadline=None)
+@given(CUTS, st.integers(0, 500))
+def test_blocks_of_rows_end_with_rows_of_their_record(sizes, offset):
+    sizes = sizes * 20
+    source = shown([Part(cut(sizes), offset=offset)])
+    found, at = blocks(parsed(source)), offset
+    for lists, text, _ in found:
+        assert lists["at"] == [at]
+        at += len(text)
+    assert at == offset + sum(sizes)
+    assert all(lists["at"][0] % ROW == 0 for lists, _, _ in found[1:])
+    assert all(len(text) < BLOCK + max(sizes) + ROW for _, text, _ in found)
+    checked(source)
+
+
+def test_a_record_goes_on_behind_a_gap_at_its_own_place():
+    parts = [Part(cut([50]), 0, 100, 0, "one"), Part(cut([30]), 1, 1150, 0, "one"), Part(cut([9]), 2, 0, 1, "two")]
+    page = parsed(shown(parts))
+    assert [lists["at"] for lists, _, _ in blocks(page)] == [[100], [1150], [0]]
+    assert "1,000 bases left out" in page.text
+    assert re.findall("one|two", page.text) == ["one", "two"]
+
+
+def test_features_stand_beside_the_blocks_that_they_lie_in():
+    features = [Shown("gene", 10, 5000, -1, '<"a">'), Shown("CDS", 40, 90, -1), Shown("gene", 4900, 9000, 1, "b")]
+    found = blocks(parsed(shown([Part(cut([60] * 100), offset=600, features=features)])))
+    assert [len(lists["f"]) for lists, _, _ in found] == [2, 2]
+    assert found[0][0]["f"] == [[610, 5600, "gene", -1, '<"a">'], [640, 690, "CDS", -1, ""]]
+    many = [Shown("CDS", n, n + 1) for n in range(3000)] + [Shown("gene", 5, 9, 1, "a")]
+    first = blocks(parsed(shown([Part(cut([60] * 50), features=many)])))[0][0]["f"]
+    assert (len(first), first[0][2]) == (chunkpage.MOST_FEATURES, "gene")
+
+
+def test_lines_are_counted_over_the_blocks_of_a_document():
+    parts = [Part(cut([90] * 100, letters="a line of words\n"), n, 0, n) for n in range(2)]
+    found = blocks(parsed(shown(parts, "line")))
+    assert len(found) > 4
+    line = 1
+    for lists, text, _ in found:
+        line = 1 if lists["at"] == [0] else line
+        assert lists["l"] == [line]
+        line += text.count("\n")
+
+
+@settings(max_examples=10, deadline=None)
+@given(CUTS, CUTS, st.sampled_from(["row", "line"]))
+def test_another_model_stands_beside_in_the_same_stretches(sizes, others, margin):
+    sizes, others = sizes * 30, others * 30
+    total = min(sum(sizes), sum(others))
+    both = []
+    for lengths in (sizes, others):
+        starts = [at for at in np.cumsum([0, *lengths]).tolist() if at < total]
+        both.append(np.diff([*starts, total]).tolist())
+    parts = [[Part(cut(lengths, letters="ab\n"), n) for n in range(2)] for lengths in both]
+    source = shown(parts[0], margin, beside=(parts[1], 1))
+    mine, theirs = blocks(parsed(source)), blocks(parsed(source, "chunks other"))
+    assert [(lists["at"], text) for lists, text, _ in mine] == [(lists["at"], text) for lists, text, _ in theirs]
+    for found, lengths in ((mine, both[0]), (theirs, both[1])):
+        starts = []
+        for lists, _, _ in found:
+            at = np.cumsum([lists["at"][0], *lists["n"]]).tolist()
+            starts += [start for start, p in zip(at, lists["p0"], strict=False) if p is not None]
+        assert starts == 2 * np.cumsum([0, *lengths[:-1]]).tolist()
+
+
+def test_the_slider_begins_at_the_threshold():
+    source = page_of(TEXT, compression=Compression([0.25]))
+    assert 'name="least" min="25" max="100" value="25"' in source
