@@ -58,8 +58,9 @@ def modalities() -> Iterable[str]:
 def formats() -> Iterable[str]:
     from hnet_cli import modality
     from hnet_cli.inference.render import COMMON
+    from hnet_cli.inference.render import formats as formats_of
 
-    return [*COMMON, *(format for name in modality.names() for format in modality.get(name).formats)]
+    return dict.fromkeys(each for name in modality.names() for each in [*COMMON, *formats_of(modality.get(name))])
 
 
 def runs() -> Iterable[str]:

@@ -6,6 +6,7 @@ import io
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 SURE = 0.9
 """A file is of another modality than the model's if detection is at least this sure."""
-PAGES = ("html",)
 TRACKS = ("bed", "bedgraph")
 """Formats that tabix indexes."""
 
@@ -35,14 +35,14 @@ def segment(
     format: Annotated[
         str | None,
         typer.Option(
-            help="pretty, plain, jsonl, tsv, html, or one of the modality's own (bed, bedgraph). "
+            help="pretty, plain, jsonl, tsv, html; for FASTA bed, bedgraph, bigwig, igv; or one of the modality's own. "
             "Default: pretty on a terminal, else plain."
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write here instead of standard output.")] = None,
     overwrite: options.Overwrite = False,
     max_bytes: Annotated[
-        int | None, typer.Option(min=1, help="Stop after this many bytes. Default: all; html: 1 MB.")
+        int | None, typer.Option(min=1, help="Stop after this many bytes. Default: all; html, igv: 1 MB.")
     ] = None,
     compare: Annotated[
         str | None,
@@ -53,7 +53,11 @@ def segment(
     ] = None,
     annotation: Annotated[
         Path | None,
-        typer.Option(help="GFF3, GTF or GenBank for a FASTA: its features as a track on the page of --format html."),
+        typer.Option(help="GFF3, GTF or GenBank for a FASTA: its features as a track of --format html or igv."),
+    ] = None,
+    track: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Begin bed or bedgraph with a track line of this name, as UCSC wants it."),
     ] = None,
     modality: options.ModalityName = None,
     field: options.Field = None,
@@ -72,16 +76,25 @@ def segment(
     from hnet_cli.checkpoints.find import load_any
     from hnet_cli.distributed.workers import Workers
     from hnet_cli.evaluation.material import file_source
-    from hnet_cli.inference import render
+    from hnet_cli.inference import browsers, render
     from hnet_cli.inference import segment as segmenting
     from hnet_cli.inference.intake import Intake
     from hnet_cli.modality import Modality
     from hnet_cli.terminal.console import literal, progress, say, size
 
     compression = options.compression(threshold, bytes_per_chunk)
-    for option, given in (("--compare", compare), ("--annotation", annotation)):
-        if given is not None and format not in PAGES:
-            raise UsageError(f"{option} is for a page", "add --format html --out FILE.html")
+    if compare is not None and format != "html":
+        raise UsageError("--compare is for a page", "add --format html --out FILE.html")
+    if annotation is not None and format not in render.PAGES:
+        raise UsageError("--annotation is for a page", "add --format html, or igv, and --out FILE.html")
+    if track is not None and format not in TRACKS:
+        raise UsageError("--track is for --format bed or bedgraph", "leave it out, or add one of them")
+    if format == "bigwig":
+        browsers.library()
+        if out is None or (out.exists() and not out.is_file()):
+            raise UsageError("a bigWig is written to a file", "add --out FILE.bw")
+    if format == "igv":
+        browsers.igv_script()
     if compare is not None and "-" in files:
         raise UsageError("--compare reads the input twice, which standard input cannot be", "name a file")
     computed_on = options.device_name(device if device or workers == 1 else "cpu")
@@ -92,7 +105,7 @@ def segment(
         if out.is_dir():
             raise UsageError(f"--out {out} is a folder", "name a file")
         storage.refuse_output(out, overwrite, files)
-        if out.suffix == ".gz" and format in TRACKS:
+        if out.suffix == ".gz" and format in TRACKS and track is None:
             storage.refuse_output(index_of(out), overwrite)
     loaded, plugin = model_for(files, model, modality, field, computed_on)
     format = format or ("pretty" if out is None and render.use_colour(sys.stdout) else "plain")
@@ -124,6 +137,8 @@ def segment(
             workers=processes if workers > 1 else None,
         )
         options.say_applied(summary.intake.applied)
+        if track is not None and format is not None:
+            pieces = chain([browsers.track_line(track, format)], pieces)
         if out is None:
             write_text(pieces, sys.stdout)
         else:
@@ -131,10 +146,14 @@ def segment(
             total = min(total, max_bytes) if total and max_bytes else total
             with storage.output_file(out, overwrite, files) as binary, progress("segmenting", total) as task:
                 advancing = after_each(pieces, lambda: task.update(summary.bytes, note=size(summary.bytes)))
-                write_file(advancing, binary, compressed=out.suffix == ".gz")
+                if format == "bigwig":
+                    with storage.spool(out) as waiting:
+                        browsers.write_bigwig(advancing, binary.name, waiting, lambda: summary.ends)
+                else:
+                    write_file(advancing, binary, compressed=out.suffix == ".gz")
     if out is not None:
         say(f"Wrote {literal(out)}.")
-        if out.suffix == ".gz" and format in TRACKS and out.is_file():
+        if out.suffix == ".gz" and format in TRACKS and track is None and out.is_file():
             write_index(out)
     show_summary(summary)
     show_unused(summary.intake, "segmented")

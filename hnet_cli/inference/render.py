@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 
 from hnet_cli.errors import UsageError
+from hnet_cli.inference import browsers
 from hnet_cli.inference import chunks_page as chunkpage
 from hnet_cli.inference.chunks import Assembler, Block, record_of
 from hnet_cli.inference.chunks_page import About, Part, Piece
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from hnet_cli.inference.windows import Stream, Window
 
 COMMON = ("pretty", "plain", "jsonl", "tsv", "html")
+PAGES = ("html", "igv")
+BROWSERS = ("bigwig", "igv")
+"""Formats that are made of a modality's "bed" and "bedgraph"; as text bigwig is bedgraph."""
 SEPARATOR = "|"
 """Between chunks in `plain`; once more for every stage further in that a new chunk begins at."""
 RESET = "\x1b[0m"
@@ -39,7 +43,8 @@ UNSAFE_JSON = re.compile("[\ud800-\udfff\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 def formats(modality: Modality | None) -> tuple[str, ...]:
     """All formats of `hnet segment` for a modality."""
-    return COMMON + (modality.formats if modality else ())
+    own = modality.formats if modality else ()
+    return COMMON + own + (BROWSERS if {"bed", "bedgraph"} <= set(own) else ())
 
 
 def check(format: str, modality: Modality | None) -> None:
@@ -74,7 +79,9 @@ def render(
         return _tsv(windows, stages, shower(modality))
     if format not in COMMON:
         assert modality is not None
-        return _own_format(windows, stages, modality, format)
+        if format == "igv":
+            return _igv(windows, stages, modality, about, note, annotation)
+        return _own_format(windows, stages, modality, "bedgraph" if format == "bigwig" else format)
     show, drawings = shower(modality), _drawings(windows, stages, headings or format == "html")
     if format == "html":
         other = beside and (_parts(_drawings(*beside, False), beside[1], None), len(beside[1]))
@@ -232,6 +239,28 @@ def _own_format(windows: Iterable[Window], stages: Sequence[int], modality: Moda
             yield escape(line, keep="\t") + "\n"
         for _ in own:  # what a careless plugin left
             pass
+
+
+def _igv(
+    windows: Iterable[Window],
+    stages: Sequence[int],
+    modality: Modality,
+    about: About,
+    note: Callable[[], str],
+    annotation: Annotation | None,
+) -> Iterator[str]:
+    """The page of igv.js, for which all is held in memory."""
+    held = list(windows)
+    documents = [each.document for each in held if each.start == 0 and isinstance(each.document, Document)]
+    yield from browsers.igv_page(
+        documents,
+        stages,
+        lambda stage, format: _own_format(held, [stage], modality, format),
+        annotation,
+        about.title,
+        about.model,
+        note(),
+    )
 
 
 # -- for people --------------------------------------------------------------------------------------------------------

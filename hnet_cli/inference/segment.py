@@ -86,6 +86,8 @@ class Summary:
     """Per stage, as are the other lists."""
     agreement: list[dict[str, Agreement]] = field(init=False)
     """Agreement of the boundaries with `Modality.reference_edges`, by kind."""
+    ends: dict[str, int] = field(default_factory=dict)
+    """The position up to which each record is read, where there are any."""
     intake: Intake = field(default_factory=Intake)
     """What was read, and what was not used of it."""
 
@@ -108,6 +110,8 @@ class Summary:
         self._sums += window.probability_sums
         if self.modality is None:
             return
+        if self.modality.records:
+            self.ends[window.document.name] = window.document.offset + window.start + len(window.data)
         if not self._data:
             self._base = window.start
         self._data += window.data
@@ -166,18 +170,18 @@ def segment(
 
     `modality` None reads every source as one document of raw bytes. `format` is one of `render.formats(modality)`.
     `headings` names each source in the formats for people. `summary` is filled on the way. After `max_bytes` (of
-    all documents together; html has `PAGE_BYTES` where nothing is said) it ends, and `summary.intake.cut` is true.
-    `title` and `label` name the input and the model on the page, which shows the features of an `annotation` and, chunk
-    by chunk, another model's boundaries `beside`; its thresholds are chosen likewise. `carried` and `workers` as in
-    `windows`. `compression` sets the model's thresholds and `applied` of the intake, at once; a length is met on the
-    beginning of the input. A source that turns out to be damaged ends there, and the others follow. Raises UsageError for an unknown format or stage at
-    once, InputError at the end if there was nothing, or no source was whole.
+    all documents together; html and igv have `PAGE_BYTES` where nothing is said) it ends, and `summary.intake.cut` is
+    true. `title` and `label` name the input and the model on the page, which shows the features of an `annotation` and,
+    chunk by chunk, another model's boundaries `beside`; its thresholds are chosen likewise. `carried` and `workers` as
+    in `windows`. `compression` sets the model's thresholds and `applied` of the intake, at once; a length is met on the
+    beginning of the input. A source that turns out to be damaged ends there, and the others follow. Raises UsageError
+    for an unknown format or stage at once, InputError at the end if there was nothing, or no source was whole.
     """
     stages = stages_of(model.config, stage)
     render.check(format, modality)
     summary = summary if summary is not None else Summary(model.config, modality)
 
-    limit = max_bytes or (PAGE_BYTES if format == "html" else None)
+    limit = max_bytes or (PAGE_BYTES if format in render.PAGES else None)
 
     table = modality.input_table if modality else None
     documents = summary.intake.documents(sources, modality, limit)

@@ -21,6 +21,10 @@ from hnet_cli.modality import escape
 from hnet_cli.terminal.console import count, duration, size
 
 
+class Script(str):
+    """A script that is no file of this package."""
+
+
 def page(template: str, /, **context: Any) -> str:
     """The page that a template makes of `context`."""
     return _environment().get_template(template).render(context)
@@ -60,6 +64,8 @@ def _environment() -> Environment:
 
 @cache
 def _asset(name: str) -> str:
+    if isinstance(name, Script):
+        return str(name)
     return (files("hnet_cli") / "pages" / name).read_text(encoding="utf-8")
 
 

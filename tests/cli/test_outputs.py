@@ -74,6 +74,7 @@ WORDS = {
         "--language",
         "--base-model",
         "--bytes-per-chunk",
+        "--track",
     ),
 }
 """Options that are no path, whatever the command."""

@@ -20,6 +20,7 @@ from hnet_cli.data import tokens
         ("segment empty.txt --model runs/fox", 3, "empty.txt"),
         ("segment file.txt --model nowhere", 3, "there is no model at nowhere"),
         ("segment file.txt --model runs/fox --compare starter:text", 2, "--compare is for a page"),
+        ("segment file.txt --model runs/fox --track mine", 2, "--track is for --format bed or bedgraph"),
         ("segment - --model runs/fox --compare starter:text --format html", 2, "--compare reads the input twice"),
         ("segment file.txt --model runs/fox --compare nowhere --format html", 3, "there is no model at nowhere"),
         ("segment file.txt --model runs/fox --compare rows.jsonl --format html", 3, "is not a byte-level BPE"),
@@ -120,3 +121,21 @@ def test_an_annotation_of_other_records_is_refused(own, capsys):
     Path("a.gff").write_text("chr1\t.\tgene\t5\t90\t.\t+\t.\tID=a;Name=b%3C\n")
     assert hnet(line) == 0
     assert "[[4,90,&#34;gene&#34;,1,&#34;b&lt;&#34;]]" in Path("a.html").read_text()
+
+
+def test_a_bigwig_and_a_track_line(own, capsys):
+    line = "segment genome.fa --model starter:dna --max-bytes 500"
+    assert hnet(f"{line} --format bedgraph --track mine --out a.bedgraph") == 0
+    head, *rows = Path("a.bedgraph").read_text().splitlines()
+    assert head.startswith('track type=bedGraph name="mine"')
+    pyBigWig = pytest.importorskip("pyBigWig")
+    assert hnet(f"{line} --format bigwig") == 2
+    assert hnet(f"{line} --format bigwig --out a.bw") == 0
+    with pyBigWig.open("a.bw") as file:
+        assert file.chroms() == {"chr1": 500}
+        assert [start for start, *_ in file.intervals("chr1")] == [int(row.split("\t")[1]) for row in rows]
+    Path("b.fa").write_text(">chr1\nACGTACGT\n")
+    assert hnet("segment b.fa b.fa --model starter:dna --format bigwig --out b.bw") == 3
+    assert "two sequences are called chr1" in capsys.readouterr().err
+    assert not Path("b.bw").exists()
+    assert hnet("segment file.txt --model runs/fox --format bigwig --out c.bw") == 2

@@ -142,7 +142,7 @@ def test_rows_have_sixty_bases_and_their_features(opened):
         page.keyboard.press("ArrowRight")
     assert "gene alpha →" in page.inner_text(".tip")
     page.set_viewport_size({"width": 390, "height": 800})
-    page.locator(".at[data-at='31']").wait_for()
+    page.locator(".at[data-at='31']").wait_for(state="attached")
 
 
 def test_differences_are_marked_and_reached(opened):

@@ -1,0 +1,183 @@
+"""Chunks for genome browsers: the line before a track, bigWig, and one page with igv.js in it."""
+
+from __future__ import annotations
+
+import base64
+import errno
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from hnet_cli.errors import EnvironmentLimit, InputError
+from hnet_cli.modality import Annotation, Document, Shown, escape
+from hnet_cli.pages import html
+
+ENTRIES = 1 << 16
+"""Entries of a bigWig written at once."""
+ROW = np.dtype([("start", "<u4"), ("value", "<f4")])
+LINE = 60
+"""Bases in a line of FASTA."""
+Track = Callable[[int, str], Iterator[str]]
+"""Lines of the chunks of a stage in a format."""
+
+
+class Spool(Protocol):
+    """Where bytes wait."""
+
+    size: int
+
+    def write(self, data: Any) -> None: ...
+    def read(self, start: int, count: int) -> bytes: ...
+
+
+def track_line(name: str, format: str) -> str:
+    """The line with which a custom track of the UCSC browser begins: its name, and how it is drawn."""
+    shown = escape(name, keep="").replace('"', "'")
+    drawn = {"bed": 'itemRgb="On" visibility=pack', "bedgraph": "visibility=full autoScale=off viewLimits=0:1"}[format]
+    kind = "type=bedGraph " if format == "bedgraph" else ""
+    return f'track {kind}name="{shown}" description="{shown}" {drawn}\n'
+
+
+# -- bigWig ------------------------------------------------------------------------------------------------------------
+
+
+def library() -> Any:
+    """pyBigWig. Raises EnvironmentLimit where it is not installed."""
+    try:
+        import pyBigWig
+    except ImportError as error:
+        raise EnvironmentLimit("bigWig needs the package pyBigWig", "pip install 'hnet-cli[bigwig]'") from error
+    return pyBigWig
+
+
+def write_bigwig(pieces: Iterable[str], path: str, spool: Spool, lengths: Callable[[], dict[str, int]]) -> None:
+    """Write bedGraph rows of one base each, sorted within a record, as bigWig under `path`.
+
+    A bigWig begins with the `lengths` of all records, known when all is read: the rows wait in `spool`. Raises
+    InputError for a record that comes twice, EnvironmentLimit.
+    """
+    library()
+    places: dict[str, int] = {}
+    """Where the rows of a record begin in the spool; they end where those of the next do."""
+    now, last = "", -1
+    for piece in pieces:
+        rows: list[tuple[int, float]] = []
+        for line in piece.splitlines():
+            name, start, _, value = line.rsplit("\t", 3)
+            if name != now or int(start) <= last:
+                spool.write(np.array(rows, ROW))
+                rows = []
+                if name in places:
+                    raise InputError(f"two sequences are called {name[:40]}", "a bigWig holds a sequence once")
+                places[name], now = spool.size, name
+            last = int(start)
+            rows.append((last, float(value)))
+        spool.write(np.array(rows, ROW))
+    known = lengths()
+    ends = [*list(places.values())[1:], spool.size]
+    try:
+        with library().open(path, "w") as file:
+            file.addHeader([(name, known[name]) for name in places])
+            for (name, begin), end in zip(places.items(), ends, strict=True):
+                for at in range(begin, end, ENTRIES * ROW.itemsize):
+                    block = np.frombuffer(spool.read(at, min(ENTRIES * ROW.itemsize, end - at)), ROW)
+                    values = block["value"].astype(np.float64)
+                    file.addEntries(name, block["start"].astype(np.int64), values=values, span=1)
+    except RuntimeError as error:  # which is what the library raises where a disk is full
+        raise OSError(errno.EIO, f"pyBigWig: {error}") from error
+
+
+# -- igv.js ------------------------------------------------------------------------------------------------------------
+
+
+def igv_script() -> str:
+    """The script of igv.js. Raises EnvironmentLimit where no package brings it."""
+    found = find_spec("igv_notebook")  # not imported: it wants a notebook
+    path = Path(found.origin).parent / "js" / "igv.min.js" if found and found.origin else None
+    if path is None or not path.is_file():
+        raise EnvironmentLimit("a page of igv.js needs the package igv-notebook", "pip install 'hnet-cli[igv]'")
+    return path.read_text(encoding="utf-8").replace("</script", "<\\/script")
+
+
+def igv_page(
+    documents: Sequence[Document],
+    stages: Sequence[int],
+    track: Track,
+    annotation: Annotation | None = None,
+    title: str = "",
+    model: str = "",
+    note: str = "",
+) -> Iterator[str]:
+    """One page, which fetches nothing: igv.js, the sequence of the documents with N between them, the chunks of each
+    stage, the probability of the boundaries of the outermost, and the genes of an annotation."""
+    tracks: list[dict[str, Any]] = []
+    genes: list[dict[str, Any]] = []
+    if annotation is not None:
+        genes = [gene for document in documents for gene in _genes(document, annotation.shown(document))]
+        tracks.append(
+            {"name": "genes", "type": "annotation", "displayMode": "EXPANDED", "features": genes, "height": 70}
+        )
+    for stage in stages:
+        chunks = _packed(track(stage, "bed"))
+        name = "chunks" if len(stages) == 1 else f"chunks, stage {stage}"
+        tracks.append({"name": name, "type": "annotation", "format": "bed", "url": chunks, "height": 35})
+    chances = {"name": "p of boundaries", "type": "wig", "format": "bedgraph", "height": 60}
+    tracks.append(chances | {"url": _packed(track(stages[0], "bedgraph")), "autoscale": False, "min": 0, "max": 1})
+    for each in tracks:
+        each |= {"indexed": False, "visibilityWindow": -1}
+    first, *_ = documents
+    seen: dict[str, Any] = genes[0] if genes else {"chr": first.name, "start": first.offset, "end": first.offset + 2000}
+    options = {
+        "reference": {"id": title, "name": title, "fastaURL": _packed(_fasta(documents)), "indexed": False},
+        "locus": f"{seen['chr']}:{max(1, seen['start'] - 300)}-{seen['end'] + 300}",
+        "tracks": tracks,
+        "loadDefaultGenomes": False,
+    }
+    told = json.dumps(options, separators=(",", ":"))
+    yield html.page("igv.html", title=title, model=model, note=note, options=told, igv=html.Script(igv_script()))
+
+
+def _packed(lines: Iterable[str]) -> str:
+    """Lines as a compressed data URI."""
+    packer = zlib.compressobj(6, zlib.DEFLATED, 31)  # gzip, without a date
+    parts = [packer.compress(line.encode()) for line in lines]
+    return f"data:application/gzip;base64,{base64.b64encode(b''.join([*parts, packer.flush()])).decode()}"
+
+
+def _fasta(documents: Iterable[Document]) -> Iterator[str]:
+    """The records of documents, with N for what is missing of them."""
+    now, at = "", 0
+    for document in documents:
+        if document.name != now or document.offset < at:
+            yield f"{chr(10) if now else ''}>{document.name}\n"
+            now, at = document.name, 0
+        yield "N" * (document.offset - at)  # one line may be as long as it likes
+        yield document.data.decode("ascii")
+        at = document.offset + len(document.data)
+
+
+def _genes(document: Document, features: Sequence[Shown]) -> Iterator[dict[str, Any]]:
+    """Genes as igv.js takes them, with the exons and coding parts on their strand that lie within them."""
+    parts = [each for each in features if each.kind != "gene"]
+    starts = np.array([part.start for part in parts])
+    for gene in features:
+        if gene.kind != "gene":
+            continue
+        low, high = np.searchsorted(starts, [gene.start, gene.end])
+        own = [part for part in parts[low:high] if part.end <= gene.end and part.strand == gene.strand]
+        exons = [part for part in own if part.kind == "exon"] or own
+        coding = [part for part in own if part.kind == "CDS"]
+        place = {"chr": document.name, "start": document.offset + gene.start, "end": document.offset + gene.end}
+        told: dict[str, Any] = place | {"name": escape(gene.name), "strand": {1: "+", -1: "-"}.get(gene.strand, ".")}
+        if coding:
+            told["cdStart"] = document.offset + min(part.start for part in coding)
+            told["cdEnd"] = document.offset + max(part.end for part in coding)
+        if exons:
+            both = {(document.offset + part.start, document.offset + part.end) for part in exons}
+            told["exons"] = [{"start": start, "end": end} for start, end in sorted(both)]
+        yield told

@@ -1,0 +1,97 @@
+"""Chunks for genome browsers: what is written is what their readers read."""
+
+import base64
+import gzip
+import html
+import json
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hnet_cli.errors import EnvironmentLimit, InputError
+from hnet_cli.inference import browsers
+from hnet_cli.modality import Annotation, Document, Shown
+from hnet_cli.storage import spool
+
+NAMES = st.lists(st.sampled_from(["chrI", "chr|2", "III"]), unique=True, min_size=1)
+ROWS = st.lists(st.integers(0, 400), unique=True, min_size=1, max_size=50).map(sorted)
+
+
+def bedgraph(records):
+    return [f"{name}\t{start}\t{start + 1}\t{0.5 + start / 1000:.4f}\n" for name, rows in records for start in rows]
+
+
+def written(pieces, folder, lengths):
+    with spool(folder / "a.bw") as waiting:
+        browsers.write_bigwig(pieces, str(folder / "a.bw"), waiting, lambda: lengths)
+    return browsers.library().open(str(folder / "a.bw"))
+
+
+@settings(max_examples=10, deadline=None)
+@given(NAMES, ROWS, st.integers(1, 9))
+def test_a_bigwig_holds_the_rows_of_bedgraph(tmp_path_factory, names, rows, together):
+    pytest.importorskip("pyBigWig")
+    lines = bedgraph([(name, rows) for name in names])
+    pieces = ["".join(lines[at : at + together]) for at in range(0, len(lines), together)]
+    lengths = {name: 401 + n for n, name in enumerate(names)}
+    with written(pieces, tmp_path_factory.mktemp("bigwig"), lengths) as file:
+        assert file.chroms() == lengths
+        for name in names:
+            found = file.intervals(name)
+            assert [(start, end) for start, end, _ in found] == [(start, start + 1) for start in rows]
+            assert [p for *_, p in found] == pytest.approx([0.5 + start / 1000 for start in rows])
+
+
+def test_a_bigwig_of_two_sequences_of_one_name_is_refused(tmp_path):
+    pytest.importorskip("pyBigWig")
+    with pytest.raises(InputError, match="two sequences are called a"):
+        written(bedgraph([("a", [1]), ("b", [1]), ("a", [3])]), tmp_path, {})
+
+
+def test_a_missing_package_is_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "pyBigWig", None)
+    with pytest.raises(EnvironmentLimit, match="pyBigWig"):
+        browsers.library()
+    monkeypatch.setattr("sys.path", [str(tmp_path)])
+    with pytest.raises(EnvironmentLimit, match="igv-notebook"):
+        browsers.igv_script()
+
+
+@pytest.mark.parametrize("format", ["bed", "bedgraph"])
+def test_a_track_line_is_one_line_whatever_its_name(format):
+    line = browsers.track_line('a "b"\n\x1btrack', format)
+    assert line.startswith("track ")
+    assert line.count("\n") == 1
+    assert re.findall('name="([^"]*)"', line) == [r"a 'b'\x0a\x1btrack"]
+
+
+class Genes(Annotation):
+    def shown(self, document):
+        found = [Shown("gene", 10, 90, 1, "</script>"), Shown("exon", 10, 40, 1), Shown("CDS", 20, 40, 1)]
+        return [*found, Shown("CDS", 30, 50, -1), Shown("exon", 60, 90, 1), Shown("gene", 95, 120, -1, "b")]
+
+
+def test_a_page_of_igv_holds_the_sequence_the_chunks_and_the_genes(tmp_path, monkeypatch):
+    (tmp_path / "igv_notebook/js").mkdir(parents=True)
+    (tmp_path / "igv_notebook/__init__.py").write_text("raise ImportError")
+    (tmp_path / "igv_notebook/js/igv.min.js").write_text("'</script>'")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    documents = [
+        Document(b"ACGT" * 40, "one", "a"),
+        Document(b"ttg", "one", "a", offset=170),
+        Document(b"C", "two", "a"),
+    ]
+    track = lambda stage, format: iter([f"{stage} {format}\n"])  # noqa: E731
+    page = "".join(browsers.igv_page(documents, [0, 1], track, Genes(), "<a>", "starter:dna", "cut"))
+    options = json.loads(html.unescape(re.search('data-options="([^"]*)"', page)[1]))
+    read = lambda uri: gzip.decompress(base64.b64decode(uri.removeprefix("data:application/gzip;base64,"))).decode()  # noqa: E731
+    assert read(options["reference"]["fastaURL"]) == f">one\n{'ACGT' * 40}NNNNNNNNNNttg\n>two\nC"
+    assert [read(each["url"]) for each in options["tracks"][1:]] == ["0 bed\n", "1 bed\n", "0 bedgraph\n"]
+    genes = options["tracks"][0]["features"]
+    assert genes[0]["exons"] == [{"start": 10, "end": 40}, {"start": 60, "end": 90}]
+    assert (genes[0]["cdStart"], genes[0]["cdEnd"], genes[0]["name"]) == (20, 40, "</script>")
+    assert [gene["start"] for gene in genes[2:4]] == [180, 265]
+    assert page.count("</script>") == 2
+    assert "default-src 'none'" in page
