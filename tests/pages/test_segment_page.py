@@ -1,6 +1,7 @@
 """The page of `hnet segment` in a browser: no violation of accessibility, and every part of it works."""
 
 import re
+from importlib.util import find_spec
 
 import axe
 import pytest
@@ -165,3 +166,19 @@ def test_differences_are_marked_and_reached(opened):
     assert page.locator(".here").count() == 1
     page.locator("[data-go='1']").click()
     assert page.locator(".here").count() == 1
+
+
+@pytest.mark.skipif(find_spec("igv_notebook") is None, reason="igv-notebook is not installed")
+def test_igv_draws_its_tracks_without_a_network(browser, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    line = "segment dna.fa --model starter:dna --annotation genes.gff --format igv --out igv.html"
+    assert run([*line.split(), "--device", "cpu"]) == 0
+    page, asked, faults = browser.new_page(), [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.goto((folder / "igv.html").as_uri())
+    for name in ("genes", "chunks", "p of boundaries"):
+        page.locator("#igv .igv-track-label", has_text=name).wait_for()
+    assert page.locator("#igv input[type=text]").first.input_value().startswith("one:")
+    assert (len(asked), faults) == (1, [])
+    page.close()
