@@ -463,7 +463,7 @@ addEventListener("DOMContentLoaded", () => {
   // A page whose text changes has put another text and its lists into a block.
   addEventListener("redraw", ({ target }) => {
     target.known = null;
-    Object.assign(target, { describe, compare });
+    Object.assign(target, { describe, compare: (other) => compare(target, other) });
     inView.add(target);
     paint(target);
   });
