@@ -19,6 +19,12 @@ typer.main.get_command = cache(typer.main.get_command)  # else every command lin
 RELIABILITY = Path(__file__).parent / "reliability"
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Names of tests stay readable where a parameter is a whole file: its first characters, escaped."""
+    shown = ascii(val) if isinstance(val, str | bytes | int) else ""
+    return f"{shown[:40]}..." if len(shown) > 60 else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark everything in `tests/reliability`, which the README's command leaves to CI."""
     for item in items:
