@@ -80,6 +80,7 @@ def segment(
     from hnet_cli.inference import segment as segmenting
     from hnet_cli.inference.intake import Intake
     from hnet_cli.modality import Modality
+    from hnet_cli.storage import bigwig
     from hnet_cli.terminal.console import literal, progress, say, size
 
     compression = options.compression(threshold, bytes_per_chunk)
@@ -90,7 +91,7 @@ def segment(
     if track is not None and format not in TRACKS:
         raise UsageError("--track is for --format bed or bedgraph", "leave it out, or add one of them")
     if format == "bigwig":
-        browsers.library()
+        bigwig.library()
         if out is None or (out.exists() and not out.is_file()):
             raise UsageError("a bigWig is written to a file", "add --out FILE.bw")
     if format == "igv":
@@ -148,7 +149,7 @@ def segment(
                 advancing = after_each(pieces, lambda: task.update(summary.bytes, note=size(summary.bytes)))
                 if format == "bigwig":
                     with storage.spool(out) as waiting:
-                        browsers.write_bigwig(advancing, binary.name, waiting, lambda: summary.ends)
+                        bigwig.write_bigwig(advancing, binary.name, waiting, lambda: summary.ends)
                 else:
                     write_file(advancing, binary, compressed=out.suffix == ".gz")
     if out is not None:

@@ -1,38 +1,26 @@
-"""Chunks for genome browsers: the line before a track, bigWig, and one page with igv.js in it."""
+"""Chunks for genome browsers: the line before a track, and one page with igv.js in it."""
 
 from __future__ import annotations
 
 import base64
-import errno
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from hnet_cli.errors import EnvironmentLimit, InputError
+from hnet_cli import storage
+from hnet_cli.errors import EnvironmentLimit
 from hnet_cli.modality import Annotation, Document, Shown, escape
 from hnet_cli.pages import html
 
-ENTRIES = 1 << 16
-"""Entries of a bigWig written at once."""
-ROW = np.dtype([("start", "<u4"), ("value", "<f4")])
-LINE = 60
-"""Bases in a line of FASTA."""
+MOST_SCRIPT = 16 << 20
+"""Bytes of igv.js."""
 Track = Callable[[int, str], Iterator[str]]
 """Lines of the chunks of a stage in a format."""
-
-
-class Spool(Protocol):
-    """Where bytes wait."""
-
-    size: int
-
-    def write(self, data: Any) -> None: ...
-    def read(self, start: int, count: int) -> bytes: ...
 
 
 def track_line(name: str, format: str) -> str:
@@ -43,65 +31,13 @@ def track_line(name: str, format: str) -> str:
     return f'track {kind}name="{shown}" description="{shown}" {drawn}\n'
 
 
-# -- bigWig ------------------------------------------------------------------------------------------------------------
-
-
-def library() -> Any:
-    """pyBigWig. Raises EnvironmentLimit where it is not installed."""
-    try:
-        import pyBigWig
-    except ImportError as error:
-        raise EnvironmentLimit("bigWig needs the package pyBigWig", "pip install 'hnet-cli[bigwig]'") from error
-    return pyBigWig
-
-
-def write_bigwig(pieces: Iterable[str], path: str, spool: Spool, lengths: Callable[[], dict[str, int]]) -> None:
-    """Write bedGraph rows of one base each, sorted within a record, as bigWig under `path`.
-
-    A bigWig begins with the `lengths` of all records, known when all is read: the rows wait in `spool`. Raises
-    InputError for a record that comes twice, EnvironmentLimit.
-    """
-    library()
-    places: dict[str, int] = {}
-    """Where the rows of a record begin in the spool; they end where those of the next do."""
-    now, last = "", -1
-    for piece in pieces:
-        rows: list[tuple[int, float]] = []
-        for line in piece.splitlines():
-            name, start, _, value = line.rsplit("\t", 3)
-            if name != now or int(start) <= last:
-                spool.write(np.array(rows, ROW))
-                rows = []
-                if name in places:
-                    raise InputError(f"two sequences are called {name[:40]}", "a bigWig holds a sequence once")
-                places[name], now = spool.size, name
-            last = int(start)
-            rows.append((last, float(value)))
-        spool.write(np.array(rows, ROW))
-    known = lengths()
-    ends = [*list(places.values())[1:], spool.size]
-    try:
-        with library().open(path, "w") as file:
-            file.addHeader([(name, known[name]) for name in places])
-            for (name, begin), end in zip(places.items(), ends, strict=True):
-                for at in range(begin, end, ENTRIES * ROW.itemsize):
-                    block = np.frombuffer(spool.read(at, min(ENTRIES * ROW.itemsize, end - at)), ROW)
-                    values = block["value"].astype(np.float64)
-                    file.addEntries(name, block["start"].astype(np.int64), values=values, span=1)
-    except RuntimeError as error:  # which is what the library raises where a disk is full
-        raise OSError(errno.EIO, f"pyBigWig: {error}") from error
-
-
-# -- igv.js ------------------------------------------------------------------------------------------------------------
-
-
 def igv_script() -> str:
     """The script of igv.js. Raises EnvironmentLimit where no package brings it."""
     found = find_spec("igv_notebook")  # not imported: it wants a notebook
     path = Path(found.origin).parent / "js" / "igv.min.js" if found and found.origin else None
     if path is None or not path.is_file():
         raise EnvironmentLimit("a page of igv.js needs the package igv-notebook", "pip install 'hnet-cli[igv]'")
-    return path.read_text(encoding="utf-8").replace("</script", "<\\/script")
+    return storage.read_text(path, MOST_SCRIPT).replace("</script", "<\\/script")
 
 
 def igv_page(
@@ -156,7 +92,7 @@ def _fasta(documents: Iterable[Document]) -> Iterator[str]:
         if document.name != now or document.offset < at:
             yield f"{chr(10) if now else ''}>{document.name}\n"
             now, at = document.name, 0
-        yield "N" * (document.offset - at)  # one line may be as long as it likes
+    X
         yield document.data.decode("ascii")
         at = document.offset + len(document.data)
 
