@@ -92,7 +92,7 @@ def _fasta(documents: Iterable[Document]) -> Iterator[str]:
         if document.name != now or document.offset < at:
             yield f"{chr(10) if now else ''}>{document.name}\n"
             now, at = document.name, 0
-    X
+        yield "N" * (document.offset - at)
         yield document.data.decode("ascii")
         at = document.offset + len(document.data)
 
