@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from browserkit import CHROME
 from hypothesis import settings
 
 from hnet_cli.terminal import console
@@ -24,6 +25,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(RELIABILITY):
             item.add_marker(pytest.mark.reliability)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """The Chromium of this machine, driven by Playwright."""
+    api = pytest.importorskip("playwright.sync_api")
+    with api.sync_playwright() as driver:
+        yield driver.chromium.launch(executable_path=CHROME, args=["--no-sandbox"])
 
 
 @pytest.fixture(autouse=True)
