@@ -12,7 +12,8 @@ from hypothesis import settings
 from hnet_cli.terminal import console
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny: threads would only wait for each other
-# a loaded machine is no failure; CI draws the same examples each time, for new ones are found where someone can mend what they show
+# a loaded machine is no failure; CI draws the same examples each time, for new ones are found where someone can mend
+# what they show
 settings.register_profile("hnet", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("hnet")
 typer.main.get_command = cache(typer.main.get_command)  # else every command line in a test builds all commands anew

@@ -25,7 +25,8 @@ needed = [
 
 def violations(page: Any) -> list[str]:
     """What axe-core finds in a page of Playwright as it is now: rule, element and reason, one string each."""
-    assert FOUND is not None and FOUND.origin is not None
+    assert FOUND is not None
+    assert FOUND.origin is not None
     if not page.evaluate("typeof axe === 'object'"):
         page.evaluate((Path(FOUND.origin).parent / "axe.min.js").read_text())  # no policy of the page binds a debugger
     found = page.evaluate("settings => axe.run(document, settings)", SETTINGS)
