@@ -189,9 +189,7 @@ def _scale(start: float, end: float, full: float = 1000) -> Callable[[float], fl
     return lambda value: full * (value - start) / ((end - start) or 1)
 
 
-def _plot(
-    axis: str, given: Chart, lines: Sequence[Line], low: float, high: float, numbers: Mapping[str, int]
-) -> Plot:
+def _plot(axis: str, given: Chart, lines: Sequence[Line], low: float, high: float, numbers: Mapping[str, int]) -> Plot:
     """The curves on one axis; `numbers`: of the legend's entries by label, before the levels'."""
     xs = [*(x for line in lines for x in line.xs[axis]), *filter(math.isfinite, [given.ends.get(axis, 0.0)])]
     left, right = min(0.0, min(xs)), max(xs) or 1.0

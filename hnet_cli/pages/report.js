@@ -22,9 +22,9 @@ addEventListener("DOMContentLoaded", () => {
   const ticks = (low, high, most = 5) => {
     const rough = (high - low) / most, base = 10 ** Math.floor(Math.log10(rough));
     const step = [1, 2, 5, 10].map((s) => s * base).find((s) => s >= rough * (1 - 1e-9));
-    const found = [];
-    for (let n = Math.ceil(low / step - 1e-9); n <= Math.floor(high / step + 1e-9); n++) found.push(n * step);
-    return { found, step };
+    const first = Math.ceil(low / step - 1e-9), count = Math.floor(high / step + 1e-9) - first + 1;
+    if (!(rough > 0) || !(count <= 2 * most + 2)) return { found: [], step: 1 };
+    return { found: Array.from({ length: Math.max(0, count) }, (_, n) => (first + n) * step), step };
   };
   // As many decimals as tell the ticks apart.
   const plain = ({ found, step }, scale = 1, unit = "") => {

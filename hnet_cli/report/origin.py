@@ -110,5 +110,7 @@ def links(folder: Path, at: Path, names: Sequence[str] = FILES) -> list[tuple[st
         return []
     newest = history.newest(folder)
     there = [name for name in names if (folder / name).is_file()]
-    there += [f"checkpoints/{newest}"] * (newest != "" and names is FILES and (folder / "checkpoints" / newest).is_dir())
+    there += [f"checkpoints/{newest}"] * (
+        newest != "" and names is FILES and (folder / "checkpoints" / newest).is_dir()
+    )
     return [(name, "./" + quote(os.fsencode(Path(way, name).as_posix()))) for name in there]

@@ -275,7 +275,8 @@ def _evaluations(curves: Curves) -> list[list[str]]:
             values = [number(record.get(stage_key(s, name, VALIDATION))) for s in stages]
             cells += ["" if value is None else f"{value:{form}}" for value in values]
         rows.append(cells)
-    return rows
+    known = [n for n in range(len(rows[0])) if any(row[n] for row in rows[1:])]
+    return [[row[n] for n in known] for row in rows]
 
 
 def drawn(sketch: Sketch | None) -> Markup:
@@ -308,9 +309,7 @@ def drawn(sketch: Sketch | None) -> Markup:
 # -- several runs ------------------------------------------------------------------------------------------------------
 
 
-def comparison(
-    runs: Mapping[str, Path], tables: Mapping[str, Sequence[Sequence[str]]], at: Path | None = None
-) -> str:
+def comparison(runs: Mapping[str, Path], tables: Mapping[str, Sequence[Sequence[str]]], at: Path | None = None) -> str:
     """Runs by name on one page: their curves over each other, and `tables` by title, whose first rows are heads. `at`:
     the folder of the page, from which it links to the runs' reports."""
     curves = {name: Curves.of(run) for name, run in runs.items()}
@@ -321,7 +320,9 @@ def comparison(
         same = {name: run for name, run in curves.items() if samples[name] == sample}
         on = history.bytes_of(history.last_validation(next(iter(same.values())).records))
         lines = [run.line("val_bpb", name, *look(n)) for n, (name, run) in enumerate(curves.items()) if name in same]
-        figures.append(chart(Chart("Validation, bits per byte", lines, f"lower is better; on the same {on}", ends=ends)))
+        figures.append(
+            chart(Chart("Validation, bits per byte", lines, f"lower is better; on the same {on}", ends=ends))
+        )
     for title, key, note in (
         ("Training, bits per byte", "bpb", "smoothed" + "; of runs with train.budgets over all of them" * several),
         ("Bytes per chunk, stage 0", stage_key(0, "bytes_per_chunk"), "smoothed"),
