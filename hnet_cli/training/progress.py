@@ -94,8 +94,9 @@ def attend(
         except BaseException as error:
             message = "another rank failed" if isinstance(error, OtherRank) else str(error)
             screen.log(message if isinstance(error, HNetError) else traceback.format_exc())
-            with contextlib.suppress(HNetError, MemoryError):
-                run_page.write(plan.run)  # which says that the run has ended, and how
+            if not isinstance(error, KeyboardInterrupt):  # the second: somebody is in a hurry
+                with contextlib.suppress(HNetError, MemoryError):
+                    run_page.write(plan.run)  # which says that the run has ended, and follows it no more
             raise
 
 

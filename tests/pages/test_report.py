@@ -74,7 +74,9 @@ def test_one_cursor_tells_the_values_of_every_chart(page):
     hover(page, "Throughput", 0.2)
     assert values(page, "Bits per byte") == pytest.approx({"training": 2.3, "validation": 2.35}, abs=0.005)
     assert values(page, "Bytes per chunk, stage 1")["training"] == pytest.approx(3.95, abs=0.01)
-    assert re.fullmatch(r"p > 0.5: \d+.\d%", chart(page, "Boundary probability p, stage 0").locator(".now").inner_text())
+    assert re.fullmatch(
+        r"p > 0.5: \d+.\d%", chart(page, "Boundary probability p, stage 0").locator(".now").inner_text()
+    )
     assert page.locator(".tip").inner_text().startswith("step 20 · 20 kB · 40 s")
     assert page.locator(".plot.by-bytes .hair:visible").count() == page.locator(".plot.by-bytes").count()
     page.mouse.move(1, 1)
