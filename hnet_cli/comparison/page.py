@@ -65,7 +65,8 @@ def page(told: Json) -> str:
     """The page of `compare.json`."""
     machine = told["machine"]
     place = [told["dataset"]["modality"], f"{machine['device']} ({machine['name']}, {machine['threads']} threads)"]
-    scores, *others = grids(told).items() or [None]
+    tables = grids(told)
+    scores = next(iter(tables), "")
     source, bits = PAPER.get(told["dataset"]["modality"], ("", {}))
     return html.page(
         "compare.html",
@@ -76,11 +77,12 @@ def page(told: Json) -> str:
         outcome=told["verdict"]["outcome"]["equal_bytes"],
         verdict=told["verdict"]["text"],
         scores=scores,
+        score_rows=tables.pop(scores, []),
         marks={model["name"]: "H-Net" for model in told["models"] if model["learned"]},
         curves=_curves(told),
         gaps={axis: _gaps(told, axis) for axis in AXES},
         bars=_bars(told),
-        tables=dict(others),
+        tables=tables,
         paper_source=source,
         paper=[
             ["model", "bits per byte here", "bits per byte in the paper"],
