@@ -331,11 +331,11 @@ def comparison(runs: Mapping[str, Path], tables: Mapping[str, Sequence[Sequence[
     ):
         lines = [run.line(key, name, *look(n), smooth=True) for n, (name, run) in enumerate(curves.items())]
         figures.append(chart(Chart(title, lines, note, unit="bytes" if key == "bytes_per_s" else "", ends=ends)))
-    tables = {title: _upright(rows) for title, rows in tables.items()}
+    upright = {title: (_upright(rows), _upright(rows) is not rows) for title, rows in tables.items()}
     heading = " · ".join(runs) if len(runs) <= MOST_NAMED else f"{len(runs)} runs"
     reports = [(name, origin.links(run, at, (FILE_NAME,))) for name, run in runs.items()] if at else []
     links = [(name, address) for name, found in reports for _, address in found]
-    return html.page("runs.html", heading=heading, links=links, figures=figures, tables=tables)
+    return html.page("runs.html", heading=heading, links=links, figures=figures, tables=upright)
 
 
 def _upright(rows: Sequence[Sequence[str]]) -> Sequence[Sequence[str]]:
