@@ -22,7 +22,7 @@ TWO = tiny_model(torch.float32).eval()
 def opened(monkeypatch, *models):
     """A session over models in memory, under the names m0, m1, ..."""
     names = {f"m{n}": model for n, model in enumerate(models)}
-    monkeypatch.setattr(playing, "load", lambda name, device: names[name])
+    monkeypatch.setattr(playing, "load_any", lambda name, device: names[name])
     monkeypatch.setattr(playing, "starters", list)
     monkeypatch.setattr(playing, "_runs", list)
     return Session(list(names))
