@@ -33,14 +33,14 @@ def segment(
     format: Annotated[
         str | None,
         typer.Option(
-            help="pretty, plain, jsonl, tsv, html, or one of the modality's own (bed, bedgraph). "
-            "Default: pretty on a terminal, else plain."
+            help="pretty, plain, jsonl, tsv, html, live (a page that cuts what is typed), or one of the modality's own "
+            "(bed, bedgraph). Default: pretty on a terminal, else plain."
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write here instead of standard output.")] = None,
     overwrite: options.Overwrite = False,
     max_bytes: Annotated[
-        int | None, typer.Option(min=1, help="Stop after this many bytes. Default: all; html: 1 MB.")
+        int | None, typer.Option(min=1, help="Stop after this many bytes. Default: all; html: 1 MB; live: 2,000.")
     ] = None,
     modality: options.ModalityName = None,
     field: options.Field = None,

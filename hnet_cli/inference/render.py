@@ -27,7 +27,7 @@ from hnet_cli.modality import MARK, MARK_LEFT_OUT, Chunk, Document, Modality, es
 if TYPE_CHECKING:
     from hnet_cli.inference.windows import Stream, Window
 
-COMMON = ("pretty", "plain", "jsonl", "tsv", "html")
+COMMON = ("pretty", "plain", "jsonl", "tsv", "html", "live")
 SEPARATOR = "|"
 """Between chunks in `plain`; once more for every stage further in that a new chunk begins at."""
 RESET = "\x1b[0m"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any, TypeVar
 
 import numpy as np
 
 from hnet_cli.distributed.workers import Workers
 from hnet_cli.errors import UsageError
-from hnet_cli.inference import render
+from hnet_cli.inference import live_page, render
 from hnet_cli.inference.agreement import Agreement
 from hnet_cli.inference.intake import Intake
 from hnet_cli.inference.thresholds import UNCHANGED, Compression
@@ -20,8 +20,8 @@ from hnet_cli.inference.windows import Window, own_modality, windows
 from hnet_cli.modality import Document, Modality, Source
 from hnet_cli.model import HNetConfig, HNetForCausalLM
 
-PAGE_BYTES = 1_000_000
-"""An HTML page holds at most this many bytes of text unless told otherwise: more than anybody reads, and its surprisal
+PAGE_BYTES = {"html": 1_000_000, "live": live_page.EXAMPLE_BYTES}
+"""A page holds at most this many bytes of text unless told otherwise: of HTML, more than anybody reads, and its surprisal
 takes the whole network."""
 T = TypeVar("T")
 SCORED_BYTES = 1 << 16
@@ -159,7 +159,7 @@ def segment(
 
     `modality` None reads every source as one document of raw bytes. `format` is one of `render.formats(modality)`.
     `headings` names each source in the formats for people. `summary` is filled on the way. After `max_bytes` (of
-    all documents together; html has `PAGE_BYTES` where nothing is said) it ends, and `summary.intake.cut` is true.
+    all documents together; pages have `PAGE_BYTES` where nothing is said) it ends, and `summary.intake.cut` is true.
     `label` names the model on the page. `carried` and `workers` as in `windows`. `compression` sets the model's
     thresholds and `applied` of the intake, at once; a length is met on the beginning of the input. A source that
     turns out to be damaged ends there, and the others follow. Raises UsageError for an unknown format or stage at
@@ -169,10 +169,14 @@ def segment(
     render.check(format, modality)
     summary = summary if summary is not None else Summary(model.config, modality)
 
-    limit = max_bytes or (PAGE_BYTES if format == "html" else None)
+    if format == "live":
+        live_page.check(model, stages, max_bytes)
+    limit = max_bytes or PAGE_BYTES.get(format)
 
     table = modality.input_table if modality else None
     documents = summary.intake.documents(sources, modality, limit)
+    if format == "live":
+        documents = islice(documents, 1)
     applied, documents = compression.apply_to(model, documents, table)
     summary.intake.applied = applied
     if applied is not None:
@@ -189,4 +193,6 @@ def segment(
         cut = f"Only the first {summary.bytes:,} bytes are on this page; --max-bytes changes that."
         return cut if summary.intake.cut else ""
 
+    if format == "live":
+        return live_page.page(counted(), model, stages, modality, label, carried)
     return render.render(counted(), format, stages, modality, headings, label, note)
