@@ -50,7 +50,8 @@ def check(model: HNetForCausalLM, stages: Sequence[int], max_bytes: int | None =
     if model.tokenizer is not None or config.vocab_size != 256:
         raise UsageError("a live page is for models that read bytes", hint)
     widths = [*config.d_model[: stages[-1] + 1], config.ssm_cfg.d_state, config.ssm_cfg.headdim]
-    heads = [config.d_model[s] // config.attn_cfg.num_heads[s] for s in stages if "t" in config.levels[s].letters.lower()]
+    levels = range(stages[-1] + 1)
+    heads = [config.d_model[s] // config.attn_cfg.num_heads[s] for s in levels if "t" in config.levels[s].encoder.lower()]
     if any(width % 4 for width in widths + heads):
         raise UsageError("a live page computes widths that are multiples of four", hint)
     if max_bytes and max_bytes > MOST_TEXT:
@@ -101,7 +102,7 @@ def page(
         setup=json.dumps(setup),
         packed=packed,
         label=label,
-        about=modality.name if modality else "bytes",
+        about=modality.name.replace("dna", "DNA").replace("chinese", "Chinese") if modality else "",
         here=count(sum(weight.numel() for weight in weights.values())),
         stored=count(stored),
         left_out=model.config.num_stages - last - 1,

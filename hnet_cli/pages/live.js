@@ -5,8 +5,9 @@ addEventListener("DOMContentLoaded", async () => {
   const find = (selector) => document.querySelector(selector);
   const text = find("#text"), figures = find("#figures"), lengths = find("#lengths"), slider = find("[name=threshold]");
   const pane = { block: find("#chunks"), shown: "" }, stages = setup.levels.length;
-  const SLICE = 8, PAUSE = 120, BARS = 24, TOP = 12; // milliseconds at once, and between two drawings; figures that are shown
-  const number = (value, digits = 0) => value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+  const FIRST = 4, SLICE = 12, REST = 150, BARS = 24, TOP = 12; // milliseconds of work before the first colours, at once later, and of rest; figures that are shown
+  const formats = [0, 1, 2].map((digits) => new Intl.NumberFormat("en", { minimumFractionDigits: digits, maximumFractionDigits: digits }));
+  const number = (value, digits = 0) => formats[digits].format(value);
   text.maxLength = setup.most;
 
   const decoded = (value) => Uint8Array.from(atob(value), (letter) => letter.charCodeAt(0));
@@ -62,7 +63,7 @@ addEventListener("DOMContentLoaded", async () => {
       at: "0", n: sizes.join(), u: units.join(), h: p.map(() => 0).join(), ...Object.fromEntries(rows),
     });
     editor.tell(pane, text, find("#here"));
-    tell(p);
+    tell();
   };
 
   // -- figures
@@ -99,39 +100,46 @@ addEventListener("DOMContentLoaded", async () => {
     }));
     return top.length ? [list] : [];
   };
-  const tell = (p) => {
-    const parts = [`${number(bytes.length)} ${setup.units}`], drawings = [];
-    p.forEach((row, s) => {
-      const places = shown.places.filter((_, i) => !Number.isNaN(row[i])), of = stages > 1 ? `stage ${s}: ` : "";
-      const sizes = places.map((place, i) => (places[i + 1] ?? bytes.length) - place);
-      parts.push(`${of}${number(places.length)} chunk${places.length === 1 ? "" : "s"} of ${number(bytes.length / Math.max(1, places.length), 2)}`);
-      if (!places.length) return;
-      const title = document.createElement("h2");
-      title.textContent = stages > 1 ? `Lengths at stage ${s}` : "Lengths";
-      drawings.push(title, ...bars(sizes), ...frequent(sizes));
+  const lengthsOf = (row) => {
+    const places = shown.places.filter((_, i) => !Number.isNaN(row[i]));
+    return places.map((place, i) => (places[i + 1] ?? bytes.length) - place);
+  };
+  const tell = () => {
+    const counts = shown.p.map((row, s) => {
+      const { length } = lengthsOf(row), each = number(bytes.length / Math.max(1, length), 2);
+      return `${stages > 1 ? `stage ${s}: ` : ""}${number(length)} chunk${length === 1 ? "" : "s"} of ${each} ${setup.units}`;
     });
-    figures.textContent = bytes.length ? `${parts.join(", ")}; ${number(took, took < 10 ? 1 : 0)} ms` : "Nothing to cut yet.";
+    figures.textContent = bytes.length ? `${number(bytes.length)} ${setup.units}: ${counts.join(", ")}. Computed in ${number(took, took < 10 ? 1 : 0)} ms.` : "Nothing to cut yet.";
+  };
+  const detail = () => {
+    const drawings = shown.p.flatMap((row, s) => {
+      const sizes = lengthsOf(row), title = document.createElement("h2");
+      title.textContent = stages > 1 ? `Lengths at stage ${s}` : "Lengths";
+      return sizes.length ? [title, ...bars(sizes), ...frequent(sizes)] : [];
+    });
     lengths.replaceChildren(...drawings);
   };
 
   // -- computing
-  let waiting = null, drawn = 0;
-  const work = () => {
-    waiting = null;
+  let waiting = null, resting = null, drawn = 0;
+  const work = (limit) => {
     const began = performance.now();
     let more = true;
-    while (more && performance.now() - began < SLICE) more = reader.step();
+    while (more && performance.now() - began < limit) more = reader.step();
     took += performance.now() - began;
-    if (more) waiting = setTimeout(work);
-    if (more && began - drawn < PAUSE) return;
+    if (more) waiting = setTimeout(work, 0, SLICE);
+    if (more && performance.now() < drawn) return;
+    const before = performance.now();
     draw();
-    drawn = performance.now();
+    drawn = performance.now() + REST + 3 * (performance.now() - before); // a long text is not drawn all the time
+    if (!more) resting = setTimeout(detail, REST);
     document.body.dataset.state = more ? "computing" : "done";
   };
   const begin = () => {
     clearTimeout(waiting);
-    [took, drawn] = [0, -PAUSE];
-    work();
+    clearTimeout(resting);
+    [took, drawn] = [0, 0];
+    work(FIRST);
   };
   const edited = () => {
     if (setup.records && /[\s>]/.test(text.value)) { // a record of FASTA is its sequence

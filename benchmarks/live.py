@@ -1,0 +1,82 @@
+"""Boundaries of the living page against Python's, and its time for a key, in the Chromium of this machine; Markdown.
+
+    python benchmarks/live.py FILE... [--bytes 10000] [--typed 1000] [--keys 20]
+
+Each FILE is segmented by the model that `hnet segment` takes for it. The page of its beginning is opened, its boundaries
+are compared with Python's, position by position, and keys are typed at the start, in the middle and at the end of a
+shorter beginning. The time of a key is that of the page's script and layout, to the first colours and to all of them:
+medians. Aims: 99.9% of the positions, and 16 ms a key.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import tempfile
+from itertools import accumulate
+from pathlib import Path
+
+from playwright.sync_api import Page, sync_playwright
+
+from hnet_cli.cli.segment import model_for, readable_sources
+from hnet_cli.inference.intake import Intake
+from hnet_cli.inference.segment import boundaries, segment
+
+KEY = """([at, letter]) => new Promise((done) => {
+  const text = document.querySelector("#text"), state = () => document.body.dataset.state === "done";
+  text.setRangeText(letter, at, at, "end");
+  const began = performance.now();
+  text.dispatchEvent(new Event("input"));
+  text.getBoundingClientRect();
+  const first = performance.now() - began;
+  const ended = () => (state() ? done([first, performance.now() - began]) : setTimeout(ended));
+  ended();
+})"""
+STARTS = """document.querySelector("#chunks").dataset.n"""
+
+
+def fill(page: Page, text: str) -> None:
+    """Put a text into the page and wait for its chunks."""
+    page.fill("#text", text)
+    page.wait_for_selector("body[data-state=done]", timeout=300_000)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+")
+    parser.add_argument("--bytes", type=int, default=10_000)
+    parser.add_argument("--typed", type=int, default=1000)
+    parser.add_argument("--keys", type=int, default=20)
+    given = parser.parse_args()
+    print("| model | page kB | bytes | as Python's | differ | start ms | all | middle | all | end | all |")
+    print("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        for file in given.files:
+            model, modality = model_for([file], None, None, None, "cpu")
+            sources = readable_sources([file], modality, None, Intake())
+            (first,) = segment(model, sources, modality, format="live", max_bytes=given.bytes, label=model.label)
+            path = Path(folder, "page.html")
+            path.write_text(first, encoding="utf-8")
+            page = browser.new_page()
+            page.goto(path.as_uri())
+            page.wait_for_selector("body[data-state=done]", timeout=300_000)
+            text = page.input_value("#text")
+            data = text.encode()
+            sizes = list(map(int, page.evaluate(STARTS).split(",")))
+            there = set(accumulate(sizes, initial=0)) - {len(data)}
+            differ = len(there ^ set(boundaries(model, data)[0].tolist()))
+            short = data[: given.typed].decode(errors="ignore")
+            cells = [model.label, f"{path.stat().st_size / 1000:.0f}", f"{len(data):,}"]
+            cells += [f"{1 - differ / len(data):.2%}", str(differ)]
+            for place in (0, len(short) // 2, len(short)):
+                fill(page, short)
+                found = [page.evaluate(KEY, [place + n, "ACGT"[n % 4]]) for n in range(given.keys)]
+                cells += [f"{statistics.median(times):.1f}" for times in zip(*found[2:], strict=True)]
+            print(f"| {' | '.join(cells)} |", flush=True)
+            page.close()
+
+
+if __name__ == "__main__":
+    main()
