@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from browserkit import CHROME
 from hypothesis import settings
 
 from hnet_cli.terminal import console
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny: threads would only wait for each other
-# a loaded machine is no failure; CI draws the same examples each time, for new ones are found where someone can mend what they show
+# a loaded machine is no failure; CI draws the same examples each time, for new ones are found where someone can mend
+# what they show
 settings.register_profile("hnet", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("hnet")
 typer.main.get_command = cache(typer.main.get_command)  # else every command line in a test builds all commands anew
@@ -24,6 +26,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(RELIABILITY):
             item.add_marker(pytest.mark.reliability)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """The Chromium of this machine, driven by Playwright."""
+    api = pytest.importorskip("playwright.sync_api")
+    with api.sync_playwright() as driver:
+        yield driver.chromium.launch(executable_path=CHROME, args=["--no-sandbox"])
 
 
 @pytest.fixture(autouse=True)

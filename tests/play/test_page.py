@@ -15,13 +15,6 @@ HOSTILE = "Tabs\tand <b>marks</b>, שלום, 👩‍👩‍👧, e\u0301, 世界
 
 
 @pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api")
-    with api.sync_playwright() as driver:
-        yield driver.chromium.launch(executable_path=CHROME, args=["--no-sandbox"])
-
-
-@pytest.fixture(scope="module")
 def address(tmp_path_factory):
     command = [sys.executable, "-m", "hnet_cli", "play", "starter:text", "starter:code", "--no-browser"]
     folder = tmp_path_factory.mktemp("play")
