@@ -2,10 +2,10 @@
 
     python benchmarks/live.py FILE... [--bytes 10000] [--typed 1000] [--keys 20]
 
-Each FILE is segmented by the model that `hnet segment` takes for it. The page of its beginning is opened, its boundaries
-are compared with Python's, position by position, and keys are typed at the start, in the middle and at the end of a
-shorter beginning. The time of a key is that of the page's script and layout, to the first colours and to all of them:
-medians. Aims: 99.9% of the positions, and 16 ms a key.
+Each FILE is segmented by the model that `hnet segment` takes for it. The page of its beginning is opened, its
+boundaries are compared with Python's, position by position, and keys are typed at the start, in the middle and at the
+end of a shorter beginning. The time of a key is that of the page's script and layout, to the first colours and to all
+of them: medians. Aims: 99.9% of the positions, and 16 ms a key.
 """
 
 from __future__ import annotations

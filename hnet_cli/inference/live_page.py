@@ -34,8 +34,6 @@ EXAMPLE_BYTES = 2_000
 MANTISSA = (10, 9, 8, 7)
 """Bits of the mantissa of a weight: the first with which the page is small enough. 10 are half precision; weights that
 are stored in bfloat16 have 7."""
-OVERHEAD = 60_000
-"""Bytes of the page beside weights and text, at most."""
 LARGEST = 60_000
 """Absolute values of weights are below."""
 
@@ -51,11 +49,15 @@ def check(model: HNetForCausalLM, stages: Sequence[int], max_bytes: int | None =
         raise UsageError("a live page is for models that read bytes", hint)
     widths = [*config.d_model[: stages[-1] + 1], config.ssm_cfg.d_state, config.ssm_cfg.headdim]
     levels = range(stages[-1] + 1)
-    heads = [config.d_model[s] // config.attn_cfg.num_heads[s] for s in levels if "t" in config.levels[s].encoder.lower()]
+    heads = [
+        config.d_model[s] // config.attn_cfg.num_heads[s] for s in levels if "t" in config.levels[s].encoder.lower()
+    ]
     if any(width % 4 for width in widths + heads):
         raise UsageError("a live page computes widths that are multiples of four", hint)
     if max_bytes and max_bytes > MOST_TEXT:
-        raise UsageError(f"a live page takes at most {MOST_TEXT:,} bytes, not {max_bytes:,}", "--format html takes more")
+        raise UsageError(
+            f"a live page takes at most {MOST_TEXT:,} bytes, not {max_bytes:,}", "--format html takes more"
+        )
     if stages[-1] and config.smoothing != "chunks":
         raise UsageError(f"a live page cannot compute smoothing: {config.smoothing}", f"--stage 0, or {hint}")
 
@@ -74,39 +76,35 @@ def page(
     that is too large.
     """
     text = b"".join(window.data for window in windows).decode("utf-8", "replace")
-    room = MOST_BYTES - OVERHEAD - len(json.dumps(text).encode())
+    records = bool(modality and modality.records)
     for last in dict.fromkeys((stages[-1], stages[0])):
         weights = weights_of(model, last + 1)
-        shapes, packed = pack(weights, room)
-        if packed:
-            break
-    else:
+        setup = network_of(model, last + 1, modality, carried) | {
+            "shapes": [[name, *weight.shape] for name, weight in weights.items()],
+            "text": text,
+            "stage": "all" if len(stages) > 1 else str(stages[0]),
+            "most": MOST_TEXT,
+            "records": records,
+            "units": "bases" if records else "bytes",
+            "program": base64.b64encode(html.program("kernels.wasm")).decode(),
+        }
         number = sum(weight.numel() for weight in weights.values())
-        raise UsageError(
-            f"the encoders and routers of this model have {count(number)} weights, too many for a page of 1 MB",
-            "take a smaller model, or --format html",
-        )
-    records = bool(modality and modality.records)
-    stored = sum(parameter.numel() for parameter in model.parameters())
-    setup = network_of(model, last + 1, modality, carried) | {
-        "shapes": shapes,
-        "text": text,
-        "stage": "all" if len(stages) > 1 else str(stages[0]),
-        "most": MOST_TEXT,
-        "records": records,
-        "units": "bases" if records else "bytes",
-        "program": base64.b64encode(html.program("kernels.wasm")).decode(),
-    }
-    yield html.page(
-        "live.html",
-        setup=json.dumps(setup),
-        packed=packed,
-        label=label,
-        about=modality.name.replace("dna", "DNA").replace("chinese", "Chinese") if modality else "",
-        here=count(sum(weight.numel() for weight in weights.values())),
-        stored=count(stored),
-        left_out=model.config.num_stages - last - 1,
-        units=setup["units"],
+        context = {
+            "setup": json.dumps(setup),
+            "label": label,
+            "about": {"dna": "DNA", "chinese": "Chinese"}.get(name := modality.name, name) if modality else "",
+            "here": count(number),
+            "stored": count(sum(parameter.numel() for parameter in model.parameters())),
+            "left_out": stages[-1] - last,
+            "units": setup["units"],
+        }
+        room = MOST_BYTES - len(html.page("live.html", packed="", **context).encode())
+        if packed := pack(weights, room):
+            yield html.page("live.html", packed=packed, **context)
+            return
+    raise UsageError(
+        f"the encoders and routers of this model have {count(number)} weights, too many for a page of 1 MB",
+        "take a smaller model, or --format html",
     )
 
 
@@ -158,23 +156,22 @@ def weights_of(model: HNetForCausalLM, stages: int) -> dict[str, torch.Tensor]:
     return {name: weight.detach().float().cpu() for name, weight in weights.items()}
 
 
-def pack(weights: Mapping[str, torch.Tensor], room: int) -> tuple[list[list[Any]], str]:
-    """Names with shapes, and the weights in base64: zlib over the high bytes of all matrices in half precision, their
-    low bytes, and the rest in single precision. "" where they need more than `room` bytes even with the shortest
-    mantissa. Raises UsageError for a matrix that half precision cannot hold."""
+def pack(weights: Mapping[str, torch.Tensor], room: int) -> str:
+    """The weights in base64: zlib over the high bytes of all matrices in half precision, their low bytes, and the rest
+    in single precision. "" where they need more than `room` bytes even with the shortest mantissa. Raises UsageError
+    for a matrix that half precision cannot hold."""
     matrices = [weight.numpy().ravel() for weight in weights.values() if weight.ndim == 2]
     rest = b"".join(weight.numpy().astype("<f4").tobytes() for weight in weights.values() if weight.ndim != 2)
     halves = np.concatenate(matrices)
     if not np.abs(halves).max(initial=0) < LARGEST:
         raise UsageError(f"a weight of this model is beyond {LARGEST:,}, too large for a live page", "--format html")
-    shapes = [[name, *weight.shape] for name, weight in weights.items()]
     for bits in MANTISSA:
         words = rounded(halves, bits)
         planes = (words >> 8).astype(np.uint8).tobytes() + (words & 0xFF).astype(np.uint8).tobytes()
         packed = base64.b64encode(zlib.compress(planes + rest, 9)).decode()
         if len(packed) <= room:
-            return shapes, packed
-    return shapes, ""
+            return packed
+    return ""
 
 
 def rounded(values: np.ndarray, bits: int) -> np.ndarray:

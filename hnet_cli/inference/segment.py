@@ -21,8 +21,8 @@ from hnet_cli.modality import Document, Modality, Source
 from hnet_cli.model import HNetConfig, HNetForCausalLM
 
 PAGE_BYTES = {"html": 1_000_000, "live": live_page.EXAMPLE_BYTES}
-"""A page holds at most this many bytes of text unless told otherwise: of HTML, more than anybody reads, and its surprisal
-takes the whole network."""
+"""A page holds at most this many bytes of text unless told otherwise: html more than anybody reads, whose surprisal
+takes the whole network; live an example."""
 T = TypeVar("T")
 SCORED_BYTES = 1 << 16
 """Reference edges are asked for at most about this many bytes at once."""

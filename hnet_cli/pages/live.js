@@ -12,7 +12,7 @@ addEventListener("DOMContentLoaded", async () => {
 
   const decoded = (value) => Uint8Array.from(atob(value), (letter) => letter.charCodeAt(0));
   const open = async () => {
-    const packed = new Blob([decoded(find("#weights").textContent)]).stream().pipeThrough(new DecompressionStream("deflate"));
+    const packed = new Blob([decoded(JSON.parse(find("#weights").textContent))]).stream().pipeThrough(new DecompressionStream("deflate"));
     const reader = await network.open(setup, new Uint8Array(await new Response(packed).arrayBuffer()), decoded(setup.program));
     find("#weights").remove();
     return reader;
