@@ -131,7 +131,8 @@ addEventListener("DOMContentLoaded", async () => {
     if (more && performance.now() < drawn) return;
     const before = performance.now();
     draw();
-    drawn = performance.now() + REST + 3 * (performance.now() - before); // a long text is not drawn all the time
+    pane.block.getBoundingClientRect(); // lays the text out now, so that it counts
+    drawn = performance.now() + REST + 4 * (performance.now() - before); // a long text is not drawn all the time
     if (!more) resting = setTimeout(detail, REST);
     document.body.dataset.state = more ? "computing" : "done";
   };
