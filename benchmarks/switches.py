@@ -23,10 +23,11 @@ import numpy as np
 from hnet_cli import storage
 from hnet_cli.checkpoints.find import load
 from hnet_cli.config.run import RunConfig, resolve
+from hnet_cli.data import tokens
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.evaluation.resampling import interval, over_seeds, ratio
 from hnet_cli.inference.scoring import score
-from hnet_cli.training.budget import chunk_fractions
+from hnet_cli.training import lineup
 from hnet_cli.training.loop import train
 
 BASES = {"text": "nano", "chinese": "nano-chinese", "code": "nano-code", "dna": "nano"}
@@ -46,17 +47,29 @@ CHOICES: dict[str, tuple[str, list[str]]] = {
     "N from 2 up": ("base", ["train.target_ratios=[[[0, 2], [0.4, {n}]]]"]),
     "hybrid main network": ("base", ["model.arch_layout=[m2, [M1T1M1], m2]"]),
     "attention beside chunking": ("base", ["model.arch_layout=[m1t1, [T3], t1m1]"]),
+    "chunks by a pattern": ("base", ["model.chunker=regex:{pattern}"]),
+    "chunks by BPE tokens": ("base", ["model.chunker=bpe:{tokenizer}"]),
     "global ratio loss": ("base in 4 pieces", [*PIECES, "train.ratio_loss_statistics=global"]),
 }
 """Name: what it is compared with, and the settings that differ from `BASES`."""
+PATTERNS = {
+    "text": "[^A-Za-z][A-Za-z]",
+    "code": "[^A-Za-z_0-9][A-Za-z_0-9]",
+    "chinese": r"[\xc0-\xff]|[^A-Za-z][A-Za-z]",
+    "dna": "[AG][CT]",
+}
+"""First letters of words; Chinese characters; a pyrimidine after a purine."""
+VOCABULARY = "bpe:4096"
 CONTROLS: dict[str, list[str]] = {"base": [], "base in 4 pieces": PIECES}
 
 
-def configuration(modality: str, name: str, seed: int, steps: int) -> RunConfig:
+def configuration(modality: str, name: str, seed: int, steps: int, tokenizer: Path) -> RunConfig:
     preset = BASES.get(modality, "nano")
     fixed = [*COMMON, *MODALITY.get(modality, []), "train.batch_bytes=4096", f"train.steps={steps}"]
     n = resolve(preset, MODALITY.get(modality, [])).train.ratios()[0]
-    changes = [setting.replace("{n}", str(n)) for setting in (CONTROLS[name] if name in CONTROLS else CHOICES[name][1])]
+    changes = CONTROLS[name] if name in CONTROLS else CHOICES[name][1]
+    for mark, value in {"n": str(n), "pattern": PATTERNS[modality], "tokenizer": str(tokenizer)}.items():
+        changes = [setting.replace(f"{{{mark}}}", value) for setting in changes]
     return resolve(preset, [*fixed, f"train.checkpoint_every={steps}", f"train.seed={seed}", *changes])
 
 
@@ -65,7 +78,11 @@ def measure(data: Path, folder: Path, name: str, seed: int, steps: int, limit: i
     result = folder / dataset.modality / f"{name.replace(' ', '-')}-s{seed}.json"
     if result.exists():
         return
-    config = configuration(dataset.modality, name, seed, steps)
+    tokenizer = result.with_name("tokenizer.json")
+    if "BPE" in name and not tokenizer.exists():
+        tokenizer.parent.mkdir(parents=True, exist_ok=True)
+        tokenizer.write_text(tokens.of_setting(VOCABULARY, dataset).text)
+    config = configuration(dataset.modality, name, seed, steps, tokenizer)
     run = result.with_suffix("")
     began = time.monotonic()
     done = train(config, data, run, resume=run.exists())
@@ -85,7 +102,7 @@ def measure(data: Path, folder: Path, name: str, seed: int, steps: int, limit: i
             "seed": seed,
             "bytes": done.state.bytes_seen,
             "seconds": seconds,
-            "flops_per_byte": config.model.flops_per_byte(chunk_fractions(config), length),
+            "flops_per_byte": lineup.flops_per_byte(config, dataset),
             "bytes_per_chunk": float(scores.bytes.sum() / scores.stages[:, 0, 1].sum()),
             "unit": scores.unit,
             "units": units.tolist(),
@@ -98,7 +115,7 @@ def report(folder: Path) -> list[dict[str, object]]:
     """Per modality and choice: bits per byte, and the paired difference over the seeds that both have."""
     rows: list[dict[str, object]] = []
     for place in sorted(path for path in folder.iterdir() if path.is_dir()):
-        found = {(r["name"], r["seed"]): r for r in (json.loads(file.read_text()) for file in place.glob("*.json"))}
+        found = {(r["name"], r["seed"]): r for r in (json.loads(file.read_text()) for file in place.glob("*-s*.json"))}
         for name in [*CONTROLS, *CHOICES]:
             own = [found[key] for key in sorted(found) if key[0] == name]
             if not own:

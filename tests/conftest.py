@@ -12,13 +12,18 @@ from hypothesis import settings
 from hnet_cli.terminal import console
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny: threads would only wait for each other
-# a loaded machine is no failure; CI draws the same examples each time, for new ones are found where someone can mend
-# what they show
+# A loaded machine is no failure. CI draws the same examples each time: new ones are for where their faults are mended.
 settings.register_profile("hnet", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("hnet")
 typer.main.get_command = cache(typer.main.get_command)  # else every command line in a test builds all commands anew
 
 RELIABILITY = Path(__file__).parent / "reliability"
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Names of tests stay readable where a parameter is a whole file: its first characters, escaped."""
+    shown = ascii(val) if isinstance(val, str | bytes | int) else ""
+    return f"{shown[:40]}..." if len(shown) > 60 else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

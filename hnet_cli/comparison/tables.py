@@ -20,7 +20,8 @@ DEFINITIONS = {
     "differences are paired; with several seeds, Student's t for their spread is added.",
     "equal": "bytes, their order (per seed), and FLOPs per byte forward where chunks are as long as aimed at (paper, "
     "appendix B). Not equal: parameters, memory, time; and tokens were "
-    "learned from up to 16 MB of the training split, whatever the members are trained on.",
+    "learned from 2,048 bytes of the training split for each id, or as many as their preset says, whatever the members "
+    "are trained on.",
     "bytes/chunk": "of the innermost stage, on the held-out documents; in brackets what the ratio loss aims at. Of a "
     "model of tokens, bytes per token.",
     "robustness": "100 x bits of clean documents / bits of the same documents distorted, mean over the distortions: "

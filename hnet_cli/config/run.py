@@ -54,7 +54,8 @@ class RunConfig:
     """Precision of matrix products; the residual stream, the router and the smoothing are fp32 always."""
     tokenizer: str = ""
     """Input of the model: empty for bytes; `bpe:4096` for tokens of a byte-level BPE of so many ids, learned from the
-    data; or the path of a tokenizer.json. `model.vocab_size` follows from it."""
+    data, `bpe:4096@2000000` from so many bytes of them; or the path of a tokenizer.json. `model.vocab_size` follows
+    from it."""
     name: str = "run"
     """Name of the preset this came from."""
     data: str | list[DataSource] = ""
@@ -194,11 +195,11 @@ def _vocabulary(tokenizer: str, where: str) -> int | None:
     """Ids that `tokenizer` has, the mark before a sequence included; None for a file that is not there: a run keeps its
     own copy. Raises UsageError."""
     if tokenizer.partition(":")[0] == "bpe":
-        size = tokenizer.partition(":")[2]
-        if not re.fullmatch("[0-9]{3,8}", size) or not LEAST_VOCABULARY <= int(size) <= MOST_VOCABULARY:
-            reason = f"{tokenizer!r} should be bpe:N with N from {LEAST_VOCABULARY} to {MOST_VOCABULARY}"
-            raise UsageError(f"{where}: tokenizer: {reason}")
-        return int(size)
+        learned = bpe_of(tokenizer)
+        if learned is None or not LEAST_VOCABULARY <= learned[0] <= MOST_VOCABULARY or learned[1] == 0:
+            reason = f"bpe:N or bpe:N@BYTES with N from {LEAST_VOCABULARY} to {MOST_VOCABULARY}"
+            raise UsageError(f"{where}: tokenizer: {tokenizer!r} should be {reason}")
+        return learned[0]
     if "\0" not in tokenizer and not Path(tokenizer).exists():
         return None
     try:
@@ -207,6 +208,12 @@ def _vocabulary(tokenizer: str, where: str) -> int | None:
     except (OSError, DamagedError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = f"{shown(tokenizer)} is no tokenizer.json: {error}"
         raise UsageError(f"{where}: tokenizer: {reason}") from error
+
+
+def bpe_of(tokenizer: str) -> tuple[int, int | None] | None:
+    """Ids of `bpe:4096`, and the bytes of `bpe:4096@2000000` or None; None for what is written otherwise."""
+    found = re.fullmatch("bpe:([0-9]{3,8})(?:@([0-9]{1,12}))?", tokenizer)
+    return found and (int(found[1]), None if found[2] is None else int(found[2]))
 
 
 def ids_of(data: dict[str, Any]) -> tuple[list[dict[str, Any]], set[int]]:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from hnet_cli import storage
-from hnet_cli.config.run import ids_of
+from hnet_cli.config.run import bpe_of, ids_of
 from hnet_cli.config.sources import Sources, words
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Batch, shuffled
@@ -33,6 +33,8 @@ from hnet_cli.storage.reading import reason as short
 FILE = "tokenizer.json"
 SAMPLE_PER_ID, MOST_SAMPLE, PIECE = 1 << 11, 1 << 26, 1 << 16
 """Bytes that a vocabulary is learned from per id, in all at most, and in one stretch of the training split."""
+LEAST_PIECE, FEWEST_PIECES = 256, 256
+"""Bytes of a stretch at least, and stretches, where the number of bytes is given."""
 LONGEST_WORD = 64
 """Characters at which text without spaces, such as DNA, is cut to learn from."""
 _STRAY = re.compile("[\udc80-\udcff]+")  # bytes that are not UTF-8, decoded with `surrogateescape`
@@ -232,9 +234,8 @@ def of_setting(setting: str, data: Mixture | Dataset) -> Tokenizer:
 
     Raises UsageError or InputError.
     """
-    kind, _, size = setting.partition(":")
-    if kind == "bpe":
-        return learned(data, int(size))
+    if (found := bpe_of(setting)) is not None:
+        return learned(data, *found)
     try:
         return Tokenizer(storage.read_text(setting, storage.TOKENIZER), setting)
     except (OSError, DamagedError) as error:
@@ -242,34 +243,38 @@ def of_setting(setting: str, data: Mixture | Dataset) -> Tokenizer:
 
 
 @lru_cache(maxsize=4)
-def _learned(sources: Sources, key: str, size: int) -> Tokenizer:
-    mixture, most = Mixture.open(sources), min(MOST_SAMPLE, SAMPLE_PER_ID * size)
+def _learned(sources: Sources, key: str, size: int, nbytes: int | None) -> Tokenizer:
+    mixture, most, piece = Mixture.open(sources), min(MOST_SAMPLE, SAMPLE_PER_ID * size), PIECE
+    if nbytes is not None:  # few bytes of many documents, as training reads them
+        most, piece = nbytes, min(PIECE, max(LEAST_PIECE, nbytes // FEWEST_PIECES))
     if mixture.key != key:
         raise InputError(f"{words(sources)} was made anew while it was in use", "run the command again")
     parts = zip(mixture.datasets, mixture.shares, strict=True)
-    return Tokenizer(learn(chain.from_iterable(_sample(dataset, int(share * most)) for dataset, share in parts), size))
+    samples = (_sample(dataset, max(1, int(share * most)), piece) for dataset, share in parts)
+    return Tokenizer(learn(chain.from_iterable(samples), size))
 
 
-def learned(data: Mixture | Dataset, size: int) -> Tokenizer:
-    """The byte-level BPE of `size` ids, with the mark, learned from the training split; of a mixture, from as much of
-    each source as its share says. Deterministic."""
+def learned(data: Mixture | Dataset, size: int, nbytes: int | None = None) -> Tokenizer:
+    """The byte-level BPE of at most `size` ids, with the mark, learned from about `nbytes` of the training split, by
+    default `SAMPLE_PER_ID` for each; of a mixture, from as much of each source as its share says. Deterministic."""
     mixture = Mixture.of(data)
-    return _learned(mixture.sources, mixture.key, size)
+    return _learned(mixture.sources, mixture.key, size, nbytes)
 
 
-def _sample(dataset: Dataset, most: int) -> Iterator[bytes]:
-    """The training split as a model reads it, in stretches; shuffled, and `most` bytes, if it is larger than that."""
+def _sample(dataset: Dataset, most: int, piece: int = PIECE) -> Iterator[bytes]:
+    """The training split as a model reads it, in stretches of `piece` bytes at most; shuffled, and `most` bytes, if it
+    is larger than that."""
     ranges = dataset.ranges("train")
-    counts = -(-ranges[:, 2] // PIECE)
+    counts = -(-ranges[:, 2] // piece)
     ends, total = np.cumsum(counts), int(counts.sum())
     whole, left = dataset.nbytes("train") <= most, most
     for number in range(total):
-        piece = number if whole else int(shuffled(np.array([number]), total, "tokenizer")[0])
-        row = int(np.searchsorted(ends, piece, side="right"))
+        place = number if whole else int(shuffled(np.array([number]), total, "tokenizer")[0])
+        row = int(np.searchsorted(ends, place, side="right"))
         document, begin, length = ranges[row].tolist()
-        start = PIECE * (piece - int(ends[row] - counts[row]))
+        start = piece * (place - int(ends[row] - counts[row]))
         at = int(dataset.table[document, 0]) + begin + start
-        stored = dataset.shards.read(at, at + min(PIECE, length - start, left))
+        stored = dataset.shards.read(at, at + min(piece, length - start, left))
         yield dataset.translate(np.frombuffer(stored, np.uint8)).tobytes()
         left -= len(stored)
         if not left:

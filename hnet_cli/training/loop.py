@@ -149,7 +149,7 @@ def train(
             stack.enter_context(events.until_the_end())
             stop = stack.enter_context(catch_signals())
             if world.is_main:
-                _refuse_what_is_there(run, resume)
+                refuse_what_is_there(run, resume)
             if world.local_rank == 0:
                 mixture.verify()
         pieces = int(world.largest(config.train.pieces))  # ranks may have seen different amounts of memory
@@ -158,7 +158,7 @@ def train(
         return trainer.go(resume, strict, pace)
 
 
-def _refuse_what_is_there(run: Path, resume: bool) -> None:
+def refuse_what_is_there(run: Path, resume: bool) -> None:
     """Raise BusyError for a folder with a run, unless that is resumed, or with files of somebody's that a run has."""
     if (run / "config.yaml").exists() or has_any(run):
         if not resume:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from hnet_cli.data.mixture import MixedBatches, Mixture
 from hnet_cli.distributed.device import GIB, Machine, this_machine
 from hnet_cli.distributed.threads import meter
 from hnet_cli.distributed.world import ALONE, World
-from hnet_cli.errors import EnvironmentLimit, HNetError, InputError, UsageError
+from hnet_cli.errors import BusyError, EnvironmentLimit, HNetError, InputError, UsageError
 from hnet_cli.report import history
 from hnet_cli.report.sources import times
 from hnet_cli.terminal.console import ago, count, duration, literal, say, show, size, table
@@ -93,7 +94,8 @@ def choose(
     world: World = ALONE,
     start: str | None = None,
 ) -> Plan:
-    """Make and print the choices that the user left open. Raises UsageError, InputError or EnvironmentLimit.
+    """Make and print the choices that the user left open. Raises UsageError, InputError, EnvironmentLimit, and
+    BusyError where the run's folder cannot be.
 
     `data`: a dataset, or several as of `--data`. `start`: the model to begin with; without a `preset` the configuration
     follows from it.
@@ -138,6 +140,9 @@ def choose(
         say(f"Run: [bold]{literal(run)}[/]")
         if resume:
             config = _stored(run, config, settings)
+    above = next(folder for folder in (run, *run.absolute().parents) if os.path.exists(folder))
+    if not above.is_dir():
+        raise BusyError(f"{run} cannot be the run's folder: {above} is a file", "name another with --run")
     MixedBatches(mixture, sequence_length=config.train.sequence_length, rows=config.train.rows)  # raises for too little
     for dataset in mixture.datasets:
         _say_long_rows(dataset, config.train.sequence_length)

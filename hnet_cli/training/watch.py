@@ -26,6 +26,8 @@ MOST_UNDECIDED = 0.6
 """Share of probabilities between 0.45 and 0.55; settled routers have 0.1 to 0.35."""
 WORTHLESS = 3
 """Validations in a row after which chunks that are worth nothing are spoken of."""
+EARLY = 1000
+"""Steps before which they do not count: the bytes right before the next one are learned first, then what chunks say."""
 
 
 class Watch:
@@ -60,7 +62,7 @@ class Watch:
         """The warnings that begin with this validation, whose `record` is as in `metrics.jsonl`."""
         messages, memory = list[tuple[str, str]](), self.memory
         for s, stage in enumerate(stages_of(record, VALIDATION)):
-            if record["step"] <= self.warmup or stage.worth is None:
+            if record["step"] <= max(self.warmup, EARLY) or stage.worth is None:
                 continue
             key, worth = f"worthless{s}", stage.worth
             most = worth if stage.worth_high is None else stage.worth_high

@@ -117,6 +117,17 @@ def test_a_dry_run_prints_the_plan_and_does_nothing(home, capsys):
     assert sorted(home.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("run", "said"),
+    [("file.txt", "file.txt is a file"), ("file.txt/new", "file.txt is a file"), ("runs/fox", "already holds a run")],
+)
+@pytest.mark.parametrize("how", ["--dry-run", "--set train.steps=5"])
+def test_a_run_that_has_no_place_is_refused_by_a_dry_run_too(own, capsys, run, said, how):
+    Path("file.txt").touch()
+    assert hnet(f"train --preset tiny.yaml --data data/file --run {run} {how}") == 73
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.slow
 def test_a_plan_that_reads_its_data_again_and_again_is_noted(own, capsys):
     """The number of steps that is named is one that is not noted."""

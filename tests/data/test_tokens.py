@@ -113,6 +113,19 @@ def test_a_long_corpus_is_sampled_from_all_over(tmp_path):
     assert sum(map(len, tokens._sample(data, 10**9))) == data.nbytes("train")
 
 
+def test_a_tokenizer_learned_from_few_bytes_knows_no_more(tmp_path):
+    """`bpe:N@BYTES` reads so many, from all over; enough bytes for all are the whole split."""
+    file = tmp_path / "long.txt"
+    file.write_bytes(b"".join(b"word%04d " % i for i in range(9000)))
+    data = Dataset.open(dataset(tmp_path / "d", file))
+    few, whole = (tokens.of_setting(f"bpe:2000@{n}", data) for n in (2_000, 10**9))
+    assert 257 < few.size < whole.size == 2000
+    assert whole.text == tokens.of_setting("bpe:2000", data).text  # the split is smaller than what that would read
+    sample = list(tokens._sample(data, 2_000, tokens.LEAST_PIECE))
+    assert [len(part) for part in sample] == [256] * 7 + [2_000 - 7 * 256]
+    assert tiny(*TOKENS[:-1], "tokenizer=bpe:2000@5").model.vocab_size == 2000
+
+
 def test_endless_words_are_cut_to_learn_from():
     """DNA is one word: no token is longer than a piece, and learning is not quadratic."""
     dna = np.random.default_rng(0).choice(np.frombuffer(b"ACGT", np.uint8), 200_000).tobytes()
@@ -254,7 +267,13 @@ def test_what_would_lose_bytes_is_refused(text, said, tmp_path):
 
 
 def test_settings_that_name_no_tokenizer(tmp_path):
-    for setting, said in (("bpe:100", "from 257"), ("bpe:x", "from 257")):
+    for setting, said in (
+        ("bpe:100", "from 257"),
+        ("bpe:x", "from 257"),
+        ("bpe:400@", "BYTES"),
+        ("bpe:400@0", "BYTES"),
+        ("bpe:400@1e6", "BYTES"),
+    ):
         with pytest.raises(UsageError, match=said):
             tiny(*TOKENS[:-1], f"tokenizer={setting}")
     with pytest.raises(UsageError, match="cannot read the tokenizer"):

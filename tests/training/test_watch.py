@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hnet_cli.training.watch import PATIENCE, WINDOW, Watch
+from hnet_cli.training.watch import EARLY, PATIENCE, WINDOW, Watch
 
 BYTES, DOCUMENTS = 4096, 16
 
@@ -111,11 +111,12 @@ def test_what_was_stopped_and_resumed_warns_the_same(cut):
     assert {name for _, name in told(records)} == {"collapse", "spike", "undecided", "undershoot"}
 
 
-def validated(*rows, warmup=0):
+def validated(*rows, warmup=0, after=EARLY):
     """Places of the validations, of (worth, upper end), at which it is said that chunks are worth nothing."""
     watch, found = Watch([True], warmup, {}), []
     for step, (worth, high) in enumerate(rows, start=1):
-        record = {"step": step, "val_stage0_worth": worth} | ({} if high is None else {"val_stage0_worth_high": high})
+        record = {"step": after + step, "val_stage0_worth": worth}
+        record |= {} if high is None else {"val_stage0_worth_high": high}
         found += [step for name, _ in watch.validated(record) if name == "worthless"]
     return found
 
@@ -125,5 +126,6 @@ def test_chunks_that_stay_worth_nothing_are_told_once():
     assert validated(*[nothing] * 10) == validated(nothing, short, nothing, nothing) == [3]
     assert validated(*[nothing, nothing, some] * 3) == validated(*[vague] * 9) == validated(*[some] * 9) == []
     assert validated(*[nothing] * 4, some, *[nothing] * 4) == [3, 8]
-    assert validated(*[nothing] * 9, warmup=4) == [7]
+    assert validated(*[nothing] * 9, warmup=EARLY + 4) == [7]
+    assert validated(*[nothing] * 9, after=EARLY - 2) == [5]  # a short run is not alarmed
     assert Watch([True], 0, {}).validated({"step": 9}) == []

@@ -1,0 +1,133 @@
+"""How the gap between an H-Net and a BPE Transformer moves with the bytes that both have read.
+
+    python benchmarks/evidence.py FOLDER DATASET... [--bytes 500000 2000000 20000000] [--small 500000] [--report]
+
+For each dataset, one modality each: first every member is trained on `--small` bytes with four learning rates, one
+seed, and the rate with the lowest bits per byte is kept (the multipliers of the levels are those of the presets); then
+`hnet compare` of all members with these rates at each of `--bytes`. `transformer-read` is the Transformer over tokens
+learned from as many bytes as the models read, without the head start of `transformer`. A stopped benchmark goes on
+where it was; `--report` only reads what FOLDER holds. Writes FOLDER/evidence.json, which `benchmarks/results.py` brings
+into docs/results. At nano 20 MB take about an hour of a core for each member.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hnet_cli.comparison.plan import ComparisonRequest
+from hnet_cli.comparison.session import JSON, compare
+from hnet_cli.data.dataset import Dataset
+
+RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+MEMBERS = ("transformer", "mambabyte", "space", "1stage", "2stage")
+DNA = ("dna-transformer", "dna-mamba", "dna-1stage-transformer", "dna-1stage-mamba")
+READ = "transformer-read"
+
+
+def rates(folder: Path, data: Path, names: tuple[str, ...], small: int, size: str) -> None:
+    """Train and measure every member with each learning rate."""
+    for rate in RATES:
+        place = folder / f"rate-{rate:g}"
+        if not (place / JSON).exists():
+            line_up, settings = ",".join(names), [f"train.lr={rate}"]
+            request = ComparisonRequest(data, line_up, size, small, max_bytes=60_000, run=place, settings=settings)
+            compare(request)
+
+
+def found(folder: Path) -> dict[str, dict[float, float]]:
+    """Bits per byte of every member by learning rate."""
+    table: dict[str, dict[float, float]] = {}
+    for rate in RATES:
+        if (file := folder / f"rate-{rate:g}" / JSON).exists():
+            for model in json.loads(file.read_text())["models"]:
+                table.setdefault(model["name"], {})[rate] = model["bpb"]
+    return table
+
+
+def best_rates(folder: Path) -> dict[str, float]:
+    return {name: min(bits, key=lambda rate: bits[rate]) for name, bits in found(folder).items()}
+
+
+def compare_at(folder: Path, data: Path, names: tuple[str, ...], nbytes: int, size: str) -> None:
+    """Compare the members with their best rates on `nbytes`."""
+    place = folder / f"bytes-{nbytes}"
+    if (place / JSON).exists():
+        return
+    best = best_rates(folder)
+    presets = place / "presets"
+    presets.mkdir(parents=True, exist_ok=True)
+    files = []
+    for name in (*names, *([READ] if "transformer" in names else [])):
+        like = "transformer" if name == READ else name
+        preset: dict[str, Any] = {"extends": f"{like}-{size}", "train": {"lr": best[like]}}
+        if name == READ:
+            preset |= {"tokenizer": f"bpe:2048@{nbytes}"}
+        files.append(str(presets / f"{name}.yaml"))
+        Path(files[-1]).write_text(yaml.safe_dump(preset))
+    compare(ComparisonRequest(data, ",".join(files), size, nbytes, max_bytes=300_000, run=place / "compare"))
+    (place / JSON).write_bytes((place / "compare" / JSON).read_bytes())
+
+
+def report(folder: Path) -> dict[str, Any]:
+    """The bits of every member by rate, its bits and gap to the reference by bytes, and where that gap would be 0: on a
+    straight line over the logarithm of bytes through the two largest budgets, and worth no more than such a line."""
+    told: dict[str, Any] = {}
+    for place in sorted(path for path in folder.iterdir() if path.is_dir()):
+        budgets = {}
+        for file in place.glob(f"bytes-*/{JSON}"):
+            data = json.loads(file.read_text())
+            budgets[data["budget"]["bytes"]] = {
+                model["name"]: {key: model[key] for key in ("bpb", "bpb_ci95", "bytes_per_chunk", "seconds")}
+                | {"gap": model["differences"].get(data["reference"])}
+                for model in data["models"]
+            }
+        told[place.name] = {"rates": found(place), "budgets": dict(sorted(budgets.items()))}
+        told[place.name]["crossings"] = crossings(told[place.name]["budgets"])
+    return told
+
+
+def crossings(budgets: dict[int, dict[str, Any]]) -> dict[str, float | None]:
+    """Bytes at which a member's gap to the reference would be 0; None where it does not shrink."""
+    if len(budgets) < 2:
+        return {}
+    (early, before), (late, after) = list(budgets.items())[-2:]
+    where: dict[str, float | None] = {}
+    for name in before.keys() & after.keys():
+        if before[name]["gap"] and after[name]["gap"]:
+            first, last = before[name]["gap"]["bpb"], after[name]["gap"]["bpb"]
+            steps = last / (first - last) if first > last else math.inf
+            shrinks = last > 0 and steps < 20
+            where[name] = late * (late / early) ** steps if shrinks else late if last <= 0 else None
+    return where
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("data", type=Path, nargs="*")
+    parser.add_argument("--bytes", type=int, nargs="+", default=[500_000, 2_000_000, 20_000_000])
+    parser.add_argument("--small", type=int, default=500_000)
+    parser.add_argument("--size", default="nano")
+    parser.add_argument("--report", action="store_true")
+    given = parser.parse_args()
+    modalities = {data: Dataset.open(data).modality for data in given.data}
+    for stage in (None, *sorted(given.bytes)) if not given.report else ():
+        for data, modality in modalities.items():
+            folder, names = given.folder / modality, DNA if modality == "dna" else MEMBERS
+            if stage is None:
+                rates(folder, data, names, given.small, given.size)
+            else:
+                compare_at(folder, data, names, stage, given.size)
+    told = report(given.folder)
+    (given.folder / "evidence.json").write_text(json.dumps(told, indent=1) + "\n")
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()
