@@ -92,7 +92,7 @@ def page(
         context = {
             "setup": json.dumps(setup),
             "label": label,
-            "about": {"dna": "DNA", "chinese": "Chinese"}.get(name := modality.name, name) if modality else "",
+            "about": modality.name if modality else "",
             "here": count(number),
             "stored": count(sum(parameter.numel() for parameter in model.parameters())),
             "left_out": stages[-1] - last,
