@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from hnet_cli.comparison.curves import Curve
 from hnet_cli.comparison.tables import around, definitions, grids
+from hnet_cli.comparison.verdict import headline
 from hnet_cli.pages import html
 from hnet_cli.pages.plot import AXES, Bar, Chart, Line, bars, chart, look
 from hnet_cli.terminal.console import count, duration, size
@@ -64,17 +65,24 @@ def page(told: Json) -> str:
     """The page of `compare.json`."""
     machine = told["machine"]
     place = [told["dataset"]["modality"], f"{machine['device']} ({machine['name']}, {machine['threads']} threads)"]
+    tables = grids(told)
+    scores = next(iter(tables), "")
     source, bits = PAPER.get(told["dataset"]["modality"], ("", {}))
     return html.page(
         "compare.html",
         name=f"{told['dataset']['name']}, {told['size']}",
         machine=" · ".join([*place, *(f"{key} {value}" for key, value in machine["versions"].items())]),
         tile_rows=_tiles(told),
+        headline=headline(told),
+        outcome=told["verdict"]["outcome"]["equal_bytes"],
         verdict=told["verdict"]["text"],
+        scores=scores,
+        score_rows=tables.pop(scores, []),
+        marks={model["name"]: "H-Net" for model in told["models"] if model["learned"]},
         curves=_curves(told),
         gaps={axis: _gaps(told, axis) for axis in AXES},
         bars=_bars(told),
-        tables=grids(told),
+        tables=tables,
         paper_source=source,
         paper=[
             ["model", "bits per byte here", "bits per byte in the paper"],
@@ -105,9 +113,14 @@ def _curves(told: Json) -> Markup:
     for n, model in enumerate(told["models"]):
         points = _drawn(told, model)
         xs = {"bytes": [x for x, _, _ in points], "time": [x for _, x, _ in points]}
-        lines.append(Line(model["name"], xs, [y for *_, y in points], *look(n)))
+        lines.append(Line(_named(model), xs, [y for *_, y in points], *look(n)))
     note = f"lower is better; on {_read(told)}"
     return chart(Chart("Validation, bits per byte", lines, note, told["curves"]["baselines"]))
+
+
+def _named(model: Json) -> str:
+    """The name of a member in charts, H-Nets marked."""
+    return f"{model['name']} (H-Net)" if model["learned"] else model["name"]
 
 
 def _read(told: Json) -> str:
@@ -133,7 +146,7 @@ def _gaps(told: Json, axis: str) -> Markup:
         places = [(x if axis == "bytes" else s, y) for x, s, y in _drawn(told, model)]
         points = [(x, y - there) for x, y in places if (there := curve.at(x)) is not None]
         if model is not rival and points:
-            lines.append(Line(model["name"], {axis: [x for x, _ in points]}, [y for _, y in points], *look(n)))
+            lines.append(Line(_named(model), {axis: [x for x, _ in points]}, [y for _, y in points], *look(n)))
     spent = "bytes" if axis == "bytes" else "seconds"
     note = f"below 0: better than {rival['name']} after as many {spent}; on {_read(told)}"
     return chart(Chart(f"Bits per byte minus {rival['name']}", lines, note, {rival["name"]: 0.0}))
@@ -143,7 +156,7 @@ def _bars(told: Json) -> list[Markup]:
     models, against = told["models"], told["reference"]
 
     def bar(n: int, value: float, form: str, ci95: Sequence[float] | None = None) -> Bar:
-        return Bar(models[n]["name"], value, f"{value:{form}}{around(ci95, form)}", ci95, n)
+        return Bar(_named(models[n]), value, f"{value:{form}}{around(ci95, form)}", ci95, n)
 
     gaps = [(n, model["differences"].get(against)) for n, model in enumerate(models)]
     sturdy = [(n, model["robustness"]["score"]) for n, model in enumerate(models)]
@@ -166,7 +179,7 @@ def _bars(told: Json) -> list[Markup]:
         ),
         bars(
             "Speed of training",
-            [Bar(m["name"], m["bytes_per_s"], f"{size(m['bytes_per_s'])}/s", None, n) for n, m in enumerate(models)],
+            [Bar(_named(m), m["bytes_per_s"], f"{size(m['bytes_per_s'])}/s", None, n) for n, m in enumerate(models)],
             "bytes per second, measured here",
             "bytes",
         ),
@@ -177,7 +190,7 @@ def _bars(told: Json) -> list[Markup]:
         ),
         bars(
             "Parameters",
-            [Bar(m["name"], m["parameters"], count(m["parameters"]), None, n) for n, m in enumerate(models)],
+            [Bar(_named(m), m["parameters"], count(m["parameters"]), None, n) for n, m in enumerate(models)],
             "not equal: FLOPs are",
             "count",
         ),

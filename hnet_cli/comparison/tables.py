@@ -142,7 +142,18 @@ def _chosen(compression: Mapping[str, Sequence[float]] | None) -> str:
 
 def _scores(figures: Json) -> Rows:
     against = figures["reference"]
-    rows = [["model", "parameters", "FLOPs/byte", "bits per byte", f"minus {against}", "", "bytes/chunk", "robustness"]]
+    rows = [
+        [
+            "model",
+            "parameters",
+            "FLOPs/byte",
+            "bits per byte",
+            f"minus {against}",
+            "outcome",
+            "bytes/chunk",
+            "robustness",
+        ]
+    ]
     for model in figures["models"]:
         gap = model["differences"].get(against)
         stages = [

@@ -47,6 +47,29 @@ def verdict(figures: Json) -> Json:
     return {"hnet": champion, "reference": figures["reference"], "outcome": outcome, "text": sentences}
 
 
+def headline(figures: Json) -> str:
+    """The verdict in one sentence, with its interval; "not settled" where the interval does not settle it."""
+    models, told = {model["name"]: model for model in figures["models"]}, figures["verdict"]
+    best, rival = models.get(told["hnet"]), models.get(told["reference"])
+    if best is None or rival is None:
+        return "Not settled: there is no H-Net with learned boundaries beside another model of these FLOPs."
+    gap = best["differences"][rival["name"]]
+    names = f"the H-Net {best['name']} and {rival['name']}"
+    settled = {
+        "wins": f"The H-Net wins: {best['name']} needs {-gap['bpb']:.3f} bits per byte less than {rival['name']}",
+        "loses": f"The H-Net loses: {best['name']} needs {gap['bpb']:.3f} bits per byte more than {rival['name']}",
+    }
+    claim = settled.get(gap["judged"], f"Not settled: {names} cannot be told apart, {gap['bpb']:+.3f} bits per byte")
+    ci95 = gap["bpb_ci95"]
+    sure = f"95% interval of the difference {ci95[0]:+.3f} to {ci95[1]:+.3f}" if ci95 else "no interval is known"
+    seeds, timed = figures["budget"]["seeds"], told["outcome"]["equal_time"]
+    late = "; at equal measured time it does not win" if gap["judged"] == "wins" and timed not in ("wins", None) else ""
+    return (
+        f"{claim} ({best['bpb']:.3f} against {rival['bpb']:.3f}; {sure}), "
+        f"at equal bytes and FLOPs, with {seeds} seed{'s' * (seeds != 1)}{late}."
+    )
+
+
 def _setting(figures: Json, models: dict[str, Json]) -> str:
     budget = figures["budget"]
     seeds = f", {budget['seeds']} seeds" if budget["seeds"] > 1 else ""

@@ -68,7 +68,9 @@ def page(result: Mapping[str, Any]) -> str:
         lines.append(Line(model["model"], {"bytes": lengths}, [point["bpb"] for point in points], *look(n)))
         tables[model["model"]] = rows(model)
         own = next(point for point in points if point["difference"] is None)
-        lines.append(Line("", {"bytes": [own["bytes_per_chunk"][-1]]}, [own["bpb"]], look(n)[0], "dots"))
+        lines.append(
+            Line("", {"bytes": [own["bytes_per_chunk"][-1]]}, [own["bpb"]], look(n)[0], "dots", model["model"])
+        )
     note = f"lower is better; the same {models[0]['bytes']:,} bytes at every point; the dot: as the model is"
     return html.page(
         "elastic.html",

@@ -1,7 +1,8 @@
 """Charts as HTML and SVG of our own: curves that stretch with the page, words that do not, values under the pointer.
 
 A chart is drawn once for every axis it has; the page's choice hides the others. Colours are those of `page.css`. What
-the script needs lies beside each plot as JSON; it reads the curves themselves back from their paths.
+the script needs lies beside each plot as JSON; it reads the curves themselves back from their paths, zooms by the view
+box, and hides by `data-n`, the number of an entry of the legend.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class Line:
     colour: int = 0
     style: str = "solid"
     """One of `DASHES`, "faint", or "dots" (points alone)."""
+    of: str = ""
+    """Label of the curve that this one belongs to, and is hidden with; "": its own."""
 
 
 def look(n: int) -> tuple[int, str]:
@@ -77,6 +80,8 @@ class Chart:
     log: bool = False
     """Logarithmic values; those <= 0 are left out."""
     marks: Sequence[Mark] = ()
+    ends: Mapping[str, float] = field(default_factory=dict)
+    """Where every axis ends at the least, so that the charts of a page have one scale."""
 
 
 class Shape(NamedTuple):
@@ -85,6 +90,18 @@ class Shape(NamedTuple):
     css: str
     path: str
     colour: str = ""
+    n: int | None = None
+    """Its entry of the legend."""
+
+
+class Entry(NamedTuple):
+    """A line of a legend."""
+
+    label: str
+    style: str
+    colour: int
+    value: str = ""
+    """The last one of the curve."""
 
 
 class Label(NamedTuple):
@@ -115,12 +132,18 @@ def chart(given: Chart) -> Markup:
     if not lines:
         return Markup()
     low, high = _bounds(lines, given)
-    legend = [(line.label, line.style, line.colour % COLOURS) for line in lines if line.label and line.style != "faint"]
-    legend += [(f"{label} {_value(y)}", style, 5) for label, y, style in _levels(given)]
-    plots = [_plot(axis, given, lines, low, high) for axis in AXES if all(axis in line.xs for line in lines)]
+    legend = {
+        line.label: Entry(line.label, line.style, line.colour % COLOURS, _told(line.ys[-1], given))
+        for line in lines
+        if line.label and line.style != "faint"
+    }
+    levels = [Entry(f"{label} {_value(y)}", style, 5) for label, y, style in _levels(given)]
+    numbers = {label: n for n, label in enumerate(legend)}
+    plots = [_plot(axis, given, lines, low, high, numbers) for axis in AXES if all(axis in line.xs for line in lines)]
     most, least = max(y for line in lines for y in line.ys), min(y for line in lines for y in line.ys)
     beyond = [f"▴ up to {_told(most, given)}"] * (most > high) + [f"▾ down to {_told(least, given)}"] * (least < low)
-    return macro("charts.html", "chart")(given.title, "; ".join(filter(None, [given.note, *beyond])), legend, plots)
+    note = "; ".join(filter(None, [given.note, *beyond]))
+    return macro("charts.html", "chart")(given.title, note, [*legend.values(), *levels], plots)
 
 
 def _diverges(curves: list[list[float]]) -> bool:
@@ -166,14 +189,15 @@ def _scale(start: float, end: float, full: float = 1000) -> Callable[[float], fl
     return lambda value: full * (value - start) / ((end - start) or 1)
 
 
-def _plot(axis: str, given: Chart, lines: Sequence[Line], low: float, high: float) -> Plot:
-    xs = [x for line in lines for x in line.xs[axis]]
+def _plot(axis: str, given: Chart, lines: Sequence[Line], low: float, high: float, numbers: Mapping[str, int]) -> Plot:
+    """The curves on one axis; `numbers`: of the legend's entries by label, before the levels'."""
+    xs = [*(x for line in lines for x in line.xs[axis]), *filter(math.isfinite, [given.ends.get(axis, 0.0)])]
     left, right = min(0.0, min(xs)), max(xs) or 1.0
     across, down = _scale(left, right), _scale(high, low)
     ticks = _log_ticks(low, high) if given.log else _ticks(low, high)
     shapes = [Shape("rule", "".join(f"M0 {down(y):.1f}H1000" for y in ticks))]
-    for _, y, style in _levels(given):
-        shapes.append(Shape(f"{style} s5", f"M0 {down(math.log10(y) if given.log else y):.2f}H1000"))
+    for n, (_, y, style) in enumerate(_levels(given), len(numbers)):
+        shapes.append(Shape(f"{style} s5", f"M0 {down(math.log10(y) if given.log else y):.2f}H1000", n=n))
     marks = [(m.kind, f"{min(across(m.at[axis]), 1000) / 10:.2f}", m.label) for m in given.marks if axis in m.at]
     beyond: dict[tuple[str, int], tuple[float, str]] = {}  # by side and percent of the width, the furthest there
     for line in lines:
@@ -185,7 +209,8 @@ def _plot(axis: str, given: Chart, lines: Sequence[Line], low: float, high: floa
         points = [f"{x:.2f},{min(max(place, -FURTHEST), FURTHEST):.2f}" for x, place, _ in places]
         dots = line.style == "dots" or len(points) == 1
         css = f"{'dots' if dots else line.style} s{line.colour % COLOURS}{' curve' * bool(line.label)}"
-        shapes.append(Shape(css, "".join(f"M{point}h0" for point in points) if dots else f"M{' '.join(points)}"))
+        path = "".join(f"M{point}h0" for point in points) if dots else f"M{' '.join(points)}"
+        shapes.append(Shape(css, path, n=numbers.get(line.of or line.label)))
     words = _tick_words([10**y if given.log else y for y in ticks], given.unit)
     labels = [Label("y", f"{down(y) / 10:.2f}", word) for y, word in zip(ticks, words, strict=True)]
     ends = (f"{line.label} {_told(line.ys[-1], given)}" for line in lines if line.label)
@@ -332,13 +357,18 @@ def bars(title: str, rows: Sequence[Bar], note: str = "", unit: str = "", origin
 
 
 def heat_map(
-    title: str, xs: Mapping[str, Sequence[float]], columns: Sequence[Sequence[float]], note: str = ""
+    title: str,
+    xs: Mapping[str, Sequence[float]],
+    columns: Sequence[Sequence[float]],
+    note: str = "",
+    until: Mapping[str, float] | None = None,
 ) -> Markup:
     """Histograms over [0, 1] as a `<figure>`: one column each, from the place of the record before it on every axis to
     its own.
 
     The first reaches back by the width of the next, for nothing was recorded in that stretch before it. A column's
-    shares of its sum are drawn on a logarithmic scale from 0.1% to 100%, for most of p is near 0.
+    shares of its sum are drawn on a logarithmic scale from 0.1% to 100%, for most of p is near 0. `until`: where every
+    axis ends at the least.
     """
     drawn = [n for n, column in enumerate(columns) if sum(column) > 0 and all(math.isfinite(x[n]) for x in xs.values())]
     drawn = drawn[::-1][:: max(1, math.ceil(len(drawn) / MOST_COLUMNS))][::-1]
@@ -346,12 +376,13 @@ def heat_map(
         return Markup()
     sums = {n: sum(columns[n]) for n in drawn}
     shares = [[number / sums[n] for number in columns[n]] for n in drawn]
-    plots = [_heat(title, axis, [x[n] for n in drawn], shares) for axis, x in xs.items()]
+    ends = until or {}
+    plots = [_heat(title, axis, [x[n] for n in drawn], shares, ends.get(axis, 0.0)) for axis, x in xs.items()]
     return macro("charts.html", "heat_map")(title, note, [_viridis(n / 7) for n in range(8)], plots)
 
 
-def _heat(title: str, axis: str, ends: Sequence[float], shares: Sequence[Sequence[float]]) -> Plot:
-    right = max(ends) if max(ends) > 0 else 1.0
+def _heat(title: str, axis: str, ends: Sequence[float], shares: Sequence[Sequence[float]], until: float) -> Plot:
+    right = max(*ends, until if math.isfinite(until) else 0.0) or 1.0
     first = max(0.0, 2 * ends[0] - ends[1]) if len(ends) > 1 else 0.0
     across = _scale(0, right)
     places = [min(max(across(x), 0.0), 1000.0) for x in (first, *ends)]

@@ -479,16 +479,16 @@ def _word(config: dict[str, Any] | None, key: str) -> str | None:
     return value[:LONGEST_WORD] if value and isinstance(value, str) else None
 
 
-def _newest(run: Path) -> str:
+def newest(run: Path) -> str:
     """The checkpoint that `latest` names; empty where it names none."""
     return match[0] if (match := re.match(r"step-[0-9]{8,18}(?=\s*$)", _text(run / "latest"))) else ""
 
 
 def _about(run: Path) -> dict[str, Any]:
     """The `hnet` entry of the newest checkpoint's `config.json`; empty where there is none."""
-    if newest := _newest(run):
+    if checkpoint := newest(run):
         with contextlib.suppress(FileNotFoundError, DamagedError):
-            extra = storage.read_json(run / "checkpoints" / newest / "config.json").get("hnet")
+            extra = storage.read_json(run / "checkpoints" / checkpoint / "config.json").get("hnet")
             return extra if isinstance(extra, dict) else {}
     return {}
 
@@ -498,12 +498,12 @@ def _state(run: Path, config: dict[str, Any] | None, step: int, steps: Any) -> t
         return "running", holder
     if config is None or not is_step(steps):
         return "damaged", "config.yaml cannot be read"
-    newest = _newest(run)
-    if newest and not (run / "checkpoints" / newest / "model.safetensors").is_file():
-        return "damaged", f"the checkpoint {newest} is missing"
-    if not newest and os.path.lexists(run / "latest"):
+    checkpoint = newest(run)
+    if checkpoint and not (run / "checkpoints" / checkpoint / "model.safetensors").is_file():
+        return "damaged", f"the checkpoint {checkpoint} is missing"
+    if not checkpoint and os.path.lexists(run / "latest"):
         return "damaged", "latest names no checkpoint"
-    if newest and not step:
+    if checkpoint and not step:
         return "damaged", "metrics.jsonl cannot be read"
     return ("finished", "") if step >= steps else ("stopped", ending(run))
 

@@ -5,6 +5,8 @@ Everything is read from the run folder; records that a run of another version do
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -18,9 +20,8 @@ from hnet_cli import storage
 from hnet_cli.inference.render import shower, whole_characters
 from hnet_cli.pages import html
 from hnet_cli.pages.html import visible
-from hnet_cli.pages.plot import Chart, Line, Mark, chart, heat_map, look, smoothed
-from hnet_cli.provenance import line
-from hnet_cli.report import history
+from hnet_cli.pages.plot import AXES, Chart, Line, Mark, chart, heat_map, look, smoothed
+from hnet_cli.report import history, origin
 from hnet_cli.report.history import Glance, Record, Sample, Sketch, series
 from hnet_cli.report.sources import rows_of, source_key, sources_of
 from hnet_cli.report.stages import (
@@ -38,7 +39,7 @@ from hnet_cli.terminal.console import duration, size
 FILE_NAME = "report.html"
 MOST_FRAMES = 60
 """Evaluations whose chunks and samples are kept in the page: the first, the last, and as many between them."""
-MOST_ROWS = 40
+MOST_ROWS, MOST_STEPS = 40, 300
 MOST_CURVES = 96
 """Parts of a model whose gradient norm is drawn, and levels whose learning rate is."""
 OF_BUDGETS = "; training with chunks of all budgets, validation with those of budget 1"
@@ -46,9 +47,12 @@ MOST_NAMED = 4
 """Runs that the heading of a page of several names; the legends name them all."""
 
 
-def write(run: Path) -> Path:
-    """Write the report of a run, `report.html` in its folder; return its path. Raises StorageError."""
-    storage.write_text(run / FILE_NAME, page(run))
+def write(run: Path, every: float | None = None) -> Path:
+    """Write the report of a run, `report.html` in its folder; return its path. Raises StorageError.
+
+    `every`: seconds until it is written anew, where it is: while the run lives, the page follows it.
+    """
+    storage.write_text(run / FILE_NAME, page(run, every=every))
     return run / FILE_NAME
 
 
@@ -78,12 +82,29 @@ class Curves:
 
     def noisy(self, key: str, label: str, colour: int = 0) -> list[Line]:
         """A curve of single batches: as it is, faintly, and smoothed."""
-        return [self.line(key, f"{label}, one batch", colour, "faint"), self.line(key, label, colour, smooth=True)]
+        each = replace(self.line(key, f"{label}, one batch", colour, "faint"), of=label)
+        return [each, self.line(key, label, colour, smooth=True)]
 
     def points(self, key: str, label: str, colour: int = 0) -> list[Line]:
         """A curve of validations: points, joined."""
         dots = self.line(key, label, colour, "dots")
-        return [dots, replace(dots, label="", style="faint")]
+        return [dots, replace(dots, label="", style="faint", of=label)]
+
+    @cached_property
+    def ends(self) -> dict[str, float]:
+        """The end of the run, so far, on every axis."""
+        last = max((float(record["bytes"]) for record in self.records), default=0.0)
+        return {"bytes": last, "time": self.seconds(last)}
+
+    def steps(self) -> list[tuple[int, float, float]]:
+        """Steps with their bytes and seconds, ascending, `MOST_STEPS` or so of them."""
+        every = max(1, len(self.records) // MOST_STEPS)
+        known: list[tuple[int, float, float]] = []
+        for record in [*self.records[::every], *self.records[-1:]]:
+            step, seen = history.step_of(record), float(record["bytes"])
+            if step > (known[-1][0] if known else 0) and math.isfinite(seconds := self.seconds(seen)):
+                known.append((step, seen, round(seconds, 3)))
+        return known
 
     def target(self, key: str) -> dict[str, float]:
         """The last value under a key, as a level of a chart."""
@@ -91,8 +112,9 @@ class Curves:
         return {"target": values[-1]} if values else {}
 
 
-def page(run: Path) -> str:
-    """The report as HTML."""
+def page(run: Path, at: Path | None = None, every: float | None = None) -> str:
+    """The report as HTML. `at`: the folder of the page, from which it links to the run's files; else the run's.
+    `every`: of `write`."""
     curves, known, config = Curves.of(run), history.glance(run), history.read_config(run) or {}
     last = history.last_validation(curves.records)
     baselines = history.beside(last, history.dataset_of(run, config))
@@ -111,16 +133,22 @@ def page(run: Path) -> str:
         "How it learns": _learning(curves),
     }
     written = datetime.fromtimestamp(known.when, UTC).strftime("%Y-%m-%d %H:%M UTC") if known.when else ""
-    facts = (known.preset and f"preset {known.preset}", known.modality, known.data, written, line(known.made))
+    facts = (known.preset and f"preset {known.preset}", known.modality, known.data, written)
+    made = origin.of(run, known, config)
     return html.page(
         "report.html",
         run=known,
         facts=[fact for fact in facts if fact],
+        links=origin.links(run, at or run),
+        every=every if known.state == "running" else None,
+        now=time.time(),
+        made=made,
+        steps=curves.steps(),
         tile_rows=list(_tiles(known, curves, baselines)),
         source_rows=rows_of(known.sources),
         budget_rows=budget_rows(known.budgets, known.stages),
         has_records=bool(curves.records),
-        sections={title: _drawn(charts, marks) for title, charts in sections.items()},
+        sections={title: _drawn(charts, marks, curves.ends) for title, charts in sections.items()},
         samples=_spread(history.read_samples(run)),
         draw=drawn,
         events=events,
@@ -133,9 +161,11 @@ def page(run: Path) -> str:
     )
 
 
-def _drawn(charts: Iterable[Chart | Markup], marks: Sequence[Mark]) -> list[Markup]:
-    """The figures of charts, with `marks`, that are not empty."""
-    figures = (figure if isinstance(figure, Markup) else chart(replace(figure, marks=marks)) for figure in charts)
+def _drawn(charts: Iterable[Chart | Markup], marks: Sequence[Mark], ends: Mapping[str, float]) -> list[Markup]:
+    """The figures of charts, with `marks` and common `ends`, that are not empty."""
+    figures = (
+        figure if isinstance(figure, Markup) else chart(replace(figure, marks=marks, ends=ends)) for figure in charts
+    )
     return [figure for figure in figures if figure]
 
 
@@ -206,7 +236,7 @@ def _boundaries(curves: Curves) -> Iterator[Chart | Markup]:
         places = sorted(histograms)
         xs = {"bytes": places, "time": [curves.seconds(x) for x in places]}
         columns = [histograms[x] for x in places]
-        yield heat_map(f"Boundary probability p{of}", xs, columns, "a boundary where p > 0.5")
+        yield heat_map(f"Boundary probability p{of}", xs, columns, "a boundary where p > 0.5", curves.ends)
         lines = [
             *curves.noisy(key("undecided"), "p between 0.45 and 0.55"),
             *curves.points(key("flips"), "decided otherwise than an evaluation before", 1),
@@ -245,7 +275,8 @@ def _evaluations(curves: Curves) -> list[list[str]]:
             values = [number(record.get(stage_key(s, name, VALIDATION))) for s in stages]
             cells += ["" if value is None else f"{value:{form}}" for value in values]
         rows.append(cells)
-    return rows
+    known = [n for n in range(len(rows[0])) if any(row[n] for row in rows[1:])]
+    return [[row[n] for n in known] for row in rows]
 
 
 def drawn(sketch: Sketch | None) -> Markup:
@@ -278,16 +309,20 @@ def drawn(sketch: Sketch | None) -> Markup:
 # -- several runs ------------------------------------------------------------------------------------------------------
 
 
-def comparison(runs: Mapping[str, Path], tables: Mapping[str, Sequence[Sequence[str]]]) -> str:
-    """Runs by name on one page: their curves over each other, and `tables` by title, whose first rows are heads."""
+def comparison(runs: Mapping[str, Path], tables: Mapping[str, Sequence[Sequence[str]]], at: Path | None = None) -> str:
+    """Runs by name on one page: their curves over each other, and `tables` by title, whose first rows are heads. `at`:
+    the folder of the page, from which it links to the runs' reports."""
     curves = {name: Curves.of(run) for name, run in runs.items()}
+    ends = {axis: max((run.ends[axis] for run in curves.values()), default=0.0) for axis in AXES}
     figures, several = [], any(history.has_budgets(history.read_config(run)) for run in runs.values())
     samples = {name: history.sample_of(history.last_validation(run.records)) for name, run in curves.items()}
     for sample in dict.fromkeys(samples.values()):  # a chart is of the same bytes
         same = {name: run for name, run in curves.items() if samples[name] == sample}
         on = history.bytes_of(history.last_validation(next(iter(same.values())).records))
         lines = [run.line("val_bpb", name, *look(n)) for n, (name, run) in enumerate(curves.items()) if name in same]
-        figures.append(chart(Chart("Validation, bits per byte", lines, f"lower is better; on the same {on}")))
+        figures.append(
+            chart(Chart("Validation, bits per byte", lines, f"lower is better; on the same {on}", ends=ends))
+        )
     for title, key, note in (
         ("Training, bits per byte", "bpb", "smoothed" + "; of runs with train.budgets over all of them" * several),
         ("Bytes per chunk, stage 0", stage_key(0, "bytes_per_chunk"), "smoothed"),
@@ -295,10 +330,12 @@ def comparison(runs: Mapping[str, Path], tables: Mapping[str, Sequence[Sequence[
         ("Throughput", "bytes_per_s", "bytes per second"),
     ):
         lines = [run.line(key, name, *look(n), smooth=True) for n, (name, run) in enumerate(curves.items())]
-        figures.append(chart(Chart(title, lines, note, unit="bytes" if key == "bytes_per_s" else "")))
-    tables = {title: _upright(rows) for title, rows in tables.items()}
+        figures.append(chart(Chart(title, lines, note, unit="bytes" if key == "bytes_per_s" else "", ends=ends)))
+    upright = {title: (_upright(rows), _upright(rows) is not rows) for title, rows in tables.items()}
     heading = " · ".join(runs) if len(runs) <= MOST_NAMED else f"{len(runs)} runs"
-    return html.page("runs.html", heading=heading, figures=figures, tables=tables)
+    reports = [(name, origin.links(run, at, (FILE_NAME,))) for name, run in runs.items()] if at else []
+    links = [(name, address) for name, found in reports for _, address in found]
+    return html.page("runs.html", heading=heading, links=links, figures=figures, tables=upright)
 
 
 def _upright(rows: Sequence[Sequence[str]]) -> Sequence[Sequence[str]]:

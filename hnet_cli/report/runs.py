@@ -286,9 +286,9 @@ def _write(out: Path, runs: Sequence[Glance], comparison: _Comparison | None, ov
     from hnet_cli.report import run_page
 
     if comparison is None:
-        page = run_page.page(runs[0].path)
+        page = run_page.page(runs[0].path, out.parent)
     else:
         paths = {name: run.path for name, run in comparison.runs.items()}
-        page = run_page.comparison(paths, comparison.tables())
+        page = run_page.comparison(paths, comparison.tables(), out.parent)
     storage.write_output(out, page, overwrite)
     say(f"Wrote {literal(out)}.")

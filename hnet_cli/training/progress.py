@@ -94,6 +94,9 @@ def attend(
         except BaseException as error:
             message = "another rank failed" if isinstance(error, OtherRank) else str(error)
             screen.log(message if isinstance(error, HNetError) else traceback.format_exc())
+            if not isinstance(error, KeyboardInterrupt):  # the second: somebody is in a hurry
+                with contextlib.suppress(HNetError, MemoryError):
+                    run_page.write(plan.run)  # which says that the run has ended, and follows it no more
             raise
 
 
@@ -104,8 +107,8 @@ class _Screen:
     """Lines of the log that are kept for a disk that takes them again."""
     WINDOW = 30.0
     """Seconds over which the other work on the CPUs is measured."""
-    REPORTING = 0.01
-    """Share of the time that may go into keeping the report up to date."""
+    REPORTING, NEXT_REPORT = 0.01, 10.0
+    """Share of the time that may go into keeping the report up to date, and seconds between two at the least."""
 
     def __init__(
         self,
@@ -121,8 +124,8 @@ class _Screen:
         self.limited, self.steps, self.began = limited, steps, time.monotonic()
         self.part: Task | None = None
         """Work between steps, shown instead of the steps."""
-        self.report_due = 0.0
-        """On the monotonic clock."""
+        self.report_due, self.reporting = 0.0, self.NEXT_REPORT
+        """When the report is written next, on the monotonic clock, and seconds from one to the next."""
         self.fitting = 0
         """Steps that a run with limited time was last said to have in the log."""
         self.unwritten: list[str] = []
@@ -144,6 +147,7 @@ class _Screen:
             self.note = _line(record)
             self._move(record["step"])
             self.log(f"step {record['step']}  {self.note}")
+            self.report()
         elif kind == "eval":
             bits, chunks = f"{record['val_bpb']:.3f}", _chunks(record, VALIDATION)
             on = history.bytes_of(record)
@@ -209,8 +213,9 @@ class _Screen:
         began = time.monotonic()
         if began >= self.report_due:
             with contextlib.suppress(HNetError):
-                run_page.write(self.path.parent)
-            self.report_due = time.monotonic() + (time.monotonic() - began) / self.REPORTING
+                run_page.write(self.path.parent, self.reporting)
+            self.reporting = max(self.NEXT_REPORT, (time.monotonic() - began) / self.REPORTING)
+            self.report_due = time.monotonic() + self.reporting
 
     def wait(self, text: str) -> None:
         """A line for `log.txt`, written with the next."""

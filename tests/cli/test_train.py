@@ -199,6 +199,9 @@ def test_stopped_by_a_signal(own, capsys):
     said = next(text for text in out.splitlines() if text.startswith("hnet: "))
     assert said.startswith("hnet: stopped by SIGTERM after step ")
     assert said.endswith("saved in a (go on with: hnet train --run a --resume)")
+    page = (own / "a/report.html").read_text()
+    assert '<span class="badge stopped">' in page
+    assert 'class="life"' not in page  # it is not followed any more
     step = int(newest(own / "a").name.removeprefix("step-"))
     assert f"after step {step} of" in said
     assert run(["train", "--run", "a", "--resume", "--set", f"train.steps={step + 1}"]) == 0

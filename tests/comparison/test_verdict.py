@@ -3,7 +3,7 @@
 import pytest
 from comparisonkit import told_of
 
-from hnet_cli.comparison.verdict import verdict
+from hnet_cli.comparison.verdict import headline, verdict
 
 
 @pytest.mark.parametrize(
@@ -68,3 +68,24 @@ def test_without_an_hnet_there_is_no_verdict_on_one():
     found = verdict(told_of(("bpe", False, 2.0), ("space", False, 1.8)))
     assert found["outcome"] == {"equal_bytes": None, "equal_time": None}
     assert "No H-Net" in " ".join(found["text"])
+
+
+@pytest.mark.parametrize(
+    ("bpb", "begins", "ends"),
+    [
+        (1.9, "The H-Net wins: learned needs 0.100 bits per byte less than fixed (1.900 against 2.000; 95%", "win."),
+        (2.1, "The H-Net loses: learned needs 0.100 bits per byte more than fixed", "with 1 seed."),
+        (1.99, "Not settled: the H-Net learned and fixed cannot be told apart, -0.010", "with 1 seed."),
+    ],
+)
+def test_the_headline_is_one_sentence_and_settles_nothing_that_its_interval_does_not(bpb, begins, ends):
+    figures = told_of(("fixed", False, 2.0), ("learned", True, bpb))
+    said = headline(figures | {"verdict": verdict(figures)})
+    assert said.startswith(begins)
+    assert said.endswith(ends)
+    assert said.count(". ") == 0
+
+
+def test_the_headline_of_nothing_to_compare():
+    figures = told_of(("fixed", False, 2.0))
+    assert headline(figures | {"verdict": verdict(figures)}).startswith("Not settled")

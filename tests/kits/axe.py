@@ -44,6 +44,7 @@ def looks(
     """The page at an address in each scheme and width, with the name of that look; one page of Playwright for all.
     Fails for an error of its scripts and for one of the console."""
     page = browser.new_page(viewport={"width": widths[0], "height": 900})
+    page.set_default_timeout(10_000)
     faults: list[str] = []
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.on("console", lambda message: message.type == "error" and faults.append(message.text))

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 from html.parser import HTMLParser
 
 VOID = {"meta", "input", "br", "hr", "link", "img"}
@@ -59,7 +60,10 @@ def checked(source: str, program: bool = False) -> Page:
     allowed = [*(f"'sha256-{digest}'" for digest in digests), *["'wasm-unsafe-eval'"] * program]
     assert policy == f"default-src 'none'; style-src 'unsafe-inline'; script-src {' '.join(allowed)}"
     outside = {"src", "href", "srcset", "action", "data", "poster", "background"}
-    assert not [name for _, name, _ in page.attributes if name in outside or name.startswith("on")]
+    others = [(name, value) for tag, name, value in page.attributes if (tag, name) != ("a", "href")]
+    assert not [name for name, _ in others if name in outside or name.startswith("on")]
+    for tag, name, value in page.attributes:
+        assert (tag, name) != ("a", "href") or re.fullmatch(r"\./[\w.~%/-]+", value), value
     assert "url(" not in source
     assert "@import" not in source
     unsafe = {*map(chr, [*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)])}

@@ -11,7 +11,7 @@ ANYTHING = st.text(st.characters(codec="utf-8"), max_size=40)
 
 
 def table_page(cells):
-    return html.page("runs.html", heading=cells[0], figures=[], tables={cells[0]: [cells, cells]})
+    return html.page("runs.html", heading=cells[0], links=[], figures=[], tables={cells[0]: ([cells, cells], True)})
 
 
 @given(st.lists(ANYTHING, min_size=1, max_size=3))

@@ -3,14 +3,15 @@
 import json
 import math
 import re
-from itertools import pairwise
+from itertools import combinations, pairwise
 from xml.etree import ElementTree
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hnet_cli.pages.plot import FURTHEST, Chart, Line, Mark, chart, heat_map, look, smoothed
+from hnet_cli.pages import html
+from hnet_cli.pages.plot import COLOURS, FURTHEST, Chart, Line, Mark, chart, heat_map, look, smoothed
 
 finite = st.floats(-1e6, 1e6).map(lambda y: round(y, 6))
 curve = st.lists(st.tuples(st.integers(0, 10**12), finite), min_size=1, max_size=9).map(sorted)
@@ -62,6 +63,8 @@ def test_figures_are_well_formed_and_have_labels(points):
     assert figure.find("figcaption/b").text == "a <b> & c"
     legend = [item.text for item in figure.findall("ul/li/span")]
     assert legend == ["x < y", "xz 2.5"]
+    entries = [item.get("data-n") for item in figure.findall("ul/li")]
+    assert entries == sorted({path.get("data-n") for path in figure.iter("path")} - {None}) == ["0", "1"]
     assert len(figure.findall("div")) == 2  # by bytes and by time
     for plot in figure.findall("div"):
         assert plot.findall("span[@class='y']")
@@ -135,6 +138,51 @@ def test_two_dozen_curves_look_different_and_neighbours_in_both_ways():
     looks = [look(n) for n in range(24)]
     assert len(set(looks)) == 24
     assert all(colour != other and dash != others for (colour, dash), (other, others) in pairwise(looks))
+
+
+EYES = {  # Machado, Oliveira and Fernandes 2009, severity 1, on linear sRGB
+    "trichromat": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
+    "protanope": ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)),
+    "deuteranope": ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.01182, 0.04294, 0.968881)),
+    "tritanope": ((1.255528, -0.076749, -0.178779), (-0.078411, 0.930809, 0.147602), (0.004733, 0.691367, 0.3039)),
+}
+OKLAB = (  # Ottosson 2020: to the cones, and from their cube roots
+    (
+        (0.4122214708, 0.5363325363, 0.0514459929),
+        (0.2119034982, 0.6806995451, 0.1073969566),
+        (0.0883024619, 0.2817188376, 0.6299787005),
+    ),
+    (
+        (0.2104542553, 0.793617785, -0.0040720468),
+        (1.9779984951, -2.428592205, 0.4505937099),
+        (0.0259040371, 0.7827717662, -0.808675766),
+    ),
+)
+
+
+def times(matrix, vector):
+    return [sum(a * b for a, b in zip(row, vector, strict=True)) for row in matrix]
+
+
+def linear(colour):
+    parts = [int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)]
+    return [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_colours_differ_for_every_kind_of_eye(scheme):
+    """By 0.1 of Oklab, some five times what is just noticed; and each stands out from the card by 3:1."""
+    block = re.findall(r":root \{(.*?)\}", html._asset("page.css"), re.DOTALL)[scheme]
+    colours = [linear(colour) for colour in re.findall(r"--s\d: (#[0-9a-f]{6})", block)]
+    assert len(colours) == COLOURS
+    for eye, matrix in EYES.items():
+        seen = [[min(1, max(0, part)) for part in times(matrix, colour)] for colour in colours]
+        places = [times(OKLAB[1], [part ** (1 / 3) for part in times(OKLAB[0], colour)]) for colour in seen]
+        assert min(math.dist(*pair) for pair in combinations(places, 2)) >= 0.1, eye
+    card = linear({"#fff": "#ffffff"}.get(word := re.search(r"--card: (#\w+)", block)[1], word))
+    ground, *lights = (times([(0.2126, 0.7152, 0.0722)], colour)[0] for colour in (card, *colours))
+    for light in lights:
+        assert (max(ground, light) + 0.05) / (min(ground, light) + 0.05) >= 3
 
 
 def test_long_curves_are_thinned_and_keep_their_extremes():
