@@ -35,14 +35,14 @@ def segment(
     format: Annotated[
         str | None,
         typer.Option(
-            help="pretty, plain, jsonl, tsv, html; for FASTA bed, bedgraph, bigwig, igv; or one of the modality's own. "
-            "Default: pretty on a terminal, else plain."
+            help="pretty, plain, jsonl, tsv, html, live (a page that cuts what is typed); for FASTA bed, bedgraph, "
+            "bigwig, igv; or one of the modality's own. Default: pretty on a terminal, else plain."
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write here instead of standard output.")] = None,
     overwrite: options.Overwrite = False,
     max_bytes: Annotated[
-        int | None, typer.Option(min=1, help="Stop after this many bytes. Default: all; html, igv: 1 MB.")
+        int | None, typer.Option(min=1, help="Stop after this many bytes. Default: all; html, igv: 1 MB; live: 2,000.")
     ] = None,
     compare: Annotated[
         str | None,

@@ -28,7 +28,7 @@ from hnet_cli.modality import MARK, MARK_LEFT_OUT, Annotation, Chunk, Document, 
 if TYPE_CHECKING:
     from hnet_cli.inference.windows import Stream, Window
 
-COMMON = ("pretty", "plain", "jsonl", "tsv", "html")
+COMMON = ("pretty", "plain", "jsonl", "tsv", "html", "live")
 PAGES = ("html", "igv")
 BROWSERS = ("bigwig", "igv")
 """Formats that are made of a modality's "bed" and "bedgraph"; as text bigwig is bedgraph."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ import numpy as np
 from hnet_cli.data.tokens import Tokenizer
 from hnet_cli.distributed.workers import Workers
 from hnet_cli.errors import UsageError
-from hnet_cli.inference import render
+from hnet_cli.inference import live_page, render
 from hnet_cli.inference.agreement import Agreement
 from hnet_cli.inference.chunks_page import About
 from hnet_cli.inference.intake import Intake, unannotated
@@ -24,9 +24,9 @@ from hnet_cli.modality import Annotation, Document, Modality, Source
 from hnet_cli.model import HNetConfig, HNetForCausalLM
 from hnet_cli.model.chunking import THRESHOLD
 
-PAGE_BYTES = 1_000_000
-"""An HTML page holds at most this many bytes of text unless told otherwise: more than anybody reads, and its surprisal
-takes the whole network."""
+PAGE_BYTES = {"html": 1_000_000, "igv": 1_000_000, "live": live_page.EXAMPLE_BYTES}
+"""A page holds at most this many bytes of text unless told otherwise: html more than anybody reads, whose surprisal
+takes the whole network; live an example."""
 T = TypeVar("T")
 SCORED_BYTES = 1 << 16
 """Reference edges are asked for at most about this many bytes at once."""
@@ -170,7 +170,7 @@ def segment(
 
     `modality` None reads every source as one document of raw bytes. `format` is one of `render.formats(modality)`.
     `headings` names each source in the formats for people. `summary` is filled on the way. After `max_bytes` (of
-    all documents together; html and igv have `PAGE_BYTES` where nothing is said) it ends, and `summary.intake.cut` is
+    all documents together; pages have `PAGE_BYTES` where nothing is said) it ends, and `summary.intake.cut` is
     true. `title` and `label` name the input and the model on the page, which shows the features of an `annotation` and,
     chunk by chunk, another model's boundaries `beside`; its thresholds are chosen likewise. `carried` and `workers` as
     in `windows`. `compression` sets the model's thresholds and `applied` of the intake, at once; a length is met on the
@@ -181,10 +181,14 @@ def segment(
     render.check(format, modality)
     summary = summary if summary is not None else Summary(model.config, modality)
 
-    limit = max_bytes or (PAGE_BYTES if format in render.PAGES else None)
+    if format == "live":
+        live_page.check(model, stages, max_bytes)
+    limit = max_bytes or PAGE_BYTES.get(format)
 
     table = modality.input_table if modality else None
     documents = summary.intake.documents(sources, modality, limit)
+    if format == "live":
+        documents = islice(documents, 1)
     applied, documents = compression.apply_to(model, documents, table)
     summary.intake.applied = applied
     if applied is not None:
@@ -217,6 +221,8 @@ def segment(
         cut = f"Only the first {summary.bytes:,} {about.unit}s are on this page; --max-bytes changes that."
         return cut if summary.intake.cut else ""
 
+    if format == "live":
+        return live_page.page(counted(), model, stages, modality, label, carried)
     pair = (others, stages_beside) if beside else None
     return render.render(counted(), format, stages, modality, headings, about, note, annotation, pair)
 

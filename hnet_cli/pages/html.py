@@ -35,6 +35,11 @@ def macro(file: str, name: str) -> Callable[..., Markup]:
     return cast(Callable[..., Markup], getattr(_environment().get_template(file).module, name))
 
 
+def program(name: str) -> bytes:
+    """A program in WebAssembly, for a page to run."""
+    return (files("hnet_cli") / "pages" / name).read_bytes()
+
+
 def visible(text: str) -> Markup:
     """A text with its line breaks and tabs shown."""
     shown = escape_html(_plain(text)).replace("\n", Markup("<u>↵</u>\n"))

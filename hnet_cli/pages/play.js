@@ -8,7 +8,7 @@ addEventListener("DOMContentLoaded", () => {
   const panes = ["a", "b"].map((name) => ({
     name, block: find(`#${name}`), figures: find(`#figures-${name}`), select: find(`[name=${name}]`), shown: "", told: null,
   }));
-  const [first, second] = panes;
+  const [first, second] = panes, { put } = editor;
   const ask = (path, body, signal) => fetch(path, { method: "POST", headers: { "x-hnet-token": setup.token }, body, signal });
   const failure = async (response) => (await response.json().catch(() => ({}))).error ?? `the server answers ${response.status}`;
   const well = (value) => value.toWellFormed?.() ?? value;
@@ -16,14 +16,6 @@ addEventListener("DOMContentLoaded", () => {
   text.maxLength = setup.most;
 
   // -- drawing
-  const put = (pane, shown, lists) => {
-    const { block } = pane;
-    for (const key of Object.keys(block.dataset)) delete block.dataset[key];
-    block.textContent = pane.shown = shown;
-    if (!lists.n) return;
-    Object.assign(block.dataset, lists);
-    block.dispatchEvent(new Event("redraw", { bubbles: true }));
-  };
   // Until the server has told the chunks of the text as it is now: those before and behind what has changed.
   const shift = (pane, now) => {
     const { known } = pane.block, before = pane.shown;
@@ -43,7 +35,6 @@ addEventListener("DOMContentLoaded", () => {
     const chances = known.p.map((row, s) => [`p${s}`, kept.map((i) => (Number.isNaN(row[i]) ? "" : Math.round(100 * row[i]))).join()]);
     put(pane, now, { at: "0", n: units, h: known.p.map(() => 0).join(), ...Object.fromEntries(chances) });
   };
-  const leaves = (pane) => pane.block.querySelectorAll("span:not(.outer)");
   const compare = () => {
     const both = panes.every((pane) => pane.told && pane.shown === text.value && pane.shown);
     for (const [pane, other] of [[first, second], [second, first]]) {
@@ -81,7 +72,7 @@ addEventListener("DOMContentLoaded", () => {
         put(pane, sent, pane.told.lists);
         pane.told.ms = ms ||= performance.now() - began;
         later = pane.told.bits === undefined;
-        if (pane === first) choose(pane.told.stages);
+        if (pane === first) editor.choose(pane.told.stages);
         shift(pane, text.value);
         compare();
         tell();
@@ -99,33 +90,10 @@ addEventListener("DOMContentLoaded", () => {
     updated();
   };
 
-  // -- what is under the cursor, for the keyboard
-  const tell = () => {
-    const { known, describe } = first.block, at = text.selectionStart;
-    if (!known || !describe || first.shown !== text.value) return;
-    let place = 0, last = null;
-    for (const span of leaves(first)) {
-      if (place > at) break;
-      last = span;
-      for (let i = span.first; i <= span.last; i++) place += known.u[i];
-    }
-    here.textContent = last ? `At the cursor: ${describe(last).join("; ")}` : "";
-  };
+  const tell = () => editor.tell(first, text, here);
   document.addEventListener("selectionchange", () => document.activeElement === text && tell());
 
   // -- the controls
-  const choose = (stages) => {
-    const place = find("#stages"), group = place.querySelector(".choice");
-    place.hidden = stages < 2;
-    if (group.childElementCount === (stages > 1 ? stages + 1 : 0)) return;
-    const options = stages > 1 ? [["all", "nested"], ...Array.from({ length: stages }, (_, s) => [`${s}`, `stage ${s}`])] : [];
-    group.replaceChildren(...options.map(([value, title], i) => {
-      const label = document.createElement("label"), input = document.createElement("input");
-      Object.assign(input, { type: "radio", name: "stage", value, checked: i === 0 });
-      label.append(input, title);
-      return label;
-    }));
-  };
   const names = setup.models.map(({ name }) => name);
   for (const pane of panes) for (const [i, name] of names.entries()) pane.select.append(new Option(name, i));
   let chosen = setup.a;

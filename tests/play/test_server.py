@@ -31,7 +31,7 @@ def test_the_page_runs_its_own_scripts_only(client):
     assert answer.headers["x-frame-options"] == "DENY"
     (policy,) = re.findall('Content-Security-Policy" content="([^"]+)"', answer.text)
     assert "default-src 'none'" in policy
-    assert policy.count("sha256-") == answer.text.count("<script>") == 2
+    assert policy.count("sha256-") == answer.text.count("<script>") == 3
     assert policy.endswith("connect-src 'self'")
     setup = json.loads(unescape(re.findall('data-setup="([^"]+)"', answer.text)[0]))
     assert (setup["text"], setup["b"], setup["models"][0]["name"]) == ("</script><b>", 1, "starter:text")

@@ -1,0 +1,182 @@
+"""`hnet segment --format live`: one page that holds the encoders and routers of a model and cuts what is typed into it.
+
+Nothing else decides where chunks begin, and of a small model they are small: the weights stand in the page, in half
+precision, compressed, and a script computes what `hnet_cli.inference.windows` does. The page needs no server.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from hnet_cli.errors import UsageError
+from hnet_cli.inference.windows import Window, window_of
+from hnet_cli.modality import Modality
+from hnet_cli.model import HNetConfig, HNetForCausalLM
+from hnet_cli.model.config import BOS
+from hnet_cli.model.rotary import frequencies
+from hnet_cli.model.settings import Rotary
+from hnet_cli.pages import html
+from hnet_cli.terminal.console import count
+
+MOST_BYTES = 1_000_000
+"""Bytes of a page, at most."""
+MOST_TEXT = 20_000
+"""Bytes of a text that the page cuts, at most: its states are kept in memory."""
+EXAMPLE_BYTES = 2_000
+"""Bytes of the file that stand in the page at first, unless told otherwise."""
+MANTISSA = (10, 9, 8, 7)
+"""Bits of the mantissa of a weight: the first with which the page is small enough. 10 are half precision; weights that
+are stored in bfloat16 have 7."""
+LARGEST = 60_000
+"""Absolute values of weights are below."""
+
+
+def check(model: HNetForCausalLM, stages: Sequence[int], max_bytes: int | None = None) -> None:
+    """Raise UsageError for a model that a page cannot compute as far as the last of these stages, and for a longer text
+    than it takes."""
+    config, hint = model.config, "--format html draws the chunks of any model"
+    for stage in range(stages[-1] + 1):
+        if not config.chunkers[stage].learned:
+            raise UsageError("a live page is for boundaries that are learned; this model cuts by a fixed rule", hint)
+    if model.tokenizer is not None or config.vocab_size != 256:
+        raise UsageError("a live page is for models that read bytes", hint)
+    widths = [*config.d_model[: stages[-1] + 1], config.ssm_cfg.d_state, config.ssm_cfg.headdim]
+    levels = range(stages[-1] + 1)
+    heads = [
+        config.d_model[s] // config.attn_cfg.num_heads[s] for s in levels if "t" in config.levels[s].encoder.lower()
+    ]
+    if any(width % 4 for width in widths + heads):
+        raise UsageError("a live page computes widths that are multiples of four", hint)
+    if max_bytes and max_bytes > MOST_TEXT:
+        raise UsageError(
+            f"a live page takes at most {MOST_TEXT:,} bytes, not {max_bytes:,}", "--format html takes more"
+        )
+    if stages[-1] and config.smoothing != "chunks":
+        raise UsageError(f"a live page cannot compute smoothing: {config.smoothing}", f"--stage 0, or {hint}")
+
+
+def page(
+    windows: Iterable[Window],
+    model: HNetForCausalLM,
+    stages: Sequence[int],
+    modality: Modality | None,
+    label: str,
+    carried: bool = False,
+) -> Iterator[str]:
+    """The page, in one piece; the text of the windows, which are those of one document, is its example.
+
+    Where the encoders of all `stages` are too large the outermost stands there alone. Raises UsageError where even
+    that is too large.
+    """
+    text = b"".join(window.data for window in windows).decode("utf-8", "replace")
+    records = bool(modality and modality.records)
+    for last in dict.fromkeys((stages[-1], stages[0])):
+        weights = weights_of(model, last + 1)
+        setup = network_of(model, last + 1, modality, carried) | {
+            "shapes": [[name, *weight.shape] for name, weight in weights.items()],
+            "text": text,
+            "stage": "all" if len(stages) > 1 else str(stages[0]),
+            "most": MOST_TEXT,
+            "records": records,
+            "units": "bases" if records else "bytes",
+            "program": base64.b64encode(html.program("kernels.wasm")).decode(),
+        }
+        number = sum(weight.numel() for weight in weights.values())
+        context = {
+            "setup": json.dumps(setup),
+            "label": label,
+            "about": modality.name if modality else "",
+            "here": count(number),
+            "stored": count(sum(parameter.numel() for parameter in model.parameters())),
+            "left_out": stages[-1] - last,
+            "units": setup["units"],
+        }
+        room = MOST_BYTES - len(html.page("live.html", packed="", **context).encode())
+        if packed := pack(weights, room):
+            yield html.page("live.html", packed=packed, **context)
+            return
+    raise UsageError(
+        f"the encoders and routers of this model have {count(number)} weights, too many for a page of 1 MB",
+        "take a smaller model, or --format html",
+    )
+
+
+def network_of(model: HNetForCausalLM, stages: int, modality: Modality | None, carried: bool = False) -> dict[str, Any]:
+    """What `network.js` has to know of a model beside its weights, of so many stages."""
+    config = model.config
+    width, warmup = (0, 0) if carried else window_of(config)
+    read = (modality.input_table if modality else None) or bytes(range(256))
+    return {
+        "levels": [_level(config, level) for level in range(stages)],
+        "thresholds": [router.threshold for router in model.routers[:stages]],
+        "bos": BOS,
+        "table": list(read),
+        "width": width,
+        "warmup": warmup,
+    }
+
+
+def _level(config: HNetConfig, level: int) -> dict[str, Any]:
+    attention, ssm = config.attn_cfg, config.ssm_cfg
+    rotary = config.rotary[level] if config.rotary else Rotary()
+    letters = config.levels[level].encoder
+    return {
+        "width": config.d_model[level],
+        "letters": letters,
+        "hidden": config.mlp_width(level) if letters != letters.lower() else 0,
+        "characters": config.chunkers[level].kind == "characters",
+        "ssm": {name: getattr(ssm, name) for name in ("d_state", "d_conv", "expand", "headdim")},
+        "attention": {
+            "heads": attention.num_heads[level],
+            "window": attention.window_size[level],
+            "turns": frequencies(attention.rotary_emb_dim[level], rotary).tolist(),
+        },
+    }
+
+
+def weights_of(model: HNetForCausalLM, stages: int) -> dict[str, torch.Tensor]:
+    """The weights that decide on the boundaries of so many stages, by the names of `network.js`; matrices are 2-D."""
+    weights, prefix = {"0.embeddings.weight": model.embeddings.weight}, "backbone."
+    state = model.state_dict()
+    for level in range(stages):
+        for name, weight in state.items():
+            part = name.removeprefix(prefix)
+            if part.startswith("encoder.") or part == "pad_dimension":
+                weights[f"{level}.{part}"] = weight[:, 0].T.flatten() if weight.ndim == 3 else weight
+        projections = (state[f"{prefix}routing_module.{name}_proj_layer.weight"] for name in "kq")
+        weights[f"{level}.routing.weight"] = torch.cat(list(projections))
+        prefix += "main_network."
+    return {name: weight.detach().float().cpu() for name, weight in weights.items()}
+
+
+def pack(weights: Mapping[str, torch.Tensor], room: int) -> str:
+    """The weights in base64: zlib over the high bytes of all matrices in half precision, their low bytes, and the rest
+    in single precision. "" where they need more than `room` bytes even with the shortest mantissa. Raises UsageError
+    for a matrix that half precision cannot hold."""
+    matrices = [weight.numpy().ravel() for weight in weights.values() if weight.ndim == 2]
+    rest = b"".join(weight.numpy().astype("<f4").tobytes() for weight in weights.values() if weight.ndim != 2)
+    halves = np.concatenate(matrices)
+    if not np.abs(halves).max(initial=0) < LARGEST:
+        raise UsageError(f"a weight of this model is beyond {LARGEST:,}, too large for a live page", "--format html")
+    for bits in MANTISSA:
+        words = rounded(halves, bits)
+        planes = (words >> 8).astype(np.uint8).tobytes() + (words & 0xFF).astype(np.uint8).tobytes()
+        packed = base64.b64encode(zlib.compress(planes + rest, 9)).decode()
+        if len(packed) <= room:
+            return packed
+    return ""
+
+
+def rounded(values: np.ndarray, bits: int) -> np.ndarray:
+    """Half precision (n,) uint16 of values (n,) float32, the mantissa rounded to so many bits, at most 10."""
+    words = values.astype(np.float16).view(np.uint16)
+    unit = 1 << (10 - bits)
+    up = unit // 2 - 1 + (words // unit & 1) if unit > 1 else 0  # half to even
+    return (words + up) // unit * unit
