@@ -307,5 +307,6 @@ def test_another_model_stands_beside_in_the_same_stretches(sizes, others, margin
 
 
 def test_the_slider_begins_at_the_threshold():
-    source = page_of(TEXT, compression=Compression([0.25]))
+    with MODEL.set_thresholds(0.25):  # which other tests share
+        source = page_of(TEXT, compression=Compression([0.25]))
     assert 'name="least" min="25" max="100" value="25"' in source
