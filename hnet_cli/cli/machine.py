@@ -34,6 +34,8 @@ OPTIONAL = {
     "jieba": ("chinese", "words in `segment` and `eval` of Chinese"),
     "isal": ("fast", "reads gzip three times as fast"),
     "pysam": ("tabix", "an index beside .bed.gz tracks"),
+    "pyBigWig": ("bigwig", "`segment --format bigwig`"),
+    "igv-notebook": ("igv", "`segment --format igv`: igv.js in one page"),
     "scikit-learn": ("probe", "linear probes: `eval --probe`"),
     "tensorboard": ("tensorboard", "`train --tensorboard`"),
     "huggingface-hub": ("hub", "models of the Hugging Face Hub: hf:OWNER/NAME"),

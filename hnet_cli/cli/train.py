@@ -56,7 +56,6 @@ def train(
     from hnet_cli.distributed.world import joined
     from hnet_cli.terminal.console import set_verbosity
     from hnet_cli.training import plan
-    from hnet_cli.training.loop import refuse_what_is_there
 
     settings = [*(settings or []), *(["train.tensorboard=true"] if tensorboard else [])]
     with joined(device) as world:
@@ -72,6 +71,8 @@ def train(
                 if minutes is None:
                     plan.warn_of_repetition(chosen)
                 if world.is_main:
+                    from hnet_cli.training.loop import refuse_what_is_there
+
                     refuse_what_is_there(chosen.run, resume)
             return
         result = api.train(
