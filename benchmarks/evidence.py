@@ -1,4 +1,4 @@
-"""How the gap between an H-Net and a BPE Transformer moves with the bytes that both have read.
+"""Gaps in bits per byte between H-Nets and a BPE Transformer, by the bytes that all of them have read.
 
     python benchmarks/evidence.py FOLDER DATASET... [--bytes 500000 2000000 20000000] [--small 500000] [--report]
 
@@ -22,6 +22,7 @@ import yaml
 
 from hnet_cli.comparison.plan import ComparisonRequest
 from hnet_cli.comparison.session import JSON, compare
+from hnet_cli.config.run import resolve
 from hnet_cli.data.dataset import Dataset
 
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)
@@ -67,7 +68,7 @@ def compare_at(folder: Path, data: Path, names: tuple[str, ...], nbytes: int, si
         like = "transformer" if name == READ else name
         preset: dict[str, Any] = {"extends": f"{like}-{size}", "train": {"lr": best[like]}}
         if name == READ:
-            preset |= {"tokenizer": f"bpe:2048@{nbytes}"}
+            preset |= {"tokenizer": f"{resolve(f'{like}-{size}').tokenizer}@{nbytes}"}
         files.append(str(presets / f"{name}.yaml"))
         Path(files[-1]).write_text(yaml.safe_dump(preset))
     compare(ComparisonRequest(data, ",".join(files), size, nbytes, max_bytes=300_000, run=place / "compare"))

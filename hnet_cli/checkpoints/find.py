@@ -145,7 +145,13 @@ def load(
 def load_any(reference: str, device: str = "cpu") -> LoadedModel | tokens.Tokenizer:
     """`load`; or the tokenizer of a file. Raises InputError for a file that is none."""
     if Path(reference).is_file():
-        return tokens.Tokenizer(storage.read_text(reference, storage.TOKENIZER), reference)
+        try:
+            text = storage.read_text(reference, storage.TOKENIZER)
+        except DamagedError as error:
+            raise InputError(
+                f"{shown(reference)} is no tokenizer.json: {error}", "name a model, or such a file"
+            ) from error
+        return tokens.Tokenizer(text, reference)
     return load(reference, device)
 
 

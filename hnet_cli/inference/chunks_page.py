@@ -62,12 +62,12 @@ class Part:
     document: int = 0
     """Number of the document."""
     offset: int = 0
-    """Of the document in its record, or its source."""
+    """Offset of the document in its record, or its source."""
     record: int = 0
     """Number of its record, or its source."""
     heading: str = ""
     features: Sequence[Shown] = ()
-    """Of the document, by start."""
+    """Features of the document, by start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class About:
     """The model whose chunks stand beside."""
     unit: str = "byte"
     margin: str = "offset"
-    """As in `Modality`."""
+    """Numbers beside the text: `Modality.margin`."""
     least: float = 0.5
     """The threshold of boundaries."""
 
@@ -261,7 +261,7 @@ class _Text:
         self.written: list[str] = []
 
     def taken(self) -> str:
-        """What can be written."""
+        """The pieces that can be written."""
         text, self.written = "".join(self.written), []
         return text
 

@@ -109,7 +109,7 @@ def page(
 
 
 def network_of(model: HNetForCausalLM, stages: int, modality: Modality | None, carried: bool = False) -> dict[str, Any]:
-    """What `network.js` has to know of a model beside its weights, of so many stages."""
+    """The facts that `network.js` needs of so many stages of a model, beside their weights."""
     config = model.config
     width, warmup = (0, 0) if carried else window_of(config)
     read = (modality.input_table if modality else None) or bytes(range(256))

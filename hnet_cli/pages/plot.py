@@ -81,7 +81,7 @@ class Chart:
     """Logarithmic values; those <= 0 are left out."""
     marks: Sequence[Mark] = ()
     ends: Mapping[str, float] = field(default_factory=dict)
-    """Where every axis ends at the least, so that the charts of a page have one scale."""
+    """Least end of every axis, so that the charts of a page have one scale."""
 
 
 class Shape(NamedTuple):

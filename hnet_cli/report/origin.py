@@ -19,7 +19,6 @@ from hnet_cli.terminal.console import size
 
 FILES = ("config.yaml", "metrics.jsonl", "samples.jsonl", "events.jsonl", "log.txt")
 MOST_CHANGES = 200
-NOT_SETTINGS = ("description", "source", "name", "data")
 MODEL = ("hnet", "commit", "python", "packages", "system", "cpus", "threads", "device", "name", "kernels")
 """Keys of `provenance.facts` in the table, in order."""
 

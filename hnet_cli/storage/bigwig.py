@@ -33,7 +33,7 @@ def write_bigwig(pieces: Iterable[str], path: str, spool: GrowingFile, lengths: 
     """
     library()
     places: dict[str, int] = {}
-    """Where the rows of a record begin in the spool; they end where those of the next do."""
+    """Offset in the spool of the rows of each record; they end where those of the next begin."""
     now, last = "", -1
     for piece in pieces:
         rows: list[tuple[int, float]] = []

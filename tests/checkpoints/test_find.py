@@ -13,7 +13,7 @@ from checkpointkit import FILES
 from runkit import dataset, tiny
 
 from hnet_cli.checkpoints import find as finding
-from hnet_cli.checkpoints.find import default_model, find, load, newest
+from hnet_cli.checkpoints.find import default_model, find, load, load_any, newest
 from hnet_cli.errors import DamagedError, InputError
 from hnet_cli.training.loop import train
 
@@ -174,3 +174,10 @@ def test_nothing_is_left(run):
         truncate(folder / "model.safetensors")
     with pytest.warns(UserWarning, match="is damaged"):
         assert newest(run) is None
+
+
+@pytest.mark.parametrize("data", [b"\xff\xfe\x00", b"{}", b""])
+def test_a_file_that_is_neither_a_model_nor_a_tokenizer(data, tmp_path):
+    (tmp_path / "x.bin").write_bytes(data)
+    with pytest.raises(InputError, match=r"x\.bin is (no tokenizer\.json|not a byte-level BPE)"):
+        load_any(str(tmp_path / "x.bin"))
