@@ -184,7 +184,10 @@ class HNetForCausalLM(PreTrainedModel, GenerationMixin):
         if labels is not None:
             target = labels[:, 1:].masked_fill(~(valid[:, 1:] & valid[:, :-1]), -100)
             loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), target.flatten())
-        states = self._hidden_states(input_ids, valid, stacks, outputs, out.routing) if hidden else None
+        states = None
+        if hidden:
+            first = self.network.embeddings.packed(input_ids[valid], packing)
+            states = self._hidden_states(first, valid, stacks, outputs, out.routing)
         return CausalLMOutputWithPast(
             loss=loss, logits=logits[:, -logits_to_keep:], past_key_values=cache, hidden_states=states
         )
@@ -198,7 +201,7 @@ class HNetForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _hidden_states(
         self,
-        input_ids: Tensor,
+        embedded: Tensor,
         valid: Tensor,
         stacks: list[tuple[int, Isotropic]],
         outputs: Mapping[torch.nn.Module, Tensor],
@@ -208,7 +211,7 @@ class HNetForCausalLM(PreTrainedModel, GenerationMixin):
         chunk = [torch.arange(int(valid.sum()), device=valid.device)]  # of each byte, its position at every level
         for each in routing:
             chunk.append((each.boundary_mask.cumsum(0) - 1)[chunk[-1]])
-        packed = [(0, self.embeddings(input_ids[valid]))]
+        packed = [(0, embedded)]
         for level, stack in stacks:
             packed += [(level, outputs[layer]) for layer in stack.layers[:-1]]
             packed.append((level, outputs[stack]))

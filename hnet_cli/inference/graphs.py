@@ -284,7 +284,7 @@ class GraphSteps:
 
     def _given(self, number: int, rows: Tensor | None) -> Tensor:
         if number == 0:
-            return self.model.embeddings(pick(self.tokens, rows))
+            return self.model.embeddings.step(pick(self.tokens, rows), self.levels[0].state.recent, rows)
         outer = self.levels[number - 1]
         return outer.net.inner_input(pick(outer.buffers["encoded"], rows), outer.state, rows, self.state.kernels)
 

@@ -47,6 +47,8 @@ def check(model: HNetForCausalLM, stages: Sequence[int], max_bytes: int | None =
             raise UsageError("a live page is for boundaries that are learned; this model cuts by a fixed rule", hint)
     if model.tokenizer is not None or config.vocab_size != 256:
         raise UsageError("a live page is for models that read bytes", hint)
+    if config.ngram_rows:
+        raise UsageError("a live page has no room for hashed n-grams", hint)
     widths = [*config.d_model[: stages[-1] + 1], config.ssm_cfg.d_state, config.ssm_cfg.headdim]
     levels = range(stages[-1] + 1)
     heads = [

@@ -134,7 +134,9 @@ class Waiting:
         self.tokens[torch.tensor(rows, dtype=torch.int64)] = tokens
         for row in rows:
             self.depth[row] = 0
-        done, hidden = self._advance(0, list(rows), self.model.embeddings(tokens), True)
+        outermost = self.levels[0]
+        hidden = self.model.embeddings.step(tokens, outermost.state.recent, outermost.index(list(rows)))
+        done, hidden = self._advance(0, list(rows), hidden, True)
         self.under_way -= len(done)
         return Ready(done, F.linear(hidden, self.model.lm_head.weight), [self.depth[row] for row in done])
 

@@ -39,7 +39,7 @@ EOS = 255
 MLP_MULTIPLE = 128
 MOST_CHARACTERS = 1000
 """Upper limit of the words under "hnet"."""
-SWITCHES = ("rotary", "adapter_width", "network_norms", "residual", "smoothing")
+SWITCHES = ("rotary", "adapter_width", "network_norms", "residual", "smoothing", "ngram_rows")
 """Fields of ours that change the network. In a file they stand under "hnet" where they differ from the default."""
 TRANSFORMERS_KEYS = ("model_type", "architectures", "auto_map", "dtype", "transformers_version")
 """Keys that the library `transformers` needs in the file, or adds to it; they say nothing about the model."""
@@ -100,6 +100,9 @@ class HNetConfig:
     smoothing: str = "chunks"
     """Moving average with weight p: `chunks`, of the inner network's output (paper eq 5); or `input`, of the encoder's
     output over positions, before chunks are selected (SOMBRERO), and not of the chunks."""
+    ngram_rows: int = 0
+    """Vectors for hashed n-grams of 3 to 8 bytes, so many of each size, which are added to that of the byte they end in
+    (Byte Latent Transformer, arXiv 2412.09871); 0 for none."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Whatever else stands under "hnet" (modality, ...); carried along, never read by the model."""
 
@@ -121,6 +124,7 @@ class HNetConfig:
             if len(value) != len(levels):
                 raise ValueError(f"{name} has {len(value)} entries, but arch_layout has {len(levels)} levels")
         integer(self.vocab_size, "vocab_size", 2)
+        integer(self.ngram_rows, "ngram_rows", 0)
         if integer(self.adapter_width, "adapter_width", 0) and not self.num_stages:
             raise ValueError("adapter_width: a model without stages has no adapters")
         if not isinstance(self.tie_embeddings, bool):
@@ -276,7 +280,7 @@ class HNetConfig:
 
         A tied output layer counts as 0. The sum is the model's size.
         """
-        parts: dict[str, int] = {"embeddings": self.vocab_size * self.d_model[0]}
+        parts: dict[str, int] = {"embeddings": (self.vocab_size + 6 * self.ngram_rows) * self.d_model[0]}
 
         def visit(s: int) -> None:
             level, d = self.levels[s], self.d_model[s]

@@ -30,6 +30,7 @@ from hnet_cli.model.chunking import (
     smooth,
 )
 from hnet_cli.model.config import HNetConfig
+from hnet_cli.model.embeddings import Embeddings
 from hnet_cli.model.state import GenerationState, LevelState, Now, StepRouting
 
 Until = Literal["routing"] | None
@@ -288,7 +289,7 @@ class HNetForCausalLM(nn.Module):
     def __init__(self, config: HNetConfig, backend: str = "auto") -> None:
         super().__init__()
         self.config, self.backend = config, backend
-        self.embeddings = nn.Embedding(config.vocab_size, config.d_model[0])
+        self.embeddings = Embeddings(config.vocab_size, config.d_model[0], config.ngram_rows)
         self.backbone = HNet(config)
         self.lm_head = nn.Linear(config.d_model[0], config.vocab_size, bias=False)
         if config.tie_embeddings:
@@ -406,7 +407,8 @@ class HNetForCausalLM(nn.Module):
         shares: Sequence[Shares] | None = None,
     ) -> HNetOutput:
         """input_ids (T,) -> logits (T, V). `state`, `until` and `shares` as `HNet.forward`."""
-        out = self.backbone(self.embeddings(input_ids), packing, self.kernels(), input_ids, state, until, shares)
+        hidden = self.embeddings.packed(input_ids, packing, None if state is None else state.recent)
+        out = self.backbone(hidden, packing, self.kernels(), input_ids, state, until, shares)
         return HNetOutput(self.lm_head(out.hidden), out.routing, out.embedding)
 
     # -- generation ----------------------------------------------------------------------------------------------------
@@ -421,9 +423,13 @@ class HNetForCausalLM(nn.Module):
         weight = self.embeddings.weight
         kernels = seam.choose(weight.device, weight.dtype, self.backend)
         with torch.inference_mode():
-            return GenerationState(
-                self.config, batch_size, max_length, self.backbone.allocate(batch_size, kernels), kernels
-            )
+            return GenerationState(self.config, batch_size, max_length, self._nothing(batch_size, kernels), kernels)
+
+    def _nothing(self, batch_size: int, kernels: Kernels) -> LevelState:
+        """The state of `batch_size` documents that have not begun."""
+        state = self.backbone.allocate(batch_size, kernels)
+        state.recent = self.embeddings.allocate(batch_size)
+        return state
 
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Tensor | bytes | bytearray], state: GenerationState) -> Tensor:
@@ -442,10 +448,11 @@ class HNetForCausalLM(nn.Module):
         for i, row in enumerate(rows):
             if row.ndim != 1 or not 0 < len(row) <= state.max_length:
                 raise ValueError(f"prompt {i} has shape {tuple(row.shape)}: 1 to {state.max_length} bytes are needed")
-        state.level = self.backbone.allocate(state.batch_size, state.kernels)
+        state.level = self._nothing(state.batch_size, state.kernels)
         packing, ids = state.level.packing([len(row) for row in rows]), torch.cat(rows).to(device)
         assert packing is not None
-        out = self.backbone(self.embeddings(ids), packing, state.kernels, ids, state.level)
+        hidden = self.embeddings.packed(ids, packing, state.level.recent)
+        out = self.backbone(hidden, packing, state.kernels, ids, state.level)
         return self.lm_head(out.hidden[packing.last])
 
     @torch.inference_mode()
@@ -493,7 +500,8 @@ class HNetForCausalLM(nn.Module):
             )
         now = level.begin(None)
         routing: list[StepRouting] = []
-        hidden = self.backbone.step(self.embeddings(tokens), level, now, state.kernels, routing, tokens)
+        hidden = self.embeddings.step(tokens, level.recent)
+        hidden = self.backbone.step(hidden, level, now, state.kernels, routing, tokens)
         return F.linear(hidden, self.lm_head.weight), routing
 
 

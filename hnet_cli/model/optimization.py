@@ -10,6 +10,8 @@ from torch import nn
 
 from hnet_cli.model.config import HNetConfig
 
+NGRAM_RATE = 5.0
+"""Factor of the learning rate of hashed n-grams: a row is read seldom."""
 _NO_DECAY = ("A_log", "D", "dt_bias", "norm1.weight", "norm2.weight", "rmsnorm.weight")
 
 
@@ -73,6 +75,8 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         multiplier, decays = multipliers[level_of(name, config.num_stages)], _decays(name, norm_weight_decay)
+        if name == "embeddings.ngrams":
+            multiplier, decays = multiplier * NGRAM_RATE, False
         group = groups.setdefault((multiplier, decays), {"params": [], "names": [], "lr_multiplier": multiplier})
         group["params"].append(parameter)
         group["names"].append(name)

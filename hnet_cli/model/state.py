@@ -168,6 +168,8 @@ class LevelState:
     """(B, D) float32 or wider: the moving average over chunks so far, z of paper eq 5."""
     average: Tensor = field(default_factory=lambda: torch.empty(0))
     """(B, D) float32 or wider, for `smoothing: input`: the moving average over positions so far."""
+    recent: Tensor = field(default_factory=lambda: torch.empty(0))
+    """The newest bytes, at the outermost level alone; see `Embeddings.allocate`."""
     inner: LevelState | None = None
     tables: rotary.Tables = field(default_factory=dict)
     """Rotary cos and sin, long enough for the longest row."""
@@ -228,7 +230,7 @@ class LevelState:
             for layer in stack:
                 layer.select(index)
         self.seen = [self.seen[row] for row in rows]
-        for name in ("position", "last", "smoothed", "average"):
+        for name in ("position", "last", "smoothed", "average", "recent"):
             value = getattr(self, name)
             if len(value):
                 setattr(self, name, value[index])

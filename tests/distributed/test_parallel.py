@@ -15,7 +15,8 @@ from hnet_cli.training.step import accumulate
 
 
 def test_every_gradient_travels_once():
-    for more in ([], TWO_STAGES, FLAT, ["model.residual=spacebyte"], ["model.adapter_width=16"]):
+    ours = (["model.residual=spacebyte"], ["model.adapter_width=16"], ["model.ngram_rows=8"])
+    for more in ([], TWO_STAGES, FLAT, *ours):
         model = build_model(tiny(*more))
         model.lm_head.weight.requires_grad_(False)
         sent = [parameter for bucket in GradientSum(model).buckets for parameter in bucket]

@@ -44,9 +44,18 @@ def data(tmp_path_factory):
 
 
 def settings(*more):
-    """Two stages, each wider than the one before: words at first, then learned."""
+    """Two stages, each wider than the one before, with hashed n-grams: words at first, then learned."""
     wider = "model.d_model=[64, 80, 96]"
-    return [*SETTINGS, *TWO_STAGES, wider, "model.chunker=[space, learned]", "train.lr=3e-3", "train.steps=8", *more]
+    return [
+        *SETTINGS,
+        *TWO_STAGES,
+        wider,
+        "model.chunker=[space, learned]",
+        "model.ngram_rows=16",
+        "train.lr=3e-3",
+        "train.steps=8",
+        *more,
+    ]
 
 
 def config(*more):

@@ -148,6 +148,7 @@ def test_the_program_is_that_of_its_source():
             "fixed",
         ),
         (("m1", ("T1m1", ("T1",), "m1"), "m1"), {"smoothing": "input"}, {}, "smoothing"),
+        (("m1", ("T1",), "m1"), {"ngram_rows": 8}, {}, "n-grams"),
         (("m1", ("T1",), "m1"), {}, {"max_bytes": 20_001}, "at most 20,000 bytes"),
         (("T1",), {}, {}, "no chunking stages"),
     ],

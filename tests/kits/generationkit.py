@@ -18,6 +18,7 @@ CONFIGS = {
     "adapters": tiny_config(("m1", ("T1",), "m1"), adapter_width=24, rotary=[{}, {"base": 500.0}]),
     "smoothing of the input": tiny_config(("M1T1", ("m2",), "m1"), window=5, smoothing="input"),
     "space, fixed": tiny_config(chunker=[{"kind": "space"}, {"kind": "fixed", "k": 2}]),
+    "hashed n-grams": tiny_config(("M1T1", ("m2",), "m1"), window=5, ngram_rows=40),
     "regex": tiny_config(chunker=[{"kind": "regex", "pattern": "[ \\x00-\\x7f]{2}p?H"}, {"kind": "learned"}]),
     "bpe": tiny_config(("M1T1", ("m2",), "m1"), chunker={"kind": "bpe", "tokens": "Hp HpĠ ä¸ ĠH ĠHp"}, window=5),
     "spacebyte": tiny_config(
