@@ -2,8 +2,9 @@
 
     python benchmarks/results.py
 
-Reads docs/results/*.json (each the `compare.json` of a comparison) and switches.json (the output of
-benchmarks/switches.py). The text around the two marks of the page is written by hand.
+Reads docs/results/*.json (each the `compare.json` of a comparison), switches.json and switches-broad.json (outputs of
+benchmarks/switches.py on the starters' data and on broad data). The text around the two marks of the page is written by
+hand.
 """
 
 from __future__ import annotations
@@ -57,7 +58,10 @@ def comparison(data: dict[str, Any]) -> list[str]:
 
 
 def switches(results: list[dict[str, Any]]) -> list[str]:
-    modalities = [m for m in ("text", "chinese", "code", "dna") if any(r["modality"] == m for r in results)]
+    known = ["text", "chinese", "code", "dna"]
+    modalities = sorted(
+        dict.fromkeys(r["modality"] for r in results), key=lambda name: known.index(name.partition(",")[0])
+    )
     by_name: dict[str, dict[str, dict[str, Any]]] = {}
     for row in results:
         by_name.setdefault(row["name"], {})[row["modality"]] = row
@@ -87,8 +91,11 @@ def main() -> None:
     for name in ("text", "chinese", "code", "dna"):
         if (file := FOLDER / f"{name}.json").exists():
             lines += comparison(json.loads(file.read_text()))
-    if (file := FOLDER / "switches.json").exists():
-        lines += ["## Beyond the paper", "", *switches(json.loads(file.read_text())["results"])]
+    for title, name in (
+        ("## Beyond the paper", "switches.json"),
+        ("### On broad data, two seeds", "switches-broad.json"),
+    ):
+        lines += [title, "", *switches(json.loads((FOLDER / name).read_text())["results"])]
     page = FOLDER / "README.md"
     before, _, rest = page.read_text().partition(BEGIN)
     page.write_text(before + BEGIN + "\n\n" + "\n".join(lines) + "\n" + END + rest.partition(END)[2])
