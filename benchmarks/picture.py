@@ -1,4 +1,4 @@
-"""Draw `docs/segments.svg`, the output of `hnet segment --format pretty` for each starter model on an unseen excerpt.
+"""Draw what `hnet segment` shows of each starter model on an unseen excerpt, for pages dark and light, in docs/.
 
 python benchmarks/picture.py
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich.cells import cell_len
 from rich.console import Console
+from rich.terminal_theme import DEFAULT_TERMINAL_THEME, SVG_EXPORT_THEME
 from rich.text import Text
 
 ROOT = Path(__file__).parent.parent
@@ -55,14 +56,16 @@ def widened(svg: str) -> str:
 def main() -> None:
     console = Console(record=True, width=104, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     for name, data in excerpts().items():
-        words = f"-m hnet_cli -q segment - --modality {name} --model starter:{name} --format pretty --stage 0".split()
+        words = f"-m hnet_cli -q segment - --modality {name} --model starter:{name} --format pretty".split()
         done = subprocess.run([sys.executable, *words], input=data, capture_output=True, check=True)
         console.print(Text(f"hnet segment --model starter:{name}", style="bold"))
         console.print(Text.from_ansi(done.stdout.decode()))
         console.print()
-    out = ROOT / "docs" / "segments.svg"
-    out.write_text(widened(console.export_svg(title="hnet segment")), encoding="utf-8")
-    print(out.relative_to(ROOT))
+    for name, theme in {"dark": SVG_EXPORT_THEME, "light": DEFAULT_TERMINAL_THEME}.items():
+        out = ROOT / "docs" / f"segments-{name}.svg"
+        svg = console.export_svg(title="hnet segment", theme=theme, clear=False)
+        out.write_text(widened(svg), encoding="utf-8")
+        print(out.relative_to(ROOT))
 
 
 if __name__ == "__main__":
