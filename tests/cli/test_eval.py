@@ -44,7 +44,7 @@ from hnet_cli.cli import app as cli
         ("starter:text x.txt --elastic --page x.txt", 73, "x.txt is an input"),
         ("starter:text --gold x.txt --bytes-per-chunk 3", 2, "--bytes-per-chunk needs data"),
         ("starter:text --gold x.txt --elastic", 2, "--elastic needs data"),
-        ("starter:text x.txt --threshold 0.3,0.4", 2, "--threshold has 2 numbers"),
+        ("starter:text x.txt --threshold 0.3,0.4,0.5", 2, "--threshold has 3 numbers"),
     ],
 )
 def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch, arguments, code, says):

@@ -64,13 +64,13 @@ def test_the_command_says_shows_and_writes(hnet, evaluated, tmp_path):
 def test_a_length_holds_for_everything(evaluated, tmp_path):
     file = tmp_path / "x.txt"
     file.write_text("".join(map(FOX.format, range(12))))
-    found = evaluated("starter:text", file, "--no-samples", "--bytes-per-chunk", 2.5)
-    assert found["compression"]["wanted"] == [2.5]
-    assert found["stages"][0]["bytes_per_chunk"] == pytest.approx(2.5, rel=0.03)
-    (threshold,) = found["compression"]["thresholds"]
-    again = evaluated("starter:text", file, "--no-samples", "--threshold", threshold)
+    found = evaluated("starter:text", file, "--no-samples", "--bytes-per-chunk", "2.5,6")
+    assert found["compression"]["wanted"] == [2.5, 6]
+    assert [each["bytes_per_chunk"] for each in found["stages"]] == pytest.approx([2.5, 6], rel=0.03)
+    thresholds = found["compression"]["thresholds"]
+    again = evaluated("starter:text", file, "--no-samples", "--threshold", ",".join(map(str, thresholds)))
     assert again["bpb"] == found["bpb"]
-    assert again["compression"] == {"thresholds": [threshold]}
+    assert again["compression"] == {"thresholds": thresholds}
 
 
 def test_a_length_is_met_on_what_there_is(evaluated, hnet, tmp_path):

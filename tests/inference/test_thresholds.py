@@ -100,16 +100,16 @@ def starter():
 @pytest.mark.parametrize(("call", "data"), CALLS.values(), ids=CALLS)
 def test_every_call_from_python_takes_them_for_itself(starter, call, data):
     plain, found = call(starter, data), calibrate(starter, data, [2])
-    for chosen, at in (({"threshold": 0.2}, [0.2]), ({"bytes_per_chunk": np.float32(2)}, found.thresholds)):
+    for chosen, at in (({"threshold": 0.2}, [0.2, 0.2]), ({"bytes_per_chunk": np.float32(2)}, found.thresholds)):
         own = call(starter, data, **chosen)
-        assert starter.thresholds == [0.5]
+        assert starter.thresholds == [0.5, 0.5]
         with starter.set_thresholds(at):
             expected = call(starter, data)
         assert all(map(np.array_equal, own, expected))
         assert not all(map(np.array_equal, own, plain))
-    with pytest.raises(UsageError, match="2 numbers"):
-        call(starter, data, threshold=[0.2, 0.3])
-    assert starter.thresholds == [0.5]
+    with pytest.raises(UsageError, match="3 numbers"):
+        call(starter, data, threshold=[0.2, 0.3, 0.4])
+    assert starter.thresholds == [0.5, 0.5]
 
 
 def test_it_stands_on_the_page():

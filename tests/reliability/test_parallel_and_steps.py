@@ -17,7 +17,8 @@ from hnet_cli.model import HNetForCausalLM
 
 TEXT = (Path(__file__).parents[2] / "hnet_cli/starters/quickstart.txt").read_bytes()
 MODELS = {
-    "one stage, trained": lambda: load("starter:text"),
+    "one stage, trained": lambda: load("starter:novels"),
+    "two stages, trained": lambda: load("starter:text"),
     "two stages": lambda: tiny_model(torch.float32, config=tiny_config(window=64)),
 }
 each_model = pytest.mark.parametrize("name", MODELS)

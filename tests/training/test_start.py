@@ -35,7 +35,7 @@ def test_a_starter_gives_its_architecture_and_the_rest_follows(rows):
     assert (config.train.start, config.train.sequence_length, config.train.target_ratios) == (
         "starter:text",
         1024,
-        [5.5],
+        [5.5, 3.0],
     )
     assert config.train.lr == nano.train.lr
     assert config.train.steps == EPOCHS * -(-rows.nbytes("train") // 4096)
