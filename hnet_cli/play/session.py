@@ -179,10 +179,9 @@ def _runs() -> list[Path]:
 
 
 def _choice(name: str) -> Choice:
-    path = Path(name)
-    if path.is_file():
+    if Path(name).is_file():
         return Choice(name, None, is_tokenizer=True)
-    return Choice(name, name.partition(":")[2] if name.startswith("starter:") else modality_of(path))
+    return Choice(name, modality_of(Path(name)))
 
 
 def _example(name: str | None) -> str:

@@ -112,7 +112,7 @@ def test_a_probe_reads_the_files_for_this_alone(hnet, texts, tmp_path, monkeypat
     assert "bpb" not in found
     assert found["probe"]["classes"] == {"x": 9, "y": 8}
     assert found["probe"]["left_out_first"] == {"not wholly in a document": texts[0].name, "no such document": "z"}
-    assert list(found["probe"]["layers"]) == ["encoder 0", "main 0", "decoder 0"]
+    assert list(found["probe"]["layers"]) == ["encoder 0", "encoder 1", "main 1", "decoder 1", "decoder 0"]
     columns = [part.columns for part in tables.tables(found) if not isinstance(part, str)]
     lines = " ".join([str(cell) for own in columns for column in own for cell in column.cells])
     lines += " ".join(part for part in tables.tables(found) if isinstance(part, str))

@@ -91,6 +91,7 @@ def test_a_shell_may_close_them_all(folder):
 
 def test_signals_ask_for_a_stop_and_are_as_before_afterwards():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+    interrupted = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     try:
         handlers = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
         with catch_signals() as stop:
@@ -105,6 +106,7 @@ def test_signals_ask_for_a_stop_and_are_as_before_afterwards():
         assert handlers == {name: signal.getsignal(name) for name in handlers}
     finally:
         signal.signal(signal.SIGHUP, before)
+        signal.signal(signal.SIGINT, interrupted)
 
 
 def test_a_signal_that_ends_a_command_raises_and_the_next_are_ignored():
