@@ -283,7 +283,7 @@ class TestPage:
         page.locator("#example").click()
         assert drawn(done(page)) == before
         page.locator("#text").press("Control+Home")
-        assert re.search(r"At the cursor: bytes 0 to \d+ .*p 1\.00", page.inner_text("#here"))
+        page.locator("#here", has_text=re.compile(r"At the cursor: bytes 0 to \d+ .*p 1\.00")).wait_for()
 
     def test_a_pasted_record_is_its_sequence(self, opened):
         page = opened(live(">a\n" + "ACGT" * 9, plugin="dna"))

@@ -23,7 +23,7 @@ INPUTS = {
     "chinese": ("chinese.txt", []),
     "code": ("code.py", []),
     "dna": ("dna.fa", ["--annotation", "genes.gff"]),
-    "beside": ("text.txt", ["--model", "starter:text", "--compare", "starter:code"]),
+    "beside": ("text.txt", ["--model", "starter:novels", "--compare", "starter:code"]),
     "rows beside": ("dna.fa", ["--compare", "starter:text", "--annotation", "genes.gff"]),
 }
 
@@ -39,7 +39,11 @@ def folder(tmp_path_factory):
         patch.chdir(folder)
         for name, (file, options) in INPUTS.items():
             arguments = [file, *options, "--device", "cpu", "--format", "html", "--out", f"{name}.html"]
-            arguments += [] if "--model" in options else ["--model", f"starter:{file.split('.')[0]}"]
+            arguments += (
+                []
+                if "--model" in options
+                else ["--model", f"starter:{'novels' if file == 'text.txt' else file.split('.')[0]}"]
+            )
             assert run(["segment", *arguments]) == 0
     return folder
 
