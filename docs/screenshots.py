@@ -2,7 +2,7 @@
 
     python docs/screenshots.py [--run RUN]
 
-Needs Playwright (extra `test`) and Chromium. The text is a scene of docs' own; the models are the starters.
+Needs the package playwright and Chromium. The models are the starters.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ is empty.
 """
 
 
-def shot(browser: Browser, address: str, name: str, height: int = 760, scheme: str = "light") -> None:
-    page = browser.new_context(viewport={"width": 1200, "height": height}, color_scheme=scheme).new_page()  # type: ignore[arg-type]
+def shot(browser: Browser, address: str, name: str, height: int = 760) -> None:
+    page = browser.new_page(viewport={"width": 1200, "height": height})
     page.goto(address)
     page.wait_for_timeout(3000)
     page.screenshot(path=DOCS / name)

@@ -19,7 +19,8 @@ GFF = "".join(
     )
 )
 INPUTS = {
-    "text": ("text.txt", []),
+    "text": ("text.txt", ["--model", "starter:novels"]),
+    "nested": ("text.txt", []),
     "chinese": ("chinese.txt", []),
     "code": ("code.py", []),
     "dna": ("dna.fa", ["--annotation", "genes.gff"]),
@@ -39,11 +40,7 @@ def folder(tmp_path_factory):
         patch.chdir(folder)
         for name, (file, options) in INPUTS.items():
             arguments = [file, *options, "--device", "cpu", "--format", "html", "--out", f"{name}.html"]
-            arguments += (
-                []
-                if "--model" in options
-                else ["--model", f"starter:{'novels' if file == 'text.txt' else file.split('.')[0]}"]
-            )
+            arguments += [] if "--model" in options else ["--model", f"starter:{file.split('.')[0]}"]
             assert run(["segment", *arguments]) == 0
     return folder
 
