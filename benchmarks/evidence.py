@@ -4,10 +4,11 @@
 
 For each dataset, one modality each: first every member is trained on `--small` bytes with four learning rates, one
 seed, and the rate with the lowest bits per byte is kept (the multipliers of the levels are those of the presets); then
-`hnet compare` of all members with these rates at each of `--bytes`. `transformer-read` is the Transformer over tokens
-learned from as many bytes as the models read, without the head start of `transformer`. A stopped benchmark goes on
-where it was; `--report` only reads what FOLDER holds. Writes FOLDER/evidence.json, which `benchmarks/results.py` brings
-into docs/results. At nano 20 MB take about an hour of a core for each member.
+`hnet compare` of all members with these rates at each of `--bytes`. Two kinds of members have the rate of those they
+come from: `transformer-read`, over tokens learned from as many bytes as the models read, without the head start of
+`transformer`, and those with hashed n-grams, `1stage-ngrams` and `mambabyte-ngrams`. A stopped benchmark goes on where
+it was; `--report` only reads what FOLDER holds. Writes FOLDER/evidence.json; of docs/results/evidence.json
+`benchmarks/results.py` makes a table. At nano 20 MB take about an hour of a core for each member.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from hnet_cli.data.dataset import Dataset
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 MEMBERS = ("transformer", "mambabyte", "space", "1stage", "2stage")
 DNA = ("dna-transformer", "dna-mamba", "dna-1stage-transformer", "dna-1stage-mamba")
-READ = "transformer-read"
+READ, NGRAMS = "transformer-read", "-ngrams"
+ROWS = 16384
+"""Hashed n-grams of each size, of the members that have them."""
 
 
 def rates(folder: Path, data: Path, names: tuple[str, ...], small: int, size: str) -> None:
@@ -55,20 +58,27 @@ def best_rates(folder: Path) -> dict[str, float]:
     return {name: min(bits, key=lambda rate: bits[rate]) for name, bits in found(folder).items()}
 
 
+def members(names: tuple[str, ...], best: dict[str, float], nbytes: int, size: str) -> dict[str, dict[str, Any]]:
+    """The presets of the members with their best rates, and of those that come from them."""
+    presets: dict[str, dict[str, Any]] = {}
+    for name in names:
+        presets[name] = preset = {"extends": f"{name}-{size}", "train": {"lr": best[name]}}
+        if name == "transformer":
+            presets[READ] = preset | {"tokenizer": f"{resolve(f'{name}-{size}').tokenizer}@{nbytes}"}
+        if name in ("1stage", "mambabyte"):
+            presets[name + NGRAMS] = preset | {"model": {"ngram_rows": ROWS}}
+    return presets
+
+
 def compare_at(folder: Path, data: Path, names: tuple[str, ...], nbytes: int, size: str) -> None:
     """Compare the members with their best rates on `nbytes`."""
     place = folder / f"bytes-{nbytes}"
     if (place / JSON).exists():
         return
-    best = best_rates(folder)
     presets = place / "presets"
     presets.mkdir(parents=True, exist_ok=True)
     files = []
-    for name in (*names, *([READ] if "transformer" in names else [])):
-        like = "transformer" if name == READ else name
-        preset: dict[str, Any] = {"extends": f"{like}-{size}", "train": {"lr": best[like]}}
-        if name == READ:
-            preset |= {"tokenizer": f"{resolve(f'{like}-{size}').tokenizer}@{nbytes}"}
+    for name, preset in members(names, best_rates(folder), nbytes, size).items():
         files.append(str(presets / f"{name}.yaml"))
         Path(files[-1]).write_text(yaml.safe_dump(preset))
     compare(ComparisonRequest(data, ",".join(files), size, nbytes, max_bytes=300_000, run=place / "compare"))

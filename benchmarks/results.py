@@ -2,9 +2,9 @@
 
     python benchmarks/results.py
 
-Reads docs/results/*.json (each the `compare.json` of a comparison), switches.json and switches-broad.json (outputs of
-benchmarks/switches.py on the starters' data and on broad data). The text around the two marks of the page is written by
-hand.
+Reads docs/results/*.json (each the `compare.json` of a comparison), evidence.json (output of benchmarks/evidence.py),
+switches.json and switches-broad.json (outputs of benchmarks/switches.py on the starters' data and on broad data). The
+text around the two marks of the page is written by hand.
 """
 
 from __future__ import annotations
@@ -57,6 +57,42 @@ def comparison(data: dict[str, Any]) -> list[str]:
     return [*lines, "", "\n>\n".join(f"> {line}" for line in data["verdict"]["text"]), ""]
 
 
+def amount(nbytes: float) -> str:
+    """500 kB, 2 MB, 1.3 GB."""
+    unit, name = next(
+        (unit, name) for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B")) if nbytes >= unit
+    )
+    return f"{nbytes / unit:.3g} {name}"
+
+
+def evidence(told: dict[str, Any]) -> list[str]:
+    """A table per modality: bits of every member after each budget, its gap to the reference, where that would be 0."""
+    lines: list[str] = []
+    for modality, found in told.items():
+        budgets: dict[str, dict[str, Any]] = found["budgets"]
+        names = dict.fromkeys(name for budget in budgets.values() for name in budget)
+        lines += [f"### {modality}, by the bytes that all have read", ""]
+        lines.append("| model | learning rate | " + " | ".join(amount(int(n)) for n in budgets) + " | gap 0 at |")
+        lines.append("|---|--:|" + "--:|" * len(budgets) + "--:|")
+        lowest = {n: min(model["bpb"] for model in budget.values()) for n, budget in budgets.items()}
+        for name in names:
+            cells = []
+            for n, budget in budgets.items():
+                if model := budget.get(name):
+                    bold = "**" * (model["bpb"] == lowest[n])
+                    gap = model["gap"]
+                    cells.append(f"{bold}{model['bpb']:.3f}{bold}" + (f" ({gap['bpb']:+.3f})" if gap else ""))
+                else:
+                    cells.append("")
+            tried = found["rates"].get(name, {})
+            rate = f"{float(min(tried, key=lambda rate: tried[rate])):g}" if tried else ""
+            where, known = found["crossings"].get(name), name in found["crossings"]
+            cells.append(amount(where) if where else "never" if known else "")
+            lines.append(f"| {name} | {rate} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return lines
+
+
 def switches(results: list[dict[str, Any]]) -> list[str]:
     known = ["text", "chinese", "code", "dna"]
     modalities = sorted(
@@ -91,6 +127,8 @@ def main() -> None:
     for name in ("text", "chinese", "code", "dna"):
         if (file := FOLDER / f"{name}.json").exists():
             lines += comparison(json.loads(file.read_text()))
+    if (file := FOLDER / "evidence.json").exists():
+        lines += ["## More bytes", "", *evidence(json.loads(file.read_text()))]
     for title, name in (
         ("## Beyond the paper", "switches.json"),
         ("### On broad data, two seeds", "switches-broad.json"),

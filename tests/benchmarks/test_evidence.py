@@ -3,8 +3,10 @@
 import json
 
 import pytest
+import yaml
 
-from benchmarks import evidence
+from benchmarks import evidence, results
+from hnet_cli.config.run import resolve
 
 
 def comparison(folder, nbytes, bits, reference="transformer"):
@@ -31,3 +33,24 @@ def test_gaps_and_rates_of_each_budget(tmp_path):
     assert told["budgets"][2000]["1stage"]["gap"]["bpb"] == 0.25
     # half the gap for ten times the bytes: the other half for ten times more
     assert told["crossings"] == {"1stage": pytest.approx(200_000), "mambabyte": 20000, "space": None}
+    table = results.evidence({"text": json.loads(json.dumps(told))})
+    assert [line for line in table if line.startswith("| ")] == [
+        "| model | learning rate | 200 B | 2 kB | 20 kB | gap 0 at |",
+        "| transformer | 0.004 | 2.000 | 2.000 | 2.000 |  |",
+        "| 1stage | 0.001 | 2.900 (+0.900) | 2.250 (+0.250) | 2.125 (+0.125) | 200 kB |",
+        "| mambabyte |  | **1.900** (-0.100) | **1.900** (-0.100) | **1.900** (-0.100) | 20 kB |",
+        "| space |  | 2.000 (+0.000) | 2.002 (+0.002) | 2.020 (+0.020) | never |",
+    ]
+
+
+def test_members_that_come_from_others_have_their_rates(tmp_path):
+    best = {"transformer": 0.004, "1stage": 0.001, "space": 0.002}
+    presets = evidence.members(tuple(best), best, 300_000, "nano")
+    assert list(presets) == ["transformer", "transformer-read", "1stage", "1stage-ngrams", "space"]
+    configs = {}
+    for name, preset in presets.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(preset))
+        configs[name] = resolve(str(tmp_path / f"{name}.yaml"))
+    assert [config.train.lr for config in configs.values()] == [0.004, 0.004, 0.001, 0.001, 0.002]
+    assert str(configs["transformer-read"].tokenizer).endswith("@300000")
+    assert [config.model.ngram_rows for config in configs.values()] == [0, 0, 0, evidence.ROWS, 0]
