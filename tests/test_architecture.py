@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -76,6 +77,18 @@ def rank(module: str) -> int:
     return ranks[0]
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def calls(path: Path) -> list[tuple[ast.Call, str]]:
+    """Every call in a file, with what is called."""
+    return [(node, ast.unparse(node.func)) for node in ast.walk(parsed(path)) if isinstance(node, ast.Call)]
+
+
+@functools.cache
 def modules() -> dict[str, Path]:
     """Modules of the core by their name below hnet_cli, `__init__` files under that of their folder."""
     names = {}
@@ -104,7 +117,7 @@ def imports(path: Path, package: str, *, lazy: bool = True) -> Iterator[str]:
         for child in ast.iter_child_nodes(node):
             yield from visit(child)
 
-    return visit(ast.parse(path.read_text(encoding="utf-8")))
+    return visit(parsed(path))
 
 
 def core_imports(name: str, path: Path) -> set[str]:
@@ -152,10 +165,7 @@ WRITING_METHODS = {"write_text", "write_bytes", "mkdir", "unlink", "rmdir", "tou
 
 def writes(path: Path) -> Iterator[str]:
     """Calls in a file that change a disk."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if not isinstance(node, ast.Call):
-            continue
-        called = ast.unparse(node.func)
+    for node, called in calls(path):
         owner, _, name = called.rpartition(".")
         modes = [
             a.value
@@ -190,7 +200,7 @@ READING_METHODS = {"read_text", "read_bytes", "safe_open", "load_file"}
 
 def reads(path: Path) -> Iterator[str]:
     """Calls in a file that read a path past `hnet_cli.storage`."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parsed(path)
     imported = {
         alias.asname or alias.name
         for node in ast.walk(tree)
@@ -198,14 +208,12 @@ def reads(path: Path) -> Iterator[str]:
         for alias in node.names
     }
     own = imported | {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            called = ast.unparse(node.func)
-            owner, _, name = called.rpartition(".")
-            ours = owner == "storage" or (not owner and name in own)
-            opens = name == "open" and owner.partition("(")[0] in ("Path", "path", "file", "self.path")
-            if called in READERS or opens or (name in READING_METHODS and not ours):
-                yield f"{path.name}:{node.lineno}: {called}"
+    for node, called in calls(path):
+        owner, _, name = called.rpartition(".")
+        ours = owner == "storage" or (not owner and name in own)
+        opens = name == "open" and owner.partition("(")[0] in ("Path", "path", "file", "self.path")
+        if called in READERS or opens or (name in READING_METHODS and not ours):
+            yield f"{path.name}:{node.lineno}: {called}"
 
 
 def test_storage_alone_reads() -> None:
@@ -225,9 +233,7 @@ def test_the_core_never_names_a_modality() -> None:
         for found in imports(path, "hnet_cli"):
             assert "modalities" not in found.split("."), f"hnet_cli/{name} imports {found}"
         if room(name) in ("data", "errors", "kernels", "modality", "model", "storage", "terminal"):
-            strings = {
-                n.value for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Constant)
-            }
+            strings = {n.value for n in ast.walk(parsed(path)) if isinstance(n, ast.Constant)}
             assert not plugins & {s for s in strings if isinstance(s, str)} - {"text", "code"}, f"hnet_cli/{name}"
 
 
@@ -313,11 +319,7 @@ def unsafe_markup(node: ast.AST) -> Iterator[str]:
 
 def test_foreign_text_goes_through_one_function() -> None:
     for name, path in modules().items():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if (
-                isinstance(node, ast.Call)
-                and ast.unparse(node.func) in ("say", "console.print")
-                and room(name) != "terminal"
-            ):
+        for node, called in calls(path):
+            if called in ("say", "console.print") and room(name) != "terminal":
                 found = [value for argument in node.args for value in unsafe_markup(argument)]
                 assert not found, f"hnet_cli/{name}:{node.lineno}: {found} past `literal`"

@@ -53,7 +53,7 @@ STAGE = {
         pytest.param(["model.chunker=characters"], marks=pytest.mark.slow),
         ["model.chunker=space"],
         pytest.param(["model.chunker=fixed:5"], marks=pytest.mark.slow),
-        ["train.micro_batches=2"],
+        pytest.param(["train.micro_batches=2"], marks=pytest.mark.slow),
     ],
     ids=["one stage", "two stages", "no stage", "characters", "space", "fixed", "micro-batches"],
 )
@@ -194,7 +194,11 @@ def test_the_seed_matters(whole, data, tmp_path):
 
 @pytest.mark.parametrize(
     ("kind", "step", "number"),
-    [("step", 6, "SIGTERM"), ("eval", 8, "SIGINT"), ("checkpoint", 4, "SIGUSR1"), ("log", 1, "SIGHUP")],
+    [
+        ("eval", 8, "SIGINT"),
+        ("checkpoint", 4, "SIGUSR1"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("step", 6, "SIGTERM"), ("log", 1, "SIGHUP"))),
+    ],
 )
 def test_stopped_and_resumed_is_never_stopped(whole, data, tmp_path, signals, kind, step, number):
     """Also while a validation or a checkpoint is under way."""
