@@ -135,8 +135,6 @@ def train(
     from hnet_cli.terminal.console import set_verbosity
     from hnet_cli.training import plan
 
-    if strict and not resume:
-        raise UsageError("--strict goes with --resume", "give both, or neither")
     if isinstance(settings, Mapping):
         settings = [f"{key}={'null' if value is None else value}" for key, value in settings.items()]
     settings = list(settings)
@@ -153,6 +151,7 @@ def train(
                 device=device,
                 world=world,
                 start=start,
+                strict=strict,
             )
             if world.is_main:
                 storage.refuse_if_held(chosen.run)

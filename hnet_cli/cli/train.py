@@ -64,7 +64,7 @@ def train(
                 set_verbosity(-1)
             with world.together():
                 chosen = plan.choose(
-                    preset, data, run, settings, resume=resume, device=device, world=world, start=start
+                    preset, data, run, settings, resume=resume, device=device, world=world, start=start, strict=strict
                 )
                 if world.is_main:
                     plan.describe(chosen, as_json, minutes)

@@ -314,7 +314,7 @@ def _timed(config: RunConfig, share: float) -> RunConfig:
         Chunker("fixed", max(1, round(ratio))) if chunker.learned else chunker
         for chunker, ratio in zip(model.chunkers, ratios, strict=True)
     )
-    train = replace(train, sequence_length=length, batch_bytes=length * train.rows)
+    train = replace(train, sequence_length=length, batch_bytes=length * train.rows, budgets=[], frozen=[])
     return replace(config, model=replace(model, chunkers=chunkers), train=train)
 
 

@@ -336,9 +336,9 @@ def _reason(problem: Mapping[str, Any]) -> str:
 
 FIXED = (
     *("model.", "tokenizer", "train.seed", "train.batch_bytes", "train.sequence_length"),
-    *("train.init", "train.optimizer"),
+    *("train.init", "train.optimizer", "train.frozen"),
 )
-"""Settings that a run keeps for life: its weights and the order of its data follow from them."""
+"""Settings that a run keeps for life: its weights, its optimizer's state and the order of its data follow from them."""
 
 
 def differences(before: RunConfig, now: RunConfig) -> dict[str, tuple[Any, Any]]:

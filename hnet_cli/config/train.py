@@ -91,7 +91,7 @@ class TrainConfig:
     ratio_loss_weight: Annotated[float | Points, Schedule(least=0)] = 0.03
     """alpha of the ratio loss (paper equation 10). A number, or a schedule over the run."""
     ratio_loss_statistics: Literal["micro-batch", "global"] = "micro-batch"
-    """True if its F and G are of each micro-batch, as in the release, or of the batch: see `GlobalRatio`."""
+    """Extent of its F and G: each micro-batch, as in the release, or the whole batch, see `GlobalRatio`."""
     budgets: list[Positive] = field(default_factory=list)
     """Multiples of the bytes per chunk that `target_ratios` make, 1 among them, which one model is trained for:
     [0.5, 1, 2]. Each sequence of a batch draws one; `--bytes-per-chunk` chooses later. None: 1 alone."""

@@ -13,8 +13,8 @@ from hnet_cli.errors import DamagedError, UsageError
 from hnet_cli.modality import wide_encoding
 from hnet_cli.storage import shown
 
-MOST_BYTES = 1 << 16
-"""Size limit of a configuration: the parser takes a second for so much."""
+MOST_BYTES = 1 << 18
+"""Size limit of a configuration, of a run with the vocabulary of its chunker: the parser takes seconds for so much."""
 MOST_DEPTH = 20
 """Depth limit of nested lists and mappings."""
 

@@ -26,8 +26,10 @@ OPERANDS = {"fixed": "k", "regex": "pattern", "bpe": "tokens"}
 """The field that a kind of chunker needs."""
 MOST_LAYERS = 4096
 """Upper limit of the layers of all stacks."""
-MOST_LEVELS = 16
-"""Upper limit of levels."""
+MOST_LEVELS = 10
+"""Upper limit of levels: the depth of a byte is one digit in the records of a run."""
+MOST_OPERAND = 100_000
+"""Upper limit of the characters of a chunker's expression or vocabulary, which stand in configurations."""
 MOST_BLOCK = 1 << 16
 """Upper limit of the block length of the scan."""
 MOST_WIDTH = 256
@@ -250,6 +252,9 @@ class Chunker:
         elif wanted:
             if not isinstance(operand := getattr(self, wanted), str) or not operand:
                 raise ValueError(f"chunker {self.kind!r} needs {wanted}, got {brief(operand)}")
+            if len(operand) > MOST_OPERAND:
+                said = f"chunker.{wanted} has {len(operand):,} characters, at most {MOST_OPERAND:,} fit a configuration"
+                raise ValueError(f"{said}: take {'a smaller vocabulary' if wanted == 'tokens' else 'a shorter one'}")
             self.automaton()  # says what is wrong with it
 
     @property

@@ -52,12 +52,13 @@ def chunk_fractions(config: RunConfig, share: float = 1.0, rule: float | None = 
     """
     fractions, budgets = [], config.train.budgets or [1]
     learned = sum(chunker.learned for chunker in config.model.chunkers)
+    shares = [share] * len(budgets)
     for chunker, ratio in zip(config.model.chunkers, config.train.ratios(), strict=True):
         measured = rule if chunker.rule else None
-        share *= measured or 1 / (chunker.k or ratio)
-        if chunker.learned:
-            share *= sum(budget ** (-1 / learned) for budget in budgets) / len(budgets)
-        fractions.append(share)
+        factor = measured or 1 / (chunker.k or ratio)
+        longer = [budget ** (1 / learned) if chunker.learned else 1 for budget in budgets]
+        shares = [share * factor / times for share, times in zip(shares, longer, strict=True)]
+        fractions.append(sum(shares) / len(shares))
     return fractions
 
 

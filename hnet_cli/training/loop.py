@@ -280,7 +280,7 @@ class _Trainer:
         with world.together():
             self._open_records()
         self._compare_with_before()
-        if self.pace is not None and step >= train.steps:  # the time is for more steps
+        if self.pace is not None and train.steps <= step < self.pace.most:  # the time is for more steps
             self.config = replace(self.config, train=replace(train, steps=step + 1))
 
     def _open_records(self) -> None:
@@ -599,8 +599,9 @@ class _Trainer:
         """
         moments = (value for values in self.optimizer.state.values() for value in values.values())
         finite = all_finite([own(tensor) for tensor in (*self.model.state_dict().values(), *moments)])
+        broken = self.world.largest(not finite)
         with self.world.together():
-            if self.world.largest(not finite):
+            if broken:
                 raise self._not_finite(f"after step {self.state.step} the weights or AdamW's moments are not finite")
         with self.world.together():
             try:
@@ -613,9 +614,16 @@ class _Trainer:
 
     def _write_checkpoint(self) -> None:
         config, train = self.config, self.config.train
-        self.metrics.sync()
-        self.samples.sync()
-        self.events.sync()
+        error: Exception | None = None
+        try:
+            for records in (self.metrics, self.samples, self.events):
+                records.sync()
+        except Exception as raised:
+            error = raised
+        if self.world.largest(error is not None):  # no rank gathers weights that another does not send
+            if error is not None:
+                raise error
+            return
         self.saved = save_checkpoint(
             self.run,
             self.model,

@@ -93,6 +93,7 @@ def choose(
     device: str | None,
     world: World = ALONE,
     start: str | None = None,
+    strict: bool = False,
 ) -> Plan:
     """Make and print the choices that the user left open. Raises UsageError, InputError, EnvironmentLimit, and
     BusyError where the run's folder cannot be.
@@ -100,6 +101,8 @@ def choose(
     `data`: a dataset, or several as of `--data`. `start`: the model to begin with; without a `preset` the configuration
     follows from it.
     """
+    if strict and not resume:
+        raise UsageError("--strict goes with --resume", "give both, or neither")
     if start is not None and resume:
         raise UsageError("--start begins a run, --resume continues one", "give one of them")
     here = this_machine(world.device(device), world.local_size)

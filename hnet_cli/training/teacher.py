@@ -42,6 +42,8 @@ class Lesson:
     """(T,) bool: positions whose boundary is certain and not forced."""
     starts: Tensor
     """(K,) int64: positions where `boundary` is true."""
+    certain: Tensor
+    """(K,) bool: those of `starts` that bytes to come cannot change."""
     embedding: Tensor
     """(K, D): the embedding of the token before each of `starts`."""
     scale: float
@@ -56,7 +58,7 @@ class Lesson:
         accuracy = ((routing.boundary_mask == self.boundary) * judged).sum() / judged.sum().clamp_min(1)
         distance = p.new_zeros(())
         if embedding is not None:
-            both = routing.boundary_mask.index_select(0, self.starts)
+            both = routing.boundary_mask.index_select(0, self.starts) & self.certain
             chunk = routing.boundary_mask.cumsum(0).index_select(0, self.starts) - 1
             read = embedding.index_select(0, chunk)
             apart = (read.to(p.dtype) - self.embedding.to(p.dtype)).square().sum(-1)
@@ -92,18 +94,20 @@ class Teacher:
         has_bos = batch.inputs[batch.cu_seqlens[:-1]] == BOS
         text = batch.inputs.tobytes()
         sequences = [text[a + int(bos) : b] for (a, b), bos in zip(pairwise(edges), has_bos, strict=True)]
-        boundary, judged = np.zeros(len(text), bool), np.ones(len(text), bool)
+        boundary, known = np.zeros(len(text), bool), np.ones(len(text), bool)
         previous = []
         for (a, b), bos, tokens in zip(pairwise(edges), has_bos, self.tokenizer.encode(sequences), strict=True):
             starts = a + int(bos) + np.cumsum(self.tokenizer.lengths[tokens[:-1]])
             boundary[a] = boundary[starts] = True
-            judged[a] = judged[max(a, b - CUT) : b] = False
+            known[max(a + 1, b - CUT) : b] = False
             previous += [np.array([self.tokenizer.bos]), tokens[: len(starts)]]
+        judged = known.copy()
+        judged[batch.cu_seqlens[:-1]] = False
         ids = np.concatenate(previous)
         embedding = send(self.table[torch.from_numpy(ids)], device)
-        arrays = (boundary, judged, np.flatnonzero(boundary))
-        boundaries, mask, starts = (send(torch.from_numpy(array), device) for array in arrays)
-        return Lesson(boundaries, mask, starts, embedding, self.scale)
+        arrays = (boundary, judged, np.flatnonzero(boundary), known[boundary])
+        boundaries, mask, starts, certain = (send(torch.from_numpy(array), device) for array in arrays)
+        return Lesson(boundaries, mask, starts, certain, embedding, self.scale)
 
 
 def keep(source: Path, run: Path) -> None:

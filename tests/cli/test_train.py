@@ -48,6 +48,7 @@ from hnet_cli.storage import FolderLock
         ("train --preset tiny.yaml --run file.txt", 73, "file.txt"),
         ("train --run nowhere --resume", 3, "no run to resume"),
         ("train --preset bad.yaml --strict", 2, "--resume"),
+        ("train --preset bad.yaml --strict --dry-run", 2, "--resume"),
         ("train --start starter:klingon", 3, "no starter model is called 'starter:klingon'"),
         ("train --start nowhere", 3, "there is no model at nowhere"),
         ("train --start genome.fa", 4, "`hnet convert` makes a model of official weights"),

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from rowkit import rows_dataset
 
-from hnet_cli.comparison.plan import ComparisonRequest, _scheduled, choose, write
+from hnet_cli.comparison.plan import ComparisonRequest, _scheduled, _timed, choose, write
 from hnet_cli.config.run import resolve
 from hnet_cli.data.loader import Windows
 from hnet_cli.errors import DamagedError, InputError, UsageError
@@ -86,3 +86,11 @@ def test_a_plan_without_its_budgets_is_damaged(request_of, tmp_path):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"asked": {"minutes": None}}))
     with pytest.raises(DamagedError, match=r"plan\.json is damaged: asked\.bytes"):
         choose(request)
+
+
+def test_what_is_timed_has_no_router():
+    """Whatever else the configuration asks of one."""
+    asked = ["train.budgets=[0.5,1,2]", "train.frozen=[level0.routing_module]"]
+    timed = _timed(resolve("1stage-nano", asked), 0.5)
+    assert [chunker.k for chunker in timed.model.chunkers] == [6]
+    assert timed.train.sequence_length == resolve("1stage-nano").train.sequence_length // 2

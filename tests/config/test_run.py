@@ -103,6 +103,21 @@ def test_a_chunker_by_the_vocabulary_of_a_tokenizer(config_of, tmp_path):
         config_of(BASE, f"model.chunker=bpe:{tmp_path / 'none'}")
 
 
+def test_a_large_vocabulary_stands_in_the_configuration_of_a_run(config_of, tmp_path):
+    """Or is refused before there is a run that could not be gone on with."""
+    words = [a + b + c for a in "abcdefghijklmnopqrstu" for b in "abcdefghijklmnopqrst" for c in "abcdefghijklmnopqrst"]
+    at = tmp_path / "tokenizer.json"
+    for part, count in ((words, 8400), (["é" + word for word in words[:8000]] + words[:4000], 12000)):
+        at.write_text(json.dumps({"model": {"type": "BPE", "vocab": {word: n for n, word in enumerate(part)}}}))
+        config = config_of(BASE, f"model.chunker=bpe:{at}")
+        assert config.model.chunkers[0].tokens.count(" ") == count - 1
+        assert saved(config, tmp_path) == config
+    chain = ["a" * length for length in range(1, 500)]
+    at.write_text(json.dumps({"model": {"type": "BPE", "vocab": {word: n for n, word in enumerate(chain)}}}))
+    with pytest.raises(UsageError, match=r"125,248 characters, at most 100,000 .* a smaller vocabulary"):
+        config_of(BASE, f"model.chunker=bpe:{at}")
+
+
 def test_a_network_without_stages(config_of, tmp_path):
     text = BASE.replace("[m1, [T1], m1]", "[m2]").replace("[4]", "[]")
     config = config_of(

@@ -274,6 +274,9 @@ def test_a_run_with_limited_time_lays_its_schedule_out_over_fewer_steps(data, tm
     assert metrics(run)[-2]["lr"] == pytest.approx(0.02 * config.train.lr)
     assert metrics(run)[-1]["step"] == steps == json.loads((newest(run) / "state.json").read_text())["step"]
     assert train(resolve(str(run / "config.yaml")), data, run, resume=True).state.step == steps
+    few, before = tiny("train.steps=1", "train.eval_every=0"), metrics(run)
+    assert train(few, data, run, resume=True, seconds=1.5, most=1).state.step == steps  # all that were asked are done
+    assert metrics(run) == before
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------

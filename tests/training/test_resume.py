@@ -65,6 +65,14 @@ def test_a_run_stays_with_its_dataset(whole, tmp_path):
     assert (weights(whole), metrics(whole)) == before
 
 
+def test_a_run_keeps_what_its_state_follows_from(whole, data):
+    before = weights(whole), metrics(whole)
+    for setting in ("train.seed=1", "train.frozen=[level0.encoder]", "model.d_model=[64, 128]"):
+        with pytest.raises(UsageError, match=setting.partition("=")[0]):
+            train(tiny(setting), data, whole, resume=True)
+    assert (weights(whole), metrics(whole)) == before
+
+
 def test_a_mixture_goes_on_bit_for_bit(mixed, sources, tmp_path, signals):
     """In whatever order its datasets are given."""
     with pytest.raises(Stopped):

@@ -53,6 +53,7 @@ def test_a_lesson_gives_the_transformer_what_it_is_used_to_read(made, data, toke
         at += len(tokens)
         assert not lesson.judged[a]
         assert not lesson.judged[max(a, b - CUT) : b].any()
+        assert torch.equal(lesson.certain[at - len(tokens) : at], starts < max(a + 1, b - CUT))
     assert at == len(lesson.embedding)
     assert lesson.judged.sum() > 200
 
@@ -73,5 +74,19 @@ def test_losses_are_least_for_what_the_teacher_says(made, data):
     embedding = torch.zeros(len(ids), 64)
     embedding[lesson.boundary] = lesson.embedding
     assert lesson.losses(routing, embedding)[1] == 0
-    wanted = lesson.embedding.square().sum(-1).mean() / lesson.scale
+    wanted = lesson.embedding[lesson.certain].square().sum(-1).mean() / lesson.scale
     assert lesson.losses(routing, torch.zeros(len(ids), 64))[1] == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_bytes_to_come_cannot_change_a_lesson(made, data):
+    """Whatever a chunk holds in the last bytes of a sequence, where tokens may still grow, costs nothing."""
+    teacher, _ = made
+    batch = Batches(Dataset.open(data), sequence_length=64, rows=4, seed=3).batch(0)
+    lesson = teacher.lesson(batch, torch.device("cpu"))
+    routing = build_model(tiny())(torch.from_numpy(batch.inputs).long(), cu_seqlens=torch.from_numpy(batch.cu_seqlens))
+    routing = routing.routing[0]
+    routing.boundary_mask = lesson.boundary
+    embedding = lesson.embedding.clone()
+    embedding[~lesson.certain] += 5
+    assert lesson.certain.logical_not().sum() > 4
+    assert lesson.losses(routing, embedding)[1] == 0
