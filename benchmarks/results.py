@@ -78,12 +78,10 @@ def evidence(told: dict[str, Any]) -> list[str]:
         for name in names:
             cells = []
             for n, budget in budgets.items():
-                if model := budget.get(name):
-                    bold = "**" * (model["bpb"] == lowest[n])
-                    gap = model["gap"]
-                    cells.append(f"{bold}{model['bpb']:.3f}{bold}" + (f" ({gap['bpb']:+.3f})" if gap else ""))
-                else:
-                    cells.append("")
+                member = budget.get(name, {})
+                bits, bold = member.get("bpb"), "**" * (member.get("bpb") == lowest[n])
+                gap = f" ({member['gap']['bpb']:+.3f})" if member.get("gap") else ""
+                cells.append("" if bits is None else f"{bold}{bits:.3f}{bold}{gap}")
             tried = found["rates"].get(name, {})
             rate = f"{float(min(tried, key=lambda rate: tried[rate])):g}" if tried else ""
             where, known = found["crossings"].get(name), name in found["crossings"]

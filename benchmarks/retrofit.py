@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from hnet_cli.checkpoints.find import find, load
 from hnet_cli.cli import app as cli
 from hnet_cli.data.dataset import Dataset
-from hnet_cli.data.loader import windows
+from hnet_cli.data.loader import Windows
 from hnet_cli.model import HNetForCausalLM
 from hnet_cli.training.teacher import Teacher
 from hnet_cli.training.validation import to_device
@@ -68,12 +68,12 @@ def measure(model: HNetForCausalLM, teacher: Teacher, data: Dataset, length: int
     total = chunks = 0
     counts = torch.zeros(4)  # judged positions by (is first byte, is boundary)
     batches = 0
-    for batch in windows(data, "val", length, batch_bytes=16384, max_bytes=most):
+    for batch in Windows(data, "val", length, most).batches(16384):
         inputs, targets, edges, _ = to_device(batch, torch.device("cpu"))
         out = model(inputs, cu_seqlens=edges)
         lesson = teacher.lesson(batch, torch.device("cpu"))
         nats += F.cross_entropy(out.logits.float(), targets, reduction="sum").item()
-        distance += lesson.losses(out.routing[0])[1].item()
+        distance += lesson.losses(out.routing[0], out.embedding)[1].item()
         kind = 2 * lesson.boundary.long() + out.routing[0].boundary_mask.long()
         counts += torch.bincount(kind[lesson.judged], minlength=4)
         chunks += int(out.routing[0].boundary_mask.sum())

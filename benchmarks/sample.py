@@ -46,8 +46,10 @@ class Every(RoutingModule):
     places: torch.Tensor
     """(rows, spans): which of its positions."""
 
-    def step(self, hidden: torch.Tensor, tokens: torch.Tensor, state: Any, now: Any) -> torch.Tensor:
-        prob = super().step(hidden, tokens, state, now)
+    def step(
+        self, hidden: torch.Tensor, tokens: torch.Tensor | None, state: Any, now: Any, kernels: Any
+    ) -> torch.Tensor:
+        prob = super().step(hidden, tokens, state, now, kernels)
         rows = torch.arange(len(prob)) if now.rows is None else now.rows
         place = self.places[rows, now.position // self.every % self.places.shape[1]]
         return torch.where(now.position % self.every == place, 0.75, 0.0) + prob / 4  # prob may be 0
