@@ -114,7 +114,8 @@ class UnitJournal:
     def replay(self, keys: Sequence[str], writer: Writer, account: Account) -> int:
         """Bring `writer` and `account` to the state after the units that were finished; returns their number.
 
-        `keys`: of all units, in order. Files in the folder beyond that state are removed.
+        `keys`: of all units, in order; none is taken for one without a key. Files in the folder beyond that state are
+        removed.
         """
         done = 0
         if self.path.exists():
@@ -126,7 +127,7 @@ class UnitJournal:
                     except DamagedError:
                         break
                     unit = entry.account
-                    if entry.key != key or not writer.restore(entry.state):
+                    if not key or entry.key != key or not writer.restore(entry.state):
                         break
                     account.merge(unit)
                     done, end = done + 1, file.tell()

@@ -86,10 +86,13 @@ class ReadingPlan:
         return digest([*_version(request), vars(request), files])
 
     def keys(self, request: PrepareRequest, modality: Modality) -> list[str]:
-        """For each unit, the SHA-256 of all that its documents follow from."""
+        """For each unit, the SHA-256 of all that its documents follow from; "" for standard input, of which nothing is
+        known before it is read."""
         version = [*_version(request), f"{type(modality).__module__}.{type(modality).__qualname__}", request.field]
         return [
-            digest([*version, [[f.name, f.size, f.stamp, f.part, f.group, f.argument] for f in unit]])
+            ""
+            if any(f.is_stdin for f in unit)
+            else digest([*version, [[f.name, f.size, f.stamp, f.part, f.group, f.argument] for f in unit]])
             for unit in self.units
         ]
 

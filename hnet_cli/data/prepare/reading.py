@@ -40,18 +40,19 @@ class UnitReader:
             try:
                 part = self._read_file(file, writer, advance, sources_before + len(account.sources))
             except (InputError, NoField) as error:
-                # Of a file in a folder that is damaged, nothing is kept: what stands before the damage is not known to
-                # be sound, since checksums come last. A file that changes under its stretches cannot be half left out.
+                # Of a file in a folder that is damaged, or its stretch, nothing is kept: what stands before the damage
+                # is not known to be sound, since checksums come last. A file that changes under its stretches cannot
+                # be half left out.
                 if mark is None or (file.part and isinstance(error, Changed)):
                     raise
                 writer.rollback(mark)
-                part = Account(bytes_read=file.size)
+                part = Account(bytes_read=file.part_size)
                 if isinstance(error, NoRows):
-                    part.refuse(file.argument, Refused(NO_ROWS, file.name, file.size))
+                    part.refuse(file.argument, Refused(NO_ROWS, file.name, file.part_size))
                 else:
                     reason = "damaged file" if isinstance(error, InputError) else "file without the field"
                     reason = UNREADABLE if isinstance(error, Unreadable) else reason
-                    part.refuse(file.argument, Refused(reason, str(error), file.size, damaged=True))
+                    part.refuse(file.argument, Refused(reason, str(error), file.part_size, damaged=True))
             account.merge(part)
         return account
 
@@ -66,7 +67,7 @@ class UnitReader:
             try:
                 open_raw(file.path).close()
             except InputError as error:  # it could be opened a moment ago
-                gone = Refused("vanished or unreadable", f"{file.name}: {error}", file.size, damaged=True)
+                gone = Refused("vanished or unreadable", f"{file.name}: {error}", file.part_size, damaged=True)
                 account.refuse(file.argument, gone)
                 return account
         reader, documents = FileReader(file, count, hashed=True), 0

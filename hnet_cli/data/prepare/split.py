@@ -97,12 +97,13 @@ def make_split(
             divided = choice.document - documents
             start[divided] = lengths["train"][divided] = choice.at
             lengths["val"][divided] -= choice.at
-        moved = _among(contents, shared) & (out if fate in (TO_TRAIN, ON_BOTH) else ~out)
+        same = _among(contents, shared)
+        moved = same & (out if fate in (TO_TRAIN, ON_BOTH) else ~out)
         notes[fate] += int(moved.sum())
         if fate == TO_TRAIN:
             lengths["train"][moved], lengths["val"][moved] = length[moved], 0
         elif fate == TO_VAL:
-            lengths["train"][moved], lengths["val"][moved] = 0, length[moved]
+            start[same], lengths["train"][same], lengths["val"][same] = 0, 0, length[same]  # a divided one in whole
         elif fate == TO_NONE:
             lengths["train"][moved] = 0
         for name, kept in lengths.items():

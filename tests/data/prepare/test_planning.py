@@ -18,6 +18,7 @@ from hnet_cli import modality
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.prepare import planning
 from hnet_cli.data.prepare.preparation import join, prepare
+from hnet_cli.errors import InputError
 
 
 def same(one: Path, other: Path) -> bool:
@@ -158,3 +159,28 @@ def test_large_tables_are_read_in_stretches(tmp_path: Path, monkeypatch: pytest.
     sources = many.about["sources"]
     assert len(sources) > 5
     assert sum(source["size"] for source in sources) == (tmp_path / "x.parquet").stat().st_size
+
+
+@pytest.mark.slow
+def test_stretches_that_cannot_be_used_count_their_own_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those of their file each time: what is refused is a share of what was read."""
+    import pyarrow
+    from pyarrow import parquet
+
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_bytes(text(0, 90_000))
+    table = pyarrow.table({"title": [f"number {n} " + "of many " * 40 for n in range(1000)]})
+    parquet.write_table(
+        table, tmp_path / "in" / "b.parquet", row_group_size=50, compression="none", use_dictionary=False
+    )
+    monkeypatch.setattr(planning, "UNIT_BYTES", 30_000)
+    done: list[int] = []
+    plugin = modality.get("text")
+    with pytest.raises(InputError, match="damaged"):
+        prepare([tmp_path / "in"], plugin, tmp_path / "out", measure=False, progress=lambda now, _: done.append(now))
+    size = sum(file.stat().st_size for file in (tmp_path / "in").iterdir())
+    assert done[-1] <= 1.1 * size
+    summary = prepare([tmp_path / "in"], plugin, tmp_path / "out", measure=False, tolerated=1.0)
+    count, refused, _ = summary.refused["file without the field"]
+    assert count > 5
+    assert refused == (tmp_path / "in" / "b.parquet").stat().st_size

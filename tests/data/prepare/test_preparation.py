@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -16,7 +17,7 @@ from strangerkit import resealed
 from hnet_cli import modality
 from hnet_cli.cli.app import run
 from hnet_cli.data.dataset import Dataset
-from hnet_cli.data.prepare import planning
+from hnet_cli.data.prepare import planning, preparation
 from hnet_cli.data.prepare.preparation import join, part_folder, prepare, whole_folder
 from hnet_cli.errors import DamagedError, InputError, UsageError
 
@@ -53,6 +54,24 @@ def in_parts(out: Path, parts: int, *inputs: Path, **options: Any) -> list[Path]
         prepare(list(inputs), plugin, out, part=(part, parts), measure=False, **options).path
         for part in range(1, parts + 1)
     ]
+
+
+def test_what_was_read_of_one_standard_input_is_not_taken_for_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are called "-"; and what is kept of a stopped run is much, so that it is looked for."""
+    monkeypatch.setattr(preparation, "UNIT_BYTES", 100)
+    for words, count in ((b"alpha\n", 200), (b"delta\n", 2000)):
+        (tmp_path / "input").write_bytes(words * count)
+        with open(tmp_path / "input", "rb") as given, monkeypatch.context() as patch:
+            patch.setattr("sys.stdin", io.TextIOWrapper(given))
+            if count == 200:
+                with pytest.raises(InputError, match="too little data"):
+                    prepare(["-"], Lines(), tmp_path / "out", measure=False)
+                assert list(tmp_path.glob(".out*"))
+            else:
+                prepare(["-"], Lines(), tmp_path / "out", measure=False)
+    assert b"alpha" not in stored(Dataset.open(tmp_path / "out"))
 
 
 @pytest.mark.parametrize("parts", [1, 2, 5, 40])

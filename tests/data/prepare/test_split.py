@@ -271,6 +271,18 @@ def test_copies_of_documents_that_the_user_holds_out_are_not_trained_on(tmp_path
         prepare([copy], modality.get("text"), tmp_path / "none", val_inputs=[train], measure=False)
 
 
+def test_a_divided_document_with_a_copy_is_on_one_side(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    lines = [b"".join(b"%d of %d\n" % (n, seed) for n in range(count)) for seed, count in ((1, 3000), (2, 1000))]
+    for name, data in (("1.txt", lines[0]), ("2.txt", lines[1]), ("3.txt", lines[1])):
+        (tmp_path / "in" / name).write_bytes(data)
+    summary = prepare([tmp_path / "in"], modality.get("text"), tmp_path / "out", val=0.02, measure=False)
+    dataset = Dataset.open(tmp_path / "out")
+    assert summary.notes[TO_VAL] == 1
+    assert contents_of(dataset, "train") == {lines[0]}
+    assert list(dataset.documents("val")) == [lines[1], lines[1]]
+
+
 def test_a_corpus_of_one_document_many_times_is_split_and_said(tmp_path: Path) -> None:
     page = "all the same, " + text(1, 400).decode()
     prepare([rows(tmp_path / "x.jsonl", [page] * 50)], modality.get("text"), tmp_path / "out", val=0.1, measure=False)
