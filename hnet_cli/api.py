@@ -210,11 +210,11 @@ def metrics(run: str | PathLike[str]) -> dict[str, np.ndarray]:
     folder = Path(run)
     if not (folder / "metrics.jsonl").exists():
         raise InputError(f"{folder} is no run that has begun: it has no metrics.jsonl", "name a folder of `hnet train`")
-    rows = history.read_metrics(folder)
+    rows = history.all_metrics(folder)
     columns = {key: [number(row.get(key)) for row in rows] for key in dict.fromkeys(key for row in rows for key in row)}
     whole = {key: [math.nan if value is None else value for value in values] for key, values in columns.items()}
     return {
-        key: np.array(values, dtype=np.int64 if key == "step" else np.float64)
+        key: np.array(values, dtype=np.int64 if key == "step" and not any(map(math.isnan, values)) else np.float64)
         for key, values in whole.items()
         if not all(map(math.isnan, values))
     }

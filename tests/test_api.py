@@ -38,6 +38,19 @@ def test_from_files_to_figures(tmp_path, monkeypatch, capsys):
     assert math.isclose(json.loads(shown.stdout)["bpb"], figures["bpb"])
 
 
+def test_every_record_of_a_run_is_a_row(tmp_path):
+    """Validations of other bytes too, and of long runs more than a page shows."""
+    records = [{"step": step, "bytes": step, "bpb": 2.0} for step in range(1, 12_001)]
+    records += [{"step": 12_000, "bytes": 9, "val_bpb": 2.0, "val_sample": sample} for sample in "ab"]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    curves = hnet_cli.metrics(tmp_path)
+    assert curves["step"].tolist() == [record["step"] for record in records]
+    assert curves["step"].dtype == np.int64
+    assert (~np.isnan(curves["val_bpb"])).sum() == 2
+    (tmp_path / "metrics.jsonl").write_text('{"bytes": 1, "bpb": 2.0}\n{"step": 2, "bytes": 2}\n')
+    assert np.isnan(hnet_cli.metrics(tmp_path)["step"]).tolist() == [True, False]
+
+
 def test_settings_are_a_mapping_or_lines(tmp_path):
     with pytest.raises(UsageError, match=r"train\.stepz"):
         hnet_cli.train(tmp_path, preset="nano", settings={"train.stepz": 3})
@@ -57,6 +70,8 @@ def test_settings_are_a_mapping_or_lines(tmp_path):
         (lambda: hnet_cli.evaluate("starter:text", colour="red"), UsageError, "unexpected keyword argument 'colour'"),
         (lambda: hnet_cli.evaluate("nowhere"), InputError, "no model at nowhere"),
         (lambda: hnet_cli.metrics("nowhere"), InputError, "is no run"),
+        (lambda: hnet_cli.load("starter:dna").chunks("ACGT", stage="all"), UsageError, "one stage is wanted"),
+        (lambda: hnet_cli.load("starter:dna").sample("ACGT", seed=-1), UsageError, "--seed"),
     ],
 )
 def test_mistakes_are_named(call, error, message):

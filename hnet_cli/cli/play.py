@@ -62,7 +62,7 @@ def play(
 def _divide(names: list[str]) -> tuple[list[str], str | None]:
     """Models and the file. Raises UsageError where there are too many."""
     files = [name for name in names if not _is_player(name)]
-    models = [name for name in names if _is_player(name)]
+    models = list(dict.fromkeys(name for name in names if _is_player(name)))
     if len(models) > 2 or len(files) > 1:
         raise UsageError(
             f"{len(models)} models and {len(files)} files are given", "give at most two models, and one file"

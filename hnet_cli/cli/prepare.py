@@ -90,7 +90,7 @@ def parse_part(text: str | None) -> tuple[int, int] | None:
     """ "3/8" as (3, 8). Raises UsageError."""
     if text is None:
         return None
-    numbers = [int(part) if part.isdecimal() else 0 for part in text.split("/")]
+    numbers = [int(part) if part.isdecimal() and len(part) < 10 else 0 for part in text.split("/")]
     if len(numbers) != 2 or not 1 <= numbers[0] <= numbers[1]:
         raise UsageError(f"--part is I/N such as 1/8, not {text!r}")
     return numbers[0], numbers[1]

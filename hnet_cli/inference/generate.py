@@ -73,7 +73,7 @@ class Choice:
         if self.temperature == 0:
             return logits.argmax(1)
         if self.temperature != 1:
-            logits = logits / self.temperature
+            logits = (logits - logits.amax(1, keepdim=True)) / self.temperature  # or a small one would overflow
         if self.top_k is not None and self.top_k < logits.shape[1]:
             order = logits.argsort(dim=1, descending=True, stable=True)
             logits = logits.scatter(1, order[:, self.top_k :], -torch.inf)
@@ -236,6 +236,8 @@ def generate(
     if model.tokenizer is not None:
         raise UsageError("a model of tokens cannot be sampled from byte by byte", "it is there to be compared with")
     choice = Choice(temperature, top_k, top_p)
+    if seed < 0:
+        raise UsageError(f"--seed must be 0 or more, not {seed}")
     if max_bytes < 1:
         raise UsageError(f"--max-bytes must be at least 1, not {max_bytes}")
     device = model.embeddings.weight.device

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
-from hnet_cli.errors import UsageError
+from hnet_cli.errors import InputError, UsageError
 from hnet_cli.inference import browsers
 from hnet_cli.inference import chunks_page as chunkpage
 from hnet_cli.inference.chunks import Assembler, Block, record_of
@@ -97,11 +97,23 @@ def paint(text: str, hue: int, shade: int = 0) -> str:
     return "\n".join(f"{on}{line}{RESET}" if line else "" for line in lines)
 
 
+NAMES_KEPT = 500_000
+"""Names of records remembered to tell whether one comes again."""
+MOST_KEPT = 64
+"""Bytes of a chunk whose text is kept: short ones repeat, and long ones would fill the memory."""
+
+
+def kept(show: Callable[[bytes], str]) -> Callable[[bytes], str]:
+    """The function, with its results for short chunks at hand."""
+    cached = lru_cache(maxsize=1 << 16)(show)
+    return lambda data: cached(data) if len(data) <= MOST_KEPT else show(data)
+
+
 def shower(modality: Modality | None) -> Callable[[bytes], str]:
-    """A chunk's bytes as safe text; of a character that is cut, the bytes. Chunks repeat, so results are kept."""
+    """A chunk's bytes as safe text; of a character that is cut, the bytes."""
     display = (modality or Modality()).display
 
-    @lru_cache(maxsize=1 << 16)
+    @kept
     def show(data: bytes) -> str:
         text = display(data)
         return escape(data.decode("utf-8", "backslashreplace")) if "\ufffd" in text else text
@@ -117,7 +129,7 @@ def json_line(value: Any) -> str:
     return UNSAFE_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 
-@lru_cache(maxsize=1 << 16)
+@kept
 def json_payload(data: bytes) -> str:
     """The key and value of a chunk's bytes: "text", or "bytes" in base64 where they are no UTF-8."""
     try:
@@ -142,6 +154,26 @@ def tsv_field(text: str) -> str:
     return text.replace("\t", "\\t").replace("\n", "\\n")
 
 
+class Names:
+    """The names of the records of an output whose rows have nothing else to tell their sources."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[str, int]] = {}
+
+    def check(self, document: Document | Stream) -> None:
+        """Raise InputError for a record of a name that came before, in another source or in the same one again: their
+        rows would lie over each other. Documents of one record are told by their offsets, which grow."""
+        before = self._seen.get(document.name)
+        if before is not None and (before[0] != document.source or document.offset <= before[1]):
+            told = f"and so has {before[0]}" if before[0] != document.source else "twice"
+            raise InputError(
+                f"{document.source} has a record {document.name!r}, {told}: their rows would lie over each other",
+                "take one after the other, or tsv, which names the source",
+            )
+        if before is not None or len(self._seen) < NAMES_KEPT:
+            self._seen[document.name] = document.source, document.offset
+
+
 class _Characters:
     """Character offsets in a source, for one stage. None where they are unknown: after a gap, or inside a character.
 
@@ -151,11 +183,12 @@ class _Characters:
     def __init__(self) -> None:
         self.source, self.end, self.count = "", 0, 0
 
-    def __call__(self, block: Block) -> list[int | None]:
+    def __call__(self, block: Block, ahead: bytes) -> list[int | None]:
+        """The offset of each of `block.starts`, its end among them. `ahead`: bytes that follow it in its document."""
         document = block.window.document
         start, end = document.offset + block.starts[0], document.offset + block.starts[-1]
-        if document.source != self.source:
-            self.source, self.end, self.count = document.source, 0, 0
+        if document.source != self.source or (not block.starts[0] and document.offset <= len(MARK)):
+            self.source, self.end, self.count = document.source, 0, 0  # another, or the same again
         if isinstance(document, Document) and MARK_LEFT_OUT in document.notes and start == self.end + len(MARK):
             self.end, self.count = start, self.count + 1
         if start != self.end:
@@ -167,7 +200,7 @@ class _Characters:
         before = self.count + np.concatenate([[0], np.cumsum(begins)])
         self.count = int(before[-1])
         at = np.asarray(block.starts) - block.starts[0]
-        whole = np.append(begins, True)[at]
+        whole = np.append(begins, not ahead or (ahead[0] & 0xC0) != 0x80)[at]
         return [count if ok else None for count, ok in zip(before[at].tolist(), whole.tolist(), strict=True)]
 
 
@@ -185,7 +218,7 @@ def _jsonl(windows: Iterable[Window], stages: Sequence[int], modality: Modality 
                 continue
             fixed = f'{head}"document": {window.index}, "stage": {assemble.stage}, "start": '
             starts = [document.offset + start for start in block.starts]
-            chars = count(block) if record is None else []
+            chars = count(block, b"" if window.last else assemble.data[:1]) if record is None else []
             lines = []
             probability = block.probability[:, assemble.stage].tolist()
             for n, (a, b, chunk, p) in enumerate(zip(starts, starts[1:], block.chunks, probability, strict=False)):
@@ -214,8 +247,7 @@ def _tsv(windows: Iterable[Window], stages: Sequence[int], show: Callable[[bytes
 
 
 def _own_format(windows: Iterable[Window], stages: Sequence[int], modality: Modality, format: str) -> Iterator[str]:
-    assemblers = [Assembler(stage) for stage in stages]
-
+    assemblers, names = [Assembler(stage) for stage in stages], Names()
     every = iter(windows)
 
     def of_document(window: Window) -> Iterator[Window]:
@@ -234,6 +266,7 @@ def _own_format(windows: Iterable[Window], stages: Sequence[int], modality: Moda
         document = first.document
         if not isinstance(document, Document):
             document = Document(b"", document.name, document.source, offset=document.offset)
+        names.check(document)
         own = chunks(of_document(first))
         for line in modality.render(document, own, format):
             yield escape(line, keep="\t") + "\n"

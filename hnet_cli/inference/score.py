@@ -17,10 +17,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from hnet_cli.errors import InputError, UsageError
+from hnet_cli.errors import UsageError
 from hnet_cli.inference.chunks import Assembler
 from hnet_cli.inference.intake import Intake
-from hnet_cli.inference.render import json_head, json_payload, shower, tsv_field
+from hnet_cli.inference.render import Names, json_head, json_payload, shower, tsv_field
 from hnet_cli.inference.scoring import (
     Stretch,
     carried_block,
@@ -42,8 +42,6 @@ WINDOW = 1000
 """Bytes of a window of `--per window` unless told otherwise."""
 AT_ONCE = 1 << 14
 """Rows of bytes made at once."""
-NAMES_KEPT = 500_000
-"""Names of records remembered to tell whether two sources have one in common."""
 T = TypeVar("T")
 
 
@@ -284,7 +282,8 @@ def _by_record(parts: Iterable[Part]) -> Iterator[Rows]:
     for part in parts:
         document, start = part.document, part.document.offset + part.start
         this = _ranges(document, np.array([start, start + len(part.bits)]), part.bits)
-        if rows is not None and (document.source, document.name) == (rows.document.source, rows.document.name):
+        same = rows is not None and (document.source, document.name) == (rows.document.source, rows.document.name)
+        if rows is not None and same and start >= rows.ends[-1]:  # else the same source again
             sums = rows.lengths + this.lengths, rows.bits + this.bits
             rows = Rows(rows.document, rows.starts, this.ends, *sums)
             continue
@@ -411,19 +410,13 @@ def _jsonl(rows: Iterable[Rows], unit: str, modality: Modality | None) -> Iterat
 def _bedgraph(rows: Iterable[Rows], unit: str, modality: Modality | None) -> Iterator[str]:
     """Record, start, end and the mean bits per byte; in the order of the file, ascending within a record.
 
-    Raises InputError for a record of a name that an earlier source has too: their rows would lie over each other.
+    Raises InputError as `Names`.
     """
-    sources: dict[str, str] = {}
+    names, document = Names(), Document(b"", "", "")
     for each in rows:
-        name, source = each.document.name, each.document.source
-        if (other := sources.get(name, source)) != source:
-            raise InputError(
-                f"{source} has a record {name!r}, and so has {other}: their rows would lie over each other",
-                "score one after the other, or take tsv, which names the source",
-            )
-        if len(sources) < NAMES_KEPT:
-            sources[name] = source
-        means, name = each.bits / each.lengths, escape(name, keep="")
+        if each.document is not document:
+            names.check(document := each.document)
+        means, name = each.bits / each.lengths, escape(document.name, keep="")
         columns = zip(each.starts.tolist(), each.ends.tolist(), means.tolist(), strict=True)
         yield "".join(f"{name}\t{start}\t{end}\t{mean:.4f}\n" for start, end, mean in columns)
 

@@ -46,7 +46,8 @@ def boundaries(model: HNetForCausalLM, data: bytes, stage: int = 0) -> tuple[np.
 
     Reads the bytes as the model's modality does, if its configuration names one. Raises UsageError for a wrong stage.
     """
-    (stage,) = stages_of(model.config, stage)
+    if stage not in stages_of(model.config, stage):
+        raise UsageError(f"one stage is wanted, not {stage!r}", "name them one by one: 0 is the outermost")
     starts, probability = [np.empty(0, dtype=np.int64)], [np.empty((0, model.config.num_stages), dtype=np.float32)]
     for window in windows(model, [Document(data, "-", "-")], input_table=table_of(model)):
         own = ~np.isnan(window.probability[:, stage])

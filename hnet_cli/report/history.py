@@ -63,6 +63,13 @@ def read_metrics(run: Path) -> list[Record]:
     return comparable([record for _, record in sorted(steps.items() + scored.items(), key=lambda item: item[0])])
 
 
+def all_metrics(run: Path) -> list[Record]:
+    """Every record of `metrics.jsonl` with a number of bytes, in order; none of what is no file of a run."""
+    with contextlib.suppress(DamagedError):
+        return [_plain(record) for _, record in records(run / "metrics.jsonl") if _has_bytes(record)]
+    return []
+
+
 Numbered = tuple[int, Record]
 
 

@@ -20,6 +20,7 @@ def test_models_and_a_file_are_told_apart(tmp_path, monkeypatch):
         (tmp_path / name).write_text("{}")
     assert _divide(["starter:text", "a.txt"]) == (["starter:text"], "a.txt")
     assert _divide(["tokenizer.json", "starter:code"]) == (["tokenizer.json", "starter:code"], None)
+    assert _divide(["starter:code", "starter:code"]) == (["starter:code"], None)
     assert _divide(["runs/gone"]) == (["runs/gone"], None)
     with pytest.raises(UsageError, match="2 files"):
         _divide(["a.txt", "b.txt"])

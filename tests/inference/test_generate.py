@@ -187,6 +187,7 @@ def test_choice_follows_the_probabilities():
         (Choice(top_p=0.81), [0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95, 0]),
         (Choice(top_p=1e-9), [1, 0, 0, 0]),
         (Choice(0), [1, 0, 0, 0]),
+        (Choice(1e-310), [1, 0, 0, 0]),
     ):
         np.testing.assert_allclose(frequencies(choice, logits), expected, atol=0.015)
 
@@ -225,7 +226,8 @@ def test_choice_never_takes_what_is_illegal():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"temperature": -1}, {"temperature": float("nan")}, {"top_k": 0}, {"top_p": 0}, {"top_p": 1.5}]
+    "bad",
+    [{"temperature": -1}, {"temperature": float("nan")}, {"seed": -1}, {"top_k": 0}, {"top_p": 0}, {"top_p": 1.5}],
 )
 def test_options_that_mean_nothing_are_refused(bad):
     with pytest.raises(UsageError):

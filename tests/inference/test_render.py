@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from segmentkit import MODEL, TEXT, written
 
 from hnet_cli import modality
-from hnet_cli.inference import render
+from hnet_cli.errors import InputError
+from hnet_cli.inference import render, windows
 from hnet_cli.inference.chunks import Block
 from hnet_cli.inference.segment import segment
 from hnet_cli.modalities import _utf8
@@ -56,6 +57,49 @@ def test_a_byte_order_mark_is_a_character_of_its_source(stage):
         assert record.keys() >= {"char_start", "char_end"}
         if "text" in record:
             assert text[record["char_start"] : record["char_end"]] == record["text"]
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_an_end_inside_a_character_has_no_offset(monkeypatch, stage):
+    """Also where the next chunk is of the next window."""
+    monkeypatch.setattr(windows, "READ_BYTES", 7)
+    text = "我们在北京 Привет 吃了一顿非常好吃的晚饭。" * 6
+    lines = "".join(segment(MODEL, [Source.of_bytes(text.encode(), "a")], None, format="jsonl", stage=stage))
+    cut = 0
+    for record in map(json.loads, lines.splitlines()):
+        before = text.encode()[: record["end"]].decode(errors="ignore")
+        whole = len(before.encode()) == record["end"]
+        assert record["char_end"] == (len(before) if whole else None)
+        cut += not whole
+    assert cut > 3
+
+
+def test_the_same_source_twice_has_its_characters_twice():
+    sources = [Source.of_bytes(b"some words", "a.txt")] * 2
+    lines = "".join(segment(MODEL, sources, modality.get("text"), format="jsonl", stage=0)).splitlines()
+    records = [json.loads(line) for line in lines]
+    half = len(records) // 2
+    assert [record["char_start"] for record in records[:half]] == [record["char_start"] for record in records[half:]]
+    assert None not in [record["char_start"] for record in records]
+
+
+@pytest.mark.parametrize("names", [("a.fa", "b.fa"), ("a.fa", "a.fa")])
+@pytest.mark.parametrize("format", ["bed", "bedgraph"])
+def test_records_of_one_name_do_not_lie_over_each_other(format, names):
+    sources = [Source.of_bytes(b">chr1\nACGTACGTNNNNNNNNNNGGATTACA\n>chr2\nAC\n", name) for name in names]
+    alone = "".join(segment(MODEL, sources[:1], modality.get("dna"), format=format))
+    assert "chr2" in alone
+    with pytest.raises(InputError, match="lie over each other"):
+        "".join(segment(MODEL, sources, modality.get("dna"), format=format))
+
+
+def test_only_short_chunks_are_kept():
+    """Long ones do not repeat, and would fill the memory."""
+    asked = []
+    show = render.kept(lambda data: asked.append(len(data)) or data.decode())
+    for _ in range(2):
+        assert (show(b"word"), show(b"x" * 100)) == ("word", "x" * 100)
+    assert asked == [4, 100, 100]
 
 
 def test_characters_after_a_gap_are_unknown_in_every_line(monkeypatch):

@@ -219,6 +219,12 @@ def test_contradictions_are_named_at_once(request_, plugin, message):
     assert message in f"{error.value} ({error.value.hint})"
 
 
+def test_the_same_file_again_has_rows_of_its_own():
+    assert [(row["start"], row["end"]) for row in rows_of([b"one file", b"one file"])] == [(0, 8), (0, 8)]
+    with pytest.raises(InputError, match="record 'one', twice"):
+        written([Source.of_bytes(GENOME, "a")] * 2, DNA, format="bedgraph", per="byte")
+
+
 def test_nothing_to_score_is_an_error():
     with pytest.raises(InputError, match="nothing to score: empty"):
         written([Source.of_bytes(b"")], None)
