@@ -18,8 +18,8 @@ the vector of the chunk it is in, so inner ones repeat; widths of the levels dif
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -94,11 +94,20 @@ class HNetHubConfig(PreTrainedConfig):
     to_diff_dict = to_dict
 
 
+CACHE = next(field.name for field in fields(CausalLMOutputWithPast) if field.name in ("cache", "past_key_values"))
+"""Name of the cache in an output, which transformers 5.24 has changed."""
+
+
 @dataclass(eq=False)
 class GenerationCache:
     """`GenerationState` in the place of a key-value cache."""
 
     state: GenerationState
+    columns: int
+    """Columns of the input that were read, padding too."""
+    is_compileable: ClassVar[bool] = False
+    is_linear: ClassVar[tuple[bool, ...]] = (True,)
+    """As of layers with a state: `prepare_inputs_for_generation` tells what is new."""
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Bytes of the longest row, padding apart."""
@@ -151,29 +160,29 @@ class HNetForCausalLM(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         output_hidden_states: bool | None = None,
+        cache: GenerationCache | None = None,
         **_: Any,
     ) -> CausalLMOutputWithPast:
         """input_ids (B, L) int64 -> logits (B, L, V), zero where masked; the last `logits_to_keep` of them if not 0.
 
         `attention_mask` (B, L): 0 for padding on either side. `labels` (B, L): the input again, -100 where nothing is
-        to be predicted. With `past_key_values` the input is what follows what was read before. Raises ValueError if
-        hidden states of that are asked for: they are not kept.
+        to be predicted. With a `cache` (`past_key_values` before transformers 5.24) the input is what follows what was
+        read before. Raises ValueError if hidden states of that are asked for: they are not kept.
         """
+        past = past_key_values if cache is None else cache
         hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        if past_key_values is not None and hidden:
+        if past is not None and hidden:
             raise ValueError("hidden states are of a whole input: use_cache=False keeps them")
-        if past_key_values is not None:
-            steps = [self.network.step(column, past_key_values.state)[0].clone() for column in input_ids.unbind(1)]
-            return CausalLMOutputWithPast(
-                logits=torch.stack(steps, 1)[:, -logits_to_keep:], past_key_values=past_key_values
-            )
+        if past is not None:
+            steps = [self.network.step(column, past.state)[0].clone() for column in input_ids.unbind(1)]
+            past.columns += input_ids.shape[1]
+            return CausalLMOutputWithPast(logits=torch.stack(steps, 1)[:, -logits_to_keep:], **{CACHE: past})
         valid = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        cache = None
         if use_cache:
-            cache = GenerationCache(self.network.allocate_state(len(input_ids), LONGEST))
+            cache = GenerationCache(self.network.allocate_state(len(input_ids), LONGEST), input_ids.shape[1])
             last = self.network.prefill([row[own] for row, own in zip(input_ids, valid, strict=True)], cache.state)
             if logits_to_keep == 1 and labels is None and not hidden and bool(valid[:, -1].all()):
-                return CausalLMOutputWithPast(logits=last.clone()[:, None], past_key_values=cache)
+                return CausalLMOutputWithPast(logits=last.clone()[:, None], **{CACHE: cache})
         packing = Packing.of_lengths(valid.sum(1).tolist(), self.device)
         stacks = self._stacks() if hidden else []
         with caught([module for _, stack in stacks for module in (*stack.layers, stack)]) as outputs:
@@ -189,7 +198,7 @@ class HNetForCausalLM(PreTrainedModel, GenerationMixin):
             first = self.network.embeddings.packed(input_ids[valid], packing)
             states = self._hidden_states(first, valid, stacks, outputs, out.routing)
         return CausalLMOutputWithPast(
-            loss=loss, logits=logits[:, -logits_to_keep:], past_key_values=cache, hidden_states=states
+            loss=loss, logits=logits[:, -logits_to_keep:], hidden_states=states, **{CACHE: cache}
         )
 
     def _stacks(self) -> list[tuple[int, Isotropic]]:
@@ -222,13 +231,20 @@ class HNetForCausalLM(PreTrainedModel, GenerationMixin):
         )
 
     def prepare_inputs_for_generation(
-        self, input_ids: Tensor, past_key_values: GenerationCache | None = None, **kwargs: Any
+        self,
+        input_ids: Tensor,
+        past_key_values: GenerationCache | None = None,
+        cache: GenerationCache | None = None,
+        **kwargs: Any,
     ) -> dict[str, Any]:
-        if past_key_values is not None:
-            input_ids = input_ids[:, -1:]
+        past = past_key_values if cache is None else cache
+        if past is not None:  # the mask is of all that is read, the input perhaps of what is new
+            mask = kwargs.get("attention_mask")
+            new = (input_ids if mask is None else mask).shape[1] - past.columns
+            input_ids = input_ids[:, -new:] if new > 0 else input_ids
         kept = {name: kwargs.get(name) for name in ("attention_mask", "use_cache", "logits_to_keep")}
         given = {name: value for name, value in kept.items() if value is not None}
-        return {"input_ids": input_ids, "past_key_values": past_key_values} | given
+        return {"input_ids": input_ids, "cache": past} | given
 
 
 class ByteTokenizer(PreTrainedTokenizer):

@@ -11,9 +11,10 @@ from hnet_cli.checkpoints import find as finding
 from hnet_cli.checkpoints import model_folder
 from hnet_cli.inference.generate import sample_bytes
 from hnet_cli.inference.windows import BOS
+from hnet_cli.model import HNetForCausalLM as Network
 
 transformers = pytest.importorskip("transformers", minversion="5")
-pytest.importorskip("hnet_cli.transformers")
+CACHE = pytest.importorskip("hnet_cli.transformers").CACHE
 PROMPTS = [b"The quick", b"a", "世界 the brown fox".encode()]
 
 
@@ -100,6 +101,24 @@ def test_greedy_generation_is_ours(folder, model, tokenizer, use_cache):
     for row, prompt in zip(made, PROMPTS, strict=True):
         expected = b"".join(sample_bytes(own, [prompt], max_bytes=24, temperature=0))
         assert bytes(row[-24:].tolist()) == expected[len(prompt) :]
+
+
+def test_generation_reads_nothing_twice(model, tokenizer, monkeypatch):
+    """And goes on from the cache that it gives."""
+    read, steps = [], []
+    prefill, step = Network.prefill, Network.step
+    monkeypatch.setattr(Network, "prefill", lambda *given: read.append(len(given[1][0])) or prefill(*given))
+    monkeypatch.setattr(Network, "step", lambda *given: steps.append(given[1].shape) or step(*given))
+    batch = tokenizer(["one text"], return_tensors="pt")
+    options = {"do_sample": False, "eos_token_id": None, "return_dict_in_generate": True}
+    out = model.generate(**batch, max_new_tokens=6, **options)
+    assert read == [batch.input_ids.shape[1]]
+    assert len(steps) == 5
+    past = {CACHE: getattr(out, CACHE)}
+    more = model.generate(torch.cat([out.sequences, batch.input_ids[:, 1:]], 1), max_new_tokens=4, **past, **options)
+    assert len(read) == 1
+    fresh = model.generate(more.sequences[:, :-4], max_new_tokens=4, use_cache=False, **options)
+    assert torch.equal(more.sequences, fresh.sequences)
 
 
 def test_beams_keep_their_own_past(model, tokenizer):
