@@ -156,7 +156,16 @@ tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
 
 
 def _table(figures: Mapping[str, Any]) -> str:
-    """Bits per byte beside the baselines on the same bytes, and the chunks of each stage, with intervals of 95%."""
+    """Bits per byte beside the baselines on the same bytes, and the chunks of each stage, with intervals of 95%; of a
+    model of a mixture on each of its sources, with the mean in their shares."""
+    if "sources" in figures:
+        mean = f"## Figures\n\nMean of the sources in their shares: {_with_interval(figures, 'bpb', 3)} bits per byte."
+        tables = (f"### {html.escape(source['name'])}\n\n{_rows(source)}" for source in figures["sources"])
+        return "\n\n".join([mean, *tables])
+    return f"## Figures\n\n{_rows(figures)}"
+
+
+def _rows(figures: Mapping[str, Any]) -> str:
     rows = [("bits per byte", _with_interval(figures, "bpb", 3))]
     names = {"xz": "xz, as one stream", "zstd": "zstd, as one stream", "order_k_adaptive": "adaptive order-k model"}
     rows += [(names[key], f"{figures['baselines'][key]:.3f}") for key in names if figures["baselines"].get(key)]
@@ -168,7 +177,7 @@ def _table(figures: Mapping[str, Any]) -> str:
     number = figures["documents"]
     body = "\n".join(f"| {html.escape(name)} | {value} |" for name, value in rows)
     return (
-        f"## Figures\n\nOn {figures['bytes']:,} bytes of {number:,} document{'s' * (number != 1)} "
+        f"On {figures['bytes']:,} bytes of {number:,} document{'s' * (number != 1)} "
         f"({html.escape(counted)}), intervals of 95%, by `hnet eval`:\n\n| | |\n|---|--:|\n{body}"
     )
 

@@ -122,9 +122,11 @@ def _item(row: dict[str, Any]) -> Item:
         endings, answer = [last], 0
     if not isinstance(text, str) or not endings or not all(isinstance(each, str) and each for each in endings):
         raise ValueError("the text or an ending is empty or no text")
+    if not 0 <= answer < len(endings):
+        raise ValueError(f"no ending is the right one: {answer} of {len(endings)}")
     for part in (text, *endings):
         part.encode()  # JSON can write half of a surrogate pair
-    item = Item(text, tuple(endings), range(len(endings))[answer])
+    item = Item(text, tuple(endings), answer)
     if item.size > MOST_ITEM:
         raise ValueError(item.too_large)
     return item

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from runkit import dataset, tiny
@@ -9,6 +10,7 @@ from segmentkit import MODEL, TEXT
 
 import hnet_cli
 from hnet_cli.checkpoints.find import find, load
+from hnet_cli.config.sources import DataSource
 from hnet_cli.errors import BusyError
 from hnet_cli.evaluation.card import Card, drawn, publish
 from hnet_cli.inference.chunk_objects import chunks_of
@@ -43,6 +45,19 @@ def test_a_folder_that_others_can_use(run, tmp_path, monkeypatch):
     assert config["auto_map"]["AutoModelForCausalLM"] == "modeling_hnet.HNetForCausalLM"
     with pytest.raises(BusyError):
         publish(str(run), target)
+
+
+def test_a_model_of_a_mixture_has_figures_on_each_source(tmp_path):
+    sources = [DataSource(path=str(dataset(tmp_path / name)), weight=weight) for name, weight in (("a", 3), ("b", 1))]
+    train(replace(tiny("train.steps=2", "train.eval_every=0"), data=sources), sources, tmp_path / "run")
+    figures = publish(str(tmp_path / "run"), tmp_path / "model", Card("mit"), max_bytes=2000)
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert f"in their shares: {figures['bpb']:.3f}" in card
+    for source in figures["sources"]:
+        part = card.partition(f"### {source['name']}")[2]
+        assert part.index(f"| bits per byte | {source['bpb']:.3f}") < 400
+    assert card.count("| bits per byte |") == 2
+    assert str(tmp_path) not in card
 
 
 def test_a_card_without_figures_or_words(tmp_path):

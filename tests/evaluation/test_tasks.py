@@ -58,6 +58,7 @@ def test_shapes_of_tasks(tmp_path):
         ('{"query": "a", "choices": ["\\ud800"], "gold": 0}\n', "line 1"),
         ("text\n5\na\nb\nc\nd\n", "line 2"),
         ("text\n1\na\nb\n", "line 2"),
+        ('{"goal": "g", "sol1": "x", "sol2": "y", "label": -1}\n', "no ending is the right one: -1 of 2"),
         ("# A page\n\na\nb\nc\nd\n", "line 2"),
         ("one line\n", "line 2"),
         ("text\n1\na\nb\nc\nd\nand a line too many\n", "line 8"),
