@@ -285,11 +285,12 @@ def parity(o: argparse.Namespace) -> Found:
     expected = truth(ids, cu_seqlens=offsets).logits
     weight = torch.randn(expected.shape, dtype=torch.float64)
     (expected * weight).sum().backward()
-    gradients = {name: p.grad for name, p in truth.named_parameters()}
+    gradients = {name: p.grad for name, p in truth.named_parameters() if p.grad is not None}
     with torch.autocast(o.device, torch.bfloat16, enabled=o.part == "bfloat16"):
         logits = fast(ids.to(o.device), cu_seqlens=offsets).logits
     (logits.double() * weight.to(o.device)).sum().backward()
-    errors = {key: relative(p.grad, gradients[key]) for key, p in fast.named_parameters() if key in gradients}
+    own = {name: p.grad for name, p in fast.named_parameters() if p.grad is not None}
+    errors = {name: relative(own[name], gradient) for name, gradient in gradients.items()}
     name = list(errors)[worst([*errors.values()])]
     found[o.part] = {"logits": relative(logits, expected), "gradient": errors[name], "worst_gradient": name}
     yield {"parity": found}
@@ -317,7 +318,8 @@ def steps(o: argparse.Namespace, model: Any, data: list[torch.Tensor], found: di
     count = 8 if o.dry else 60
     rows = [torch.randint(97, 123, (n + count,)) for n in (1, 9, 40)]
     whole = torch.stack([alone(row)[-count:] for row in rows])
-    for way, make in {"stepped": PlainSteps, "replayed": recorded(o)}.items():
+    ways: dict[str, Callable[..., Any]] = {"stepped": PlainSteps, "replayed": recorded(o)}
+    for way, make in ways.items():
         state = model.allocate_state(len(rows), 200)
         model.prefill([row[:-count] for row in rows], state)
         stepper = make(model, state)
@@ -332,7 +334,7 @@ def steps(o: argparse.Namespace, model: Any, data: list[torch.Tensor], found: di
 
 
 def run_config(
-    model: Any, length: int, ratios: list[float], rows: int, micro_batches: int, precision: str = "bf16"
+    model: Any, length: int, ratios: list[float], rows: int, micro_batches: int, precision: Any = "bf16"
 ) -> RunConfig:
     settings: dict[str, Any] = {"sequence_length": length, "target_ratios": ratios, "micro_batches": micro_batches}
     train = TrainConfig(batch_bytes=rows * micro_batches * length, **settings)

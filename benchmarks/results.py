@@ -104,15 +104,15 @@ def switches(results: list[dict[str, Any]]) -> list[str]:
     for name, rows in by_name.items():
         cells, wins = [], 0
         for modality in modalities:
-            row = rows.get(modality)
-            if row is None:
+            entry = rows.get(modality)
+            if entry is None:
                 cells.append("")
-            elif "change" in row:
-                won, around = bool(row["wins"]), interval(row["change_ci95"], "+")
+            elif "change" in entry:
+                won, around = bool(entry["wins"]), interval(entry["change_ci95"], "+")
                 wins += won
-                cells.append(f"{'**' * won}{row['change']:+.4f}{'**' * won} ({around})")
+                cells.append(f"{'**' * won}{entry['change']:+.4f}{'**' * won} ({around})")
             else:
-                cells.append(" / ".join(f"{bpb:.3f}" for bpb in row["bpb"]))
+                cells.append(" / ".join(f"{bpb:.3f}" for bpb in entry["bpb"]))
         some = next(iter(rows.values()))
         total = f"{wins} of {len(rows)}" if "change" in some else ""
         name = f"{name}, each seed" if "change" not in some else name

@@ -72,9 +72,12 @@ def baselines(
 
     Both are cut to the limits above. xz and zstd see `val` alone; the order-k model is counted on `train`, k chosen on
     a part of it held aside. `letters`: the alphabet, where there is one; not used if `val` has other bytes. `counted`:
-    `dataset.counting` of both, for rows of prompt and completion, which have the order-k model's figure only.
+    `dataset.counting` of both, for rows of prompt and completion, which have the order-k model's figure only; nothing
+    where no byte counts.
     """
     train, val = train[:TRAIN_LIMIT], val[:VAL_LIMIT]
+    if counted and not any(counted[1][:VAL_LIMIT]):
+        return {}
     letters = b"" if val.translate(None, letters) else letters
     k, bits = order_k(train, val, len(letters) or 256, counted)
     if counted:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from hnet_cli.errors import EnvironmentLimit, InputError
-from hnet_cli.evaluation.resampling import draws, interval
+from hnet_cli.evaluation.resampling import draws, interval, midranks
 from hnet_cli.inference.embed import Pool, Wanted
 from hnet_cli.inference.windows import windows
 from hnet_cli.modality import Document, begin_text
@@ -319,7 +319,7 @@ class _Fitting:
     def _sums(self, y: np.ndarray, guess: np.ndarray) -> np.ndarray:
         """(n, K): what figures are sums of, per item."""
         if self.numbers:
-            ranks = [_ranks(values) for values in (y, guess)]
+            ranks = [midranks(values) / (len(values) + 1) - 0.5 for values in (y, guess)]
             products = [ranks[0] ** 2, ranks[1] ** 2, ranks[0] * ranks[1]]
             centred = y - self.y.mean()  # of large numbers that differ little the squares have all digits in common
             return np.stack([np.ones(len(y)), centred, centred**2, (y - guess) ** 2, *ranks, *products], 1)
@@ -382,14 +382,6 @@ _FIGURES: dict[str, dict[str, Callable[[np.ndarray], np.ndarray]]] = {
     "classification": {"accuracy": lambda sums: sums[..., 0] / sums[..., 1], "macro_f1": _macro_f1},
     "regression": {"r2": _r2, "spearman": _spearman},
 }
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """From -1/2 to 1/2, ties share the mean."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    ranks: np.ndarray = (ends - (counts - 1) / 2)[inverse] / (len(values) + 1) - 0.5
-    return ranks
 
 
 def _scaler() -> Any:

@@ -33,6 +33,14 @@ def ratio(sums: np.ndarray) -> np.ndarray:
     return np.divide(over, under, out=np.zeros_like(over, dtype=np.float64), where=under != 0)
 
 
+def midranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1 on; those that tie share the mean."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    shared: np.ndarray = (ends - (counts - 1) / 2)[inverse]
+    return shared
+
+
 def draws(units: np.ndarray, figure: Figure) -> np.ndarray | None:
     """(TIMES,) values of `figure` on units (U, K), one per draw; None for fewer than `FEWEST` units."""
     if len(units) < FEWEST:

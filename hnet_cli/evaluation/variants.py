@@ -21,7 +21,7 @@ import numpy as np
 from hnet_cli import storage
 from hnet_cli.errors import InputError
 from hnet_cli.evaluation.material import file_source
-from hnet_cli.evaluation.resampling import FEWEST, mean_with_interval
+from hnet_cli.evaluation.resampling import FEWEST, mean_with_interval, midranks
 from hnet_cli.inference.intake import few
 from hnet_cli.inference.scoring import loglikelihoods
 from hnet_cli.inference.windows import BOS
@@ -211,15 +211,8 @@ def _labelled(variants: list[Variant], scores: np.ndarray, calls: Calls) -> dict
     }
 
 
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """From 1, ties share the mean."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return (ends - (counts - 1) / 2)[inverse]
-
-
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:
-    a, b = (ranks - ranks.mean() for ranks in (_ranks(a), _ranks(b)))
+    a, b = (ranks - ranks.mean() for ranks in (midranks(a), midranks(b)))
     norm = float(np.sqrt((a * a).sum() * (b * b).sum()))
     return float((a * b).sum()) / norm if norm else 0.0
 
@@ -229,7 +222,7 @@ def _auc(scores: np.ndarray, values: np.ndarray) -> float:
     positive, negative = int(high.sum()), int((~high).sum())
     if not positive or not negative:
         return float("nan")
-    return float((_ranks(scores)[high].sum() - positive * (positive + 1) / 2) / (positive * negative))
+    return float((midranks(scores)[high].sum() - positive * (positive + 1) / 2) / (positive * negative))
 
 
 def _write(out: Path, variants: list[Variant], table: np.ndarray, overwrite: bool) -> None:

@@ -412,7 +412,8 @@ def _bedgraph(rows: Iterable[Rows], unit: str, modality: Modality | None) -> Ite
 
     Raises InputError as `Names`.
     """
-    names, document = Names(), Document(b"", "", "")
+    names = Names()
+    document: Document | Stream = Document(b"", "", "")
     for each in rows:
         if each.document is not document:
             names.check(document := each.document)

@@ -20,7 +20,7 @@ from hnet_cli.inference.chunks_page import About
 from hnet_cli.inference.intake import Intake, unannotated
 from hnet_cli.inference.thresholds import UNCHANGED, Compression
 from hnet_cli.inference.windows import Stream, Window, own_modality, windows
-from hnet_cli.modality import Annotation, Document, Modality, Source
+from hnet_cli.modality import Annotation, Document, Modality, Source, escape
 from hnet_cli.model import HNetConfig, HNetForCausalLM
 from hnet_cli.model.chunking import THRESHOLD
 
@@ -112,7 +112,8 @@ class Summary:
         if self.modality is None:
             return
         if self.modality.records:
-            self.ends[window.document.name] = window.document.offset + window.start + len(window.data)
+            name = escape(window.document.name, keep="\t")
+            self.ends[name] = window.document.offset + window.start + len(window.data)
         if not self._data:
             self._base = window.start
         self._data += window.data
@@ -195,7 +196,7 @@ def segment(
     if applied is not None:
         label = f"{label}, {applied}"
 
-    others, stages_beside, other = beside.windows(modality, limit, compression) if beside else ((), (), "")
+    others, stages_beside, other = beside.windows(modality, limit, compression, carried) if beside else ((), (), "")
     about = About(
         Path(title).name or "Learned chunks",
         title,
@@ -238,7 +239,7 @@ class Beside:
     """The same sources, to be read once more."""
 
     def windows(
-        self, modality: Modality | None, limit: int | None, compression: Compression
+        self, modality: Modality | None, limit: int | None, compression: Compression, carried: bool
     ) -> tuple[Iterator[Window], Sequence[int], str]:
         """The windows of the documents, the stages to show, and the name to show. Raises UsageError."""
         table = modality.input_table if modality else None
@@ -250,7 +251,7 @@ class Beside:
             self.model, documents, table
         )
         name = self.name if applied is None else f"{self.name}, {applied}"
-        return windows(self.model, documents, input_table=table), stages, name
+        return windows(self.model, documents, input_table=table, carried=carried), stages, name
 
 
 def token_starts(tokenizer: Tokenizer, data: bytes) -> np.ndarray:

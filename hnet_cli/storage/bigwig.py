@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from hnet_cli.errors import EnvironmentLimit, InputError
-from hnet_cli.modality import escape
 from hnet_cli.storage.files import GrowingFile
 
 ENTRIES = 1 << 16
@@ -49,7 +48,7 @@ def write_bigwig(pieces: Iterable[str], path: str, spool: GrowingFile, lengths: 
             last = int(start)
             rows.append((last, float(value)))
         spool.write(np.array(rows, ROW))
-    known = {escape(name, keep="\t"): length for name, length in lengths().items()}
+    known = lengths()
     ends = [*list(places.values())[1:], spool.size]
     try:
         with library().open(path, "w") as file:

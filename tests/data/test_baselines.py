@@ -139,3 +139,8 @@ def test_completions_have_one_figure_wherever_they_are_measured(tmp_path: Path) 
     assert beside(windows) == summary.baselines
     shorter = Windows(dataset, "val", 15, windows.of)  # some prompts lose their beginning
     assert beside(shorter)["bytes"] == shorter.bytes
+
+
+def test_where_no_byte_counts_there_is_no_figure():
+    """Prompts alone, since their completions are empty."""
+    assert baselines(b"abc" * 400, b"abc" * 40, counted=(b"\1" * 1200, b"\0" * 120)) == {}

@@ -119,7 +119,7 @@ def test_rank_figures_by_definition(values, random):
         high, low = scores[numbers == numbers.max()], scores[numbers != numbers.max()]
         wins = (high[:, None] > low).mean() + 0.5 * (high[:, None] == low).mean()
         assert variants._auc(scores, numbers) == pytest.approx(wins)
-    ranks = variants._ranks(numbers)
+    ranks = variants.midranks(numbers)
     assert all(ranks[i] < ranks[j] for i in range(len(values)) for j in range(len(values)) if values[i] < values[j])
     assert ranks.sum() == pytest.approx(len(values) * (len(values) + 1) / 2)
 

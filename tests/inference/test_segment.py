@@ -11,13 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelkit import tiny_config, tiny_model
-from segmentkit import MODEL, written
+from segmentkit import MODEL, TEXT, written
 
 from hnet_cli import modality
 from hnet_cli.errors import InputError, UsageError
-from hnet_cli.inference.segment import Summary, segment, segment_bytes, stages_of
+from hnet_cli.inference.segment import Beside, Summary, segment, segment_bytes, stages_of
+from hnet_cli.inference.thresholds import UNCHANGED
 from hnet_cli.inference.windows import window_of, windows
-from hnet_cli.modality import Document
+from hnet_cli.modality import Document, Source
 
 
 @settings(max_examples=20, deadline=None)
@@ -111,3 +112,25 @@ def test_a_compressed_track_is_blocks_with_an_index(tmp_path):
             continue
         with pysam.TabixFile(str(out)) as track:
             assert len(list(track.fetch("two"))) == sum(name == "two" for name, _ in places)
+
+
+def test_the_model_beside_carries_its_state_too():
+    """Its past is then as long as the first one's."""
+    sources = [Source.of_bytes(TEXT.encode() * 400, "a")]
+    beside = Beside(MODEL, "another", lambda: sources)
+    found = {}
+    for carried in (False, True):
+        shown, _, _ = beside.windows(None, None, UNCHANGED, carried)
+        own = windows(MODEL, [Document(TEXT.encode() * 400, "a", "a")], carried=carried)
+        found[carried] = [window.probability for window in shown]
+        assert all(np.array_equal(a, b.probability, True) for a, b in zip(found[carried], own, strict=True))
+    assert not np.array_equal(*map(np.concatenate, found.values()), True)
+
+
+def test_ends_of_records_are_by_the_names_of_the_rows():
+    """NCBI sets names apart by ^A, which rows escape."""
+    plugin, source = modality.get("dna"), Source.of_bytes(b">chr\x011\nGATTACAGATTACA\n>two\nGGATTACA\n", "a.fa")
+    summary = Summary(MODEL.config, plugin)
+    rows = "".join(segment(MODEL, [source], plugin, format="bedgraph", summary=summary)).splitlines()
+    assert {row.split("\t")[0] for row in rows} == {"chr\\x011", "two"}
+    assert summary.ends == {"chr\\x011": 14, "two": 8}

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hnet_cli.errors import EnvironmentLimit, InputError
-from hnet_cli.modality import escape
 from hnet_cli.storage import bigwig, spool
 
 NAMES = st.lists(st.sampled_from(["chrI", "chr|2", "III"]), unique=True, min_size=1)
@@ -43,33 +42,6 @@ def test_a_bigwig_of_two_sequences_of_one_name_is_refused(tmp_path):
     pytest.importorskip("pyBigWig")
     with pytest.raises(InputError, match="two sequences are called a"):
         written(bedgraph([("a", [1]), ("b", [1]), ("a", [3])]), tmp_path, {})
-
-
-def test_names_are_those_of_the_rows(tmp_path, monkeypatch):
-    """Which `render` escapes: NCBI sets names apart by ^A."""
-    headers = []
-
-    class Library:
-        def open(self, path, mode):
-            return self
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def addHeader(self, header):
-            headers.append(header)
-
-        def addEntries(self, name, starts, values, span):
-            assert name == "chr\\x011"
-
-    monkeypatch.setattr(bigwig, "library", Library)
-    with spool(tmp_path / "a.bw") as waiting:
-        rows = [f"{escape(chr(1).join(('chr', '1')))}\t0\t1\t0.5\n"]
-        bigwig.write_bigwig(rows, str(tmp_path / "a.bw"), waiting, lambda: {"chr\x011": 9})
-    assert headers == [[("chr\\x011", 9)]]
 
 
 def test_a_missing_package_is_named(monkeypatch):
