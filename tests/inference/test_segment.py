@@ -116,12 +116,12 @@ def test_a_compressed_track_is_blocks_with_an_index(tmp_path):
 
 def test_the_model_beside_carries_its_state_too():
     """Its past is then as long as the first one's."""
-    sources = [Source.of_bytes(TEXT.encode() * 400, "a")]
+    sources = [Source.of_bytes(TEXT.encode() * 60, "a")]
     beside = Beside(MODEL, "another", lambda: sources)
     found = {}
     for carried in (False, True):
         shown, _, _ = beside.windows(None, None, UNCHANGED, carried)
-        own = windows(MODEL, [Document(TEXT.encode() * 400, "a", "a")], carried=carried)
+        own = windows(MODEL, [Document(TEXT.encode() * 60, "a", "a")], carried=carried)
         found[carried] = [window.probability for window in shown]
         assert all(np.array_equal(a, b.probability, True) for a, b in zip(found[carried], own, strict=True))
     assert not np.array_equal(*map(np.concatenate, found.values()), True)

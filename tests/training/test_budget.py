@@ -12,7 +12,6 @@ from hnet_cli.distributed.device import GIB, Machine
 from hnet_cli.errors import UsageError
 from hnet_cli.training.budget import (
     BASE_MEMORY,
-    chunk_fractions,
     fits,
     is_lean,
     is_sharded,
@@ -177,10 +176,3 @@ def test_a_number_of_micro_batches_stays_and_auto_is_the_least_memory_until_it_i
     for wrong in ("many", "0", "-1", "1.5"):
         with pytest.raises(UsageError, match=r"train\.micro_batches"):
             resolve("small", [f"train.micro_batches={wrong}"])
-
-
-def test_a_sequence_has_one_budget_for_all_stages():
-    """So the share of the innermost positions is a mean of products."""
-    config = resolve("2stage-nano", ["train.budgets=[0.5,1,2]", "train.target_ratios=[4,3]"])
-    shares = [(1 / (4 * b**0.5), 1 / (12 * b)) for b in (0.5, 1, 2)]
-    assert chunk_fractions(config) == pytest.approx([sum(column) / 3 for column in zip(*shares, strict=True)])
