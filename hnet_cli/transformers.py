@@ -107,7 +107,7 @@ class GenerationCache:
     """Columns of the input that were read, padding too."""
     is_compileable: ClassVar[bool] = False
     is_linear: ClassVar[tuple[bool, ...]] = (True,)
-    """As of layers with a state: `prepare_inputs_for_generation` tells what is new."""
+    """Layers with a state: `prepare_inputs_for_generation` tells what is new."""
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Bytes of the longest row, padding apart."""

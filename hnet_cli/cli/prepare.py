@@ -92,7 +92,7 @@ def parse_part(text: str | None) -> tuple[int, int] | None:
         return None
     numbers = [int(part) if part.isdecimal() and len(part) < 10 else 0 for part in text.split("/")]
     if len(numbers) != 2 or not 1 <= numbers[0] <= numbers[1]:
-        raise UsageError(f"--part is I/N such as 1/8, not {text!r}")
+        raise UsageError(f"--part is I/N such as 1/8, not {text[:40]!r}")
     return numbers[0], numbers[1]
 
 
