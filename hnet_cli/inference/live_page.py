@@ -31,9 +31,14 @@ MOST_TEXT = 20_000
 """Bytes of a text that the page cuts, at most: its states are kept in memory."""
 EXAMPLE_BYTES = 2_000
 """Bytes of the file that stand in the page at first, unless told otherwise."""
+LETTERS = bytes.maketrans(b"&<>", b".,:")
+"""Letters of Python's base 85 that HTML would escape, and others in their place."""
 MANTISSA = (10, 9, 8, 7)
 """Bits of the mantissa of a weight: the first with which the page is small enough. 10 are half precision; weights that
 are stored in bfloat16 have 7."""
+FINENESS = (64, 32)
+"""Steps to the root mean square of a row, for matrices of inner levels where the shortest mantissa is too long: about
+8 and 7 bits a weight."""
 LARGEST = 60_000
 """Absolute values of weights are below."""
 
@@ -100,7 +105,7 @@ def page(
             "left_out": stages[-1] - last,
             "units": setup["units"],
         }
-        room = MOST_BYTES - len(html.page("live.html", packed="", **context).encode())
+        room = MOST_BYTES - len(html.page("live.html", packed=["", False], **context).encode())
         if packed := pack(weights, room):
             yield html.page("live.html", packed=packed, **context)
             return
@@ -158,22 +163,40 @@ def weights_of(model: HNetForCausalLM, stages: int) -> dict[str, torch.Tensor]:
     return {name: weight.detach().float().cpu() for name, weight in weights.items()}
 
 
-def pack(weights: Mapping[str, torch.Tensor], room: int) -> str:
-    """The weights in base64: zlib over the high bytes of all matrices in half precision, their low bytes, and the rest
-    in single precision. "" where they need more than `room` bytes even with the shortest mantissa. Raises UsageError
-    for a matrix that half precision cannot hold."""
-    matrices = [weight.numpy().ravel() for weight in weights.values() if weight.ndim == 2]
-    rest = b"".join(weight.numpy().astype("<f4").tobytes() for weight in weights.values() if weight.ndim != 2)
-    halves = np.concatenate(matrices)
-    if not np.abs(halves).max(initial=0) < LARGEST:
+def pack(weights: Mapping[str, torch.Tensor], room: int) -> tuple[str, bool] | None:
+    """The weights in base 85, and whether matrices of inner levels are in steps; None where they need more than `room`
+    bytes in every way.
+
+    Under zlib stand the high bytes of all matrices in words, their low bytes, and the rest in single precision, with
+    the steps (rows,) of a matrix at its place. The mantissa is shortened first, then inner levels lose precision: they
+    have few positions, and most weights. Raises UsageError for a matrix that half precision cannot hold.
+    """
+    values = {name: weight.numpy() for name, weight in weights.items()}
+    matrices = [name for name, weight in values.items() if weight.ndim == 2]
+    if not all(np.abs(values[name]).max(initial=0) < LARGEST for name in matrices):
         raise UsageError(f"a weight of this model is beyond {LARGEST:,}, too large for a live page", "--format html")
-    for bits in MANTISSA:
-        words = rounded(halves, bits)
-        planes = (words >> 8).astype(np.uint8).tobytes() + (words & 0xFF).astype(np.uint8).tobytes()
-        packed = base64.b64encode(zlib.compress(planes + rest, 9)).decode()
+    inner = [name for name in matrices if not name.startswith("0.")]
+    for fineness, bits in [(0, bits) for bits in MANTISSA] + [(each, MANTISSA[-1]) for each in FINENESS if inner]:
+        words, singles = [], []
+        for name, weight in values.items():
+            if fineness and name in inner:
+                steps, whole = in_steps(weight, fineness)
+                words.append(whole.ravel())
+                singles.append(steps)
+            elif name in matrices:
+                words.append(rounded(weight, bits).ravel())
+            else:
+                singles.append(weight)
+        plain = np.concatenate(words)
+        planes = (plain >> 8).astype(np.uint8).tobytes() + (plain & 0xFF).astype(np.uint8).tobytes()
+        rest = b"".join(single.astype("<f4").tobytes() for single in singles)
+        # what little repeats does so by chance
+        compressor = zlib.compressobj(9, strategy=zlib.Z_FILTERED)
+        stream = compressor.compress(planes + rest) + compressor.flush()
+        packed = base64.b85encode(stream).translate(LETTERS).decode()
         if len(packed) <= room:
-            return packed
-    return ""
+            return packed, bool(fineness)
+    return None
 
 
 def rounded(values: np.ndarray, bits: int) -> np.ndarray:
@@ -182,3 +205,11 @@ def rounded(values: np.ndarray, bits: int) -> np.ndarray:
     unit = 1 << (10 - bits)
     up = unit // 2 - 1 + (words // unit & 1) if unit > 1 else 0  # half to even
     return (words + up) // unit * unit
+
+
+def in_steps(matrix: np.ndarray, fineness: int) -> tuple[np.ndarray, np.ndarray]:
+    """Steps (rows,) float32, each the root mean square of its row by `fineness`, and the number of steps of each value
+    (rows, columns) uint16: 0, -1, 1, -2, 2, ... as 0, 1, 2, 3, 4, ..., so that high bytes are nearly all zero."""
+    steps = np.sqrt(np.square(matrix).mean(1)) / np.float32(fineness)
+    number = np.rint(matrix / np.maximum(steps, np.finfo(np.float32).tiny)[:, None]).astype(np.int32)
+    return steps, ((number << 1) ^ (number >> 31)).astype(np.uint16)

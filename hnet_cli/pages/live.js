@@ -12,8 +12,9 @@ addEventListener("DOMContentLoaded", async () => {
 
   const decoded = (value) => Uint8Array.from(atob(value), (letter) => letter.charCodeAt(0));
   const open = async () => {
-    const packed = new Blob([decoded(JSON.parse(find("#weights").textContent))]).stream().pipeThrough(new DecompressionStream("deflate"));
-    const reader = await network.open(setup, new Uint8Array(await new Response(packed).arrayBuffer()), decoded(setup.program));
+    const [weights, stepped] = JSON.parse(find("#weights").textContent);
+    const packed = new Blob([network.decoded(weights)]).stream().pipeThrough(new DecompressionStream("deflate"));
+    const reader = await network.open(setup, new Uint8Array(await new Response(packed).arrayBuffer()), decoded(setup.program), stepped);
     find("#weights").remove();
     return reader;
   };

@@ -381,30 +381,52 @@ const network = (() => {
     return low < n && sorted[low] === wanted ? low : -1;
   };
 
-  // Weights as hnet_cli/inference/live_page.py packs them: matrices in half precision, high bytes before low ones; the rest in single.
+  // Bytes of base 85 as hnet_cli/inference/live_page.py writes it: four of five letters, the last ones of fewer.
+  const LETTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%.()*+-;,=:?@^_`{|}~";
+  const decoded = (text) => {
+    const values = new Uint8Array(128), missing = (5 - (text.length % 5)) % 5, whole = text + "~".repeat(missing);
+    [...LETTERS].forEach((letter, value) => { values[letter.charCodeAt(0)] = value; });
+    const bytes = new DataView(new ArrayBuffer((whole.length / 5) * 4));
+    for (let at = 0, to = 0; at < whole.length; to += 4) {
+      let word = 0;
+      for (const end = at + 5; at < end; at++) word = 85 * word + values[whole.charCodeAt(at)];
+      bytes.setUint32(to, word);
+    }
+    return new Uint8Array(bytes.buffer, 0, bytes.byteLength - missing);
+  };
+
+  // Weights as hnet_cli/inference/live_page.py packs them: matrices in words, of which high bytes come before low ones; the rest in single
+  // precision. A word is half precision; of inner levels, if `stepped`, a number of steps, whose size is that of its row.
   // The number of rows of a matrix becomes a multiple of four.
-  const unpack = (machine, bytes, shapes) => {
-    const sizes = shapes.map(([, rows, columns = 1]) => rows * columns), tensors = {};
-    const halves = sizes.reduce((sum, size, i) => sum + (shapes[i].length > 2 ? size : 0), 0);
-    const rest = new DataView(bytes.buffer, bytes.byteOffset + 2 * halves);
-    let half = 0, single = 0;
-    for (const [i, [name, rows, columns]] of shapes.entries()) {
-      const whole = columns ? (rows + 3) & ~3 : rows, at = machine.take(whole * (columns ?? 1)), { f } = machine;
-      for (let j = at; j < at + sizes[i]; j++) {
-        if (!columns) { f[j] = rest.getFloat32(4 * single++, true); continue; }
-        const high = bytes[half], exponent = (high >> 2) & 31, fraction = ((high & 3) << 8 | bytes[halves + half++]) / 1024;
-        f[j] = (high >> 7 ? -1 : 1) * (exponent ? 2 ** (exponent - 15) * (1 + fraction) : 2 ** -14 * fraction);
+  const unpack = (machine, bytes, shapes, stepped) => {
+    const words = shapes.reduce((sum, [, rows, columns]) => sum + (columns ? rows * columns : 0), 0), tensors = {};
+    const rest = new DataView(bytes.buffer, bytes.byteOffset + 2 * words);
+    let at = 0, single = 0;
+    const next = () => rest.getFloat32(4 * single++, true), word = () => bytes[at] << 8 | bytes[words + at++];
+    const half = (value) => {
+      const exponent = (value >> 10) & 31, fraction = (value & 1023) / 1024;
+      return (value >> 15 ? -1 : 1) * (exponent ? 2 ** (exponent - 15) * (1 + fraction) : 2 ** -14 * fraction);
+    };
+    for (const [name, rows, columns] of shapes) {
+      const whole = columns ? (rows + 3) & ~3 : rows, to = machine.take(whole * (columns ?? 1)), { f } = machine;
+      tensors[name] = { at: to, rows: whole, columns };
+      for (let row = 0, j = to; row < rows; row++) {
+        if (!columns) { f[j++] = next(); continue; }
+        const step = stepped && !name.startsWith("0.") ? next() : 0;
+        for (const end = j + columns; j < end; j++) {
+          const value = word();
+          f[j] = step ? step * ((value >> 1) ^ -(value & 1)) : half(value);
+        }
       }
-      tensors[name] = { at, rows: whole, columns };
     }
     return tensors;
   };
 
   // A reader with the weights of a page and the program of kernels.wasm, bytes both.
-  const open = async (setup, weights, code) => {
+  const open = async (setup, weights, code, stepped) => {
     const machine = new Machine();
     await machine.start(code);
-    return new Reader(machine, unpack(machine, weights, setup.shapes), setup);
+    return new Reader(machine, unpack(machine, weights, setup.shapes, stepped), setup);
   };
-  return { open };
+  return { open, decoded };
 })();

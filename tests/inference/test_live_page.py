@@ -81,38 +81,71 @@ def test_one_record_is_shown_in_bases():
 # -- weights -----------------------------------------------------------------------------------------------------------
 
 
-def unpacked(weights, packed):
+def unpacked(weights, packed, stepped):
     """The weights of a page, of which the shapes are known."""
-    data = zlib.decompress(base64.b64decode(packed))
+    data = zlib.decompress(base64.b85decode(packed.translate(str.maketrans(".,:", "&<>"))))
     count = sum(weight.numel() for weight in weights.values() if weight.ndim == 2)
     high, low = (np.frombuffer(data, np.uint8, count, count * part).astype(np.uint16) for part in range(2))
-    matrices, rest = (high << 8 | low).view(np.float16), np.frombuffer(data, "<f4", offset=2 * count)
-    at, found = [0, 0], {}
+    words, singles = high << 8 | low, np.frombuffer(data, "<f4", offset=2 * count)
+    found = {}
     for name, weight in weights.items():
-        source, end = (matrices, rest)[weight.ndim != 2], at[weight.ndim != 2] + weight.numel()
-        found[name] = torch.from_numpy(source[end - weight.numel() : end].astype(np.float32)).view(weight.shape)
-        at[weight.ndim != 2] = end
+        if weight.ndim == 2:
+            values, words = words[: weight.numel()].reshape(weight.shape), words[weight.numel() :]
+            if stepped and not name.startswith("0."):
+                number = values.astype(np.int32)
+                steps, singles = singles[: len(weight)], singles[len(weight) :]
+                found[name] = torch.from_numpy(((number >> 1) ^ -(number & 1)) * steps[:, None])
+            else:
+                found[name] = torch.from_numpy(values.view(np.float16).astype(np.float32))
+        else:
+            values, singles = singles[: weight.numel()], singles[weight.numel() :]
+            found[name] = torch.from_numpy(values.copy())
+    assert len(words) == len(singles) == 0
     return found
 
 
 def test_weights_come_back():
     weights = live_page.weights_of(halves(tiny_model(torch.float32)), 2)
     assert {"0.embeddings.weight", "1.pad_dimension", "0.routing.weight", "1.encoder.rmsnorm.weight"} <= set(weights)
-    found = unpacked(weights, live_page.pack(weights, 1 << 30))
+    found = unpacked(weights, *live_page.pack(weights, 1 << 30))
     assert found.keys() == weights.keys()
     assert all(torch.equal(found[name], weight) for name, weight in weights.items())
 
 
 def test_what_does_not_fit_loses_bits_first():
-    weights = {"a": torch.randn(100, 200), "b": torch.randn(7)}
-    whole = live_page.pack(weights, 1 << 30)
-    shorter = live_page.pack(weights, len(whole) - 1000)
+    weights = {"0.a": torch.randn(100, 200), "0.b": torch.randn(7)}
+    whole, _ = live_page.pack(weights, 1 << 30)
+    shorter, stepped = live_page.pack(weights, len(whole) - 1000)
     assert 0 < len(shorter) <= len(whole) - 1000
+    assert not stepped
     for packed, error in ((whole, 2**-11), (shorter, 2**-8)):
-        found = unpacked(weights, packed)
-        assert torch.equal(found["b"], weights["b"])
-        assert torch.all((found["a"] - weights["a"]).abs() <= error * weights["a"].abs() + 1e-7)
-    assert live_page.pack(weights, 1000) == ""
+        found = unpacked(weights, packed, False)
+        assert torch.equal(found["0.b"], weights["0.b"])
+        assert torch.all((found["0.a"] - weights["0.a"]).abs() <= error * weights["0.a"].abs() + 1e-7)
+    assert live_page.pack(weights, 1000) is None
+
+
+@pytest.mark.parametrize(("share", "fineness"), [(0.72, 64), (0.64, 32)])
+def test_inner_levels_are_in_steps_before_they_are_left_out(share, fineness):
+    """The outermost keeps its bits."""
+    weights = {
+        "0.a": (1 + torch.rand(100, 200)).bfloat16().float(),
+        "1.a": torch.randn(300, 200),
+        "1.b": torch.randn(7),
+    }
+    weights["1.a"][0] = 0
+    weights["1.a"][1] *= 1e-3
+    whole, stepped = live_page.pack(weights, 1 << 30)
+    assert not stepped
+    shorter, stepped = live_page.pack(weights, int(share * len(whole)))
+    assert stepped
+    found = unpacked(weights, shorter, True)
+    assert torch.equal(found["0.a"], weights["0.a"])
+    assert torch.equal(found["1.b"], weights["1.b"])
+    step = weights["1.a"].square().mean(1, keepdim=True).sqrt() / fineness
+    error = (found["1.a"] - weights["1.a"]).abs()
+    assert torch.all(error <= 0.501 * step)
+    assert torch.all(error.amax(1)[1:] > 0.4 * step[1:, 0])
 
 
 @settings(max_examples=30)
@@ -162,7 +195,7 @@ def test_models_that_a_page_cannot_compute(layout, ours, options, message):
 def test_large_models(monkeypatch):
     model = tiny_model(torch.float32)
     monkeypatch.setattr(live_page, "MANTISSA", (10,))
-    monkeypatch.setattr(live_page, "MOST_BYTES", len(live("A text", model=model)) - 100)
+    monkeypatch.setattr(live_page, "MOST_BYTES", len(live("A text", model=model, stage=0)) + 200)
     source = live("A text", model=model)
     assert len(setup_of(source)["levels"]) == 1
     assert "1 more is too large" in checked(source, program=True).text
@@ -230,9 +263,11 @@ class TestStarters:
         page = opened(live(f">a\n{text}" if name == "dna" else text, plugin=name, model=model, max_bytes=3000))
         assert page.input_value("#text") == drawn(page)[1]
         data = page.input_value("#text").encode()
-        (places,) = drawn(page)[0]
-        differ = set(places) ^ set(boundaries(model, data)[0].tolist())
-        assert len(differ) <= len(data) / 1000
+        stages = drawn(page)[0]
+        assert len(stages) == len(model.routers)
+        for stage, places in enumerate(stages):
+            differ = set(places) ^ set(boundaries(model, data, stage)[0].tolist())
+            assert len(differ) <= len(data) / 1000
 
 
 MODELS = {
