@@ -37,7 +37,7 @@ REST = """() => {
   window.setTimeout = later;
   for (const [work, given] of held) later(work, 0, ...given);
 }"""
-STARTS = """document.querySelector("#chunks").dataset.n"""
+SIZES = "chunks.known.n"
 
 
 def fill(page: Page, text: str) -> None:
@@ -86,8 +86,7 @@ def main() -> None:
             page.wait_for_selector("body[data-state=done]", timeout=300_000)
             text = page.input_value("#text")
             data = text.encode()
-            sizes = list(map(int, page.evaluate(STARTS).split(",")))
-            there = set(accumulate(sizes, initial=0)) - {len(data)}
+            there = set(accumulate(page.evaluate(SIZES), initial=0)) - {len(data)}
             differ = len(there ^ set(boundaries(model, data)[0].tolist()))
             short = data[: given.typed].decode(errors="ignore")
             cells = [model.label, f"{path.stat().st_size / 1000:.0f}", f"{len(data):,}"]

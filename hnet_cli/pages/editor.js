@@ -1,12 +1,8 @@
 // A text that is typed over its chunks: what play.js and live.js share. A pane is {block, shown}: where chunks are drawn, and of which text.
 const editor = (() => {
   const put = (pane, shown, lists) => {
-    const { block } = pane;
-    for (const key of Object.keys(block.dataset)) delete block.dataset[key];
-    block.textContent = pane.shown = shown;
-    if (!lists.n) return;
-    Object.assign(block.dataset, lists);
-    block.dispatchEvent(new Event("redraw", { bubbles: true }));
+    pane.shown = shown;
+    pane.block.dispatchEvent(new CustomEvent("redraw", { bubbles: true, detail: { lists, text: shown } }));
   };
   const leaves = (pane) => pane.block.querySelectorAll("span:not(.outer)");
 

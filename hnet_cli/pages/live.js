@@ -5,7 +5,8 @@ addEventListener("DOMContentLoaded", async () => {
   const find = (selector) => document.querySelector(selector);
   const text = find("#text"), figures = find("#figures"), lengths = find("#lengths"), slider = find("[name=threshold]");
   const pane = { block: find("#chunks"), shown: "" }, stages = setup.levels.length;
-  const FIRST = 4, SLICE = 12, REST = 150, BARS = 24, TOP = 12; // milliseconds of work before the first colours, at once later, and of rest; figures that are shown
+  const FIRST = 1, SLICE = 12, REST = 150; // milliseconds of work before the first colours, at once later, and of rest
+  const FEW = 8, BARS = 24, TOP = 12; // positions before the first colours; figures that are shown
   const formats = [0, 1, 2].map((digits) => new Intl.NumberFormat("en", { minimumFractionDigits: digits, maximumFractionDigits: digits }));
   const number = (value, digits = 0) => formats[digits].format(value);
   text.maxLength = setup.most;
@@ -123,10 +124,10 @@ addEventListener("DOMContentLoaded", async () => {
 
   // -- computing
   let waiting = null, resting = null, drawn = 0;
-  const work = (limit) => {
+  const work = (limit, most) => {
     const began = performance.now();
     let more = true;
-    while (more && performance.now() - began < limit) more = reader.step();
+    while (more && performance.now() - began < limit) more = reader.step(most);
     took += performance.now() - began;
     if (more) waiting = setTimeout(work, 0, SLICE);
     if (more && performance.now() < drawn) return;
@@ -141,7 +142,7 @@ addEventListener("DOMContentLoaded", async () => {
     clearTimeout(waiting);
     clearTimeout(resting);
     [took, drawn] = [0, 0];
-    work(FIRST);
+    work(FIRST, FEW);
   };
   const edited = () => {
     if (setup.records && /[\s>]/.test(text.value)) { // a record of FASTA is its sequence

@@ -327,12 +327,12 @@ const network = (() => {
       }
     }
 
-    // Compute the next positions; tells whether there were any.
-    step() {
+    // Compute the next positions, at most `most` of the outermost level; tells whether there were any.
+    step(most = BLOCK) {
       for (const { from, lead, end, level } of this.windows) {
         const left = lead + end - from - level.n;
         if (left > 0) {
-          const n = level.room(Math.min(left, BLOCK)), { width, embeddings, x, machine: { f } } = level.encoder, ids = [];
+          const n = level.room(Math.min(left, most)), { width, embeddings, x, machine: { f } } = level.encoder, ids = [];
           for (let t = 0; t < n; t++) {
             const at = from - lead + level.n + t, id = at < 0 ? this.bos : this.table[this.bytes[at]];
             ids.push(id);

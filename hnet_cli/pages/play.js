@@ -20,7 +20,7 @@ addEventListener("DOMContentLoaded", () => {
   const shift = (pane, now) => {
     const { known } = pane.block, before = pane.shown;
     if (before === now) return;
-    if (!known || !pane.block.dataset.n) { put(pane, now, {}); return; }
+    if (!known) { put(pane, now, {}); return; }
     let same = 0, end = 0;
     const most = Math.min(before.length, now.length);
     while (same < most && before[same] === now[same]) same++;

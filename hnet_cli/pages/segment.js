@@ -4,6 +4,7 @@
 addEventListener("DOMContentLoaded", () => {
   const DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
   const { unit = "byte", margin = "", full = 5 } = document.body.dataset;
+  const edited = document.body.classList.contains("play"); // a field lies over the chunks
   const find = (selector) => document.querySelector(selector);
   const all = (selector) => [...document.querySelectorAll(selector)];
   const stages = () => all("[name=stage]").length - 1 || 1;
@@ -24,17 +25,15 @@ addEventListener("DOMContentLoaded", () => {
   };
   const visible = (text) => text.replaceAll("\n", "↵").replaceAll("\t", "→").replaceAll(" ", "␣");
 
-  const read = (block) => {
-    if (block.known) return block.known;
-    const data = block.dataset;
+  const parsed = (data, text) => {
     const n = numbers(data.n);
-    const known = {
-      text: block.textContent, at: +data.at, n, u: data.u ? numbers(data.u) : n, s: data.s || "", h: numbers(data.h), line: +data.l,
+    return {
+      text, at: +data.at, n, u: data.u ? numbers(data.u) : n, s: data.s || "", h: numbers(data.h), line: +data.l,
       p: Array.from({ length: data.h.split(",").length }, (_, s) => data[`p${s}`].split(",").map((p) => p === "" ? NaN : p / 100)),
       cut: data.cut ? numbers(data.cut) : [0, 0], y: data.y ? numbers(data.y) : null, f: data.f ? JSON.parse(data.f) : [],
     };
-    return (block.known = known);
   };
+  const read = (block) => (block.known ??= parsed(block.dataset, block.textContent));
   const bits = (known, from, to) => {
     let sum = 0;
     for (let i = from; i < to; i++) sum += DIGITS.indexOf(known.s[i]) / 4;
@@ -142,10 +141,83 @@ addEventListener("DOMContentLoaded", () => {
     return run;
   };
 
+  const strengthOf = (known, { s, first, byte, bytes }) => {
+    const p = known.p[s][first], strength = chosen("strength");
+    const by = strength === "p" ? (Number.isNaN(p) ? 0.5 : Math.max(0, p - 0.5) * 2)
+      : strength === "s" && known.s ? Math.min(1, bits(known, byte, byte + bytes) / bytes / full) : 0.6;
+    return by.toFixed(2);
+  };
+
+  // -- drawing a text that is edited: chunks with the same words keep their elements and their colours
+  // Drawn chunks of the outermost level, with those inside.
+  const treeOf = (block, known) => {
+    const levels = shown(known).reverse(), from = limit(), tree = [], open = [];
+    let letter = 0, byte = 0;
+    for (let i = 0; i < known.n.length; i++) {
+      for (const [depth, s] of levels.entries()) {
+        if (i && !begins(known, s, i, from)) continue;
+        const inside = depth + 1 < levels.length ? [] : null;
+        const chunk = { block, known, s, level: levels.length - 1 - depth, first: i, letter, byte, inside, text: "" };
+        (depth ? open[depth - 1].inside : tree).push(chunk);
+        open[depth] = chunk;
+      }
+      letter += known.u[i];
+      byte += known.n[i];
+      for (const chunk of open) Object.assign(chunk, { last: i, units: letter - chunk.letter, bytes: byte - chunk.byte });
+    }
+    const name = (chunk) => {
+      chunk.inside?.forEach(name);
+      chunk.text = chunk.inside ? chunk.inside.map((each) => each.text).join("\0") : known.text.slice(chunk.letter, chunk.letter + chunk.units);
+    };
+    tree.forEach(name);
+    return tree;
+  };
+  // Gives chunks the elements of those before, in `place`, and makes elements for the rest.
+  const settle = (place, before, now) => {
+    let start = 0, end = 0;
+    const most = Math.min(before.length, now.length), same = (a, b) => a.text === b.text && a.level === b.level;
+    while (start < most && same(before[start], now[start])) start++;
+    while (end < most - start && same(before.at(-1 - end), now.at(-1 - end))) end++;
+    const gone = before.slice(start, before.length - end), fresh = now.slice(start, now.length - end);
+    if (gone.length === 1 && fresh.length === 1 && gone[0].inside && fresh[0].inside) { gone.pop(); fresh.pop(); start++; }
+    for (const { span } of gone) span.remove();
+    const behind = before[before.length - end]?.span ?? null;
+    now.forEach((chunk, i) => {
+      const old = i < start ? before[i] : i >= now.length - end ? before[i + before.length - now.length] : null;
+      if (old) Object.assign(chunk, { span: old.span, hue: old.hue, by: old.by });
+      else place.insertBefore((chunk.span = make("span")), behind);
+      if (chunk.inside) settle(chunk.span, old?.inside ?? [], chunk.inside);
+      else if (!old) chunk.span.textContent = chunk.text;
+    });
+  };
+  const repaint = (block, known) => {
+    const tree = treeOf(block, known);
+    if (!block.tree) block.replaceChildren();
+    settle(block, block.tree ?? [], tree);
+    block.tree = tree;
+    for (let row = tree; row.length; row = row.flatMap(({ inside }) => inside ?? [])) {
+      let last = 3 + 2 * row[0].level;
+      for (const [i, chunk] of row.entries()) {
+        const { span, level } = chunk, next = row[i + 1]?.hue, was = chunk.hue;
+        if (was === undefined || was === last) chunk.hue = [1, 2].map((step) => (last + step) % 4).find((hue) => hue !== next);
+        last = chunk.hue;
+        if (was !== last) span.className = `c${last}${level ? " outer" : ""}`;
+        if (level) { if (was === undefined) span.style.setProperty("--n", level); continue; }
+        const { first, byte, letter, units, bytes: size, s, last: end } = chunk, by = strengthOf(known, chunk);
+        Object.assign(span, { block, known, first, byte, letter, units, bytes: size, s, last: end });
+        if (by !== chunk.by) span.style.setProperty("--p", (chunk.by = by));
+      }
+    }
+    block.painted = true;
+    block.classList.add("drawn");
+    if (block.beside) compare(block, block.beside);
+  };
+
   const leaves = (block) => block.querySelectorAll("span:not(.outer)");
   const paint = (block) => {
     const known = read(block);
-    const levels = shown(known), from = limit(), strength = chosen("strength");
+    if (edited) { repaint(block, known); return; }
+    const levels = shown(known), from = limit();
     const hue = known.h.slice();
     const root = document.createDocumentFragment();
     const size = known.n.reduce((sum, n) => sum + n, 0);
@@ -175,12 +247,7 @@ addEventListener("DOMContentLoaded", () => {
       span.bytes += known.n[i];
       span.last = i;
     }
-    for (const each of root.querySelectorAll("span:not(.outer)")) {
-      const p = known.p[each.s][each.first];
-      const by = strength === "p" ? (Number.isNaN(p) ? 0.5 : Math.max(0, p - 0.5) * 2)
-        : strength === "s" && known.s ? Math.min(1, bits(known, each.byte, each.byte + each.bytes) / each.bytes / full) : 0.6;
-      each.style.setProperty("--p", by.toFixed(2));
-    }
+    for (const each of root.querySelectorAll("span:not(.outer)")) each.style.setProperty("--p", strengthOf(known, each));
     block.replaceChildren(root);
     block.classList.add("drawn");
     block.painted = true;
@@ -306,7 +373,7 @@ addEventListener("DOMContentLoaded", () => {
     const known = span.block.known;
     const start = known.at + span.byte - (span.byte ? 0 : known.cut[0]);
     const end = known.at + span.byte + span.bytes + (span.last === known.n.length - 1 ? known.cut[1] : 0);
-    const from = margin === "row" ? start + 1 : start;
+    const from = unit === "base" ? start + 1 : start;
     const lines = [`${unit}s ${number(from)} to ${number(end)} (${number(end - start)})`];
     known.p.forEach((p, s) => { if (!Number.isNaN(p[span.first])) lines.push(`${stages() > 1 ? `stage ${s}: ` : ""}p ${p[span.first].toFixed(2)}`); });
     if (known.s) {
@@ -460,10 +527,14 @@ addEventListener("DOMContentLoaded", () => {
     if (value) { value.textContent = (least.value / 100).toFixed(2); updated(); }
     inView.forEach(paint);
   });
-  // A page whose text changes has put another text and its lists into a block.
-  addEventListener("redraw", ({ target }) => {
-    target.known = null;
-    Object.assign(target, { describe, compare: (other) => compare(target, other) });
+  // A page whose text changes has another text for a block, and its lists where they are known.
+  addEventListener("redraw", ({ target, detail: { lists, text } }) => {
+    if (!lists.n) {
+      Object.assign(target, { known: null, tree: null, textContent: text });
+      inView.delete(target);
+      return;
+    }
+    Object.assign(target, { known: parsed(lists, text), describe, compare: (other) => compare(target, other) });
     inView.add(target);
     paint(target);
   });

@@ -6,7 +6,7 @@ import re
 import zlib
 from html import unescape
 from importlib.resources import files
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import axe
 import numpy as np
@@ -236,14 +236,9 @@ def done(page):
 
 def drawn(page):
     """Per stage: where its chunks begin; and the text of the chunks."""
-    data = page.evaluate("({...document.querySelector('#chunks').dataset})")
-    places = list(accumulate(map(int, data["n"].split(",")), initial=0))[:-1]
-    stages = [data[name].split(",") for name in sorted(data) if name.startswith("p")]
-    text = page.locator("#chunks").evaluate(
-        """block => { const copy = block.cloneNode(true); for (const mark of copy.querySelectorAll("u")) mark.remove();
-        return copy.textContent; }"""
-    )
-    return [[at for at, p in zip(places, row, strict=True) if p] for row in stages], text
+    known, text = page.evaluate("(({ known: { n, p }, textContent }) => [{ n, p }, textContent])(chunks)")
+    places = list(accumulate(known["n"], initial=0))[:-1]
+    return [[at for at, p in zip(places, row, strict=True) if not np.isnan(p)] for row in known["p"]], text
 
 
 def cut(model, data, **options):
@@ -324,6 +319,30 @@ class TestPage:
         page = opened(live(">a\n" + "ACGT" * 9, plugin="dna"))
         page.fill("#text", ">name of it\nAC\ngu\n")
         assert page.input_value("#text") == "ACgu"
+        page.locator("#text").press("Control+Home")
+        page.locator("#here", has_text=re.compile(r"At the cursor: bases 1 to \d+ ")).wait_for()
+
+    @pytest.mark.parametrize("stage", ["all", 0])
+    def test_chunks_that_stay_keep_their_elements_and_their_colours(self, stage, opened):
+        text = "Words that stay, and more of them. " * 6
+        page = opened(live(text, stage=stage))
+        look = """() => [...document.querySelectorAll("#chunks span")].map((span) => [
+            span.mark ??= window.marks = (window.marks ?? 0) + 1, span.className, span.textContent,
+        ])"""
+        before = page.evaluate(look)
+        assert [number for number, _, _ in before] == list(range(1, len(before) + 1))
+        middle = len(text) // 2
+        for typed in (text[:middle] + " new words" + text[middle:], text[: middle - 9] + text[middle:], text):
+            page.fill("#text", typed)
+            done(page)
+            after = page.evaluate(look)
+            kept = {mark: rest for mark, *rest in after if mark <= len(before)}
+            assert len(kept) > len(before) // 4
+            leaves = [name for _, name, _ in after if "outer" not in name]
+            assert all(a != b for a, b in pairwise(leaves))
+            assert "".join(words for _, name, words in after if "outer" not in name) == typed
+            same = [mark for mark, name, words in before if kept.get(mark) == [name, words]]
+            assert len(same) > 0.9 * len(kept)
 
 
 @pytest.mark.parametrize("name", ["text", "dna"])
