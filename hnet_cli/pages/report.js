@@ -7,7 +7,9 @@ addEventListener("DOMContentLoaded", () => {
   const all = (selector, within = document) => [...within.querySelectorAll(selector)];
   const make = (name, css, text = "") => Object.assign(document.createElement(name), { className: css, textContent: text });
   const kept = { windows: {}, hidden: [], ...history.state?.hnet };
-  const keep = () => history.replaceState({ hnet: kept }, "");
+  let stored = -Infinity, later = null;
+  const store = () => { clearTimeout(later); later = null; stored = performance.now(); history.replaceState({ hnet: kept }, ""); };
+  const keep = () => { if (performance.now() > stored + 250) store(); else later ??= setTimeout(store, 250); }; // Safari refuses a hundred in ten seconds
   const tip = make("div", "tip");
   tip.hidden = true;
   document.body.append(tip);
@@ -436,7 +438,7 @@ addEventListener("DOMContentLoaded", () => {
       if (kept.paused || document.hidden || Date.now() - used < 5000 || Date.now() - loaded < 1000 * wait) return;
       if (all(".film button").some((button) => button.textContent === "Stop") || getSelection()?.type === "Range") return;
       kept.focus = plots.findIndex(({ box }) => box === document.activeElement);
-      keep();
+      store();
       location.reload();
     };
     follow.addEventListener("click", () => { kept.paused = !kept.paused; keep(); tick(); });

@@ -12,7 +12,7 @@ import axe
 import numpy as np
 import pytest
 import torch
-from browserkit import CHROME
+from browserkit import CHROME, ENGINES, visit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -263,6 +263,26 @@ class TestStarters:
         for stage, places in enumerate(stages):
             differ = set(places) ^ set(boundaries(model, data, stage)[0].tolist())
             assert len(differ) <= len(data) / 1000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["firefox", "webkit"])
+def test_other_browsers_cut_alike(engine, tmp_path):
+    """The starters, as in Chromium."""
+    if ENGINES[engine] is None:
+        pytest.skip(f"there is no {engine} on this machine")
+    pages, texts = {}, {}
+    for name, example in EXAMPLES.items():
+        model = load(f"starter:{name}", "cpu")
+        source = live(f">a\n{example}" if name == "dna" else example, plugin=name, model=model)
+        pages[name], texts[name] = source, setup_of(source)["text"].encode()
+    for told in visit(tmp_path, pages, {key: [1000] for key in pages}, engine):
+        text = texts[told["page"]]
+        places = set(accumulate(told["sizes"], initial=0)) - {len(text)}
+        differ = places ^ set(boundaries(load(f"starter:{told['page']}", "cpu"), text)[0].tolist())
+        assert len(differ) <= len(text) / 1000
+        assert (told["errors"], told["requests"]) == ([], 0)
+        assert told["overflow"] <= 0
 
 
 MODELS = {

@@ -3,7 +3,8 @@ const errors = [];
 addEventListener("error", (event) => errors.push(`${event.message}, line ${event.lineno}`), true);
 addEventListener("securitypolicyviolation", (event) => errors.push(`${event.violatedDirective}: ${event.blockedURI}`));
 globalThis.alert = (text) => errors.push(`alert ${text}`);
-addEventListener("load", () => setTimeout(() => {
+const probe = () => {
+  if (document.body.matches(".live:not([data-state=done])")) { setTimeout(probe, 100); return; }
   const all = (selector) => [...document.querySelectorAll(selector)];
   const seen = (element) => element.checkVisibility();
   const box = (element) => element.getBoundingClientRect();
@@ -27,6 +28,7 @@ addEventListener("load", () => setTimeout(() => {
     painted: all(".chunks span").length,
     marks: all(".plot .over").filter(seen).length,
     requests: performance.getEntriesByType("resource").length,
+    sizes: document.querySelector("#chunks")?.known?.n ?? [],
   };
   for (const button of all("button")) { button.click(); button.click(); }
   for (const input of all("input")) {
@@ -38,4 +40,5 @@ addEventListener("load", () => setTimeout(() => {
   }
   told.frames = all(".frame").filter(seen).length;
   parent.postMessage(told, "*");
-}, 500));
+};
+addEventListener("load", () => setTimeout(probe, 500));

@@ -1,20 +1,17 @@
-"""The pages in a real browser: no error while they are used, nothing foreign runs, and their layout holds."""
+"""The pages in real browsers: no error while they are used, nothing foreign runs, and their layout holds."""
 
 import math
 import socket
 
 import pytest
-from browserkit import CHROME, printed, visit
+from browserkit import CHROME, ENGINES, printed, visit
 from comparisonkit import told_of, whole
 from foreignkit import chunks, pages, records, written
 
 from hnet_cli.comparison import page as comparison_page
 from hnet_cli.report import run_page
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROME is None, reason="there is no chromium or google-chrome on this machine"),
-]
+pytestmark = pytest.mark.slow
 NAMES = ("fixed", *(f"model-{n}-of-a-name-that-is-long" for n in range(11)))
 
 
@@ -28,9 +25,11 @@ def fetching(server):
     )
 
 
-@pytest.fixture(scope="module")
-def seen(tmp_path_factory):
-    """Report of the browser by page, and whether anything was fetched."""
+@pytest.fixture(scope="module", params=ENGINES)
+def seen(request, tmp_path_factory):
+    """Report of a browser by page, and whether anything was fetched."""
+    if ENGINES[request.param] is None:
+        pytest.skip(f"there is no {request.param} on this machine")
     folder = tmp_path_factory.mktemp("browser")
     with socket.create_server(("127.0.0.1", 0)) as server:
         rows = {"one evaluation": records(30, 1), "one record": records(1, 0), "many": records(400, 40, 2, spike=200)}
@@ -43,7 +42,7 @@ def seen(tmp_path_factory):
         shown["chunks"] = chunks("Some words, שלום עולם, and a 世界.\n".encode() * 200)
         shown |= {"no chunks": chunks(b""), "none further": chunks(b"Some words.", further=math.nan)}
         foreign = {f"foreign {name}": page for name, page in pages(folder / "foreign", fetching(server)).items()}
-        found = visit(folder, shown | foreign, {name: [1000] for name in foreign})
+        found = visit(folder, shown | foreign, {name: [1000] for name in foreign}, request.param)
         server.settimeout(0)
         with pytest.raises(BlockingIOError):
             server.accept()
@@ -78,6 +77,7 @@ def test_one_evaluation_is_shown_at_a_time(seen):
     assert all(told["painted"] for told in seen if told["page"] == "chunks" and told["width"] > 390)
 
 
+@pytest.mark.skipif(CHROME is None, reason="there is no chromium or google-chrome on this machine")
 def test_a_printed_text_is_coloured_to_its_end(tmp_path):
     sheets, colours = printed(tmp_path, chunks(b"Some words and more.\n" * 400))
     assert sheets > 5
