@@ -144,14 +144,15 @@ def segment(
             write_text(pieces, sys.stdout)
         else:
             total = plain_bytes(files)
-            total = min(total, max_bytes) if total and max_bytes else total
+            limit = max_bytes or segmenting.PAGE_BYTES.get(format)
+            total = min(total, limit) if total and limit else total
             with storage.output_file(out, overwrite, files) as binary, progress("segmenting", total) as task:
-                advancing = after_each(pieces, lambda: task.update(summary.bytes, note=size(summary.bytes)))
+                summary.on_bytes = lambda count: task.update(count, note=size(count))
                 if format == "bigwig":
                     with storage.spool(out) as waiting:
-                        bigwig.write_bigwig(advancing, binary.name, waiting, lambda: summary.ends)
+                        bigwig.write_bigwig(pieces, binary.name, waiting, lambda: summary.ends)
                 else:
-                    write_file(advancing, binary, compressed=out.suffix == ".gz")
+                    write_file(pieces, binary, compressed=out.suffix == ".gz")
     if out is not None:
         say(f"Wrote {literal(out)}.")
         if out.suffix == ".gz" and format in TRACKS and track is None and out.is_file():
@@ -225,13 +226,6 @@ def plain_bytes(files: list[str]) -> int | None:
     packed = (*COMPRESSIONS, ".tar", ".parquet")
     known = all(path.is_file() and path.suffix.lower() not in packed for path in paths)
     return sum(path.stat().st_size for path in paths) if known else None
-
-
-def after_each(pieces: Iterable[str], callback: Callable[[], None]) -> Iterator[str]:
-    """The pieces, with a call after each has been used."""
-    for piece in pieces:
-        yield piece
-        callback()
 
 
 def write_text(pieces: Iterable[str], target: TextIO) -> None:

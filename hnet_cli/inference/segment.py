@@ -91,6 +91,8 @@ class Summary:
     """The position up to which each record is read, where there are any."""
     intake: Intake = field(default_factory=Intake)
     """What was read, and what was not used of it."""
+    on_bytes: Callable[[int], None] = lambda count: None
+    """Gets `bytes` whenever they are more."""
 
     def __post_init__(self) -> None:
         stages = self.config.num_stages
@@ -104,6 +106,7 @@ class Summary:
 
     def add(self, window: Window) -> None:
         self.bytes += len(window.data)
+        self.on_bytes(self.bytes)
         self.documents += window.start == 0
         for stage, count in enumerate((~np.isnan(window.probability)).sum(0).tolist()):
             self.chunks[stage] += count

@@ -238,12 +238,14 @@ class Task:
                 self.bar.update(self.within.id, visible=True)
 
     def _line(self) -> None:
-        if _verbosity < 0 or not self.total:
+        if _verbosity < 0 or not (self.total or self.note):
             return
-        here, spent = self.done - self.recent[0][1], time.monotonic() - self.recent[0][0]
-        rest = self.total - self.done
-        left = f", {duration(spent / here * rest)} left" if here > 0 and rest > 0 else ""
-        line = f"{self.label}: {100 * self.done / self.total:.0f}%{left}  {self.note}"
+        line = f"{self.label}: {self.note}"
+        if self.total:
+            here, spent = self.done - self.recent[0][1], time.monotonic() - self.recent[0][0]
+            rest = self.total - self.done
+            left = f", {duration(spent / here * rest)} left" if here > 0 and rest > 0 else ""
+            line = f"{self.label}: {100 * self.done / self.total:.0f}%{left}  {self.note}"
         if self.notebook is None:
             print(escape(line.rstrip()), file=sys.stderr, flush=True)
         else:

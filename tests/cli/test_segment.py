@@ -10,6 +10,7 @@ from clikit import check_mistake, child, hnet
 
 from hnet_cli import load
 from hnet_cli.data import tokens
+from hnet_cli.terminal import console
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,19 @@ from hnet_cli.data import tokens
 )
 def test_a_mistake_is_one_line_and_a_code(home, capsys, line, code, message):
     check_mistake(home, capsys, line, code, message)
+
+
+@pytest.mark.parametrize(
+    ("format", "file", "line"),
+    [("html", "long.txt", r"segmenting: \d+%"), ("tsv", "long.txt.gz", r"segmenting: [\d.]+ kB$")],
+)
+def test_a_long_file_is_not_read_in_silence(home, monkeypatch, capsys, format, file, line):
+    """A page is written at its end, and of a compressed file nobody knows the length before."""
+    monkeypatch.setattr(console.Task, "EVERY", 0.0)
+    text = b"A line of a text that is long.\n" * 600
+    Path(file).write_bytes(gzip.compress(text) if file.endswith(".gz") else text)
+    assert hnet(f"segment {file} --model runs/fox --format {format} --out long.out") == 0
+    assert len(re.findall(line, capsys.readouterr().err, re.MULTILINE)) > 2
 
 
 @pytest.mark.slow

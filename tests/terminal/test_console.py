@@ -143,8 +143,10 @@ def test_progress_of_unknown_length_says_nothing_false(capsys, monkeypatch):
     monkeypatch.setattr(console.Task, "EVERY", 0.0)
     with console.progress("reading") as task:
         task.update(5)
+        task.update(7, note="7 bytes")
         task.update(5, total=10)
-    assert [line.split(",")[0] for line in capsys.readouterr().err.splitlines()] == ["reading: 50%"]
+    lines = [line.split(",")[0] for line in capsys.readouterr().err.splitlines()]
+    assert lines == ["reading: 7 bytes", "reading: 50%  7 bytes"]
 
 
 @given(st.lists(st.floats(-1e9, 1e9), max_size=99), st.integers(1, 50))
