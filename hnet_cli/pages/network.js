@@ -204,7 +204,7 @@ const network = (() => {
   // The positions of a level in one stretch of text. Position 0 is a boundary whatever its probability.
   class Level {
     constructor(encoders, thresholds, s = 0) {
-      Object.assign(this, { encoder: encoders[s], thresholds, s, n: 0, size: 0 });
+      Object.assign(this, { encoder: encoders[s], thresholds, s, n: 0, every: s ? BLOCK : KEPT });
       this.inner = s + 1 < encoders.length ? new Level(encoders, thresholds, s + 1) : null;
       this.p = floats(BLOCK);
       this.from = new Int32Array(BLOCK); // the position of the outer level that each is
@@ -237,8 +237,8 @@ const network = (() => {
     keep() {
       const last = this.kept.at(-1);
       if (last?.n === this.n) return;
-      if (this.n % KEPT && this.n !== this.mark) return;
-      if (last && last.n % KEPT) this.kept.pop();
+      if (this.n % this.every && this.n !== this.mark) return;
+      if (last && last.n % this.every) this.kept.pop();
       this.kept.push({ n: this.n, states: copied(this.states), query: this.query.slice() });
     }
 
