@@ -321,7 +321,7 @@ def continuations(
 
 
 class Printer:
-    """Turns bytes into text as they come: whole characters only, nothing that a terminal would obey.
+    r"""Turns bytes into text as they come: whole characters only, nothing that a terminal would obey, \r\n as \n.
 
     With `chunks`, the first character of every chunk is preceded by `render.SEPARATOR`, once per stage, or chunks have
     coloured backgrounds. A chunk that begins inside a character is shown from the next one on.
@@ -332,6 +332,8 @@ class Printer:
         self.chunks, self.colour = chunks, colour
         self.decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
         self.depth = self.later = self.hue = 0
+        self.returned = False
+        """The last character was a carriage return, which waits for the next one: with a line feed it is a line end."""
 
     def prompt(self, data: bytes) -> str:
         """The prompt as text, without marks; a character that it ends inside is shown with what completes it."""
@@ -347,12 +349,15 @@ class Printer:
 
     def finish(self) -> str:
         """The rest of a character that never became complete."""
-        return self._show(self.decoder.decode(b"", True))
+        return self._show(self.decoder.decode(b"", True), last=True)
 
-    def _show(self, text: str) -> str:
+    def _show(self, text: str, last: bool = False) -> str:
+        text = "\r" * self.returned + text
+        self.returned = text.endswith("\r") and not last
+        text = text.removesuffix("\r") if self.returned else text
         if not text:
             return ""
-        text, depth = self.display(text.encode()), self.depth
+        text, depth = self.display(text.replace("\r\n", "\n").encode()), self.depth
         self.depth, self.later = self.later, 0
         if not self.chunks:
             return text

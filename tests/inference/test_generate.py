@@ -263,6 +263,26 @@ def test_printer_lets_no_command_through():
     assert "".join(printer.feed(byte) for byte in "\x1b[2J\x9b\u202e".encode()) == "\\x1b[2J\\x9b\\u202e"
 
 
+@pytest.mark.parametrize(
+    ("data", "shown"),
+    [
+        (b"a\r\nb", "a|\nb"),
+        (b"a\r\r\nb", "a|\\x0d\nb"),
+        (b"a\rb", "a|\\x0db"),
+        ("a\ré".encode(), "a|\\x0dé"),
+        (b"a\r", "a|\\x0d"),
+        (b"a\r\xe4", "a|\\x0d\\xe4"),
+    ],
+)
+def test_printer_shows_every_line_end_as_one(data, shown):
+    """A model that has read line ends of Windows writes them."""
+    printer = Printer(TEXT, chunks=True)
+    assert "".join(printer.feed(byte, byte == ord("\r")) for byte in data[:2]) == "a"
+    assert "a" + "".join(printer.feed(byte) for byte in data[2:]) + printer.finish() == shown
+    plain = Printer(TEXT)
+    assert "".join(map(plain.feed, data)) + plain.finish() == shown.replace("|", "")
+
+
 def test_sample_shows_prompt_and_continuation():
     options = {"max_bytes": 12, "temperature": 2.0, "seed": 1}
     (more,) = continued([b"Hi"], automaton=UTF8, **options)

@@ -104,7 +104,8 @@ def test_a_continuation_is_streamed_and_can_be_stopped(page):
     page.locator("#text").press("Control+Enter")
     page.locator("#stop").wait_for(state="visible")
     page.locator("#stop").wait_for(state="hidden", timeout=120_000)
-    assert 11 < len(page.input_value("#text").encode()) <= 11 + 200
+    continued = re.sub(r"\\x..", "?", page.input_value("#text"))  # a byte that cannot be shown
+    assert 11 < len(continued.encode()) <= 11 + 200
     page.locator("#continue").click()
     page.keyboard.press("Escape")
     assert not page.locator("#stop").is_visible()
