@@ -10,10 +10,11 @@ import re
 import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 import zlib
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,18 @@ def visit(
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             server.shutdown()
+
+
+@cache
+def opens(engine: str) -> bool:
+    """Tell whether this machine has an engine that opens an empty page; not every container lets it."""
+    if ENGINES[engine] is None:
+        return False
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        try:
+            return len(visit(Path(folder), {"empty": "<html><body></body></html>"}, {"empty": [390]}, engine)) == 1
+        except queue.Empty:
+            return False
 
 
 def printed(folder: Path, page: str) -> tuple[int, list[int]]:

@@ -4,7 +4,7 @@ import math
 import socket
 
 import pytest
-from browserkit import CHROME, ENGINES, printed, visit
+from browserkit import CHROME, ENGINES, opens, printed, visit
 from comparisonkit import told_of, whole
 from foreignkit import chunks, pages, records, written
 
@@ -28,8 +28,8 @@ def fetching(server):
 @pytest.fixture(scope="module", params=ENGINES)
 def seen(request, tmp_path_factory):
     """Report of a browser by page, and whether anything was fetched."""
-    if ENGINES[request.param] is None:
-        pytest.skip(f"there is no {request.param} on this machine")
+    if not opens(request.param):
+        pytest.skip(f"no {request.param} opens a page on this machine")
     folder = tmp_path_factory.mktemp("browser")
     with socket.create_server(("127.0.0.1", 0)) as server:
         rows = {"one evaluation": records(30, 1), "one record": records(1, 0), "many": records(400, 40, 2, spike=200)}
