@@ -10,6 +10,7 @@ addEventListener("DOMContentLoaded", () => {
   let stored = -Infinity, later = null;
   const store = () => { clearTimeout(later); later = null; stored = performance.now(); history.replaceState({ hnet: kept }, ""); };
   const keep = () => { if (performance.now() > stored + 250) store(); else later ??= setTimeout(store, 250); }; // Safari refuses a hundred in ten seconds
+  addEventListener("beforeunload", () => { if (later) store(); }); // at pagehide, Chromium has taken the old state along
   const tip = make("div", "tip");
   tip.hidden = true;
   document.body.append(tip);
