@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hnet_cli.kernels import joint
 from hnet_cli.kernels.packing import Packing
 from hnet_cli.kernels.reference import BLOCK, ScanInputs, own_states, product_dtype, wide, window_attention
 from hnet_cli.kernels.reference import attention as reference_attention
@@ -113,13 +114,14 @@ class _GatedNorm(torch.autograd.Function):
             scale[tile] = _inverse_rms(value, eps)
             out[tile] = value.mul_(scale[tile]).mul_(w)
         ctx.save_for_backward(y, gate, scale, weight)
+        ctx.room = joint.room(gate)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         y, gate, scale, weight = ctx.saved_tensors
-        grad_y, grad_gate = torch.empty_like(y), y.new_empty(y.shape)
+        grad_y, grad_gate = torch.empty_like(y), ctx.room(gate)
         grad_weight = scale.new_zeros(y.shape[1])
         buffer = scale.new_empty(min(len(y), max(1, TILE // y.shape[1])), y.shape[1])
         for tile in tiles(*y.shape):

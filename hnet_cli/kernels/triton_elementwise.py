@@ -1,8 +1,9 @@
 """Our own Triton kernels for what lies between the matrix products of a layer, forward and backward.
 
 One pass over memory each: rotary positions in place, the causal convolution with SiLU, SwiGLU, and the two norms. Rows
-of an input may lie apart, as parts of a larger product do; results are contiguous. Arithmetic is float32. Gradients of
-weights are summed in a fixed order, so that a step gives the same bits every time. Imports Triton.
+of an input may lie apart, as parts of a larger product do, whose gradients are then written into that of the product
+(`joint`); results are contiguous. Arithmetic is float32. Gradients of weights are summed in a fixed order, so that a
+step gives the same bits every time. Imports Triton.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hnet_cli.kernels import reference
+from hnet_cli.kernels import joint, reference
 from hnet_cli.kernels.packing import Packing
 
 TILE = 4096
@@ -210,6 +211,7 @@ def _conv_gradient(
     width,
     dy_stride,
     x_stride,
+    dx_stride,
     TAPS: tl.constexpr,
     SUMS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -241,7 +243,7 @@ def _conv_gradient(
                 for shift in tl.static_range(TAPS):
                     earlier = tl.load(x + (row - shift) * x_stride + column, used & (at >= shift), 0).to(tl.float32)
                     summed += tl.where(which == shift, tl.sum(grad * earlier, 0)[None, :], 0)
-        tl.store(dx + first * width + column, result, (first < total) & real)
+        tl.store(dx + first * dx_stride + column, result, (first < total) & real)
     place = sums + tl.program_id(0).to(tl.int64) * SUMS * width + which * width + column
     tl.store(place, summed, real & (which < SUMS))
 
@@ -250,6 +252,7 @@ class _Conv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, position: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight, bias, position)
+        ctx.room = joint.room(x)
         x, taps = _rows(x), weight.shape[1]
         total, width = x.shape
         y = x.new_empty(total, width)
@@ -264,15 +267,16 @@ class _Conv(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, position = ctx.saved_tensors
+        dx = ctx.room(x)
         x, grad, taps = _rows(x), _rows(grad), weight.shape[1]
         total, width = x.shape
         high, wide = _tile(width)
         stripes, rows = min(STRIPES, triton.cdiv(total, high)), triton.next_power_of_2(taps + 1)
-        dx, sums = x.new_empty(total, width), x.new_zeros(stripes, rows, width, dtype=torch.float32)
+        sums = x.new_zeros(stripes, rows, width, dtype=torch.float32)
         if dx.numel():
             grid = stripes, triton.cdiv(width, wide)
             given = (grad, x, weight.contiguous(), bias, position, dx, sums)
-            sizes = total, width, grad.stride(0), x.stride(0)
+            sizes = total, width, grad.stride(0), x.stride(0), dx.stride(0)
             _conv_gradient[grid](*given, *sizes, TAPS=taps, SUMS=rows, ROWS=high, COLUMNS=wide)
         summed = sums.sum(0)
         return dx, summed[:taps].flip(0).T.to(weight.dtype), summed[taps].to(bias.dtype), None
@@ -441,6 +445,7 @@ def _gated_norm_gradient(
     dout_stride,
     y_stride,
     gate_stride,
+    dgate_stride,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -460,7 +465,7 @@ def _gated_norm_gradient(
         summed += tl.sum(grad * x, 0)[None, :]
         grad = _through_norm(grad * w, x, scale, width)
         tl.store(dy + row * width + column, grad * open_ * share, inside)
-        tl.store(dgate + row * width + column, grad * value * share * (1 + open_ * (1 - share)), inside)
+        tl.store(dgate + row * dgate_stride + column, grad * value * share * (1 + open_ * (1 - share)), inside)
     tl.store(sums + tl.program_id(0).to(tl.int64) * width + column, summed, column < width)
 
 
@@ -475,6 +480,7 @@ class _GatedNorm(torch.autograd.Function):
             given = (values, gates, weight, out, scales, total, width, values.stride(0), gates.stride(0), eps)
             _gated_norm[(triton.cdiv(total, high),)](*given, ROWS=high, COLUMNS=wide)
         ctx.save_for_backward(y, gate, weight, scales)
+        ctx.room = joint.room(gate)
         return out
 
     @staticmethod
@@ -485,10 +491,10 @@ class _GatedNorm(torch.autograd.Function):
         total, width = values.shape
         high, wide = _norm_tile(width)
         stripes = min(STRIPES, triton.cdiv(total, high))
-        dy, dgate = y.new_empty(y.shape), gate.new_empty(gate.shape)
+        dy, dgate = y.new_empty(y.shape), ctx.room(gate)
         sums = y.new_zeros(stripes, width, dtype=torch.float32)
         if total:
-            strides = grad.stride(0), values.stride(0), gates.stride(0)
+            strides = grad.stride(0), values.stride(0), gates.stride(0), dgate.stride(-2)
             given = (grad, values, gates, weight, scales, dy, dgate, sums, total, width, *strides)
             _gated_norm_gradient[(stripes,)](*given, ROWS=high, COLUMNS=wide)
         return dy, dgate, sums.sum(0).to(weight.dtype), None

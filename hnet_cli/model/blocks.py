@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hnet_cli.kernels import Kernels, continuing
+from hnet_cli.kernels import Kernels, continuing, joint
 from hnet_cli.kernels.packing import Packing
 from hnet_cli.kernels.reference import EPS, ScanInputs, wide
 from hnet_cli.model import rotary
@@ -60,7 +60,7 @@ class Mamba2(nn.Module):
 
     def forward(self, x: Tensor, packing: Packing, kernels: Kernels, state: MambaState | None = None) -> Tensor:
         """x (T, D) -> (T, D). Documents go on from `state`, if given, which is brought to their ends."""
-        gate, raw, dt = self.in_proj(x).split(self.split, dim=-1)
+        gate, raw, dt = joint.split(self.in_proj(x), self.split)
         assert self.conv1d.bias is not None
         conv = (raw, self.conv1d.weight[:, 0], self.conv1d.bias, packing)
         mixed = kernels.causal_conv(*conv) if state is None else continuing.causal_conv(kernels, *conv, state.conv)

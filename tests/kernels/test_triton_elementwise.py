@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 INTERPRETED = """
 import sys, torch
-from hnet_cli.kernels import ELEMENTWISE, reference, triton_elementwise as own
+from hnet_cli.kernels import ELEMENTWISE, joint, reference, triton_elementwise as own
 from hnet_cli.kernels.checking import compare, differentiated, inputs, placed, relative
 from hnet_cli.kernels.packing import Packing
 
@@ -35,6 +35,23 @@ for operation in ELEMENTWISE:
     assert operation == "rotary" or not apart[0].is_contiguous()
     for value, expected in zip(function(*apart), known(*args)):
         assert relative(value, expected) < 1e-5, operation
+# parts of a product: their gradients are written into that of the product, beside each other
+sizes, packing = (24, 40, 3), Packing.of_lengths([70, 1, 3])
+leaf, saved = torch.randn(74, 67), []
+taps, added = torch.randn(40, 4, requires_grad=True), torch.randn(40, requires_grad=True)
+weight, values = torch.randn(24, requires_grad=True), torch.randn(74, 24)
+for functions, split in ((own, joint.split), (reference, lambda x, sizes: x.split(sizes, -1))):
+    memory, x = {}, leaf.clone().requires_grad_()
+    product = 2 * x
+    gate, raw, dt = split(product, sizes)
+    for tensor in (product, gate, raw, dt):
+        tensor.register_hook(lambda grad, of=id(tensor): memory.update({of: grad.untyped_storage().data_ptr()}))
+    mixed = functions.causal_conv(raw, taps, added, packing)
+    out = functions.gated_rms_norm(values * dt[:, :1], gate, weight, 1e-5).sin().sum() + mixed.cos().sum()
+    saved.append(torch.autograd.grad(out, [x, taps, added, weight]))
+    shared = [memory[id(part)] == memory[id(product)] for part in (gate, raw, dt)]
+    assert functions is reference or shared == [True, True, False]
+assert all(relative(a, b) < 1e-5 for a, b in zip(*saved)), saved
 hidden, weight = torch.randn(5, 12, requires_grad=True), torch.ones(12, requires_grad=True)
 for function in (own.add_rms_norm, reference.add_rms_norm):  # a first layer, and a stream whose norm nobody uses
     normed, stream = function(hidden, None, weight, 1e-5)
