@@ -199,26 +199,24 @@ def machine(o: argparse.Namespace) -> Found:
 
 
 def compiled(o: argparse.Namespace) -> Found:
-    """A share of the variants of the scan's kernels, such as part "3/16"."""
+    """A share of the variants of all kernels, such as part "3/16"."""
     for made in gpu_warm.compile_share(o.part, o.device) if have_mamba(o) else ():
         yield {"compiled": {o.part: {"variants": len(made), "failed": [error for error in made if error]}}}
 
 
 def pieces(o: argparse.Namespace) -> Found:
-    """All that torch.compile does for a preset: two steps of it with one layer of each kind, at the real lengths, since
-    inductor splits reductions by the first it sees."""
+    """All that torch.compile does for a preset: two steps of a thin model at the real lengths, since inductor splits
+    reductions by the first it sees."""
     config, train = preset(o.part, o.dry)
-
-    def thin(layout: Any) -> Any:
-        if isinstance(layout, str):
-            return "".join(f"{letter}1" for letter in dict.fromkeys(layout) if letter.isalpha())
-        return [thin(part) for part in layout]
-
     gpu_warm.one_configuration()
-    given = config.to_dict()
-    model = HNetConfig.from_dict(given | {"arch_layout": thin(given["arch_layout"])})
     length = train["sequence_length"]
-    Training(o, model, length, train["target_ratios"], rows_that_fit(o, config, length, train["target_ratios"]))
+    Training(
+        o,
+        gpu_warm.thin(config),
+        length,
+        train["target_ratios"],
+        rows_that_fit(o, config, length, train["target_ratios"]),
+    )
     yield {}
 
 

@@ -1,4 +1,4 @@
-"""Kernels of mamba-ssm compiled before benchmarks/gpu.py measures: on all its cores, or ahead on a machine without GPU.
+"""Triton kernels compiled before benchmarks/gpu.py measures: on all its cores, or ahead on a machine without GPU.
 
     python benchmarks/gpu_warm.py kernels.tar.xz [--capability 90]
 
@@ -6,9 +6,10 @@ compiles every variant that tuning may try and packs Triton's cache, for `gpu.py
 build of triton must be the same on both machines (3.6 for cp312, say); where it is not, kernels are compiled there as
 ever. The cache holds absolute paths, so it is always in `CACHE`.
 
-A training step launches 14 kernels, each in 6 to 11 configurations, which Triton compiles one after the other in 2 to 3
-seconds each. Here every process compiles a share of them and launches nothing. A kernel is compiled anew for integers
-that are a multiple of 16 and for those that are not, and for 1: so lengths, heads and strides are those of the presets.
+A training step launches 14 kernels of mamba-ssm, each in 6 to 11 configurations, which Triton compiles one after the
+other in 2 to 3 seconds each, and ten of our own; a byte of generation five of ours in several forms. Here every process
+compiles a share of them and launches nothing. A kernel is compiled anew for integers that are a multiple of 16 and for
+those that are not, and for 1: so lengths, heads and strides are those of the presets.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 import subprocess
@@ -26,6 +28,7 @@ import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 CACHE = Path(tempfile.gettempdir(), "hnet-gpu", "triton")
@@ -33,9 +36,15 @@ CACHE = Path(tempfile.gettempdir(), "hnet-gpu", "triton")
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from hnet_cli import kernels as seam  # noqa: E402
+from hnet_cli.config.presets import preset_data  # noqa: E402
+from hnet_cli.inference.graphs import GraphSteps  # noqa: E402
 from hnet_cli.kernels import cuda, reference, tuned  # noqa: E402
 from hnet_cli.kernels.packing import Packing  # noqa: E402
 from hnet_cli.kernels.reference import ScanInputs  # noqa: E402
+from hnet_cli.model import HNetConfig, HNetForCausalLM  # noqa: E402
+from hnet_cli.model.blocks import Isotropic  # noqa: E402
+from hnet_cli.model.init import skeleton  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +68,14 @@ SCANS = (
 )
 
 
-def all_launches(lengths: Callable[[Scan], int], device: Any) -> Iterator[Callable[[], Any]]:
+PRESETS = ("2stage-xl", "small")
+"""Whose layers and bytes our own kernels are compiled for."""
+BATCHES = (1, 8, 64)
+CAPACITIES = (512, 1024)
+"""Rows that generate together, and positions that their caches have room for."""
+
+
+def scan_launches(lengths: Callable[[Scan], int], device: Any) -> Iterator[Callable[[], Any]]:
     """Training at all sizes first, then prompts, then steps."""
     return itertools.chain.from_iterable(zip(*(launches(scan, lengths(scan), device) for scan in SCANS), strict=True))
 
@@ -97,6 +113,81 @@ def launches(scan: Scan, total: int, device: Any) -> Iterator[Callable[[], Any]]
     yield from (training, prompt, step)
 
 
+def thin(config: HNetConfig) -> HNetConfig:
+    """The configuration with two layers of each kind that follow each other in a stack."""
+
+    def of(layout: Any) -> Any:
+        if isinstance(layout, str):
+            return "".join(f"{letter}2" for letter in dict.fromkeys(layout) if letter.isalpha())
+        return [of(part) for part in layout]
+
+    given = config.to_dict()
+    return HNetConfig.from_dict(given | {"arch_layout": of(given["arch_layout"])})
+
+
+def own_launches(name: str, device: Any) -> Iterator[Callable[[], Any]]:
+    """Everything that a preset does on our own kernels: training, level by level, then bytes of generation."""
+    from hnet_cli.kernels import triton_elementwise, triton_step
+
+    given = preset_data(name)["model"]
+    given.pop("chunker", None)
+    model = skeleton(HNetForCausalLM, thin(HNetConfig.from_dict(given)))
+    if device != "meta":
+        model.to_empty(device=device)
+    stacks = [module for module in model.modules() if isinstance(module, Isotropic)]
+    for parameter in itertools.chain.from_iterable(stack.parameters() for stack in stacks):
+        if parameter.ndim == 2:  # as autocast does
+            parameter.data = parameter.data.bfloat16()
+    elementwise: dict[str, Any] = {operation: getattr(triton_elementwise, operation) for operation in seam.ELEMENTWISE}
+    kernels = seam.Kernels(
+        **elementwise,
+        ssd_scan=lambda scan, *_: scan.x * scan.dt[:, :, None],  # which is compiled elsewhere, like attention
+        attention=lambda q, k, v, *_: q + k + v,
+    )
+    for stack, total in itertools.product(stacks, (4096, 4097)):
+        dtype = torch.float32 if stack is model.backbone.encoder else torch.bfloat16  # embeddings are not a product
+        yield functools.partial(_train, stack, total, dtype, kernels, device)
+    model.cast(torch.bfloat16).requires_grad_(False)
+    steps: dict[str, Any] = {operation: getattr(triton_step, operation) for operation in seam.STEPS}
+    kernels = seam.Kernels(add_rms_norm=triton_elementwise.add_rms_norm, **steps)
+    for batch, capacity in itertools.product(BATCHES, CAPACITIES):
+        yield functools.partial(_generate, model, batch, capacity, kernels, device)
+
+
+def _autocast(_: Tensor) -> torch.dtype:
+    """`reference.product_dtype` under autocast, which does not know the device "meta"."""
+    return torch.bfloat16
+
+
+@mock.patch.object(reference, "product_dtype", _autocast)
+def _train(stack: Isotropic, total: int, dtype: torch.dtype, kernels: seam.Kernels, device: Any) -> None:
+    assert stack.rmsnorm is not None
+    hidden = torch.randn(total, len(stack.rmsnorm.weight), dtype=dtype, device=device, requires_grad=True)
+    packing = Packing.of_lengths([total - 5, 5], device)
+    y = stack(hidden, packing, kernels)
+    y.backward(torch.ones_like(y))
+
+
+@mock.patch.object(reference, "product_dtype", _autocast)
+@torch.inference_mode()
+def _generate(model: HNetForCausalLM, batch: int, capacity: int, kernels: seam.Kernels, device: Any) -> None:
+    """Each part of a byte, of all rows and, on inner levels, of some."""
+    state = model.allocate_state(batch, capacity)
+    state.kernels = kernels
+    stepper = GraphSteps(model, state)
+    for level in stepper.levels:
+        level.prob = torch.empty(batch, dtype=torch.bfloat16, device=device)  # on the host there is none without values
+        stepper._reserve(level, capacity)
+    inner = range(len(stepper.levels) - 1)
+    parts = [*((n, "in") for n in inner), (len(inner), "main"), *((n, "out") for n in reversed(inner))]
+    for count in (0, *itertools.takewhile(lambda count: count < batch, (1 << n for n in itertools.count()))):
+        for number, part in parts:
+            if count == 0:
+                stepper._in_place(number, part, None)
+            elif number > 0:
+                stepper._in_place(number, part, stepper._index(stepper.levels[number], list(range(count)), count))
+
+
 def compile_share(share: str, device: str) -> Iterator[list[str]]:
     """Compile the variants of a share, "3/16" the fourth of each 16. Yields after each launch what was made of every
     variant so far: "", or why it cannot be compiled. From here on this process launches no kernel of Triton."""
@@ -105,14 +196,17 @@ def compile_share(share: str, device: str) -> Iterator[list[str]]:
     launch, numbers = jit.JITFunction.run, itertools.count()
     index, shares = map(int, share.split("/"))
     made: list[str] = []
+    seen: set[Any] = set()
 
     def compile_one(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
-        if next(numbers) % shares == index:
+        key = variant(self, args, options)
+        if key not in seen and next(numbers) % shares == index:
             try:
                 launch(self, *args, grid=grid, warmup=True, **options)
                 made.append("")
             except Exception as error:  # a configuration that does not fit is passed over in tuning too
                 made.append(f"{self.fn.__name__}: {type(error).__name__}: {error}"[:300])
+        seen.add(key)
 
     def try_all(self: Any, *args: Any, **options: Any) -> None:
         self.nargs = dict(zip(self.arg_names, args, strict=False))
@@ -121,9 +215,25 @@ def compile_share(share: str, device: str) -> Iterator[list[str]]:
             self.fn.run(*args, **options, **config.all_kwargs())
 
     jit.JITFunction.run, autotuner.Autotuner.run = compile_one, try_all
-    for run in all_launches(lambda scan: scan.least, device):
+    own = itertools.chain.from_iterable(own_launches(name, device) for name in PRESETS)
+    for run in itertools.chain(own, scan_launches(lambda scan: scan.least, device)):
         run()
         yield made
+
+
+def variant(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """The most that a kernel is compiled for: constants, dtypes, and whether numbers are 1 or multiples of 16."""
+    given = dict(zip(kernel.arg_names, args, strict=False)) | options
+    kept = {parameter.name: parameter for parameter in kernel.params if not parameter.is_constexpr}
+
+    def kind(name: str, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.dtype
+        if name not in kept or not isinstance(value, int):
+            return str(value)
+        return value >= 2**31, not kept[name].do_not_specialize and (value == 1, value % 16 == 0)
+
+    return kernel.fn.__name__, *((name, kind(name, value)) for name, value in sorted(given.items()))
 
 
 def without_gpu(capability: int) -> None:
@@ -149,7 +259,7 @@ def tune() -> Iterator[tuned.Table]:
     cuda.load_mamba()
     for tuner in tuned.tuners().values():
         tuner.cache.clear()  # what the package ships is measured anew
-    for run in all_launches(lambda scan: scan.total, "cuda"):
+    for run in scan_launches(lambda scan: scan.total, "cuda"):
         run()
         torch.cuda.synchronize()
         yield tuned.winners()
