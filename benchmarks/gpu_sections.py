@@ -200,24 +200,10 @@ def machine(o: argparse.Namespace) -> Found:
 
 def compiled(o: argparse.Namespace) -> Found:
     """A share of the variants of all kernels, such as part "3/16"."""
-    for made in gpu_warm.compile_share(o.part, o.device) if have_mamba(o) else ():
-        yield {"compiled": {o.part: {"variants": len(made), "failed": [error for error in made if error]}}}
-
-
-def pieces(o: argparse.Namespace) -> Found:
-    """All that torch.compile does for a preset: two steps of a thin model at the real lengths, since inductor splits
-    reductions by the first it sees."""
-    config, train = preset(o.part, o.dry)
-    gpu_warm.one_configuration()
-    length = train["sequence_length"]
-    Training(
-        o,
-        gpu_warm.thin(config),
-        length,
-        train["target_ratios"],
-        rows_that_fit(o, config, length, train["target_ratios"]),
-    )
-    yield {}
+    if have_mamba(o):
+        major, minor = torch.cuda.get_device_capability()
+        for made in gpu_warm.compile_share(o.part, 10 * major + minor):
+            yield {"compiled": {o.part: {"variants": len(made), "failed": [error for error in made if error]}}}
 
 
 def checked(o: argparse.Namespace, operations: list[str], dtype: str, lengths: list[int], sizes: Sizes) -> Found:
@@ -396,6 +382,7 @@ def training_rate(o: argparse.Namespace, model: Any, length: int, ratios: list[f
     finite = math.isfinite(run.record["loss"]) and "skipped" not in run.record
     found |= {"bytes_per_s": run.bytes / median(times), "ms_per_step": 1e3 * median(times), "finite": finite}
     found |= {"spread": (max(times) - min(times)) / median(times), "chunks_per_byte": chunks}
+    found |= refused(seam.choose(o.device, torch.bfloat16))
     if on_gpu(o):
         found["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
         announced = budget.needs(run.config, lean=True).memory - budget.BASE_MEMORY
@@ -426,7 +413,7 @@ KINDS = {  # the first that fits: names of attention kernels have cutlass in the
     "scan": r"_chunk_|_state_passing|_bmm_|ssd",
     "matrix products": r"gemm|cutlass|nvjet|xmma|aten::(mm|addmm|bmm)|cublas",
     "optimizer": r"adam|multi_tensor|_foreach",
-    "compiled": r"^triton_",
+    "our own": r"^_(conv|rotate|swiglu|add_norm|gated_norm)",
     "copies": r"copy|memcpy|memset|cat",
     "reductions": r"reduce|norm|cumsum|scan_",
 }
@@ -531,13 +518,17 @@ def generation(o: argparse.Namespace) -> Found:
             rates[f"of_{way.removesuffix('_')}"] = rates["bytes_per_s"] / rates[f"{way}bytes_per_s"]
         elif o.bandwidth and batch == 1:
             rates["of_bound"] = rates["bytes_per_s"] / found["bound_batch_1"]
-        refused = {name: getattr(function, "failure", None) for name, function in vars(state.kernels).items()}
-        if any(refused.values()):
-            rates[f"{way}refused"] = {name: why for name, why in refused.items() if why}
+        rates |= refused(state.kernels, way)
         if getattr(stepper, "failure", None):
             rates["graph_failure"] = stepper.failure
         yield {"generation": found}
         del stepper, state
+
+
+def refused(kernels: seam.Kernels, way: str = "") -> dict[str, Any]:
+    """Operations of our own that did not compile, so that the reference's ran; nothing if there are none."""
+    reasons = {name: getattr(function, "failure", None) for name, function in vars(kernels).items()}
+    return {f"{way}refused": {name: why for name, why in reasons.items() if why}} if any(reasons.values()) else {}
 
 
 def without_own_steps(o: argparse.Namespace, kernels: Any) -> Any:
@@ -600,8 +591,9 @@ def training(o: argparse.Namespace) -> Found:
     shutil.copy(run / "metrics.jsonl", Path(o.out) / f"metrics-{o.part}.jsonl")
     seen = result.state.bytes_seen
     found |= {"seconds": result.seconds, "bytes": seen, "bytes_per_s": seen / result.seconds}
+    found |= refused(seam.choose(o.device, torch.bfloat16))
     yield {"training": {o.part: found | {"steps": result.state.step, "val_bpb": result.last.get("val_bpb")}}}
 
 
-SECTIONS = (machine, compiled, pieces, kernels, parity, tune, models, generation, data, training, ab)
+SECTIONS = (machine, compiled, kernels, parity, tune, models, generation, data, training, ab)
 WORK = {section.__name__: section for section in SECTIONS}

@@ -71,8 +71,8 @@ SCANS = (
 PRESETS = ("2stage-xl", "small")
 """Whose layers and bytes our own kernels are compiled for."""
 BATCHES = (1, 8, 64)
-CAPACITIES = (512, 1024)
-"""Rows that generate together, and positions that their caches have room for."""
+CAPACITIES = (64, 128, 256, 512, 1024)
+"""Rows that generate together, and positions that the caches of a level have room for."""
 
 
 def scan_launches(lengths: Callable[[Scan], int], device: Any) -> Iterator[Callable[[], Any]]:
@@ -125,15 +125,14 @@ def thin(config: HNetConfig) -> HNetConfig:
     return HNetConfig.from_dict(given | {"arch_layout": of(given["arch_layout"])})
 
 
-def own_launches(name: str, device: Any) -> Iterator[Callable[[], Any]]:
-    """Everything that a preset does on our own kernels: training, level by level, then bytes of generation."""
+def own_launches(name: str) -> Iterator[Callable[[], Any]]:
+    """Everything that a preset does on our own kernels, on tensors without values: training, stack by stack, then
+    prompts and bytes of generation."""
     from hnet_cli.kernels import triton_elementwise, triton_step
 
     given = preset_data(name)["model"]
     given.pop("chunker", None)
     model = skeleton(HNetForCausalLM, thin(HNetConfig.from_dict(given)))
-    if device != "meta":
-        model.to_empty(device=device)
     stacks = [module for module in model.modules() if isinstance(module, Isotropic)]
     for parameter in itertools.chain.from_iterable(stack.parameters() for stack in stacks):
         if parameter.ndim == 2:  # as autocast does
@@ -146,12 +145,14 @@ def own_launches(name: str, device: Any) -> Iterator[Callable[[], Any]]:
     )
     for stack, total in itertools.product(stacks, (4096, 4097)):
         dtype = torch.float32 if stack is model.backbone.encoder else torch.bfloat16  # embeddings are not a product
-        yield functools.partial(_train, stack, total, dtype, kernels, device)
+        yield functools.partial(_forward, stack, total, dtype, kernels)
     model.cast(torch.bfloat16).requires_grad_(False)
+    for stack, total in itertools.product(stacks, (256, 257)):
+        yield functools.partial(_forward, stack, total, torch.bfloat16, kernels)
     steps: dict[str, Any] = {operation: getattr(triton_step, operation) for operation in seam.STEPS}
     kernels = seam.Kernels(add_rms_norm=triton_elementwise.add_rms_norm, **steps)
     for batch, capacity in itertools.product(BATCHES, CAPACITIES):
-        yield functools.partial(_generate, model, batch, capacity, kernels, device)
+        yield functools.partial(_generate, model, batch, capacity, kernels)
 
 
 def _autocast(_: Tensor) -> torch.dtype:
@@ -160,23 +161,25 @@ def _autocast(_: Tensor) -> torch.dtype:
 
 
 @mock.patch.object(reference, "product_dtype", _autocast)
-def _train(stack: Isotropic, total: int, dtype: torch.dtype, kernels: seam.Kernels, device: Any) -> None:
+def _forward(stack: Isotropic, total: int, dtype: torch.dtype, kernels: seam.Kernels) -> None:
+    """And backward, where weights have gradients."""
     assert stack.rmsnorm is not None
-    hidden = torch.randn(total, len(stack.rmsnorm.weight), dtype=dtype, device=device, requires_grad=True)
-    packing = Packing.of_lengths([total - 5, 5], device)
-    y = stack(hidden, packing, kernels)
-    y.backward(torch.ones_like(y))
+    trained = stack.rmsnorm.weight.requires_grad
+    hidden = torch.empty(total, len(stack.rmsnorm.weight), dtype=dtype, device="meta", requires_grad=trained)
+    y = stack(hidden, Packing.of_lengths([total - 5, 5], "meta"), kernels)
+    if trained:
+        y.backward(torch.ones_like(y))
 
 
 @mock.patch.object(reference, "product_dtype", _autocast)
 @torch.inference_mode()
-def _generate(model: HNetForCausalLM, batch: int, capacity: int, kernels: seam.Kernels, device: Any) -> None:
+def _generate(model: HNetForCausalLM, batch: int, capacity: int, kernels: seam.Kernels) -> None:
     """Each part of a byte, of all rows and, on inner levels, of some."""
     state = model.allocate_state(batch, capacity)
     state.kernels = kernels
     stepper = GraphSteps(model, state)
     for level in stepper.levels:
-        level.prob = torch.empty(batch, dtype=torch.bfloat16, device=device)  # on the host there is none without values
+        level.prob = torch.empty(batch, dtype=torch.bfloat16, device="meta")  # the host's has no values to copy
         stepper._reserve(level, capacity)
     inner = range(len(stepper.levels) - 1)
     parts = [*((n, "in") for n in inner), (len(inner), "main"), *((n, "out") for n in reversed(inner))]
@@ -188,11 +191,13 @@ def _generate(model: HNetForCausalLM, batch: int, capacity: int, kernels: seam.K
                 stepper._in_place(number, part, stepper._index(stepper.levels[number], list(range(count)), count))
 
 
-def compile_share(share: str, device: str) -> Iterator[list[str]]:
+def compile_share(share: str, capability: int) -> Iterator[list[str]]:
     """Compile the variants of a share, "3/16" the fourth of each 16. Yields after each launch what was made of every
-    variant so far: "", or why it cannot be compiled. From here on this process launches no kernel of Triton."""
+    variant so far: "", or why it cannot be compiled. From here on this process launches no kernel of Triton, and it
+    uses no memory of a GPU: arguments are tensors without values."""
     from triton.runtime import autotuner, jit
 
+    without_gpu(capability)
     launch, numbers = jit.JITFunction.run, itertools.count()
     index, shares = map(int, share.split("/"))
     made: list[str] = []
@@ -215,20 +220,21 @@ def compile_share(share: str, device: str) -> Iterator[list[str]]:
             self.fn.run(*args, **options, **config.all_kwargs())
 
     jit.JITFunction.run, autotuner.Autotuner.run = compile_one, try_all
-    own = itertools.chain.from_iterable(own_launches(name, device) for name in PRESETS)
-    for run in itertools.chain(own, scan_launches(lambda scan: scan.least, device)):
+    own = itertools.chain.from_iterable(map(own_launches, PRESETS))
+    for run in itertools.chain(own, scan_launches(lambda scan: scan.least, "meta")):
         run()
         yield made
 
 
 def variant(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """The most that a kernel is compiled for: constants, dtypes, and whether numbers are 1 or multiples of 16."""
+    """The most that a kernel is compiled for: constants; dtypes of tensors, if they begin at a multiple of 16 bytes;
+    numbers by whether they are 1 or multiples of 16."""
     given = dict(zip(kernel.arg_names, args, strict=False)) | options
     kept = {parameter.name: parameter for parameter in kernel.params if not parameter.is_constexpr}
 
     def kind(name: str, value: Any) -> Any:
         if isinstance(value, Tensor):
-            return value.dtype
+            return value.dtype, value.storage_offset() * value.element_size() % 16 == 0
         if name not in kept or not isinstance(value, int):
             return str(value)
         return value >= 2**31, not kept[name].do_not_specialize and (value == 1, value % 16 == 0)
@@ -305,8 +311,7 @@ def main() -> int:
     parser.add_argument("--share", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.share:
-        without_gpu(given.capability)
-        *_, made = compile_share(given.share, "meta")
+        *_, made = compile_share(given.share, given.capability)
         print(f"share {given.share}: {len(made)} variants", *filter(None, made), sep="\n", flush=True)
         return 0
     environment = os.environ | {"TRITON_CACHE_DIR": str(CACHE)}

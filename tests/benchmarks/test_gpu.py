@@ -53,6 +53,13 @@ def test_every_section(tmp_path):
     rates = [found["generation"][f"batch_{batch}"] for batch in (1, 64, 8)]
     assert all(rate[f"{way}bytes_per_s"] > 0 for rate in rates for way in ("", "others_", "eager_"))
     assert rates[0]["of_bound"] > 0
+    aims = {
+        "models 2stage-xl mfu": (model["mfu"], 0.42),
+        "models 2stage-xl mfu_of_isotropic": (model["mfu_of_isotropic"], 0.75),
+        "generation batch_1 of_bound": (rates[0]["of_bound"], 0.5),
+    }
+    assert {name: (row["found"], row["aim"]) for name, row in found["aims"].items()} == aims
+    assert f"mfu_of_isotropic: {model['mfu_of_isotropic']:.4g}, " in done.stdout
 
     pytest.importorskip("tokenizers")
     before = found["models"]
@@ -69,6 +76,8 @@ def test_every_section(tmp_path):
     assert all(row["val_bpb"] > 0 for row in trained)
     assert all(0.7 < row["flops_per_byte"] / trained[0]["flops_per_byte"] < 1.4 for row in trained)
     assert (out / "metrics-bpe.jsonl").read_text().count("val_bpb") == 1
+    assert found["aims"]["training hnet bytes_per_s"] == {"found": trained[0]["bytes_per_s"], "aim": 1.4e6}
+    assert "training hnet bytes_per_s: " in done.stdout
     assert found["ab"]["small"]["ssd_scan: reference"]["time_ratio"] > 0
     assert found["ab"]["small"]["half the micro-batch"]["time_ratio"] > 0
 
@@ -88,7 +97,7 @@ def test_a_section_that_fails_costs_only_itself(tmp_path):
 
 def test_a_section_that_takes_too_long_is_stopped(tmp_path):
     """It measures for ever."""
-    endless = ["--measure", "1e9", "--seconds", "20", "--only", "models", "--models", "small", "2stage-xl"]
+    endless = ["--measure", "1e9", "--seconds", "30", "--only", "models", "--models", "small", "2stage-xl"]
     _, found = run(tmp_path / "out", *endless)
     assert found["sections"]["models small"]["error"].startswith("stopped after")
     assert found["sections"]["models 2stage-xl"]["error"] == "no time was left"

@@ -41,22 +41,24 @@ with launches() as trained, mock.patch.object(seam, "_choose", return_value=kern
     fake_gpu.training(config, 3)
 with contextlib.ExitStack() as stack:
     generated = stack.enter_context(launches())
-    stack.enter_context(mock.patch.object(seam, "_choose", return_value=seam.REFERENCE))
-    for context in (fake_gpu.faked(fake_gpu.Offsets(48, [0.5] * 2), lambda what: None), fake_gpu.Pinned()):
+    prompts = seam.Kernels(**own)  # the rest is the reference's
+    stack.enter_context(mock.patch.object(seam, "_choose", return_value=prompts))
+    for context in (fake_gpu.faked(fake_gpu.Offsets(400, [0.5] * 2), lambda what: None), fake_gpu.Pinned()):
         stack.enter_context(context)
     stack.enter_context(torch.inference_mode())
     model = fake_gpu.without_values(config, fake_gpu.GPU).cast(torch.bfloat16)
-    state = model.allocate_state(8, 600)
-    model.prefill([torch.zeros(400, dtype=torch.int64)] * 8, state)
-    steps = {operation: getattr(triton_step, operation) for operation in seam.STEPS}
-    generated.clear()
-    state.kernels = seam.Kernels(add_rms_norm=own["add_rms_norm"], **steps)
-    stepper = GraphSteps(model, state)
-    stepper.step(torch.zeros(8, dtype=torch.int64, device=fake_gpu.GPU))
-    stepper._descend(1, [0, 3, 4], [])
+    for batch, groups in ((1, ()), (8, ([3], [0, 3], [0, 3, 4]))):
+        state = model.allocate_state(batch, 600)
+        model.prefill([torch.zeros(400 // batch, dtype=torch.int64)] * batch, state)
+        steps = {operation: getattr(triton_step, operation) for operation in seam.STEPS}
+        state.kernels = seam.Kernels(add_rms_norm=own["add_rms_norm"], **steps)
+        stepper = GraphSteps(model, state)
+        stepper.step(torch.zeros(batch, dtype=torch.int64, device=fake_gpu.GPU))
+        for rows in groups:  # which reach the inner levels
+            stepper._descend(1, rows, [])
 gpu_warm.without_gpu(90)
 with launches() as warm:
-    for run in gpu_warm.own_launches(name, "meta"):
+    for run in gpu_warm.own_launches(name):
         run()
 sizes = {"trained": len(trained), "generated": len(generated), "warm": len(warm)}
 print(json.dumps(sizes | {"missing": sorted((trained | generated) - warm)}))
@@ -67,7 +69,7 @@ print(json.dumps(sizes | {"missing": sorted((trained | generated) - warm)}))
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton")
 @pytest.mark.parametrize("preset", ["2stage-xl", "small"])
 def test_whatever_is_launched_was_compiled(preset):
-    """A training step forward, and a byte of all rows and of some."""
+    """A training step forward, prompts, and bytes of one row, of all rows and of some."""
     path = os.pathsep.join(map(str, (ROOT, ROOT / "benchmarks", ROOT / "tests/kits")))
     command = [sys.executable, "-c", PROGRAM, preset]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
