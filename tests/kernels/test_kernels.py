@@ -1,6 +1,7 @@
 """The seam: choosing, reporting and checking backends."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -46,6 +47,35 @@ def test_what_is_missing_is_said_in_the_words_of_the_exception():
     if not importlib.util.find_spec("mamba_ssm"):
         with pytest.raises(ImportError, match="not installed"):
             cuda.load_mamba()
+
+
+CHOSEN = """
+import json, torch
+torch.cuda.is_available, torch.cuda.get_device_capability = lambda: True, lambda *_: (9, 0)
+from hnet_cli import kernels
+chosen = {str(dtype): kernels.choose("cuda", dtype) for dtype in (torch.bfloat16, torch.float32)}
+print(json.dumps({dtype: {name: [backend, getattr(getattr(each, name), "function", getattr(each, name)).__module__]
+                          for name, backend in each.names.items()} for dtype, each in chosen.items()}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (importlib.util.find_spec("triton") and importlib.util.find_spec("mamba_ssm")), reason="not here"
+)
+def test_on_a_gpu_our_own_kernels_are_chosen():
+    """On one that is said to be there; what is launched is not tried."""
+    done = subprocess.run([sys.executable, "-c", CHOSEN], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    bfloat16, float32 = json.loads(done.stdout).values()
+    for name in kernels.ELEMENTWISE:
+        assert bfloat16[name] == float32[name] == ["triton", "hnet_cli.kernels.triton_elementwise"]
+    for name in kernels.STEPS:
+        assert bfloat16[name] == float32[name] == ["triton", "hnet_cli.kernels.triton_step"]
+    assert bfloat16["ssd_scan"][0] == float32["ssd_scan"][0] == "mamba-ssm"
+    assert bfloat16["attention"][0] == "torch varlen_attn"
+    assert bfloat16["wide_linear"][0] == "split weights"
+    assert float32["wide_linear"][0] == float32["attention"][0] == "reference"
 
 
 def test_check_on_this_machine():
