@@ -118,6 +118,16 @@ def test_a_dry_run_prints_the_plan_and_does_nothing(home, capsys):
     assert sorted(home.rglob("*")) == before
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("setting", "matters"), [("ratio_loss_weight=0.03", True), ("ratio_loss_weight=0", False)])
+def test_what_another_number_of_micro_batches_would_change_is_said(home, capsys, setting, matters):
+    micro = "--set train.micro_batches=auto --set train.batch_bytes=65536"
+    assert hnet(f"train --preset tiny.yaml --data data/file --dry-run {micro} --set train.{setting}") == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Micro-batches: 4 of 16.4 kB" in said
+    assert ("so another number makes another step" in said) == matters
+
+
 @pytest.mark.parametrize(
     ("run", "said"),
     [("file.txt", "file.txt is a file"), ("file.txt/new", "file.txt is a file"), ("runs/fox", "already holds a run")],
