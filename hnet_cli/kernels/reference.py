@@ -469,7 +469,8 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
         if shape not in masks:
             diagonal = shape[1] - shape[0]  # the column of the first query's own key
             seen = torch.ones(shape, dtype=torch.bool, device=q.device).tril(diagonal)
-            masks[shape] = seen if window < 0 else seen.triu(diagonal - window)
+            seen = seen if window < 0 else seen.triu(diagonal - window)
+            masks[shape] = q.new_zeros(shape).masked_fill_(~seen, -torch.inf)  # torch makes it of a bool at each call
         keys, values = k[:, :, low : past + end], v[:, :, low : past + end]
         parts.append(F.scaled_dot_product_attention(q[:, :, start:end], keys, values, attn_mask=masks[shape]))
     return torch.cat(parts, 2)
