@@ -148,16 +148,16 @@ addEventListener("DOMContentLoaded", () => {
     return by.toFixed(2);
   };
 
-  // -- drawing a text that is edited: chunks with the same words keep their elements and their colours
   // Drawn chunks of the outermost level, with those inside.
   const treeOf = (block, known) => {
     const levels = shown(known).reverse(), from = limit(), tree = [], open = [];
     let letter = 0, byte = 0;
     for (let i = 0; i < known.n.length; i++) {
       for (const [depth, s] of levels.entries()) {
-        if (i && !begins(known, s, i, from)) continue;
+        const own = begins(known, s, i, from); // the first may have begun in the block before
+        if (i && !own) continue;
         const inside = depth + 1 < levels.length ? [] : null;
-        const chunk = { block, known, s, level: levels.length - 1 - depth, first: i, letter, byte, inside, text: "" };
+        const chunk = { block, known, s, own, level: levels.length - 1 - depth, first: i, letter, byte, inside, text: "" };
         (depth ? open[depth - 1].inside : tree).push(chunk);
         open[depth] = chunk;
       }
@@ -172,6 +172,9 @@ addEventListener("DOMContentLoaded", () => {
     tree.forEach(name);
     return tree;
   };
+  const about = (span, { block, known, s, first, last, letter, byte, units, bytes }) => Object.assign(span, { block, known, s, first, last, letter, byte, units, bytes });
+
+  // -- drawing a text that is edited: chunks with the same words keep their elements and their colours
   // Gives chunks the elements of those before, in `place`, and makes elements for the rest.
   const settle = (place, before, now) => {
     let start = 0, end = 0;
@@ -203,8 +206,8 @@ addEventListener("DOMContentLoaded", () => {
         last = chunk.hue;
         if (was !== last) span.className = `c${last}${level ? " outer" : ""}`;
         if (level) { if (was === undefined) span.style.setProperty("--n", level); continue; }
-        const { first, byte, letter, units, bytes: size, s, last: end } = chunk, by = strengthOf(known, chunk);
-        Object.assign(span, { block, known, first, byte, letter, units, bytes: size, s, last: end });
+        const by = strengthOf(known, chunk);
+        about(span, chunk);
         if (by !== chunk.by) span.style.setProperty("--p", (chunk.by = by));
       }
     }
@@ -217,37 +220,26 @@ addEventListener("DOMContentLoaded", () => {
   const paint = (block) => {
     const known = read(block);
     if (edited) { repaint(block, known); return; }
-    const levels = shown(known), from = limit();
     const hue = known.h.slice();
     const root = document.createDocumentFragment();
-    const size = known.n.reduce((sum, n) => sum + n, 0);
-    const next = margins(known, size);
-    const open = [];
-    let byte = 0, letter = 0, span = null, run = known.y && { i: 0, end: known.y[0] };
-    if (margin !== "row") next(root, 0);
-    for (let i = 0; i < known.n.length; i++) {
-      for (let level = levels.length - 1; level >= 0; level--) {
-        const s = levels[level];
-        const starts = begins(known, s, i, from);
-        if (!starts && i > 0) continue;
-        if (starts) hue[s]++;
-        open.length = Math.min(open.length, levels.length - 1 - level);
-        const into = open.at(-1) ?? root;
-        if (margin === "row") next(into, byte);
-        const each = make("span", `c${(hue[s] + 3 + 2 * level) % 4}${level ? " outer" : ""}`);
-        if (level) each.style.setProperty("--n", level);
-        into.append(each);
-        open.push(each);
-        if (!level) Object.assign((span = each), { block, known, first: i, byte, letter, units: 0, bytes: 0, s });
+    const next = margins(known, known.n.reduce((sum, n) => sum + n, 0));
+    let run = known.y && { i: 0, end: known.y[0] };
+    const draw = (into, chunk) => {
+      const { s, own, level, inside, text, letter, byte } = chunk;
+      if (own) hue[s]++;
+      if (margin === "row") next(into, byte);
+      const span = make("span", `c${(hue[s] + 3 + 2 * level) % 4}${level ? " outer" : ""}`);
+      into.append(span);
+      if (level) {
+        span.style.setProperty("--n", level);
+        for (const each of inside) draw(span, each);
+        return;
       }
-      run = coloured(span, known.text.slice(letter, letter + known.u[i]), known, letter, run, byte, next);
-      letter += known.u[i];
-      byte += known.n[i];
-      span.units += known.u[i];
-      span.bytes += known.n[i];
-      span.last = i;
-    }
-    for (const each of root.querySelectorAll("span:not(.outer)")) each.style.setProperty("--p", strengthOf(known, each));
+      about(span, chunk).style.setProperty("--p", strengthOf(known, chunk));
+      run = coloured(span, text, known, letter, run, byte, next);
+    };
+    if (margin !== "row") next(root, 0);
+    for (const chunk of treeOf(block, known)) draw(root, chunk);
     block.replaceChildren(root);
     block.classList.add("drawn");
     block.painted = true;
