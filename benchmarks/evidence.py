@@ -54,6 +54,12 @@ def found(folder: Path) -> dict[str, dict[float, float]]:
     return table
 
 
+def tuned_on(folder: Path) -> int | None:
+    """Bytes that the members were trained on with each learning rate."""
+    files = (folder / f"rate-{rate:g}" / JSON for rate in RATES)
+    return next((json.loads(file.read_text())["budget"]["bytes"] for file in files if file.exists()), None)
+
+
 def best_rates(folder: Path) -> dict[str, float]:
     return {name: min(bits, key=lambda rate: bits[rate]) for name, bits in found(folder).items()}
 
@@ -98,7 +104,11 @@ def report(folder: Path) -> dict[str, Any]:
                 | {"gap": model["differences"].get(data["reference"])}
                 for model in data["models"]
             }
-        told[place.name] = {"rates": found(place), "budgets": dict(sorted(budgets.items()))}
+        told[place.name] = {
+            "tuned_on": tuned_on(place),
+            "rates": found(place),
+            "budgets": dict(sorted(budgets.items())),
+        }
         told[place.name]["crossings"] = crossings(told[place.name]["budgets"])
     return told
 

@@ -66,29 +66,47 @@ def amount(nbytes: float) -> str:
 
 
 def evidence(told: dict[str, Any]) -> list[str]:
-    """A table per modality: bits of every member after each budget, its gap to the reference, where that would be 0."""
+    """Two tables per modality: bits of every member by learning rate; then its bits after each budget, its gap to the
+    reference, and where that would be 0."""
     lines: list[str] = []
     for modality, found in told.items():
-        budgets: dict[str, dict[str, Any]] = found["budgets"]
-        names = dict.fromkeys(name for budget in budgets.values() for name in budget)
-        lines += [f"### {modality}, by the bytes that all have read", ""]
-        lines.append("| model | learning rate | " + " | ".join(amount(int(n)) for n in budgets) + " | gap 0 at |")
-        lines.append("|---|--:|" + "--:|" * len(budgets) + "--:|")
-        lowest = {n: min(model["bpb"] for model in budget.values()) for n, budget in budgets.items()}
-        for name in names:
-            cells = []
-            for n, budget in budgets.items():
-                member = budget.get(name, {})
-                bits, bold = member.get("bpb"), "**" * (member.get("bpb") == lowest[n])
-                gap = f" ({member['gap']['bpb']:+.3f})" if member.get("gap") else ""
-                cells.append("" if bits is None else f"{bold}{bits:.3f}{bold}{gap}")
-            tried = found["rates"].get(name, {})
-            rate = f"{float(min(tried, key=lambda rate: tried[rate])):g}" if tried else ""
-            where, known = found["crossings"].get(name), name in found["crossings"]
-            cells.append(amount(where) if where else "never" if known else "")
-            lines.append(f"| {name} | {rate} | " + " | ".join(cells) + " |")
-        lines.append("")
+        rates: dict[str, dict[str, float]] = found["rates"]
+        if rates:
+            lines += [f"### {modality}, learning rates on {amount(found['tuned_on'])}", ""]
+            tried = sorted({rate for bits in rates.values() for rate in bits}, key=float)
+            lines.append("| model | " + " | ".join(f"{float(rate):g}" for rate in tried) + " |")
+            lines.append("|---|" + "--:|" * len(tried))
+            for name, bits in rates.items():
+                cells = [f"{bits[rate]:.3f}" if rate in bits else "" for rate in tried]
+                best = min(bits, key=lambda rate: bits[rate])
+                cells[tried.index(best)] = f"**{bits[best]:.3f}**"
+                lines.append(f"| {name} | " + " | ".join(cells) + " |")
+            lines.append("")
+        if found["budgets"]:
+            lines += _budgets(modality, found)
     return lines
+
+
+def _budgets(modality: str, found: dict[str, Any]) -> list[str]:
+    budgets: dict[str, dict[str, Any]] = found["budgets"]
+    names = dict.fromkeys(name for budget in budgets.values() for name in budget)
+    lines = [f"### {modality}, by the bytes that all have read", ""]
+    lines.append("| model | learning rate | " + " | ".join(amount(int(n)) for n in budgets) + " | gap 0 at |")
+    lines.append("|---|--:|" + "--:|" * len(budgets) + "--:|")
+    lowest = {n: min(model["bpb"] for model in budget.values()) for n, budget in budgets.items()}
+    for name in names:
+        cells = []
+        for n, budget in budgets.items():
+            member = budget.get(name, {})
+            bits, bold = member.get("bpb"), "**" * (member.get("bpb") == lowest[n])
+            gap = f" ({member['gap']['bpb']:+.3f})" if member.get("gap") else ""
+            cells.append("" if bits is None else f"{bold}{bits:.3f}{bold}{gap}")
+        tried = found["rates"].get(name, {})
+        rate = f"{float(min(tried, key=lambda rate: tried[rate])):g}" if tried else ""
+        where, known = found["crossings"].get(name), name in found["crossings"]
+        cells.append(amount(where) if where else "never" if known else "")
+        lines.append(f"| {name} | {rate} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
 
 
 def switches(results: list[dict[str, Any]]) -> list[str]:
@@ -126,7 +144,7 @@ def main() -> None:
         if (file := FOLDER / f"{name}.json").exists():
             lines += comparison(json.loads(file.read_text()))
     if (file := FOLDER / "evidence.json").exists():
-        lines += ["## More bytes", "", *evidence(json.loads(file.read_text()))]
+        lines += ["## Learning rates, and more bytes", "", *evidence(json.loads(file.read_text()))]
     for title, name in (
         ("## Beyond the paper", "switches.json"),
         ("### On broad data, two seeds", "switches-broad.json"),

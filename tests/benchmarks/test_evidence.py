@@ -33,8 +33,12 @@ def test_gaps_and_rates_of_each_budget(tmp_path):
     assert told["budgets"][2000]["1stage"]["gap"]["bpb"] == 0.25
     # half the gap for ten times the bytes: the other half for ten times more
     assert told["crossings"] == {"1stage": pytest.approx(200_000), "mambabyte": 20000, "space": None}
+    assert told["tuned_on"] == 500
     table = results.evidence({"text": json.loads(json.dumps(told))})
     assert [line for line in table if line.startswith("| ")] == [
+        "| model | 0.001 | 0.004 |",
+        "| transformer | 3.000 | **2.500** |",
+        "| 1stage | **2.600** | 3.100 |",
         "| model | learning rate | 200 B | 2 kB | 20 kB | gap 0 at |",
         "| transformer | 0.004 | 2.000 | 2.000 | 2.000 |  |",
         "| 1stage | 0.001 | 2.900 (+0.900) | 2.250 (+0.250) | 2.125 (+0.125) | 200 kB |",
