@@ -134,7 +134,7 @@ class Runner:
         """Figures that were measured, beside the least that is wanted of them."""
         aims = AIMS_H200 if "H200" in self.found.get("machine", {}).get("device", "") else AIMS
         measured = {name: functools.reduce(lambda at, key: at.get(key, {}), name.split(), self.found) for name in aims}
-        return {name: {"found": measured[name], "aim": aim} for name, aim in aims.items() if measured[name] != {}}
+        return {name: {"found": measured[name], "aim": aim} for name, aim in aims.items() if measured[name]}
 
     def save(self) -> None:
         self.found["aims"] = self.aims()
@@ -236,7 +236,7 @@ class Runner:
         for number, group in enumerate(groups):
             if group:
                 self.run(group, sum(section.work == "training" for later in groups[number:] for section in later))
-        for name, row in self.found["aims"].items():
+        for name, row in self.aims().items():
             print(f"{name}: {row['found']:.4g}, {'reached' if row['found'] >= row['aim'] else 'below'} {row['aim']:g}")
         print(self.out / "gpu.json")
         return int(not all(row["ok"] for row in self.found["sections"].values()))

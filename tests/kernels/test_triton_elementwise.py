@@ -102,7 +102,7 @@ print(json.dumps([made, found]))
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_kernels_compile_for_a_gpu(capability, tmp_path):
-    """As a training step and a prompt of `small` launch them."""
+    """Every variant that a training step and a prompt of `small` launch."""
     environment = {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}"}
     command = [sys.executable, "-c", COMPILED, str(capability)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
