@@ -25,6 +25,7 @@ from hnet_cli.checkpoints.find import load
 from hnet_cli.config.run import RunConfig, resolve
 from hnet_cli.data import tokens
 from hnet_cli.data.dataset import Dataset
+from hnet_cli.evaluation import compression
 from hnet_cli.evaluation.resampling import interval, over_seeds, ratio
 from hnet_cli.inference.scoring import score
 from hnet_cli.training import lineup
@@ -36,7 +37,12 @@ MODALITY = {
     "dna": ["train.target_ratios=[3]", "train.sequence_length=512", "train.ratio_loss_weight=0.3"],
 }
 """DNA begins without the attention beside the chunking layer that its preset has: that is one of the choices."""
-COMMON = ["train.alignment_loss_weight=0", "train.eval_every=0", "train.eval_bytes=65536", "train.samples=false"]
+COMMON = [
+    *("train.alignment_loss_weight=0", "train.lr_multipliers=[1.5, 1.0]"),
+    *("train.eval_every=0", "train.eval_bytes=65536", "train.samples=false"),
+]
+WORTH_BYTES, LEAST = 65_536, 1024
+"""Held-out bytes that the worth of the chunks is measured on, about, and the fewest of a document."""
 PIECES = ["train.micro_batches=4"]
 CHOICES: dict[str, tuple[str, list[str]]] = {
     "muon": ("base", ["train.optimizer=muon"]),
@@ -51,6 +57,7 @@ CHOICES: dict[str, tuple[str, list[str]]] = {
     "hashed n-grams, 2,048 rows": ("base", ["model.ngram_rows=2048"]),
     "chunks by a pattern": ("base", ["model.chunker=regex:{pattern}"]),
     "chunks by BPE tokens": ("base", ["model.chunker=bpe:{tokenizer}"]),
+    "main network at a quarter": ("base", ["train.lr_multipliers=[1.5, 0.25]"]),
     "global ratio loss": ("base in 4 pieces", [*PIECES, "train.ratio_loss_statistics=global"]),
 }
 """Name: what it is compared with, and the settings that differ from `BASES`."""
@@ -94,8 +101,11 @@ def measure(data: Path, folder: Path, name: str, seed: int, steps: int, limit: i
     for document in dataset.documents("val"):
         if room := limit - sum(map(len, kept)):
             kept.append(dataset.translate(np.frombuffer(document[:room], np.uint8)).tobytes())
-    scores = score(load(str(run)).eval(), kept, length)
+    model = load(str(run)).eval()
+    scores = score(model, kept, length)
     units = scores.units(scores.nats, scores.bytes)
+    some = [document[: max(LEAST, WORTH_BYTES // len(kept))] for document in kept[: WORTH_BYTES // LEAST]]
+    stages = compression.worth(model, lambda: score(model, some, length)) if model.config.num_stages else []
     storage.write_json(
         result,
         {
@@ -106,6 +116,7 @@ def measure(data: Path, folder: Path, name: str, seed: int, steps: int, limit: i
             "seconds": seconds,
             "flops_per_byte": lineup.flops_per_byte(config, dataset),
             "bytes_per_chunk": float(scores.bytes.sum() / scores.stages[:, 0, 1].sum()),
+            "worth": [stage["worth"] for stage in stages],
             "unit": scores.unit,
             "units": units.tolist(),
         },
@@ -132,6 +143,7 @@ def report(folder: Path) -> list[dict[str, object]]:
                 "flops_per_byte": own[0]["flops_per_byte"],
                 "bytes": own[0]["bytes"],
                 "seconds": [r["seconds"] for r in own],
+                "worth": [r.get("worth") for r in own],
                 "seeds": [r["seed"] for r in own],
             }
             if name in CHOICES and pairs:

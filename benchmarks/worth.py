@@ -6,7 +6,8 @@
 
 `definitions` reads up to 48 KiB of the files (2 KiB of each document) and prints how many bits per byte are lost where
 each position is handed, instead of its own chunk's vector: the mean of all (`worth` of `hnet eval`), zero, that of the
-chunk before, that of a chunk drawn from all; and where every document is one chunk.
+chunk before, that of a chunk drawn from all; and where every document is one chunk. Of the vectors that the main
+network puts out it prints which share of their size varies: near 0 they are one constant, whatever a chunk holds.
 
 `copies` prints the share of bases that could be copied: the 16 bases before them stand, as they are or as reverse
 complement, at most so many bases back; and how often the base after the nearest such place is the right one.
@@ -58,6 +59,7 @@ HELD_OUT, STRETCH = 65_536, 4096
 COMMON = [
     *("model.arch_layout=[m2T1, [T3], m2]", "model.d_intermediate=[256, 512]", "train.sequence_length=1024"),
     *("train.target_ratios=[3]", "train.ratio_loss_weight=0.3", "train.alignment_loss_weight=0"),
+    "train.lr_multipliers=[1.5, 1.0]",
     *("train.batch_bytes=4096", "train.eval_every=0", "train.eval_bytes=16384", "train.samples=false"),
     *("train.checkpoint_every=50", "train.keep_checkpoints=1", "train.log_every=10"),
 ]
@@ -76,6 +78,7 @@ REMEDIES: dict[str, list[str]] = {
     "a chunk every 8": ["model.chunker=fixed:8", "train.target_ratios=[8]"],
     "loss from the chunk alone": [],
     "inner learning rate x 4": ["train.lr_multipliers=[1.5, 4.0]"],
+    "inner learning rate / 4": ["train.lr_multipliers=[1.5, 0.25]"],
     "a chunk every 3": ["model.chunker=fixed:3"],
     "small encoder's layers alone": [
         "model.arch_layout=[m2]",
@@ -110,7 +113,10 @@ def definitions(name: str, files: list[str]) -> dict[str, Any]:
     def scored() -> Scores:
         return score(model, documents, SHARE)
 
-    whole, handed = scored(), model.backbone.dechunk_layer
+    with main_outputs(model) as outputs:
+        whole = scored()
+    handed, vectors = model.backbone.dechunk_layer, torch.cat(outputs).double()
+    varies = float(vectors.var(0, correction=0).sum() / vectors.square().mean(0).sum()) ** 0.5
 
     def lost(scores: Scores) -> dict[str, Any]:
         return with_interval("lost", whole.units(scores.bits - whole.bits, whole.bytes))
@@ -137,8 +143,19 @@ def definitions(name: str, files: list[str]) -> dict[str, Any]:
         handle.remove()
     with model.set_thresholds(1.0):
         rows["one chunk for each document"] = lost(scored())
-    bits = float(whole.bits.sum() / whole.bytes.sum())
-    return {"model": name, "bytes": int(whole.bytes.sum()), "documents": whole.documents, "bpb": bits, "rows": rows}
+    told = {"model": name, "bytes": int(whole.bytes.sum()), "documents": whole.documents, "varies": varies}
+    return told | {"bpb": float(whole.bits.sum() / whole.bytes.sum()), "rows": rows}
+
+
+@contextlib.contextmanager
+def main_outputs(model: LoadedModel) -> Iterator[list[Tensor]]:
+    """Collect what the main network puts out in the passes of the block, (chunks, D) each."""
+    level, outputs = model.backbone, list[Tensor]()
+    while isinstance(level.main_network, HNet):
+        level = level.main_network
+    handle = level.main_network.register_forward_hook(lambda module, arguments, out: outputs.append(out))
+    yield outputs
+    handle.remove()
 
 
 # -- copies -----------------------------------------------------------------------------------------------------------
