@@ -3,8 +3,8 @@
     python benchmarks/results.py
 
 Reads docs/results/*.json (each the `compare.json` of a comparison), evidence.json (output of benchmarks/evidence.py),
-switches.json and switches-broad.json (outputs of benchmarks/switches.py on the starters' data and on broad data). The
-text around the two marks of the page is written by hand.
+switches.json, switches-broad.json and switches-rate.json (outputs of benchmarks/switches.py on the starters' data, on
+broad data, and on twice as much of it). The text around the two marks of the page is written by hand.
 """
 
 from __future__ import annotations
@@ -128,14 +128,20 @@ def switches(results: list[dict[str, Any]]) -> list[str]:
             elif "change" in entry:
                 won, around = bool(entry["wins"]), interval(entry["change_ci95"], "+")
                 wins += won
-                cells.append(f"{'**' * won}{entry['change']:+.4f}{'**' * won} ({around})")
+                cells.append(f"{'**' * won}{entry['change']:+.4f}{'**' * won} ({around}){_worth(entry)}")
             else:
-                cells.append(" / ".join(f"{bpb:.3f}" for bpb in entry["bpb"]))
+                cells.append(" / ".join(f"{bpb:.3f}" for bpb in entry["bpb"]) + _worth(entry))
         some = next(iter(rows.values()))
         total = f"{wins} of {len(rows)}" if "change" in some else ""
         name = f"{name}, each seed" if "change" not in some else name
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {some['flops_per_byte'] / 1e6:.2f} | {total} |")
     return [*lines, ""]
+
+
+def _worth(entry: dict[str, Any]) -> str:
+    """What the chunks of the outermost stage are worth, with each seed, where that was measured."""
+    known = [worth for worth in entry.get("worth", []) if worth]
+    return f"; worth {' / '.join(f'{worth[0]:.3f}' for worth in known)}" if known else ""
 
 
 def main() -> None:
@@ -148,6 +154,7 @@ def main() -> None:
     for title, name in (
         ("## Beyond the paper", "switches.json"),
         ("### On broad data, two seeds", "switches-broad.json"),
+        ("### The main network's learning rate, 2 MB of broad data", "switches-rate.json"),
     ):
         lines += [title, "", *switches(json.loads((FOLDER / name).read_text())["results"])]
     page = FOLDER / "README.md"

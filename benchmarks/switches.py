@@ -58,6 +58,8 @@ CHOICES: dict[str, tuple[str, list[str]]] = {
     "chunks by a pattern": ("base", ["model.chunker=regex:{pattern}"]),
     "chunks by BPE tokens": ("base", ["model.chunker=bpe:{tokenizer}"]),
     "main network at a quarter": ("base", ["train.lr_multipliers=[1.5, 0.25]"]),
+    "twice the rate": ("base", ["train.lr=4e-3"]),
+    "twice the rate, main network at a quarter": ("base", ["train.lr=4e-3", "train.lr_multipliers=[1.5, 0.25]"]),
     "global ratio loss": ("base in 4 pieces", [*PIECES, "train.ratio_loss_statistics=global"]),
 }
 """Name: what it is compared with, and the settings that differ from `BASES`."""

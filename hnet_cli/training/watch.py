@@ -71,7 +71,8 @@ class Watch:
                 message = (
                     f"stage {s}: for {WORTHLESS} validations what its chunks carry has been worth less than "
                     f"{LEAST_WORTH} bits per byte (now {worth:.4f}), so what lies inside the stage is not used; try a "
-                    "smaller encoder (model.arch_layout, model.d_model), or a model without this stage"
+                    "lower learning rate inside (the last of train.lr_multipliers), a smaller encoder "
+                    "(model.arch_layout, model.d_model), or a model without this stage"
                 )
                 messages.append(("worthless", message))
         return messages
