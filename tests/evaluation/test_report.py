@@ -39,7 +39,7 @@ def test_the_contract_of_the_json(evaluated, texts, monkeypatch):
     assert found["stages"][0]["edges"]["word"]["f1"] > found["stages"][0]["edges"]["word"]["trivial"]["random"]["f1"]
     assert found["noise"].keys() == {"clean", *modality.get("text").perturbations()}
     low, high = found["stages"][0]["worth_ci95"]
-    assert 0 < low < found["stages"][0]["worth"] < high
+    assert low < found["stages"][0]["worth"] < high
     assert found["definition"]["worth_bytes"] == found["bytes"]
     assert 0 <= found["validity"]["valid"] <= 1
 

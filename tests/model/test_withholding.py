@@ -1,5 +1,8 @@
 """Chunks withheld: every position is handed the same, the mean of what it was handed before."""
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 import torch
 from modelkit import tiny_config, tiny_model
@@ -56,3 +59,20 @@ def test_a_model_without_stages_has_nothing_to_withhold():
     with observed(model) as sums:
         model(IDS, cu_seqlens=OFFSETS)
     assert sums == []
+
+
+@torch.no_grad()
+def test_a_graft_keeps_all_but_what_varied():
+    """What a new main network replaces is, on average, in the bias beside it."""
+    place = Path(__file__).parents[2] / "examples" / "starters" / "graft.py"
+    spec = importlib.util.spec_from_file_location("graft", place)
+    graft = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(graft)
+    old, data = tiny_model().eval(), bytes(range(97, 123)) * 40
+    with observed(old) as sums:
+        old(torch.tensor(list(data[:1024]))[None])
+    new = graft.graft(old, "m2", data).eval()
+    assert new.config.to_dict()["arch_layout"][1][1] == ["m2"]
+    with withheld(old, 1, sums[1]), withheld(new, 1, torch.zeros_like(sums[1])):
+        old, new = (model(IDS, cu_seqlens=OFFSETS).logits for model in (old, new))
+    assert torch.allclose(old, new, atol=1e-5)
