@@ -115,7 +115,7 @@ def test_muon_moves_the_matrices_of_the_main_network_only():
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
-    rate = set_learning_rate(optimizer, config.train.steps // 2, config.train)
+    rate = set_learning_rate(optimizer, config.train.steps // 2, config.train) * config.train.lr_multipliers[-1]
     optimizer.step()
     kinds = {names[parameter]: set(state) for parameter, state in optimizer.state.items()}
     by_muon = {name for name in kinds if kinds[name] == {"momentum_buffer"}}
