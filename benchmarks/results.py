@@ -139,7 +139,7 @@ def switches(results: list[dict[str, Any]]) -> list[str]:
 
 
 def _worth(entry: dict[str, Any]) -> str:
-    """What the chunks of the outermost stage are worth, with each seed, where that was measured."""
+    """The worth of the outermost stage's chunks with each seed; empty where it was not measured."""
     known = [worth for worth in entry.get("worth", []) if worth]
     return f"; worth {' / '.join(f'{worth[0]:.3f}' for worth in known)}" if known else ""
 

@@ -59,7 +59,7 @@ HELD_OUT, STRETCH = 65_536, 4096
 COMMON = [
     *("model.arch_layout=[m2T1, [T3], m2]", "model.d_intermediate=[256, 512]", "train.sequence_length=1024"),
     *("train.target_ratios=[3]", "train.ratio_loss_weight=0.3", "train.alignment_loss_weight=0"),
-    "train.lr_multipliers=[1.5, 1.0]",
+    *("train.lr=2e-3", "train.lr_multipliers=[1.5, 1.0]"),
     *("train.batch_bytes=4096", "train.eval_every=0", "train.eval_bytes=16384", "train.samples=false"),
     *("train.checkpoint_every=50", "train.keep_checkpoints=1", "train.log_every=10"),
 ]

@@ -16,6 +16,7 @@ import torch
 
 import hnet_cli
 from hnet_cli.checkpoints.model_folder import save_model
+from hnet_cli.errors import HNetError
 from hnet_cli.model import HNetConfig, HNetForCausalLM
 from hnet_cli.model.withholding import observed
 
@@ -25,8 +26,15 @@ LENGTH, PART, SKIPPED = 1024, 4096, 3000
 
 @torch.no_grad()
 def graft(old: HNetForCausalLM, layers: str, data: bytes, seed: int = 0) -> HNetForCausalLM:
-    """`old` with a new main network; `data`: at least `LENGTH` bytes of what it was trained on."""
+    """`old` with a new main network; `data`: some of what it was trained on.
+
+    Raises ValueError for less than `LENGTH` bytes, and for a model without stages or residual projections.
+    """
     stages = old.config.num_stages
+    if not stages or old.config.residual != "projection":
+        raise ValueError("this model has no main network beside a residual projection")
+    if len(data) < LENGTH:
+        raise ValueError(f"{len(data)} bytes of text are too few, {LENGTH:,} are needed")
     with observed(old) as sums:
         for at in range(0, len(data) - LENGTH + 1, 8 * LENGTH):
             rows = data[at : at + 8 * LENGTH]
@@ -55,10 +63,13 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("files", type=Path, nargs="+")
     given = parser.parse_args()
-    old = hnet_cli.load(given.model).float().eval()
-    data = b"".join(file.read_bytes()[SKIPPED : SKIPPED + PART] for file in given.files)
-    new = graft(old, given.layers, data)
-    given.out.mkdir(parents=True)
+    try:
+        old = hnet_cli.load(given.model).float().eval()
+        data = b"".join(file.read_bytes()[SKIPPED : SKIPPED + PART] for file in given.files)
+        new = graft(old, given.layers, data)
+        given.out.mkdir(parents=True)
+    except (HNetError, OSError, ValueError) as error:
+        parser.error(str(error))
     extra = {key: value for key, value in new.config.extra.items() if key in ("modality", "sequence_length", "preset")}
     save_model(given.out, new, extra, list(new.config.target_ratios or ()))
 

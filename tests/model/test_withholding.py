@@ -63,7 +63,7 @@ def test_a_model_without_stages_has_nothing_to_withhold():
 
 @torch.no_grad()
 def test_a_graft_keeps_all_but_what_varied():
-    """What a new main network replaces is, on average, in the bias beside it."""
+    """The mean of the old main network's output moves into the bias beside the new one."""
     place = Path(__file__).parents[2] / "examples" / "starters" / "graft.py"
     spec = importlib.util.spec_from_file_location("graft", place)
     graft = importlib.util.module_from_spec(spec)
@@ -76,3 +76,7 @@ def test_a_graft_keeps_all_but_what_varied():
     with withheld(old, 1, sums[1]), withheld(new, 1, torch.zeros_like(sums[1])):
         old, new = (model(IDS, cu_seqlens=OFFSETS).logits for model in (old, new))
     assert torch.allclose(old, new, atol=1e-5)
+    with pytest.raises(ValueError, match="39 bytes of text are too few"):
+        graft.graft(tiny_model(), "m2", data[:39])
+    with pytest.raises(ValueError, match="no main network"):
+        graft.graft(tiny_model(config=tiny_config(("m1",))), "m2", data)
