@@ -58,3 +58,19 @@ def test_members_that_come_from_others_have_their_rates(tmp_path):
     assert [config.train.lr for config in configs.values()] == [0.004, 0.004, 0.001, 0.001, 0.002]
     assert str(configs["transformer-read"].tokenizer).endswith("@300000")
     assert [config.model.ngram_rows for config in configs.values()] == [0, 0, 0, evidence.ROWS, 0]
+
+
+def test_the_worth_of_chunks_stands_beside_the_bits():
+    base = {
+        "modality": "code",
+        "name": "base",
+        "bpb": [2.5, 2.6],
+        "worth": [[0.01, 0.0], [0.02, 0.0]],
+        "flops_per_byte": 1e6,
+    }
+    choice = {"modality": "code", "name": "slower", "change": -0.1, "change_ci95": [-0.2, -0.05], "wins": True}
+    table = results.switches([base, base | choice | {"worth": [None, [0.1]]}])
+    assert table[2:4] == [
+        "| base, each seed | 2.500 / 2.600; worth 0.010 / 0.020 | 1.00 |  |",
+        "| slower | **-0.1000** (-0.200 to -0.050); worth 0.100 | 1.00 | 1 of 1 |",
+    ]
