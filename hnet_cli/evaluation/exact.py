@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from hnet_cli.errors import UsageError
 from hnet_cli.evaluation.resampling import share_interval
+from hnet_cli.inference.continuations import loglikelihoods
 from hnet_cli.inference.generate import BATCH, Grammar, generate
-from hnet_cli.inference.scoring import loglikelihoods
 from hnet_cli.inference.windows import BOS
 from hnet_cli.modality import Automaton, Document, Modality
 from hnet_cli.model import HNetForCausalLM

@@ -17,8 +17,9 @@ from hnet_cli import modality
 from hnet_cli.checkpoints.find import load
 from hnet_cli.distributed.device import this_machine
 from hnet_cli.errors import EnvironmentLimit
+from hnet_cli.inference.continuations import loglikelihoods
 from hnet_cli.inference.generate import generate
-from hnet_cli.inference.scoring import default_context, loglikelihoods, score
+from hnet_cli.inference.scoring import default_context, score
 from hnet_cli.inference.thresholds import Compression
 from hnet_cli.inference.windows import BOS
 from hnet_cli.model.config import EOS

@@ -19,7 +19,7 @@ import numpy as np
 
 from hnet_cli.errors import InputError
 from hnet_cli.evaluation.resampling import draws, interval, mean_with_interval, ratio, with_interval
-from hnet_cli.inference.scoring import loglikelihoods
+from hnet_cli.inference.continuations import loglikelihoods
 from hnet_cli.inference.windows import BOS
 from hnet_cli.modality import Perturbation, begin_text
 from hnet_cli.model import HNetForCausalLM

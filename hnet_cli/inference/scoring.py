@@ -7,7 +7,7 @@ once. With S = C windows do not overlap. Without C every byte sees its whole doc
 the model's state carried from one to the next, which equals one pass.
 
 Of a row of prompt and completion only the completion counts. One longer than C is read from C bytes before its end on,
-as in training: so its completion keeps the end of its prompt.
+as in training: so its completion keeps the end of its prompt. Continuations of given bytes: `continuations`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from itertools import chain, groupby
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -159,7 +157,7 @@ def passes(model: HNetForCausalLM, items: Iterable[Stretch], batch_bytes: int | 
     Raises NumericalError where a probability is not finite.
     """
     device = model.embeddings.weight.device
-    batch_bytes = batch_bytes or _batch_bytes(model)
+    batch_bytes = batch_bytes or batch_bytes_of(model)
     batch: list[Stretch] = []
     size = 0
     state: GenerationState | None = None
@@ -177,13 +175,14 @@ def passes(model: HNetForCausalLM, items: Iterable[Stretch], batch_bytes: int | 
         yield _forward(model, batch, device)
 
 
-def _batch_bytes(model: HNetForCausalLM) -> int:
+def batch_bytes_of(model: HNetForCausalLM) -> int:
+    """Bytes of a pass."""
     return BATCH_BYTES.get(model.embeddings.weight.device.type, 1 << 18)
 
 
 def carried_block(model: HNetForCausalLM) -> int | None:
     """Bytes per block of a document whose state is carried; None for a model of tokens, which reads it at once."""
-    return None if model.tokenizer is not None else _batch_bytes(model)
+    return None if model.tokenizer is not None else batch_bytes_of(model)
 
 
 def _forward(
@@ -199,11 +198,12 @@ def _forward(
         out = model(inputs, cu_seqlens=torch.from_numpy(offsets).to(device))
     else:
         out = model.extend(inputs, state)
-    return Pass(batch, *_judged(out.logits.float(), targets), offsets, out.routing)
+    return Pass(batch, *judge(out.logits.float(), targets), offsets, out.routing)
 
 
-def _judged(logits: torch.Tensor, targets: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """`nats` and `likeliest` of `Pass`. Raises NumericalError."""
+def judge(logits: torch.Tensor, targets: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """-ln P of each target (T,) under logits (T, V), float64, and whether it is the likeliest byte. Raises
+    NumericalError."""
     nats = F.cross_entropy(logits, targets, reduction="none").double().cpu().numpy()
     if not np.isfinite(nats).all():
         raise NumericalError("the model gives probabilities that are not finite", "its weights are damaged or overflow")
@@ -223,7 +223,7 @@ def _forward_tokens(model: HNetForCausalLM, batch: list[Stretch], device: torch.
     ends = np.cumsum([0] + [len(context) + len(scored) for context, scored in pairs])
     starts = torch.from_numpy(ends[:-1]).to(device)
     inputs = targets.roll(1).index_fill(0, starts, model.tokenizer.bos)
-    nats, likeliest = _judged(model(inputs, cu_seqlens=torch.from_numpy(ends).to(device)).logits.float(), targets)
+    nats, likeliest = judge(model(inputs, cu_seqlens=torch.from_numpy(ends).to(device)).logits.float(), targets)
 
     offsets = np.cumsum([0] + [len(stretch.targets) for stretch in batch])
     by_byte, best = np.zeros(offsets[-1]), np.ones(offsets[-1], bool)
@@ -304,7 +304,7 @@ def score(
     `block`: bytes per block of a document whose state is carried, by default those of a pass. A model of tokens reads
     a document at once. Raises NumericalError.
     """
-    block = None if model.tokenizer is not None else block or _batch_bytes(model)
+    block = None if model.tokenizer is not None else block or batch_bytes_of(model)
     items = (
         stretch
         for number, (document, prompt) in enumerate(_with_prompts(documents, prompts))
@@ -355,97 +355,3 @@ def _sums(part: Pass) -> np.ndarray:
         ]
         at = at[mask]
     return np.stack(columns, 1)
-
-
-def loglikelihoods(model: HNetForCausalLM, pairs: Sequence[tuple[bytes, bytes]]) -> tuple[np.ndarray, np.ndarray]:
-    """ln P(continuation | before) of every pair, (n,) float64, and whether greedy decoding yields it, (n,) bool.
-
-    `before` begins with BOS at the beginning of a document and is never empty. An empty continuation has ln P = 0.
-    Longer ones than a pass are read in blocks, as in `score`. What successive pairs have before them in common is read
-    once, on a CPU; elsewhere more calls cost more than the reading. Raises NumericalError.
-    """
-    block = carried_block(model)
-    sharing = block is not None and model.embeddings.weight.device.type == "cpu"
-    alone: list[_Owned] = []
-    forks: list[_Owned] = []
-    for before, group in groupby(enumerate(pairs), lambda item: item[1][0]):
-        owners: dict[bytes, list[int]] = {}
-        for owner, (_, continuation) in group:
-            owners.setdefault(continuation, []).append(owner)
-        owners.pop(b"", None)
-        owned = [_Owned(before, *each) for each in owners.items()]
-        shared = len(owned) > 1 and sharing
-        for each in owned:
-            fits = block is not None and len(before) + len(each.continuation) <= block
-            (forks if shared and fits else alone).append(each)
-    logs, greedy = np.zeros(len(pairs)), np.ones(len(pairs), bool)
-    for judged, nats, likeliest in chain(_read_alone(model, alone, block), _read_forks(model, forks)):
-        logs[judged.owners] -= nats
-        greedy[judged.owners] &= likeliest
-    return logs, greedy
-
-
-class _Owned(NamedTuple):
-    """The request of one or several pairs."""
-
-    before: bytes
-    continuation: bytes
-    owners: list[int]
-    """Indices of the pairs."""
-
-
-_Judgement = tuple[_Owned, float, bool]
-"""Nats of a continuation or a block of it, and whether greedy decoding yields it."""
-
-
-def _read_alone(model: HNetForCausalLM, wanted: Sequence[_Owned], block: int | None) -> Iterator[_Judgement]:
-    """Each with its own `before`."""
-
-    def items() -> Iterator[Stretch]:
-        for number, (before, continuation, _) in enumerate(wanted):
-            whole, skip = before + continuation, len(before) - 1
-            if block is None or len(whole) <= block:
-                yield Stretch(whole[:-1], whole[1:], skip, number, before[:1] == BOS)
-                continue
-            for at in range(0, len(whole) - 1, block):
-                targets = whole[at + 1 : at + 1 + block]
-                inner = min(max(0, skip - at), len(targets))
-                yield Stretch(whole[at : at + len(targets)], targets, inner, number, at == 0, carried=True)
-
-    for part in passes(model, items()):
-        for stretch, low, high in zip(part.stretches, part.offsets[:-1], part.offsets[1:], strict=True):
-            counted = slice(low + stretch.skip, high)
-            yield wanted[stretch.owner], float(part.nats[counted].sum()), bool(part.likeliest[counted].all())
-
-
-def _read_forks(model: HNetForCausalLM, wanted: Iterable[_Owned]) -> Iterator[_Judgement]:
-    """Those that follow each other with the same `before` go on from the one state that it leaves."""
-    batch: list[_Owned] = []
-    size, most = 0, _batch_bytes(model)
-    for each in wanted:
-        again = bool(batch) and batch[-1].before == each.before
-        if batch and size + len(each.continuation) + (0 if again else len(each.before)) > most:
-            yield from _forward_forks(model, batch)
-            batch, size, again = [], 0, False
-        batch.append(each)
-        size += len(each.continuation) + (0 if again else len(each.before))
-    if batch:
-        yield from _forward_forks(model, batch)
-
-
-@torch.inference_mode()
-def _forward_forks(model: HNetForCausalLM, batch: Sequence[_Owned]) -> list[_Judgement]:
-    """One pass over what comes before, one over the bytes of all continuations but their last."""
-    groups = [(before, len(list(group))) for before, group in groupby(each.before for each in batch)]
-    state = model.allocate_state(len(groups), sys.maxsize)
-    first = model.prefill([before for before, _ in groups], state)
-    rows = [row for row, (_, count) in enumerate(groups) for _ in range(count)]
-    logits, read = [first[rows]], [each.continuation[:-1] for each in batch]
-    if any(read):
-        state.select(rows)
-        logits.append(model.extend(read, state).logits)
-    targets = b"".join([*(each.continuation[:1] for each in batch), *(each.continuation[1:] for each in batch)])
-    nats, likeliest = _judged(torch.cat(logits).float(), ids_of(targets, first.device))
-    owner = np.concatenate([np.arange(len(batch)), np.repeat(np.arange(len(batch)), list(map(len, read)))])
-    sums, misses = np.bincount(owner, nats), np.bincount(owner, ~likeliest)
-    return list(zip(batch, sums.tolist(), (misses == 0).tolist(), strict=True))

@@ -22,7 +22,8 @@ from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Batches, Windows
 from hnet_cli.data.mixture import Mixture
 from hnet_cli.errors import DamagedError, EnvironmentLimit, InputError, UsageError
-from hnet_cli.inference.scoring import loglikelihoods, passes, score, stretches
+from hnet_cli.inference.continuations import loglikelihoods
+from hnet_cli.inference.scoring import passes, score, stretches
 from hnet_cli.inference.segment import segment_bytes
 from hnet_cli.training.loop import train
 from hnet_cli.training.validation import validation

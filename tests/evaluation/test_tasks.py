@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hnet_cli import modality
 from hnet_cli.errors import InputError
 from hnet_cli.evaluation import tasks
-from hnet_cli.inference.scoring import loglikelihoods
+from hnet_cli.inference.continuations import loglikelihoods
 from hnet_cli.inference.windows import BOS
 
 ROWS = [

@@ -12,21 +12,71 @@ from hnet_cli import modality
 from hnet_cli.errors import InputError
 from hnet_cli.evaluation import variants
 from hnet_cli.evaluation.tables import tables
-from hnet_cli.inference.scoring import loglikelihoods
+from hnet_cli.inference.continuations import loglikelihoods
 from hnet_cli.inference.windows import BATCH_BYTES, BOS
 from hnet_cli.modality import Source, Variant
+
+REACH = variants._Reach(5, 5)
 
 
 def test_the_ratio_is_that_of_whole_sequences(model):
     """ln P of the two whole windows, the common start cancels; at the record's start from BOS."""
-    variant = Variant("v", b"ACG", b"T", b"TAA", b"GGCAT", begins=True)
-    (found,) = variants._ratios(model, [variant])
+    variant = Variant("v", b"ACG", b"T", b"TAA", b"GGCAT", begins=True, position=3)
+    (found,) = variants._ratios(model, [variants._site(variant, 3, REACH)])
     whole = [BOS + b"ACG" + allele + b"GGCAT" for allele in (b"TAA", b"T")]
     (a, b), _ = loglikelihoods(model, [(BOS, each[1:]) for each in whole])
     assert found == pytest.approx(a - b, rel=1e-4)
-    inside = Variant("v", b"ACG", b"T", b"TAA", b"GGCAT")
+    inside = Variant("v", b"ACG", b"T", b"TAA", b"GGCAT", position=30)
     (a, b), _ = loglikelihoods(model, [(b"A", each[2:]) for each in whole])
-    assert variants._ratios(model, [inside])[0] == pytest.approx(a - b, rel=1e-4)
+    assert variants._ratios(model, [variants._site(inside, 30, REACH)])[0] == pytest.approx(a - b, rel=1e-4)
+
+
+@given(st.integers(0, 200), st.integers(1, 9), st.integers(1, 170))
+def test_what_is_read_begins_at_a_border(position, size, context):
+    """A quarter to three quarters of the context, the same for whatever lies between two borders."""
+    genome = bytes(97 + n % 26 for n in range(200 + 9 + 120))
+    quarter, end = max(1, context // 4), position + size
+    flank = 3 * quarter
+    before = genome[max(0, position - flank) : position]
+    variant = Variant("v", before, genome[position:end], b"-", genome[end : end + flank], position <= flank)
+    site = variants._site(variant, position, variants._Reach.of(context))
+    read = genome[max(0, site.begin) : position]
+    assert site.before == read
+    assert site.at == position
+    assert site.after == genome[end : end + max(1, context // 8)]
+    assert (site.begin % (2 * quarter) == 0) or site.begin == 0
+    assert (site.head == BOS) == (site.begin == 0)
+    if site.begin:
+        assert quarter <= len(read) < 3 * quarter
+
+
+def sites_in(genome, places, reach):
+    rows = [Variant("", genome[:at], genome[at:][:1], b"-", genome[at + 1 :], True, position=at) for at in places]
+    return [variants._site(row, row.position, reach) for row in rows]
+
+
+@given(st.sets(st.integers(192, 380), min_size=1, max_size=9).map(sorted))
+def test_a_reference_is_whole_and_every_alternative_leaves_it_in_its_place(places):
+    """However far the variants are from each other, between two borders."""
+    genome = bytes(n % 251 for n in range(400))
+    sites = sites_in(genome, places, variants._Reach(64, 5))
+    for key in {site.key for site in sites}:
+        ours = [site for site in sites if site.key == key]
+        track = variants._track(ours)
+        assert track.text == genome[ours[0].begin : ours[-1].at + 6]
+        for site, branch in zip(ours, track.branches, strict=True):
+            assert track.text[branch.at :][:1] == site.reference
+            assert branch.continuation == b"-" + site.after
+
+
+def test_variants_beside_each_other_read_the_reference_once(model, monkeypatch):
+    """And each on from where it is: less than half of what each would read alone."""
+    sites, read = sites_in(b"ACGTTGCA" * 40, range(100, 160, 4), variants._Reach(64, 32)), []
+    extend = type(model).extend
+    monkeypatch.setattr(type(model), "extend", lambda self, ids, *more: read.append(ids) or extend(self, ids, *more))
+    variants._ratios(model, sites)
+    total = sum(len(each) for call in read for each in call)
+    assert total < sum(len(site.before) + 2 * (1 + len(site.after)) for site in sites) / 2
 
 
 EDITS = st.tuples(st.integers(0, 59), st.integers(1, 4), st.lists(st.text("ACGT", min_size=1, max_size=5), min_size=1))
@@ -37,38 +87,41 @@ def exact():
     return tiny_model().eval()
 
 
-@settings(max_examples=4, deadline=None)
-@given(st.text("ACGTN", min_size=60, max_size=60), st.lists(EDITS, min_size=1, max_size=5), st.integers(1, 30))
-def test_scores_are_those_of_each_allele_alone(tmp_path_factory, exact, genome, edits, flank):
+@settings(max_examples=6, deadline=None)
+@given(st.text("ACGTN", min_size=60, max_size=60), st.lists(EDITS, min_size=1, max_size=5), st.integers(1, 60))
+def test_scores_are_those_of_each_allele_alone(tmp_path_factory, exact, genome, edits, context):
     """Both strands, at the ends of a record and beside gaps; several alternatives, the same twice, one over another."""
-    folder, dna = tmp_path_factory.mktemp("calls"), modality.get("dna")
+    folder, dna, reach = tmp_path_factory.mktemp("calls"), modality.get("dna"), variants._Reach.of(context)
     rows = [("chr1", at + 1, ".", genome[at : at + size], ",".join(new), ".", ".", ".") for at, size, new in edits]
     vcf, fasta = calls(folder, *rows, genome=genome)
     source = [Source(str(path), lambda path=path: path.open("rb"), "") for path in (vcf, fasta)]
-    found = [each for each in dna.variants(*source, flank) if isinstance(each, Variant)]
-    found += [variants._mirrored(dna, each) for each in found]
+    found = [each for each in dna.variants(*source, 3 * reach.before) if isinstance(each, Variant)]
+    sites = [variants._site(each, each.position, reach) for each in found]
+    sites += [variants._site(*variants._mirrored(dna, each), reach, "-") for each in found]
 
-    def log(variant, allele):
-        before = BOS * variant.begins + variant.before or BOS
-        ids = torch.tensor([list(before + allele + variant.after)])
+    def log(site, allele):
+        ids = torch.tensor([list(site.head + site.before + allele + site.after)])
         with torch.no_grad():
             logs = exact(ids[:, :-1]).logits[0].log_softmax(-1)
-        return float(logs.gather(1, ids[0, 1:, None])[len(before) - 1 :].sum())
+        return float(logs.gather(1, ids[0, 1:, None])[len(site.head + site.before) - 1 :].sum())
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(BATCH_BYTES, "cpu", 150)
-        scores = variants._ratios(exact, found)
-    expected = [log(each, each.alternative) - log(each, each.reference) for each in found]
+        scores = variants._ratios(exact, sites)
+        patch.setattr(variants, "forks", lambda model: False)  # as on a GPU
+        apart = variants._ratios(exact, sites)
+    expected = [log(each, each.alternative) - log(each, each.reference) for each in sites]
     np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=5e-5)  # losses are float32
+    np.testing.assert_allclose(apart, expected, rtol=1e-5, atol=5e-5)
 
 
-def test_both_strands_are_read(model):
+def test_both_strands_are_read():
     dna = modality.get("dna")
-    variant = Variant("v", b"AACC", b"G", b"T", b"GGT", begins=True)
-    mirrored = variants._mirrored(dna, variant)
-    assert (mirrored.before, mirrored.reference, mirrored.alternative, mirrored.after) == (b"ACC", b"C", b"A", b"GGTT")
-    assert (mirrored.begins, mirrored.ends) == (False, True)
-    assert variants._mirrored(dna, mirrored) == variant
+    variant = Variant("v", b"AACC", b"GA", b"T", b"GGT", begins=True, position=4)
+    mirrored, at = variants._mirrored(dna, variant)
+    assert (mirrored.before, mirrored.reference, mirrored.alternative, mirrored.after) == (b"ACC", b"TC", b"A", b"GGTT")
+    assert (mirrored.begins, mirrored.ends, at) == (False, True, -6)
+    assert variants._mirrored(dna, mirrored)[0] == variant
 
 
 def test_scores_and_labels(tmp_path, evaluated):
@@ -181,7 +234,7 @@ def test_a_variant_without_a_value_is_left_out_of_the_comparison(tmp_path, heade
 def test_what_cannot_be_compared_is_said_before_anything_is_scored(tmp_path, hnet, monkeypatch, header, values, says):
     vcf, fasta = calls(tmp_path, *(substitution(10 + at, value) for at, value in enumerate(values)))
     vcf.write_text(header + vcf.read_text())
-    monkeypatch.setattr(variants, "loglikelihoods", None)
+    monkeypatch.setattr(variants, "_ratios", None)
     code, _, err = hnet("eval", "starter:dna", fasta, "--vcf", vcf, "--fasta", fasta, "--label", "X")
     assert code == 3
     assert says in err

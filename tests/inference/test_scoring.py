@@ -3,16 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from modelkit import tiny_config, tiny_model
+from modelkit import nats, tiny_config, tiny_model
 from runkit import dataset, tiny
 
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.loader import Windows
 from hnet_cli.evaluation import compression
-from hnet_cli.inference.scoring import COLUMNS, _Blocks, loglikelihoods, score, stretches
-from hnet_cli.inference.windows import BATCH_BYTES
+from hnet_cli.inference.scoring import COLUMNS, _Blocks, score, stretches
 from hnet_cli.training.build import build_model
 from hnet_cli.training.validation import validation
 
@@ -22,16 +21,6 @@ BOS = 254
 @pytest.fixture(scope="module")
 def model():
     return tiny_model(torch.float32).eval()
-
-
-def nats(model, given, wanted):
-    """-ln P of each wanted byte after the given ones, one at a time: the plainest definition."""
-    total = []
-    for at in range(len(wanted)):
-        with torch.no_grad():
-            logits = model(torch.tensor([list(given + wanted[:at])])).logits[0, -1]
-        total.append(-float(torch.log_softmax(logits.double(), -1)[wanted[at]]))
-    return total
 
 
 @given(st.integers(0, 300), st.integers(1, 80) | st.none(), st.integers(1, 80) | st.none())
@@ -140,52 +129,6 @@ def test_the_border_of_a_window_is_no_boundary(model):
     whole, cut = score(model, [data], None), score(model, [data], 32)
     assert whole.stages[:, 0, 0].sum() == len(data)
     assert cut.stages[:, 0, 0].sum() == len(data) - (len(data) // 32 - 1)
-
-
-def test_loglikelihoods_of_pairs(model):
-    pairs = [(b"\xfeThe fox", b" jumps"), (b"\xfe", b"a"), (b"\xfex", b""), (b"mid", b"dle")]
-    log, greedy = loglikelihoods(model, pairs)
-    for (before, after), found in zip(pairs, log, strict=True):
-        assert found == pytest.approx(-sum(nats(model, before, after)), rel=1e-5, abs=1e-9)
-    assert greedy[2]
-    with torch.no_grad():
-        likeliest = bytes([int(model(torch.tensor([[BOS, 65]])).logits[0, -1].argmax())])
-    assert loglikelihoods(model, [(b"\xfeA", likeliest)])[1].tolist() == [True]
-    assert loglikelihoods(model, [(b"\xfeA", bytes([likeliest[0] ^ 1]))])[1].tolist() == [False]
-
-
-def test_a_long_pair_is_read_in_blocks(model, monkeypatch):
-    """The score is the same to rounding, whatever part of a block counts."""
-    pairs = [
-        (bytes([BOS]) + b"some words before" * n, b" and after" * m) for n, m in ((1, 30), (20, 1), (3, 3), (7, 9))
-    ]
-    logs, greedy = loglikelihoods(model, pairs)
-    for block in (64, 100, 1 << 12):
-        monkeypatch.setitem(BATCH_BYTES, "cpu", block)
-        cut, same = loglikelihoods(model, pairs)
-        np.testing.assert_allclose(cut, logs, rtol=1e-5)
-        assert (same == greedy).all()
-
-
-TEXTS = st.binary(min_size=1, max_size=12)
-
-
-@pytest.fixture(scope="module")
-def exact():
-    return tiny_model().eval()
-
-
-@settings(max_examples=12, deadline=None)
-@given(st.lists(st.tuples(TEXTS, st.lists(st.binary(max_size=12), max_size=4)), max_size=4), st.integers(12, 60))
-def test_pairs_with_the_same_before_are_scored_as_alone(exact, groups, block):
-    """Whether they fit into a pass or not; continuations may be empty or repeat, and texts of several groups too."""
-    pairs = [(bytes([BOS]) * (len(before) > 6) + before, each) for before, all_of_it in groups for each in all_of_it]
-    alone = [loglikelihoods(exact, [pair]) for pair in pairs]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BATCH_BYTES, "cpu", block)
-        logs, greedy = loglikelihoods(exact, pairs)
-    np.testing.assert_allclose(logs, [log for (log,), _ in alone], rtol=1e-9)
-    assert greedy.tolist() == [yields for _, (yields,) in alone]
 
 
 @pytest.mark.parametrize(("context", "block"), [(None, 1 << 20), (None, 7), (12, 1 << 20)])

@@ -83,3 +83,13 @@ def worst(a, b):
 def only(module: nn.Module, name: str):
     """The submodule or parameter called `name`."""
     return dict(module.named_modules())[name]
+
+
+def nats(model, given, wanted):
+    """-ln P of each wanted byte after the given ones, one at a time: the plainest definition."""
+    total = []
+    for at in range(len(wanted)):
+        with torch.no_grad():
+            logits = model(torch.tensor([list(given + wanted[:at])])).logits[0, -1]
+        total.append(-float(torch.log_softmax(logits.double(), -1)[wanted[at]]))
+    return total
