@@ -61,7 +61,7 @@ def of_variants(apart: int, count: int) -> dict[str, float]:
 
         def alone() -> None:
             """As on a device that reads everything anew."""
-            with patch.object(variants, "forks", no), patch.object(continuations, "forks", no):
+            with patch.object(variants, "goes_on", no), patch.object(continuations, "goes_on", no):
                 run()
 
         run()

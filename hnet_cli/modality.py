@@ -172,10 +172,10 @@ class Variant:
     """Fields of the file about it; those without a value are missing."""
     baselines: Mapping[str, float] = field(default_factory=dict)
     """Model-free baseline scores."""
-    record: str = ""
+    record: str = field(kw_only=True)
     """The name of its record, as `Document.name` has it."""
-    position: int = 0
-    """Position of the first byte of `reference` in the record, from 0."""
+    position: int = field(kw_only=True)
+    """Position of the first byte of `reference` in the record, from 0: by it neighbours share what is read."""
 
 
 Perturbation = Callable[[bytes, random.Random], bytes]

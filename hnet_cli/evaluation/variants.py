@@ -27,7 +27,7 @@ from hnet_cli import storage
 from hnet_cli.errors import InputError
 from hnet_cli.evaluation.material import file_source
 from hnet_cli.evaluation.resampling import FEWEST, mean_with_interval, midranks
-from hnet_cli.inference.continuations import Branch, Track, forks, loglikelihoods, read_tracks
+from hnet_cli.inference.continuations import Branch, Track, goes_on, loglikelihoods, read_tracks
 from hnet_cli.inference.intake import few
 from hnet_cli.inference.windows import BOS
 from hnet_cli.modality import Modality, Refused, Variant
@@ -122,7 +122,7 @@ def _numbers(label: str, given: Sequence[str | None]) -> np.ndarray:
 def score(
     model: HNetForCausalLM, calls: Calls, context: int, out: Path | None = None, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Score every variant. `context`: bases of the longest window, see `_site`. `out`: a TSV, a line each."""
+    """Score every variant. `context`: bases, of which `_Reach` takes parts. `out`: a TSV, a line each."""
     scored: list[Variant] = []
     parts: list[np.ndarray] = []
     reach = _Reach.of(context)
@@ -189,7 +189,7 @@ class _Site(NamedTuple):
     begin: int
     """Place on the strand of the first base that is read."""
     head: bytes
-    """BOS at the beginning of the record, else nothing."""
+    """BOS at the beginning of the record, and for a base that is not known; else nothing."""
     before: bytes
     reference: bytes
     alternative: bytes
@@ -228,7 +228,7 @@ def _mirrored(modality: Modality, variant: Variant) -> tuple[Variant, int]:
 
 def _ratios(model: HNetForCausalLM, sites: Sequence[_Site]) -> np.ndarray:
     """(n,) in nats."""
-    if not forks(model):
+    if not goes_on(model):
         pairs = []
         for site in sites:
             before = site.head + site.before

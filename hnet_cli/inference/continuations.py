@@ -24,7 +24,7 @@ NEAR = 32
 """Bytes that a branch may read of the text itself, so that branches close to each other leave it together."""
 
 
-def forks(model: HNetForCausalLM) -> bool:
+def goes_on(model: HNetForCausalLM) -> bool:
     """Whether to go on from one state several times, rather than read again what leads to it: on a CPU. Elsewhere more
     calls cost more than the reading; and tokens depend on what follows."""
     return model.tokenizer is None and model.embeddings.weight.device.type == "cpu"
@@ -35,9 +35,9 @@ def loglikelihoods(model: HNetForCausalLM, pairs: Sequence[tuple[bytes, bytes]])
 
     `before` begins with BOS at the beginning of a document and is never empty. An empty continuation has ln P = 0.
     Longer ones than a pass are read in blocks, as in `scoring.score`. What successive pairs have before them in common
-    is read once where the model `forks`. Raises NumericalError.
+    is read once where the model `goes_on`. Raises NumericalError.
     """
-    sharing = forks(model)
+    sharing = goes_on(model)
     alone: list[_Owned] = []
     together: list[list[_Owned]] = []
     for before, group in groupby(enumerate(pairs), lambda item: item[1][0]):
@@ -136,16 +136,17 @@ class Judged(NamedTuple):
 def read_tracks(model: HNetForCausalLM, tracks: Iterable[Track]) -> Iterator[tuple[Judged, list[Judged]]]:
     """The bytes of each text but its first, and those of each of its branches. Raises NumericalError.
 
-    Texts are read side by side, about as many as fit into a pass, by a model of bytes.
+    Texts are read side by side, as many as fit into a pass with the longest of their branches, by a model of bytes.
     """
     batch: list[Track] = []
     size, most = 0, batch_bytes_of(model)
     for track in tracks:
-        if batch and size + len(track.text) > most:
+        own = len(track.text) + max(len(branch.continuation) for branch in track.branches)
+        if batch and size + own > most:
             yield from _read_side_by_side(model, batch)
             batch, size = [], 0
         batch.append(track)
-        size += len(track.text)
+        size += own
     if batch:
         yield from _read_side_by_side(model, batch)
 
@@ -157,7 +158,7 @@ class _Fork(NamedTuple):
     branches: list[Branch]
 
 
-def _forks(branches: Sequence[Branch], most: int) -> list[_Fork]:
+def _plan(branches: Sequence[Branch], most: int) -> list[_Fork]:
     """The places where branches leave their text, with about `most` bytes of them or one branch each."""
     found: list[_Fork] = []
     size = 0
@@ -172,9 +173,9 @@ def _forks(branches: Sequence[Branch], most: int) -> list[_Fork]:
 
 @torch.inference_mode()
 def _read_side_by_side(model: HNetForCausalLM, tracks: Sequence[Track]) -> Iterator[tuple[Judged, list[Judged]]]:
-    """One pass up to the first fork of every text, then one for each further fork: it reads on in the texts and, in
+    """One pass up to the first fork of every text, then one for each fork: it reads on in the texts to the next and, in
     rows of their own, the branches."""
-    plans = [_forks(track.branches, batch_bytes_of(model) // len(tracks)) for track in tracks]
+    plans = [_plan(track.branches, batch_bytes_of(model) // len(tracks)) for track in tracks]
     heads = [track.text[: plan[0].at] for track, plan in zip(tracks, plans, strict=True)]
     state = model.allocate_state(len(tracks), sys.maxsize)
     logits = model.lm_head.weight.new_zeros(len(tracks), model.config.vocab_size)

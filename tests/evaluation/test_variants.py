@@ -21,12 +21,12 @@ REACH = variants._Reach(5, 5)
 
 def test_the_ratio_is_that_of_whole_sequences(model):
     """ln P of the two whole windows, the common start cancels; at the record's start from BOS."""
-    variant = Variant("v", b"ACG", b"T", b"TAA", b"GGCAT", begins=True, position=3)
+    variant = Variant("v", b"ACG", b"T", b"TAA", b"GGCAT", begins=True, record="chr1", position=3)
     (found,) = variants._ratios(model, [variants._site(variant, 3, REACH)])
     whole = [BOS + b"ACG" + allele + b"GGCAT" for allele in (b"TAA", b"T")]
     (a, b), _ = loglikelihoods(model, [(BOS, each[1:]) for each in whole])
     assert found == pytest.approx(a - b, rel=1e-4)
-    inside = Variant("v", b"ACG", b"T", b"TAA", b"GGCAT", position=30)
+    inside = Variant("v", b"ACG", b"T", b"TAA", b"GGCAT", record="chr1", position=30)
     (a, b), _ = loglikelihoods(model, [(b"A", each[2:]) for each in whole])
     assert variants._ratios(model, [variants._site(inside, 30, REACH)])[0] == pytest.approx(a - b, rel=1e-4)
 
@@ -38,7 +38,8 @@ def test_what_is_read_begins_at_a_border(position, size, context):
     quarter, end = max(1, context // 4), position + size
     flank = 3 * quarter
     before = genome[max(0, position - flank) : position]
-    variant = Variant("v", before, genome[position:end], b"-", genome[end : end + flank], position <= flank)
+    alleles, place = (genome[position:end], b"-"), {"record": "chr1", "position": position}
+    variant = Variant("v", before, *alleles, genome[end : end + flank], position <= flank, **place)
     site = variants._site(variant, position, variants._Reach.of(context))
     read = genome[max(0, site.begin) : position]
     assert site.before == read
@@ -51,8 +52,12 @@ def test_what_is_read_begins_at_a_border(position, size, context):
 
 
 def sites_in(genome, places, reach):
-    rows = [Variant("", genome[:at], genome[at:][:1], b"-", genome[at + 1 :], True, position=at) for at in places]
-    return [variants._site(row, row.position, reach) for row in rows]
+    def site(at):
+        place = {"record": "chr1", "position": at}
+        variant = Variant("", genome[:at], genome[at:][:1], b"-", genome[at + 1 :], True, **place)
+        return variants._site(variant, at, reach)
+
+    return list(map(site, places))
 
 
 @given(st.sets(st.integers(192, 380), min_size=1, max_size=9).map(sorted))
@@ -108,7 +113,7 @@ def test_scores_are_those_of_each_allele_alone(tmp_path_factory, exact, genome, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(BATCH_BYTES, "cpu", 150)
         scores = variants._ratios(exact, sites)
-        patch.setattr(variants, "forks", lambda model: False)  # as on a GPU
+        patch.setattr(variants, "goes_on", lambda model: False)  # as on a GPU
         apart = variants._ratios(exact, sites)
     expected = [log(each, each.alternative) - log(each, each.reference) for each in sites]
     np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=5e-5)  # losses are float32
@@ -117,7 +122,7 @@ def test_scores_are_those_of_each_allele_alone(tmp_path_factory, exact, genome, 
 
 def test_both_strands_are_read():
     dna = modality.get("dna")
-    variant = Variant("v", b"AACC", b"GA", b"T", b"GGT", begins=True, position=4)
+    variant = Variant("v", b"AACC", b"GA", b"T", b"GGT", begins=True, record="chr1", position=4)
     mirrored, at = variants._mirrored(dna, variant)
     assert (mirrored.before, mirrored.reference, mirrored.alternative, mirrored.after) == (b"ACC", b"TC", b"A", b"GGTT")
     assert (mirrored.begins, mirrored.ends, at) == (False, True, -6)
