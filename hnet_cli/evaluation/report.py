@@ -101,6 +101,8 @@ class EvaluationRequest:
     def __post_init__(self) -> None:
         if self.vcf and not self.fasta:
             raise UsageError("--vcf needs the sequence it is about", "give --fasta too")
+        if self.vcf and self.context == 0:
+            raise UsageError("--vcf reads parts of the context around a variant, and 0 has none", "give --context 2048")
         for option, value, others, needed in (
             ("--scores", self.scores, "--vcf", self.vcf),
             ("--label", self.label, "--vcf or --probe", self.vcf or self.probe),
@@ -360,9 +362,7 @@ class _Evaluation:
             if self.labels:
                 result["probe"] = self._probe()
             if self.calls is not None:
-                result["variants"] = variants.score(
-                    self.model, self.calls, context or 2048, request.scores, request.overwrite
-                )
+                result["variants"] = variants.score(self.model, self.calls, context, request.scores, request.overwrite)
         return result, scores
 
     def _add_documents(self, result: dict[str, Any], material: Material, baselines: Mapping[str, Any]) -> Scores:

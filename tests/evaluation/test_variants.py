@@ -169,6 +169,13 @@ def test_the_first_call_that_is_left_out_is_named(tmp_path, hnet):
     assert f"REF is not what the reference has there: first {vcf}, line 4: chr1" in out
 
 
+def test_a_context_without_end_has_no_parts(tmp_path, hnet):
+    vcf, fasta = calls(tmp_path, substitution(10))
+    code, _, err = hnet("eval", "starter:dna", "--vcf", vcf, "--fasta", fasta, "--context", 0)
+    assert code == 2
+    assert "give --context 2048" in err
+
+
 @given(st.lists(st.integers(0, 5), min_size=2, max_size=30), st.randoms())
 def test_rank_figures_by_definition(values, random):
     scores = np.array([random.randint(0, 4) for _ in values], float)
