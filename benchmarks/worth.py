@@ -115,8 +115,7 @@ def definitions(name: str, files: list[str]) -> dict[str, Any]:
 
     with main_outputs(model) as outputs:
         whole = scored()
-    handed, vectors = model.backbone.dechunk_layer, torch.cat(outputs).double()
-    varies = float(vectors.var(0, correction=0).sum() / vectors.square().mean(0).sum()) ** 0.5
+    handed, varies = model.backbone.dechunk_layer, varying(torch.cat(outputs))
 
     def lost(scores: Scores) -> dict[str, Any]:
         return with_interval("lost", whole.units(scores.bits - whole.bits, whole.bytes))
@@ -145,6 +144,13 @@ def definitions(name: str, files: list[str]) -> dict[str, Any]:
         rows["one chunk for each document"] = lost(scored())
     told = {"model": name, "bytes": int(whole.bytes.sum()), "documents": whole.documents, "varies": varies}
     return told | {"bpb": float(whole.bits.sum() / whole.bytes.sum()), "rows": rows}
+
+
+def varying(vectors: Tensor) -> float:
+    """The share of the size of vectors (n, D), root mean square, that differs from one to the next: 0 to 1."""
+    vectors = vectors.double()
+    whole = float(vectors.square().mean(0).sum())
+    return (float(vectors.var(0, correction=0).sum()) / whole) ** 0.5 if whole else 0.0
 
 
 @contextlib.contextmanager
