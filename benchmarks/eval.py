@@ -44,7 +44,7 @@ def seconds(run) -> float:
 
 
 def of_variants(apart: int, count: int) -> dict[str, float]:
-    """Of `count` substitutions, one every `apart` bases, in random bases."""
+    """Speed of scoring `count` substitutions, one every `apart` random bases: figures by name."""
     model, letters, dna = hnet_cli.load("starter:dna"), random.Random(0), modality.get("dna")
     genome = "".join(letters.choices("ACGT", k=3000 + count * apart))
     places = range(1500, len(genome) - 1500, apart)
@@ -60,7 +60,7 @@ def of_variants(apart: int, count: int) -> dict[str, float]:
             return False
 
         def alone() -> None:
-            """As on a device that reads everything anew."""
+            """Score them as a device does that reads everything anew."""
             with patch.object(variants, "goes_on", no), patch.object(continuations, "goes_on", no):
                 run()
 

@@ -8,8 +8,7 @@ pay for; compare like with like. Ranks and areas are hand-written: ten lines aga
 
 What precedes begins at a border, of which there is one every half of the context: variants between the same two read
 the same reference, which a CPU does once for all of them. Borders depend on the place in the record alone, so that a
-score does not depend on which other variants a file has. What follows is short: beyond some hundred bases it costs as
-much as everything else, and the two strands agree no better for it.
+score does not depend on which other variants a file has. What follows is short: every allele has to read it anew.
 """
 
 from __future__ import annotations
@@ -169,7 +168,7 @@ def _rank_interval(
 
 
 class _Reach(NamedTuple):
-    """How much is read around alleles."""
+    """Numbers of bases that are read around alleles."""
 
     before: int
     """At least that many bases before them, less than three times as many: borders are twice as far apart."""

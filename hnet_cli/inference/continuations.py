@@ -25,8 +25,8 @@ NEAR = 32
 
 
 def goes_on(model: HNetForCausalLM) -> bool:
-    """Whether to go on from one state several times, rather than read again what leads to it: on a CPU. Elsewhere more
-    calls cost more than the reading; and tokens depend on what follows."""
+    """True where one state goes on several times, rather than be computed again: for a model of bytes on a CPU.
+    Elsewhere more calls cost more than the reading; and tokens depend on what follows."""
     return model.tokenizer is None and model.embeddings.weight.device.type == "cpu"
 
 

@@ -1,4 +1,4 @@
-"""What `benchmarks/worth.py` says of the vectors that a main network puts out."""
+"""The vectors that a main network puts out, as `benchmarks/worth.py` describes them."""
 
 import pytest
 import torch

@@ -54,7 +54,7 @@ def exact():
 @settings(max_examples=12, deadline=None)
 @given(st.lists(st.tuples(TEXTS, st.lists(st.binary(max_size=12), max_size=4)), max_size=4), st.integers(12, 60))
 def test_pairs_with_the_same_before_are_scored_as_alone(exact, groups, block):
-    """Whether they fit into a pass or not; continuations may be empty or repeat, and texts of several groups too."""
+    """Pairs that fit into a pass or do not; continuations may be empty or repeat, and texts of several groups too."""
     pairs = [(bytes([BOS]) * (len(before) > 6) + before, each) for before, all_of_it in groups for each in all_of_it]
     alone = [loglikelihoods(exact, [pair]) for pair in pairs]
     with pytest.MonkeyPatch.context() as patch:
