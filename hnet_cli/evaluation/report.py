@@ -141,25 +141,27 @@ def evaluate(models: Sequence[str], request: EvaluationRequest, device: str | No
         models = [default_model(request.modality)]
     own = _trained_on(models) if request.needs_data else ()
     loaded = [load(name, this_machine(device).device) for name in models]
+    context = default_context(*(model.config for model in loaded)) if request.context is None else request.context
+    check_windows(context, request.stride)
+    if len(loaded) > 1 and (own or request.data):
+        _warn_of_long_windows(models, loaded, context)
     if len(own) > 1:
         if request.elastic:
             raise UsageError(
                 "--elastic is of one dataset, and this is a mixture", "name one of its datasets with --data"
             )
-        return _mixed(Mixture.open(own), request, partial(_evaluate, models, loaded))
-    return _evaluate(models, loaded, replace(request, data=[own[0].path]) if own else request)
+        return _mixed(Mixture.open(own), request, partial(_evaluate, models, loaded, context))
+    return _evaluate(models, loaded, context, replace(request, data=[own[0].path]) if own else request)
 
 
-def _evaluate(models: Sequence[str], loaded: Sequence[LoadedModel], request: EvaluationRequest) -> dict[str, Any]:
+def _evaluate(
+    models: Sequence[str], loaded: Sequence[LoadedModel], context: int, request: EvaluationRequest
+) -> dict[str, Any]:
     """The figures of loaded models on the data of a request."""
     kinds = {model.modality for model in loaded} - {None}
     if len(kinds) > 1 and not request.modality:
         differ = f"{models[0]} is a model of {loaded[0].modality}, {models[1]} of {loaded[1].modality}"
         raise UsageError(f"{differ}: they read files differently", "say --modality to have both read them so")
-    context = request.context
-    if context is None:
-        context = default_context(*(model.config for model in loaded))
-    check_windows(context, request.stride)
     if request.field is not None and not request.data:
         raise UsageError(f"{option_of(request.field)} applies to rows of files, and none are given", "leave it out")
     evaluations = [_Evaluation(name, model, request, context) for name, model in zip(models, loaded, strict=True)]
@@ -184,6 +186,23 @@ def _evaluate(models: Sequence[str], loaded: Sequence[LoadedModel], request: Eva
         storage.write_output(request.page, elastic.page(result), request.overwrite)
         say(f"Wrote {literal(request.page)}.")
     return result
+
+
+def _warn_of_long_windows(models: Sequence[str], loaded: Sequence[LoadedModel], context: int) -> None:
+    """Say which of compared models were trained on sequences shorter than `context` (0: whole documents). Mamba-2 reads
+    on beyond its training length, a Transformer hardly: in such windows the two change places (docs/results, "Code,
+    20 MB")."""
+    lengths = [int(model.config.extra.get("sequence_length") or 0) for model in loaded]
+    short = [length for length in lengths if length and (not context or length < context)]
+    if not short:
+        return
+    windows = f"windows of {context:,} bytes" if context else "whole documents"
+    trained = " and ".join(
+        f"{literal(name)} was trained on sequences of {length:,} bytes"
+        for name, length in zip(models, lengths, strict=True)
+        if length in short
+    )
+    say(f"[yellow]{trained}, and {windows} are longer: --context {min(short)} compares the two within that.[/]")
 
 
 def damaged_files(result: Mapping[str, Any]) -> list[str]:
