@@ -29,6 +29,7 @@ from hnet_cli.model.settings import (
     integers,
     parse_layout,
     real,
+    reals,
     thaw,
 )
 
@@ -45,7 +46,14 @@ TRANSFORMERS_KEYS = ("model_type", "architectures", "auto_map", "dtype", "transf
 """Keys that the library `transformers` needs in the file, or adds to it; they say nothing about the model."""
 
 
-EXTRA = {"modality": str, "tokenizer": str, "sequence_length": int, "step": int}
+EXTRA = {
+    "modality": str,
+    "tokenizer": str,
+    "sequence_length": int,
+    "step": int,
+    "lr": float,
+    "lr_multipliers": list,
+}
 """Types of what stands under "hnet" beside the settings of the model, as far as it is read."""
 
 
@@ -61,6 +69,10 @@ def _check_extra(extra: Mapping[str, Any]) -> None:
         value = extra.get(name)
         if kind is int and value is not None:
             integer(value, f"hnet.{name}", 0)
+        elif kind is float and value is not None:
+            real(value, f"hnet.{name}", 0)
+        elif kind is list and value is not None:
+            reals(value, f"hnet.{name}", 0)
         elif value is not None and (not isinstance(value, str) or len(value) > MOST_CHARACTERS):
             raise ValueError(f"hnet.{name} must be a word, got {brief(value)}")
 

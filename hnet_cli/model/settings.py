@@ -71,13 +71,22 @@ def brief(value: Any) -> str:
     return f"{value!r:.60}" if simple else f"a {type(value).__name__} of {len(value)}"
 
 
-def integers(value: Any, name: str, least: int) -> tuple[int, ...]:
-    """`integer` of every entry of a list."""
+def _entries(value: Any, name: str) -> Sequence[Any]:
     if not isinstance(value, list | tuple):
         raise ValueError(f"{name} must be a list with one entry per level, got {brief(value)}")
     if len(value) > MOST_LEVELS:
         raise ValueError(f"{name} has {len(value)} entries, at most {MOST_LEVELS} levels are supported")
-    return tuple(integer(v, f"{name}[{i}]", least) for i, v in enumerate(value))
+    return value
+
+
+def integers(value: Any, name: str, least: int) -> tuple[int, ...]:
+    """`integer` of every entry of a list."""
+    return tuple(integer(v, f"{name}[{i}]", least) for i, v in enumerate(_entries(value, name)))
+
+
+def reals(value: Any, name: str, above: float) -> tuple[float, ...]:
+    """`real` of every entry of a list."""
+    return tuple(real(v, f"{name}[{i}]", above) for i, v in enumerate(_entries(value, name)))
 
 
 def expand_stack(text: Any) -> str:

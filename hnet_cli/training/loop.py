@@ -44,7 +44,7 @@ from hnet_cli.training import budget
 from hnet_cli.training.build import build_model, multiplies_in_bf16, precision_context
 from hnet_cli.training.events import EventLog, Listener
 from hnet_cli.training.health import all_finite
-from hnet_cli.training.optim import build_optimizer, schedule
+from hnet_cli.training.optim import build_optimizer, rate_multipliers, schedule
 from hnet_cli.training.pace import Pace
 from hnet_cli.training.probe import Probe
 from hnet_cli.training.resume import restore, with_its_micro_batches
@@ -632,6 +632,8 @@ class _Trainer:
             {
                 "modality": self.mixture.modality,
                 "sequence_length": train.sequence_length,
+                "lr": train.lr,
+                "lr_multipliers": rate_multipliers(config),
                 "preset": config.name,
                 "made": self.made,
             },

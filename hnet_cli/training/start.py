@@ -2,7 +2,8 @@
 
 Architecture, target ratios and sequence length are the model's own. The rest is as the model was trained: by the
 configuration of its run, the preset that its folder names, or that of its modality. But no more steps are made than
-read the data `EPOCHS` times. The learning rate is the same: a lower one was worse (docs/fine-tuning.md).
+read the data `EPOCHS` times. The learning rates are those of its training, which its folder names: lower ones were
+worse (docs/fine-tuning.md).
 """
 
 from __future__ import annotations
@@ -41,10 +42,11 @@ def tuned(start: str, settings: Sequence[str], data: Mixture, device: str) -> tu
     rows = max(1, round(before.batch_bytes / length))
     per_epoch = math.ceil(data.nbytes("train") / (rows * length))
     steps = min(before.steps, EPOCHS * per_epoch)
-    multipliers = before.lr_multipliers
+    multipliers = model.extra.get("lr_multipliers") or before.lr_multipliers
     sections["train"] |= {
         "start": str(start),
         "frozen": [],
+        "lr": model.extra.get("lr") or before.lr,
         "lr_multipliers": multipliers if len(multipliers) == model.num_stages + 1 else "auto",
         "steps": steps,
         "sequence_length": length,

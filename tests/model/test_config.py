@@ -97,6 +97,9 @@ def test_an_official_file_stays_official():
         ({"hnet": {"rotary": [{}, {}, {"base": 0}]}}, "rotary.base must be a number above 0"),
         ({"hnet": {"rotary": 500000}}, "a mapping per level"),
         ({"hnet": {"smoothing": "bytes"}}, "smoothing must be chunks or input, got 'bytes'"),
+        ({"hnet": {"lr": "fast"}}, "hnet.lr must be a number above 0"),
+        ({"hnet": {"lr_multipliers": 2}}, "hnet.lr_multipliers must be a list"),
+        ({"hnet": {"lr_multipliers": [1, -1]}}, r"hnet.lr_multipliers\[1\] must be a number"),
         ({"hnet": {"adapter_width": -1}}, "adapter_width must be an integer"),
         (
             {

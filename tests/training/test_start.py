@@ -1,6 +1,7 @@
 """Runs that begin with a trained model: its architecture, few epochs; and that know where they come from."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -20,6 +21,7 @@ from hnet_cli.evaluation.exact import figures, rows_of
 from hnet_cli.evaluation.material import gather
 from hnet_cli.training.build import build_model
 from hnet_cli.training.loop import train
+from hnet_cli.training.optim import rate_multipliers
 from hnet_cli.training.start import EPOCHS, tuned
 
 
@@ -37,7 +39,7 @@ def test_a_starter_gives_its_architecture_and_the_rest_follows(rows):
         1024,
         [5.5, 3.0],
     )
-    assert config.train.lr == nano.train.lr
+    assert (config.train.lr, config.train.lr_multipliers) == (2e-3, [1.0, 0.8, 0.5])  # as its card says
     assert config.train.steps == EPOCHS * -(-rows.nbytes("train") // 4096)
     assert (config.train.warmup, config.train.ratio_loss_weight) == (0.2, nano.train.ratio_loss_weight)
     assert config.name == "from-text"
@@ -68,8 +70,19 @@ def test_a_folder_that_names_no_preset_is_like_that_of_the_modality(tmp_path, ro
     save_model(folder, build_model(config), {"preset": "mine"}, [3.0, 2.0])
     assert "mine" not in preset_names()
     found, _ = tuned(str(folder), [], rows, "cpu")
+    assert found.train.lr == resolve("nano").train.lr
     assert (found.model.num_stages, found.train.target_ratios, found.train.lr_multipliers) == (2, [3.0, 2.0], "auto")
     assert found.name == "from-a-model"
+
+
+def test_a_checkpoint_names_the_rates_it_was_trained_with(whole, rows, tmp_path):
+    """Without its run, as after `hnet convert`, and whatever today's presets say."""
+    config, _ = tuned(str(whole), ["train.steps=1", "train.lr=0.0123", "train.lr_multipliers=auto"], rows, "cpu")
+    train(config, rows.path, tmp_path / "one")
+    shutil.copytree(newest(tmp_path / "one"), tmp_path / "alone")
+    (tmp_path / "alone" / "config.yaml").unlink()
+    found, _ = tuned(str(tmp_path / "alone"), [], rows, "cpu")
+    assert (found.train.lr, found.train.lr_multipliers) == (0.0123, rate_multipliers(config))
 
 
 def test_a_run_on_rows_from_another_run_resumes_to_the_same_bits(whole, rows, tmp_path):
