@@ -8,9 +8,10 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 import hnet_cli
 from hnet_cli.cli import completion, options
@@ -104,6 +105,15 @@ def quickstart(
     tour.run(out, minutes, options.device_name(device), began)
 
 
+class _Command(TyperCommand):
+    """A command that shows the placeholders of its arguments as they stand: releases of Typer bracket them
+    differently, some a second time."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        names = [parameter.metavar for parameter in self.params if parameter.param_type_name == "argument"]
+        return [piece for piece in (self.options_metavar, *names) if piece]
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "prepare": prepare,
     "train": train,
@@ -124,7 +134,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 for name, command in COMMANDS.items():
     completion.describe(command)
-    app.command(name, epilog=f"Example: {completion.EXAMPLES[name]}")(command)
+    app.command(name, cls=_Command, epilog=f"Example: {completion.EXAMPLES[name]}")(command)
 
 
 def run(arguments: list[str] | None = None) -> int:

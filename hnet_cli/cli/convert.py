@@ -11,8 +11,14 @@ from hnet_cli.cli import options
 
 
 def convert(
-    src: Annotated[Path, typer.Argument(help="An official .pt or .safetensors file, or a model folder of ours.")],
-    dst: Annotated[Path, typer.Argument(help="The model folder to write; or a .pt or .safetensors file to go back.")],
+    src: Annotated[
+        Path,
+        typer.Argument(metavar="SRC", help="An official .pt or .safetensors file, or a model folder of ours."),
+    ],
+    dst: Annotated[
+        Path,
+        typer.Argument(metavar="DST", help="The model folder to write; or a .pt or .safetensors file to go back."),
+    ],
     config: Annotated[
         Path | None, typer.Option(help="The official JSON configuration, if it is not recognised.")
     ] = None,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def presets(
-    name: Annotated[str | None, typer.Argument(help="Print this preset's YAML.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Print this preset's YAML.")] = None,
     as_json: options.Json = False,
 ) -> None:
     """List the presets, or print one."""

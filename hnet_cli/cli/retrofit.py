@@ -15,11 +15,12 @@ def retrofit(
     src: Annotated[
         str,
         typer.Argument(
+            metavar="SRC",
             help="A folder with config.json, model.safetensors and tokenizer.json of a Llama-style Transformer; or a "
-            "run of ours that reads tokens."
+            "run of ours that reads tokens.",
         ),
     ],
-    dst: Annotated[Path, typer.Argument(help="The model folder to write.")],
+    dst: Annotated[Path, typer.Argument(metavar="DST", help="The model folder to write.")],
     preset: Annotated[
         str, typer.Option(help="Encoder, decoder, adapters and training: a preset or YAML file.")
     ] = "retrofit-nano",

@@ -31,6 +31,21 @@ def test_help(command, capsys):
     assert err == ""
 
 
+@pytest.mark.parametrize(
+    ("command", "usage"),
+    [
+        ("segment", "FILE..."),
+        ("eval", "[MODEL] [MODEL2] [FILE...]"),
+        ("convert", "SRC DST"),
+        ("presets", "[NAME]"),
+        ("doctor", ""),
+    ],
+)
+def test_arguments_have_the_placeholders_that_were_given_them(capsys, command, usage):
+    assert run([command, "--help"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == f"Usage: hnet {command} [OPTIONS] {usage}".rstrip()
+
+
 def test_no_summary_is_cut_off(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert run(["--help"]) == 0
