@@ -40,6 +40,8 @@ def difference(first: Scores, second: Scores) -> dict[str, Any]:
     over that of the first; `share_of_draws_second_better`."""
     if not np.array_equal(first.bytes, second.bytes):  # a model of tokens has no blocks of a document
         first, second = first.by_document(), second.by_document()
+        if not np.array_equal(first.bytes, second.bytes):
+            raise ValueError("the scores are of different bytes")
     units = first.units((second.nats - first.nats) / math.log(2), first.bytes)
     drawn = draws(units, ratio)
     return {

@@ -58,6 +58,14 @@ class Material:
         """`prompts_of` the documents."""
         return prompts_of(self.documents)
 
+    def shares(self, limit: int, least: int = LEAST_SHARE) -> Material:
+        """`equal_shares` of the documents, with their owners."""
+        numbers, documents = zip(*_shares(self.documents, limit, least), strict=True)
+        owners = None
+        if self.owners is not None:
+            owners = np.unique([self.owners[number] for number in numbers], return_inverse=True)[1].tolist()
+        return replace(self, documents=list(documents), owners=owners)
+
 
 def prompts_of(documents: Iterable[Document]) -> list[int]:
     """Bytes at the beginning of each document that are a prompt and do not count."""
@@ -93,7 +101,7 @@ def gather(
     """The held-out split of one dataset, or the documents of files. Raises UsageError, InputError, DamagedError.
 
     A split of more than `limit` bytes is sampled in stretches of documents, whole windows of `context` bytes (0: whole
-    documents), spread over all of it.
+    documents), spread over all of it; rows of prompt and completion stay whole.
     """
     if len(data) == 1 and is_dataset(Path(data[0])):
         if field is not None:
@@ -113,16 +121,14 @@ def _held_out(dataset: Dataset, modality: Modality | None, limit: int | None, co
         )
     total, part, owners = dataset.nbytes("val"), "all", None
     length = max(total, 1)
-    if limit is not None and total > limit:
+    if limit is not None and total > limit and not dataset.prompted:
         length = LONGEST_STRETCH
         if context:
             length = max(context, min(length, limit // STRETCHES) // context * context)
     chosen = Windows(dataset, "val", length, limit)
     if chosen.bytes < chosen.of:
-        part = (
-            f"{chosen.bytes:,} of its {chosen.of:,} bytes, stretches of at most {length:,} bytes spread over it, each "
-            "read as if a document began there"
-        )
+        kind = f"stretches of at most {length:,} bytes spread over it, each read as if a document began there"
+        part = f"{chosen.bytes:,} of its {chosen.of:,} bytes, {'whole rows' if dataset.prompted else kind}"
         owners = np.unique(chosen.table[:, 0], return_inverse=True)[1].tolist()
     documents: list[Document] = []
     for document, _, start, size in chosen.table.tolist():
@@ -219,15 +225,21 @@ def equal_shares(documents: Sequence[Document], limit: int, least: int = LEAST_S
     """The beginnings of the documents, equally long as far as they go, at most `limit` bytes in all. Where that is less
     than `least` bytes of each, of every second document, of every fourth, ... Rows of prompt and completion stay whole:
     some of them, evenly spread."""
+    return [document for _, document in _shares(documents, limit, least)]
+
+
+def _shares(documents: Sequence[Document], limit: int, least: int) -> list[tuple[int, Document]]:
+    """`equal_shares`, each with the number of its document."""
     lengths = np.sort([len(document.data) for document in documents])
+    numbered = list(enumerate(documents))
     if any(prompts_of(documents)):
-        return list(documents[:: max(1, -(-int(lengths.sum()) // limit))])
+        return numbered[:: max(1, -(-int(lengths.sum()) // limit))]
     reached = np.concatenate([[0], np.cumsum(lengths)[:-1]]) + lengths * np.arange(len(lengths), 0, -1)
     fits = int(np.searchsorted(reached, limit, side="right"))
     if fits == len(lengths):
-        return list(documents)
+        return numbered
     longest = int((limit - lengths[:fits].sum()) // (len(lengths) - fits))
     if longest < least and len(documents) > 1:
-        return equal_shares(documents[::2], limit, least)
-    shares = [beginning(document, longest) for document in documents]
-    return [document for document in shares if document.data]
+        return [(2 * number, document) for number, document in _shares(documents[::2], limit, least)]
+    shares = [(number, beginning(document, longest)) for number, document in numbered]
+    return [(number, document) for number, document in shares if document.data]

@@ -20,9 +20,13 @@ def distorted(documents: Sequence[bytes], name: str, perturb: Perturbation) -> l
 
 
 def robustness(
-    score: Callable[[Sequence[bytes]], Scores], documents: Sequence[bytes], perturbations: Mapping[str, Perturbation]
+    score: Callable[[Sequence[bytes]], Scores],
+    documents: Sequence[bytes],
+    perturbations: Mapping[str, Perturbation],
+    owners: Sequence[int] | np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Figures of "clean" and of every perturbation of the documents, which are as stored; `score` reads such.
+    `owners`: where these are stretches, the documents that they are of, ascending.
 
     `bpb`: bits per distorted byte. `bits_per_clean_byte`: the same bits over the bytes before the distortion (one that
     doubles the bytes would otherwise look cheap). `ratio`: that over the clean bpb. Intervals are paired over documents
@@ -32,16 +36,20 @@ def robustness(
     def relative(sums: np.ndarray) -> np.ndarray:
         return ratio(sums[..., [0, 2]])
 
+    if owners is not None:
+        filled = [owner for owner, data in zip(owners, documents, strict=True) if data]
+        owners = np.unique(filled, return_inverse=True)[1]
     documents = [data for data in documents if data]
     with progress("noise", 1 + len(perturbations)) as bar:
         bar.update(0, note="clean")
         clean = score(documents)
-        units = clean.units(clean.bits, clean.bytes)
+        grouped = clean.grouped(owners)
+        units = grouped.units(grouped.bits, grouped.bytes)
         result: dict[str, Any] = {"clean": with_interval("bpb", units) | {"bytes": int(units[:, 1].sum())}}
         for done, (name, perturb) in enumerate(perturbations.items(), 1):
             bar.update(done, note=name)
             noisy = distorted(documents, name, perturb)
-            rows = _paired(clean, score(noisy), np.flatnonzero([len(data) > 0 for data in noisy]))
+            rows = _paired(clean, score(noisy), np.flatnonzero([len(data) > 0 for data in noisy]), owners)
             result[name] = {
                 **with_interval("bpb", rows[:, :2]),
                 **with_interval("bits_per_clean_byte", rows[:, [0, 3]]),
@@ -50,12 +58,16 @@ def robustness(
     return result
 
 
-def _paired(clean: Scores, noisy: Scores, origin: np.ndarray) -> np.ndarray:
+def _paired(
+    clean: Scores, noisy: Scores, origin: np.ndarray, owners: Sequence[int] | np.ndarray | None = None
+) -> np.ndarray:
     """(U, 4) float64: bits and bytes of the distorted documents, then of the clean ones. `origin`: index of the clean
-    document of each distorted one, since a distortion may leave nothing."""
+    document of each distorted one, since a distortion may leave nothing. `owners`: where these are stretches, the
+    documents that they are of."""
+    by_window = clean.grouped(owners).unit == "window"
     parts = np.ones(clean.documents, np.int64)  # of each document
     windows = np.bincount(clean.owner, minlength=clean.documents)
-    if clean.unit == "window":
+    if by_window:
         parts[origin] = np.minimum(windows[origin], np.bincount(noisy.owner, minlength=len(origin)))
     first = np.cumsum(parts) - parts
     rows = np.zeros((int(parts.sum()), 4))
@@ -65,4 +77,8 @@ def _paired(clean: Scores, noisy: Scores, origin: np.ndarray) -> np.ndarray:
         unit = first[owner] + index * parts[owner] // counts[owner]
         np.add.at(rows, (unit, column), scores.bits)
         np.add.at(rows, (unit, column + 1), scores.bytes)
-    return rows
+    if by_window or owners is None:
+        return rows
+    of_documents = np.zeros((int(max(owners)) + 1, 4))
+    np.add.at(of_documents, np.asarray(owners), rows)
+    return of_documents

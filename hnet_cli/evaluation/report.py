@@ -30,7 +30,6 @@ from hnet_cli.evaluation.material import (
     gather,
     leave_out,
     own_data,
-    prompts_of,
     read_documents,
 )
 from hnet_cli.evaluation.resampling import FEWEST, mean_with_interval, share_interval, share_weighted, with_interval
@@ -39,6 +38,7 @@ from hnet_cli.inference.scoring import Scores, check_windows, default_context, p
 from hnet_cli.inference.thresholds import SAMPLE_BYTES as CALIBRATION_BYTES
 from hnet_cli.inference.thresholds import UNCHANGED, Compression
 from hnet_cli.modality import Document, Gold, Modality, Refused, Source
+from hnet_cli.storage.streams import shown
 from hnet_cli.terminal.console import literal, progress, say
 
 UNITS_BYTES = 200_000
@@ -271,7 +271,9 @@ class _Evaluation:
         request.compression.check(model)
         if request.elastic:
             elastic.check(model)
-        self.items = {path.name: tasks.read_items(path)[: request.limit] for path in request.tasks}
+        alike = Counter(path.name for path in set(request.tasks))
+        names = {path: shown(path) if alike[path.name] > 1 else path.name for path in request.tasks}
+        self.items = {name: tasks.read_items(path)[: request.limit] for path, name in names.items()}
         self.labels: list[probe.Label] = []
         if request.probe and request.group:
             self.labels = probe.read_labels(request.probe, request.group, request.label or "label")
@@ -402,7 +404,7 @@ class _Evaluation:
             with progress("other lengths of chunks", (len(elastic.FACTORS) - 1) * size) as bar:
 
                 def again(times: int) -> Scores:
-                    passed = self.score(documents, lambda done: bar.update(times * size + done))
+                    passed = self.score(documents, lambda done: bar.update(times * size + done), material.prompts)
                     return passed.grouped(material.owners)
 
                 result["elastic"] = elastic.sweep(self.model, scores, again, self.sample(material))
@@ -417,15 +419,14 @@ class _Evaluation:
 
     def _add_worth(self, result: dict[str, Any], material: Material) -> None:
         least = min(self.context or WORTH_BYTES, WORTH_BYTES // (4 * FEWEST))
-        shares = equal_shares(material.documents, WORTH_BYTES, least)
-        documents = [document.data.translate(self.table) for document in shares]
-        prompts = prompts_of(shares)
-        size = sum(map(len, documents)) - sum(prompts)
+        share = material.shares(WORTH_BYTES, least)
+        documents, size = self.read(share), share.bytes
         with progress("worth of the chunks", (1 + len(result["stages"])) * size) as bar:
 
             def score() -> Scores:
                 before = bar.done
-                return self.score(documents, lambda done: bar.update(before + done), prompts)
+                passed = self.score(documents, lambda done: bar.update(before + done), share.prompts)
+                return passed.grouped(share.owners)
 
             for stage, figures in zip(result["stages"], compression.worth(self.model, score), strict=True):
                 stage |= figures
@@ -449,11 +450,12 @@ class _Evaluation:
             drawn = self.request.samples or worth_sampling(self.model, result["bytes"])
             result["validity"] = validity(self.model, modality) if drawn else None
         if self.request.noise:
-            documents = [document.data for document in equal_shares(material.documents, NOISE_BYTES)]
+            share = material.shares(NOISE_BYTES)
             result["noise"] = noise.robustness(
                 lambda stored: self.score([data.translate(self.table) for data in stored]),
-                documents,
+                [document.data for document in share.documents],
                 modality.perturbations(),
+                share.owners,
             )
 
     def _gold(self) -> dict[str, Any]:

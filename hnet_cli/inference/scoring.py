@@ -274,7 +274,7 @@ class Scores:
         summed: np.ndarray = np.add.reduceat(values, starts, axis=0) if len(values) else values
         return summed
 
-    def grouped(self, owners: Sequence[int] | None) -> Scores:
+    def grouped(self, owners: Sequence[int] | np.ndarray | None) -> Scores:
         """The same windows, where what was scored are stretches: `owners` are the documents of these, ascending."""
         return self if owners is None else replace(self, owner=np.asarray(owners, np.int64)[self.owner])
 

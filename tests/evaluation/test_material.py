@@ -5,10 +5,11 @@ import gzip
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rowkit import rows_dataset
 from runkit import dataset
 
 from hnet_cli.errors import InputError, UsageError
-from hnet_cli.evaluation.material import LEAST_SHARE, equal_shares, file_source, gather
+from hnet_cli.evaluation.material import LEAST_SHARE, Material, equal_shares, file_source, gather
 from hnet_cli.inference.scoring import score
 from hnet_cli.modality import Document
 from hnet_cli.modality import get as modality
@@ -86,6 +87,27 @@ def test_of_very_many_documents_some_give_their_share():
     assert [each.name for each in kept] == [str(n) for n in range(0, 1000, 32)]
     assert all(len(each.data) == 10 for each in kept)
     assert len(equal_shares([Document(b"x" * 10, "", "")] * 1000, 1)) == 1
+
+
+def test_rows_stay_whole_where_a_split_is_sampled(tmp_path):
+    """Rows longer than a window: each as in the whole split, prompt and completion."""
+    pairs = [(f"{number:02} asks {'something long ' * 30}\n", f"answer {number}" * 20) for number in range(99)]
+    data = rows_dataset(tmp_path, pairs)
+    everything = gather([str(data.path)], modality("text"), None)
+    some = gather([str(data.path)], modality("text"), 2000, context=64)
+    assert 2 <= len(some.documents) < len(everything.documents)
+    assert set(some.documents) <= set(everything.documents)
+    assert "whole rows" in some.chosen
+
+
+def test_shares_of_stretches_know_their_documents():
+    documents = [Document(b"x" * 10, str(n), "") for n in range(1000)]
+    owners = [number // 300 for number in range(1000)]
+    share = Material(documents, "all", owners=owners).shares(500)
+    assert len(share.documents) == 32
+    assert share.owners == [owners[int(document.name)] for document in share.documents]
+    last = Material(documents, "all", owners=[0] * 999 + [7]).shares(10**6)
+    assert last.owners == [0] * 999 + [1]  # as numbers of the documents that are left
 
 
 def test_long_documents_are_read_from_everywhere_and_count_as_documents(tmp_path, model):

@@ -6,13 +6,15 @@ import shutil
 
 import numpy as np
 import pytest
+from rowkit import rows_file
 from runkit import dataset, fox, tiny
 
 from hnet_cli import modality
-from hnet_cli.checkpoints.find import find
+from hnet_cli.checkpoints.find import find, load
 from hnet_cli.config.run import to_yaml
-from hnet_cli.evaluation import probe, report, tables
-from hnet_cli.inference.scoring import Scores
+from hnet_cli.evaluation import compression, probe, report, tables
+from hnet_cli.evaluation.material import gather
+from hnet_cli.inference.scoring import Scores, score
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +101,48 @@ def test_a_comparison_in_windows_longer_than_the_training_says_so(hnet, texts):
     assert "of 1,024 bytes and starter:code was trained on sequences of 4,096 bytes, and whole documents" in whole
     assert "was trained on" not in hnet(*two, "--context", 1024)[2]
     assert "was trained on" not in hnet("eval", "starter:text", texts[0], "--no-samples")[2]
+
+
+def test_the_worth_of_stretches_is_paired_as_the_bits_are(tmp_path):
+    """Two held-out files, sampled in many stretches: too few documents for an interval over documents."""
+    files = [tmp_path / f"{number}.txt" for number in range(2)]
+    for number, file in enumerate(files):
+        file.write_text("".join(f"It was the best of times, the worst of times, {number} {i}.\n" for i in range(400)))
+    data = dataset(tmp_path / "set", fox(tmp_path, 60), val_inputs=list(map(str, files)))
+    request = report.EvaluationRequest([str(data)], max_bytes=8000, context=32, samples=False)
+    found = report.evaluate(["starter:novels"], request, "cpu")
+    assert found["definition"]["uncertainty"] == "bootstrap over windows"
+    model, material = load("starter:novels"), gather([str(data)], modality.get("text"), 8000, context=32)
+    texts = [document.data for document in material.documents]
+    (grouped,) = compression.worth(model, lambda: score(model, texts, 32).grouped(material.owners))
+    (alone,) = compression.worth(model, lambda: score(model, texts, 32))
+    assert found["stages"][0]["worth_ci95"] == pytest.approx(grouped["worth_ci95"])
+    assert grouped["worth_ci95"] != alone["worth_ci95"]
+
+
+def test_other_lengths_of_rows_are_of_the_completions_too(evaluated, tmp_path):
+    file = rows_file(tmp_path / "rows.jsonl", [(f"{'what ' * 30}{n}\n", f"answer {n}") for n in range(12)])
+    fields = ("--prompt-field", "prompt", "--completion-field", "completion")
+    found = evaluated("starter:novels", file, *fields, "--elastic", "--no-samples")
+    assert {point["bytes"] for point in found["elastic"]} == {found["bytes"]}
+    point = found["elastic"][0]
+    again = evaluated("starter:novels", file, *fields, "--no-samples", "--threshold", point["thresholds"][0])
+    assert point["bpb"] == pytest.approx(again["bpb"])
+
+
+def test_tasks_of_the_same_name_are_told_apart(evaluated, tmp_path):
+    row = '{"query": "The fox", "choices": ["jumps", "sings"], "gold": 0}\n'
+    for folder, rows in (("a", 1), ("b", 2)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "val.jsonl").write_text(row * rows)
+    (tmp_path / "other.jsonl").write_text(row * 3)
+    files = [tmp_path / name for name in ("a/val.jsonl", "b/val.jsonl", "other.jsonl")]
+    found = evaluated("starter:novels", *(part for file in files for part in ("--task", file)))
+    assert {name: task["items"] for name, task in found["tasks"].items()} == {
+        str(files[0]): 1,
+        str(files[1]): 2,
+        "other.jsonl": 3,
+    }
 
 
 def test_a_run_is_evaluated_on_its_own_dataset(tmp_path):
