@@ -20,6 +20,8 @@ from hnet_cli.inference.windows import BOS, ids_of
 from hnet_cli.model import HNetForCausalLM
 from hnet_cli.model.state import GenerationState
 
+MOST_ROWS = 128
+"""Rows of one state: it has as much memory for each, a tenth of a pass for a small model."""
 NEAR = 32
 """Bytes that a branch may read of the text itself, so that branches close to each other leave it together."""
 
@@ -142,7 +144,7 @@ def read_tracks(model: HNetForCausalLM, tracks: Iterable[Track]) -> Iterator[tup
     size, most = 0, batch_bytes_of(model)
     for track in tracks:
         own = len(track.text) + max(len(branch.continuation) for branch in track.branches)
-        if batch and size + own > most:
+        if batch and (size + own > most or len(batch) == MOST_ROWS // 2):
             yield from _read_side_by_side(model, batch)
             batch, size = [], 0
         batch.append(track)
@@ -158,16 +160,17 @@ class _Fork(NamedTuple):
     branches: list[Branch]
 
 
-def _plan(branches: Sequence[Branch], most: int) -> list[_Fork]:
-    """The places where branches leave their text, with about `most` bytes of them or one branch each."""
+def _plan(branches: Sequence[Branch], most: int, most_rows: int) -> list[_Fork]:
+    """The places where branches leave their text, with about `most` bytes and at most `most_rows` of them, or one
+    branch each."""
     found: list[_Fork] = []
     size = 0
     for branch in branches:
-        if not found or branch.at - found[-1].at > NEAR or size + len(branch.continuation) > most:
-            found.append(_Fork(branch.at, []))
-            size = 0
-        found[-1].branches.append(branch)
         size += len(branch.continuation)
+        if not found or branch.at - found[-1].at > NEAR or size > most or len(found[-1].branches) == most_rows:
+            found.append(_Fork(branch.at, []))
+            size = len(branch.continuation)
+        found[-1].branches.append(branch)
     return found
 
 
@@ -175,7 +178,8 @@ def _plan(branches: Sequence[Branch], most: int) -> list[_Fork]:
 def _read_side_by_side(model: HNetForCausalLM, tracks: Sequence[Track]) -> Iterator[tuple[Judged, list[Judged]]]:
     """One pass up to the first fork of every text, then one for each fork: it reads on in the texts to the next and, in
     rows of their own, the branches."""
-    plans = [_plan(track.branches, batch_bytes_of(model) // len(tracks)) for track in tracks]
+    most, most_rows = batch_bytes_of(model) // len(tracks), max(1, MOST_ROWS // len(tracks) - 1)
+    plans = [_plan(track.branches, most, most_rows) for track in tracks]
     heads = [track.text[: plan[0].at] for track, plan in zip(tracks, plans, strict=True)]
     state = model.allocate_state(len(tracks), sys.maxsize)
     logits = model.lm_head.weight.new_zeros(len(tracks), model.config.vocab_size)

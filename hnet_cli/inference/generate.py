@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hnet_cli.errors import NumericalError, UsageError
 from hnet_cli.inference import render
+from hnet_cli.inference.scoring import batch_bytes_of
 from hnet_cli.inference.thresholds import UNCHANGED, Compression
 from hnet_cli.inference.waiting import Ready, paces
 from hnet_cli.inference.windows import BOS, own_modality
@@ -28,6 +29,7 @@ from hnet_cli.kernels.reference import exact, pick
 from hnet_cli.modality import Automaton, Modality
 from hnet_cli.model import HNetForCausalLM
 from hnet_cli.model.config import EOS
+from hnet_cli.model.state import GenerationState
 
 BATCH = 64
 """Rows that are continued at once."""
@@ -266,8 +268,8 @@ def _generate(
     if not going:
         return
     rows, kept = [first_row + at for at in going], [BOS + prompts[at] for at in going]
-    memory = model.allocate_state(len(kept), max(map(len, kept)) + max_bytes)
-    ready = Ready(list(range(len(kept))), model.prefill(kept, memory), [])
+    memory, logits = read_prompts(model, kept, max(map(len, kept)) + max_bytes)
+    ready = Ready(list(range(len(kept))), logits, [])
     chooser = Chooser(choice, grammar, [states[at] for at in going], rows, seed, max_bytes, eos)
     pace, last = paces(model, memory), [0] * len(kept)
     while ready.rows:
@@ -276,6 +278,34 @@ def _generate(
             last[row] = byte
         ready = pace.feed(fed, tokens)
         yield from (Sampled(rows[row], last[row], deep) for row, deep in zip(ready.rows, ready.depth, strict=True))
+
+
+@torch.inference_mode()
+def read_prompts(model: HNetForCausalLM, prompts: Sequence[bytes], max_length: int) -> tuple[GenerationState, Tensor]:
+    """The state after the prompts, a row each, and the logits (B, V) of what comes next.
+
+    Equal prompts are read once, long ones in blocks: what a pass needs grows neither with their number nor with their
+    length. Autocast does not apply, as in `prefill`.
+    """
+    distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
+    texts = list(distinct)
+    state = model.allocate_state(len(texts), max_length)
+    block, longest = max(1, batch_bytes_of(model) // len(texts)), max(map(len, texts))
+    if longest <= block:
+        logits = model.prefill(texts, state)
+    else:
+        logits = model.lm_head.weight.new_zeros(len(texts), model.config.vocab_size)
+        with torch.autocast(logits.device.type, enabled=False):
+            for low in range(0, longest, block):
+                now = [text[low : low + block] for text in texts]
+                table = model.extend(now, state).logits
+                ends = torch.tensor([len(part) for part in now if part], device=table.device).cumsum(0)
+                logits[[row for row, part in enumerate(now) if part]] = table[ends - 1]
+    if len(texts) < len(prompts):
+        places = [distinct[prompt] for prompt in prompts]
+        state.select(places)
+        logits = logits[places]
+    return state, logits
 
 
 def typical(model: HNetForCausalLM, prompt: bytes, modality: Modality | None = None) -> list[bytes]:

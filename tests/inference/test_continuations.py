@@ -95,14 +95,20 @@ def test_a_branch_is_scored_as_if_it_were_the_text(exact, tracks, block):
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.lists(st.integers(1, 90), min_size=1, max_size=5), min_size=1, max_size=6), st.integers(1, 60))
 def test_no_call_reads_more_than_a_pass_and_a_branch(exact, branches, size):
-    """However long branches are beside their texts."""
+    """However long branches are beside their texts, and however many: of rows too there is a most."""
     tracks = [Track(b"x" * size, [Branch(size, b"y" * length) for length in each]) for each in branches]
-    longest, calls = max(map(max, branches)), []
+    longest, calls, rows = max(map(max, branches)), [], []
     extend = type(exact).extend
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(BATCH_BYTES, "cpu", 100)
-        patch.setattr(
-            type(exact), "extend", lambda self, ids, state: calls.append(sum(map(len, ids))) or extend(self, ids, state)
-        )
+        patch.setattr("hnet_cli.inference.continuations.MOST_ROWS", 4)
+
+        def counted(self, ids, state):
+            calls.append(sum(map(len, ids)))
+            rows.append(len(ids))
+            return extend(self, ids, state)
+
+        patch.setattr(type(exact), "extend", counted)
         assert [len(found) for _, found in read_tracks(exact, tracks)] == list(map(len, branches))
     assert max(calls) <= 100 + longest
+    assert max(rows) <= 4

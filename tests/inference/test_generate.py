@@ -11,7 +11,17 @@ from modelkit import tiny_config, tiny_model
 
 from hnet_cli import modality
 from hnet_cli.errors import NumericalError, UsageError
-from hnet_cli.inference.generate import Choice, Grammar, Printer, generate, sample, sample_bytes, sample_records
+from hnet_cli.inference.generate import (
+    Choice,
+    Grammar,
+    Printer,
+    generate,
+    read_prompts,
+    sample,
+    sample_bytes,
+    sample_records,
+)
+from hnet_cli.inference.scoring import BATCH_BYTES
 from hnet_cli.modality import Automaton
 
 MODEL = tiny_model(torch.float32)
@@ -126,6 +136,31 @@ def test_a_row_alone_is_the_row_in_a_batch(temperature):
         alone = bytes(each.byte for each in generate(model, [prompt], first_row=row, **options))
         assert alone == together[row]
     assert (together[1] == together[4]) == (temperature == 0)
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.lists(st.binary(max_size=40), min_size=1, max_size=4), st.integers(8, 300))
+def test_prompts_are_read_in_blocks_and_equal_ones_once(prompts, block):
+    """Whatever their lengths: the logits, and those after one byte more, are those of a full pass."""
+    model, read = tiny_model(torch.float64), []
+    rows = [b"\xfe" + prompt for prompt in [*prompts, *prompts[:2]]]
+    passed = type(model).forward_packed
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BATCH_BYTES, "cpu", block)
+        patch.setattr(
+            type(model), "forward_packed", lambda self, ids, *rest: read.append(len(ids)) or passed(self, ids, *rest)
+        )
+        state, logits = read_prompts(model, rows, 100)
+    distinct = set(rows)
+    if max(map(len, distinct)) * len(distinct) > block:  # else one pass of `prefill`
+        assert max(read) <= block
+        assert sum(read) == sum(map(len, distinct))
+    after = model.step(torch.full((len(rows),), 97), state)[0]
+    for row, prompt in enumerate(rows):
+        with torch.no_grad():
+            whole = model(torch.tensor([[*prompt, 97]])).logits[0]
+        torch.testing.assert_close(logits[row], whole[-2], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(after[row], whole[-1], rtol=1e-9, atol=1e-9)
 
 
 def test_rows_that_end_early_do_not_disturb_the_others():
