@@ -228,7 +228,8 @@ def figures(outcome: Outcome) -> dict[str, Any]:
         result |= mean_with_interval("acc_norm", outcome.right_norm)
     else:
         logs = np.stack([-outcome.log, np.ones(len(outcome.log))], 1)
-        result |= with_interval("perplexity", logs, lambda sums: np.exp(ratio(sums)))
+        with np.errstate(over="ignore"):  # of whole endings: infinite from 710 nats on, and null in JSON
+            result |= with_interval("perplexity", logs, lambda sums: np.exp(ratio(sums)))
     return result | with_interval("answer_bpb", outcome.answer_bits) | {"chance": chance}
 
 

@@ -102,6 +102,14 @@ def test_the_robustness_score_is_the_paper_s(model):
     assert found["robustness_score"] is None
 
 
+@pytest.mark.filterwarnings("error")
+def test_long_endings_that_are_alone_have_no_finite_perplexity():
+    """The probability of a whole ending has no reciprocal in a float."""
+    found = tasks.figures(tasks.Outcome(*np.array([[1.0, 1.0, -800.0, 400.0, 0.0]] * 9).T))
+    assert found["perplexity"] == math.inf
+    assert found["answer_bpb"] == pytest.approx(2 / math.log(2))
+
+
 def test_where_noise_is_put():
     item = tasks.Item("ab", ("cd",), 0)
 
