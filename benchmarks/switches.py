@@ -31,7 +31,7 @@ from hnet_cli.inference.scoring import score
 from hnet_cli.training import lineup
 from hnet_cli.training.loop import train
 
-BASES = {"text": "nano", "chinese": "nano-chinese", "code": "nano-code", "dna": "nano"}
+BASES = {"text": "nano", "chinese": "nano-chinese", "code": "nano", "dna": "nano"}
 MODALITY = {
     "chinese": ["train.target_ratios=[5]"],
     "dna": ["train.target_ratios=[3]", "train.sequence_length=512", "train.ratio_loss_weight=0.3"],
