@@ -4,9 +4,10 @@ Everywhere: the same content in another layout, which byte models lean on more t
 from __future__ import annotations
 
 import re
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from random import Random
-from string import ascii_lowercase, ascii_uppercase
+from string import ascii_letters, ascii_lowercase, ascii_uppercase
 
 from hnet_cli.modality import Perturbation
 
@@ -109,6 +110,8 @@ digits and punctuation. Drop and Repeat as in text. WideSpaces: a full-width one
 are set. LineBreaks: after every 20 characters of a line, as from a page that was scanned."""
 
 WORD = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+SHAPE = str.maketrans(ascii_letters, "a" * 26 + "A" * 26)
+MOST_LETTERS = 8  # no text has as many names as there are of so many letters
 RESERVED = words(
     """
     and as assert async await break class continue def del elif else except finally for from global if import in is
@@ -123,10 +126,21 @@ RESERVED = words(
 )
 
 
+def _shape(word: str) -> str:
+    """The form of a name that renaming keeps: which characters are letters of which case, and all others."""
+    return word.translate(SHAPE)
+
+
 def _rename(text: str, random: Random) -> str:
     """Give every identifier another name of the same length, the same at every place."""
+    taken = dict.fromkeys(WORD.findall(text))
+    used = Counter(map(_shape, taken))
+    own: defaultdict[str, list[str]] = defaultdict(list)
+    for word in taken:
+        if word not in RESERVED and len(word) > 1 and not word.startswith("__"):
+            own[_shape(word)].append(word)
+    given = {word for words in own.values() for word in words}
     names: dict[str, str] = {}
-    taken = set(WORD.findall(text))
 
     def letter(char: str) -> str:
         alphabet = ascii_lowercase if char.islower() else ascii_uppercase if char.isupper() else char
@@ -134,13 +148,21 @@ def _rename(text: str, random: Random) -> str:
 
     def renamed(match: re.Match[str]) -> str:
         word = match[0]
-        if word in RESERVED or len(word) < 2 or word.startswith("__"):
+        if word not in given:
             return word
         while word not in names:
+            shape = _shape(word)
+            if used[shape] >= 26 ** min(MOST_LETTERS, sum(map(shape.count, "aA"))):
+                # No name is free: those without a new one go round among the names that there were.
+                random.shuffle(own[shape])
+                for old, new in zip(own[shape], own[shape][1:] + own[shape][:1], strict=True):
+                    names.setdefault(old, new)
+                break
             new = "".join(map(letter, word))
-            if new not in taken or not any(char.isalpha() for char in word):
+            if new not in taken:
                 names[word] = new
-                taken.add(new)
+                taken[new] = None
+                used[shape] += 1
         return names[word]
 
     return WORD.sub(renamed, text)

@@ -1,13 +1,16 @@
 """Perturbations of every modality, and the mirror of DNA."""
 
 from functools import cache
+from itertools import product
 from random import Random
+from string import ascii_letters, ascii_lowercase, ascii_uppercase
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hnet_cli import modality
+from hnet_cli.modalities._noise import RESERVED
 
 get = cache(modality.get)  # reads the metadata of all installed packages
 
@@ -49,6 +52,30 @@ def test_noise_in_other_modalities():
     changed = perturb("dna", "Substitution", "ACGT" * 500)
     assert 0.07 < sum(a != b for a, b in zip(changed, "ACGT" * 500, strict=True)) / 2000 < 0.13
     assert perturb("dna", "ReverseComplement", "AACGT") == "ACGTT"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"{letter}1" for letter in ascii_uppercase[:14]],
+        [f"{letter}1" for letter in ascii_uppercase],
+        [f"_{letter}" for letter in ascii_lowercase[:25]],
+        [f"x{number}" for number in range(1, 10)] + [f"{letter}0" for letter in ascii_lowercase],
+        [*map("".join, product(ascii_lowercase, repeat=2))],
+        ["_1", "__2", "is", "is_"],
+    ],
+    ids=["14 of A1", "all of A1", "25 of _a", "all of x0", "all of aa", "none to change"],
+)
+def test_names_stay_apart_where_their_form_has_few(names):
+    """Among names of one letter, or of two, there may be none that is free."""
+    changed = perturb("code", "Rename", " + ".join([*names, *reversed(names)])).split(" + ")
+    new = changed[: len(names)]
+    assert new == changed[len(names) :][::-1]
+    assert len(set(new)) == len(names)
+    case = str.maketrans(ascii_letters, "a" * 26 + "A" * 26)
+    assert [name.translate(case) for name in new] == [name.translate(case) for name in names]
+    kept = RESERVED | {"_1", "__2"}
+    assert [name == old for old, name in zip(names, new, strict=True)] == [name in kept for name in names]
 
 
 @pytest.mark.parametrize(
