@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 
-from pathspec import GitIgnoreSpec
+from pathspec import GitIgnoreSpec, RegexPattern
 
 from hnet_cli.modality import MARK, Document, Perturbation, Refused, suffix
 
@@ -136,8 +137,41 @@ class Code(Utf8):
         return CODE
 
 
-Specs = tuple[tuple[int, GitIgnoreSpec], ...]
+Rule = tuple[bool, re.Pattern[str]]
+"""A line of a .gitignore file: whether what fits is ignored, and what fits."""
+Specs = tuple[tuple[int, list[Rule]], ...]
 """The .gitignore files from the root down, each with the number of folders above it."""
+STAR, BEFORE, BETWEEN = "[^/]*", "^(?:.+/)?", "(?:/.+)?"
+"""The stars of a name, and those that stand for any folders, in the patterns of pathspec."""
+
+
+def _rules(lines: Iterable[str]) -> list[Rule]:
+    """The patterns of a .gitignore file. As for git, one that is malformed fits nothing."""
+    patterns: list[RegexPattern] = []
+    for line in lines:
+        with suppress(ValueError, re.error):
+            patterns += GitIgnoreSpec.from_lines([line]).patterns
+    return [(bool(each.include), re.compile(_settled(each.regex.pattern))) for each in patterns if each.regex]
+
+
+def _settled(pattern: str) -> str:
+    """Fix what stands between two stars at the first place where it fits: no other leaves more to the second one.
+    Without that, time grows with the length of a name to the power of the number of stars."""
+    first, *rest = map(_settled_name, pattern.split(BETWEEN))
+    if not rest:
+        return first
+    if first.startswith(BEFORE):
+        first = f"^(?>(?:.+?/)??{first.removeprefix(BEFORE)}(?=/))"
+    *inner, last = rest
+    return "".join([first, *(f"(?>(?:/.+?)??{part}(?=/))" for part in inner), BETWEEN, last])
+
+
+def _settled_name(pattern: str) -> str:
+    result, *parts = pattern.split(STAR)
+    for at, part in enumerate(parts, 1):
+        inner = at < len(parts) and "/" not in part.replace("[^/]", "")
+        result += f"(?>[^/]*?{part})" if inner else STAR + part
+    return result
 
 
 class Ignored:
@@ -165,14 +199,25 @@ class Ignored:
 
     def _specs(self, above: Specs, folder: str, depth: int) -> Specs:
         lines = self.text(Path(folder, ".gitignore")).splitlines()
-        return (*above, (depth, GitIgnoreSpec.from_lines(lines))) if lines else above
+        return (*above, (depth, _rules(lines))) if lines else above
 
 
 def _is_named(specs: Specs, parts: Sequence[str], ending: str) -> bool:
-    for depth, spec in reversed(specs):
-        if (verdict := spec.check_file("/".join(parts[depth:]) + ending).include) is not None:
+    for depth, rules in reversed(specs):
+        if (verdict := _verdict(rules, "/".join(parts[depth:]) + ending)) is not None:
             return verdict
     return False
+
+
+def _verdict(rules: Sequence[Rule], path: str) -> bool | None:
+    """The last line that names the path itself decides, else the last that names a folder above it."""
+    verdict = None
+    for ignored, pattern in reversed(rules):
+        if match := pattern.search(path):
+            if not match.groupdict().get("ps_d"):
+                return ignored
+            verdict = ignored if verdict is None else verdict
+    return verdict
 
 
 class Groups:
