@@ -151,7 +151,13 @@ def _rules(lines: Iterable[str]) -> list[Rule]:
     for line in lines:
         with suppress(ValueError, re.error):
             patterns += GitIgnoreSpec.from_lines([line]).patterns
-    return [(bool(each.include), re.compile(_settled(each.regex.pattern))) for each in patterns if each.regex]
+    return [(bool(each.include), _itself(each.regex.pattern)) for each in patterns if each.regex]
+
+
+def _itself(pattern: str) -> re.Pattern[str]:
+    """Narrow a pattern of pathspec to what git compares with a path: the path itself, none of the folders above it."""
+    end = r"\Z" if pattern.endswith(("$)", ">/)")) else "." if pattern.endswith("/") else ""
+    return re.compile(_settled(pattern) + end, re.DOTALL)
 
 
 def _settled(pattern: str) -> str:
@@ -204,20 +210,10 @@ class Ignored:
 
 def _is_named(specs: Specs, parts: Sequence[str], ending: str) -> bool:
     for depth, rules in reversed(specs):
-        if (verdict := _verdict(rules, "/".join(parts[depth:]) + ending)) is not None:
+        path = "/".join(parts[depth:]) + ending
+        if (verdict := next((ignored for ignored, fits in reversed(rules) if fits.search(path)), None)) is not None:
             return verdict
     return False
-
-
-def _verdict(rules: Sequence[Rule], path: str) -> bool | None:
-    """The last line that names the path itself decides, else the last that names a folder above it."""
-    verdict = None
-    for ignored, pattern in reversed(rules):
-        if match := pattern.search(path):
-            if not match.groupdict().get("ps_d"):
-                return ignored
-            verdict = ignored if verdict is None else verdict
-    return verdict
 
 
 class Groups:

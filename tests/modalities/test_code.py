@@ -153,6 +153,22 @@ def test_many_stars_take_little_time(pattern: str, path: str, named: bool) -> No
     assert ignored_by(f"{pattern}\n", path) == named
 
 
+@pytest.mark.parametrize(
+    ("lines", "taken"),
+    [
+        ("*\n!*/\n!*.py\n", ["src/a.py", "dir/keep.py", "dir/x.py"]),
+        ("*\n!src/\n!a.py\n", ["src/a.py"]),
+        ("/*\n!/src/\n", ["src/a.py"]),
+        ("dir/**\n!dir/keep.py\n", ["src/a.py", "dir/keep.py"]),
+        ("dir/*\n!dir/keep.py\n", ["src/a.py", "dir/keep.py"]),
+        ("**/*\n!src/**\n", []),
+    ],
+)
+def test_a_folder_that_a_later_line_takes_back_is_read(lines: str, taken: list[str]) -> None:
+    """The verdicts are those of `git check-ignore`."""
+    assert [path for path in ("src/a.py", "dir/keep.py", "dir/x.py") if not ignored_by(lines, path)] == taken
+
+
 @pytest.mark.parametrize("line", ["!", "a\\", "\\", "[z-a]", "["])
 def test_a_malformed_pattern_fits_nothing(line: str) -> None:
     assert not ignored_by(f"{line}\n", "a/b.c")
