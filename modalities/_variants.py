@@ -26,6 +26,7 @@ OTHER = re.compile(r"[^ACGT]")
 PURINES = "AG"
 LONGEST_ALLELE = 10_000
 MOST_ALTERNATIVES = 1_000
+MOST_FIELDS = 10_000  # of a row; each takes half a kilobyte
 FIRST_BASE = str.maketrans("URYSWKMBDHV", "TACCAGACAAA")
 """VCF has the alphabetically first of the bases that an ambiguity code of the reference stands for."""
 PER_ALLELE = {"AC": "A", "AF": "A", "AD": "R", "ADF": "R", "ADR": "R", "CIGAR": "A"}
@@ -50,7 +51,10 @@ class Call(NamedTuple):
     name: str
     reference: bytes
     alternative: bytes
-    fields: dict[str, str]
+    own: dict[str, str]
+    """Fields with a value for each alternative."""
+    shared: dict[str, str]
+    """The other ones; one object for all alternatives of a row."""
 
 
 def variants(calls: Source, reference: Source, flank: int) -> Iterator[Variant | Refused]:
@@ -111,7 +115,12 @@ def _calls(source: Source, flags: set[str]) -> Iterator[tuple[str, Call | Refuse
             yield record, Refused(f"more than {MOST_ALTERNATIVES:,} alternatives", where)
             continue
         info = columns[7] if len(columns) > 7 and columns[7] != "." else ""
+        if info.count(";") >= MOST_FIELDS:
+            yield record, Refused(f"more than {MOST_FIELDS:,} INFO fields", where)
+            continue
         fields = [_Values(pair, header, len(alternatives), escapes) for pair in map(str.strip, info.split(";")) if pair]
+        shared = {field.key: value for field in fields if field.shared and (value := field.of(0)) is not None}
+        fields_of_each = [field for field in fields if not field.shared]
         flags.update(field.key for field in fields if field.flag)
         reference = before.upper().encode()
         for index, alternative in enumerate(alternatives):
@@ -119,8 +128,8 @@ def _calls(source: Source, flags: set[str]) -> Iterator[tuple[str, Call | Refuse
                 yield record, Refused(reason, where)
                 continue
             label = f"{record}:{position}{_short(before)}>{_short(alternative)}" if name == "." else name
-            values = {field.key: value for field in fields if (value := field.of(index)) is not None}
-            yield record, Call(number, int(position) - 1, label, reference, alternative.upper().encode(), values)
+            own = {field.key: value for field in fields_of_each if (value := field.of(index)) is not None}
+            yield record, Call(number, int(position) - 1, label, reference, alternative.upper().encode(), own, shared)
     if not found:
         raise InputError(f"{source.name} holds no variants", "give a VCF file")
 
@@ -155,6 +164,8 @@ class _Values:
         expected = {"A": alternatives, "R": alternatives + 1}.get(number, len(self.values))
         self.missing = len(self.values) != expected
         self.whole = ",".join(self.values)
+        self.shared = self.flag or self.missing or self.skipped is None
+        """True if it says the same of every alternative."""
 
     def of(self, index: int) -> str | None:
         """The value for an alternative; None where it is missing, or no number though declared as one."""
@@ -189,7 +200,7 @@ def _variant(
         after_known.encode(),
         begins=len(before_known) == start,
         ends=end + len(after_known) == len(sequence),
-        fields=ChainMap(call.fields, absent),
+        fields=ChainMap(call.own, call.shared, absent),
         baselines=_baselines(call, before, after),
         record=record,
         position=start,
