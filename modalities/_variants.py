@@ -6,20 +6,17 @@ library without a C extension is worth depending on.
 
 from __future__ import annotations
 
-import io
 import re
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
-from itertools import chain, count
+from itertools import count
 from typing import NamedTuple
 from urllib.parse import unquote
-
-from Bio.SeqIO.FastaIO import SimpleFastaParser
 
 from hnet_cli.errors import InputError
 from hnet_cli.modality import Refused, Source, Variant
 
-from ._bytes import as_text, is_place, record_name, text_lines
+from ._bytes import is_place, record_name, text_lines
 
 BASES = re.compile(r"[ACGTacgt]+\Z")
 OTHER = re.compile(r"[^ACGT]")
@@ -57,8 +54,8 @@ class Call(NamedTuple):
     """The other ones; one object for all alternatives of a row."""
 
 
-def variants(calls: Source, reference: Source, flank: int) -> Iterator[Variant | Refused]:
-    """The variants in the order of the records of the FASTA file, a record in memory at a time.
+def variants(calls: Source, records: Iterator[tuple[str, str]], flank: int) -> Iterator[Variant | Refused]:
+    """The variants in the order of `records`, titles and sequences, of which one at a time is in memory.
 
     Fields that a variant has no value of are missing; of a flag, "1" or "0" is the value.
     """
@@ -66,16 +63,13 @@ def variants(calls: Source, reference: Source, flank: int) -> Iterator[Variant |
     flags: set[str] = set()
     for record, call in _calls(calls, flags):
         by_record.setdefault(record, []).append(call)
-    with reference.open() as stream:
-        text = io.TextIOWrapper(stream, "latin-1")
-        first = text.readline().removeprefix("ï»¿")  # the bytes of a mark of UTF-8
-        absent = dict.fromkeys(sorted(flags), "0")
-        names: list[str] = []
-        for title, sequence in SimpleFastaParser(chain([first] if first else [], text)):
-            name = record_name(as_text(title.encode("latin-1")))
-            names += [name[:40]] * (len(names) < 4)
-            for call in by_record.pop(name, ()):
-                yield call if isinstance(call, Refused) else _variant(calls.name, name, call, sequence, flank, absent)
+    absent = dict.fromkeys(sorted(flags), "0")
+    names: list[str] = []
+    for title, sequence in records:
+        name = record_name(title)
+        names += [name[:40]] * (len(names) < 4)
+        for call in by_record.pop(name, ()):
+            yield call if isinstance(call, Refused) else _variant(calls.name, name, call, sequence, flank, absent)
     there = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
     for number, (name, rest) in zip(count(), by_record.items(), strict=False):
         missing = f"record {name[:40]}" if number < 3 else "record of other names"  # few reasons, to be counted

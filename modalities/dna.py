@@ -172,7 +172,7 @@ class Dna(Modality):
 
     def variants(self, calls: Source, reference: Source, flank: int) -> Iterator[Variant | Refused]:
         """VCF and FASTA; see `_variants`."""
-        return variants(calls, reference, flank)
+        return variants(calls, whole_records(reference), flank)
 
     def render(self, document: Document, chunks: Iterable[Chunk], format: str) -> Iterator[str]:
         """BED9: sequence name, start from 0, end, `stage0`, score 0 to 1000, ".", start, end, colour: two in turn for
@@ -346,13 +346,30 @@ class Parts:
             at = end
 
 
+def whole_records(source: Source) -> Iterator[tuple[str, str]]:
+    """Title and sequence of each record of a FASTA file, in the coordinates of `Document.offset`."""
+    with source.open() as stream:
+        titles, sequence = list[str](), list[str]()
+        for title, part, ends in _from_first_record(stream):
+            titles.append(title)
+            sequence.append(part.translate(None, SPACE).decode("latin-1"))
+            if ends:
+                yield titles[0], "".join(sequence)
+                titles, sequence = [], []
+
+
+def _from_first_record(stream: BinaryIO) -> Iterator[tuple[str, bytes, bool]]:
+    """The parts of a FASTA file, whatever stands before its first record."""
+    head = _without_marks(_line_feeds(read(stream, PARSE_BYTES).removeprefix(MARK)))
+    start = HEADER.search(head)
+    return iter(Parts(head[start.start() :], stream)) if start else iter(())
+
+
 def cased(source: Source) -> Generator[bool, None, None]:
     """For each record of a FASTA file, True if it has an upper-case base; reads no further than it must."""
     with source.open() as stream:
-        head = _without_marks(_line_feeds(read(stream, PARSE_BYTES).removeprefix(MARK)))
-        start = HEADER.search(head)
         upper = False
-        for _, sequence, ends in Parts(head[start.start() if start else 0 :], stream):
+        for _, sequence, ends in _from_first_record(stream):
             if not upper and holds(sequence, UPPER):
                 upper = True
                 yield True

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from hnet_cli.errors import InputError, UsageError
 from hnet_cli.modalities import dna
+from hnet_cli.modalities._bytes import unique_name
 from hnet_cli.modality import Chunk, Document, Refused, Source
 
 DATA = Path(__file__).parents[1] / "data" / "dna"
@@ -275,6 +276,16 @@ def test_records_are_those_of_biopython(text: str) -> None:
     found = [(title, data.translate(None, b" \t"), ends) for title, data, ends in dna.Parts(b"", io.BytesIO(whole))]
     expected = SimpleFastaParser(io.StringIO(whole.decode("latin-1"), newline="\n"))
     assert found == [(title, data.replace("\t", "").encode("latin-1"), True) for title, data in expected]
+
+
+@given(st.text("ACgtNU>;\n \t\v\r\x1c\xa0", max_size=200))
+def test_whole_records_have_the_coordinates_of_documents(text: str) -> None:
+    source, seen = Source.of_bytes((">" + text).encode("latin-1"), "x.fa"), dict[str, int]()
+    records = {unique_name(title, seen)[0]: sequence for title, sequence in dna.whole_records(source)}
+    documents, _ = outcome(source)
+    for document in documents:
+        found = records[document.name][document.offset : document.offset + len(document.data)]
+        assert found.upper() == document.data.decode().upper()
 
 
 def test_a_row_of_a_table_may_hold_a_bare_sequence() -> None:

@@ -158,6 +158,25 @@ def test_one_alternative_of_several_may_be_scored():
     assert (substituted.alternative, substituted.fields["AF"]) == (b"G", "0.2")
 
 
+@pytest.mark.parametrize(
+    "genome",
+    [
+        f"; assembled 2019\n{GENOME}",
+        f"{GENOME[:7]}\n;{GENOME}\n{GENOME[7:]}",
+        f"{GENOME[:10]}\t{GENOME[10:]}",
+        f"{GENOME[:10]}\v\n{GENOME[10:]}",
+        f"{GENOME[:10]} \f\x1d\n\n{GENOME[10:]}\x1c",
+    ],
+    ids=["comment", "comment within", "tab", "vertical tab", "other white space"],
+)
+def test_positions_are_those_of_the_bases_that_are_read(genome):
+    """Comments and white space are no bases, as where a genome is read to be segmented."""
+    found = read([f"{at + 1} {GENOME[at]} {'G' if GENOME[at] != 'G' else 'T'} ." for at in range(100)], genome=genome)
+    assert [item.before.decode()[-1:] + item.reference.decode() for item in found] == [
+        GENOME[max(0, at - 1) : at + 1] for at in range(100)
+    ]
+
+
 def test_an_ambiguity_code_of_the_reference_is_its_first_base():
     """VCF: "R as a reference base is converted to A"."""
     genome = "TTTTRYSWKMBDHVu" + GENOME
