@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import accumulate, chain, pairwise
 from urllib.parse import unquote
 
@@ -307,14 +307,15 @@ class _Gff:
 
     def features(self) -> Features:
         implied: defaultdict[str, list[Feature]] = defaultdict(list)
+        loci = cache(lambda owner: Loci((row.start, row.end) for row in self.genes[owner]))
         for (record, name), transcript in self.transcripts.items():
             owners = [(record, owner) for owner in dict.fromkeys((name, *transcript.parents))]
             for parts in transcript.coding():
                 _phase(parts)
             if not any(self._has_parts(owner) for owner in owners):
                 implied[record] += [Feature("exon", row.start, row.end, row.strand) for row in transcript.rows]
-            genes = [row for owner in owners for row in self.genes.get(owner, ())]
-            if len(genes) < 2:
+            genes = [loci(owner) for owner in owners if owner in self.genes]
+            if sum(len(each.spans) for each in genes) < 2:
                 genes = []
             whole = not genes and self.apart.isdisjoint(owners)
             length = self.declared.get(record, 0) if record in self.circular else 0
@@ -368,16 +369,30 @@ def _gaps(parts: Iterable[tuple[int, int]], length: int) -> list[tuple[int, int]
     return gaps
 
 
-def introns(gaps: Iterable[tuple[int, int]], loci: Sequence[Feature] | None = None) -> list[Feature]:
+class Loci:
+    """The places that are transcribed as a whole."""
+
+    def __init__(self, spans: Iterable[tuple[int, int]]) -> None:
+        self.spans = sorted(spans)
+        self.starts = [start for start, _ in self.spans]
+        self.reach = [0, *accumulate((end for _, end in self.spans), max)]
+        """The farthest end of those up to each start."""
+
+    def hold(self, start: int, end: int) -> bool:
+        """True if all of a stretch is within one of them."""
+        return end <= self.reach[bisect_right(self.starts, start)]
+
+
+def introns(gaps: Iterable[tuple[int, int]], loci: Sequence[Loci] | None = None) -> list[Feature]:
     """Introns, or gaps too short for one. Of a transcript that is joined from several, only those within one of its
-    `loci`: the places that are transcribed as a whole."""
-    ordered = sorted((locus.start, locus.end) for locus in loci or ())
-    starts = [start for start, _ in ordered]
-    reach = [0, *accumulate((end for _, end in ordered), max)]  # of the loci up to each start
+    `loci`."""
+    gaps = list(gaps)
+    if loci and len(loci) * len(gaps) > sum(len(each.spans) for each in loci):
+        loci = [Loci(chain.from_iterable(each.spans for each in loci))]
     return [
         Feature("intron" if end - start >= SHORTEST_INTRON else "gap", start, end, 0)
         for start, end in gaps
-        if loci is None or end <= reach[bisect_right(starts, start)]
+        if loci is None or any(each.hold(start, end) for each in loci)
     ]
 
 
@@ -409,16 +424,16 @@ def _genbank(source: Source) -> Features:
                     rows[name], implied[name] = own, between
                 features = [(kind_of(entry.type), entry, _parts(entry)) for entry in record.features]
                 apart = [entry.qualifiers.keys() & APART.get(kind, {"trans_splicing"}) for kind, entry, _ in features]
-                loci = [
-                    part
+                loci = Loci(
+                    (part.start, part.end)
                     for (kind, _, parts), split in zip(features, apart, strict=True)
                     for part in parts
                     if split and kind == "gene" and len(parts) > 1
-                ]
+                )
                 for (kind, _, parts), split in zip(features, apart, strict=True):
                     own += parts
                     if kind not in ("gene", "intron"):
-                        between += introns(_between(parts), loci if split else None)
+                        between += introns(_between(parts), [loci] if split else None)
     except (ValueError, AssertionError, KeyError, IndexError) as error:
         raise InputError(f"{source.name} is no whole GenBank file: {' '.join(str(error).split())}") from error
     return Features(rows, implied)

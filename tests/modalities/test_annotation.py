@@ -658,3 +658,27 @@ def test_parents_of_a_row_and_lines_of_a_feature_are_bounded():
         else:
             with pytest.raises(InputError, match="a feature of more than 20,000 lines"):
                 get("dna").annotation(Source.of_bytes(text.encode(), "x"))
+
+
+def test_many_rows_of_one_gene_take_little_time():
+    """In GFF3, those of a gene that is transcribed in parts; in GenBank, trans-spliced ones of a record."""
+    count, places = 30_000, []
+    rows = [f"gene {at} {at + 39} + ID=g" for at in range(1, 50 * count, 50)]
+    for number, at in enumerate(range(1, 50 * count, 50)):
+        rows += [f"mRNA {at} {at + 39} + ID=t{number};Parent=g"]
+        rows += [f"exon {at} {at + 9} + Parent=t{number}", f"exon {at + 30} {at + 39} + Parent=t{number}"]
+    found = get("dna").annotation(Source.of_bytes(gff(*rows).encode(), "x"))
+    assert [(each.start, each.end) for each in found.implied["chr1"]] == [
+        (at + 10, at + 30) for at in range(0, 50 * count, 50)
+    ]
+    count = 8_000
+    for at in range(1, 50 * count, 50):
+        for kind in ("gene", "mRNA"):
+            places.append(f"     {kind:<16}join({at}..{at + 9},{at + 30}..{at + 39})\n")
+            places.append(" " * 21 + "/trans_splicing\n")
+    head = "LOCUS       chr1          60 bp    DNA     linear   BCT 01-JAN-2000\n"
+    head += "FEATURES             Location/Qualifiers\n"
+    text = head + "".join(places) + "ORIGIN\n//\n"
+    found = get("dna").annotation(Source.of_bytes(text.encode(), "x"))
+    assert len(found.rows["chr1"]) == 4 * count
+    assert not found.implied["chr1"]
