@@ -32,7 +32,8 @@ HEAD = 1 << 14  # bytes; a file of a release of GenBank begins with some lines a
 LOCUS = re.compile(rb"^(?:\xef\xbb\xbf)?LOCUS {2}", re.MULTILINE)
 LONGEST_TYPE = 100  # letters that are looked at; patterns backtrack
 LONGEST_NAME = 40  # letters of a gene's name that are kept
-LAST = 1 << 62  # position
+LAST = 10**18 - 1  # position, as in `is_place`
+LONGEST_REASON = 200  # letters of what Biopython says, which may quote a file
 MOST_PARENTS = 10_000  # of a row; each takes half a kilobyte
 MOST_LINES = 20_000  # of a feature of GenBank; Biopython takes the square of their number
 WITH_EDGES = ("gene", "exon", "CDS")
@@ -435,7 +436,8 @@ def _genbank(source: Source) -> Features:
                     if kind not in ("gene", "intron"):
                         between += introns(_between(parts), [loci] if split else None)
     except (ValueError, AssertionError, KeyError, IndexError) as error:
-        raise InputError(f"{source.name} is no whole GenBank file: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())[:LONGEST_REASON] or f"{type(error).__name__} in Biopython's parser"
+        raise InputError(f"{source.name} is no whole GenBank file: {reason}") from error
     return Features(rows, implied)
 
 
@@ -450,8 +452,10 @@ def _parts(entry: SeqFeature) -> list[Feature]:
     for part in entry.location.parts:
         if part.ref is None:
             strand, kind = part.strand or 0, "exon" if kind == "transcript" else kind
-            features.append(Feature(kind, min(part.start, LAST), min(part.end, LAST), strand, phase, name))
-        phase = None if phase is None else (phase - len(part)) % 3
+            if part.end > LAST:
+                raise ValueError(f"the location of a {entry.type[:LONGEST_TYPE]} ends beyond base {LAST:,}")
+            features.append(Feature(kind, int(part.start), int(part.end), strand, phase, name))
+        phase = None if phase is None else (phase - (int(part.end) - int(part.start))) % 3
     return features
 
 
