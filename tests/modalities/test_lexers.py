@@ -51,3 +51,59 @@ def test_a_kind_for_every_byte_of_a_file_that_is_no_utf8():
     assert len(kinds) == len(data)
     assert {SYNTAX[kind] for kind in kinds[:9]} == {"comment"}
     assert SYNTAX[kinds[data.index(b"1")]] == "number"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "tokens"),
+    [
+        (
+            "a.f",
+            "      PROGRAM HELLO\nC     a comment\n      I = I * 2\n   10 CONTINUE\n",
+            ["PROGRAM", "HELLO", "C     a comment", "I", "=", "I", "*", "2", "10", "CONTINUE"],
+        ),
+        (
+            "a.cr",
+            "x = foo(<<-A, 3)\n  one\n  A\ny = 1\n",
+            ["x", "=", "foo", "(", "<<-", "A", ",", "3", ")", "one\n  A", "y", "=", "1"],
+        ),
+        (
+            "a.tf",
+            "y = [<<A, 2]\n é t\nA\nb = 1\n",
+            ["y", "=", "[", "<<", "A, 2]\n é t\nA", "b", "=", "1"],
+        ),
+    ],
+)
+def test_tokens_of_lexers_that_do_not_count_from_the_start_or_in_order(name, text, tokens):
+    data = text.encode()
+    starts = token_starts(data, name)
+    assert [data[a:b].decode().strip() for a, b in zip(starts, [*starts[1:], len(data)], strict=True)] == tokens
+    assert len(syntax(data, name)) == len(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [
+        *((f"a.{end}", unit) for end in ("c", "cc", "cs", "java", "m", "gradle") for unit in ("\n", " \n", "\n\t")),
+        *((f"a.{end}", "/") for end in ("c", "d", "dart", "kt", "proto", "rs", "sol", "zig")),
+        *((f"a.{end}", '"\\') for end in ("awk", "cs", "css", "go", "js", "pl", "py", "ts")),
+        *((f"a.{end}", "a.") for end in ("coffee", "js", "nix", "ts")),
+        *((f"a.{end}", "longword\n") for end in ("cs", "java", "gradle")),
+        *((f"a.{end}", "Ab-1") for end in ("nix", "tf")),
+        ("makefile", "$(a b), "),
+        ("a.c", "\n\t \n"),
+    ],
+)
+def test_a_file_that_lexers_do_not_end_with_has_no_tokens_of_its_language(name, unit):
+    """Each takes hours or years: Pygments goes over the rest again from every place."""
+    data = unit.encode() * 200_000
+    assert token_starts(data, name) is None
+    if not name.endswith(".py"):
+        assert syntax(data, name) is None
+
+
+@pytest.mark.parametrize("line", ["/" * 120, "-" * 120, "*" * 300, " " * 300 + "a", "\n" * 300, '"' + "ab" * 400 + '"'])
+def test_rulers_and_gaps_are_lexed(line):
+    """A block comment, with what is before and after it."""
+    text = f"int a;\n/* {line} */\nint b;"
+    starts = token_starts(text.encode(), "a.c")
+    assert [text[start] for start in starts] == [*"ia;/ib;"]
