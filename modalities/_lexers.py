@@ -56,21 +56,28 @@ def syntax(data: bytes, name: str) -> bytes | None:
     for _, kind, value in pieces:
         number = next((number for parent, number in KINDS if kind in parent), 0)
         parts.append(bytes([number]) * len(value.encode("utf-8", "surrogateescape")))
-    return b"".join(parts)
+    kinds = b"".join(parts)
+    return kinds if len(kinds) == len(data) else None
 
 
 def _pieces(text: str, name: str) -> list[tuple[int, Any, str]] | None:
-    """The text in pieces: the start of each, its kind, and itself. None where `token_starts` gives none."""
+    """The pieces of a text in order: the start of each, its kind, and itself. None where `token_starts` gives none."""
     lexer = _lexer(text, name)
     if lexer is None or LONG_RUN.search(text) or (lexer.name in SLOW and SLOW[lexer.name].search(text)):
         return None
-    pieces = [piece for piece in lexer.get_tokens_unprocessed(text) if piece[2]]
+    pieces = [*lexer.get_tokens_unprocessed(text)]
     # Some lexers count from the start of a line, some give a here-document after the line that announces it.
     for ordered in (pieces, sorted(pieces, key=lambda piece: piece[0])):
         if "".join(value for _, _, value in ordered) == text:
             starts = accumulate((len(value) for _, _, value in ordered), initial=0)
             return [(start, kind, value) for start, (_, kind, value) in zip(starts, ordered, strict=False)]
-    return None
+    # Others leave out the rest of what does not end.
+    end = 0
+    for start, _, value in pieces:
+        if start < end or not text.startswith(value, start):
+            return None
+        end = start + len(value)
+    return pieces
 
 
 def _lexer(text: str, name: str) -> Lexer | None:

@@ -81,6 +81,16 @@ def test_tokens_of_lexers_that_do_not_count_from_the_start_or_in_order(name, tex
 
 
 @pytest.mark.parametrize(
+    ("name", "text"),
+    [("a.tf", "<<AA\n=['<<AA\n"), ("a.cr", '<<A  A\n="\n'), ("a.cr", "<<A#A\n"), ("a.tf", " <<A\n\n(")],
+)
+def test_a_here_document_without_an_end_leaves_tokens_in_order(name, text):
+    starts = get("code").units(Document(text.encode(), name, name))["token"]
+    assert starts == sorted(set(starts))
+    assert len(starts) > 1
+
+
+@pytest.mark.parametrize(
     ("name", "unit"),
     [
         *((f"a.{end}", unit) for end in ("c", "cc", "cs", "java", "m", "gradle") for unit in ("\n", " \n", "\n\t")),
