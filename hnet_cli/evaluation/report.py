@@ -198,11 +198,12 @@ def _warn_of_long_windows(models: Sequence[str], loaded: Sequence[LoadedModel], 
         return
     windows = f"windows of {context:,} bytes" if context else "whole documents"
     trained = " and ".join(
-        f"{literal(name)} was trained on sequences of {length:,} bytes"
+        f"{name} was trained on sequences of {length:,} bytes"
         for name, length in zip(models, lengths, strict=True)
         if length in short
     )
-    say(f"[yellow]{trained}, and {windows} are longer: --context {min(short)} compares the two within that.[/]")
+    advice = f"{trained}, and {windows} are longer: --context {min(short)} compares the two within that"
+    say(f"[yellow]{literal(advice)}.[/]")
 
 
 def damaged_files(result: Mapping[str, Any]) -> list[str]:
