@@ -55,7 +55,8 @@ def main() -> None:
         model = load(name).eval()
         kind = modality.get(model.modality or "text")
         documents = [each.data.translate(kind.input_table) for each in gather(options.files, kind, None).documents]
-        print(json.dumps({"model": name} | repeated(model, excerpts(documents))), flush=True)
+        passages = excerpts(documents) or parser.error(f"no file has {LENGTH} bytes")
+        print(json.dumps({"model": name} | repeated(model, passages)), flush=True)
 
 
 if __name__ == "__main__":

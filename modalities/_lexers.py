@@ -20,7 +20,8 @@ KINDS = [(Comment, 5), (Keyword, 1), (Operator.Word, 1), (Number, 4), (String, 3
 KINDS += [(kind, 2) for kind in (Name.Function, Name.Class, Name.Decorator, Name.Namespace, Name.Tag)]
 
 # Time of many lexers grows with the square of the length of what they go over again at each of its places.
-LONG_RUN = re.compile(r"\s{1001}|(.)\1{999}|(..)\2{499}", re.DOTALL)
+LONG_RUN = re.compile(r"(?<!\s)\s{501}|(.)(?<!\1\1)\1{999}|(..)(?<!\2\2)\2{499}", re.DOTALL)
+"""Looked for where a run begins only: from each of its letters the search would be as slow as those lexers."""
 LONG_WORD, LONG_LINE = re.compile(r"[\w-]{1001}"), re.compile(r".{2001}")
 MANY_WORDS = re.compile(r"(?<!\S)(?:[\w.$<>\[\]]++\s++){501}")
 SLOW = {
@@ -48,7 +49,8 @@ def token_starts(data: bytes, name: str) -> list[int] | None:
 
 
 def syntax(data: bytes, name: str) -> bytes | None:
-    """The kind of each byte of a source file, as `Modality.syntax` wants it; None where the language is not known."""
+    """The kind of each byte of a source file, as `Modality.syntax` wants it; None where `token_starts` gives none, for
+    Python too."""
     text = data.decode("utf-8", "surrogateescape")
     if (pieces := _pieces(text, name)) is None:
         return None
@@ -66,7 +68,8 @@ def _pieces(text: str, name: str) -> list[tuple[int, Any, str]] | None:
     if lexer is None or LONG_RUN.search(text) or (lexer.name in SLOW and SLOW[lexer.name].search(text)):
         return None
     pieces = [*lexer.get_tokens_unprocessed(text)]
-    # Some lexers count from the start of a line, some give a here-document after the line that announces it.
+    # Some lexers count from the start of a line, so that sorting would mix them up and comes second. Some give a
+    # here-document after the line that announces it.
     for ordered in (pieces, sorted(pieces, key=lambda piece: piece[0])):
         if "".join(value for _, _, value in ordered) == text:
             starts = accumulate((len(value) for _, _, value in ordered), initial=0)

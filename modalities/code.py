@@ -123,7 +123,7 @@ class Code(Utf8):
     def units(self, document: Document) -> Mapping[str, Sequence[int]]:
         """`token`: starts by Python's own tokenizer or the Pygments lexer of the file's language; a string or a comment
         is one token. Where the language is unknown, or its lexer rejects the piece of a file or would take too long
-        for it (runs of a thousand letters), those of `reference_edges` without white space."""
+        for it (such as runs of a thousand equal letters), those of `reference_edges` without white space."""
         starts = token_starts(document.data, document.source)
         if starts is None:
             starts = [match.start() for match in TOKEN.finditer(document.data) if not match[0].isspace()]

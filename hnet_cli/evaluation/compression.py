@@ -37,7 +37,7 @@ def figures(scores: Scores) -> dict[str, Any]:
 
 def difference(first: Scores, second: Scores) -> dict[str, Any]:
     """bpb of the second minus that of the first on the same bytes, paired by document or window; `relative`, the same
-    over that of the first; `share_of_draws_second_better`."""
+    over that of the first; `share_of_draws_second_better`. Raises ValueError for scores of different bytes."""
     if not np.array_equal(first.bytes, second.bytes):  # a model of tokens has no blocks of a document
         first, second = first.by_document(), second.by_document()
         if not np.array_equal(first.bytes, second.bytes):

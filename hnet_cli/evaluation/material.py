@@ -60,11 +60,10 @@ class Material:
 
     def shares(self, limit: int, least: int = LEAST_SHARE) -> Material:
         """`equal_shares` of the documents, with their owners."""
-        numbers, documents = zip(*_shares(self.documents, limit, least), strict=True)
-        owners = None
+        shares, owners = _shares(self.documents, limit, least), None
         if self.owners is not None:
-            owners = np.unique([self.owners[number] for number in numbers], return_inverse=True)[1].tolist()
-        return replace(self, documents=list(documents), owners=owners)
+            owners = np.unique([self.owners[number] for number, _ in shares], return_inverse=True)[1].tolist()
+        return replace(self, documents=[document for _, document in shares], owners=owners)
 
 
 def prompts_of(documents: Iterable[Document]) -> list[int]:

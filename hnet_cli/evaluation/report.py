@@ -190,8 +190,8 @@ def _evaluate(
 
 def _warn_of_long_windows(models: Sequence[str], loaded: Sequence[LoadedModel], context: int) -> None:
     """Say which of compared models were trained on sequences shorter than `context` (0: whole documents). Mamba-2 reads
-    on beyond its training length, a Transformer hardly: in such windows the two change places (docs/results, "Code,
-    20 MB")."""
+    on beyond its training length, a Transformer of ours hardly: in such windows the two change places (docs/results,
+    "Code, 20 MB")."""
     lengths = [int(model.config.extra.get("sequence_length") or 0) for model in loaded]
     short = [length for length in lengths if length and (not context or length < context)]
     if not short:

@@ -289,13 +289,13 @@ def read_prompts(model: HNetForCausalLM, prompts: Sequence[bytes], max_length: i
     """
     distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
     texts = list(distinct)
-    state = model.allocate_state(len(texts), max_length)
     block, longest = max(1, batch_bytes_of(model) // len(texts)), max(map(len, texts))
-    if longest <= block:
-        logits = model.prefill(texts, state)
-    else:
-        logits = model.lm_head.weight.new_zeros(len(texts), model.config.vocab_size)
-        with torch.autocast(logits.device.type, enabled=False):
+    logits = model.lm_head.weight.new_zeros(len(texts), model.config.vocab_size)
+    with torch.autocast(logits.device.type, enabled=False):
+        state = model.allocate_state(len(texts), max_length)
+        if longest <= block:
+            logits = model.prefill(texts, state)
+        else:
             for low in range(0, longest, block):
                 now = [text[low : low + block] for text in texts]
                 table = model.extend(now, state).logits

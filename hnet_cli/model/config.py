@@ -29,8 +29,8 @@ from hnet_cli.model.settings import (
     integers,
     parse_layout,
     real,
-    reals,
     thaw,
+    weights,
 )
 
 BOS = 254
@@ -72,7 +72,7 @@ def _check_extra(extra: Mapping[str, Any]) -> None:
         elif kind is float and value is not None:
             real(value, f"hnet.{name}", 0)
         elif kind is list and value is not None:
-            reals(value, f"hnet.{name}", 0)
+            weights(value, f"hnet.{name}")
         elif value is not None and (not isinstance(value, str) or len(value) > MOST_CHARACTERS):
             raise ValueError(f"hnet.{name} must be a word, got {brief(value)}")
 

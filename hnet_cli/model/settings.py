@@ -84,9 +84,10 @@ def integers(value: Any, name: str, least: int) -> tuple[int, ...]:
     return tuple(integer(v, f"{name}[{i}]", least) for i, v in enumerate(_entries(value, name)))
 
 
-def reals(value: Any, name: str, above: float) -> tuple[float, ...]:
-    """`real` of every entry of a list."""
-    return tuple(real(v, f"{name}[{i}]", above) for i, v in enumerate(_entries(value, name)))
+def weights(value: Any, name: str) -> tuple[float, ...]:
+    """Every entry of a list, which must be 0 or `real` above it."""
+    found = enumerate(_entries(value, name))
+    return tuple(0.0 if v in (0, 0.0) and v is not False else real(v, f"{name}[{i}]", 0) for i, v in found)
 
 
 def expand_stack(text: Any) -> str:

@@ -84,6 +84,7 @@ def test_a_branch_is_scored_as_if_it_were_the_text(exact, tracks, block):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(BATCH_BYTES, "cpu", block)
+        patch.setattr("hnet_cli.inference.continuations.MOST_ROWS", 2 + block % 9)
         found = list(read_tracks(exact, wanted))
     assert len(found) == len(wanted)
     for track, (text, branches) in zip(wanted, found, strict=True):

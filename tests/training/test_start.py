@@ -75,9 +75,10 @@ def test_a_folder_that_names_no_preset_is_like_that_of_the_modality(tmp_path, ro
     assert found.name == "from-a-model"
 
 
-def test_a_checkpoint_names_the_rates_it_was_trained_with(whole, rows, tmp_path):
+@pytest.mark.parametrize("given", ["auto", "[0.5, 0]"])
+def test_a_checkpoint_names_the_rates_it_was_trained_with(whole, rows, tmp_path, given):
     """Without its run, as after `hnet convert`, and whatever today's presets say."""
-    config, _ = tuned(str(whole), ["train.steps=1", "train.lr=0.0123", "train.lr_multipliers=auto"], rows, "cpu")
+    config, _ = tuned(str(whole), ["train.steps=1", "train.lr=0.0123", f"train.lr_multipliers={given}"], rows, "cpu")
     train(config, rows.path, tmp_path / "one")
     shutil.copytree(newest(tmp_path / "one"), tmp_path / "alone")
     (tmp_path / "alone" / "config.yaml").unlink()
