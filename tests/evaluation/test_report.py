@@ -109,19 +109,19 @@ def test_the_worth_of_stretches_is_paired_as_the_bits_are(tmp_path):
     for number, file in enumerate(files):
         file.write_text("".join(f"It was the best of times, the worst of times, {number} {i}.\n" for i in range(400)))
     data = dataset(tmp_path / "set", fox(tmp_path, 60), val_inputs=list(map(str, files)))
-    request = report.EvaluationRequest([str(data)], max_bytes=8000, context=32, samples=False)
+    request = report.EvaluationRequest([str(data)], max_bytes=3000, context=16, samples=False)
     found = report.evaluate(["starter:novels"], request, "cpu")
     assert found["definition"]["uncertainty"] == "bootstrap over windows"
-    model, material = load("starter:novels"), gather([str(data)], modality.get("text"), 8000, context=32)
+    model, material = load("starter:novels"), gather([str(data)], modality.get("text"), 3000, context=16)
     texts = [document.data for document in material.documents]
-    (grouped,) = compression.worth(model, lambda: score(model, texts, 32).grouped(material.owners))
-    (alone,) = compression.worth(model, lambda: score(model, texts, 32))
+    (grouped,) = compression.worth(model, lambda: score(model, texts, 16).grouped(material.owners))
+    (alone,) = compression.worth(model, lambda: score(model, texts, 16))
     assert found["stages"][0]["worth_ci95"] == pytest.approx(grouped["worth_ci95"])
     assert grouped["worth_ci95"] != alone["worth_ci95"]
 
 
 def test_other_lengths_of_rows_are_of_the_completions_too(evaluated, tmp_path):
-    file = rows_file(tmp_path / "rows.jsonl", [(f"{'what ' * 30}{n}\n", f"answer {n}") for n in range(12)])
+    file = rows_file(tmp_path / "rows.jsonl", [(f"{'what ' * 12}{n}\n", f"answer {n}") for n in range(6)])
     fields = ("--prompt-field", "prompt", "--completion-field", "completion")
     found = evaluated("starter:novels", file, *fields, "--elastic", "--no-samples")
     assert {point["bytes"] for point in found["elastic"]} == {found["bytes"]}

@@ -678,6 +678,7 @@ def test_parents_of_a_row_and_lines_of_a_feature_are_bounded():
                 get("dna").annotation(Source.of_bytes(text.encode(), "x"))
 
 
+@pytest.mark.slow
 def test_many_rows_of_one_gene_take_little_time():
     """In GFF3, those of a gene that is transcribed in parts; in GenBank, trans-spliced ones of a record."""
     count, places = 20_000, []
