@@ -1,4 +1,4 @@
-"""What a passage costs the second time: whether a model copies from its context.
+"""The cost of a passage the second time: whether a model copies from its context.
 
     python benchmarks/repeats.py MODEL... --files FILE...
 

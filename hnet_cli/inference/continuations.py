@@ -21,7 +21,7 @@ from hnet_cli.model import HNetForCausalLM
 from hnet_cli.model.state import GenerationState
 
 MOST_ROWS = 128
-"""Rows of one state: it has as much memory for each, a tenth of a pass for a small model."""
+"""Rows that one state goes on in, each with memory of its own, which bytes of a pass do not bound."""
 NEAR = 32
 """Bytes that a branch may read of the text itself, so that branches close to each other leave it together."""
 

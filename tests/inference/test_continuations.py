@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from modelkit import nats, tiny_model
 
@@ -95,6 +95,7 @@ def test_a_branch_is_scored_as_if_it_were_the_text(exact, tracks, block):
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.lists(st.integers(1, 90), min_size=1, max_size=5), min_size=1, max_size=6), st.integers(1, 60))
+@example([[2] * 5] * 2, 10)
 def test_no_call_reads_more_than_a_pass_and_a_branch(exact, branches, size):
     """However long branches are beside their texts, and however many: of rows too there is a most."""
     tracks = [Track(b"x" * size, [Branch(size, b"y" * length) for length in each]) for each in branches]
