@@ -31,6 +31,7 @@ def test_a_mistake_is_one_line_and_a_code(home, capsys, line, code, message):
     check_mistake(home, capsys, line, code, message)
 
 
+@pytest.mark.slow
 def test_a_chosen_length_is_found_on_what_the_model_writes(home, capsys):
     assert run(["sample", "runs/fox", "--max-bytes", "400", "--seed", "1", "--bytes-per-chunk", "3", "--json"]) == 0
     out, err = capsys.readouterr()

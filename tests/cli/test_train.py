@@ -73,6 +73,7 @@ DOCUMENTED = re.search(
 )
 
 
+@pytest.mark.slow
 def test_the_documented_mixture(own, capsys):
     """Trained, looked at and evaluated: each source, and the whole as their mean."""
     assert DOCUMENTED is not None

@@ -65,6 +65,7 @@ def test_coordinates_names_and_sources(tmp_path: Path) -> None:
     assert [entry["size"] for entry in dataset.about["sources"]] == [len(file) for file in files]
 
 
+@pytest.mark.slow
 def test_a_dataset_in_use_stays_what_it_was(tmp_path: Path) -> None:
     """Made anew with another text, then deleted."""
     _, dataset = make(tmp_path / "out", tree(tmp_path / "in", 20), val=0.2)

@@ -72,6 +72,7 @@ def pieces(dataset: Dataset, split: str, batch: Batch) -> list[tuple[int, int, i
     return found
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @example(length=1, rows=64, seed=0)
 @given(length=st.integers(20, 700), rows=st.integers(1, 9), seed=st.integers(0, 3))

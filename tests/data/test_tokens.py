@@ -401,6 +401,7 @@ def test_what_needs_bytes_or_chunks_is_refused_before_anything_is_written(run, t
         assert said.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_it_goes_on_without_the_original_file(run, tmp_path):
     """And ends with the bits of a run that was not stopped."""
     _, data, config = run

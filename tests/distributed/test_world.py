@@ -88,6 +88,7 @@ def pair(data, tmp_path_factory):
     return trained(config(), data, tmp_path_factory.mktemp("pair") / "run", 2)
 
 
+@pytest.mark.slow
 def test_two_ranks_are_two_micro_batches_bit_for_bit(halves, pair):
     """A step that is not finite on one is skipped on both; one has many chunks while the other has few."""
     assert weights(pair) == weights(halves)
@@ -138,6 +139,7 @@ def test_ranks_that_multiply_in_bfloat16(data, tmp_path):
     assert weights(two) == weights(one)
 
 
+@pytest.mark.slow
 def test_statistics_of_the_batch_are_those_of_one_pass(data, tmp_path):
     each = ["train.steps=3", "train.eval_every=0", "train.ratio_loss_weight=1"]
     one = trained(config(*each), data, tmp_path / "one", 1)

@@ -61,6 +61,7 @@ def test_the_command_says_shows_and_writes(hnet, evaluated, tmp_path):
         assert {curve.ys[curve.marked] for curve in chart.curves} == {usual["bpb"]}
 
 
+@pytest.mark.slow
 def test_a_length_holds_for_everything(evaluated, tmp_path):
     file = tmp_path / "x.txt"
     file.write_text("".join(map(FOX.format, range(12))))

@@ -40,6 +40,7 @@ def signal(values, noise=0.3, seed=0):
     return np.asarray(values)[:, None] * random.normal(size=8) + noise * random.normal(size=(len(values), 8))
 
 
+@pytest.mark.slow
 def test_a_linear_signal_is_found_and_noise_is_not():
     classes = np.random.default_rng(1).integers(0, 2, 80)
     fit = fitting(classes)

@@ -70,6 +70,7 @@ def test_the_strands_are_paired_place_by_place():
     assert found["forward_ci95"][0] < found["forward"] < found["forward_ci95"][1]
 
 
+@pytest.mark.slow
 def test_samples_are_drawn_where_they_take_no_longer_than_the_rest(evaluated, hnet, texts, monkeypatch):
     monkeypatch.setattr(report, "CHEAP", 0)  # the model is a large one
     monkeypatch.setattr(report, "SAMPLE_BYTES", 4)
@@ -92,6 +93,7 @@ def test_two_models_are_compared_on_the_same_bytes(texts):
     assert first["bytes"] == second["bytes"]
 
 
+@pytest.mark.slow
 def test_a_comparison_in_windows_longer_than_the_training_says_so(hnet, texts):
     """The starters compared were trained on sequences of 1,024 and 4,096 bytes."""
     two = ("eval", "starter:text", "starter:code", "--modality", "text", texts[0], "--no-samples")
@@ -103,6 +105,7 @@ def test_a_comparison_in_windows_longer_than_the_training_says_so(hnet, texts):
     assert "was trained on" not in hnet("eval", "starter:text", texts[0], "--no-samples")[2]
 
 
+@pytest.mark.slow
 def test_the_worth_of_stretches_is_paired_as_the_bits_are(tmp_path):
     """Two held-out files, sampled in many stretches: too few documents for an interval over documents."""
     files = [tmp_path / f"{number}.txt" for number in range(2)]
@@ -120,6 +123,7 @@ def test_the_worth_of_stretches_is_paired_as_the_bits_are(tmp_path):
     assert grouped["worth_ci95"] != alone["worth_ci95"]
 
 
+@pytest.mark.slow
 def test_other_lengths_of_rows_are_of_the_completions_too(evaluated, tmp_path):
     file = rows_file(tmp_path / "rows.jsonl", [(f"{'what ' * 12}{n}\n", f"answer {n}") for n in range(6)])
     fields = ("--prompt-field", "prompt", "--completion-field", "completion")
@@ -154,6 +158,7 @@ def test_a_run_is_evaluated_on_its_own_dataset(tmp_path):
     assert "order_k" in found["baselines"]
 
 
+@pytest.mark.slow
 def test_a_probe_reads_the_files_for_this_alone(hnet, texts, tmp_path, monkeypatch):
     """The documented example, in the small; the table has what the object has."""
     pytest.importorskip("sklearn")

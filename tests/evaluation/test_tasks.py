@@ -84,6 +84,7 @@ def test_choices_by_hand(model):
     assert found["chance"] == pytest.approx(1 / 3)
 
 
+@pytest.mark.slow
 def test_the_robustness_score_is_the_paper_s(model):
     """100 (perturbed - chance) / (clean - chance); there is none for a model that is at chance when clean."""
     items = [tasks.Item(f"item {n}", ("a", "b", "c", "d"), n % 4) for n in range(40)]
@@ -121,6 +122,7 @@ def test_where_noise_is_put():
         assert (found.text, found.endings[0]) == expected
 
 
+@pytest.mark.slow
 def test_tasks_from_the_command_line(evaluated, tmp_path):
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[:4] * 3))
     found = evaluated("starter:text", "--task", tmp_path / "t.jsonl", "--limit", 9, "--noise")["tasks"]["t.jsonl"]

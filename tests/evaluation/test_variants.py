@@ -92,6 +92,7 @@ def exact():
     return tiny_model().eval()
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None)
 @given(st.text("ACGTN", min_size=60, max_size=60), st.lists(EDITS, min_size=1, max_size=5), st.integers(1, 60))
 def test_scores_are_those_of_each_allele_alone(tmp_path_factory, exact, genome, edits, context):

@@ -51,6 +51,7 @@ def exact():
     return tiny_model().eval()
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(st.lists(st.tuples(TEXTS, st.lists(st.binary(max_size=12), max_size=4)), max_size=4), st.integers(12, 60))
 def test_pairs_with_the_same_before_are_scored_as_alone(exact, groups, block):
@@ -93,6 +94,7 @@ def test_a_branch_is_scored_as_if_it_were_the_text(exact, tracks, block):
             np.testing.assert_allclose(judged.nats, alone(track.text[:at] + continuation, at), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.lists(st.integers(1, 90), min_size=1, max_size=5), min_size=1, max_size=6), st.integers(1, 60))
 @example([[2] * 5] * 2, 10)

@@ -68,6 +68,7 @@ def test_a_prompt_that_ends_inside_a_character_is_completed():
     assert continued([prompt[:-1]], max_bytes=1, automaton=UTF8) == [b""]  # too few to complete it: nothing
 
 
+@pytest.mark.slow
 def test_a_unit_is_never_begun_that_cannot_be_finished():
     lengths = set()
     for seed in range(8):
@@ -163,6 +164,7 @@ def test_prompts_are_read_in_blocks_and_equal_ones_once(prompts, block):
         torch.testing.assert_close(after[row], whole[-1], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_rows_that_end_early_do_not_disturb_the_others():
     eos = {"max_bytes": 60, "temperature": 3.0, "eos": 255, "automaton": UTF8}
     model = tiny_model(torch.float64)

@@ -91,6 +91,7 @@ def test_those_at_a_boundary_wait_until_many_do():
     assert max(together) > 3
 
 
+@pytest.mark.slow
 def test_those_that_wait_inside_come_out_when_the_others_have_ended():
     model, inside = tiny_model(config=tiny_config(chunker=[{"kind": "fixed", "k": 3}, {"kind": "fixed", "k": 4}])), 0
     for steps in range(1, 5):

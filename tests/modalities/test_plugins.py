@@ -96,6 +96,7 @@ def test_a_broken_plugin_hurts_nobody_else(tmp_path: Path) -> None:
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_two_plugins_of_one_name_are_named(morse: Path, tmp_path: Path) -> None:
     other = install(tmp_path / "site", "other_morse", MORSE, "morse", "Morse")
     _, said = evaluated([morse, other], tmp_path, "modality.names()")

@@ -125,6 +125,7 @@ def test_budgets_have_a_table_once_they_are_measured(tmp_path):
         assert ("training with chunks of all budgets" in page.text) == (config == several)
 
 
+@pytest.mark.slow
 def test_a_real_run_and_its_events(tmp_path):
     run = tmp_path / "run"
     train(tiny("train.steps=8", "train.eval_every=4", "train.samples=true"), dataset(tmp_path / "data"), run)

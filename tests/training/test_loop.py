@@ -49,9 +49,9 @@ STAGE = {
     [
         [],
         TWO_STAGES,
-        FLAT,
+        pytest.param(FLAT, marks=pytest.mark.slow),
         pytest.param(["model.chunker=characters"], marks=pytest.mark.slow),
-        ["model.chunker=space"],
+        pytest.param(["model.chunker=space"], marks=pytest.mark.slow),
         pytest.param(["model.chunker=fixed:5"], marks=pytest.mark.slow),
         pytest.param(["train.micro_batches=2"], marks=pytest.mark.slow),
     ],
@@ -196,8 +196,10 @@ def test_the_seed_matters(whole, data, tmp_path):
     ("kind", "step", "number"),
     [
         ("eval", 8, "SIGINT"),
-        ("checkpoint", 4, "SIGUSR1"),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("step", 6, "SIGTERM"), ("log", 1, "SIGHUP"))),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("checkpoint", 4, "SIGUSR1"), ("step", 6, "SIGTERM"), ("log", 1, "SIGHUP"))
+        ),
     ],
 )
 def test_stopped_and_resumed_is_never_stopped(whole, data, tmp_path, signals, kind, step, number):
@@ -222,6 +224,7 @@ def test_stopped_twice(whole, data, tmp_path, signals):
     assert weights(tmp_path / "run") == weights(whole)
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once_and_loses_no_checkpoint(whole, data, tmp_path, signals):
     def twice():
         sending("SIGINT")()

@@ -69,6 +69,7 @@ def test_flips_are_counted_among_common_decisions(probe):
     assert probe.flips(depths(0), depths(1), 2) == {"stage0_flips": pytest.approx(1 / free)}
 
 
+@pytest.mark.slow
 def test_a_record_can_be_repeated_and_disturbs_nothing(probe, model):
     model.train()
     torch.manual_seed(5)

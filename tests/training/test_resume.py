@@ -73,6 +73,7 @@ def test_a_run_keeps_what_its_state_follows_from(whole, data):
     assert (weights(whole), metrics(whole)) == before
 
 
+@pytest.mark.slow
 def test_a_mixture_goes_on_bit_for_bit(mixed, sources, tmp_path, signals):
     """In whatever order its datasets are given."""
     with pytest.raises(Stopped):

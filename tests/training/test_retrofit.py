@@ -80,6 +80,7 @@ def test_the_main_network_is_the_transformer(made):
     assert torch.equal(*outs)
 
 
+@pytest.mark.slow
 def test_training_teaches_all_but_the_transformer(made, data, tmp_path):
     """Another step of the optimizer or a resumed run changes nothing of it, and needs the folder no longer."""
     _, folder = made

@@ -86,6 +86,7 @@ def test_a_checkpoint_names_the_rates_it_was_trained_with(whole, rows, tmp_path,
     assert (found.train.lr, found.train.lr_multipliers) == (0.0123, rate_multipliers(config))
 
 
+@pytest.mark.slow
 def test_a_run_on_rows_from_another_run_resumes_to_the_same_bits(whole, rows, tmp_path):
     """And says which model it began with."""
     config, _ = tuned(str(whole), ["train.steps=6", "train.eval_every=3", "train.checkpoint_every=3"], rows, "cpu")

@@ -33,6 +33,7 @@ def ahead(config, data, run, listen=lambda kind, record: None):
     return trainer, stop
 
 
+@pytest.mark.slow
 def test_it_is_the_same_run(whole, data, tmp_path):
     """Bit for bit, records in the same order; each is read when the next step is under way, or something needs it."""
     read, begun, said = [], [], []

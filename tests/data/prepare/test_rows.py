@@ -137,6 +137,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None)
 @given(
     elements=st.lists(st.dictionaries(st.text(max_size=4), JSON, max_size=3), max_size=6),
