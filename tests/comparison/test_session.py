@@ -34,7 +34,6 @@ def checkpoints(folder):
     return {file: file.stat().st_mtime_ns for file in folder.rglob("*.safetensors")}
 
 
-@pytest.mark.slow
 def test_a_comparison_has_the_figures_of_its_members(whole):
     folder, told = whole
     learned, fixed, plain = told["models"]
@@ -53,7 +52,6 @@ def test_a_comparison_has_the_figures_of_its_members(whole):
     checked((folder / "compare.html").read_text())
 
 
-@pytest.mark.slow
 def test_a_finished_comparison_only_writes_its_page_anew(whole, request_of, tmp_path, capsys):
     folder = shutil.copytree(whole[0], tmp_path / "c")
     before = checkpoints(folder)

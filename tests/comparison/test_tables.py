@@ -1,5 +1,7 @@
 """The printed plan and results."""
 
+import pytest
+
 from hnet_cli.comparison.plan import choose
 from hnet_cli.comparison.tables import describe, show_results
 
@@ -9,6 +11,7 @@ def test_members_that_read_other_batches_are_named(request_of, tmp_path, capsys)
     assert "train.batch_bytes is not the same for all (512 for learned, 256 for other)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_results_are_tables_and_the_verdict(whole, capsys):
     _, told = whole
     capsys.readouterr()

@@ -81,6 +81,7 @@ def test_vectors_are_the_means_of_the_models_own(wanted):
         np.testing.assert_allclose(vector, own.mean(0) if wanted.pool == "mean" else own[-1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(
     st.binary(min_size=1, max_size=100),

@@ -32,6 +32,7 @@ def units(lists):
     return [int(n) for n in lists.get("u", lists["n"]).split(",")]
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(text=st.text(max_size=200), bytes_per_chunk=st.sampled_from([None, 1.5, 3.0]))
 def test_chunks_are_those_of_the_text_as_it_stands(text, bytes_per_chunk):
