@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -18,7 +19,7 @@ from hnet_cli.config.run import resolve
 from hnet_cli.data import tokens
 from hnet_cli.distributed.world import divided_like
 from hnet_cli.errors import DamagedError, HNetError, InputError, StorageError, UsageError
-from hnet_cli.model import HNetForCausalLM
+from hnet_cli.model import HNetConfig, HNetForCausalLM
 from hnet_cli.storage import shown
 from hnet_cli.storage.jsonl import is_step
 from hnet_cli.terminal.console import ago, literal, say
@@ -158,10 +159,11 @@ def load_any(reference: str, device: str = "cpu") -> LoadedModel | tokens.Tokeni
 def begin_from(reference: str | Path, model: HNetForCausalLM) -> Path:
     """Copy the weights of the model that `reference` means (see `find`) into `model`; returns its folder.
 
-    Raises UsageError if it has another architecture; else as `load`.
+    The two may differ in what no weight depends on: target ratios, attention windows, and whether a routing module may
+    cut a character. Raises UsageError if they differ in more; else as `load`.
     """
     other = load(reference, dtype=torch.float32)
-    theirs, ours = (vars(each.config) | {"target_ratios": None, "extra": None} for each in (other, model))
+    theirs, ours = (_weighed(each.config) for each in (other, model))
     if unlike := [f"{name} is {theirs[name]}, not {ours[name]}" for name in ours if theirs[name] != ours[name]]:
         raise UsageError(
             f"train.start: {shown(reference)} is another model: {'; '.join(unlike)}",
@@ -174,6 +176,15 @@ def begin_from(reference: str | Path, model: HNetForCausalLM) -> Path:
     current = model.state_dict()
     model.load_state_dict({name: divided_like(value, current[name]) for name, value in other.state_dict().items()})
     return other.source
+
+
+def _weighed(config: HNetConfig) -> dict[str, Any]:
+    """Fields of `config` on which the weights depend."""
+    kinds = tuple("learned" if each.learned else each for each in config.chunkers)
+    attention = dataclasses.asdict(config.attn_cfg)
+    del attention["window_size"]
+    rest = {name: value for name, value in vars(config).items() if name not in ("target_ratios", "extra")}
+    return rest | {"chunkers": kinds, "attn_cfg": attention}
 
 
 def modality_of(folder: Path) -> str | None:

@@ -41,6 +41,9 @@ SMALL = [
 ]
 
 
+ATTENTIVE = ["model.arch_layout=[t1, [T1], m1t1]"]
+
+
 @pytest.fixture(scope="module")
 def tokenizer(data):
     return learned(Dataset.open(data), VOCABULARY)
@@ -150,6 +153,23 @@ def test_a_run_begins_with_the_weights_of_another(data, tmp_path):
     assert metrics(tmp_path / "second")[-1]["val_bpb"] == pytest.approx(last, abs=1e-5)
     with pytest.raises(UsageError, match=r"train\.start: .* is another model: arch_layout is .*, not"):
         train(tiny(*FLAT, f"train.start={tmp_path / 'first'}"), data, tmp_path / "third")
+
+
+def test_a_start_may_differ_in_what_no_weight_depends_on(data, tmp_path):
+    """Windows grow and a routing module comes to respect characters with the weights as they were; sizes cannot."""
+    first = tiny(*ATTENTIVE, "model.attn_cfg.window_size=[31, -1]")
+    with storage.staged_folder(tmp_path / "model", manifest={"kind": "model"}) as folder:
+        model_folder.save_model(folder, old := HNetForCausalLM(first.model), {}, [4])
+    changed = ("model.attn_cfg.window_size=[63, 15]", "model.chunker=characters", "train.target_ratios=[2]")
+    new = HNetForCausalLM(tiny(*ATTENTIVE, *changed).model)
+    finding.begin_from(tmp_path / "model", new)
+    assert new.config.attn_cfg.window_size == (63, 15)
+    assert new.config.chunkers[0].kind == "characters"
+    assert new.state_dict().keys() == old.state_dict().keys()
+    assert all(torch.equal(value, new.state_dict()[name]) for name, value in old.state_dict().items())
+    for name, setting in (("chunkers", "chunker=space"), ("attn_cfg", "attn_cfg.num_heads=[1, 2]")):
+        with pytest.raises(UsageError, match=f"is another model: {name}"):
+            finding.begin_from(tmp_path / "model", HNetForCausalLM(tiny(*ATTENTIVE, f"model.{setting}").model))
 
 
 def test_tokens_must_be_the_same_to_begin_with(data, tmp_path):
