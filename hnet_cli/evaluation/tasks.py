@@ -68,7 +68,8 @@ def read_items(path: Path) -> list[Item]:
         lines = content.decode("utf-8").replace("\n\ufeff", "\n").replace("\r\n", "\n").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{shown(path)}: byte {error.start} is not UTF-8") from error
-    items = _rows(path, lines) if lines[0].lstrip().startswith("{") else _six_lines(path, lines)
+    first = next(filter(str.strip, lines), "")
+    items = _rows(path, lines) if first.lstrip().startswith("{") else _six_lines(path, lines)
     if not items:
         raise InputError(f"{shown(path)} holds no items", "give JSON lines, or HellaSwag in six lines an item")
     return items

@@ -39,6 +39,8 @@ def test_shapes_of_tasks(tmp_path):
     marked = "".join(f"\ufeff{json.dumps(row)}\n" for row in ROWS)  # of files joined, each with its byte order mark
     (tmp_path / "marked.jsonl").write_text(marked, encoding="utf-8")
     assert tasks.read_items(tmp_path / "marked.jsonl") == tasks.read_items(file)
+    (tmp_path / "blank.jsonl").write_text("\n \n" + file.read_text())
+    assert tasks.read_items(tmp_path / "blank.jsonl") == tasks.read_items(file)
     (tmp_path / "wide.jsonl").write_text(file.read_text(), encoding="utf-16")
     with pytest.raises(InputError, match=r"wide\.jsonl is UTF-16LE: convert it first"):
         tasks.read_items(tmp_path / "wide.jsonl")
