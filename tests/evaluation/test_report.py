@@ -94,13 +94,13 @@ def test_two_models_are_compared_on_the_same_bytes(texts):
 
 @pytest.mark.slow
 def test_a_comparison_in_windows_longer_than_the_training_says_so(hnet, texts):
-    """The starters compared were trained on sequences of 1,024 and 4,096 bytes."""
+    """The starters compared were trained on sequences of 2,048 and 4,096 bytes."""
     two = ("eval", "starter:text", "starter:code", "--modality", "text", texts[0], "--no-samples")
-    told = "starter:text was trained on sequences of 1,024 bytes, and windows of 4,096 bytes are longer: --context 1024"
+    told = "starter:text was trained on sequences of 2,048 bytes, and windows of 4,096 bytes are longer: --context 2048"
     assert told in " ".join(hnet(*two)[2].split())
     whole = " ".join(hnet(*two, "--context", 0)[2].split())
-    assert "of 1,024 bytes and starter:code was trained on sequences of 4,096 bytes, and whole documents" in whole
-    assert "was trained on" not in hnet(*two, "--context", 1024)[2]
+    assert "of 2,048 bytes and starter:code was trained on sequences of 4,096 bytes, and whole documents" in whole
+    assert "was trained on" not in hnet(*two, "--context", 2048)[2]
     assert "was trained on" not in hnet("eval", "starter:text", texts[0], "--no-samples")[2]
 
 

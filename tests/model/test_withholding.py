@@ -1,5 +1,6 @@
 """Chunks withheld: every position is handed the same, the mean of what it was handed before."""
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 
@@ -61,13 +62,40 @@ def test_a_model_without_stages_has_nothing_to_withhold():
     assert sums == []
 
 
+def example(name):
+    """A script of examples/starters, as a module."""
+    place = Path(__file__).parents[2] / "examples" / "starters" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, place)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@torch.no_grad()
+def test_two_are_joined_at_the_first_stage():
+    """Every weight is that of one of the two; where nothing inside matters the model is the outer one."""
+    join = example("join").join
+    outer, inner = (tiny_model(seed=seed).eval() for seed in (1, 2))
+    new = join(outer, inner).to(torch.float64).eval()
+    inside = {name for name in new.state_dict() if name.startswith("backbone.main_network.")}
+    for model, names in ((inner, inside), (outer, new.state_dict().keys() - inside)):
+        assert names
+        assert all(torch.equal(new.state_dict()[name], model.state_dict()[name]) for name in names)
+    with observed(outer) as sums:
+        outer(IDS, cu_seqlens=OFFSETS)
+    with withheld(outer, 0, sums[0]), withheld(new, 0, sums[0]):
+        alone, joined = (model(IDS, cu_seqlens=OFFSETS).logits for model in (outer, new))
+    assert torch.equal(alone, joined)
+    with pytest.raises(ValueError, match="need a stage"):
+        join(tiny_model(config=tiny_config(("m1",))), inner)
+    with pytest.raises(ValueError, match="do not fit"):
+        join(outer, tiny_model(config=dataclasses.replace(inner.config, d_model=(16, 48, 64))))
+
+
 @torch.no_grad()
 def test_a_graft_keeps_all_but_what_varied():
     """The mean of the old main network's output moves into the bias beside the new one."""
-    place = Path(__file__).parents[2] / "examples" / "starters" / "graft.py"
-    spec = importlib.util.spec_from_file_location("graft", place)
-    graft = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(graft)
+    graft = example("graft")
     old, data = tiny_model().eval(), bytes(range(97, 123)) * 40
     with observed(old) as sums:
         old(torch.tensor(list(data[:1024]))[None])

@@ -36,7 +36,7 @@ def test_a_starter_gives_its_architecture_and_the_rest_follows(rows):
     assert replace(config.model, extra={}) == replace(load("starter:text").config, extra={}, target_ratios=None)
     assert (config.train.start, config.train.sequence_length, config.train.target_ratios) == (
         "starter:text",
-        1024,
+        2048,
         [5.5, 3.0],
     )
     assert (config.train.lr, config.train.lr_multipliers) == (2e-3, [1.0, 0.8, 0.5])  # as its card says
