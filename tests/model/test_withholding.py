@@ -86,6 +86,11 @@ def test_two_are_joined_at_the_first_stage():
     with withheld(outer, 0, sums[0]), withheld(new, 0, sums[0]):
         alone, joined = (model(IDS, cu_seqlens=OFFSETS).logits for model in (outer, new))
     assert torch.equal(alone, joined)
+    rules = [tiny_config(("m1", ("m1",), "m1"), chunker={"kind": kind}) for kind in ("space", "characters")]
+    pair = [tiny_model(config=config) for config in rules]
+    assert [join(*each).config.chunkers for each in (pair, pair[::-1])] == [config.chunkers for config in rules]
+    with pytest.raises(ValueError, match="differ in smoothing"):
+        join(tiny_model(config=tiny_config(smoothing="input")), inner)
     with pytest.raises(ValueError, match="need a stage"):
         join(tiny_model(config=tiny_config(("m1",))), inner)
     with pytest.raises(ValueError, match="do not fit"):
