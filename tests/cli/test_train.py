@@ -290,7 +290,7 @@ def test_the_example_of_fine_tuning_runs(tmp_path, monkeypatch, capsys):
     block = re.search(r"```sh\n(hnet prepare words\.jsonl.*?)```", page, re.DOTALL)
     assert block is not None
     commands = [shlex.split(line.replace("$'", "'")) for line in block[1].splitlines()]
-    fewer = {"train": ["--set", "train.steps=2", "--set", "train.batch_bytes=1024"], "sample": ["--max-bytes", "9"]}
+    fewer = {"train": ["--set", "train.steps=2", "--set", "train.batch_bytes=2048"], "sample": ["--max-bytes", "9"]}
     for _, name, *arguments in commands:
         assert run([name, *arguments, *fewer.get(name, [])]) == 0, capsys.readouterr().err
     out, err = capsys.readouterr()
