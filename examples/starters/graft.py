@@ -68,10 +68,12 @@ def main() -> None:
         data = b"".join(file.read_bytes()[SKIPPED : SKIPPED + PART] for file in given.files)
         new = graft(old, given.layers, data)
         given.out.mkdir(parents=True)
+        extra = {
+            name: each for name, each in new.config.extra.items() if name in ("modality", "sequence_length", "preset")
+        }
+        save_model(given.out, new, extra, list(new.config.target_ratios or ()))
     except (HNetError, OSError, ValueError) as error:
         parser.error(str(error))
-    extra = {key: value for key, value in new.config.extra.items() if key in ("modality", "sequence_length", "preset")}
-    save_model(given.out, new, extra, list(new.config.target_ratios or ()))
 
 
 if __name__ == "__main__":

@@ -65,9 +65,9 @@ def main() -> None:
     try:
         model = join(*(hnet_cli.load(name).float() for name in (given.outer, given.inner)))
         given.out.mkdir(parents=True)
+        save_model(given.out, model, model.config.extra, list(model.config.target_ratios or ()))
     except (HNetError, OSError, ValueError) as error:
         parser.error(str(error))
-    save_model(given.out, model, model.config.extra, list(model.config.target_ratios or ()))
 
 
 if __name__ == "__main__":

@@ -163,7 +163,7 @@ def begin_from(reference: str | Path, model: HNetForCausalLM) -> Path:
     cut a character. Raises UsageError if they differ in more; else as `load`.
     """
     other = load(reference, dtype=torch.float32)
-    theirs, ours = (_weighed(each.config) for each in (other, model))
+    theirs, ours = (_architecture(each.config) for each in (other, model))
     if unlike := [f"{name} is {theirs[name]}, not {ours[name]}" for name in ours if theirs[name] != ours[name]]:
         raise UsageError(
             f"train.start: {shown(reference)} is another model: {'; '.join(unlike)}",
@@ -178,8 +178,8 @@ def begin_from(reference: str | Path, model: HNetForCausalLM) -> Path:
     return other.source
 
 
-def _weighed(config: HNetConfig) -> dict[str, Any]:
-    """Fields of `config` on which the weights depend."""
+def _architecture(config: HNetConfig) -> dict[str, Any]:
+    """Fields of `config` that a model and the one it begins from must share."""
     kinds = tuple("learned" if each.learned else each for each in config.chunkers)
     attention = dataclasses.asdict(config.attn_cfg)
     del attention["window_size"]
