@@ -13,7 +13,9 @@ from hnet_cli.terminal import console
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny: threads would only wait for each other
 # A loaded machine is no failure. CI draws the same examples each time: new ones are for where their faults are mended.
-settings.register_profile("hnet", deadline=None, derandomize="CI" in os.environ)
+# Every day a law is tried on a few of them; CI tries it on more with --hypothesis-profile=thorough.
+settings.register_profile("hnet", deadline=None, derandomize="CI" in os.environ, max_examples=25)
+settings.register_profile("thorough", settings.get_profile("hnet"), max_examples=100)
 settings.load_profile("hnet")
 typer.main.get_command = cache(typer.main.get_command)  # else every command line in a test builds all commands anew
 

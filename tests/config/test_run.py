@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hnet_cli.config.run import RunConfig, TrainConfig, resolve, to_yaml
@@ -151,7 +151,6 @@ def schedules(values):
     return points.map(sorted)
 
 
-@settings(deadline=None, max_examples=40)
 @given(
     st.builds(
         TrainConfig,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from corpuskit import Lines, tree
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rowkit import PAIRS, rows_file
 
@@ -41,7 +41,6 @@ def definition(train: bytes, val: bytes, before: bytes, order: int) -> float:
     return bits / len(val)
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     train=st.binary(min_size=40, max_size=600) | st.text("ACGT", min_size=40, max_size=900).map(str.encode),
     val=st.binary(min_size=1, max_size=100) | st.text("ACGT", min_size=1, max_size=100).map(str.encode),

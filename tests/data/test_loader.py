@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from corpuskit import Lines, stored, tree
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from laws import one_in
 from rowkit import PAIRS, rows_dataset, rows_file
 
 from hnet_cli import modality
@@ -73,7 +74,7 @@ def pieces(dataset: Dataset, split: str, batch: Batch) -> list[tuple[int, int, i
 
 
 @pytest.mark.slow
-@settings(max_examples=8, deadline=None)
+@one_in(5)
 @example(length=1, rows=64, seed=0)
 @given(length=st.integers(20, 700), rows=st.integers(1, 9), seed=st.integers(0, 3))
 def test_an_epoch_has_every_byte_once_but_a_tail(dataset: Dataset, length: int, rows: int, seed: int) -> None:
@@ -95,7 +96,6 @@ def test_an_epoch_has_every_byte_once_but_a_tail(dataset: Dataset, length: int, 
     assert len(seen) == total // length * length
 
 
-@settings(max_examples=25, deadline=None)
 @given(step=st.integers(0, 10**6), cut=st.integers(0, 6), seed=st.integers(0, 9))
 def test_batches_are_pure_and_ranks_take_slices(dataset: Dataset, step: int, cut: int, seed: int) -> None:
     whole = Batches(dataset, sequence_length=100, rows=6, seed=seed)
@@ -135,7 +135,7 @@ def test_input_table_weights_and_divided_documents(weighted: Dataset) -> None:
         assert b"ONE" in batch.targets.tobytes()
 
 
-@settings(max_examples=15, deadline=None)
+@one_in(5)
 @example(length=1, batch_bytes=100)
 @given(length=st.integers(20, 300), batch_bytes=st.integers(1, 2000))
 def test_windows_give_every_byte_once_in_order(dataset: Dataset, length: int, batch_bytes: int) -> None:
@@ -149,7 +149,6 @@ def test_windows_give_every_byte_once_in_order(dataset: Dataset, length: int, ba
     assert windows.bytes == windows.of == dataset.nbytes("val")
 
 
-@settings(max_examples=25, deadline=None)
 @given(length=st.integers(5, 300), limit=st.integers(1, 9000))
 def test_a_sample_has_whole_windows_from_everywhere(dataset: Dataset, length: int, limit: int) -> None:
     whole, sample = Windows(dataset, "val", length), Windows(dataset, "val", length, limit)
@@ -188,7 +187,6 @@ def test_every_window_has_the_same_chance() -> None:
     assert np.array_equal(_spread(7, 9), np.arange(7))
 
 
-@settings(deadline=None)
 @given(count=st.integers(1, 3000), key=st.text(max_size=5))
 def test_shuffled_is_a_permutation(count: int, key: str) -> None:
     order = shuffled(np.arange(count), count, key)
@@ -220,7 +218,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return rows_dataset(tmp_path_factory.mktemp("rows"), [*PAIRS, *longer * 2])
 
 
-@settings(max_examples=4, deadline=None)
+@one_in(5)
 @given(length=st.integers(24, 400), seed=st.integers(0, 3))
 def test_rows_are_whole_or_cut_from_the_left(rows: Dataset, length: int, seed: int) -> None:
     """Every byte of a completion counts once in an epoch, in a sequence with what fits of the prompt before it."""

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from corpuskit import Lines, text, tree
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from laws import one_in
 from rowkit import rows_dataset
 from runkit import dataset as prepared
 
@@ -78,7 +79,6 @@ class Divided(Mixture):
 # -- whose row it is ---------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
 @example(weights=[8, 1])
 @example(weights=[1e-6, 0.9, 1, 1.6, 2.7, 4.4])
 @given(weights=st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=7))
@@ -91,7 +91,6 @@ def test_shares_are_met_at_every_row(weights: list[float]) -> None:
     assert away <= {1: 0, 2: 0.5}.get(len(weights), 1 if len(weights) == 3 else 1.7)
 
 
-@settings(max_examples=30, deadline=None)
 @given(weights=st.lists(st.floats(0.01, 100), min_size=2, max_size=5), start=st.integers(0, 2**60))
 def test_rows_are_divided_alike_wherever_one_begins(weights: list[float], start: int) -> None:
     mixture, rows = Divided(weights), start + np.arange(40)
@@ -103,7 +102,6 @@ def test_rows_are_divided_alike_wherever_one_begins(weights: list[float], start:
     assert (together[1] >= 0).all()
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.lists(st.floats(1e-9, 1e15) | st.integers(1, 10**15), min_size=1, max_size=64))
 def test_weights_become_whole_numbers(weights: list[float]) -> None:
     units = _units(weights)
@@ -154,7 +152,7 @@ def test_every_source_gives_its_own_windows_in_its_own_order(datasets: list[Data
     )
 
 
-@settings(max_examples=15, deadline=None)
+@one_in(5)
 @given(step=st.integers(0, 10**6), cuts=st.lists(st.integers(0, 9), max_size=4), seed=st.integers(0, 3))
 def test_any_division_among_ranks_gives_the_same_batch(
     datasets: list[Dataset], step: int, cuts: list[int], seed: int

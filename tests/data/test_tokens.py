@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from runkit import dataset, fox, metrics, tiny
 
@@ -46,7 +46,6 @@ TOKENS = [  # nothing but a stack, and its tokens
 # -- the tokenizer -----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     st.lists(
         st.binary(max_size=40) | st.text(max_size=30).map(str.encode) | st.sampled_from([TEXT[:99], TEXT[7:8]]),

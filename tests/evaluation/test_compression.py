@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from modelkit import tiny_config, tiny_model
 
@@ -46,7 +46,6 @@ def test_a_model_that_reads_whole_documents_is_compared_with_one_that_reads_bloc
     assert compression.difference(dearer, blocks)["bpb"] == pytest.approx(-expected, rel=1e-4)
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.binary(min_size=1, max_size=60).map(lambda raw: bytes(byte % 3 for byte in raw)), st.integers(0, 3))
 def test_the_adaptive_model_is_the_definition(data, order):
     """Interpolated Witten-Bell, counted anew before every byte."""

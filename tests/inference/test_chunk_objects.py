@@ -5,8 +5,9 @@ from html import unescape
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from laws import one_in
 from modelkit import tiny_config, tiny_model
 from segmentkit import MODEL, TEXT
 
@@ -19,7 +20,7 @@ from hnet_cli.inference.thresholds import Compression
 NAMED = tiny_model(torch.float32, config=tiny_config(extra={"modality": "text"})).eval()
 
 
-@settings(max_examples=20, deadline=None)
+@one_in(5)
 @given(st.binary(max_size=300), st.integers(0, 1), st.sampled_from([None, 0.45, 0.55]))
 def test_chunks_are_those_of_segment_and_bits_those_of_score(data, stage, threshold):
     compression, before = Compression.of(threshold, None), MODEL.thresholds

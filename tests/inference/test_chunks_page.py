@@ -9,8 +9,9 @@ import re
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from laws import one_in
 from modelkit import tiny_config, tiny_model
 from pagekit import checked
 from segmentkit import MODEL, TEXT, written
@@ -153,7 +154,6 @@ def test_what_is_too_long_is_cut_and_said(format):
     assert (whole.intake.cut, whole.bytes) == (False, 100)
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.binary(min_size=1, max_size=9), st.booleans()), min_size=1, max_size=60))
 def test_counts_are_those_of_the_chunks(given_chunks):
     at, pieces = 0, []
@@ -241,7 +241,7 @@ def shown(parts, margin="row", **rest):
     return "".join(chunkpage.page(parts, bytes.decode, [0], about, **rest))
 
 
-@settings(max_examples=10, deadline=None)
+@one_in(5)
 @given(CUTS, st.integers(0, 500))
 def test_blocks_of_rows_end_with_rows_of_their_record(sizes, offset):
     sizes = sizes * 20
@@ -285,7 +285,7 @@ def test_lines_are_counted_over_the_blocks_of_a_document():
         line += text.count("\n")
 
 
-@settings(max_examples=10, deadline=None)
+@one_in(5)
 @given(CUTS, CUTS, st.sampled_from(["row", "line"]))
 def test_another_model_stands_beside_in_the_same_stretches(sizes, others, margin):
     sizes, others = sizes * 30, others * 30

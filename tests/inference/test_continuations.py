@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from laws import one_in
 from modelkit import nats, tiny_model
 
 from hnet_cli.inference.continuations import Branch, Track, loglikelihoods, read_tracks
@@ -52,7 +53,7 @@ def exact():
 
 
 @pytest.mark.slow
-@settings(max_examples=12, deadline=None)
+@one_in(5)
 @given(st.lists(st.tuples(TEXTS, st.lists(st.binary(max_size=12), max_size=4)), max_size=4), st.integers(12, 60))
 def test_pairs_with_the_same_before_are_scored_as_alone(exact, groups, block):
     """Pairs that fit into a pass or do not; continuations may be empty or repeat, and texts of several groups too."""
@@ -68,7 +69,7 @@ def test_pairs_with_the_same_before_are_scored_as_alone(exact, groups, block):
 LEAVES = st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=40)), min_size=1, max_size=6)
 
 
-@settings(max_examples=12, deadline=None)
+@one_in(5)
 @given(st.lists(st.tuples(st.binary(min_size=1, max_size=90), LEAVES), min_size=1, max_size=4), st.integers(12, 200))
 def test_a_branch_is_scored_as_if_it_were_the_text(exact, tracks, block):
     """Anywhere in it, at its end, several in one place; texts side by side of any length, in passes of any size."""
@@ -95,7 +96,7 @@ def test_a_branch_is_scored_as_if_it_were_the_text(exact, tracks, block):
 
 
 @pytest.mark.slow
-@settings(max_examples=20, deadline=None)
+@one_in(5)
 @given(st.lists(st.lists(st.integers(1, 90), min_size=1, max_size=5), min_size=1, max_size=6), st.integers(1, 60))
 @example([[2] * 5] * 2, 10)
 def test_no_call_reads_more_than_a_pass_and_a_branch(exact, branches, size):

@@ -5,8 +5,9 @@ import random
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from laws import one_in
 from modelkit import tiny_config, tiny_model
 
 from hnet_cli import modality
@@ -82,7 +83,7 @@ def test_vectors_are_the_means_of_the_models_own(wanted):
 
 
 @pytest.mark.slow
-@settings(max_examples=8, deadline=None)
+@one_in(5)
 @given(
     st.binary(min_size=1, max_size=100),
     st.integers(12, 60),

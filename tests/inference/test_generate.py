@@ -5,8 +5,9 @@ import base64
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
+from laws import one_in
 from modelkit import tiny_config, tiny_model
 
 from hnet_cli import modality
@@ -44,7 +45,7 @@ def continued(prompts, model=MODEL, **options):
 # -- validity ----------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=12, deadline=None)
+@one_in(5)
 @given(
     st.text(st.characters(exclude_categories=["Cs"]), max_size=6),
     st.integers(0, 3),
@@ -107,7 +108,6 @@ def test_grammar_knows_how_far_the_end_is():
 
 
 @given(st.integers(0, 999), st.integers(1, 9))
-@settings(deadline=None)
 def test_what_is_legal_is_what_can_be_finished(seed, remaining):
     random = np.random.default_rng(seed)
     transitions = np.where(random.random((8, 256)) < 0.003, random.integers(0, 8, (8, 256)), -1)
@@ -139,7 +139,7 @@ def test_a_row_alone_is_the_row_in_a_batch(temperature):
     assert (together[1] == together[4]) == (temperature == 0)
 
 
-@settings(max_examples=8, deadline=None)
+@one_in(5)
 @given(st.lists(st.binary(max_size=40), min_size=1, max_size=4), st.integers(8, 300))
 def test_prompts_are_read_in_blocks_and_equal_ones_once(prompts, block):
     """Whatever their lengths: the logits, and those after one byte more, are those of a full pass."""

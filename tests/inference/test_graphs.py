@@ -7,8 +7,9 @@ import weakref
 import pytest
 import torch
 from generationkit import CONFIGS, full, models, parametrized, text
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from laws import one_in
 from modelkit import tiny_config, tiny_model, worst
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -144,7 +145,7 @@ def test_rows_that_are_given_up(name):
         rows = [rows[i] for i in wanted]
 
 
-@settings(max_examples=5, deadline=None)
+@one_in(5)
 @given(st.integers(0, 999))
 def test_nothing_that_was_recorded_moves(seed):
     """A tensor that is put elsewhere would leave a recording reading the old place."""

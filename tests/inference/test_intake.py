@@ -3,7 +3,7 @@
 import io
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hnet_cli import modality
@@ -28,7 +28,6 @@ def data_of(item):
     return b"".join(item.blocks) if isinstance(item, Stream) else item.data
 
 
-@settings(max_examples=50)
 @given(st.lists(st.text(min_size=1).filter(str.strip), min_size=1, max_size=4), st.integers(1, 40), st.booleans())
 def test_a_limit_is_of_all_documents_together(texts, limit, raw):
     texts = [text.replace("\0", "0").replace("\ufeff", "") or "x" for text in texts]

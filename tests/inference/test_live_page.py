@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from browserkit import CHROME, opens, visit
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from modelkit import tiny_config, tiny_model
@@ -148,7 +148,6 @@ def test_inner_levels_are_in_steps_before_they_are_left_out(share, fineness):
     assert torch.all(error.amax(1)[1:] > 0.4 * step[1:, 0])
 
 
-@settings(max_examples=30)
 @given(arrays(np.float32, 50, elements=st.floats(-1000, 1000, width=32)), st.integers(7, 10))
 def test_rounding(values, bits):
     found = live_page.rounded(values, bits).view(np.float16).astype(np.float64)

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from modelkit import tiny_config, tiny_model
 
@@ -91,7 +91,6 @@ def test_chunks_are_those_of_segment():
         assert [(*(row[key] for key in keys), row.get("text", row.get("bytes"))) for row in rows] == expected
 
 
-@settings(max_examples=60)
 @given(
     st.integers(1, 30), st.lists(st.lists(st.integers(1, 20), min_size=1, max_size=4), max_size=3), st.integers(0, 40)
 )

@@ -8,8 +8,9 @@ import re
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from laws import one_in
 from modelkit import tiny_config, tiny_model
 from segmentkit import MODEL, TEXT, written
 
@@ -21,7 +22,7 @@ from hnet_cli.inference.windows import window_of, windows
 from hnet_cli.modality import Document, Source
 
 
-@settings(max_examples=20, deadline=None)
+@one_in(5)
 @given(st.binary(max_size=300), st.integers(0, 1))
 def test_chunks_joined_are_the_input(data, stage):
     chunks = segment_bytes(MODEL, data, stage)

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from modelkit import tiny_config, tiny_model
 from segmentkit import MODEL, written
@@ -20,7 +20,6 @@ DATA = random.Random(5).randbytes(3000)
 ONE = tiny_model(torch.float32, config=tiny_config(("m1", ("T1",), "m1")))
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.sampled_from(np.linspace(0, 1, 9).tolist()), max_size=30), st.integers(1, 3), st.floats(0, 40))
 def test_no_threshold_comes_nearer(values, forced, wanted):
     """With many equal probabilities, 0 and 1 among them."""

@@ -5,8 +5,9 @@ import random
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from laws import one_in
 from modelkit import tiny_config, tiny_model
 from segmentkit import MODEL
 
@@ -34,7 +35,7 @@ def same(a, b):
 
 
 @pytest.mark.slow
-@settings(max_examples=15, deadline=None)
+@one_in(5)
 @given(st.binary(min_size=60, max_size=300), st.integers(5, 50), st.integers(1, 300), st.booleans())
 def test_with_a_carried_state_windows_are_one_pass(data, width, block, surprisal):
     """However the document is read and wherever windows end; of the next document nothing is carried over."""
@@ -53,7 +54,7 @@ def test_with_a_carried_state_windows_are_one_pass(data, width, block, surprisal
         assert np.array_equal(sum(window.positions for window in own), whole.positions)
 
 
-@settings(max_examples=20, deadline=None)
+@one_in(5)
 @given(st.lists(st.binary(max_size=150), max_size=6))
 def test_how_a_stream_is_read_changes_nothing(blocks):
     data = b"".join(blocks)

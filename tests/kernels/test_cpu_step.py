@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hnet_cli.kernels import cpu, cpu_step, reference
@@ -27,7 +27,6 @@ def operands(rows, dtype, seed):
     return ScanInputs(x, dt, rates, B, C, D, bias - 1)
 
 
-@settings(max_examples=30, deadline=None)
 @given(
     steps=st.lists(st.none() | st.sets(st.integers(0, ROWS - 1), min_size=1).map(sorted), min_size=1, max_size=40),
     fits=st.booleans(),

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from kernelkit import arguments, some_lengths
+from laws import one_in
 
 from hnet_cli.kernels import cuda, reference
 from hnet_cli.kernels.checking import compare, relative
@@ -88,7 +89,7 @@ def test_split_weights_give_float32():
         assert torch.equal(cuda.wide_linear(few, weight, bias), reference.wide_linear(few, weight, bias))
 
 
-@settings(deadline=None, max_examples=20)
+@one_in(5)
 @given(some_lengths)
 def test_the_convolution_that_is_compiled(lengths):
     """Not compiled here: values and gradients by x, weight and bias of what is."""

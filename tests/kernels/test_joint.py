@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hnet_cli.kernels import cpu, joint
@@ -23,7 +23,6 @@ def _unwritten_memory_is_nan():
     torch.use_deterministic_algorithms(False)
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 5), st.sampled_from(sorted(USES))), min_size=1, max_size=4), st.integers(0, 9))
 def test_the_gradient_is_that_of_a_plain_split(parts, rows):
     """Whatever becomes of the parts, and in a second backward pass too."""

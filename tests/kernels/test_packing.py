@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from kernelkit import any_lengths
 
@@ -24,7 +24,6 @@ def test_positions_found_without_asking_the_device(bits):
     assert scattered_positions(mask, len(expected)).tolist() == expected
 
 
-@settings(max_examples=30, deadline=None)
 @given(any_lengths)
 def test_every_view_of_a_position_agrees(lengths):
     """Document and position, first and last, tails, blocks and buckets against plain loops."""

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from kernelkit import any_lengths, arguments, some_lengths
+from laws import one_in
 from torch.nn import functional as F
 
 from hnet_cli.kernels import HOST, REFERENCE, reference
@@ -32,7 +33,7 @@ def scan_by_recurrence(x, dt, A, B, C, D, dt_bias, packing):
 
 
 @backend
-@settings(max_examples=6, deadline=None)
+@one_in(5)
 @given(lengths=any_lengths, seed=st.integers(0, 99))
 def test_scan_is_the_recurrence(ops, lengths, seed):
     *args, packing, _ = arguments("ssd_scan", lengths, seed)
@@ -83,7 +84,7 @@ def test_what_was_forgotten_long_ago_costs_no_digits(ops):
     assert relative(reference.ema_scan(args[3].float(), p.float(), packing)[late], expected[late]) < 5e-5
 
 
-@settings(max_examples=10, deadline=None)
+@one_in(5)
 @given(lengths=any_lengths, seed=st.integers(0, 99))
 def test_ema_is_the_recurrence(lengths, seed):
     x, p, packing = arguments("ema_scan", lengths, seed)
@@ -99,7 +100,7 @@ def test_ema_is_the_recurrence(lengths, seed):
 
 
 @backend
-@settings(max_examples=10, deadline=None)
+@one_in(5)
 @given(lengths=some_lengths, seed=st.integers(0, 99))
 def test_convolution_of_each_document(ops, lengths, seed):
     x, weight, bias, packing = arguments("causal_conv", lengths, seed)
@@ -111,7 +112,7 @@ def test_convolution_of_each_document(ops, lengths, seed):
 
 
 @backend
-@settings(max_examples=15, deadline=None)
+@one_in(5)
 @given(lengths=some_lengths, window=st.sampled_from([-1, 0, 1, 7, 63, 64, 65, 100]))
 def test_attention_of_each_document(ops, lengths, window):
     q, k, v, packing, _ = arguments("attention", lengths)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from Bio import SeqIO
 from Bio.SeqIO.FastaIO import SimpleFastaParser
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hnet_cli.errors import InputError, UsageError
@@ -205,7 +205,6 @@ LETTERS = st.text("ACGTacgtNn-RU", max_size=120)
 CASED = st.lists(st.sampled_from(["acgt" * 5, "acgt" * 30, "A", "NNN", "nn", "ttt", "G" * 40]), max_size=9).map("".join)
 
 
-@settings(max_examples=60, deadline=None)
 @given(records=st.lists(CASED, min_size=1, max_size=6), block=st.integers(8, 64), held=st.integers(0, 200))
 def test_case_is_decided_by_the_record(records: list[str], block: int, held: int) -> None:
     """Wherever an upper-case base stands, and however little of the record is held in memory."""
@@ -250,7 +249,6 @@ def test_standard_input_decides_by_what_is_held() -> None:
         assert documents[0].data[:4] == (b"acgt" if size < dna.HELD else b"ACGT")
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(LETTERS, min_size=1, max_size=6), st.integers(1, 30), st.sampled_from(["\n", "\r\n", "\r"]), st.data())
 def test_blocks_do_not_matter(records: list[str], width: int, end: str, data: st.DataObject) -> None:
     """However small the blocks a file is read in, every base is in a document at its place or refused."""

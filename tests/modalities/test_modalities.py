@@ -26,7 +26,7 @@ EXAMPLES = {
     "dna": DATA / "dna" / "human_hg38_soft_masked.fa",
 }
 every_modality = pytest.mark.parametrize("plugin", MODALITIES.values(), ids=MODALITIES.keys())
-quickly = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quickly = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 PARTS = [b">a\n", b"ACGT" * 9, b"acgt", b"NNN", b"MKVLE", b"\n", b"\r\n", b"word ", "é🙂".encode(), "中文".encode()]
 NASTY = [b"\0", b"\xff", b"\x80", b"\xef\xbb\xbf", b"\xff\xfe", b"\x1b[31m", b"\xb5\xc4", b"@r\n", b"# ", b"LOCUS  "]
@@ -145,7 +145,6 @@ def test_the_automaton_never_ends_in_a_trap(plugin: Modality) -> None:
 EDGES = b"\x00\x7f\x80\xbf\xc0\xc1\xc2\xdf\xe0\xa0\x9f\xed\xef\xf0\x90\x8f\xf4\xf5\xfe"
 
 
-@settings(max_examples=500, deadline=None)
 @given(st.one_of(st.binary(max_size=8), st.lists(st.sampled_from(EDGES), max_size=6).map(bytes)))
 def test_the_utf8_automaton_is_utf8(data: bytes) -> None:
     try:

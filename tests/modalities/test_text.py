@@ -7,7 +7,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hnet_cli.modalities.text import Text
@@ -49,7 +49,6 @@ def is_word(char: str) -> bool:
     return char.isalnum() or unicodedata.category(char).startswith("M")
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.text("ab 1_-.\n\t\x00é中🙂\u0301—“\u3000٣", max_size=40))
 def test_word_edges_by_the_definition(text: str) -> None:
     edges = [len(text[:i].encode()) for i, char in enumerate(text) if is_word(char) != (i > 0 and is_word(text[i - 1]))]

@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hnet_cli.modalities import _utf8
@@ -104,7 +104,6 @@ def test_a_row_of_a_table_is_one_document_however_long() -> None:
     assert [item.data for item in TEXT.documents(Source.of_bytes(data)) if isinstance(item, Document)] == [data]
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from([b"word ", "é🙂中".encode(), b"\n\n", b"\r\n", b"\xff", b"\xe4\xb8", b"\x9f", b"\0"])))
 def test_every_byte_is_kept_or_refused(parts: list[bytes]) -> None:
     data = b"".join(parts)

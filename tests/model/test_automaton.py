@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hnet_cli.model.automaton import byte_letters, of_pattern, of_tokens, of_vocabulary
@@ -15,7 +15,6 @@ PIECES = st.tuples(ATOMS, st.sampled_from(["", "", "", "+", "*", "?", "{2}", "{1
 PATTERNS = st.lists(PIECES, min_size=1, max_size=4).map("".join)
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(PATTERNS, min_size=1, max_size=2).map("|".join), st.text("ab c.\nd", max_size=24))
 def test_a_boundary_is_where_a_match_ends(pattern, text):
     rule = re.compile(f"(?:{pattern})".encode())
@@ -29,7 +28,6 @@ def test_a_boundary_is_where_a_match_ends(pattern, text):
     assert found.tolist() == wanted
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.binary(max_size=40), st.integers(0, 40))
 def test_a_document_may_be_cut_anywhere(data, at):
     rule = of_pattern("[^a-z][a-z]|é|.{3}x")

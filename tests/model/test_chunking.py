@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from laws import one_in
 from modelkit import tiny_config, tiny_model
 
 from hnet_cli.checkpoints.find import load
@@ -36,7 +37,6 @@ def routed(lengths, seed=0, dim=8):
     return packing, router, hidden, router(hidden, packing)
 
 
-@settings(max_examples=30, deadline=None)
 @given(lengths_strategy, st.integers(0, 99))
 def test_routing_is_per_document(lengths, seed):
     packing, router, hidden, routing = routed(lengths, seed)
@@ -59,7 +59,6 @@ def test_routing_formula_and_letters():
     assert routing.boundary_mask.tolist() == [True, False, False, True]
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=4), st.integers(0, 99))
 def test_characters_stay_whole(texts, seed):
     """The probability is the learned one at the first byte of a character and 0 at its other bytes."""
@@ -111,7 +110,6 @@ def test_no_gradient_across_documents():
     assert hidden.grad[:3].abs().sum() > 0
 
 
-@settings(max_examples=30, deadline=None)
 @given(lengths_strategy, st.integers(0, 99))
 def test_chunks_are_the_vectors_at_boundaries(lengths, seed):
     packing, _, hidden, routing = routed(lengths, seed)
@@ -123,7 +121,6 @@ def test_chunks_are_the_vectors_at_boundaries(lengths, seed):
     assert torch.equal(inner.document, packing.document[index])
 
 
-@settings(max_examples=30, deadline=None)
 @given(lengths_strategy, st.integers(0, 99))
 def test_dechunk_is_the_recurrence(lengths, seed):
     packing, _, hidden, routing = routed(lengths, seed)
@@ -165,7 +162,7 @@ def test_ratio_loss_values():
 
 
 @given(st.integers(2, 20))
-@settings(max_examples=10, deadline=None)
+@one_in(5)
 def test_ratio_loss_is_one_on_target(n):
     prob = torch.full((n,), 1 / n, dtype=torch.float64)
     mask = torch.arange(n) == 0
@@ -193,7 +190,6 @@ def space_boundaries(text: bytes) -> list[bool]:
     return out
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.binary(min_size=1, max_size=30), min_size=1, max_size=4))
 def test_space_rule(documents):
     packing = Packing.of_lengths([len(d) for d in documents])
@@ -209,7 +205,7 @@ def test_space_like_bytes():
     assert space_like(ids).tolist() == [not legal[i] and not 0x80 <= i < 0xC0 for i in range(256)]
 
 
-@settings(max_examples=20, deadline=None)
+@one_in(5)
 @given(lengths_strategy, st.integers(0, 99))
 def test_smoothing_is_the_recurrence(lengths, seed):
     """Equation 5 at every position of a document, from nothing or from an average, at once or step by step."""
@@ -237,7 +233,7 @@ def test_smoothing_of_the_input_is_that_of_chunks_for_certain_boundaries():
     assert away["fixed"] < 0.01 < 0.1 < away["learned"]
 
 
-@settings(max_examples=20, deadline=None)
+@one_in(5)
 @given(lengths_strategy, st.integers(1, 7))
 def test_fixed_rule(lengths, k):
     packing = Packing.of_lengths(lengths)
@@ -257,7 +253,6 @@ def test_rules_carry_no_parameters_and_no_loss(chunker):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 12), st.sampled_from([None, 0.2, 0.5])), min_size=1, max_size=8))
 def test_shares_of_the_likeliest(documents):
     """All documents of a share together have that share of boundaries, the likeliest of theirs and each its first."""

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from modelkit import randomised, tiny_config
 
@@ -27,7 +27,6 @@ def row(gram, size):
     return code * 0x9E3779B1 // 2**15 % ROWS + ROWS * (size - SIZES[0])
 
 
-@settings(max_examples=25)
 @given(st.lists(st.binary(min_size=1, max_size=12), min_size=1, max_size=3))
 def test_a_byte_has_its_vector_and_those_of_the_ngrams_that_end_in_it(documents):
     table = made()

@@ -4,8 +4,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from laws import one_in
 from modelkit import tiny_config, tiny_model, worst
 
 from hnet_cli.model import HNetConfig, HNetForCausalLM, parameter_groups, ratio_loss
@@ -18,7 +19,7 @@ def ids_of(*shape, seed=0):
     return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed))
 
 
-@settings(max_examples=12, deadline=None)
+@one_in(5)
 @given(
     st.lists(st.integers(1, 90), min_size=1, max_size=6),
     st.integers(0, 99),
@@ -90,7 +91,7 @@ def test_a_threshold_means_the_same_to_the_device_and_the_host():
             assert router.is_boundary(p[None]).item() == router.is_boundary(p.item())
 
 
-@settings(max_examples=8, deadline=None)
+@one_in(5)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=5))
 def test_padding_changes_nothing(lengths):
     longest = max(lengths) + 2

@@ -7,8 +7,9 @@ from itertools import combinations, pairwise
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from laws import one_in
 
 from hnet_cli.pages import html
 from hnet_cli.pages.plot import COLOURS, FURTHEST, Chart, Line, Mark, chart, heat_map, look, smoothed
@@ -38,7 +39,6 @@ def points(figure):
         yield label, [(float(x), float(y)) for x, y in re.findall(r"([-\d.]+),([-\d.]+)", path.get("d"))]
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(curve, min_size=1, max_size=3), st.booleans())
 @example([[(0, 1.0), (0, 1.0), (0, 1001.0)]], False)
 def test_values_can_be_read_back_from_the_curves(curves, log):
@@ -56,7 +56,6 @@ def test_values_can_be_read_back_from_the_curves(curves, log):
             assert values == pytest.approx(wanted, abs=2e-5 * (high - low) + 1e-6 * max(map(abs, wanted)))
 
 
-@settings(max_examples=50)
 @given(curve)
 def test_figures_are_well_formed_and_have_labels(points):
     figure = parsed(chart(Chart("a <b> & c", [line(points, "x < y")], levels={"xz": 2.5})))
@@ -78,7 +77,6 @@ def test_levels_and_most_of_the_curve_are_in_view():
     assert 3.5 < high < 8
 
 
-@settings(max_examples=50)
 @given(st.floats(0, 1e12), st.integers(-7, 12), st.sampled_from(["", "bytes", "count"]))
 @example(2412.0, 1, "bytes")
 @example(0.0, 0, "bytes")
@@ -209,7 +207,7 @@ def test_nothing_to_draw_is_no_figure(lines):
     assert heat_map("t", {"bytes": []}, []) == heat_map("t", {"bytes": [1, 2]}, [[0, 0], [0, 0]]) == ""
 
 
-@settings(max_examples=20)
+@one_in(5)
 @given(st.lists(st.lists(st.integers(0, 10**9), min_size=20, max_size=20), min_size=1, max_size=200))
 def test_a_heat_map_holds_every_share_it_draws(columns):
     figure = heat_map("p", {"bytes": [100.0 * (n + 1) for n in range(len(columns))]}, columns)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from modelkit import tiny_config, tiny_model
 from pydantic import ValidationError
@@ -33,7 +33,6 @@ def units(lists):
 
 
 @pytest.mark.slow
-@settings(max_examples=30, deadline=None)
 @given(text=st.text(max_size=200), bytes_per_chunk=st.sampled_from([None, 1.5, 3.0]))
 def test_chunks_are_those_of_the_text_as_it_stands(text, bytes_per_chunk):
     with pytest.MonkeyPatch.context() as monkeypatch:

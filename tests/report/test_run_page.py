@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pagekit import checked
 from runkit import dataset, tiny
@@ -221,7 +221,6 @@ def test_samples_that_cannot_be_read_are_passed_over(tmp_path, line):
     checked(report.page(written(tmp_path / "run", OLD, samples=[line])))
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.text(max_size=30).filter(lambda text: "\ufffd" not in text), st.data())
 def test_chunks_drawn_are_the_text(text, data):
     size = len(text.encode("utf-8", "surrogatepass"))

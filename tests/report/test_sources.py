@@ -1,6 +1,6 @@
 """Figures of a mixture's sources come back out of a flat record; whatever else is there is no figure."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hnet_cli.report.sources import SourceFigures, rows_of, source_key, sources_of, times
@@ -56,7 +56,6 @@ def test_how_often_it_is_read():
 junk = st.none() | st.booleans() | st.text() | st.floats() | st.lists(st.floats()) | st.just({})
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.dictionaries(st.sampled_from(list(RECORD)), junk), st.text())
 def test_what_is_no_figure_is_left_out(values, name):
     sources = sources_of(RECORD | values | {f"{VALIDATION}bpb/{name}": 3.0})

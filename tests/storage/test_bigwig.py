@@ -3,8 +3,9 @@
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from laws import one_in
 
 from hnet_cli.errors import EnvironmentLimit, InputError
 from hnet_cli.storage import bigwig, spool
@@ -23,7 +24,7 @@ def written(pieces, folder, lengths):
     return bigwig.library().open(str(folder / "a.bw"))
 
 
-@settings(max_examples=10, deadline=None)
+@one_in(5)
 @given(NAMES, ROWS, st.integers(1, 9))
 def test_a_bigwig_holds_the_rows_of_bedgraph(tmp_path_factory, names, rows, together):
     pytest.importorskip("pyBigWig")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hnet_cli import storage
@@ -254,7 +254,6 @@ def test_a_file_in_the_way_of_a_folder(tmp_path: Path) -> None:
         write(tmp_path / "a" / "b", x=b"1")
 
 
-@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_damage_is_found_and_named(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("damage") / "a"

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import zstandard
 from corpuskit import bgzf
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hnet_cli import storage
@@ -42,14 +42,12 @@ def write(target: Path, overwrite: bool = False, **files: bytes) -> None:
         fill(folder, **files)
 
 
-@settings(max_examples=60, deadline=None)
 @given(codec=st.sampled_from(sorted(CODECS)), parts=st.lists(st.binary(max_size=3000), min_size=1, max_size=4))
 def test_members_joined_are_read_through(codec: str, parts: list[bytes]) -> None:
     packed = b"".join(map(CODECS[codec], parts))
     assert storage.decompressed(io.BytesIO(packed), "x").read() == b"".join(parts)
 
 
-@settings(deadline=None)
 @given(data=st.binary(max_size=300))
 def test_plain_bytes_pass(data: bytes) -> None:
     data = b"plain" + data
@@ -63,10 +61,10 @@ def test_plain_bytes_pass(data: bytes) -> None:
 @pytest.mark.parametrize("codec", sorted(CODECS))
 def test_truncation_and_damage_are_noticed(codec: str, tmp_path: Path) -> None:
     random.seed(codec)
-    data = b"".join(b"%d " % random.randrange(10**9) for _ in range(30000))
+    data = b"".join(b"%d " % random.randrange(10**9) for _ in range(6000))
     packed = CODECS[codec](data)
     file = tmp_path / f"x.{codec}"
-    for length in [len(packed) - 1, *(random.randrange(12, len(packed)) for _ in range(40))]:
+    for length in [len(packed) - 1, *(random.randrange(12, len(packed)) for _ in range(15))]:
         file.write_bytes(packed[:length])
         with pytest.raises(InputError, match=r"x\..* is truncated"):
             storage.open_input(file).read()
@@ -75,7 +73,7 @@ def test_truncation_and_damage_are_noticed(codec: str, tmp_path: Path) -> None:
         storage.open_input(file).read()
     if codec == "zst":
         packed = zstandard.ZstdCompressor(write_checksum=True).compress(data)
-    for _ in range(40):
+    for _ in range(15):
         flipped = bytearray(packed)
         flipped[random.randrange(12, len(packed))] ^= 1 << random.randrange(8)
         file.write_bytes(flipped)

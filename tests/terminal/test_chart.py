@@ -3,8 +3,9 @@
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from laws import one_in
 from rich.console import Console
 
 from hnet_cli.terminal.chart import MARKS, MOST, POINTS, ROWS, Chart, Curve
@@ -47,7 +48,7 @@ NUMBERS = st.lists(
 )
 
 
-@settings(max_examples=20, deadline=None)
+@one_in(5)
 @given(st.lists(NUMBERS, min_size=1, max_size=2), st.integers(40, 200))
 def test_no_points_break_it(points, width):
     curves = [Curve("a\x1b[31m[red]", *zip(*sorted(each), strict=True), 0) for each in points]

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hnet_cli.training.watch import EARLY, PATIENCE, WINDOW, Watch
@@ -32,7 +32,6 @@ def told(records, warmup=0, alpha=0.03, learned=True, memory=None):
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=50)
 @given(st.integers(0, 2**32 - 1), st.floats(0.01, 0.15), st.floats(0.11, 0.38))
 def test_ordinary_noise_is_no_reason_to_warn(seed, noise, share):
     """A loss that falls from 5.5 with noise that is not Gaussian, chunks between half and nearly twice the target."""
@@ -101,7 +100,6 @@ def test_a_loss_that_stays_high_is_one_spike():
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=30)
 @given(st.integers(1, 699))
 def test_what_was_stopped_and_resumed_warns_the_same(cut):
     """Its memory is all it needs."""

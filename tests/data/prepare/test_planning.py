@@ -37,7 +37,7 @@ LINE = st.one_of(st.sampled_from(["", "a", "word " * 9, "é中🙂" * 4]), st.te
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=st.lists(LINE, min_size=1, max_size=60), end=st.sampled_from(["\n", "\r\n"]), unit=st.integers(40, 400))
 def test_large_text_is_read_in_stretches(
     lines: list[str], end: str, unit: int, tmp_path_factory: pytest.TempPathFactory

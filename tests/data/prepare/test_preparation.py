@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from corpuskit import Lines, make, stored, text, tree
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from strangerkit import resealed
 
@@ -23,7 +23,6 @@ from hnet_cli.errors import DamagedError, InputError, UsageError
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
 @given(files=st.lists(st.lists(st.binary(max_size=200), max_size=20), min_size=1, max_size=5))
 def test_book_keeping_is_exact(files: list[list[bytes]], tmp_path_factory: pytest.TempPathFactory) -> None:
     """Bytes and documents in = kept + refused, and what is kept can be read back."""

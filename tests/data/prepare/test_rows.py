@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow
 import pytest
 from corpuskit import make, stored, text
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
@@ -138,7 +138,6 @@ JSON = st.recursive(
 
 
 @pytest.mark.slow
-@settings(max_examples=120, deadline=None)
 @given(
     elements=st.lists(st.dictionaries(st.text(max_size=4), JSON, max_size=3), max_size=6),
     block=st.integers(1, 40),

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from corpuskit import make, text
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hnet_cli.data.dataset import Shards
@@ -62,7 +62,6 @@ def written(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-@settings(max_examples=60, deadline=None)
 @given(sizes=st.lists(st.integers(1, 3000), min_size=1, max_size=12), data=st.data())
 def test_rollbacks_and_restored_states_leave_no_trace(
     sizes: list[int], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
