@@ -16,7 +16,7 @@ from hnet_cli.terminal.chart import Chart as TerminalChart
 from hnet_cli.terminal.chart import Curve
 
 FACTORS = (0.25, 0.5, 0.71, 1.0, 1.41, 2.0, 4.0)
-"""Lengths of innermost chunks that are tried, in lengths of those that the model makes by itself."""
+"""Lengths of the innermost learned chunks that are tried, in lengths of those that the model makes by itself."""
 TITLE = "Bits per byte against bytes per chunk"
 
 
@@ -36,7 +36,8 @@ def sweep(
     before. Thresholds are found on `sample`, documents as the model reads them; of factors that come to the same ones
     there is one point.
     """
-    usual = compression.stages(own, model.config)[-1]["bytes_per_chunk"]
+    innermost = max(stage for stage, router in enumerate(model.routers) if router.learned)
+    usual = compression.stages(own, model.config)[innermost]["bytes_per_chunk"]
     points, times = dict[tuple[float, ...], dict[str, Any]](), 0
     for factor in FACTORS:
         thresholds, scores = tuple(model.thresholds), own

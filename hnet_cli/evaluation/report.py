@@ -38,6 +38,7 @@ from hnet_cli.inference.scoring import Scores, check_windows, default_context, p
 from hnet_cli.inference.thresholds import SAMPLE_BYTES as CALIBRATION_BYTES
 from hnet_cli.inference.thresholds import UNCHANGED, Compression
 from hnet_cli.modality import Document, Gold, Modality, Refused, Source
+from hnet_cli.model.config import EOS
 from hnet_cli.storage.streams import shown
 from hnet_cli.terminal.console import literal, progress, say
 
@@ -547,18 +548,20 @@ def worth_sampling(model: LoadedModel, scored: int) -> bool:
 
 def validity(model: LoadedModel, modality: Modality) -> dict[str, Any]:
     """Samples without a rule or prompt at temperature 1, seed 0: the share that are legal for the modality (apart from
-    a unit cut off at the end), and the share of their length that is."""
+    a unit cut off at the end), and the share of their length that is. One ends where the model draws the end."""
     automaton = modality.automaton()
     texts = [bytearray() for _ in range(SAMPLES)]
     with progress("samples"):
-        for drawn in sampling.generate(model, [b""] * SAMPLES, max_bytes=SAMPLE_BYTES, temperature=1.0, seed=0):
+        for drawn in sampling.generate(
+            model, [b""] * SAMPLES, max_bytes=SAMPLE_BYTES, temperature=1.0, eos=EOS, seed=0
+        ):
             texts[drawn.row].append(drawn.byte)
     legal = []
     for text in texts:
         state, length = automaton.start, 0
         while length < len(text) and (state := automaton.transitions[state][text[length]]) >= 0:
             length += 1
-        legal.append([length == len(text), length / len(text)])
+        legal.append([length == len(text), length / len(text) if text else 1])
     wholly, prefix = np.array(legal, float).T
     return {
         "samples": SAMPLES,

@@ -40,6 +40,17 @@ def test_points_are_what_the_model_has_there():
     assert points[0]["difference"]["bpb"] == pytest.approx(points[0]["bpb"] - usual["bpb"])
 
 
+def test_lengths_are_those_of_the_innermost_stage_that_is_learned():
+    """Not of the fixed ones within, twice as long."""
+    model = tiny_model(torch.float32, config=tiny_config(chunker=[{"kind": "learned"}, {"kind": "fixed", "k": 2}]))
+    documents = [bytes(np.random.default_rng(n).integers(97, 110, 160, dtype=np.uint8)) for n in range(3)]
+    points = elastic.sweep(model, score(model, documents, 96), lambda _: score(model, documents, 96), documents)
+    lengths = [point["bytes_per_chunk"][0] for point in points]
+    (usual,) = [length for length, point in zip(lengths, points, strict=True) if point["difference"] is None]
+    for factor in (0.71, 1.41):
+        assert min(abs(length / usual - factor) for length in lengths) < 0.05
+
+
 def test_the_command_says_shows_and_writes(hnet, evaluated, tmp_path):
     file, page = tmp_path / "x.txt", tmp_path / "e.html"
     file.write_text("".join(map(FOX.format, range(9))))

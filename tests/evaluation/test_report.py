@@ -6,6 +6,8 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
+from modelkit import tiny_model
 from rowkit import rows_file
 from runkit import dataset, fox, tiny
 
@@ -15,6 +17,8 @@ from hnet_cli.config.run import to_yaml
 from hnet_cli.evaluation import compression, probe, report, tables
 from hnet_cli.evaluation.material import gather
 from hnet_cli.inference.scoring import Scores, score
+from hnet_cli.modality import Automaton
+from hnet_cli.model.config import EOS
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +84,19 @@ def test_samples_are_drawn_where_they_take_no_longer_than_the_rest(evaluated, hn
     assert evaluated(*few)["validity"] is None
     assert "No samples were drawn" in hnet("eval", *few)[1]
     assert "Samples drawn without rules (32 of 4 bytes)" in hnet("eval", *few, "--samples")[1]
+
+
+def test_a_sample_ends_where_the_model_says_so():
+    """The byte that says it is in no text; some samples have no other."""
+
+    class AllButTheEnd(type(modality.get("text"))):
+        def automaton(self):
+            return Automaton.of_alphabet(bytes(range(EOS)))
+
+    model = tiny_model(torch.float32)
+    with torch.no_grad():
+        model.lm_head.weight[EOS] *= 4
+    assert report.validity(model, AllButTheEnd())["valid"] == 1
 
 
 def test_two_models_are_compared_on_the_same_bytes(texts):
