@@ -28,6 +28,7 @@ from hnet_cli.checkpoints.safetensors_file import elements, open_safetensors, wr
 from hnet_cli.checkpoints.torch_file import Stored, read_torch_file
 from hnet_cli.config.presets import preset_names
 from hnet_cli.config.run import resolve
+from hnet_cli.data import tokens
 from hnet_cli.errors import BusyError, DamagedError, InputError, StorageError, UsageError
 from hnet_cli.modality import names as modality_names
 from hnet_cli.model import HNetConfig
@@ -92,6 +93,7 @@ def convert(
         if dtype not in DTYPES:
             raise UsageError(f"--dtype {dtype!r} is not known", f"one of {', '.join(DTYPES)}")
         weights = {name: _cast(stored, DTYPES[dtype]) for name, stored in weights.items()}
+    tokenizer = tokens.of_model(files[0].parent, settings.vocab_size).text if settings.extra.get("tokenizer") else None
     if modality is not None:
         settings = replace(settings, extra={**settings.extra, "modality": modality})
     size = sum(map(_size, weights.values()))
@@ -110,7 +112,7 @@ def convert(
         if official:
             _write_official(target, settings, weights, count, size, overwrite)
         else:
-            _write_folder(target, settings, weights, count, overwrite)
+            _write_folder(target, settings, weights, count, tokenizer, overwrite)
     if odd:
         what = f"{odd} of the {len(weights)} tensors of {shown(files[0])} hold numbers that are not finite"
         warnings.warn(f"{what}: the model predicts nothing", stacklevel=2)
@@ -244,8 +246,14 @@ def _recognised(weights: Weights, file: Path) -> tuple[HNetConfig, str]:
 
 
 def _write_folder(
-    target: Path, settings: HNetConfig, weights: Weights, read: Callable[[Stored], torch.Tensor], overwrite: bool
+    target: Path,
+    settings: HNetConfig,
+    weights: Weights,
+    read: Callable[[Stored], torch.Tensor],
+    tokenizer: str | None,
+    overwrite: bool,
 ) -> None:
+    """Write a model folder. `tokenizer`: the content of its tokenizer.json."""
     if target.is_file():
         raise BusyError(f"{shown(target)} is a file", "choose another name; official forms end in .pt or .safetensors")
     if settings.tie_embeddings:
@@ -255,6 +263,8 @@ def _write_folder(
         ours = config.get("hnet", {})
         config["hnet"] = ours | {"made": provenance.without_places(provenance.after(provenance.made(), ours))}
         storage.write_json(folder / "config.json", config)
+        if tokenizer is not None:
+            storage.write_text(folder / tokens.FILE, tokenizer)
         with storage.NewFile(folder / "model.safetensors") as file:
             write_safetensors(file, weights, read, metadata={"format": "pt"})
 
@@ -271,6 +281,8 @@ def _write_official(
     hint = "convert to a folder (a name without .pt or .safetensors) to keep it as it is"
     if any(chunker.kind != "learned" for chunker in settings.chunkers):
         raise UsageError("the official code knows only learned chunkers", hint)
+    if settings.extra.get("tokenizer"):
+        raise UsageError("the official code reads bytes, and this model tokens", hint)
     if settings.switches():
         raise UsageError(f"the official code does not know {', '.join(settings.switches())}", hint)
     fields = settings.to_dict()

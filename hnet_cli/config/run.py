@@ -86,6 +86,8 @@ class RunConfig:
         unknown = next((part for part in train.frozen if part not in parts), None)
         has = f": the model has no part {unknown!r}; it has {', '.join(parts)}"
         refuse_if(unknown is not None, "train.frozen", has)
+        tied = self.model.tie_embeddings and "lm_head" in train.frozen
+        refuse_if(tied, "train.frozen", ": lm_head is tied to the embeddings: name embeddings", "model.tie_embeddings")
         trained = sum(number for part, number in parts.items() if part not in train.frozen)
         refuse_if(not trained, "train.frozen", " leaves nothing to train")
         refuse_if(
@@ -240,7 +242,9 @@ def _build(data: dict[str, Any], marks: Mapping[str, str]) -> RunConfig:
     model = dict(data["model"])
     tokenizer = data.get("tokenizer")
     if isinstance(tokenizer, str) and tokenizer and (size := _vocabulary(tokenizer, where("tokenizer"))):
-        model["vocab_size"] = size
+        given = model.get("vocab_size")
+        if bpe_of(tokenizer) or type(given) is not int or given < size:  # a model may have more than its file needs
+            model["vocab_size"] = size
     try:
         architecture = _architecture(model)
     except (ValueError, TypeError) as error:
@@ -336,7 +340,7 @@ def _reason(problem: Mapping[str, Any]) -> str:
 
 FIXED = (
     *("model.", "tokenizer", "train.seed", "train.batch_bytes", "train.sequence_length"),
-    *("train.init", "train.optimizer", "train.frozen"),
+    *("train.init", "train.start", "train.optimizer", "train.frozen"),
 )
 """Settings that a run keeps for life: its weights, its optimizer's state and the order of its data follow from them."""
 

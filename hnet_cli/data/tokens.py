@@ -315,14 +315,18 @@ def check_size(tokenizer: Tokenizer, vocabulary: int) -> None:
 
 
 def tokenised(batch: Batch, tokenizer: Tokenizer) -> Batch:
-    """The same sequences as tokens, each after the tokenizer's mark. A token's weight is the mean of its bytes'.
+    """The same sequences as tokens, each after the tokenizer's mark. A token's weight is the mean of its bytes'; as in
+    scoring, none has bytes that count and bytes of weight 0.
 
     `offsets` stay those of bytes; `inputs`, `targets` and `lengths` are (T,) int64.
     """
-    data, edges = batch.targets.tobytes(), batch.cu_seqlens.tolist()
-    sequences = tokenizer.encode([data[a:b] for a, b in pairwise(edges)])
-    targets = np.concatenate(sequences)
-    cu_seqlens = np.cumsum([0, *map(len, sequences)]).astype(np.int32)
+    data, edges = batch.targets.tobytes(), batch.cu_seqlens
+    if batch.weights is not None:
+        edges = np.union1d(edges, np.flatnonzero(np.diff(batch.weights > 0)) + 1)
+    parts = tokenizer.encode([data[a:b] for a, b in pairwise(edges.tolist())])
+    targets = np.concatenate(parts)
+    ends = np.cumsum([0, *map(len, parts)])
+    cu_seqlens = ends[np.searchsorted(edges, batch.cu_seqlens)].astype(np.int32)
     inputs = np.empty_like(targets)
     inputs[1:] = targets[:-1]
     inputs[cu_seqlens[:-1]] = tokenizer.bos

@@ -63,6 +63,8 @@ def test_whole_numbers_may_be_written_as_floats():
 
 
 def test_of_settings_that_do_not_fit_the_one_given_is_named():
+    with pytest.raises(UsageError, match="lm_head is tied to the embeddings"):
+        resolve("nano", ["model.tie_embeddings=true", "train.frozen=[lm_head]"])
     assert refusal("train.micro_batches=3").startswith("--set train.micro_batches: train.batch_bytes (4096) must be")
     with pytest.raises(SettingError, match="multiple"):
         replace(TrainConfig(), micro_batches=3)

@@ -12,9 +12,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rowkit import rows_dataset
 from runkit import dataset, fox, metrics, tiny
 
 from hnet_cli.checkpoints import find as finding
+from hnet_cli.checkpoints.convert import convert
 from hnet_cli.cli import app as cli
 from hnet_cli.config.run import resolve
 from hnet_cli.data import tokens
@@ -26,6 +28,7 @@ from hnet_cli.inference.continuations import loglikelihoods
 from hnet_cli.inference.scoring import passes, score, stretches
 from hnet_cli.inference.segment import segment_bytes
 from hnet_cli.training.loop import train
+from hnet_cli.training.start import tuned
 from hnet_cli.training.validation import validation
 
 pytest.importorskip("tokenizers")
@@ -319,6 +322,23 @@ def test_a_tokens_weight_is_the_mean_of_its_bytes(tmp_path):
     assert found.weights.min() < found.weights.max()
 
 
+def test_no_token_has_bytes_of_a_prompt_and_of_its_completion(tmp_path):
+    """Though "a b" is a token in both, and another stands where they meet; so that training and scoring read alike."""
+    pairs = [(f"user: {n} a\nassistant: ", "a b") for n in range(200)]
+    data = rows_dataset(tmp_path, pairs)
+    tokenizer = tokens.learned(data, 300)
+    assert tokenizer.encode([b": a b"])[0].tolist() != np.concatenate(tokenizer.encode([b": ", b"a b"])).tolist()
+    batch = Batches(data, sequence_length=64, rows=12, seed=1).batch(0)
+    found = tokens.tokenised(batch, tokenizer)
+    assert set(found.weights) == {0, 1}
+    assert found.lengths[found.weights > 0].sum() == (batch.weights > 0).sum()
+    for low, high, start, end in zip(
+        *(found.cu_seqlens[:-1], found.cu_seqlens[1:]), *(batch.cu_seqlens[:-1], batch.cu_seqlens[1:]), strict=True
+    ):
+        assert tokenizer.decode(found.targets[low:high].tolist()) == batch.targets[start:end].tobytes()
+        assert found.inputs[low] == tokenizer.bos
+
+
 # -- a run -------------------------------------------------------------------------------------------------------------
 
 
@@ -360,6 +380,25 @@ def test_a_model_folder_has_its_tokenizer(run):
     assert scores.nats.sum() / whole["bytes"] / math.log(2) == pytest.approx(whole["bpb"], rel=1e-5)
     with pytest.raises(UsageError, match="no chunking stages"):
         segment_bytes(model, b"abc")
+
+
+def test_it_is_converted_with_its_tokenizer(run, tmp_path):
+    convert(run[0], tmp_path / "model", dtype="bf16")
+    assert finding.load(tmp_path / "model").tokenizer.text == (run[0] / "tokenizer.json").read_text()
+    with pytest.raises(UsageError, match="official code reads bytes"):
+        convert(run[0], tmp_path / "x.pt")
+
+
+def test_a_model_may_have_more_ids_than_its_tokenizer(run, tmp_path):
+    """As where little data gave fewer than asked for; one that goes on from it has as many."""
+    given = f"tokenizer={run[0] / 'tokenizer.json'}"
+    for size, expected in ((401, 401), (399, 400)):
+        assert tiny(*TOKENS[:-1], given, f"model.vocab_size={size}").model.vocab_size == expected
+    _, data, _ = run
+    train(tiny(*TOKENS[:-1], "tokenizer=bpe:4096", "train.steps=1"), data, tmp_path / "run")
+    config, _ = tuned(str(tmp_path / "run"), [], Mixture.of(Dataset.open(data)), "cpu")
+    assert config.model.vocab_size == 4096
+    train(config, data, tmp_path / "next")
 
 
 def test_every_byte_counts_once_whatever_the_stride(run):

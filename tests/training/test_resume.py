@@ -85,6 +85,11 @@ def test_a_mixture_goes_on_bit_for_bit(mixed, sources, tmp_path, signals):
     assert [r["val_bpb"] for r in one if "val_bpb" in r] == [r["val_bpb"] for r in other if "val_bpb" in r]
 
 
+def test_a_run_does_not_begin_anew_with_another_model(mixed, sources):
+    with pytest.raises(UsageError, match=r"cannot change train\.start from *to starter:text"):
+        train(tiny("train.start=starter:text"), sources, mixed, resume=True)
+
+
 def test_a_mixture_stays_with_its_datasets_and_weights(mixed, sources, tmp_path):
     before, (fox, numbers) = (weights(mixed), metrics(mixed)), sources
     (tmp_path / "b.txt").write_text("Another text. " * 500)
