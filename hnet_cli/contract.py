@@ -53,8 +53,8 @@ def _check_description(plugin: Modality) -> list[str]:
     if table is not None and (not isinstance(table, bytes) or len(table) != 256):
         problems.append("input_table must be None or 256 bytes")
     weights = plugin.loss_weights
-    if weights is not None and (len(weights) != 256 or not all(0 <= w < float("inf") for w in weights)):
-        problems.append("loss_weights must be None or 256 finite numbers of at least 0")
+    if weights is not None and (len(weights) != 256 or not all(0 < w < float("inf") for w in weights)):
+        problems.append("loss_weights must be None or 256 finite numbers above 0")
     return problems
 
 

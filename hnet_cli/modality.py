@@ -229,7 +229,7 @@ class Modality:
     input_table: ClassVar[bytes | None] = None
     """256 bytes: the byte that the model reads for each stored byte (`bytes.translate`). None: as stored."""
     loss_weights: ClassVar[tuple[float, ...] | None] = None
-    """256 weights by stored byte for the loss of predicting it. None: all 1."""
+    """256 weights above 0 by stored byte for the loss of predicting it. None: all 1."""
     records: ClassVar[bool] = False
     """True if a source holds records: `Document.name` is the record's, and `offset` counts from its start."""
     unit: ClassVar[str] = "byte"

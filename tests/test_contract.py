@@ -56,6 +56,7 @@ class Broken:
         "names no preset: 'huge'": {"presets": {"nano": "nano", "small": "small", "base": "huge"}},
         "input_table must be": {"input_table": bytes(255)},
         "loss_weights must be": {"loss_weights": (float("nan"),) * 256},
+        "256 finite numbers above 0": {"loss_weights": (1.0,) * 255 + (0.0,)},
         "detect gave 2.0": {"detect": lambda self, name, head: 2.0},
         "neither a document nor a reason": {"documents": nothing},
         "UnicodeDecodeError": {"documents": raising},

@@ -81,7 +81,7 @@ class _About:
     splits: dict[str, _Split]
     files: dict[str, _Entry]
     input_table: list[Annotated[int, Bounds(least=0, most=255)]] | None
-    loss_weights: list[Annotated[float, Bounds(least=0, most=sys.float_info.max)]] | None
+    loss_weights: list[Annotated[float, Bounds(above=0, most=sys.float_info.max)]] | None
 
 
 _READ = {field.name for field in fields(_About)}

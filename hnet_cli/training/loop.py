@@ -462,7 +462,8 @@ class _Trainer:
             self.config, self.written_steps = replace(self.config, train=train), 0
             self._hold_out()
         cost = self._validation_cost(pace)
-        closing = cost * (1 + (pace.validations_left(now, cost) if train.eval_every else 0))
+        last = 1 + sum(budget != 1 for budget in train.budgets)  # passes of the validation at the end
+        closing = cost * (last + (pace.validations_left(now, cost) if train.eval_every else 0))
         steps = int(self.world.of_main(pace.total(now, step, closing)))
         if steps != train.steps:
             self.config = replace(self.config, train=replace(train, steps=steps))

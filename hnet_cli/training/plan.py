@@ -113,8 +113,10 @@ def choose(
     config = resolve(preset, settings) if preset is not None else None
     if resume and run is not None:
         config = _stored(run, config, settings)
-    known, found = config.sources if config is not None and not given else (), None
+    known: Sources = ()
+    found = None
     if not given:
+        known = (config or resolve("nano", [each for each in settings if each.partition("=")[0] == "data"])).sources
         found = history.find_sources(run, known) if resume and run is not None else None
         if given := found or known:
             say(f"Data: [bold]{literal(words(given))}[/]")

@@ -40,20 +40,16 @@ def tuned(start: str, settings: Sequence[str], data: Mixture, device: str) -> tu
     length = model.extra.get("sequence_length")
     length = length if type(length) is int and length > 1 else before.sequence_length
     rows = max(1, round(before.batch_bytes / length))
-    per_epoch = math.ceil(data.nbytes("train") / (rows * length))
-    steps = min(before.steps, EPOCHS * per_epoch)
     multipliers = model.extra.get("lr_multipliers") or before.lr_multipliers
     sections["train"] |= {
         "start": str(start),
         "frozen": [],
         "lr": model.extra.get("lr") or before.lr,
         "lr_multipliers": multipliers if len(multipliers) == model.num_stages + 1 else "auto",
-        "steps": steps,
         "sequence_length": length,
         "batch_bytes": rows * length,
         "micro_batches": before.micro_batches if before.micro_batches == "auto" else math.gcd(before.pieces, rows),
         "target_ratios": [ratio for ratio in ratios if len(ratios) == model.num_stages],
-        "eval_every": math.ceil(steps / VALIDATIONS),
         "boundary_loss_weight": 0.0,
         "embedding_loss_weight": 0.0,
     }
@@ -61,6 +57,10 @@ def tuned(start: str, settings: Sequence[str], data: Mixture, device: str) -> tu
     sections |= {"name": f"from-{name}", "model": model_data(model), "description": "", "source": ""}
     sections.pop("data")
     sections["tokenizer"] = str(folder / tokens.FILE) if (folder / tokens.FILE).exists() else ""
+    batch_bytes = resolve_data(sections, start, settings).train.batch_bytes
+    sections["train"]["steps"] = min(before.steps, EPOCHS * math.ceil(data.nbytes("train") / batch_bytes))
+    steps = resolve_data(sections, start, settings).train.steps
+    sections["train"]["eval_every"] = math.ceil(steps / VALIDATIONS)
     config = resolve_data(sections, start, settings)
     train = config.train
     return config, f"the rest as in {like}; {train.steps:,} steps, learning rate {train.lr:g}"

@@ -12,6 +12,7 @@ from runkit import dataset, metrics, tiny
 
 from hnet_cli.checkpoints.find import newest
 from hnet_cli.config.run import resolve
+from hnet_cli.report.stages import AT_BUDGET
 from hnet_cli.training.loop import train
 from hnet_cli.training.pace import Pace
 
@@ -164,6 +165,22 @@ def test_a_run_grows_beyond_its_preset_and_one_that_is_finished_goes_on(tmp_path
     assert clock.now == pytest.approx(20, rel=0.1)
     assert again.state.step > result.state.step + 8
     assert any("learning rate" in message and "goes on at" in message for message in said)
+
+
+@pytest.mark.slow
+def test_passes_at_other_budgets_are_in_the_time(tmp_path):
+    """Each takes as long as the validation at the end."""
+
+    class Slow(Clock):
+        def hear(self, kind, record):
+            super().hear(kind, record)
+            if kind == "eval" and any(AT_BUDGET in key for key in record):
+                self.now += 2 * self.seconds["eval"]
+
+    clock = Slow(first=1.0, step=1.0, eval=5.0, checkpoint=0.0)
+    settings = ["train.steps=8", "train.budgets=[0.5, 1, 1.5]"]
+    train(tiny(*settings), dataset(tmp_path / "d"), tmp_path / "run", seconds=80, clock=clock, listen=clock.hear)
+    assert clock.now == pytest.approx(80, rel=0.1)
 
 
 def test_steps_that_were_asked_for_are_the_most(tmp_path):

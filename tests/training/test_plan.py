@@ -39,6 +39,15 @@ def test_the_rest_is_chosen(data, plan, capsys):
     assert sum(facts["parameters_by_part"].values()) == facts["parameters"]
 
 
+@pytest.mark.parametrize("preset", [None, "nano"])
+def test_data_may_be_a_setting(data, tmp_path, monkeypatch, preset):
+    """A newer dataset is no reason to take another."""
+    monkeypatch.chdir(tmp_path)
+    dataset(tmp_path / "data")
+    plan = planning.choose(preset, None, None, [f"data={data}", "train.steps=9"], resume=False, device="cpu")
+    assert (plan.config.data, plan.config.train.steps) == (str(data), 9)
+
+
 def test_rows_longer_than_a_sequence_are_counted(tmp_path, capsys):
     data = rows_dataset(tmp_path / "rows", [*PAIRS, ("many words " * 30 + "\n", "x"), ("x\n", "many words " * 30)])
     for value, said in ((64, True), (512, False)):

@@ -52,6 +52,18 @@ def test_a_starter_gives_its_architecture_and_the_rest_follows(rows):
         tuned("starter:klingon", [], rows, "cpu")
 
 
+@pytest.mark.parametrize(
+    "settings", [["train.steps=2000"], ["train.batch_bytes=8192"], ["train.batch_bytes=8192", "train.steps=50"]]
+)
+def test_what_follows_from_a_setting_follows_from_the_users(settings, rows):
+    train = tuned("starter:text", settings, rows, "cpu")[0].train
+    asked = dict(setting.split("=") for setting in settings)
+    per_epoch = -(-rows.nbytes("train") // train.batch_bytes)
+    assert train.steps == int(asked.get("train.steps", EPOCHS * per_epoch))
+    assert train.eval_every == -(-train.steps // 10)
+    assert tuned("starter:text", ["train.eval_every=7"], rows, "cpu")[0].train.eval_every == 7
+
+
 def test_a_run_goes_on_as_it_was_trained(whole, rows):
     config, why = tuned(str(whole), [], rows, "cpu")
     before = tiny()
