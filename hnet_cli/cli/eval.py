@@ -151,10 +151,10 @@ def evaluate(
 
 
 def _models_and_files(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Divide the arguments; the first that does not exist was meant as a model."""
+    """Divide the arguments; the first that does not exist, and is neither - nor a URL, was meant as a model."""
     models: list[str] = []
     files: list[str] = []
     for argument in arguments:
-        missing = not Path(argument).exists() and not models
+        missing = not models and argument != "-" and "://" not in argument and not Path(argument).exists()
         (models if options.is_model(argument) or missing else files).append(argument)
     return models, files

@@ -94,10 +94,16 @@ def row_field(field: str | None, prompt: str | None, completion: str | None) -> 
     return prompt, completion
 
 
+MODEL_PARTS = ("config.json", "model.safetensors", "manifest.json", "checkpoints", "latest", "config.yaml")
+
+
 def is_model(argument: str) -> bool:
-    """True if an argument names a model that is there, not a file."""
-    parts = ("config.json", "model.safetensors", "checkpoints")
-    return argument.startswith(("starter:", "hf:")) or any((Path(argument) / part).exists() for part in parts)
+    """True if an argument names a model that is there, not a file or a folder of data, which may have a config.json."""
+    if argument.startswith(("starter:", "hf:")):
+        return True
+    has = {part: (Path(argument) / part).exists() for part in MODEL_PARTS}
+    run = has["checkpoints"] and (has["latest"] or has["config.yaml"])
+    return run or (has["config.json"] and (has["model.safetensors"] or has["manifest.json"]))
 
 
 def print_json(data: Any) -> None:

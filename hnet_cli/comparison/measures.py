@@ -25,7 +25,7 @@ from hnet_cli.inference.thresholds import SAMPLE_BYTES, UNCHANGED, Compression
 from hnet_cli.modality import Document, Modality
 from hnet_cli.storage import shown
 
-FORMAT = 2
+FORMAT = 3
 NOISE_SHARE = 0.25
 """Share of the held-out bytes that are distorted, in each of the ways; every document gives its share."""
 
@@ -45,6 +45,8 @@ class Exam:
     """The choice of documents, in words."""
     owners: Sequence[int] | None = None
     """The field of the same name in `Material`."""
+    noisy_owners: Sequence[int] | None = None
+    """The same of the parts that are distorted."""
     compression: Compression = UNCHANGED
     """Choice of boundaries of the members that learn them."""
 
@@ -59,10 +61,17 @@ class Exam:
                 f"{asked:,} held-out bytes of {plan.data} are less than {FEWEST} windows of {plan.context:,}",
                 "give a larger --max-bytes, or prepare the data with a larger --val",
             )
-        noisy = equal_shares(material.documents, int(NOISE_SHARE * material.bytes))
-        clean, noisy_data = ([document.data for document in some] for some in (material.documents, noisy))
-        chosen, owners = material.chosen, material.owners
-        return Exam(clean, noisy_data, plan.modality, plan.context, chosen, owners, plan.compression)
+        noisy = material.shares(int(NOISE_SHARE * material.bytes))
+        return Exam(
+            [document.data for document in material.documents],
+            [document.data for document in noisy.documents],
+            plan.modality,
+            plan.context,
+            material.chosen,
+            material.owners,
+            noisy.owners,
+            plan.compression,
+        )
 
     @property
     def bytes(self) -> int:
@@ -131,11 +140,15 @@ def _measure(folder: Path, exam: Exam, device: str, note: Callable[[str], None])
         return [data.translate(exam.modality.input_table) for data in documents]
 
     def per_document(documents: Sequence[bytes]) -> list[list[float]]:
-        """Bits and bytes of each document; of one without bytes, zeros."""
+        """Bits and bytes of each part, or of the documents they are of where these are enough to draw; of one without
+        bytes, zeros."""
         scores = score(model, read(documents), exam.context)
         rows = np.zeros((len(documents), 2))
         filled = [number for number, data in enumerate(documents) if data]
         rows[filled] = scores.per_document(np.stack([scores.bits, scores.bytes], 1))
+        firsts = np.unique(exam.noisy_owners or [], return_index=True)[1]
+        if len(firsts) >= FEWEST:
+            rows = np.add.reduceat(rows, firsts)
         return rows.tolist()
 
     def sample() -> list[bytes]:

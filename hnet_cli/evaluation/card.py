@@ -185,7 +185,7 @@ def _rows(figures: Mapping[str, Any]) -> str:
 def _with_interval(figures: Mapping[str, Any], name: str, digits: int) -> str:
     interval = figures.get(f"{name}_ci95")
     around = f" ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})" if interval else ""
-    return f"{figures[name]:.{digits}f}{around}"
+    return "-" if figures[name] is None else f"{figures[name]:.{digits}f}{around}"
 
 
 def _picture(model: LoadedModel) -> str:

@@ -56,11 +56,15 @@ def stages(scores: Scores, config: HNetConfig) -> list[dict[str, Any]]:
     """Per stage: bytes_per_chunk against `target`, boundary_fraction (of the level's positions), mean_boundary_prob.
 
     `enrichment`: mean surprisal of the byte after a boundary (predicted once the chunk's first byte is read) over the
-    mean of all, as in SOMBRERO; `enrichment_first`: the same of the byte that begins the chunk.
+    mean of all, as in SOMBRERO; `enrichment_first`: the same of the byte that begins the chunk. None where no chunk
+    begins in what counts, as in a few short completions.
     """
 
+    def per(sums: np.ndarray) -> np.ndarray:
+        return np.where(sums[..., 1] > 0, ratio(sums[..., :2]), np.nan)
+
     def relative(sums: np.ndarray) -> np.ndarray:
-        return ratio(sums[..., :2]) / ratio(sums[..., 2:])
+        return per(sums[..., :2]) / ratio(sums[..., 2:])
 
     ratios, all_bytes = config.target_ratios, (scores.nats, scores.bytes)
     result = []
@@ -70,7 +74,7 @@ def stages(scores: Scores, config: HNetConfig) -> list[dict[str, Any]]:
         result.append(
             {
                 "target": math.prod(ratios[: stage + 1]) if ratios else None,
-                **with_interval("bytes_per_chunk", scores.units(read, column["boundaries"])),
+                **with_interval("bytes_per_chunk", scores.units(read, column["boundaries"]), per),
                 **with_interval("boundary_fraction", scores.units(column["boundaries"], column["positions"])),
                 **with_interval("mean_boundary_prob", scores.units(column["probability"], column["positions"])),
                 **with_interval(
@@ -81,7 +85,7 @@ def stages(scores: Scores, config: HNetConfig) -> list[dict[str, Any]]:
                 ),
             }
         )
-    return result
+    return [{key: None if value != value else value for key, value in stage.items()} for stage in result]
 
 
 def worth(model: HNetForCausalLM, score: Callable[[], Scores]) -> list[dict[str, Any]]:

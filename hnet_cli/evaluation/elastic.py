@@ -34,10 +34,13 @@ def sweep(
 
     `own`: the scores as it is, at the thresholds it has; `score` gives them at others, called with the number of calls
     before. Thresholds are found on `sample`, documents as the model reads them; of factors that come to the same ones
-    there is one point.
+    there is one point, and none where no chunk begins in what counts. Raises UsageError where none does as it is.
     """
     innermost = max(stage for stage, router in enumerate(model.routers) if router.learned)
-    usual = compression.stages(own, model.config)[innermost]["bytes_per_chunk"]
+    lengths = [stage["bytes_per_chunk"] for stage in compression.stages(own, model.config)]
+    if None in lengths:
+        raise UsageError("--elastic needs chunks, and none begins in the bytes that count", "leave it out")
+    usual = lengths[innermost]
     points, times = dict[tuple[float, ...], dict[str, Any]](), 0
     for factor in FACTORS:
         thresholds, scores = tuple(model.thresholds), own
@@ -48,10 +51,12 @@ def sweep(
             with model.set_thresholds(thresholds):
                 scores = score(times)
             times += 1
-        stages = compression.stages(scores, model.config)
+        lengths = [stage["bytes_per_chunk"] for stage in compression.stages(scores, model.config)]
+        if None in lengths:
+            continue
         points[thresholds] = {
             "thresholds": list(thresholds),
-            "bytes_per_chunk": [stage["bytes_per_chunk"] for stage in stages],
+            "bytes_per_chunk": lengths,
             **{name: value for name, value in compression.figures(scores).items() if name in ("bpb", "bpb_ci95")},
             "bytes": int(scores.bytes.sum()),
             "difference": compression.difference(own, scores) if scores is not own else None,

@@ -170,6 +170,7 @@ def _files(data: Sequence[str], modality: Modality, limit: int | None, field: Fi
     if left is not None and left <= 0:
         material = replace(material, chosen=f"{names}: the first {material.bytes:,} bytes")
     chosen = material.chosen + (f" but {len(damaged):,} damaged" if damaged else "")
+    chosen += f" but {refused.total():,} left out" if refused else ""
     return replace(material, chosen=chosen + COMPLETIONS * any(material.prompts))
 
 

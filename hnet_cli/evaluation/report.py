@@ -28,6 +28,7 @@ from hnet_cli.evaluation.material import (
     equal_shares,
     file_source,
     gather,
+    is_dataset,
     leave_out,
     own_data,
     read_documents,
@@ -104,6 +105,7 @@ class EvaluationRequest:
             raise UsageError("--vcf needs the sequence it is about", "give --fasta too")
         if self.vcf and self.context == 0:
             raise UsageError("--vcf reads parts of the context around a variant, and 0 has none", "give --context 2048")
+        scored = self.needs_data or (self.data and not self.probe)
         for option, value, others, needed in (
             ("--scores", self.scores, "--vcf", self.vcf),
             ("--label", self.label, "--vcf or --probe", self.vcf or self.probe),
@@ -113,6 +115,9 @@ class EvaluationRequest:
             ("--fasta", self.fasta, "--vcf or --annotation", self.vcf or self.annotation),
             ("--limit", self.limit, "--task or --exact", self.tasks or self.exact),
             ("--page", self.page, "--elastic", self.elastic),
+            ("--noise", self.noise or None, "data to evaluate on, or --task", scored or self.tasks),
+            ("--samples", self.samples or None, "data to evaluate on", scored),
+            ("--stride", self.stride, "data to evaluate on", scored),
         ):
             if value is not None and not needed:
                 raise UsageError(f"{option} goes with {others}", "give both, or neither")
@@ -235,11 +240,22 @@ def _mixed(
     mixture: Mixture, request: EvaluationRequest, evaluate_one: Callable[[EvaluationRequest], dict[str, Any]]
 ) -> dict[str, Any]:
     """The figures of each source of a mixture, read in its own modality, as "sources"; and of all the mean in their
-    shares. The bytes are divided equally among them; samples belong to the model, and are drawn with the first."""
+    shares. The bytes are divided equally among them; samples belong to the model, and are drawn with the first. Where
+    only some are rows of prompt and completion, what is for rows, or for documents, is of these alone.
+    """
+    if request.modality not in (None, *{dataset.modality for dataset in mixture.datasets}):
+        raise UsageError(
+            f"each dataset of a mixture is read in its own modality, and none in {request.modality}", "leave it out"
+        )
+    of_rows = {dataset.prompted for dataset in mixture.datasets}
     sources, most = list[dict[str, Any]](), max(1, request.max_bytes // len(mixture.names)) if request.max_bytes else 0
     for name, share, dataset in zip(mixture.names, mixture.shares, mixture.datasets, strict=True):
         samples = False if sources else request.samples
         one = replace(request, data=[str(dataset.path)], modality=dataset.modality, max_bytes=most, samples=samples)
+        if len(of_rows) > 1 and dataset.prompted:
+            one = replace(one, noise=False, stride=None)
+        elif len(of_rows) > 1:
+            one = replace(one, exact=False, limit=None)
         sources.append({"name": name, "share": share} | evaluate_one(one))
 
     def whole(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -329,8 +345,19 @@ class _Evaluation:
     def check(self, material: Material | None) -> None:
         """Read what goes with others and see that it fits, before anything is scored. Raises UsageError, InputError."""
         request = self.request
-        if material is not None and request.noise and any(material.prompts):
-            raise UsageError("--noise distorts documents, and these are rows of prompt and completion", "leave it out")
+        if (request.gold or request.annotation) and not self.model.config.num_stages:
+            option = "--gold" if request.gold else "--annotation"
+            raise UsageError(f"{option} is about chunks, and {self.name} has no chunking stages", "take an H-Net")
+        if request.probe and any(is_dataset(Path(name)) for name in request.data):
+            raise UsageError(
+                "--probe reads files by their names, and this is a dataset", "give the files it is made of"
+            )
+        rows = "and these are rows of prompt and completion"
+        if material is not None and any(material.prompts):
+            if request.noise:
+                raise UsageError(f"--noise distorts documents, {rows}", "leave it out")
+            if request.stride is not None:
+                raise UsageError(f"--stride is of documents, {rows}, each read once", "leave it out")
         if request.exact:
             if material is None:
                 raise UsageError("--exact needs rows of prompt and completion", "give their dataset or file too")
@@ -515,6 +542,7 @@ class _Evaluation:
         with progress("vectors", sum(map(len, items.data))) as bar:
             found = probe.probe(self.model, items, letters, bar.update)
         about = {"labels": str(request.probe), "group": request.group, "target": request.label or "label", **found}
+        about |= {"left_out": dict(refused)} if refused else {}
         return about | ({"damaged": list(map(str, damaged))} if damaged else {})
 
     def _task(self, name: str, items: Sequence[tasks.Item]) -> dict[str, Any]:

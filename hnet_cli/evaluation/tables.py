@@ -87,6 +87,9 @@ def _model(result: Json, charts: bool) -> Iterator[Table | Chart | str]:
             yield f"[dim]{name}: {literal(about)}[/]"
     if "bpb" in result:
         yield _definition(result, byte)
+        if reasons := result.get("left_out"):
+            listed = ", ".join(f"{number:,} {reason}" for reason, number in reasons.items())
+            yield f"[yellow]left out:[/] {literal(listed)}"
         yield _compression(result, byte)
         if "order_k_adaptive" not in result["baselines"]:
             yield f"[dim]No order-k models: they are measured on at most {size(ORDER_K_LIMIT)} (--max-bytes).[/]"
@@ -129,7 +132,11 @@ def _unit(result: Json) -> str:
 
 def _cells(figures: Json, name: str, form: str = ".4f") -> tuple[str, str]:
     """A figure and its interval, for two columns."""
-    return f"{figures[name]:{form}}", _interval(figures, name, form)
+    return _known(figures, name, form), _interval(figures, name, form)
+
+
+def _known(figures: Json, name: str, form: str) -> str:
+    return "-" if figures[name] is None else f"{figures[name]:{form}}"
 
 
 def _interval(figures: Json, name: str, form: str = ".4f") -> str:
@@ -214,7 +221,10 @@ def _stages(stages: Sequence[Json], byte: str) -> Table:
             f"{stage['target']:.2f}" if stage["target"] else "-",
             f"{stage['boundary_fraction']:.1%}",
             f"{stage['mean_boundary_prob']:.3f}",
-            *(f"{stage[name]:.2f} x" for name in ("enrichment", "enrichment_first")),
+            *(
+                _known(stage, name, ".2f") + " x" * (stage[name] is not None)
+                for name in ("enrichment", "enrichment_first")
+            ),
         )
     return rows
 

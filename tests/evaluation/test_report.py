@@ -3,22 +3,25 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from modelkit import tiny_model
-from rowkit import rows_file
+from rowkit import rows_dataset, rows_file
 from runkit import dataset, fox, tiny
 
 from hnet_cli import modality
 from hnet_cli.checkpoints.find import find, load
 from hnet_cli.config.run import to_yaml
+from hnet_cli.config.sources import DataSource
 from hnet_cli.evaluation import compression, probe, report, tables
 from hnet_cli.evaluation.material import gather
 from hnet_cli.inference.scoring import Scores, score
 from hnet_cli.modality import Automaton
 from hnet_cli.model.config import EOS
+from hnet_cli.training.loop import train
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +122,72 @@ def test_a_comparison_in_windows_longer_than_the_training_says_so(hnet, texts):
     assert "of 2,048 bytes and starter:code was trained on sequences of 4,096 bytes, and whole documents" in whole
     assert "was trained on" not in hnet(*two, "--context", 2048)[2]
     assert "was trained on" not in hnet("eval", "starter:text", texts[0], "--no-samples")[2]
+
+
+def test_a_folder_of_data_is_no_model(hnet, tmp_path, monkeypatch):
+    """Projects have a config.json, or checkpoints of something else."""
+    monkeypatch.chdir(tmp_path)
+    for part, content in (("config.json", '{"port": 80}'), ("checkpoints/a.txt", "A checkpoint.\n"), ("b.txt", "b\n")):
+        (tmp_path / "project" / part).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "project" / part).write_text(content * 9)
+    code, out, err = hnet("eval", "starter:novels", "project", "--no-samples", "--json")
+    assert code == 0, err
+    assert json.loads(out)["documents"] == 3
+    assert hnet("score", "project", "project/b.txt", "--model", "starter:novels", "--out", "x.tsv")[0] == 0
+
+
+def test_what_is_left_out_is_said(hnet, tmp_path):
+    (tmp_path / "a.txt").write_text("It was the best of times.\n" * 20)
+    (tmp_path / "b.txt").write_bytes("Grüße\n".encode("latin-1") * 20)
+    code, out, _ = hnet("eval", "starter:novels", tmp_path, "--no-samples")
+    assert code == 0
+    assert "all but 1 left out" in " ".join(out.split())
+    assert "left out: 1 not UTF-8" in out
+
+
+def test_chunks_of_completions_without_any_are_not_known(hnet, evaluated, tmp_path):
+    """Of one letter each; the figure was 0 bytes per chunk."""
+    file = rows_file(tmp_path / "rows.jsonl", [(f"Is {number} a number or a word? ", "n") for number in range(12)])
+    found = evaluated("starter:text", file, "--no-samples", "--threshold", 0.99)
+    (stage, _) = found["stages"]
+    assert (stage["bytes_per_chunk"], stage["bytes_per_chunk_ci95"], stage["enrichment"]) == (None, None, None)
+    assert hnet("eval", "starter:text", file, "--no-samples", "--threshold", 0.99)[0] == 0
+
+
+def test_what_needs_chunks_or_names_is_refused_before_anything_is_scored(hnet, texts, tmp_path):
+    flat = ["model.arch_layout=[T1]", "model.d_model=[16]", "model.d_intermediate=[16]", "train.target_ratios=[]"]
+    attention = "model.attn_cfg={num_heads: [2], rotary_emb_dim: [8], window_size: [-1]}"
+    data = dataset(tmp_path)
+    train(tiny(*flat, attention, "train.lr_multipliers=auto", "train.steps=1"), data, tmp_path / "run")
+    gold, labels = tmp_path / "gold.txt", tmp_path / "labels.tsv"
+    gold.write_text("some words\n" * 9)
+    labels.write_text("name\tlabel\tgroup\n" + "".join(f"{n}\t{n % 2}\t{n}\n" for n in range(6)))
+    for arguments, said in (
+        ((tmp_path / "run", texts[0], "--gold", gold), "has no chunking stages"),
+        (("starter:novels", "--data", data, "--probe", labels, "--group", "group"), "this is a dataset"),
+    ):
+        code, out, err = hnet("eval", *arguments)
+        assert (code, out) == (2, ""), err
+        assert said in err
+        assert "scoring" not in err
+
+
+def test_of_a_mixture_rows_are_answered_and_documents_distorted(hnet, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "NOISE_BYTES", 900)
+    sources = [
+        DataSource(path=str(dataset(tmp_path / "a")), weight=1),
+        DataSource(path=str(rows_dataset(tmp_path / "b").path), weight=1),
+    ]
+    train(replace(tiny("train.steps=1"), data=sources), sources, tmp_path / "run")
+    options = ("--noise", "--exact", "--limit", 2, "--stride", 40, "--context", 64, "--max-bytes", 2000)
+    code, out, err = hnet("eval", tmp_path / "run", *options, "--no-samples", "--json")
+    assert code == 0, err
+    documents, rows = json.loads(out)["sources"]
+    assert ("noise" in documents, "exact" in documents, documents["definition"]["stride"]) == (True, False, 40)
+    assert ("noise" in rows, rows["exact"]["rows"], rows["definition"]["stride"]) == (False, 2, 64)
+    code, _, err = hnet("eval", tmp_path / "run", "--modality", "dna")
+    assert code == 2
+    assert "its own modality" in err
 
 
 @pytest.mark.slow
