@@ -98,13 +98,17 @@ class _Stretch:
     last: bool
 
     def model_input(self, table: bytes | None) -> bytes:
-        read = (self.context + self.data).translate(table)
-        return read if self.start else BOS + read
+        return BOS * self._is_whole + (self.context + self.data).translate(table)
 
     @property
     def skipped(self) -> int:
         """Input positions before those of `data`."""
-        return len(self.context) if self.start else 1
+        return len(self.context) + self._is_whole
+
+    @property
+    def _is_whole(self) -> bool:
+        """The context goes back to the beginning of the document."""
+        return len(self.context) == self.start
 
 
 def own_modality(model: HNetForCausalLM) -> Modality | None:

@@ -114,9 +114,11 @@ def fixed(k):
 
 
 @pytest.mark.parametrize("carried", [False, True])
-def test_fixed_chunks_stay_in_step_over_windows(carried):
-    starts, _ = found([Document(bytes(500), "a", "a")], fixed(7), carried=carried)["a"]
-    assert starts.tolist() == [0, *range(6, 500, 7)]
+@pytest.mark.parametrize("k", [7, 60, 150])
+def test_fixed_chunks_stay_in_step_over_windows(k, carried):
+    """Longer than a context too, which then goes back to the beginning."""
+    starts, _ = found([Document(bytes(500), "a", "a")], fixed(k), carried=carried)["a"]
+    assert starts.tolist() == [0, *range(k - 1, 500, k)]
 
 
 @pytest.mark.parametrize("carried", [False, True])
