@@ -55,6 +55,32 @@ class Label:
     group: str
 
 
+@dataclass(slots=True)
+class _Piece:
+    """A labelled piece, of documents of one name that follow each other without a gap."""
+
+    name: str
+    source: str
+    reach: int
+    """Position up to which it is read."""
+    data: bytearray = field(default_factory=bytearray)
+
+    def goes_on_in(self, document: Document) -> bool:
+        return (self.name, self.source, self.reach) == (document.name, document.source, document.offset)
+
+    def is_whole(self, label: Label) -> bool:
+        return label.end in (None, self.reach)
+
+    def read(self, document: Document, end: int | None, most: int | None) -> int:
+        """Read on up to `end`, and keep `most` bytes in all; returns how many were kept."""
+        last = document.offset + len(document.data)
+        high, before = last if end is None else min(end, last), len(self.data)
+        part = document.data[self.reach - document.offset : high - document.offset]
+        self.data += part if most is None else part[: most - before]
+        self.reach = high
+        return len(self.data) - before
+
+
 @dataclass
 class Items:
     """The labelled pieces that were read."""
@@ -142,12 +168,13 @@ def collect(
     labels: Sequence[Label], documents: Iterable[Document], table: bytes | None, max_bytes: int | None
 ) -> Items:
     """The labelled pieces of documents, each its first `max_bytes` / rows. A row names `Document.name`, or the last
-    part of its source. Raises InputError where nothing is left to hold out."""
+    part of its source; a source that is read as several documents without a gap between them is whole. Raises
+    InputError where nothing is left to hold out."""
     most = max(1, max_bytes // len(labels)) if max_bytes else None
     rows: dict[str, list[int]] = {}
     for number, label in enumerate(labels):
         rows.setdefault(label.name, []).append(number)
-    found: dict[int, bytes] = {}
+    found: dict[int, _Piece] = {}
     seen: set[str] = set()
     taken = 0
     for document in documents:
@@ -157,19 +184,22 @@ def collect(
             continue
         seen.add(name)
         for number in rows[name]:
-            start, end = labels[number].start, labels[number].end
-            low = 0 if start is None else start - document.offset
-            high = len(document.data) if end is None else end - document.offset
-            if number not in found and 0 <= low < high <= len(document.data):
-                found[number] = document.data[low:high][:most].translate(table)
-                taken += len(found[number])
-                if taken > MOST_TAKEN:
-                    raise InputError(f"the labelled pieces have more than {MOST_TAKEN:,} bytes", "give --max-bytes")
+            label, piece = labels[number], found.get(number)
+            if piece is None or not piece.goes_on_in(document):
+                if piece is not None and piece.is_whole(label):
+                    continue
+                low = document.offset if label.start is None else label.start
+                if not document.offset <= low < document.offset + len(document.data):
+                    continue
+                piece = found[number] = _Piece(document.name, document.source, low)
+            taken += piece.read(document, label.end, most)
+            if taken > MOST_TAKEN:
+                raise InputError(f"the labelled pieces have more than {MOST_TAKEN:,} bytes", "give --max-bytes")
     items = Items()
     for number, label in enumerate(labels):
-        if number in found:
+        if number in found and found[number].is_whole(label):
             items.labels.append(label)
-            items.data.append(found[number])
+            items.data.append(bytes(found[number].data).translate(table))
         else:
             reason = "not wholly in a document" if label.name in seen else "no such document"
             items.left_out[reason] += 1

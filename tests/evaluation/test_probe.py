@@ -113,6 +113,24 @@ def test_labels_however_they_are_distributed(values, groups):
         assert all(np.isfinite(value) for value in figures.values() if isinstance(value, float))
 
 
+def test_pieces_of_a_long_document_are_one(tmp_path):
+    """Divided where it is read, without a gap; not over a gap, nor into another file of the name."""
+    data = bytes(range(97, 117)) * 3
+    cuts = [(0, 20), (20, 40), (41, 60)]
+    documents = [Document(data[a:b], "a", "a", "", a) for a, b in cuts] + [Document(data, "a", "other/a", "", 0)]
+    regions = [(None, None), (5, 10), (15, 25), (20, 40), (0, 40), (35, 45), (41, 60), (45, 70), (50, None)]
+    more = [Document(b"rest", name, name) for name in "bcd"]
+    labels = [Label("a", start, end, str(n % 2), f"g{n}") for n, (start, end) in enumerate(regions)]
+    labels += [Label(name, None, None, "1", name) for name in "bcd"]
+    found = collect(labels, documents + more, None, None)
+    expected = {(None, None): data[:40], (35, 45): data[35:45], (50, None): data[50:]}  # the second from the other file
+    kept = [region for region in regions if region != (45, 70)]
+    assert found.data[:-3] == [expected.get(region, data[slice(*region)]) for region in kept]
+    assert found.left_out == {"not wholly in a document": 1}
+    short = collect(labels, documents + more, None, 30 * len(labels))
+    assert short.data[0] == data[:30]
+
+
 def test_labelled_pieces_are_bounded(monkeypatch):
     monkeypatch.setattr(probe, "MOST_TAKEN", 100)
     labels = [Label("a", 0, 30 + n, str(n % 2), f"g{n % 3}") for n in range(9)]
