@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -94,16 +95,19 @@ def row_field(field: str | None, prompt: str | None, completion: str | None) -> 
     return prompt, completion
 
 
-MODEL_PARTS = ("config.json", "model.safetensors", "manifest.json", "checkpoints", "latest", "config.yaml")
-
-
 def is_model(argument: str) -> bool:
     """True if an argument names a model that is there, not a file or a folder of data, which may have a config.json."""
     if argument.startswith(("starter:", "hf:")):
         return True
-    has = {part: (Path(argument) / part).exists() for part in MODEL_PARTS}
-    run = has["checkpoints"] and (has["latest"] or has["config.yaml"])
-    return run or (has["config.json"] and (has["model.safetensors"] or has["manifest.json"]))
+    folder = Path(argument)
+    if (folder / "checkpoints").exists() and any((folder / part).exists() for part in ("latest", "config.yaml")):
+        return True
+    if (folder / "config.json").exists():
+        from hnet_cli.storage import read_json
+
+        with suppress(HNetError, OSError):
+            return "arch_layout" in read_json(folder / "config.json")
+    return (folder / "model.safetensors").exists()
 
 
 def print_json(data: Any) -> None:

@@ -39,7 +39,10 @@ def sweep(
     innermost = max(stage for stage, router in enumerate(model.routers) if router.learned)
     lengths = [stage["bytes_per_chunk"] for stage in compression.stages(own, model.config)]
     if None in lengths:
-        raise UsageError("--elastic needs chunks, and none begins in the bytes that count", "leave it out")
+        raise UsageError(
+            f"--elastic needs chunks, and none of stage {lengths.index(None)} begins in the bytes that count",
+            "leave it out",
+        )
     usual = lengths[innermost]
     points, times = dict[tuple[float, ...], dict[str, Any]](), 0
     for factor in FACTORS:

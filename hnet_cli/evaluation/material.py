@@ -169,8 +169,9 @@ def _files(data: Sequence[str], modality: Modality, limit: int | None, field: Fi
     material = Material(documents, f"{names}: all", None, dict(refused), damaged)
     if left is not None and left <= 0:
         material = replace(material, chosen=f"{names}: the first {material.bytes:,} bytes")
-    chosen = material.chosen + (f" but {len(damaged):,} damaged" if damaged else "")
-    chosen += f" but {refused.total():,} left out" if refused else ""
+    counts = {"damaged": len(damaged), "left out": refused.total()}
+    without = " and ".join(f"{number:,} {kind}" for kind, number in counts.items() if number)
+    chosen = material.chosen + (f" but {without}" if without else "")
     return replace(material, chosen=chosen + COMPLETIONS * any(material.prompts))
 
 

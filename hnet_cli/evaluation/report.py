@@ -426,8 +426,6 @@ class _Evaluation:
         result |= compression.figures(scores)
         result["baselines"] = dict(baselines)
         result["stages"] = compression.stages(scores, self.model.config)
-        if self.model.config.num_stages:
-            self._add_worth(result, material)
         if self.request.elastic:
             documents, size = self.read(material), material.bytes
             with progress("other lengths of chunks", (len(elastic.FACTORS) - 1) * size) as bar:
@@ -437,6 +435,8 @@ class _Evaluation:
                     return passed.grouped(material.owners)
 
                 result["elastic"] = elastic.sweep(self.model, scores, again, self.sample(material))
+        if self.model.config.num_stages:
+            self._add_worth(result, material)
         if self.modality is not None:
             self._add_by_modality(result, self.modality, material, each)
         if material.refused:
@@ -477,7 +477,7 @@ class _Evaluation:
                 result["strands"] = _strands(each, self.score(other_strand, bar.update), material.owners)
         if self.request.samples is not False and self.model.tokenizer is None:
             drawn = self.request.samples or worth_sampling(self.model, result["bytes"])
-            result["validity"] = validity(self.model, modality) if drawn else None
+            result["validity"] = validity(self.model, modality, any(material.prompts)) if drawn else None
         if self.request.noise:
             share = material.shares(NOISE_BYTES)
             result["noise"] = noise.robustness(
@@ -542,7 +542,7 @@ class _Evaluation:
         with progress("vectors", sum(map(len, items.data))) as bar:
             found = probe.probe(self.model, items, letters, bar.update)
         about = {"labels": str(request.probe), "group": request.group, "target": request.label or "label", **found}
-        about |= {"left_out": dict(refused)} if refused else {}
+        about |= {"documents_left_out": dict(refused)} if refused else {}
         return about | ({"damaged": list(map(str, damaged))} if damaged else {})
 
     def _task(self, name: str, items: Sequence[tasks.Item]) -> dict[str, Any]:
@@ -574,14 +574,15 @@ def worth_sampling(model: LoadedModel, scored: int) -> bool:
     return drawn <= scored or drawn * sum(weight.numel() for weight in model.parameters()) <= CHEAP
 
 
-def validity(model: LoadedModel, modality: Modality) -> dict[str, Any]:
+def validity(model: LoadedModel, modality: Modality, end: bool = False) -> dict[str, Any]:
     """Samples without a rule or prompt at temperature 1, seed 0: the share that are legal for the modality (apart from
-    a unit cut off at the end), and the share of their length that is. One ends where the model draws the end."""
+    a unit cut off at the end), and the share of their length that is. `end`: one ends where the model draws the
+    end, which it knows from rows of prompt and completion; elsewhere that byte is illegal."""
     automaton = modality.automaton()
     texts = [bytearray() for _ in range(SAMPLES)]
     with progress("samples"):
         for drawn in sampling.generate(
-            model, [b""] * SAMPLES, max_bytes=SAMPLE_BYTES, temperature=1.0, eos=EOS, seed=0
+            model, [b""] * SAMPLES, max_bytes=SAMPLE_BYTES, temperature=1.0, eos=EOS if end else None, seed=0
         ):
             texts[drawn.row].append(drawn.byte)
     legal = []
@@ -594,6 +595,7 @@ def validity(model: LoadedModel, modality: Modality) -> dict[str, Any]:
     return {
         "samples": SAMPLES,
         "bytes_each": SAMPLE_BYTES,
+        "end": end,
         "valid": float(wholly.mean()),
         "valid_ci95": share_interval(wholly.sum(), SAMPLES),
         **mean_with_interval("valid_prefix", prefix),

@@ -312,7 +312,8 @@ def _validity(valid: Json | None) -> str:
         + (f" ({interval[0]:.0%} to {interval[1]:.0%})" if (interval := valid[f"{name}_ci95"]) else "")
         for name in ("valid", "valid_prefix")
     )
-    drawn = f"{valid['samples']} of {valid['bytes_each']} bytes"
+    drawn = f"{valid['samples']} of {valid['bytes_each']} bytes, or up to where they end"
+    drawn = drawn if valid.get("end") else drawn.partition(",")[0]
     return f"Samples drawn without rules ({drawn}): {wholly} wholly legal, legal for {prefix} of their length."
 
 
@@ -376,6 +377,8 @@ def _probe(found: Json) -> Iterator[Table | str]:
     about = f"{found['kind']} of {found['items']:,} items by {found['target']}"
     about += f" in {found['folds']} folds, {found['groups']:,} groups ({found['group']}) held out whole"
     yield f"[dim]{literal(about)}. Intervals: 95%, bootstrap over groups, if there are 8.[/]"
+    for reason, number in found.get("documents_left_out", {}).items():
+        yield f"[dim]{literal(f'left out: {number:,} documents, {reason}')}[/]"
     for reason, number in found["left_out"].items():
         first = found["left_out_first"][reason]
         yield f"[dim]{literal(f'left out: {number:,} rows, {reason}, first {first}')}[/]"

@@ -41,7 +41,7 @@ from hnet_cli.cli import app as cli
         ("starter:text x.txt --prompt-field a --completion-field b", 2, "--prompt-field a --completion-field b"),
         ("starter:text x.jsonl --noise", 2, "--noise distorts documents"),
         ("starter:text x.jsonl --stride 7", 2, "--stride is of documents"),
-        ("starter:text x.jsonl --elastic --no-samples", 2, "none begins in the bytes that count"),
+        ("starter:text x.jsonl --elastic --no-samples", 2, "of stage 1 begins in the bytes that count"),
         ("starter:text --gold x.txt --noise", 2, "--noise goes with data to evaluate on, or --task"),
         ("starter:text --gold x.txt --samples", 2, "--samples goes with data to evaluate on"),
         ("starter:text x.txt --probe l.tsv --group g --stride 7", 2, "--stride goes with data to evaluate on"),

@@ -99,7 +99,8 @@ def test_a_sample_ends_where_the_model_says_so():
     model = tiny_model(torch.float32)
     with torch.no_grad():
         model.lm_head.weight[EOS] *= 4
-    assert report.validity(model, AllButTheEnd())["valid"] == 1
+    assert report.validity(model, AllButTheEnd(), end=True)["valid"] == 1
+    assert report.validity(model, AllButTheEnd())["valid"] < 1
 
 
 def test_two_models_are_compared_on_the_same_bytes(texts):
@@ -127,13 +128,19 @@ def test_a_comparison_in_windows_longer_than_the_training_says_so(hnet, texts):
 def test_a_folder_of_data_is_no_model(hnet, tmp_path, monkeypatch):
     """Projects have a config.json, or checkpoints of something else."""
     monkeypatch.chdir(tmp_path)
-    for part, content in (("config.json", '{"port": 80}'), ("checkpoints/a.txt", "A checkpoint.\n"), ("b.txt", "b\n")):
+    files = {"config.json": '{"port": 80}\n', "checkpoints/a.txt": "A checkpoint.\n", "b.txt": "b\n"}
+    for part, content in files.items():
         (tmp_path / "project" / part).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "project" / part).write_text(content * 9)
     code, out, err = hnet("eval", "starter:novels", "project", "--no-samples", "--json")
     assert code == 0, err
     assert json.loads(out)["documents"] == 3
     assert hnet("score", "project", "project/b.txt", "--model", "starter:novels", "--out", "x.tsv")[0] == 0
+    shutil.copytree(find("starter:novels"), "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    code, out, err = hnet("eval", "model", "project/b.txt")  # a model that has lost its weights is one all the same
+    assert (code, out) == (4, "")
+    assert "model.safetensors is missing" in err
 
 
 def test_what_is_left_out_is_said(hnet, tmp_path):
@@ -250,7 +257,17 @@ def test_a_probe_reads_the_files_for_this_alone(hnet, texts, tmp_path, monkeypat
     monkeypatch.setattr(probe, "GRID", (1e-2,))
     rows = [f"{text.name}\t{at}\t{at + 40}\t{('x', 'y')[at > 50]}\t{text.stem}" for text in texts for at in (0, 60)]
     (tmp_path / "labels.tsv").write_text("\n".join(["name\tstart\tend\tlabel\tbook", *rows, "z\t0\t9\tx\tz\n"]))
-    asked = ["eval", "starter:text", *texts, "--probe", tmp_path / "labels.tsv", "--group", "book"]
+    (tmp_path / "latin.txt").write_bytes("Grüße".encode("latin-1"))
+    asked = [
+        "eval",
+        "starter:text",
+        *texts,
+        tmp_path / "latin.txt",
+        "--probe",
+        tmp_path / "labels.tsv",
+        "--group",
+        "book",
+    ]
     code, out, err = hnet(*asked, "--json")
     assert code == 0, err
     found = json.loads(out)
@@ -264,3 +281,4 @@ def test_a_probe_reads_the_files_for_this_alone(hnet, texts, tmp_path, monkeypat
     for name, figures in (found["probe"]["layers"] | found["probe"]["baselines"]).items():
         assert f"{figures['macro_f1']:.3f}" in lines, name
     assert "left out: 1 rows, no such document, first z" in lines
+    assert "left out: 1 documents, not UTF-8" in lines
