@@ -106,7 +106,7 @@ def imports(path: Path, package: str, *, lazy: bool = True) -> list[str]:
     def visit(node: ast.AST) -> Iterator[str]:
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
             return
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and not lazy:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not lazy:
             return
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -116,7 +116,8 @@ def imports(path: Path, package: str, *, lazy: bool = True) -> list[str]:
             yield base
             yield from (f"{base}.{alias.name}" for alias in node.names)
         for child in ast.iter_child_nodes(node):
-            yield from visit(child)
+            if isinstance(child, ast.stmt | ast.excepthandler | ast.match_case):  # nothing else holds an import
+                yield from visit(child)
 
     return list(visit(parsed(path)))
 

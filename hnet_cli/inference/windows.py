@@ -3,8 +3,9 @@
 A document is read in windows: window k is its bytes [kW, (k+1)W), computed with the V bytes before it as context, whose
 own boundaries are thrown away. Windows depend on the position in the document only, never on how it was read; several,
 of one or of many documents, make one packed pass. A document of at most W bytes is one window: exactly what the model
-computes. Only encoders and routing run, for nothing else decides where the boundaries are, unless the probabilities of
-the bytes or the vectors of other layers are asked for.
+computes. A rule, which may have matched or counted from further back, is told where it stands (`_Rules`). Only encoders
+and routing run, for nothing else decides where the boundaries are, unless the probabilities of the bytes or the vectors
+of other layers are asked for.
 
 Or the state of the model is carried from each window to the next, one document at a time: then its whole past is the
 context of a byte, further back than the model saw in training.
@@ -16,8 +17,11 @@ import math
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import takewhile
+from typing import cast
 
 import numpy as np
 import torch
@@ -28,6 +32,7 @@ from hnet_cli.distributed.workers import Workers
 from hnet_cli.errors import NumericalError, UsageError
 from hnet_cli.modality import Document, Modality
 from hnet_cli.model import HNetConfig, HNetForCausalLM, RoutingOutput, config
+from hnet_cli.model.chunking import FixedRouting
 from hnet_cli.model.hidden import Layer, caught, stack_of
 from hnet_cli.model.hnet import Until
 from hnet_cli.model.state import GenerationState
@@ -96,6 +101,8 @@ class _Stretch:
     context: bytes
     data: bytes
     last: bool
+    before: Sequence[int] = ()
+    """`_Rules.before` the first position."""
 
     def model_input(self, table: bytes | None) -> bytes:
         return BOS * self._is_whole + (self.context + self.data).translate(table)
@@ -153,12 +160,12 @@ def windows(
     opened = np.zeros(model.config.num_stages, dtype=np.int64)  # where the last chunk of each stage began
     if carried:
         width, warmup, batch_bytes = batch_bytes, 0, 1
-    stretches = _stretches(documents, width, warmup, 1 if carried else _period(model.config))
+    stretches = _stretches(documents, width, warmup, _Rules(model if not carried else None), input_table)
     batches = (_Pack.of(batch, input_table) for batch in _batches(stretches, batch_bytes))
     found: Iterable[tuple[_Pack, _Routed]]
     if workers is None:
         network = _Network(model, surprisal, carried, layers)
-        found = ((pack, network(pack.data, pack.offsets, pack.batch[0].start == 0)) for pack in batches)
+        found = ((pack, network(pack.data, pack.offsets, pack.before, pack.batch[0].start == 0)) for pack in batches)
     else:
         found = _ahead(workers, _Copy.of(model, surprisal, workers.number), batches)
     for pack, routed in found:
@@ -172,13 +179,16 @@ def probabilities(model: HNetForCausalLM, documents: Iterable[Document]) -> Iter
     packed pass, per stage, those of the positions that are in a window and begin no document, (n,) float32."""
     device = model.embeddings.weight.device
     batch_bytes = BATCH_BYTES.get(device.type, 1 << 18)
-    for batch in _batches(_stretches(documents, *window_of(model.config), _period(model.config)), batch_bytes):
+    rules = _Rules(model)
+    for batch in _batches(_stretches(documents, *window_of(model.config), rules), batch_bytes):
         pack = _Pack.of(batch, None)
         free = pack.first + [stretch.start == 0 for stretch in batch]
         counted = np.arange(len(pack.data)) >= np.repeat(free, np.diff(pack.offsets))
         found = []
         ids, offsets = ids_of(pack.data, device), torch.from_numpy(pack.offsets).to(device)
-        for routing in model(ids, cu_seqlens=offsets, until="routing").routing:
+        with rules.going_on(pack.before):
+            routings = model(ids, cu_seqlens=offsets, until="routing").routing
+        for routing in routings:
             found.append(routing.boundary_prob.float().cpu().numpy()[counted])
             counted = counted[routing.boundary_mask.cpu().numpy()]
         yield found
@@ -198,25 +208,73 @@ def _batches(stretches: Iterable[_Stretch], batch_bytes: int) -> Iterator[list[_
         yield batch
 
 
-def _stretches(documents: Iterable[Document | Stream], width: int, warmup: int, period: int) -> Iterator[_Stretch]:
+class _Rules:
+    """The rules of the outermost stages that do not learn. What they count or have matched can lie far before a window,
+    so that they are followed through the document, and each window is told where they stand."""
+
+    def __init__(self, model: HNetForCausalLM | None) -> None:
+        """None: of none."""
+        routers = model.routers if model is not None else []
+        leading = takewhile(lambda each: isinstance(each, FixedRouting), routers)
+        self.routers = cast("list[FixedRouting]", list(leading))
+        self.start = (0,) * len(self.routers)
+
+    def after(self, standing: Sequence[int], data: bytes, begins: bool) -> tuple[int, ...]:
+        """Where they stand after `data`, with which a document `begins` or goes on; one number for each."""
+        count, found = len(data), list[int]()
+        for rule, at in zip(self.routers, standing, strict=True):
+            end, boundaries, first = rule.after(at, count, data)
+            found.append(end)
+            count = boundaries + (begins and not first)  # a document begins with a boundary
+        return tuple(found)
+
+    def before(self, standing: Sequence[int], first: bytes) -> tuple[int, ...]:
+        """The same before a pass that begins with the byte `first` inside a document. The pass has a boundary there at
+        every stage, for which room is made where the rule has none."""
+        found, is_boundary = list[int](), True
+        for rule, at in zip(self.routers, standing, strict=True):
+            found.append(at if is_boundary else at - 1)
+            is_boundary = is_boundary and rule.after(at, 1, first)[2]
+        return tuple(found)
+
+    @contextmanager
+    def going_on(self, before: Sequence[Sequence[int]]) -> Iterator[None]:
+        """Passes in this block begin where the rules stand `before` each of their sequences."""
+        for rule, at in zip(self.routers, zip(*before, strict=True), strict=True):
+            rule.before = at
+        try:
+            yield
+        finally:
+            for rule in self.routers:
+                rule.before = None
+
+
+def _stretches(
+    documents: Iterable[Document | Stream], width: int, warmup: int, rules: _Rules, table: bytes | None = None
+) -> Iterator[_Stretch]:
     index, source = -1, None
     for document in documents:
         index = index + 1 if document.source == source else 0
         source = document.source
         base = start = 0  # positions in the document of held[0] and of the next window
-        held = bytearray()
+        held, standing = bytearray(), rules.start
 
-        def stretch(end: int | None, last: bool) -> _Stretch:
-            context = bytes(held[: start - base])  # noqa: B023 - called at once
-            return _Stretch(document, index, start, context, bytes(held[start - base : end]), last)  # noqa: B023
+        def stretch(end: int | None, last: bool) -> _Stretch:  # called at once
+            context, data = bytes(held[: start - base]), bytes(held[start - base : end])  # noqa: B023
+            before = standing  # noqa: B023
+            if base and rules.routers:  # noqa: B023
+                before = rules.before(standing, bytes(held[:1]).translate(table))  # noqa: B023
+            return _Stretch(document, index, start, context, data, last, before)  # noqa: B023
 
         for block in _blocks(document):
             held += block
             while base + len(held) - start > width:
                 yield stretch(start - base + width, False)
                 start += width
-                begin = start - warmup
-                begin = max(0, begin - (begin + 1) % period)
+                begin = max(0, start - warmup)
+                if rules.routers and begin > base:
+                    passed = BOS * (base == 0) + bytes(held[: begin - base]).translate(table)
+                    standing = rules.after(standing, passed, base == 0)
                 del held[: begin - base]
                 base = begin
         if base + len(held) > start:
@@ -228,11 +286,6 @@ def _blocks(document: Document | Stream) -> Iterable[bytes]:
         return document.blocks
     data = document.data
     return (data[at : at + READ_BYTES] for at in range(0, len(data), READ_BYTES))
-
-
-def _period(config: HNetConfig) -> int:
-    """Fixed chunkers count from the BOS of the document: a window's context has to begin on a multiple of this."""
-    return math.prod(chunker.k or 1 for chunker in config.chunkers if chunker.kind == "fixed")
 
 
 @torch.no_grad()
@@ -290,12 +343,15 @@ class _Pack:
     """(B+1,) int64: where its sequences begin."""
     first: np.ndarray
     """(B,) int64: the first position of each that is kept."""
+    before: Sequence[Sequence[int]]
+    """(B, R): `_Rules.before` each sequence."""
 
     @classmethod
     def of(cls, batch: Sequence[_Stretch], table: bytes | None) -> _Pack:
         inputs = [stretch.model_input(table) for stretch in batch]
         offsets = np.cumsum([0] + [len(each) for each in inputs])
-        return cls(batch, b"".join(inputs), offsets, offsets[:-1] + [stretch.skipped for stretch in batch])
+        skipped, before = [stretch.skipped for stretch in batch], [stretch.before for stretch in batch]
+        return cls(batch, b"".join(inputs), offsets, offsets[:-1] + skipped, before)
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,15 +373,17 @@ class _Network:
         self.model, self.surprisal = model, surprisal
         self.carry, self.layers = _Carry(model) if carried else None, layers
         self.stacks = [stack_of(model, layer) for layer in layers]
+        self.rules = _Rules(None if carried else model)
 
     @torch.no_grad()
-    def __call__(self, data: bytes, offsets: np.ndarray, begins: bool) -> _Routed:
-        """One packed pass. `begins`: what it reads is no continuation, for a carried state. Raises NumericalError."""
+    def __call__(self, data: bytes, offsets: np.ndarray, before: Sequence[Sequence[int]], begins: bool) -> _Routed:
+        """One packed pass. `before` as in `_Pack`. `begins`: what it reads is no continuation, for a carried state.
+        Raises NumericalError."""
         model, bits = self.model, None
         ids = ids_of(data, model.embeddings.weight.device)
         cu_seqlens = torch.from_numpy(offsets).to(ids.device)
         until: Until = "routing" if all(layer.name == "encoder" for layer in self.layers) else None
-        with caught(self.stacks) as outputs:
+        with caught(self.stacks) as outputs, self.rules.going_on(before):
             if self.carry is not None:
                 bits, routing = self.carry(ids, begins, self.surprisal, until)
             elif self.surprisal:
@@ -388,10 +446,10 @@ _network: _Network | None = None
 """That of this process, if it is a worker."""
 
 
-def _compute(data: bytes, offsets: np.ndarray) -> _Routed:
+def _compute(data: bytes, offsets: np.ndarray, before: Sequence[Sequence[int]]) -> _Routed:
     """In a worker."""
     assert _network is not None
-    return _network(data, offsets, False)
+    return _network(data, offsets, before, False)
 
 
 def _ahead(workers: Workers, copy: _Copy, packs: Iterable[_Pack]) -> Iterator[tuple[_Pack, _Routed]]:
@@ -401,7 +459,7 @@ def _ahead(workers: Workers, copy: _Copy, packs: Iterable[_Pack]) -> Iterator[tu
     def calls() -> Iterator[Callable[[], _Routed]]:
         for pack in packs:
             waiting.append(pack)
-            yield partial(_compute, pack.data, pack.offsets)
+            yield partial(_compute, pack.data, pack.offsets, pack.before)
 
     for routed in workers.in_order(calls(), copy):
         assert routed is not None

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -136,6 +137,8 @@ class FixedRouting(Routing):
     learned = False
     following: Tensor
     boundary: Tensor
+    before: Sequence[int] | None = None
+    """Where the rule stands as each document of a pass without a state begins, as `after` tells. None: at 0."""
 
     def __init__(self, chunker: Chunker) -> None:
         super().__init__()
@@ -158,7 +161,10 @@ class FixedRouting(Routing):
         Raises ValueError if the `space` chunker is not given the bytes (T,).
         """
         if self.chunker.k is not None:
-            mask = packing.absolute % self.chunker.k == 0
+            position = packing.absolute
+            if state is None and self.before is not None:
+                position = position + torch.tensor(self.before, device=position.device)[packing.document]
+            mask = (position % self.chunker.k == 0).index_fill(0, packing.begins, True)
         else:
             if input_ids is None:
                 raise ValueError(f"the {self.chunker.kind!r} chunker needs the input bytes")
@@ -177,7 +183,9 @@ class FixedRouting(Routing):
 
     def _run(self, automaton: Automaton, input_ids: Tensor, packing: Packing, state: LevelState | None) -> Tensor:
         """The automaton's boundaries (T,) bool; moves the states of the documents, if there are any."""
-        before = [0] * packing.batch_size if state is None else pick(state.last, packing.row_index).tolist()
+        before = self.before or [0] * packing.batch_size
+        if state is not None:
+            before = pick(state.last, packing.row_index).tolist()
         data, masks, after, at = input_ids.to(torch.uint8).cpu().numpy().tobytes(), [], [], 0
         for length, start in zip(packing.lengths, before, strict=True):
             mask, end = automaton.run(data[at : at + length], start)
@@ -187,6 +195,18 @@ class FixedRouting(Routing):
         if state is not None:
             put(state.last, packing.row_index, torch.tensor(after, device=state.last.device))
         return torch.cat(masks).to(input_ids.device)
+
+    def after(self, before: int, count: int, data: bytes) -> tuple[int, int, bool]:
+        """Where the rule stands after `count` positions more of a document, `data` where it reads bytes; how many of
+        them are boundaries, and whether the first is. It stands at 0 where a document begins."""
+        if (k := self.chunker.k) is not None:
+            return (before + count) % k, -(-(before + count) // k) - -(-before // k), before % k == 0
+        if self.automaton is not None:
+            found, end = self.automaton.run(data, before)
+        else:
+            space = space_like(np.frombuffer(data, np.uint8).astype(np.int64))
+            found, end = space & ~np.concatenate([[bool(before)], space[:-1]]), int(space[-1]) if len(data) else before
+        return end, int(found.sum()), bool(found[:1].any())
 
     def allocate(self, batch_size: int) -> tuple[Tensor, Tensor]:
         """`last` and `projection` of a `LevelState`, on the default device."""

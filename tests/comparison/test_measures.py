@@ -1,26 +1,25 @@
 """Measurements on the held-out documents."""
 
 import json
-from dataclasses import replace
 
 import pytest
 
+from hnet_cli import modality
+from hnet_cli.checkpoints.find import find
 from hnet_cli.comparison.measures import Exam, measured
 from hnet_cli.comparison.plan import choose
 from hnet_cli.comparison.session import _last_checkpoint
 from hnet_cli.inference.thresholds import Compression
 
 
-def test_distorted_stretches_of_a_document_are_drawn_together(whole, request_of, tmp_path):
+def test_distorted_stretches_of_a_document_are_drawn_together(tmp_path):
     """As the clean ones are, or its interval would be too narrow; of few documents each stretch by itself."""
-    folder, _ = whole
-    plan = choose(request_of(folder))
-    model, exam = _last_checkpoint(plan.runs[0]), Exam.of(plan)
-    parts = [data[:40] for data in exam.documents[:1] * 20]
+    parts = [b"It was the best of times, it was %d times" % number for number in range(10, 30)]
+    parts = [part[:40] for part in parts]
     for documents, expected in ((10, 10), (2, 20)):
         owners = [number * documents // 20 for number in range(20)]
-        stretched = replace(exam, documents=parts, noisy=parts, owners=owners, noisy_owners=owners)
-        found = measured(tmp_path / f"{documents}.json", model, stretched, "cpu", lambda _: None)
+        exam = Exam(parts, parts, modality.get("text"), 64, "all", owners, owners)
+        found = measured(tmp_path / f"{documents}.json", find("starter:novels"), exam, "cpu", lambda _: None)
         assert len(found["units"]) == expected
         assert {len(rows) for rows in found["noise"].values()} == {expected}
         assert sum(size for _, size in found["noise"][""]) == 800

@@ -89,8 +89,9 @@ def test_samples_are_drawn_where_they_take_no_longer_than_the_rest(evaluated, hn
     assert "Samples drawn without rules (32 of 4 bytes)" in hnet("eval", *few, "--samples")[1]
 
 
-def test_a_sample_ends_where_the_model_says_so():
+def test_a_sample_ends_where_the_model_says_so(monkeypatch):
     """The byte that says it is in no text; some samples have no other."""
+    monkeypatch.setattr(report, "SAMPLE_BYTES", 40)
 
     class AllButTheEnd(type(modality.get("text"))):
         def automaton(self):

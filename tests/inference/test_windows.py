@@ -12,7 +12,7 @@ from modelkit import tiny_config, tiny_model
 from segmentkit import MODEL
 
 from hnet_cli.errors import NumericalError
-from hnet_cli.inference.windows import Stream, windows
+from hnet_cli.inference.windows import Stream, _Rules, _stretches, windows
 from hnet_cli.modality import Document
 
 EXACT = tiny_model(torch.float64)
@@ -119,6 +119,41 @@ def test_fixed_chunks_stay_in_step_over_windows(k, carried):
     """Longer than a context too, which then goes back to the beginning."""
     starts, _ = found([Document(bytes(500), "a", "a")], fixed(k), carried=carried)["a"]
     assert starts.tolist() == [0, *range(k - 1, 500, k)]
+
+
+def chained(*chunkers):
+    layout = ("m1", ("m1", ("T1",), "m1"), "m1") if len(chunkers) == 2 else ("m1", ("T1",), "m1")
+    return tiny_model(torch.float32, config=tiny_config(layout, chunker=list(chunkers)))
+
+
+RULES = {
+    "fixed": chained({"kind": "fixed", "k": 70}),
+    "fixed, fixed": chained({"kind": "fixed", "k": 3}, {"kind": "fixed", "k": 7}),
+    "regex": chained({"kind": "regex", "pattern": "a[^b]*b"}),
+    "space": chained({"kind": "space"}),
+    "space, fixed": chained({"kind": "space"}, {"kind": "fixed", "k": 5}),
+    "regex, fixed": chained({"kind": "regex", "pattern": "a[^b]*b|c"}, {"kind": "fixed", "k": 3}),
+    "bpe, fixed": chained({"kind": "bpe", "tokens": "ab ac bc abc Ġa"}, {"kind": "fixed", "k": 4}),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+@one_in(5)
+@given(data=st.text("abc \n中", min_size=150, max_size=400).map(str.encode), width=st.integers(20, 90))
+def test_rules_do_not_know_of_windows(name, data, width):
+    """However far back what they have matched or counted begins."""
+    documents = [Document(data, "a", "a"), Document(data[::-1], "b", "b")]
+    whole, parts = (found(documents, RULES[name], width=each) for each in (1000, width))
+    assert all(same(parts[document], whole[document]) for document in "ab")
+    counts = []
+    for each in (1000, width):
+        counts.append(sum(window.positions for window in windows(RULES[name], documents, **(SMALL | {"width": each}))))
+    assert np.array_equal(*counts)
+
+
+def test_a_long_rule_needs_no_long_context():
+    stretches = list(_stretches([Document(bytes(3000), "a", "a")], 64, 16, _Rules(RULES["fixed"])))
+    assert max(len(stretch.context) for stretch in stretches) == 16
 
 
 @pytest.mark.parametrize("carried", [False, True])
