@@ -213,7 +213,7 @@ class _Rules:
     so that they are followed through the document, and each window is told where they stand."""
 
     def __init__(self, model: HNetForCausalLM | None) -> None:
-        """None: of none."""
+        """None: without any, for a state that is carried has its own."""
         routers = model.routers if model is not None else []
         leading = takewhile(lambda each: isinstance(each, FixedRouting), routers)
         self.routers = cast("list[FixedRouting]", list(leading))

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from laws import one_in
 from modelkit import tiny_config, tiny_model
@@ -139,6 +139,7 @@ RULES = {
 
 @pytest.mark.parametrize("name", RULES)
 @one_in(5)
+@example(data=b"a" + b"c" * 150 + b"bcb", width=30)
 @given(data=st.text("abc \n中", min_size=150, max_size=400).map(str.encode), width=st.integers(20, 90))
 def test_rules_do_not_know_of_windows(name, data, width):
     """However far back what they have matched or counted begins."""
