@@ -156,7 +156,11 @@ def evaluate(models: Sequence[str], request: EvaluationRequest, device: str | No
             raise UsageError(
                 "--elastic is of one dataset, and this is a mixture", "name one of its datasets with --data"
             )
-        return _mixed(Mixture.open(own), request, partial(_evaluate, models, loaded, context))
+        mixture, evaluate_one = Mixture.open(own), partial(_evaluate, models, loaded, context)
+        applied = [
+            _apply(request.compression, name, model, mixture) for name, model in zip(models, loaded, strict=True)
+        ]
+        return _mixed(mixture, replace(request, compression=UNCHANGED), evaluate_one, applied)
     return _evaluate(models, loaded, context, replace(request, data=[own[0].path]) if own else request)
 
 
@@ -236,8 +240,28 @@ def _trained_on(models: Sequence[str]) -> Sources:
     raise UsageError(f"there is nothing to evaluate {models[0]} on", "give files, or a dataset with --data")
 
 
+def _apply(compression: Compression, name: str, model: LoadedModel, mixture: Mixture) -> dict[str, Any]:
+    """Set the thresholds of a model that is evaluated on a mixture, found on a sample of all sources in their shares:
+    {"compression": what was applied}, or nothing."""
+
+    def sample() -> Iterator[bytes]:
+        for dataset, share in zip(mixture.datasets, mixture.shares, strict=True):
+            part = gather([str(dataset.path)], None, max(1, int(share * CALIBRATION_BYTES)))
+            yield from (dataset.translate(np.frombuffer(each.data, np.uint8)).tobytes() for each in part.documents)
+
+    with precision(model)[1]:
+        applied = compression.apply(model, sample)
+    if applied is None:
+        return {}
+    say(f"{literal(name)}: chunks at {literal(str(applied))}.")
+    return {"compression": applied.to_dict()}
+
+
 def _mixed(
-    mixture: Mixture, request: EvaluationRequest, evaluate_one: Callable[[EvaluationRequest], dict[str, Any]]
+    mixture: Mixture,
+    request: EvaluationRequest,
+    evaluate_one: Callable[[EvaluationRequest], dict[str, Any]],
+    applied: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
     """The figures of each source of a mixture, read in its own modality, as "sources"; and of all the mean in their
     shares. The bytes are divided equally among them; samples belong to the model, and are drawn with the first. Where
@@ -263,7 +287,7 @@ def _mixed(
         return about | {"modality": mixture.modality} | share_weighted("bpb", figures, mixture.shares)
 
     each = [source.get("models", [source]) for source in sources]
-    wholes = [whole(of_model) for of_model in zip(*each, strict=True)]
+    wholes = [whole(of_model) | chosen for of_model, chosen in zip(zip(*each, strict=True), applied, strict=True)]
     for model in (model for models in each[1:] for model in models):
         model.pop("made"), model.pop("evaluated")  # said once
     if len(wholes) == 1:

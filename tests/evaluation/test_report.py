@@ -193,6 +193,9 @@ def test_of_a_mixture_rows_are_answered_and_documents_distorted(hnet, tmp_path, 
     documents, rows = json.loads(out)["sources"]
     assert ("noise" in documents, "exact" in documents, documents["definition"]["stride"]) == (True, False, 40)
     assert ("noise" in rows, rows["exact"]["rows"], rows["definition"]["stride"]) == (False, 2, 64)
+    found = json.loads(hnet("eval", tmp_path / "run", "--bytes-per-chunk", 4, "--no-samples", "--json")[1])
+    assert (found["compression"]["wanted"], len(found["compression"]["thresholds"])) == ([4], 1)
+    assert not any("compression" in source for source in found["sources"])  # the same for all
     code, _, err = hnet("eval", tmp_path / "run", "--modality", "dna")
     assert code == 2
     assert "its own modality" in err
