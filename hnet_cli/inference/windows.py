@@ -220,7 +220,7 @@ class _Rules:
         self.start = (0,) * len(self.routers)
 
     def after(self, standing: Sequence[int], data: bytes, begins: bool) -> tuple[int, ...]:
-        """Where they stand after `data`, with which a document `begins` or goes on; one number for each."""
+        """Their places after `data`, with which a document `begins` or goes on; one number for each."""
         count, found = len(data), list[int]()
         for rule, at in zip(self.routers, standing, strict=True):
             end, boundaries, first = rule.after(at, count, data)

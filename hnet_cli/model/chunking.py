@@ -138,7 +138,7 @@ class FixedRouting(Routing):
     following: Tensor
     boundary: Tensor
     before: Sequence[int] | None = None
-    """Where the rule stands as each document of a pass without a state begins, as `after` tells. None: at 0."""
+    """The rule's place as each document of a pass without a state begins, as `after` tells. None: 0."""
 
     def __init__(self, chunker: Chunker) -> None:
         super().__init__()
@@ -197,8 +197,8 @@ class FixedRouting(Routing):
         return torch.cat(masks).to(input_ids.device)
 
     def after(self, before: int, count: int, data: bytes) -> tuple[int, int, bool]:
-        """Where the rule stands after `count` positions more of a document, `data` where it reads bytes; how many of
-        them are boundaries, and whether the first is. It stands at 0 where a document begins."""
+        """The rule's place after `count` positions more of a document, `data` where it reads bytes; the number of
+        boundaries among them, and whether the first is one. Its place is 0 where a document begins."""
         if (k := self.chunker.k) is not None:
             return (before + count) % k, -(-(before + count) // k) - -(-before // k), before % k == 0
         if self.automaton is not None:

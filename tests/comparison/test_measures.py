@@ -13,7 +13,7 @@ from hnet_cli.inference.thresholds import Compression
 
 
 def test_distorted_stretches_of_a_document_are_drawn_together(tmp_path):
-    """As the clean ones are, or its interval would be too narrow; of few documents each stretch by itself."""
+    """Like the clean ones, or its interval would be too narrow; of few documents each stretch by itself."""
     parts = [b"It was the best of times, it was %d times" % number for number in range(10, 30)]
     parts = [part[:40] for part in parts]
     for documents, expected in ((10, 10), (2, 20)):

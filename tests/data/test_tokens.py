@@ -390,7 +390,7 @@ def test_it_is_converted_with_its_tokenizer(run, tmp_path):
 
 
 def test_a_model_may_have_more_ids_than_its_tokenizer(run, tmp_path):
-    """As where little data gave fewer than asked for; one that goes on from it has as many."""
+    """Little data gives fewer than asked for; a model that goes on from it has as many."""
     given = f"tokenizer={run[0] / 'tokenizer.json'}"
     for size, expected in ((401, 401), (399, 400)):
         assert tiny(*TOKENS[:-1], given, f"model.vocab_size={size}").model.vocab_size == expected

@@ -154,7 +154,7 @@ def test_what_is_left_out_is_said(hnet, tmp_path):
 
 
 def test_chunks_of_completions_without_any_are_not_known(hnet, evaluated, tmp_path):
-    """Of one letter each; the figure was 0 bytes per chunk."""
+    """They have one letter each; the figure was 0 bytes per chunk."""
     file = rows_file(tmp_path / "rows.jsonl", [(f"Is {number} a number or a word? ", "n") for number in range(12)])
     found = evaluated("starter:text", file, "--no-samples", "--threshold", 0.99)
     (stage, _) = found["stages"]

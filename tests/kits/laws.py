@@ -1,4 +1,4 @@
-"""How often a law is tried. `tests/conftest.py` has the profiles: a few examples every day, more in CI."""
+"""Shares of the examples that a law is tried on; `tests/conftest.py` has the profiles: a few every day, more in CI."""
 
 from hypothesis import settings
 
