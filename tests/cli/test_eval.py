@@ -7,6 +7,7 @@ import re
 import pytest
 
 from hnet_cli.cli import app as cli
+from hnet_cli.cli.eval import _models_and_files
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,19 @@ def test_a_dataset_that_is_gone_is_named(own, capsys):
     config.write_text(re.sub(r"^data: .*$", "data: data/gone", config.read_text(), flags=re.MULTILINE))
     assert cli.run(["eval", "runs/fox"]) == 3
     assert "data/gone, which runs/fox was trained on, is no longer there" in capsys.readouterr().err
+
+
+def test_what_is_no_file_is_meant_as_a_model_but_for_standard_input_and_urls(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    there, url = str(tmp_path / "a.txt"), "https://example.org/a.txt"
+    for given, models in (
+        ("-", []),
+        (url, []),
+        (there, []),
+        ("starter:txet", ["starter:txet"]),
+        ("nowhere", ["nowhere"]),
+    ):
+        assert _models_and_files([given, there]) == (models, [*([given] if not models else []), there])
 
 
 @pytest.mark.parametrize("option", ["--data", "--gold"])
