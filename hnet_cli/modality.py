@@ -81,6 +81,11 @@ class Document(NamedTuple):
     encoding: str = "UTF-8"
     """The encoding of the source, if the plugin converts (`Modality.converts`)."""
 
+    @property
+    def prompt(self) -> int:
+        """Number of bytes it begins with that count for nothing: those of a prompt."""
+        return max(0, -self.offset)
+
 
 @dataclass(frozen=True, slots=True)
 class Refused:

@@ -59,14 +59,16 @@ def score(
     stride: Annotated[int | None, typer.Option(min=1, help="Stride between windows. Default: --context.")] = None,
     modality: options.ModalityName = None,
     field: options.Field = None,
+    prompt_field: options.PromptField = None,
+    completion_field: options.CompletionField = None,
     threshold: options.Threshold = None,
     bytes_per_chunk: options.BytesPerChunk = None,
     device: options.Device = None,
 ) -> None:
     """Print the bits a model needs for each part of files.
 
-    Bits are -log2 P; low ones are what the model expects. They add up to what `hnet eval` counts. Memory does not grow
-    with the files.
+    Bits are -log2 P; low ones are what the model expects. They add up to what `hnet eval` counts: of rows of prompt and
+    completion, those of the completions. Memory does not grow with the files.
     """
     from hnet_cli import storage
     from hnet_cli.inference import score as scoring
@@ -75,6 +77,7 @@ def score(
     from hnet_cli.terminal.console import literal, progress, say, size
 
     compression = options.compression(threshold, bytes_per_chunk)
+    fields = options.row_field(field, prompt_field, completion_field)
     request = scoring.ScoreRequest(per, format, stage, window, context, stride, both_strands)
     starter = files[0].startswith(("starter:", "hf:"))
     if model is None and (starter or (len(files) > 1 and options.is_model(files[0]))):
@@ -88,7 +91,7 @@ def score(
         storage.refuse_output(out, overwrite, files)
         if compressed and format == "bedgraph":
             storage.refuse_output(index_of(out), overwrite)
-    loaded, plugin = model_for(files, model, modality, field, options.device_name(device))
+    loaded, plugin = model_for(files, model, modality, fields, options.device_name(device))
     request = request.fit(loaded, plugin)
     intake, totals, on_disk = Intake(), scoring.Totals(), disk_bytes(files)
     read = 0
@@ -107,7 +110,7 @@ def score(
                 total = min(total, max_bytes) if total and max_bytes else total
                 task.update(totals.bytes, total, size(totals.bytes))
 
-        sources = readable_sources(files, plugin, field, intake, advance)
+        sources = readable_sources(files, plugin, fields, intake, advance)
         pieces = scoring.score(loaded, sources, plugin, request, intake, totals, max_bytes, update, compression)
         options.say_applied(intake.applied)
         if out is None:

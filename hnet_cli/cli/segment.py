@@ -17,6 +17,7 @@ from hnet_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from hnet_cli.checkpoints.model_folder import LoadedModel
+    from hnet_cli.data.prepare.rows import Field
     from hnet_cli.inference.intake import Intake
     from hnet_cli.inference.segment import Summary
     from hnet_cli.modality import Modality, Source
@@ -169,7 +170,7 @@ def title_of(files: list[str]) -> str:
 
 
 def model_for(
-    files: list[str], model: str | None, modality: str | None, field: str | None, device: str
+    files: list[str], model: str | None, modality: str | None, field: Field, device: str
 ) -> tuple[LoadedModel, Modality | None]:
     """The model to use and the modality to read the files with. Raises InputError where the two do not go together."""
     from hnet_cli import modality as modalities
@@ -200,7 +201,7 @@ def model_for(
 def readable_sources(
     files: list[str],
     modality: Modality | None,
-    field: str | None,
+    field: Field,
     intake: Intake,
     on_read: Callable[[int], None] = lambda count: None,
     silent: bool = False,

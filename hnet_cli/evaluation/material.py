@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from hnet_cli.data.loader import Windows
 from hnet_cli.data.prepare.contents import documents_of, files_of
 from hnet_cli.data.prepare.rows import Field, option_of
 from hnet_cli.errors import HNetError, InputError, UsageError
+from hnet_cli.inference.intake import one_document
 from hnet_cli.modality import Document, Modality, Refused, Source, begin_text
 from hnet_cli.report.history import data_of, find_sources
 from hnet_cli.storage.streams import open_input, shown
@@ -68,7 +68,7 @@ class Material:
 
 def prompts_of(documents: Iterable[Document]) -> list[int]:
     """Bytes at the beginning of each document that are a prompt and do not count."""
-    return [max(0, -document.offset) for document in documents]
+    return [document.prompt for document in documents]
 
 
 def is_dataset(path: Path) -> bool:
@@ -150,7 +150,7 @@ def _files(data: Sequence[str], modality: Modality, limit: int | None, field: Fi
         before = len(documents), left, refused.copy()
         try:
             for document in _documents(file, modality, refused):
-                whole = left is None or len(document.data) <= left or document.offset < 0
+                whole = left is None or len(document.data) <= left or document.prompt > 0
                 part = document if whole else beginning(document, modality.cut(document.data, left or 0))
                 documents += [part] * bool(part.data)
                 if left is not None and (left := left - len(document.data)) <= 0:
@@ -195,21 +195,13 @@ def read_documents(
 
 def _documents(file: Iterable[Source | Refused], modality: Modality, refused: Counter[str]) -> Iterator[Document]:
     """The documents of a file; those left out are counted by reason in `refused`."""
-    read = partial(_documents_of, modality=modality)
+    read = one_document if type(modality) is Modality else modality.documents
     for source in file:
         for item in [source] if isinstance(source, Refused) else documents_of(source, read):
             if isinstance(item, Document):
                 yield item
             else:
                 refused[item.reason] += 1
-
-
-def _documents_of(source: Source, modality: Modality) -> Iterator[Document | Refused]:
-    if type(modality) is not Modality:
-        yield from modality.documents(source)
-        return
-    with source.open() as stream:  # no particular modality: the source is one document
-        yield Document(stream.read(), source.name, source.name)
 
 
 def file_source(path: Path) -> Source:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TypeVar
 
+from hnet_cli.data.prepare.contents import documents_of
 from hnet_cli.errors import InputError
 from hnet_cli.inference.thresholds import Applied
 from hnet_cli.inference.windows import READ_BYTES, Stream
@@ -35,6 +36,8 @@ class Intake:
     """One for each file that could not be read, or not to its end."""
     applied: Applied | None = None
     """The thresholds that were chosen for them."""
+    stored: bool = False
+    """True: rows of prompt and completion are read as `prepare` stores them (`documents_of`), each whole."""
     _whole: int = 0
     """Sources that were read to their end."""
     _first: Refused | None = None
@@ -51,7 +54,7 @@ class Intake:
         for source in sources:
             before = len(self.damaged)
             marked = False  # a byte order mark was left out just now
-            items = modality.documents(source) if modality else [_raw(source)]
+            items = self._items(source, modality)
             for item in self._until_damaged(items):
                 if isinstance(item, Refused):
                     marked = item.reason.endswith(MARK_LEFT_OUT)
@@ -67,9 +70,10 @@ class Intake:
                 else:
                     self.notes.update(item.notes)
                     notes = (*item.notes, *[MARK_LEFT_OUT] * marked)
-                    yield item._replace(data=self._taken(item.data, left, cut), notes=notes)
+                    most = None if item.prompt else left
+                    yield item._replace(data=self._taken(item.data, most, cut), notes=notes)
                 marked = False
-                left = None if left is None else left - (self.total - began)
+                left = None if left is None else max(0, left - (self.total - began))
             self._whole += len(self.damaged) == before
             if self.cut:  # what follows is not even opened
                 return
@@ -81,6 +85,11 @@ class Intake:
         if not self.total:
             why = f"{self._first.where}: {self._first.reason}" if self._first else "empty"
             raise InputError(f"nothing to {work}: {why}")
+
+    def _items(self, source: Source, modality: Modality | None) -> Iterable[Document | Stream | Refused]:
+        if self.stored and source.completion is not None:
+            return documents_of(source, modality.documents if modality else one_document)
+        return modality.documents(source) if modality else [_raw(source)]
 
     def _until_damaged(self, items: Iterable[T]) -> Iterator[T]:
         try:
@@ -111,6 +120,12 @@ def _raw(source: Source) -> Stream:
                 yield block
 
     return Stream(blocks(), source.name, source.name)
+
+
+def one_document(source: Source) -> Iterator[Document | Refused]:
+    """`documents` where there is no modality: the source, read whole."""
+    with source.open() as stream:
+        yield Document(stream.read(), source.name, source.name)
 
 
 def few(names: Iterable[str], most: int = 3) -> str:

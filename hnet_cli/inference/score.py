@@ -1,8 +1,9 @@
 """Bits of documents, their chunks, windows and bytes: the function behind `hnet score`.
 
 The bits of a byte are -log2 of its probability under the model, in the windows of `inference.scoring`, so that all of
-them add up to what `hnet eval` counts. Chunks are those of `inference.windows`, which `hnet segment` prints. Memory
-does not grow with the file: a document comes in blocks, or is one of a modality's, which bounds them.
+them add up to what `hnet eval` counts: of a row of prompt and completion those of the completion and the mark that ends
+it, whose position 0 is where the completion begins. Chunks are those of `inference.windows`, which `hnet segment`
+prints. Memory does not grow with the file: a document comes in blocks, or is one of a modality's, which bounds them.
 """
 
 from __future__ import annotations
@@ -154,6 +155,7 @@ def score(
     """
     request = request.fit(model, modality)
     intake, totals = intake or Intake(), totals or Totals()
+    intake.stored = True
 
     def counted(parts: Iterable[Part]) -> Iterator[Part]:
         for part in parts:
@@ -208,20 +210,31 @@ def _scored(
     def items() -> Iterator[Stretch]:
         for number, document in enumerate(documents):
             waiting.append(document)
-            read = document.data.translate(table) if isinstance(document, Document) else document.blocks
-            yield from stretches(read, number, context, request.stride, block)
-            if request.both_strands and modality is not None and isinstance(read, bytes):
+            if not isinstance(document, Document):
+                yield from stretches(document.blocks, number, context, request.stride, block)
+                continue
+            read = document.data.translate(table)
+            yield from stretches(read, number, context, request.stride, block, document.prompt)
+            if request.both_strands and modality is not None:
+                if document.prompt:
+                    raise UsageError(
+                        "--both-strands: a row of prompt and completion is read in one direction", "leave it out"
+                    )
                 yield from stretches(modality.mirror(read) or b"", number, context, request.stride, block)
 
-    number = start = 0
+    number = done = 0  # bytes of the document that were given
     strands: list[np.ndarray] = []  # bits of the document, then of its mirror
     for result in under(precision(model)[1], passes(model, items())):
         for stretch, low, high in zip(result.stretches, result.offsets, result.offsets[1:], strict=False):
             while number < stretch.owner:
                 waiting.popleft()
-                number, start, strands = number + 1, 0, []
+                number, done, strands = number + 1, 0, []
             bits, data = result.nats[low + stretch.skip : high] / math.log(2), stretch.targets[stretch.skip :]
+            if not len(bits):  # all of it is prompt
+                continue
+            start = done
             if isinstance(document := waiting[0], Document):
+                start += document.prompt
                 if request.both_strands:
                     strands.append(bits)
                     if sum(map(len, strands)) < 2 * len(document.data):
@@ -230,7 +243,7 @@ def _scored(
                     bits = (forward + backward[::-1]) / 2
                 data = document.data[start : start + len(bits)]
             yield Part(document, start, data, bits)
-            start += len(bits)
+            done += len(bits)
 
 
 def under(context: AbstractContextManager[object], items: Iterable[T]) -> Iterator[T]:
@@ -305,10 +318,10 @@ def _by_window(parts: Iterable[Part], width: int) -> Iterator[Rows]:
         return _ranges(document, np.append(edges, start + count), bits[:count])
 
     for part in parts:
-        if not part.start:
+        if part.document is not document:
             if len(bits):
                 yield rows(len(bits))
-            document, start, bits = part.document, part.document.offset, np.empty(0)
+            document, start, bits = part.document, part.document.offset + part.start, np.empty(0)
         bits = np.concatenate([bits, part.bits])
         end = start + len(bits)
         if (whole := end - end % width - start) > 0:
@@ -325,19 +338,31 @@ def _by_chunk(
     table: bytes | None,
     stages: Iterable[int],
 ) -> Iterator[Rows]:
+    """Rows are the chunks of each stage. One that begins in a prompt is shown from where the completion begins."""
     assemblers = [Assembler(stage) for stage in stages]
     base, bits = 0, np.empty(0)  # of the bytes from position `base` on, which the chunks that are open need
     for window in windows(model, documents, input_table=table):
+        prompt = window.document.prompt if isinstance(window.document, Document) else 0
+        base = max(base, prompt)  # a prompt has no bits
         for assemble in assemblers:
             block = assemble(window)
             while base + len(bits) < block.starts[-1]:
                 bits = np.concatenate([bits, next(parts).bits])
-            if block.chunks:
-                offset, first, last = window.document.offset, block.starts[0] - base, block.starts[-1] - base
-                rows = _ranges(window.document, np.array(block.starts) + offset, bits[first:last])
-                yield replace(rows, data=block.chunks, stage=assemble.stage)
-        opened = 0 if window.last else min(int(assemble.start[0]) for assemble in assemblers)
+            edges, chunks = _after(prompt, block.starts, block.chunks)
+            if chunks:
+                first, last = edges[0] - base, edges[-1] - base
+                rows = _ranges(window.document, edges + window.document.offset, bits[first:last])
+                yield replace(rows, data=chunks, stage=assemble.stage)
+        opened = 0 if window.last else max(prompt, min(int(assemble.start[0]) for assemble in assemblers))
         base, bits = opened, np.empty(0) if window.last else bits[opened - base :]
+
+
+def _after(prompt: int, starts: Sequence[int], chunks: Sequence[bytes]) -> tuple[np.ndarray, Sequence[bytes]]:
+    """The edges (n + 1,) and bytes of the n chunks that end after a prompt, without what is prompt of the first."""
+    edges = np.maximum(starts, prompt)
+    kept = max(0, int(np.searchsorted(edges, prompt, side="right")) - 1)
+    edges, chunks = edges[kept:], chunks[kept:]
+    return edges, [chunk[len(chunk) - size :] for chunk, size in zip(chunks, np.diff(edges).tolist(), strict=True)]
 
 
 def _ranges(document: Document | Stream, edges: np.ndarray, bits: np.ndarray) -> Rows:

@@ -55,6 +55,23 @@ def test_the_documented_example(own, capsys):
     assert bits == pytest.approx(found["strands"]["mean"] * found["bytes"], abs=5e-5 * found["bytes"])
 
 
+def test_rows_of_prompt_and_completion_as_eval_counts_them(own, capsys):
+    """The sum of the completions' bits, with the mark that ends each; fields by name."""
+    rows = [{"ask": "a fox:", "answer": " jumps"}, {"ask": "a dog:", "answer": " is lazy"}]
+    Path("asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = "--prompt-field ask --completion-field answer"
+    assert hnet(f"score runs/fox asked.jsonl {fields}") == 0
+    out, err = capsys.readouterr()
+    table = [row.split("\t") for row in out.splitlines()[1:]]
+    assert [(int(start), int(end)) for _, _, start, end, *_ in table] == [(0, 7), (0, 9)]
+    assert "16 bytes" in err
+    assert hnet(f"eval runs/fox asked.jsonl {fields} --no-samples --json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert sum(float(row[5]) for row in table) == pytest.approx(found["bpb"] * found["bytes"], abs=1e-3)
+    assert hnet("score runs/fox asked.jsonl --prompt-field ask") == 2
+    assert "go together" in capsys.readouterr().err
+
+
 def test_rows_of_a_table_and_a_limit(own, capsys):
     Path("rows.jsonl").write_text('{"text": "a fox"}\n{"text": ""}\n{"text": "dogs"}\n')
     assert hnet("score runs/fox rows.jsonl --format jsonl") == 0

@@ -1,5 +1,6 @@
 """Bits of documents, chunks, windows and bytes: they add up to what `hnet eval` counts, in the source's coordinates."""
 
+import base64
 import io
 import json
 from itertools import pairwise
@@ -22,6 +23,7 @@ from hnet_cli.inference.segment import segment
 from hnet_cli.inference.thresholds import Compression
 from hnet_cli.inference.windows import READ_BYTES
 from hnet_cli.modality import MARK, Document, Refused, Source
+from hnet_cli.model.config import EOS
 
 TEXT, DNA, CHINESE = modality.get("text"), modality.get("dna"), modality.get("chinese")
 MODEL = tiny_model(torch.float32).eval()
@@ -122,6 +124,63 @@ def test_both_strands_are_averaged_base_by_base():
     assert both == pytest.approx(((forward + backward[::-1]) / 2).tolist(), abs=1e-5)
     halves = total(GENOME, DNA) + total(GENOME, DNA, mirrored=True)
     assert sum(row["bits"] for row in rows_of(GENOME, DNA, both_strands=True)) == pytest.approx(halves / 2, rel=1e-6)
+
+
+PAIRS = [("dog\n", "dogs"), ("mouse\n" * 12, "mice and more mice " * 5), ("", "no prompt"), ("an empty one:", "")]
+PAIRS += [("a prompt longer than a window " * 90, "its answer, longer too " * 150)]
+
+
+def in_rows(pairs):
+    """Sources of rows of prompt and completion."""
+    return [
+        Source.of_bytes((prompt + completion).encode(), f"rows.jsonl:{number}", "", len(prompt.encode()))
+        for number, (prompt, completion) in enumerate(pairs, start=1)
+    ]
+
+
+@pytest.mark.parametrize("plugin", [TEXT, None])
+@pytest.mark.parametrize("context", [0, 16, 48])
+@pytest.mark.parametrize("per", PER)
+def test_of_rows_the_completions_count(per, context, plugin):
+    """Prompts shorter and longer than a window, as `hnet eval` counts them, from 0 where the completion begins."""
+    request = ScoreRequest(format="jsonl", context=context, per=per, window=7 if per == "window" else None)
+    rows = [json.loads(line) for line in "".join(score(MODEL, in_rows(PAIRS), plugin, request)).splitlines()]
+    counted = likelihood.score(
+        MODEL,
+        [(prompt + completion).encode() + bytes([EOS]) for prompt, completion in PAIRS],
+        context or None,
+        prompts=[len(prompt) for prompt, _ in PAIRS],
+    )
+    for number, (_, completion) in enumerate(PAIRS, start=1):
+        own = [row for row in rows if row["source"] == f"rows.jsonl:{number}"]
+        edges = [row["start"] for row in own] + [own[-1]["end"]]
+        assert edges[0] == 0
+        assert edges[-1] == len(completion) + 1
+        assert edges[1:-1] == [row["end"] for row in own[:-1]]
+        bits = counted.by_document().bits[number - 1]
+        assert sum(row["bits"] for row in own) == pytest.approx(bits, abs=1e-6 * len(own) + 1e-3)
+        if per in ("byte", "chunk"):
+            read = b"".join(row["text"].encode() if "text" in row else base64.b64decode(row["bytes"]) for row in own)
+            assert read == completion.encode() + bytes([EOS])
+
+
+def test_a_block_that_is_all_prompt_has_no_rows(monkeypatch):
+    """A row longer than a pass, read whole: the state is carried through its prompt."""
+    monkeypatch.setattr(scoring, "carried_block", lambda model: 16)
+    (source,) = in_rows([("a long prompt of several passes\n" * 4, "short")])
+    (row,) = "".join(score(MODEL, [source], TEXT, ScoreRequest(format="jsonl", context=0))).splitlines()
+    text = source.open().read() + bytes([EOS])
+    expected = likelihood.score(MODEL, [text], None, prompts=[source.completion]).bits
+    assert json.loads(row)["bits"] == pytest.approx(expected.sum(), abs=1e-4)
+
+
+def test_rows_of_prompt_and_completion_stay_whole():
+    """As in `hnet eval --max-bytes`; and they have one direction."""
+    pairs = [("four", "five"), ("four", "six")]
+    rows = "".join(score(MODEL, in_rows(pairs), TEXT, ScoreRequest(format="jsonl"), max_bytes=3)).splitlines()
+    assert [json.loads(row)["length"] for row in rows] == [5]
+    with pytest.raises(UsageError, match="read in one direction"):
+        "".join(score(MODEL, in_rows([("ACGT", "ACGTAC" * 9)]), DNA, ScoreRequest(both_strands=True)))
 
 
 def test_bytes_without_a_modality_come_in_blocks():
