@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -21,7 +22,7 @@ from hnet_cli.inference.intake import Intake
 from hnet_cli.inference.score import PER, Part, ScoreRequest, score, score_bytes
 from hnet_cli.inference.segment import segment
 from hnet_cli.inference.thresholds import Compression
-from hnet_cli.inference.windows import READ_BYTES
+from hnet_cli.inference.windows import READ_BYTES, windows
 from hnet_cli.modality import MARK, Document, Refused, Source
 from hnet_cli.model.config import EOS
 
@@ -162,6 +163,24 @@ def test_of_rows_the_completions_count(per, context, plugin):
         if per in ("byte", "chunk"):
             read = b"".join(row["text"].encode() if "text" in row else base64.b64decode(row["bytes"]) for row in own)
             assert read == completion.encode() + bytes([EOS])
+
+
+@pytest.mark.parametrize("width", [3, 4, 8])
+def test_chunks_open_since_the_prompt_have_their_bits(monkeypatch, width):
+    """Those of every stage, over as many windows as they span."""
+    monkeypatch.setattr(scoring, "windows", partial(windows, width=width, warmup=4))
+    sources = in_rows([(f"{number:x}" * number, "mice and more mice") for number in range(1, 16)])
+    found = {}
+    for per, stage in (("byte", None), ("chunk", "all")):
+        request = ScoreRequest(format="jsonl", per=per, stage=stage)
+        rows = map(json.loads, "".join(score(MODEL, sources, TEXT, request)).splitlines())
+        found[per] = [(row.get("stage"), row["source"], row["start"], row["end"], row["bits"]) for row in rows]
+    at = {(source, start): bits for _, source, start, _, bits in found["byte"]}
+    for stage in (0, 1):
+        own = [row for row in found["chunk"] if row[0] == stage]
+        assert sum(end - start for _, _, start, end, _ in own) == len(at)
+        for _, source, start, end, bits in own:
+            assert bits == pytest.approx(sum(at[source, place] for place in range(start, end)), abs=1e-4)
 
 
 def test_a_block_that_is_all_prompt_has_no_rows(monkeypatch):
