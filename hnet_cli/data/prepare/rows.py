@@ -184,6 +184,8 @@ class RowReader:
                     self._choose(columns)
                     self.notes[self._guessed] += sum(groups[index].num_rows for index in mine)
                 names = _names(self.field)
+                if twice := [name for name in names if columns.count(name) > 1]:
+                    raise InputError(f"{self.name} has {columns.count(twice[0])} columns {twice[0]!r}", "rename one")
                 if absent := [name for name in names if name not in columns]:
                     raise NoField(
                         f"{self.name} has no column {absent[0]!r}", f"there is {[name[:40] for name in columns[:8]]}"
@@ -192,7 +194,7 @@ class RowReader:
                 for batch in table.iter_batches(64, mine, columns=list(names), use_threads=False):
                     for values in zip(*(_as_bytes(pyarrow, batch.column(name)) for name in names), strict=True):
                         number += 1
-                        yield self._source(f"{self.name}:{number}", values, 0)
+                        yield from self._sources(f"{self.name}:{number}", values, 0)
         except (NotImplementedError, pyarrow.lib.ArrowCapacityError) as error:
             reason = f"pyarrow cannot read {self.name}: {_one_line(error)}"
             raise Unreadable(reason, "write it anew, in smaller row groups, as plain strings") from error
@@ -231,7 +233,10 @@ class RowReader:
         self._odd = []
         if self._guessed:
             self.notes[self._guessed] += 1
-        values = [row.get(name, _ABSENT) for name in _names(self.field)]
+        yield from self._sources(where, [row.get(name, _ABSENT) for name in _names(self.field)], size)
+
+    def _sources(self, where: str, values: Sequence[object], size: int) -> Iterator[Source | Refused]:
+        """The source of the values of a row's fields; of a conversation one for each reply."""
         if len(values) > 1 or not isinstance(values[0], list):
             yield self._source(where, values, size)
         elif turns := _turns(values[0]):
@@ -260,7 +265,8 @@ class RowReader:
         if len(parts) == 1:
             return Source.of_bytes(parts[0], where, where)
         prompt, completion = parts
-        if all(end.decode(errors="replace").isalnum() for end in (prompt[-1:], completion[:1])):
+        ends = prompt[-4:].decode(errors="ignore")[-1:], completion[:4].decode(errors="ignore")[:1]
+        if all(map(str.isalnum, ends)):
             self.notes[_JOINED] += 1
         return Source.of_bytes(prompt + completion, where, where, len(prompt))
 
@@ -412,9 +418,9 @@ def _first_byte(group: Any) -> int:
     return min(min(c.data_page_offset, c.dictionary_page_offset or c.data_page_offset) for c in columns)
 
 
-def _as_bytes(pyarrow: Any, column: Any) -> list[bytes | bool | None]:
-    """The values of a column of strings as bytes, which arrow does not check to be UTF-8 and the modality judges; of
-    any other column, False. None for null."""
+def _as_bytes(pyarrow: Any, column: Any) -> list[bytes | list[Any] | bool | None]:
+    """The values of a column of strings as bytes, which arrow does not check to be UTF-8 and the modality judges; lists
+    as such, for they may be conversations; of any other column, False. None for null."""
     types = pyarrow.types
     while isinstance(column, pyarrow.ExtensionArray):
         column = column.storage
@@ -423,8 +429,10 @@ def _as_bytes(pyarrow: Any, column: Any) -> list[bytes | bool | None]:
         column = pyarrow.DictionaryArray.from_arrays(column.indices, values).dictionary_decode()
     kinds = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view", "fixed_size_binary")
     if not any(getattr(types, f"is_{kind}", lambda type: False)(column.type) for kind in kinds):
+        if types.is_list(column.type) or types.is_large_list(column.type):
+            return cast(list[bytes | list[Any] | bool | None], column.to_pylist())
         return [False if valid else None for valid in column.is_valid().to_pylist()]
-    return cast(list[bytes | bool | None], column.cast(pyarrow.large_binary()).to_pylist())
+    return cast(list[bytes | list[Any] | bool | None], column.cast(pyarrow.large_binary()).to_pylist())
 
 
 def _one_line(error: BaseException) -> str:

@@ -246,7 +246,10 @@ def test_a_column_that_holds_no_text_is_said_row_by_row(tmp_path: Path) -> None:
     columns = {"text": [1, None], "list": [["a"], ["b"]], "struct": [{"a": "x"}, None]}
     parquet.write_table(pyarrow.table(columns), tmp_path / "x.parquet")
     for name in columns:
-        with pytest.raises(InputError, match=rf"nothing to use in .*row has no text in field '{name}' .*x\.parquet:1"):
+        what = "conversation with a reply" if name == "list" else "text"
+        with pytest.raises(
+            InputError, match=rf"nothing to use in .*row has no {what} in field '{name}' .*x\.parquet:1"
+        ):
             make(tmp_path / "out", tmp_path / "x.parquet", field=name)
 
 
@@ -297,9 +300,30 @@ def test_prompts_of_a_conversation_are_bounded(monkeypatch: pytest.MonkeyPatch) 
 def test_a_prompt_that_runs_into_its_completion_is_noted() -> None:
     notes = Counter[str]()
     pairs = [("plural of ox", "oxen"), ("plural of ox: ", "oxen"), ("", "oxen")]
+    pairs += [("два вола", "волы"), ("两头牛", "牛群"), ("两头牛：", "牛群"), ("ox 🐂", "oxen")]
     lines = b"".join(json.dumps({"prompt": p, "completion": c}).encode() + b"\n" for p, c in pairs)
     list(RowReader("x", None, notes).lines(io.BytesIO(lines)))
-    assert notes == {"row read from its fields 'prompt' and 'completion'": 3, rows._JOINED: 1}
+    assert notes == {"row read from its fields 'prompt' and 'completion'": 7, rows._JOINED: 3}
+
+
+def test_conversations_of_a_parquet_file(tmp_path: Path) -> None:
+    """As in JSON: the usual field is found, and every reply is a completion."""
+    said = [[("user", f"Is {n} even?"), ("assistant", "odd" if n % 2 else "even")] * 2 for n in range(60)]
+    talks = [[{"role": role, "content": content} for role, content in each] for each in said]
+    parquet.write_table(pyarrow.table({"id": range(60), "messages": talks}), tmp_path / "x.parquet")
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps({"messages": each}) + "\n" for each in talks))
+    found = []
+    for name in ("x.parquet", "x.jsonl"):
+        prepare([tmp_path / name], modality.get("text"), tmp_path / f"{name}-out", measure=False)
+        found.append(stored(Dataset.open(tmp_path / f"{name}-out")))
+    assert found[0] == found[1]
+    assert found[0].startswith(b"user: Is 0 even?\nassistant: even\xff")
+
+
+def test_a_column_that_is_there_twice_is_named(tmp_path: Path) -> None:
+    parquet.write_table(pyarrow.table([["a"], ["b"]], names=["text", "text"]), tmp_path / "x.parquet")
+    with pytest.raises(InputError, match="2 columns 'text'"):
+        make(tmp_path / "out", tmp_path / "x.parquet")
 
 
 def test_pairs_of_a_parquet_file(tmp_path: Path) -> None:
