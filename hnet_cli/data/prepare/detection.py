@@ -27,6 +27,8 @@ STRAY = 0.7
 SAMPLE_BYTES = 1 << 16
 FILES, PER_FILE = 24, 4
 """Number of files that are sampled, and of members or rows of each."""
+MOST_LOOKED_AT = 1000
+"""Members or rows of a file after which none of use is expected."""
 
 
 def detect(inputs: Sequence[str | Path], field: Field = None) -> tuple[str, float, str]:
@@ -82,7 +84,7 @@ def _samples(inputs: Sequence[str | Path], field: Field) -> list[tuple[str, byte
         if number >= len(chosen) and (samples or not isinstance(failure, NoRows)):
             break  # the others only in search of rows
         try:
-            heads = [(name, head) for name, head in _heads(file, field, refused) if head]
+            heads = [(name, head) for name, head in _heads(file, field, refused) if head]  # of stdin it may be empty
             samples += [(name, head, max(file.size, len(head)) / len(heads)) for name, head in heads]
         except (InputError, NoField) as error:
             if file.named and isinstance(error, NoField):
@@ -90,7 +92,9 @@ def _samples(inputs: Sequence[str | Path], field: Field) -> list[tuple[str, byte
             failure = failure or error
     if not samples:
         if refused and not failure:
-            failure = InputError(f"{refused[0].where}: {refused[0].reason}", "name other input, or another --field")
+            failure = InputError(
+                f"{refused[0].where}: {refused[0].reason}", "name other input, another --field, or --modality"
+            )
         why = next((f": {item.reason} ({item.where})" for item in items if isinstance(item, Refused)), "")
         raise failure or InputError(f"no data in {', '.join(map(shown, inputs))}{why}", "name files that are not empty")
     return samples
@@ -111,12 +115,18 @@ def _first_sources(file: InputFile, head: bytes, field: Field) -> Iterator[Sourc
 
 
 def _heads_of(sources: Iterable[Source | Refused], refused: list[Refused]) -> Iterator[tuple[str, bytes]]:
-    for source in islice(sources, PER_FILE):
+    found = 0
+    for source in islice(sources, MOST_LOOKED_AT):
         if isinstance(source, Refused):
             refused.append(source)
-        else:
-            with source.open() as stream:
-                yield source.name, stream.read(SAMPLE_BYTES)
+            continue
+        with source.open() as stream:
+            head = stream.read(SAMPLE_BYTES)
+        if head:
+            yield source.name, head
+            found += 1
+        if found == PER_FILE:
+            return
 
 
 def _peek() -> bytes:

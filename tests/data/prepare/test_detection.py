@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,21 @@ def test_a_stray_file_does_not_decide_for_a_folder(tmp_path: Path) -> None:
     for n in range(6):
         (tmp_path / "p" / f"{n}.py").write_text("import os\n\n\ndef main() -> None:\n    print(os.getcwd())\n" * 20)
     assert detect([tmp_path / "p"])[0] == "code"
+
+
+def test_what_is_left_out_first_does_not_decide(tmp_path: Path) -> None:
+    """Empty rows, and the hidden files that stand first in the archive of a repository."""
+    rows = [{"text": value} for value in (None, "", None, "", "") for _ in range(3)]
+    rows += [{"text": "一个人在北京的街道上慢慢地走着。" * 9}] * 20
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert detect([tmp_path / "rows.jsonl"])[0] == "chinese"
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for n in range(6):
+            archive.addfile(tarfile.TarInfo(f"a-1.0/.hidden{n}"))
+        info = tarfile.TarInfo("a-1.0/program.py")
+        info.size = len(program := b"import os\n\n\ndef main() -> None:\n    print(os.getcwd())\n" * 20)
+        archive.addfile(info, io.BytesIO(program))
+    assert detect([tmp_path / "a.tar"])[0] == "code"
 
 
 @pytest.mark.slow
