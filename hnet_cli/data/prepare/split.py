@@ -30,6 +30,7 @@ _AROUND = 1 << 16
 TO_TRAIN = "held-out documents like one to train on, so trained on"
 TO_VAL = "documents like a held-out one, so held out"
 TO_NONE = "documents like a held-out one, so not trained on"
+LEFT_OUT = "held-out rows whose prompt is trained on too, so left out"
 ON_BOTH = "held-out documents like one to train on: there is too little else"
 
 
@@ -70,7 +71,8 @@ def make_split(
     """Write `split-train.bin` and `split-val.bin`.
 
     `size`: bytes of all documents. `first_val`: documents from this one on are held out by the user's wish. `cut`: of
-    the modality; None where no document may be divided. Raises InputError for too little data. The tables are read in
+    the modality; None for rows of prompt and completion, which are neither divided nor moved: what was said in a
+    conversation stands in the later prompts of it. Raises InputError for too little data. The tables are read in
     parts, several times: memory does not grow with the number of documents, but by 16 bytes for each that is held out.
     """
     if size < LEAST_BYTES:
@@ -86,6 +88,8 @@ def make_split(
         if hashes is None:
             rule, choice = "the end of the corpus", _Choice(None, *_division(folder, size, val * size, cut))
     shared, fate = _shared(folder, choice, named=first_val is not None)
+    if cut is None:
+        fate = {TO_TRAIN: LEFT_OUT, TO_VAL: TO_NONE}.get(fate, fate)
     files = {name: GrowingFile(folder / f"split-{name}.bin") for name in ("train", "val")}
     counts = {name: {"documents": 0, "bytes": 0} for name in files}
     notes: Counter[str] = Counter()
@@ -98,7 +102,7 @@ def make_split(
             start[divided] = lengths["train"][divided] = choice.at
             lengths["val"][divided] -= choice.at
         same = _among(contents, shared)
-        moved = same & (out if fate in (TO_TRAIN, ON_BOTH) else ~out)
+        moved = same & (out if fate in (TO_TRAIN, LEFT_OUT, ON_BOTH) else ~out)
         notes[fate] += int(moved.sum())
         if fate == TO_TRAIN:
             lengths["train"][moved], lengths["val"][moved] = length[moved], 0
@@ -106,6 +110,8 @@ def make_split(
             start[same], lengths["train"][same], lengths["val"][same] = 0, 0, length[same]  # a divided one in whole
         elif fate == TO_NONE:
             lengths["train"][moved] = 0
+        elif fate == LEFT_OUT:
+            lengths["val"][moved] = 0
         for name, kept in lengths.items():
             numbers = np.arange(documents, documents + len(table))
             stretches = np.stack([numbers, start if name == "val" else 0 * start, kept], axis=1)[kept > 0]

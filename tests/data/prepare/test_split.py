@@ -19,7 +19,7 @@ from rowkit import rows_dataset, rows_file
 from hnet_cli import modality
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.prepare.preparation import prepare
-from hnet_cli.data.prepare.split import ON_BOTH, TO_NONE, TO_TRAIN, TO_VAL, make_split
+from hnet_cli.data.prepare.split import LEFT_OUT, ON_BOTH, TO_NONE, TO_TRAIN, TO_VAL, make_split
 from hnet_cli.data.prepare.store import Writer, content_hash
 from hnet_cli.errors import InputError
 from hnet_cli.modality import Document, Modality, Refused, Source
@@ -59,6 +59,29 @@ def test_validation_inputs(tmp_path: Path) -> None:
     assert b"".join(dataset.documents("val")) == text(3)
     assert b"".join(dataset.documents("train")) == b"".join(text(n) for n in range(10) if n != 3)
     assert summary.notes == {"files held out by --val-input, so not trained on": 1}
+
+
+def test_a_conversation_is_on_one_side(tmp_path: Path) -> None:
+    """Though all begin alike: rows of equal prompts are all trained on or all held out, and none is moved for it."""
+    path = tmp_path / "x.jsonl"
+    with path.open("w") as file:
+        for n in range(60):
+            said = ["Hi", "Hello.", f"What is {n} and {n}?", f"{2 * n}, " + "as everybody knows " * 5]
+            roles = ["user", "assistant"] * 2
+            talk = [{"role": role, "content": content} for role, content in zip(roles, said, strict=True)]
+            file.write(json.dumps({"messages": talk}) + "\n")
+    summary = prepare([path], modality.get("text"), tmp_path / "out", val=0.2, measure=False)
+    dataset = Dataset.open(tmp_path / "out")
+    talks = {split: {dataset.name(n) for n in dataset.ranges(split)[:, 0].tolist()} for split in ("train", "val")}
+    assert summary.rule == "whole groups"
+    assert summary.notes[LEFT_OUT] == len(talks["val"]) > 5
+    assert not talks["train"] & talks["val"]
+    prompts = {}
+    for split in talks:
+        rows = dataset.table[dataset.ranges(split)[:, 0]]
+        stored = (dataset.shards.read(int(row[0]), int(row[0] - row[3])) for row in rows)
+        prompts[split] = {bytes(prompt) for prompt in stored}
+    assert not prompts["train"] & prompts["val"]
 
 
 @pytest.mark.parametrize("data", [b"x", b"a\n" * 500, b"x" * 2047])
