@@ -19,13 +19,15 @@ from hnet_cli.data.prepare.journal import Account
 from hnet_cli.data.prepare.rows import Field
 from hnet_cli.data.prepare.store import TABLES
 from hnet_cli.errors import InputError, UsageError
-from hnet_cli.modality import Modality, Refused
+from hnet_cli.modality import Modality, Refused, suffix
 from hnet_cli.storage.streams import is_compressed, open_raw
 
 UNIT_BYTES = 32 << 20
 UNIT_FILES = 1000
 """A process takes so many consecutive files at once, in bytes or in number; a kill costs no more work than that."""
 Unit = list[InputFile]
+PARTLY = (*rows.NAMES, ".json", ".parquet", ".tar", ".tgz")
+"""Extensions of files of which a part is stored: a field, some members."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,11 @@ class ReadingPlan:
     def size(self) -> int:
         """Bytes of all files, as they are."""
         return sum(map(_unit_size, self.units))
+
+    @property
+    def least_stored(self) -> int:
+        """Bytes that are stored at least, or about: of rows and archives there may be any part."""
+        return sum(file.part_size for unit in self.units for file in unit if suffix(file.name) not in PARTLY)
 
     @property
     def streamed(self) -> bool:

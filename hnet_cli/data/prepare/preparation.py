@@ -289,9 +289,10 @@ def _finish(
 
 
 def _refuse_too_large(out: Path, plan: ReadingPlan, folder: Path) -> None:
-    """Fail before hours of work where the disk cannot hold the inputs as they are; `folder` holds work done before."""
+    """Fail before hours of work where the disk cannot hold the files that are stored as they are; `folder` holds work
+    done before."""
     there = sum(entry.stat().st_size for entry in os.scandir(folder))
-    needed, free = plan.size - there, free_bytes(Path(out))
+    needed, free = plan.least_stored - there, free_bytes(Path(out))
     if needed > free:
         raise StorageError(
             f"disk full: {shown(out)} needs about {needed:,} bytes, {free:,} are free", "free some, or give --out"

@@ -19,7 +19,7 @@ from hnet_cli.cli.app import run
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.prepare import planning, preparation
 from hnet_cli.data.prepare.preparation import join, part_folder, prepare, whole_folder
-from hnet_cli.errors import DamagedError, InputError, UsageError
+from hnet_cli.errors import DamagedError, InputError, StorageError, UsageError
 
 
 @pytest.mark.slow
@@ -71,6 +71,17 @@ def test_what_was_read_of_one_standard_input_is_not_taken_for_the_next(
             else:
                 prepare(["-"], Lines(), tmp_path / "out", measure=False)
     assert b"alpha" not in stored(Dataset.open(tmp_path / "out"))
+
+
+def test_the_disk_need_not_hold_what_is_not_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of rows a field is, of an archive some members; a text that is larger than the disk is refused beforehand."""
+    monkeypatch.setattr(preparation, "free_bytes", lambda path: 50_000)
+    rows = (json.dumps({"title": text(n, 90).decode(), "other": "x" * 900}) + "\n" for n in range(100))
+    (tmp_path / "x.jsonl").write_text("".join(rows))
+    prepare([tmp_path / "x.jsonl"], modality.get("text"), tmp_path / "rows", field="title", measure=False)
+    (tmp_path / "x.txt").write_bytes(text(1, 60_000))
+    with pytest.raises(StorageError, match=r"disk full: .* needs about 5\d,\d+ bytes, 50,000 are free"):
+        make(tmp_path / "out", tmp_path / "x.txt")
 
 
 @pytest.mark.parametrize("parts", [1, 2, 5, 40])
