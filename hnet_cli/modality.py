@@ -257,15 +257,18 @@ class Modality:
 
     def select(self, root: Path, files: Iterable[Path]) -> Iterator[tuple[Path, str] | Refused]:
         """The files to read below a folder that the user gave: (file, group), or a refusal. Default: all, each its own
-        group. `files` are absolute, sorted; code uses this for .gitignore, vendored folders and repository groups."""
+        group. `files` are absolute, sorted; code uses this for .gitignore, vendored folders and repository groups.
+
+        Group "": what is below the folder belongs together. Where nothing else is given each file is its own group all
+        the same, so that the split has something to choose from."""
         for file in files:
             yield file, file.relative_to(root).as_posix()
 
     def select_members(self, consulted: Mapping[str, bytes]) -> Callable[[str, int, bytes], tuple[str, str]]:
         """`select` for the members of an archive: (path, size, first 8 KiB) -> (reason not to read it or "", group).
 
-        `consulted`: content by path of the members that `consults` names; b"" for folders. Default: all are read, each
-        its own group.
+        `consulted`: content by path of the members that `consults` names; b"" for folders. Groups as in `select`.
+        Default: all are read, each its own group.
         """
         return lambda path, size, head: ("", path)
 

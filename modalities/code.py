@@ -218,9 +218,7 @@ def _is_named(specs: Specs, parts: Sequence[str], ending: str) -> bool:
 
 class Groups:
     """Finds the repository of a path below the root: the nearest folder above it with version control, else the
-    outermost with a project file, else the first folder of the path.
-
-    Where the root is one repository, each file is a group, so that the split has something to choose from.
+    outermost with a project file, else the first folder of the path; "" where the root is one repository itself.
     """
 
     def __init__(self, exists: Callable[[Path], bool]) -> None:
@@ -232,7 +230,9 @@ class Groups:
         repositories = [f for f in folders if self._has(f, MARKERS[:2])]
         if not repositories and not self.single:
             repositories = [f for f in reversed(folders) if self._has(f, MARKERS[2:])] or folders[-1:]
-        return (repositories[0] if repositories else path).as_posix()
+        if repositories:
+            return repositories[0].as_posix()
+        return "" if self.single else path.as_posix()
 
     def _has(self, folder: Path, markers: Iterable[str]) -> bool:
         return any(self.exists(folder / marker) for marker in markers)

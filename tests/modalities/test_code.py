@@ -14,7 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pathspec import GitIgnoreSpec
 
+from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.prepare.contents import sources_of
+from hnet_cli.data.prepare.inputs import InputFile, expand
+from hnet_cli.data.prepare.preparation import prepare
 from hnet_cli.modalities import code
 from hnet_cli.modality import Document, Refused, Source
 
@@ -213,12 +216,32 @@ def test_a_repository_is_a_group(tmp_path: Path) -> None:
 def test_files_of_a_single_repository_are_groups(tmp_path: Path) -> None:
     tree(tmp_path, {"pyproject.toml": "", "src/a.py": "", "src/b.py": "", "sub/.git": "gitdir: x", "sub/c.py": ""})
     taken, _ = select(tmp_path)
-    assert taken == {
-        "pyproject.toml": "pyproject.toml",
-        "src/a.py": "src/a.py",
-        "src/b.py": "src/b.py",
-        "sub/c.py": "sub",
-    }
+    assert taken == {"pyproject.toml": "", "src/a.py": "", "src/b.py": "", "sub/c.py": "sub"}
+    groups = {item.group for _, item in expand([tmp_path], CODE) if isinstance(item, InputFile)}
+    assert len(groups) == 4
+
+
+@pytest.mark.parametrize("form", ["folders", "archives"])
+def test_repositories_named_one_by_one_stay_whole(form: str, tmp_path: Path) -> None:
+    """As in the folder above them."""
+    named = []
+    for n in range(25):
+        files = {f"src/{name}.py": f"{name} = {n}\n" * 30 for name in "abcd"}
+        tree(tmp_path / f"r{n}", {"pyproject.toml": f"# {n}\n", **files})
+        named.append(tmp_path / f"r{n}")
+        if form == "archives":
+            named[-1] = tmp_path / f"r{n}.tar"
+            with tarfile.open(named[-1], "w") as archive:
+                archive.add(tmp_path / f"r{n}", ".")
+    summary = prepare(named, CODE, tmp_path / "out", val=0.2, measure=False)
+    dataset = Dataset.open(tmp_path / "out")
+    sides = [
+        {Path(dataset.name(n).partition(".tar:")[0]).relative_to(tmp_path).parts[0] for n in numbers}
+        for numbers in (dataset.ranges(split)[:, 0].tolist() for split in ("train", "val"))
+    ]
+    assert summary.groups == 25
+    assert len(sides[1]) > 2
+    assert not sides[0] & sides[1]
 
 
 def test_a_file_is_a_document_and_latin_1_is_refused() -> None:

@@ -70,9 +70,15 @@ def is_tar(head: bytes) -> bool:
 
 
 def members(
-    name: str, stream: io.BufferedReader, again: Opener | None, modality: Modality, notes: Counter[str]
+    name: str,
+    stream: io.BufferedReader,
+    again: Opener | None,
+    modality: Modality,
+    notes: Counter[str],
+    sole: bool = True,
 ) -> Iterator[Member | Refused]:
-    """The members that the modality takes, and refusals. `again` opens the archive anew; None: it cannot be."""
+    """The members that the modality takes, and refusals. `again` opens the archive anew; None: it cannot be. `sole`:
+    nothing else is read."""
     consulted: dict[str, bytes] = {}
     ours: dict[str, str] | None = None  # kinds of hnet's folders, once something looks like a part of one
     told = set[str]()
@@ -107,6 +113,7 @@ def members(
         content = data.read() if member.size <= MEMBER_LIMIT else b""
         head = content[:HEAD_BYTES]
         reason, group = judge(path.as_posix(), member.size, head)
+        group = group or (path.as_posix() if sole else ".")
         fault = _fault(content, label) if not reason and is_compressed(head) else ""
         if reason or fault:
             yield Refused(reason or fault, label, member.size, damaged=bool(fault))

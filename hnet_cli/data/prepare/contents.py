@@ -166,7 +166,8 @@ def contents(stream: io.BufferedReader, reading: _Reading) -> Iterator[Source | 
     reopen = None if file.is_stdin else reader.open
     head = stream.peek(rows.FORM_BYTES)[: rows.FORM_BYTES]
     if is_tar(head[:512]) or (suffix(file.name) in (".tar", ".tgz") and head):
-        for member in members(file.name, stream, reopen, reading.modality, reading.notes):
+        sole = file.sole and file.named
+        for member in members(file.name, stream, reopen, reading.modality, reading.notes, sole):
             if isinstance(member, Refused):
                 yield member
                 continue

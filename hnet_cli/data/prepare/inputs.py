@@ -48,6 +48,8 @@ class InputFile:
     """True if the stretch is one of row groups."""
     shared: bool = False
     """True if the modality put it into a group of another name than its own."""
+    sole: bool = True
+    """True if there is no other input."""
     identity: str = ""
     """The same for all names of a file; "" where nobody knows."""
 
@@ -70,20 +72,24 @@ def expand(inputs: Sequence[str | Path], modality: Modality) -> Iterator[tuple[i
 
     Raises InputError for an input that does not exist, cannot be read, or is neither a file nor a folder.
     """
+    sole = len(inputs) == 1
     for argument, given in enumerate(inputs):
         if str(given) == "-":
-            yield argument, InputFile("-", None, "-", argument, identity=_stdin_identity())
+            yield argument, InputFile("-", None, "-", argument, sole=sole, identity=_stdin_identity())
         elif remote.is_url(given):
             for url, name, size, stamp in remote.expand(str(given)):
-                yield argument, InputFile(name, None, name, argument, size, url=url, stamp=stamp, identity=url)
+                yield (
+                    argument,
+                    InputFile(name, None, name, argument, size, url=url, stamp=stamp, sole=sole, identity=url),
+                )
         elif not str(given):
             raise InputError("an input has an empty name", "name files, folders or -; . is the current folder")
         else:
-            for item in _expand_path(Path(given), shown(given), argument, modality):
+            for item in _expand_path(Path(given), shown(given), argument, modality, sole):
                 yield argument, item
 
 
-def _expand_path(path: Path, name: str, argument: int, modality: Modality) -> Iterator[InputFile | Refused]:
+def _expand_path(path: Path, name: str, argument: int, modality: Modality, sole: bool) -> Iterator[InputFile | Refused]:
     try:
         status = path.stat()
     except (OSError, ValueError) as error:
@@ -91,7 +97,7 @@ def _expand_path(path: Path, name: str, argument: int, modality: Modality) -> It
     if not stat.S_ISDIR(status.st_mode):
         open_raw(path).close()
         stamp, identity = str(status.st_mtime_ns), _identity(status)
-        yield InputFile(name, path, name, argument, status.st_size, stamp=stamp, identity=identity)
+        yield InputFile(name, path, name, argument, status.st_size, stamp=stamp, sole=sole, identity=identity)
         return
     refused: list[Refused] = []
     for item in modality.select(path, _files_below(path, refused, set())):
@@ -99,6 +105,8 @@ def _expand_path(path: Path, name: str, argument: int, modality: Modality) -> It
             yield item
         else:
             file, group = item
+            own = file.relative_to(path).as_posix()
+            group = group or (own if sole else ".")
             try:
                 status = file.stat()
                 size, stamp, identity = status.st_size, str(status.st_mtime_ns), _identity(status)
@@ -112,7 +120,8 @@ def _expand_path(path: Path, name: str, argument: int, modality: Modality) -> It
                 size,
                 named=False,
                 stamp=stamp,
-                shared=group != file.relative_to(path).as_posix(),
+                shared=group != own,
+                sole=sole,
                 identity=identity,
             )
     yield from refused

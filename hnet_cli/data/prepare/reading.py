@@ -36,14 +36,15 @@ class UnitReader:
         """Write the documents of a unit; its sources are numbered from `sources_before`."""
         account = Account()
         for file in unit:
-            mark = None if file.named else writer.mark()
+            mark = None if file.named and file.sole else writer.mark()
             try:
                 part = self._read_file(file, writer, advance, sources_before + len(account.sources))
             except (InputError, NoField) as error:
-                # Of a file in a folder that is damaged, or its stretch, nothing is kept: what stands before the damage
+                # Of a file among others that is damaged, or its stretch, nothing is kept: what stands before the damage
                 # is not known to be sound, since checksums come last. A file that changes under its stretches cannot
-                # be half left out.
-                if mark is None or (file.part and isinstance(error, Changed)):
+                # be half left out, and a field is meant for the files that are named.
+                meant = file.named and isinstance(error, NoField)
+                if mark is None or meant or (file.part and isinstance(error, Changed)):
                     raise
                 writer.rollback(mark)
                 part = Account(bytes_read=file.part_size)
@@ -116,7 +117,7 @@ def _common_group(file: InputFile, source: Source) -> str:
     if source.group == file.group:
         return source.group if file.shared else ""
     inside = source.group.removeprefix(f"{file.name}/")  # of an archive
-    return "" if source.name.endswith(inside) else source.group
+    return "" if source.name == f"{file.name}:{inside}" else source.group
 
 
 def read_all(

@@ -45,6 +45,23 @@ def test_errors_in_workers_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert os.listdir(tmp_path) == ["in"]
 
 
+def test_a_damaged_file_that_is_named_among_others_is_left_out(tmp_path: Path) -> None:
+    """As one found in a folder; alone it is an error, whatever is tolerated."""
+    named = []
+    for n in range(200):
+        named.append(tmp_path / f"{n:03}.txt.gz")
+        named[-1].write_bytes(gzip.compress(text(n)))
+    named[15].write_bytes(named[15].read_bytes()[:-20])
+    summary, dataset = make(tmp_path / "out", *named)
+    assert summary.refused["damaged file"][0] == 1
+    assert stored(dataset) == b"".join(text(n) for n in range(200) if n != 15)
+    with pytest.raises(InputError, match=r"more than 1%: damaged file: 1, first .*015\.txt\.gz is truncated"):
+        make(tmp_path / "few", *named[10:20])
+    assert make(tmp_path / "few", *named[10:20], tolerated=1.0)[0].refused["damaged file"][0] == 1
+    with pytest.raises(InputError, match=r"015\.txt\.gz is truncated"):
+        make(tmp_path / "one", named[15], tolerated=1.0)
+
+
 def test_a_file_that_cannot_be_read_here_is_not_called_damaged(tmp_path: Path) -> None:
     packer = zstandard.ZstdCompressor(
         compression_params=zstandard.ZstdCompressionParameters(window_log=27)
