@@ -142,24 +142,33 @@ def facts(about: Mapping[str, Any]) -> dict[str, str]:
 
 
 def without_places(about: dict[str, Any]) -> dict[str, Any]:
-    """A record for a model that will be given to others: paths in its commands keep their last part only."""
+    """A record for a model that will be given to others: paths in its commands keep their last part only, and so the
+    model that its training began with and what that was made with."""
     changed = dict(about)
     if isinstance(command := about.get("command"), str):
         changed["command"] = _without_places(command)
     if isinstance(before := about.get("before"), list):
         changed["before"] = [without_places(item) if isinstance(item, dict) else item for item in before]
+    if isinstance(start := about.get("start"), dict):
+        changed["start"] = without_places(start)
+    if isinstance(model := about.get("model"), str):
+        changed["model"] = _last(model)
+    if isinstance(made := about.get("made"), dict):
+        changed["made"] = without_places(made)
     return changed
 
 
-def _without_places(command: str) -> str:
-    def last(word: str) -> str:
-        option, equals, value = word.partition("=")
-        if equals:
-            return f"{option.rstrip('/').rpartition('/')[2]}={last(value)}"
-        return word if "://" in word or word.startswith("hf:") else word.rstrip("/").rpartition("/")[2]
+def _last(word: str) -> str:
+    option, equals, value = word.partition("=")
+    if equals:
+        return f"{option.rstrip('/').rpartition('/')[2]}={_last(value)}"
+    place = word.startswith("hf:") or ("://" in word and not word.startswith("file:"))
+    return word if place else word.rstrip("/").rpartition("/")[2]
 
+
+def _without_places(command: str) -> str:
     try:
-        return shlex.join(map(last, shlex.split(command)))
+        return shlex.join(map(_last, shlex.split(command)))
     except ValueError:  # it was cut in the midst of a quotation
         return ""
 

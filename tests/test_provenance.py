@@ -63,6 +63,12 @@ def test_a_model_that_is_given_to_others_keeps_no_places():
     assert told["command"] == "hnet convert x out"
     assert told["before"][0]["command"] == "hnet train --data=x --set tokenizer=t.json hf:a/b s3://b/c"
     assert told["before"][1] == 3
+    began = {"start": {"model": "/home/me/runs/x", "checkpoint": "latest", "made": first}}
+    told = provenance.without_places({"command": "hnet publish runs/b c", "before": [began]})
+    assert told["before"][0]["start"]["model"] == "x"
+    assert "/" not in told["before"][0]["start"]["made"]["command"].replace("hf:a/b s3://b/c", "")
+    assert provenance.without_places({"start": {"model": "hf:a/b"}})["start"]["model"] == "hf:a/b"
+    assert provenance.without_places({"command": "hnet prepare file:///home/me/x"})["command"] == "hnet prepare x"
     assert about["before"] == [first, 3], "the record itself stays"
     assert provenance.without_places({"command": "hnet 'cut /home/me"})["command"] == ""
 

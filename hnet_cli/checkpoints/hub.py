@@ -34,15 +34,23 @@ def fetched(reference: str) -> Path:
     return _converted(assets, folder, reference)
 
 
-def sent(folder: Path, reference: str) -> str:
-    """Put a folder onto the Hub as hf:OWNER/NAME, a model that is made there if it is missing; its address.
-
-    Raises UsageError for what is no such name, InputError where the Hub does not let this user write,
-    EnvironmentLimit where it cannot be reached or the library is missing.
-    """
+def place(reference: str) -> str:
+    """OWNER/NAME of a place on the Hub to put a model at. Raises UsageError for what is no such name, EnvironmentLimit
+    where the library is missing."""
     name, revision = _named(reference)
     if revision is not None:
         raise UsageError(f"{reference} names a revision, which the Hub makes itself", f"give hf:{name}")
+    with _hub(reference):
+        return name
+
+
+def sent(folder: Path, reference: str) -> str:
+    """Put a folder onto the Hub as hf:OWNER/NAME, a model that is made there if it is missing; its address.
+
+    Raises as `place`, InputError where the Hub does not let this user write, EnvironmentLimit where it cannot be
+    reached.
+    """
+    name = place(reference)
     with _hub(reference) as library:
         api = library.HfApi()
         address = api.create_repo(name, exist_ok=True)

@@ -42,8 +42,10 @@ def publish(
     from hnet_cli.evaluation import card
     from hnet_cli.terminal.console import literal, say
 
-    if to is not None and not to.startswith(hub.PREFIX):
-        raise UsageError(f"--to {to} is no place to publish", "give hf:OWNER/NAME")
+    if to is not None:
+        if not to.startswith(hub.PREFIX):
+            raise UsageError(f"--to {to} is no place to publish", "give hf:OWNER/NAME")
+        hub.place(to)  # before hours of measuring
     words = card.Card(licence, language or (), base_model)
     figures = card.publish(
         model, folder, words, data=data or (), max_bytes=max_bytes, overwrite=overwrite, device=device

@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,18 +132,21 @@ def text(model: LoadedModel, name: str, card: Card, figures: Mapping[str, Any], 
     lines.append(_use(name))
     if figures:
         lines.append(_table(figures))
-    if line := provenance.line(made):
-        lines.append(f"Made with {line}.")
+    before = made.get("before") if isinstance(made, Mapping) else None
+    records = [*reversed(before if isinstance(before, list) else []), made]
+    if history := [f"- {line}" for line in map(provenance.line, records) if line]:
+        lines.append("\n".join(["## Made with", "", *history]))
     return "\n\n".join(lines) + "\n"
 
 
 def _use(name: str) -> str:
+    word = shlex.quote(name)
     return f"""## Use
 
 ```sh
 pip install hnet-cli
-hnet sample {name} --prompt "The "
-hnet segment file.txt --model {name}   # the chunks; `hnet play {name}` shows them as you type
+hnet sample {word} --prompt "The "
+hnet segment file.txt --model {word}   # the chunks; `hnet play {word}` shows them as you type
 ```
 
 ```python

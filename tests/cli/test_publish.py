@@ -22,6 +22,8 @@ def test_a_model_is_written_and_said(own, capsys):
         ("publish nowhere out", 3, "no model at nowhere"),
         ("publish runs/fox runs", 73, "runs"),
         ("publish runs/fox out --to me/model", 2, "hf:OWNER/NAME"),
+        ("publish runs/fox out --to hf:nobody", 2, "no model of the Hub"),
+        ("publish runs/fox out --to hf:me/model@main", 2, "names a revision"),
         ("publish runs/fox out --data missing.txt", 3, "missing.txt"),
     ],
 )

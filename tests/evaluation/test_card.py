@@ -9,6 +9,7 @@ from runkit import dataset, tiny
 from segmentkit import MODEL, TEXT
 
 import hnet_cli
+from hnet_cli import provenance
 from hnet_cli.checkpoints.find import find, load
 from hnet_cli.config.sources import DataSource
 from hnet_cli.errors import BusyError
@@ -39,12 +40,24 @@ def test_a_folder_that_others_can_use(run, tmp_path, monkeypatch):
     assert f"{figures['baselines']['xz']:.3f}" in card
     assert figures["bpb"] == hnet_cli.evaluate(run, data, max_bytes=3000, samples=False)["bpb"]
     assert "![Chunks that it has learned](chunks.svg)" in card
+    trained, published = card.partition("## Made with")[2].strip().splitlines()
+    assert (
+        trained == f"- {provenance.line(json.loads((target / 'config.json').read_text())['hnet']['made']['before'][0])}"
+    )
+    assert published.startswith("- hnet ")
     for file in ("README.md", "config.json", "chunks.svg", "modeling_hnet.py", "generation_config.json"):
         assert str(run.parents[1]) not in (target / file).read_text()
     config = json.loads((target / "config.json").read_text())
     assert config["auto_map"]["AutoModelForCausalLM"] == "modeling_hnet.HNetForCausalLM"
     with pytest.raises(BusyError):
         publish(str(run), target)
+
+
+def test_commands_of_the_card_can_be_pasted(run, tmp_path):
+    publish(str(run), tmp_path / "my model")
+    card = (tmp_path / "my model" / "README.md").read_text()
+    assert "hnet segment file.txt --model 'my model' " in card
+    assert "`hnet play 'my model'`" in card
 
 
 def test_a_model_of_a_mixture_has_figures_on_each_source(tmp_path):
