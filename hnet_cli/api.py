@@ -103,9 +103,11 @@ def default_name(first: str) -> str:
         first = first.partition("?")[0].replace("*", "all")
     path = Path("stdin" if first == "-" else first).resolve()
     if not path.is_dir():
-        while path.suffix.lower() in {*COMPRESSIONS, ".tar"} and path.stem:
+        packed = False
+        while path.suffix.lower() in {*COMPRESSIONS, ".tar", ".tgz"} and path.stem:
+            packed = packed or path.suffix.lower() in (".tar", ".tgz")
             path = path.with_suffix("")
-        path = path.with_suffix("") if path.name.strip(".") else path
+        path = path if packed or not path.name.strip(".") else path.with_suffix("")
     return path.name.lstrip(".") or "data"
 
 

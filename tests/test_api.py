@@ -9,6 +9,7 @@ from runkit import SETTINGS, fox
 from typer.testing import CliRunner
 
 import hnet_cli
+from hnet_cli.api import default_name
 from hnet_cli.cli.app import app
 from hnet_cli.errors import InputError, UsageError
 
@@ -36,6 +37,22 @@ def test_from_files_to_figures(tmp_path, monkeypatch, capsys):
         app, ["eval", "runs/a", "--data", str(summary.path), "--max-bytes", "2000", "--no-samples", "--json"]
     )
     assert math.isclose(json.loads(shown.stdout)["bpb"], figures["bpb"])
+
+
+@pytest.mark.parametrize(
+    ("first", "name"),
+    [
+        ("a/b-1.0.tar.gz", "b-1.0"),
+        ("b-1.1.tgz", "b-1.1"),
+        ("genome.fa.gz", "genome"),
+        ("notes.txt", "notes"),
+        ("-", "stdin"),
+        ("https://x.org/v1/data.jsonl.zst?key=1", "data"),
+        (".gz", "gz"),
+    ],
+)
+def test_a_dataset_has_the_name_of_its_first_input(first, name):
+    assert default_name(first) == name
 
 
 def test_every_record_of_a_run_is_a_row(tmp_path):
