@@ -79,6 +79,8 @@ def convert(
     if modality is not None and modality not in modality_names():
         raise UsageError(f"no modality is called {modality!r}", f"installed: {', '.join(modality_names())}")
     official = target.suffix in (".pt", ".safetensors")
+    if official and modality is not None:
+        raise UsageError("--modality is recorded in model folders only", "leave it out, or name a folder")
     if official:
         for path in (target, target.with_suffix(".json")):
             storage.refuse_output(path, overwrite)

@@ -8,6 +8,7 @@ from clikit import check_mistake
     ("line", "code", "message"),
     [
         ("convert nowhere.pt x", 3, "nowhere.pt"),
+        ("convert runs/fox x.pt --modality text", 2, "model folders only"),
     ],
 )
 def test_a_mistake_is_one_line_and_a_code(home, capsys, line, code, message):
