@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
-
-from pathspec import GitIgnoreSpec, RegexPattern
 
 from hnet_cli.modality import MARK, Document, Perturbation, Refused, suffix
 
 from ._bytes import binary_reason, words
+from ._ignore import Ignored
 from ._lexers import syntax, token_starts
 from ._noise import CODE
 from ._utf8 import PIECE, Utf8, decoded
@@ -86,7 +84,7 @@ class Code(Utf8):
 
     def select(self, root: Path, files: Iterable[Path]) -> Iterator[tuple[Path, str] | Refused]:
         """The source files below `root` by repository, as `Groups` finds it."""
-        ignored = Ignored(lambda path: _text(root / path))
+        ignored = Ignored(lambda path: _content(root / path))
         groups = Groups(lambda path: (root / path).exists())
         for file in files:
             path = file.relative_to(root)
@@ -98,7 +96,7 @@ class Code(Utf8):
 
     def select_members(self, consulted: Mapping[str, bytes]) -> Callable[[str, int, bytes], tuple[str, str]]:
         """`select` for the members of an archive, by its own .gitignore and markers."""
-        ignored = Ignored(lambda path: consulted.get(path.as_posix(), b"").decode("utf-8-sig", "replace"))
+        ignored = Ignored(lambda path: consulted.get(path.as_posix(), b""))
         groups = Groups(lambda path: path.as_posix() in consulted)
 
         def judged(name: str, size: int, head: bytes) -> tuple[str, str]:
@@ -135,85 +133,6 @@ class Code(Utf8):
 
     def perturbations(self) -> Mapping[str, Perturbation]:
         return CODE
-
-
-Rule = tuple[bool, re.Pattern[str]]
-"""A line of a .gitignore file: whether what fits is ignored, and what fits."""
-Specs = tuple[tuple[int, list[Rule]], ...]
-"""The .gitignore files from the root down, each with the number of folders above it."""
-STAR, BEFORE, BETWEEN = "[^/]*", "^(?:.+/)?", "(?:/.+)?"
-"""The stars of a name, and those that stand for any folders, in the patterns of pathspec."""
-
-
-def _rules(lines: Iterable[str]) -> list[Rule]:
-    """The patterns of a .gitignore file. As for git, one that is malformed fits nothing."""
-    patterns: list[RegexPattern] = []
-    for line in lines:
-        with suppress(ValueError, re.error):
-            patterns += GitIgnoreSpec.from_lines([line]).patterns
-    return [(bool(each.include), _itself(each.regex.pattern)) for each in patterns if each.regex]
-
-
-def _itself(pattern: str) -> re.Pattern[str]:
-    """Narrow a pattern of pathspec to what git compares with a path: the path itself, none of the folders above it."""
-    end = r"\Z" if pattern.endswith(("$)", ">/)")) else "." if pattern.endswith("/") else ""
-    return re.compile(_settled(pattern) + end, re.DOTALL)
-
-
-def _settled(pattern: str) -> str:
-    """Fix what stands between two stars at the first place where it fits: no other leaves more to the second one.
-    Without that, time grows with the length of a name to the power of the number of stars."""
-    first, *rest = map(_settled_name, pattern.split(BETWEEN))
-    if not rest:
-        return first
-    if first.startswith(BEFORE):
-        first = f"^(?>(?:.+?/)??{first.removeprefix(BEFORE)}(?=/))"
-    *inner, last = rest
-    return "".join([first, *(f"(?>(?:/.+?)??{part}(?=/))" for part in inner), BETWEEN, last])
-
-
-def _settled_name(pattern: str) -> str:
-    result, *parts = pattern.split(STAR)
-    for at, part in enumerate(parts, 1):
-        inner = at < len(parts) and "/" not in part.replace("[^/]", "")
-        result += f"(?>[^/]*?{part})" if inner else STAR + part
-    return result
-
-
-class Ignored:
-    """Judges whether git would ignore a path below the root, by the .gitignore files there and below.
-
-    The deepest file with a matching line decides, and nothing below an ignored folder comes back. `text` reads a file,
-    "" where there is none.
-    """
-
-    def __init__(self, text: Callable[[Path], str]) -> None:
-        self.text = text
-        self.known: dict[str, tuple[bool, Specs]] = {"": (False, self._specs((), "", 0))}
-        """By folder: whether it is ignored, and the .gitignore files that decide about what is in it."""
-
-    def __call__(self, path: Path) -> str:
-        parts, folder = path.parts, ""
-        ignored, specs = self.known[folder]
-        for depth, name in enumerate(parts[:-1], 1):
-            folder += f"{name}/"
-            if folder not in self.known:
-                ignored = ignored or _is_named(specs, parts[:depth], "/")
-                self.known[folder] = ignored, self._specs(specs, folder, depth)
-            ignored, specs = self.known[folder]
-        return "named by .gitignore" if ignored or _is_named(specs, parts, "") else ""
-
-    def _specs(self, above: Specs, folder: str, depth: int) -> Specs:
-        lines = self.text(Path(folder, ".gitignore")).splitlines()
-        return (*above, (depth, _rules(lines))) if lines else above
-
-
-def _is_named(specs: Specs, parts: Sequence[str], ending: str) -> bool:
-    for depth, rules in reversed(specs):
-        path = "/".join(parts[depth:]) + ending
-        if (verdict := next((ignored for ignored, fits in reversed(rules) if fits.search(path)), None)) is not None:
-            return verdict
-    return False
 
 
 class Groups:
@@ -274,11 +193,11 @@ def _head(file: Path) -> bytes | None:
         return None
 
 
-def _text(file: Path) -> str:
+def _content(file: Path) -> bytes:
     try:
-        return file.read_text("utf-8-sig", errors="replace") if file.is_file() else ""
+        return file.read_bytes() if file.is_file() else b""
     except OSError:
-        return ""
+        return b""
 
 
 def _size(file: Path) -> int:

@@ -13,7 +13,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
-OPTIONAL = ("pydantic", "safetensors", "typer", "rich", "zstandard", "Bio", "pathspec", "pygments")
+OPTIONAL = ("pydantic", "safetensors", "typer", "rich", "zstandard", "Bio", "pygments")
 TRAINED = {"training hnet", "training bpe", "training isotropic"}
 
 

@@ -10,9 +10,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from pathspec import GitIgnoreSpec
 
 from hnet_cli.data.dataset import Dataset
 from hnet_cli.data.prepare.contents import sources_of
@@ -120,62 +117,6 @@ def test_gitignore_as_git_reads_it(tmp_path: Path) -> None:
         sorted(name for name, reason in refused.items() if reason == "named by .gitignore" and name[-1] == "y")
         == told.stdout.split()
     )
-
-
-def ignored_by(pattern: str, path: str) -> bool:
-    named = code.Ignored(lambda file: pattern if file == Path(".gitignore") else "")
-    return bool(named(Path(path)))
-
-
-@given(
-    st.lists(st.lists(st.sampled_from(["a", "b", "*", "?", "**", "[ab]", "\\*"]), max_size=4), min_size=1, max_size=5),
-    st.lists(st.text("ab*", min_size=1, max_size=4), min_size=1, max_size=5),
-    st.sampled_from(["", "/"]),
-)
-def test_patterns_with_stars_fit_what_pathspec_s_own_fit(pattern: list[list[str]], path: list[str], end: str) -> None:
-    line, name = "/".join(map("".join, pattern)) + end, "/".join(path)
-    spec = GitIgnoreSpec.from_lines([line])
-    folders = ["/".join(path[:depth]) + "/" for depth in range(1, len(path))]
-    assert ignored_by(line, name) == any(map(spec.match_file, [*folders, name]))
-
-
-@pytest.mark.parametrize(
-    ("pattern", "path", "named"),
-    [
-        ("*a" * 30 + "*b", "a" * 200 + ".c", False),
-        ("*a" * 30 + "*b", "a" * 200 + "b", True),
-        ("*[ab]?" * 30 + "*c", "ab" * 100, False),
-        ("**/a" * 30 + "/**/b", "a/" * 200 + "c", False),
-        ("**/a" * 30 + "/**/b", "a/" * 200 + "b", True),
-        ("x/**/*a*/" * 20 + "b", "x/" + "aa/" * 200 + "c", False),
-    ],
-    ids=range(6),
-)
-def test_many_stars_take_little_time(pattern: str, path: str, named: bool) -> None:
-    """Each of these would take years if every star were tried at every place."""
-    assert ignored_by(f"{pattern}\n", path) == named
-
-
-@pytest.mark.parametrize(
-    ("lines", "taken"),
-    [
-        ("*\n!*/\n!*.py\n", ["src/a.py", "dir/keep.py", "dir/x.py"]),
-        ("*\n!src/\n!a.py\n", ["src/a.py"]),
-        ("/*\n!/src/\n", ["src/a.py"]),
-        ("dir/**\n!dir/keep.py\n", ["src/a.py", "dir/keep.py"]),
-        ("dir/*\n!dir/keep.py\n", ["src/a.py", "dir/keep.py"]),
-        ("**/*\n!src/**\n", []),
-    ],
-)
-def test_a_folder_that_a_later_line_takes_back_is_read(lines: str, taken: list[str]) -> None:
-    """The verdicts are those of `git check-ignore`."""
-    assert [path for path in ("src/a.py", "dir/keep.py", "dir/x.py") if not ignored_by(lines, path)] == taken
-
-
-@pytest.mark.parametrize("line", ["!", "a\\", "\\", "[z-a]", "["])
-def test_a_malformed_pattern_fits_nothing(line: str) -> None:
-    assert not ignored_by(f"{line}\n", "a/b.c")
-    assert ignored_by(f"{line}\n*.c\n", "a/b.c")
 
 
 def test_a_byte_order_mark_hides_neither_pattern_nor_shebang(tmp_path: Path) -> None:
