@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from threading import Lock
@@ -18,9 +18,10 @@ from hnet_cli import modality as modalities
 from hnet_cli.checkpoints.find import load_any, modality_of, starters
 from hnet_cli.checkpoints.model_folder import LoadedModel
 from hnet_cli.data.tokens import Tokenizer
-from hnet_cli.errors import HNetError, InputError, StorageError
+from hnet_cli.errors import HNetError, InputError, StorageError, UsageError
 from hnet_cli.inference.chunks_page import Piece, lists_of
 from hnet_cli.inference.generate import Printer, generate, typical
+from hnet_cli.inference.intake import one_document
 from hnet_cli.inference.render import whole_characters
 from hnet_cli.inference.segment import token_starts
 from hnet_cli.inference.thresholds import UNCHANGED, Compression
@@ -119,16 +120,19 @@ class Session:
             compression = Compression.of(None, request.bytes_per_chunk)
             with compression.used(player, lambda: typical(player, data, modality)):
                 thresholds = player.thresholds
-        drawn = generate(
-            player,
-            [data],
-            max_bytes=request.max_bytes,
-            temperature=request.temperature,
-            seed=request.seed,
-            eos=EOS,
-            automaton=modality.automaton() if modality else None,
-            input_table=modality.input_table if modality else None,
-        )
+        try:
+            drawn = generate(
+                player,
+                [data],
+                max_bytes=request.max_bytes,
+                temperature=request.temperature,
+                seed=request.seed,
+                eos=EOS,
+                automaton=modality.automaton() if modality else None,
+                input_table=modality.input_table if modality else None,
+            )
+        except UsageError as error:  # its hint is about options, which a page does not have
+            raise UsageError(str(error), "correct the text, or choose another model") from error
         printer = Printer(modality)
         while True:
             with self._lock, player.set_thresholds(thresholds) if thresholds else nullcontext():
@@ -146,14 +150,17 @@ class Session:
             raise InputError(f"there is no model {number}", "load the page again")
         name = self.choices[number].modality
         modality = modalities.get(name) if name else None
-        source, whole = Source.of_bytes(data, "the file"), Document(data, "-", "-")
+        source = Source.of_bytes(data, "the file")
         reason = "it is empty"
-        for item in modality.documents(source) if modality else [whole]:
-            if not isinstance(item, Refused):
-                cut = (modality or Modality()).cut
-                read = item.data[: cut(item.data, MOST_BYTES)] if len(item.data) > MOST_BYTES else item.data
-                return read.decode("utf-8", "replace"), len(read) < len(item.data)
-            reason = item.reason
+        # One text, so that a sequence needs no heading; else, since it may end inside a character, as files are read.
+        for whole in (True, False):
+            each = replace(source, whole=whole)
+            for item in modality.documents(each) if modality else one_document(each):
+                if not isinstance(item, Refused):
+                    cut = (modality or Modality()).cut
+                    read = item.data[: cut(item.data, MOST_BYTES)] if len(item.data) > MOST_BYTES else item.data
+                    return read.decode("utf-8", "replace"), len(read) < len(item.data)
+                reason = item.reason
         raise InputError(f"nothing of this file can be read: {reason}", "take another")
 
     def player(self, number: int) -> LoadedModel | Tokenizer:

@@ -11,7 +11,7 @@ from modelkit import tiny_config, tiny_model
 from pydantic import ValidationError
 
 from hnet_cli.data import tokens
-from hnet_cli.errors import EnvironmentLimit, HNetError, InputError
+from hnet_cli.errors import EnvironmentLimit, HNetError, InputError, UsageError
 from hnet_cli.inference.segment import segment_bytes
 from hnet_cli.play import session as playing
 from hnet_cli.play.session import MOST_BYTES, ContinueRequest, CutRequest, Session
@@ -70,6 +70,13 @@ def test_a_tokenizer_cuts_too(tmp_path, monkeypatch):
         list(session.continued(ContinueRequest(model=0, text="the")))
 
 
+def test_a_text_that_a_model_cannot_continue_is_explained_without_options():
+    session = Session(["starter:dna"])
+    with pytest.raises(UsageError, match="not valid for this model's modality") as error:
+        list(session.continued(ContinueRequest(model=0, text="hello")))
+    assert "--" not in error.value.hint
+
+
 def test_a_continuation_is_valid_and_repeatable(monkeypatch):
     session = opened(monkeypatch, tiny_model(torch.float32, config=tiny_config(extra={"modality": "chinese"})).eval())
     request = ContinueRequest(model=0, text="春天", max_bytes=40, seed=5)
@@ -121,6 +128,9 @@ def test_the_text_of_a_file_is_read_as_the_modality_does(monkeypatch):
     long, more = session.text_of(1, "ä".encode() * MOST_BYTES)
     assert more
     assert 0 < len(long.encode()) <= MOST_BYTES
+    assert session.text_of(0, b"ACGTTGCA") == ("ACGTTGCA", False)
+    for cut in (1, 2):  # where the page stops reading
+        assert session.text_of(1, ("世界" * 9).encode()[:-cut])[0] == "世界" * 8 + "世"
     for data in (b"", b"\x7fELF\0\0\0\1\2"):
         with pytest.raises(InputError, match="nothing of this file"):
             session.text_of(1, data)
