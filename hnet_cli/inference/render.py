@@ -435,7 +435,8 @@ def _parts(
         document = block.window.document
         if drawing.above is not None:
             record += 1
-            heading = drawing.above.removeprefix(f"{source}: ") if drawing.above != source else ""
+            alone = drawing.above == source or (source and drawing.above == "-")
+            heading = "" if alone else drawing.above.removeprefix(f"{source}: ").removeprefix("-: " if source else "")
         if block.window.start == 0:
             number += 1
             waiting = waiting[:0]

@@ -248,7 +248,7 @@ class Beside:
         table = modality.input_table if modality else None
         documents = Intake().documents(self.sources(), modality, limit)
         if isinstance(self.model, Tokenizer):
-            return _tokens(self.model, documents), range(1), self.name
+            return _tokens(self.model, documents, table), range(1), self.name
         stages = stages_of(self.model.config, "all")
         applied, documents = (compression if self.model.thresholds else UNCHANGED).apply_to(
             self.model, documents, table
@@ -264,12 +264,13 @@ def token_starts(tokenizer: Tokenizer, data: bytes) -> np.ndarray:
     return np.cumsum(lengths) - lengths
 
 
-def _tokens(tokenizer: Tokenizer, documents: Iterable[Document | Stream]) -> Iterator[Window]:
-    """The tokens of each document as chunks of one stage, in one window."""
+def _tokens(tokenizer: Tokenizer, documents: Iterable[Document | Stream], table: bytes | None) -> Iterator[Window]:
+    """The tokens of each document as chunks of one stage, in one window. `table`: `Modality.input_table`, through which
+    tokens are learned and models of them read."""
     for index, document in enumerate(documents):
         data = document.data if isinstance(document, Document) else b"".join(document.blocks)
         if not data:
             continue
-        starts = token_starts(tokenizer, data)
+        starts = token_starts(tokenizer, data.translate(table))
         sure = np.ones((len(starts), 1), dtype=np.float32)
         yield Window(document, index, 0, data, True, starts, sure, np.array([len(data)]), sure.sum(0, dtype=np.float64))

@@ -19,10 +19,10 @@ from segmentkit import MODEL, TEXT, written
 from hnet_cli import modality
 from hnet_cli.inference import chunks_page as chunkpage
 from hnet_cli.inference.chunks_page import BLOCK, DIGITS, ROW, About, Part, Piece
-from hnet_cli.inference.segment import Summary
+from hnet_cli.inference.segment import Summary, segment
 from hnet_cli.inference.thresholds import Compression
 from hnet_cli.inference.windows import windows
-from hnet_cli.modality import Document, Shown
+from hnet_cli.modality import Document, Shown, Source
 
 
 def page_of(data, **options):
@@ -133,6 +133,16 @@ def test_one_stage_has_no_choice_of_stages():
     assert 'name="stage"' not in page_of(TEXT, model=model)
     assert 'name="stage"' not in page_of(TEXT, stage=1)
     assert 'value="all" checked' in page_of(TEXT)
+
+
+@pytest.mark.parametrize("name", ["-", "a.txt"])
+def test_the_only_source_needs_no_heading(name):
+    """Standard input has another name for people."""
+    titles = {"-": "standard input"}
+    page = "".join(
+        segment(MODEL, [Source.of_bytes(b"some words", name)], None, format="html", title=titles.get(name, name))
+    )
+    assert 'class="source"' not in page
 
 
 @pytest.mark.parametrize("format", ["html", "jsonl"])

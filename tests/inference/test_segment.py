@@ -15,6 +15,7 @@ from modelkit import tiny_config, tiny_model
 from segmentkit import MODEL, TEXT, written
 
 from hnet_cli import modality
+from hnet_cli.data import tokens
 from hnet_cli.errors import InputError, UsageError
 from hnet_cli.inference.segment import Beside, Summary, segment, segment_bytes, stages_of
 from hnet_cli.inference.thresholds import UNCHANGED
@@ -126,6 +127,21 @@ def test_the_model_beside_carries_its_state_too():
         found[carried] = [window.probability for window in shown]
         assert all(np.array_equal(a, b.probability, True) for a, b in zip(found[carried], own, strict=True))
     assert not np.array_equal(*map(np.concatenate, found.values()), True)
+
+
+def test_tokens_beside_are_those_of_what_models_read():
+    """Of DNA lower case is upper case, to a tokenizer as to a model."""
+    plugin = modality.get("dna")
+    tokenizer = tokens.Tokenizer(tokens.learn([b"ACGTTGCAGG" * 90], 270))
+    found = []
+    for sequence in (b"ACGTTGCAGG" * 9, b"ACGT" + b"tgcaggacgt" * 8 + b"tgcagg"):
+        source = Source.of_bytes(b">a\n" + sequence + b"\n", "a.fa")
+        shown, _, _ = Beside(tokenizer, "tokens", lambda source=source: [source]).windows(
+            plugin, None, UNCHANGED, False
+        )
+        found.append([window.starts.tolist() for window in shown])
+    assert found[0] == found[1]
+    assert len(found[0][0]) < 60
 
 
 def test_ends_of_records_are_by_the_names_of_the_rows():
