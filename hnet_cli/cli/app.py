@@ -143,7 +143,7 @@ def run(arguments: list[str] | None = None) -> int:
     warnings.formatwarning = lambda message, *_: f"hnet: warning: {escape(str(message), keep='')}\n"
     process.utf8_stdout()
     try:
-        with process.terminable():
+        with process.terminable(), completion.whole_words():
             code = app(args=arguments, prog_name="hnet", standalone_mode=False)
             sys.stdout.flush()
         if code == INTERRUPTED:  # Typer's answer to Ctrl-C

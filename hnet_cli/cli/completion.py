@@ -5,8 +5,12 @@ torch is never imported for it.
 
 from __future__ import annotations
 
+import io
+import os
+import sys
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +92,31 @@ KNOWN: dict[str, Callable[[], Iterable[str]]] = {
     "format": formats,
 }
 """Completions by the name of a parameter."""
+
+
+@contextmanager
+def whole_words() -> Iterator[None]:
+    """Undo what bash does to a word with colons, such as starter:text: it hands it over as three words, and replaces
+    the last of them by what is offered."""
+    if "COMP_WORDS" not in os.environ or not os.environ.get("COMP_CWORD", "").isdigit():
+        yield
+        return
+    words, at = os.environ["COMP_WORDS"].split("\n"), int(os.environ["COMP_CWORD"])
+    joined, place = list[str](), at
+    for number, word in enumerate(words):
+        if joined and (word == ":" or words[number - 1] == ":"):
+            joined[-1] += word
+            place -= number <= at
+        else:
+            joined.append(word)
+    os.environ |= {"COMP_WORDS": "\n".join(joined), "COMP_CWORD": str(place)}
+    there = "".join(joined[place].rpartition(":")[:2]) if place < min(at, len(joined)) else ""
+    offered = io.StringIO()
+    try:
+        with redirect_stdout(offered):
+            yield
+    finally:
+        sys.stdout.writelines(line.removeprefix(there) for line in offered.getvalue().splitlines(keepends=True))
 
 
 def _completing(known: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:

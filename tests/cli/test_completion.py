@@ -1,6 +1,9 @@
 """Placeholders, examples and completions of every command."""
 
+import os
 import shlex
+import subprocess
+import sys
 
 import pytest
 import typer.main
@@ -41,6 +44,25 @@ def test_what_there_is_is_offered(words, offered, tmp_path, monkeypatch):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).touch()
     assert completed(monkeypatch, words) == offered
+
+
+@pytest.mark.parametrize(
+    ("words", "at", "offered"),
+    [
+        (["hnet", "sample", "starter", ":", "t"], 4, ["text"]),
+        (["hnet", "play", "starter", ":", "text", "starter", ":", "c"], 7, ["chinese", "code"]),
+        (["hnet", "segment", "a:b", "--model", "starter", ":"], 5, ["chinese", "code", "dna", "novels", "text"]),
+        (["hnet", "train", "--start", "starter", ":", "text", "--preset", "nano-d"], 7, ["nano-dna"]),
+        (["hnet", "sample", "sta"], 2, [f"starter:{name}" for name in ("chinese", "code", "dna", "novels", "text")]),
+    ],
+)
+def test_words_that_bash_cuts_at_colons(words, at, offered, tmp_path):
+    """It replaces what stands behind the last colon."""
+    told = {"COMP_WORDS": "\n".join(words), "COMP_CWORD": str(at), "_HNET_COMPLETE": "complete_bash"}
+    line = [sys.executable, "-m", "hnet_cli"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **told}
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == offered
 
 
 def test_a_folder_that_cannot_be_read_offers_nothing(tmp_path, monkeypatch):
