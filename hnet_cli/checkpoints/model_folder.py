@@ -19,7 +19,7 @@ from hnet_cli.checkpoints import hub
 from hnet_cli.checkpoints.safetensors_file import elements, open_safetensors, write_safetensors
 from hnet_cli.checkpoints.torch_file import Stored
 from hnet_cli.data import tokens
-from hnet_cli.errors import DamagedError
+from hnet_cli.errors import DamagedError, UsageError
 from hnet_cli.model import HNetConfig, HNetForCausalLM
 from hnet_cli.model.init import skeleton, stays_float32
 from hnet_cli.storage import HeldFile, shown
@@ -217,8 +217,12 @@ class LoadedModel(HNetForCausalLM):
 
 
 def _bytes(text: bytes | str) -> bytes:
-    """Text as UTF-8."""
-    return text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
+    """Text as UTF-8. Raises UsageError for half a surrogate pair."""
+    try:
+        return text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
+    except UnicodeEncodeError as error:
+        half = f"character {error.start} of the text is half a surrogate pair, {text[error.start]!a}"
+        raise UsageError(half, "give bytes, or mend the text") from error
 
 
 def save_model(

@@ -57,7 +57,7 @@ def sample(
     loaded = load(model, options.device_name(device))
     modality = own_modality(loaded)
     compression.check(loaded)
-    applied = compression.apply(loaded, lambda: generate.typical(loaded, prompts[0], None if raw else modality))
+    applied = compression.apply(loaded, lambda: generate.typical(loaded, prompts[0], modality, raw))
     options.say_applied(applied)
     choice: dict[str, Any] = {
         "n": number,

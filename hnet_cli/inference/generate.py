@@ -11,6 +11,7 @@ import codecs
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -308,15 +309,15 @@ def read_prompts(model: HNetForCausalLM, prompts: Sequence[bytes], max_length: i
     return state, logits
 
 
-def typical(model: HNetForCausalLM, prompt: bytes, modality: Modality | None = None) -> list[bytes]:
+def typical(model: HNetForCausalLM, prompt: bytes, modality: Modality | None = None, raw: bool = False) -> list[bytes]:
     """Documents, as the model reads them, such as a prompt begins: the prompt itself if it has `TYPICAL_BYTES`, else
-    with continuations drawn from the model, the same every time."""
+    with continuations drawn from the model, the same every time; `raw`: without the modality's rules."""
     table = modality.input_table if modality else None
     read = prompt.translate(table)
     if len(read) >= TYPICAL_BYTES:
         return [read]
     texts = [bytearray(read) for _ in range(TYPICAL_ROWS)]
-    most, automaton = TYPICAL_BYTES // TYPICAL_ROWS, modality.automaton() if modality else None
+    most, automaton = TYPICAL_BYTES // TYPICAL_ROWS, modality.automaton() if modality and not raw else None
     for each in generate(model, [prompt] * TYPICAL_ROWS, max_bytes=most, automaton=automaton, input_table=table):
         texts[each.row].append(each.byte)
     return list(map(bytes, texts))
@@ -336,6 +337,8 @@ def continuations(
 
     `options` as for `generate`; `compression` holds for this call. Raises UsageError, NumericalError.
     """
+    if unknown := sorted(options.keys() - signature(generate).parameters.keys()):
+        raise UsageError(f"sample has no option {unknown[0]!r}", "see `hnet sample --help`")
     modality = own_modality(model)
     rules = {"automaton": modality.automaton(), "input_table": modality.input_table} if modality else {}
     rows = [bytearray() for _ in range(n)]
@@ -367,7 +370,7 @@ class Printer:
 
     def prompt(self, data: bytes) -> str:
         """The prompt as text, without marks; a character that it ends inside is shown with what completes it."""
-        return self.display(self.decoder.decode(data).encode())
+        return self._shown(self.decoder.decode(data))
 
     def feed(self, byte: int, depth: int = 0) -> str:
         """The text that `byte` completes, "" inside a character."""
@@ -381,13 +384,16 @@ class Printer:
         """The rest of a character that never became complete."""
         return self._show(self.decoder.decode(b"", True), last=True)
 
-    def _show(self, text: str, last: bool = False) -> str:
+    def _shown(self, text: str, last: bool = False) -> str:
         text = "\r" * self.returned + text
         self.returned = text.endswith("\r") and not last
         text = text.removesuffix("\r") if self.returned else text
+        return self.display(text.replace("\r\n", "\n").encode())
+
+    def _show(self, text: str, last: bool = False) -> str:
+        text, depth = self._shown(text, last), self.depth
         if not text:
             return ""
-        text, depth = self.display(text.replace("\r\n", "\n").encode()), self.depth
         self.depth, self.later = self.later, 0
         if not self.chunks:
             return text

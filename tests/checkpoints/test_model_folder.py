@@ -10,7 +10,7 @@ import torch
 import hnet_cli
 from hnet_cli.checkpoints.convert import convert
 from hnet_cli.checkpoints.find import find, load
-from hnet_cli.errors import DamagedError
+from hnet_cli.errors import DamagedError, UsageError
 
 
 def test_a_model_folder_says_what_it_is(trained):
@@ -48,6 +48,16 @@ def test_continuations_are_those_of_the_command(trained, capsys):
     before = model.thresholds
     assert isinstance(model.sample(max_bytes=5, bytes_per_chunk=3), str)
     assert model.thresholds == before
+    with pytest.raises(UsageError, match="no option 'max_byte'"):
+        model.sample("a", max_byte=5)
+
+
+def test_half_a_surrogate_pair_is_named(trained):
+    model = hnet_cli.load(str(trained))
+    assert model.segment("a\udcffb") == model.segment(b"a\xffb")
+    for call in (model.chunks, model.bits, model.sample):
+        with pytest.raises(UsageError, match=r"character 1 of the text is half a surrogate pair, '\\ud800'"):
+            call("a\ud800b")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

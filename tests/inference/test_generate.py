@@ -21,6 +21,7 @@ from hnet_cli.inference.generate import (
     sample,
     sample_bytes,
     sample_records,
+    typical,
 )
 from hnet_cli.inference.scoring import BATCH_BYTES
 from hnet_cli.modality import Automaton
@@ -318,6 +319,23 @@ def test_printer_shows_every_line_end_as_one(data, shown):
     assert "a" + "".join(printer.feed(byte) for byte in data[2:]) + printer.finish() == shown
     plain = Printer(TEXT)
     assert "".join(map(plain.feed, data)) + plain.finish() == shown.replace("|", "")
+
+
+@pytest.mark.parametrize("cut", range(5))
+def test_line_ends_of_a_prompt_are_shown_as_such(cut):
+    printer, data = Printer(TEXT), b"a\r\nb"
+    assert printer.prompt(data[:cut]) + "".join(map(printer.feed, data[cut:])) + printer.finish() == "a\nb"
+
+
+def test_typical_texts_are_such_as_the_model_reads():
+    """Also without the rules: lower case is upper case to a model of DNA."""
+    dna = modality.get("dna")
+    upper, lower = (typical(MODEL, data * 600, dna, raw=True) for data in (b"ACGTTGCA", b"acgttgca"))
+    assert upper == lower == [b"ACGTTGCA" * 600]
+    free = b"".join(typical(MODEL, b"acgt", dna, raw=True))
+    assert free.startswith(b"ACGT")
+    assert set(free) - set(b"ACGT")
+    assert not set(b"".join(typical(MODEL, b"acgt", dna))) - set(b"ACGT")
 
 
 def test_sample_shows_prompt_and_continuation():
