@@ -6,6 +6,7 @@ import base64
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,11 @@ def igv_page(
     tracks: list[dict[str, Any]] = []
     genes: list[dict[str, Any]] = []
     if annotation is not None:
-        genes = [gene for document in documents for gene in _genes(document, annotation.shown(document))]
+        records = dict[str, dict[Shown, None]]()  # what lies over a gap is shown by the documents on both sides
+        for document in documents:
+            placed = (_placed(each, document.offset) for each in annotation.shown(document))
+            records.setdefault(document.name, {}).update(dict.fromkeys(placed))
+        genes = [gene for name, features in records.items() for gene in _genes(name, features)]
         tracks.append(
             {"name": "genes", "type": "annotation", "displayMode": "EXPANDED", "features": genes, "height": 70}
         )
@@ -97,8 +102,14 @@ def _fasta(documents: Iterable[Document]) -> Iterator[str]:
         at = document.offset + len(document.data)
 
 
-def _genes(document: Document, features: Sequence[Shown]) -> Iterator[dict[str, Any]]:
-    """Genes as igv.js takes them, with the exons and coding parts on their strand that lie within them."""
+def _placed(feature: Shown, offset: int) -> Shown:
+    """A feature in the coordinates of its record."""
+    return replace(feature, start=feature.start + offset, end=feature.end + offset)
+
+
+def _genes(record: str, features: Iterable[Shown]) -> Iterator[dict[str, Any]]:
+    """Genes of a record as igv.js takes them, with the exons and coding parts on their strand that lie within them."""
+    features = sorted(features, key=lambda each: each.start)
     parts = [each for each in features if each.kind != "gene"]
     starts = np.array([part.start for part in parts])
     for gene in features:
@@ -108,12 +119,12 @@ def _genes(document: Document, features: Sequence[Shown]) -> Iterator[dict[str, 
         own = [part for part in parts[low:high] if part.end <= gene.end and part.strand == gene.strand]
         exons = [part for part in own if part.kind == "exon"] or own
         coding = [part for part in own if part.kind == "CDS"]
-        place = {"chr": document.name, "start": document.offset + gene.start, "end": document.offset + gene.end}
+        place = {"chr": record, "start": gene.start, "end": gene.end}
         told: dict[str, Any] = place | {"name": escape(gene.name), "strand": {1: "+", -1: "-"}.get(gene.strand, ".")}
         if coding:
-            told["cdStart"] = document.offset + min(part.start for part in coding)
-            told["cdEnd"] = document.offset + max(part.end for part in coding)
+            told["cdStart"] = min(part.start for part in coding)
+            told["cdEnd"] = max(part.end for part in coding)
         if exons:
-            both = {(document.offset + part.start, document.offset + part.end) for part in exons}
+            both = {(part.start, part.end) for part in exons}
             told["exons"] = [{"start": start, "end": end} for start, end in sorted(both)]
         yield told

@@ -93,11 +93,14 @@ class Chunks(Sequence[LearnedChunk]):
         """The sum of their bits."""
         return sum(chunk.bits for chunk in self._items)
 
-    def _drawn(self) -> Iterator[tuple[LearnedChunk, str]]:
-        """The first chunks, `SHOWN` bytes or more, and their safe text, none of which begins inside a character."""
+    def _shown(self) -> list[LearnedChunk]:
+        """The first chunks, `SHOWN` bytes or more."""
         base = self._items[0].start if self._items else 0
-        items = list(takewhile(lambda chunk: chunk.start < base + SHOWN, self._items))
-        show = shower(self._modality)
+        return list(takewhile(lambda chunk: chunk.start < base + SHOWN, self._items))
+
+    def _drawn(self) -> Iterator[tuple[LearnedChunk, str]]:
+        """The first chunks and their safe text, none of which begins inside a character."""
+        items, show = self._shown(), shower(self._modality)
         drawn = whole_characters([chunk.data for chunk in items])
         return ((chunk, show(data)) for chunk, data in zip(items, drawn, strict=True) if data)
 
@@ -115,7 +118,7 @@ class Chunks(Sequence[LearnedChunk]):
     def _repr_html_(self) -> str:
         """Spans with what each chunk is under the pointer; a stronger line before a boundary that is surer."""
         furthest = max((len(chunk.probabilities) for chunk in self._items), default=1)
-        parts, hue, shade, read = list[str](), -1, 0, 0
+        parts, hue, shade = list[str](), -1, 0
         for chunk, text in self._drawn():
             hue, shade = (hue + 1, 0) if len(chunk.probabilities) == furthest else (max(hue, 0), 1 - shade)
             chances = ", ".join(f"{p:.2f}" for p in chunk.probabilities)
@@ -124,8 +127,8 @@ class Chunks(Sequence[LearnedChunk]):
             style += f"border-left:2px solid rgba(0,0,0,{max(0.0, chunk.probability) ** 2:.2f})"
             shown = html.escape(text.replace("\t", "→   ").replace("\n", "↵\n"))
             parts.append(f'<span title="{title}" style="{style}">{shown}</span>')
-            read = chunk.end
-        rest = f"<p>{self[-1].end - read:,} bytes more</p>" if self and read < self[-1].end else ""
+        more = sum(chunk.end - chunk.start for chunk in self._items[len(self._shown()) :])
+        rest = f"<p>{more:,} bytes more</p>" if more else ""
         frame = "white-space:pre-wrap;overflow-wrap:anywhere;font:14px/1.7 ui-monospace,monospace;color:#000"
         return f'<div style="{frame}">{"".join(parts)}</div>{rest}'
 

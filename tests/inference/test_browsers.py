@@ -5,6 +5,7 @@ import gzip
 import html
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -25,6 +26,26 @@ def test_a_track_line_is_one_line_whatever_its_name(format):
     assert line.startswith("track ")
     assert line.count("\n") == 1
     assert re.findall('name="([^"]*)"', line) == [r"a 'b'\x0a\x1btrack"]
+
+
+class OverGaps(Annotation):
+    """A gene from 10 to 100 with coding parts on either side of a gap, as each document sees it."""
+
+    def shown(self, document):
+        found = [Shown("gene", 10, 100, 1, "g"), Shown("CDS", 10, 30, 1), Shown("CDS", 60, 90, 1)]
+        begin, end = document.offset, document.offset + len(document.data)
+        found = [each for each in found if each.start < end and each.end > begin]
+        return [replace(each, start=each.start - begin, end=each.end - begin) for each in found]
+
+
+def test_a_gene_over_a_gap_is_one(monkeypatch):
+    monkeypatch.setattr(browsers, "igv_script", lambda: "")
+    documents = [Document(b"A" * 40, "one", "a"), Document(b"A" * 70, "one", "a", offset=50)]
+    page = "".join(browsers.igv_page(documents, [0], lambda stage, format: iter([""]), OverGaps()))
+    options = json.loads(html.unescape(re.search('data-options="([^"]*)"', page)[1]))
+    (gene,) = options["tracks"][0]["features"]
+    assert (gene["start"], gene["end"], gene["cdStart"], gene["cdEnd"]) == (10, 100, 10, 90)
+    assert gene["exons"] == [{"start": 10, "end": 30}, {"start": 60, "end": 90}]
 
 
 class Genes(Annotation):

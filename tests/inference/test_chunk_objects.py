@@ -69,6 +69,14 @@ def test_the_picture_shows_every_chunk_and_obeys_nothing():
     assert "世界和平 & <script>alert(1)</script>.↵\n→" in shown
 
 
+@pytest.mark.parametrize("text", ["a é", "日本", "é", "b\r\n€ é", "Zoë"])
+def test_nothing_is_missing_of_a_short_document(text):
+    """Though its last chunk begin inside a character, which is drawn with the one before."""
+    with NAMED.set_thresholds(0):
+        page = chunks_of(NAMED, text.encode())._repr_html_()
+    assert "more" not in page
+
+
 def test_a_long_document_is_shown_in_part(monkeypatch):
     monkeypatch.setattr("hnet_cli.inference.chunk_objects.SHOWN", 100)
     chunks = chunks_of(MODEL, b"words of a text " * 20)
