@@ -153,7 +153,7 @@ def _files(data: Sequence[str], modality: Modality, limit: int | None, field: Fi
                 whole = left is None or len(document.data) <= left or document.prompt > 0
                 part = document if whole else beginning(document, modality.cut(document.data, left or 0))
                 documents += [part] * bool(part.data)
-                if left is not None and (left := left - len(document.data)) <= 0:
+                if left is not None and (left := left - len(document.data) + document.prompt) <= 0:
                     break
         except InputError as error:
             # What stands before the damage is not known to be sound, since checksums come last.

@@ -25,7 +25,7 @@ class Intake:
     """Reads documents; its counts grow while they are read."""
 
     total: int = 0
-    """Of the documents that were handed out."""
+    """Bytes of the documents that were handed out, but for prompts."""
     refused: Counter[str] = field(default_factory=Counter)
     """Number of items that were not used, by reason."""
     notes: Counter[str] = field(default_factory=Counter)
@@ -71,7 +71,9 @@ class Intake:
                     self.notes.update(item.notes)
                     notes = (*item.notes, *[MARK_LEFT_OUT] * marked)
                     most = None if item.prompt else left
-                    yield item._replace(data=self._taken(item.data, most, cut), notes=notes)
+                    data = self._taken(item.data, most, cut)
+                    self.total -= item.prompt
+                    yield item._replace(data=data, notes=notes)
                 marked = False
                 left = None if left is None else max(0, left - (self.total - began))
             self._whole += len(self.damaged) == before

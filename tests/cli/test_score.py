@@ -68,6 +68,10 @@ def test_rows_of_prompt_and_completion_as_eval_counts_them(own, capsys):
     assert hnet(f"eval runs/fox asked.jsonl {fields} --no-samples --json") == 0
     found = json.loads(capsys.readouterr().out)
     assert sum(float(row[5]) for row in table) == pytest.approx(found["bpb"] * found["bytes"], abs=1e-3)
+    assert hnet(f"score runs/fox asked.jsonl {fields} --max-bytes 3") == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 2
+    assert "There is more: this is the first 7 bytes" in err
     assert hnet("score runs/fox asked.jsonl --prompt-field ask") == 2
     assert "go together" in capsys.readouterr().err
 

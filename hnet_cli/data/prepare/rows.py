@@ -240,16 +240,16 @@ class RowReader:
         if len(values) > 1 or not isinstance(values[0], list):
             yield self._source(where, values, size)
         elif turns := _turns(values[0]):
-            for prompt, completion in turns:
-                yield self._source(where, (prompt, completion), size)
+            for number, turn in enumerate(turns, 1):
+                yield self._source(f"{where}.{number}" if len(turns) > 1 else where, turn, size, where)
         else:
             reason = f"row has no conversation with a reply in field {self.field!r}"
             if turns is None:
                 reason = f"conversation whose prompts add up to more than {ROW_LIMIT >> 20} MiB"
             yield Refused(reason, where, size, damaged=True)
 
-    def _source(self, where: str, values: Sequence[object], size: int) -> Source | Refused:
-        """A text, or a prompt and its completion, as a source."""
+    def _source(self, where: str, values: Sequence[object], size: int, group: str = "") -> Source | Refused:
+        """A text, or a prompt and its completion, as a source; by default a group of its own."""
         if any(value is None for value in values):
             return Refused("empty", where, size)
         parts = []
@@ -263,12 +263,12 @@ class RowReader:
             except UnicodeEncodeError:
                 return Refused("row with half a surrogate pair", where, size, damaged=True)
         if len(parts) == 1:
-            return Source.of_bytes(parts[0], where, where)
+            return Source.of_bytes(parts[0], where, group or where)
         prompt, completion = parts
         ends = prompt[-4:].decode(errors="ignore")[-1:], completion[:4].decode(errors="ignore")[:1]
         if all(map(str.isalnum, ends)):
             self.notes[_JOINED] += 1
-        return Source.of_bytes(prompt + completion, where, where, len(prompt))
+        return Source.of_bytes(prompt + completion, where, group or where, len(prompt))
 
     def _check(self) -> None:
         """Raise NoField where no row so far had a usual field."""

@@ -288,6 +288,14 @@ def test_every_reply_of_a_conversation_is_a_completion() -> None:
     assert form("x.txt", b"".join(json.dumps(row).encode() + b"\n" for row in rows[:1]), None, ()) == LINES
 
 
+def test_replies_of_a_conversation_have_names_and_one_group() -> None:
+    """A number where there are several."""
+    turns = [{"role": role, "content": "x"} for role in ("user", "assistant") * 2]
+    lines = b"".join(json.dumps({"messages": each}).encode() + b"\n" for each in (turns, turns[:2]))
+    found = [each for each in RowReader("x", None, Counter()).lines(io.BytesIO(lines)) if not isinstance(each, Refused)]
+    assert [(each.name, each.group) for each in found] == [("x:1.1", "x:1"), ("x:1.2", "x:1"), ("x:2", "x:2")]
+
+
 def test_prompts_of_a_conversation_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each repeats all that was said before: together they grow with the square of the row."""
     monkeypatch.setattr(rows, "ROW_LIMIT", 5000)

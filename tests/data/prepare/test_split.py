@@ -72,7 +72,10 @@ def test_a_conversation_is_on_one_side(tmp_path: Path) -> None:
             file.write(json.dumps({"messages": talk}) + "\n")
     summary = prepare([path], modality.get("text"), tmp_path / "out", val=0.2, measure=False)
     dataset = Dataset.open(tmp_path / "out")
-    talks = {split: {dataset.name(n) for n in dataset.ranges(split)[:, 0].tolist()} for split in ("train", "val")}
+    talks = {
+        split: {dataset.name(n).rpartition(".")[0] for n in dataset.ranges(split)[:, 0].tolist()}
+        for split in ("train", "val")
+    }
     assert summary.rule == "whole groups"
     assert summary.notes[LEFT_OUT] == len(talks["val"]) > 5
     assert not talks["train"] & talks["val"]
