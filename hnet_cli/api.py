@@ -191,6 +191,7 @@ def evaluate(
 
     several = [models] if isinstance(models, str | PathLike | LoadedModel) else models
     names = [str(model.source if isinstance(model, LoadedModel) else model) for model in several]
+    options |= {key: [Path(name) for name in _names(options[key])] for key in ("gold", "tasks") if key in options}
     try:
         request = report.EvaluationRequest(
             data=_names(data), compression=Compression.of(threshold, bytes_per_chunk), **options
@@ -201,7 +202,7 @@ def evaluate(
 
 
 def metrics(run: str | PathLike[str]) -> dict[str, np.ndarray]:
-    """The curves of a run, finished or not, as columns: {"step": (n,) int64, "bits_per_byte": (n,) float64, ...}.
+    """The curves of a run, finished or not, as columns: {"step": (n,) int64, "bpb": (n,) float64, ...}.
 
     A row for each line of `metrics.jsonl` with a number of bytes: steps, and validations, whose columns begin with
     "val_"; NaN where a row has no number. `pandas.DataFrame` takes it. Raises InputError where there is no such run.

@@ -39,6 +39,15 @@ def test_from_files_to_figures(tmp_path, monkeypatch, capsys):
     assert math.isclose(json.loads(shown.stdout)["bpb"], figures["bpb"])
 
 
+def test_one_gold_file_or_several(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gold.txt").write_text("共同  创造  美好  的  新  世纪\n" * 9, encoding="utf-8")
+    one, several = (
+        hnet_cli.evaluate("starter:chinese", gold=gold, samples=False) for gold in ("gold.txt", ["gold.txt"])
+    )
+    assert one["gold"] == several["gold"]
+
+
 @pytest.mark.parametrize(
     ("first", "name"),
     [
