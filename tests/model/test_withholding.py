@@ -113,3 +113,22 @@ def test_a_graft_keeps_all_but_what_varied():
         graft.graft(tiny_model(), "m2", data[:39])
     with pytest.raises(ValueError, match="no main network"):
         graft.graft(tiny_model(config=tiny_config(("m1",))), "m2", data)
+
+
+@torch.no_grad()
+def test_a_shift_moves_layers_from_encoder_to_decoder():
+    """Where the residual passes on what it is given, without a norm and without chunks, the model stays what it was."""
+    shift = example("shift").shift
+    old = tiny_model(config=tiny_config(("m2T1", ("m1",), "m1"), network_norms=False)).eval()
+    old.backbone.residual_proj.weight.copy_(torch.eye(32))
+    old.backbone.residual_proj.bias.zero_()
+    new = shift(old, 1).eval()
+    assert new.config.to_dict()["arch_layout"] == ["m1", ["m1"], "m1T1m1"]
+    nothing = torch.tensor([0.0] * 32 + [1.0], dtype=torch.float64)
+    with withheld(old, 0, nothing), withheld(new, 0, nothing):
+        assert torch.allclose(*(model(IDS, cu_seqlens=OFFSETS).logits for model in (old, new)), atol=1e-5)
+    for kept in (0, 3):
+        with pytest.raises(ValueError, match="the encoder has 3 layers"):
+            shift(old, kept)
+    with pytest.raises(ValueError, match="no main network"):
+        shift(tiny_model(config=tiny_config(("m1",))), 1)
