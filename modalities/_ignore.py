@@ -32,15 +32,15 @@ class Malformed(ValueError):
     """A pattern that fits nothing."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Rule:
     """A line of a .gitignore file."""
 
     ignores: bool
     """False for a line that takes back."""
     folders_only: bool
-    anchored: bool
-    """True if it is compared with the whole path below the file, not with the name alone."""
+    name: re.Pattern[bytes] | None
+    """The last name of a path. None: the rule is about the whole path below the file."""
     groups: Sequence[Sequence[re.Pattern[bytes]]]
     """The names of a path, in order, divided where any folders may stand between (`**`)."""
 
@@ -59,22 +59,18 @@ class Rule:
             groups = list(_groups(line.removeprefix(b"/") if anchored else line, anchored))
         except Malformed:
             return None
-        return cls(ignores, folders_only, anchored, groups)
+        return cls(ignores, folders_only, None if anchored else groups[0][0], groups)
 
-    def fits(self, names: Sequence[bytes], folder: bool) -> bool:
-        """True if the rule is about the path of these names, below its .gitignore file."""
-        if self.folders_only and not folder:
-            return False
-        if not self.anchored:
-            return bool(self.groups[0][0].fullmatch(names[-1]))
-        first, *others = self.groups
-        if not others:
-            return len(names) == len(first) and _fits(first, names, 0)
-        *middle, last = others
-        low, high = len(first), len(names) - (len(last) or 1)  # at the end of a pattern ** is at least one name
+    def fits(self, names: Sequence[bytes]) -> bool:
+        """True for a path of these names, below the .gitignore file, that the groups are about."""
+        first, last, size = self.groups[0], self.groups[-1], len(names)
+        low = len(first)
+        if len(self.groups) == 1:
+            return size == low and _fits(first, names, 0)
+        high = size - (len(last) or 1)  # at the end of a pattern ** is at least one name
         if low > high or not _fits(first, names, 0) or not _fits(last, names, high):
             return False
-        for group in middle:  # the first place leaves most to the next
+        for group in self.groups[1:-1]:  # the first place leaves most to the next
             places = range(low, high - len(group) + 1)
             if (at := next((at for at in places if _fits(group, names, at)), None)) is None:
                 return False
@@ -83,7 +79,7 @@ class Rule:
 
 
 def _fits(patterns: Sequence[re.Pattern[bytes]], names: Sequence[bytes], at: int) -> bool:
-    return all(pattern.fullmatch(name) for pattern, name in zip(patterns, names[at:], strict=False))
+    return all(map(re.Pattern.fullmatch, patterns, names[at : at + len(patterns)]))
 
 
 def _without_spaces(line: bytes) -> bytes:
@@ -158,7 +154,7 @@ def _bracket(line: bytes, at: int) -> tuple[int, bytes]:
 
 
 Rules = tuple[tuple[int, list[Rule]], ...]
-"""The .gitignore files from the root down, each with the number of folders above it."""
+"""The .gitignore files from the root down, each with the number of folders above it, the last line first."""
 
 
 class Ignored:
@@ -186,13 +182,15 @@ class Ignored:
 
     def _rules(self, above: Rules, folder: str, depth: int) -> Rules:
         lines = self.content(Path(folder, ".gitignore")).removeprefix(MARK).split(b"\n")
-        rules = [rule for rule in map(Rule.of, lines) if rule]
+        rules = [rule for rule in map(Rule.of, reversed(lines)) if rule]
         return (*above, (depth, rules)) if rules else above
 
 
 def _named(rules: Rules, names: Sequence[bytes], folder: bool) -> bool:
+    name = names[-1]
     for depth, lines in reversed(rules):
         below = names[depth:]
-        if (verdict := next((rule.ignores for rule in reversed(lines) if rule.fits(below, folder)), None)) is not None:
-            return verdict
+        for rule in lines:
+            if (folder or not rule.folders_only) and (rule.name.fullmatch(name) if rule.name else rule.fits(below)):
+                return rule.ignores
     return False
