@@ -191,7 +191,7 @@ def evaluate(
 
     several = [models] if isinstance(models, str | PathLike | LoadedModel) else models
     names = [str(model.source if isinstance(model, LoadedModel) else model) for model in several]
-    options |= {key: [Path(name) for name in _names(options[key])] for key in ("gold", "tasks") if key in options}
+    options |= {key: [Path(name) for name in _names(options[key])] for key in ("gold", "tasks") if options.get(key)}
     try:
         request = report.EvaluationRequest(
             data=_names(data), compression=Compression.of(threshold, bytes_per_chunk), **options

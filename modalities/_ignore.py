@@ -20,12 +20,12 @@ CLASSES = {
     **{b"graph": b"!-~", b"lower": b"a-z", b"print": b" -~", b"punct": rb"!-/:-@\[-`{-~", b"space": b" \t-\r"},
     **{b"upper": b"A-Z", b"xdigit": b"0-9A-Fa-f"},
 }
-"""What stands in brackets of a regular expression for a class of POSIX."""
+"""Contents of brackets in a regular expression for the classes of POSIX."""
 TOKEN = re.compile(
     rb"(?P<folders>(?:(?<=/)|\A)\*\*+(?=/|\Z))|(?P<star>\*+)|(?P<any>\?)|(?P<bracket>\[)|\\(?P<escaped>.)|(?P<literal>[^\\])",
     re.DOTALL,
 )
-MEMBER = re.compile(rb"\[:(?P<name>[^]]*):\]|(\\.|[^\\])(?:-(\\.|[^]\\]))?", re.DOTALL)
+MEMBER = re.compile(rb"\[:(?P<name>[^]]{0,64}):\]|(\\.|[^\\])(?:-(\\.|[^]\\]))?", re.DOTALL)
 
 
 class Malformed(ValueError):

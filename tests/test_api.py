@@ -46,6 +46,8 @@ def test_one_gold_file_or_several(tmp_path, monkeypatch):
         hnet_cli.evaluate("starter:chinese", gold=gold, samples=False) for gold in ("gold.txt", ["gold.txt"])
     )
     assert one["gold"] == several["gold"]
+    with pytest.raises(UsageError, match="nothing to evaluate"):
+        hnet_cli.evaluate("starter:chinese", gold=None, tasks=None)
 
 
 @pytest.mark.parametrize(

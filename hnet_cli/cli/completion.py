@@ -98,7 +98,7 @@ KNOWN: dict[str, Callable[[], Iterable[str]]] = {
 def whole_words() -> Iterator[None]:
     """Undo what bash does to a word with colons, such as starter:text: it hands it over as three words, and replaces
     the last of them by what is offered."""
-    if "COMP_WORDS" not in os.environ or not os.environ.get("COMP_CWORD", "").isdigit():
+    if "COMP_WORDS" not in os.environ or not os.environ.get("COMP_CWORD", "").isdecimal():
         yield
         return
     words, at = os.environ["COMP_WORDS"].split("\n"), int(os.environ["COMP_CWORD"])

@@ -337,7 +337,8 @@ def continuations(
 
     `options` as for `generate`; `compression` holds for this call. Raises UsageError, NumericalError.
     """
-    if unknown := sorted(options.keys() - signature(generate).parameters.keys()):
+    known = signature(generate).parameters.keys() - {"model", "prompts", "eos"}
+    if unknown := sorted(options.keys() - known):
         raise UsageError(f"sample has no option {unknown[0]!r}", "see `hnet sample --help`")
     modality = own_modality(model)
     rules = {"automaton": modality.automaton(), "input_table": modality.input_table} if modality else {}

@@ -37,7 +37,8 @@ class Intake:
     applied: Applied | None = None
     """The thresholds that were chosen for them."""
     stored: bool = False
-    """True: rows of prompt and completion are read as `prepare` stores them (`documents_of`), each whole."""
+    """True: rows of prompt and completion are read as `prepare` stores them (`documents_of`), those with a prompt
+    whole."""
     _whole: int = 0
     """Sources that were read to their end."""
     _first: Refused | None = None

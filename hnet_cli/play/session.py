@@ -160,7 +160,7 @@ class Session:
                     cut = (modality or Modality()).cut
                     read = item.data[: cut(item.data, MOST_BYTES)] if len(item.data) > MOST_BYTES else item.data
                     return read.decode("utf-8", "replace"), len(read) < len(item.data)
-                reason = item.reason
+                reason = item.reason if whole else reason
         raise InputError(f"nothing of this file can be read: {reason}", "take another")
 
     def player(self, number: int) -> LoadedModel | Tokenizer:

@@ -194,7 +194,7 @@ def test_a_block_that_is_all_prompt_has_no_rows(monkeypatch):
 
 
 def test_rows_of_prompt_and_completion_stay_whole():
-    """As in `hnet eval --max-bytes`; and they have one direction."""
+    """The same as in `hnet eval --max-bytes`; and they have one direction."""
     pairs = [("four", "five"), ("four", "six")]
     rows = "".join(score(MODEL, in_rows(pairs), TEXT, ScoreRequest(format="jsonl"), max_bytes=3)).splitlines()
     assert [json.loads(row)["length"] for row in rows] == [5]

@@ -130,7 +130,7 @@ def test_the_model_beside_carries_its_state_too():
 
 
 def test_tokens_beside_are_those_of_what_models_read():
-    """Of DNA lower case is upper case, to a tokenizer as to a model."""
+    """Lower case of DNA is upper case, to a tokenizer as to a model."""
     plugin = modality.get("dna")
     tokenizer = tokens.Tokenizer(tokens.learn([b"ACGTTGCAGG" * 90], 270))
     found = []

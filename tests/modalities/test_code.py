@@ -164,7 +164,7 @@ def test_files_of_a_single_repository_are_groups(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["folders", "archives"])
 def test_repositories_named_one_by_one_stay_whole(form: str, tmp_path: Path) -> None:
-    """As in the folder above them."""
+    """The same as in the folder above them."""
     named = []
     for n in range(25):
         files = {f"src/{name}.py": f"{name} = {n}\n" * 30 for name in "abcd"}

@@ -117,7 +117,7 @@ def test_a_graft_keeps_all_but_what_varied():
 
 @torch.no_grad()
 def test_a_shift_moves_layers_from_encoder_to_decoder():
-    """Where the residual passes on what it is given, without a norm and without chunks, the model stays what it was."""
+    """The model stays what it was, if the residual passes on what it is given, without a norm and without chunks."""
     shift = example("shift").shift
     old = tiny_model(config=tiny_config(("m2T1", ("m1",), "m1"), network_norms=False)).eval()
     old.backbone.residual_proj.weight.copy_(torch.eye(32))

@@ -75,7 +75,7 @@ def members(
     again: Opener | None,
     modality: Modality,
     notes: Counter[str],
-    sole: bool = True,
+    sole: bool,
 ) -> Iterator[Member | Refused]:
     """The members that the modality takes, and refusals. `again` opens the archive anew; None: it cannot be. `sole`:
     nothing else is read."""

@@ -44,8 +44,8 @@ class Account:
     first_refusal: dict[int, str] = field(default_factory=dict)
     bytes_read: Amount = 0
     elsewhere: list[int] = field(default_factory=list)
-    """Indices of the user's inputs with files that are read as another's or held out, with what hnet wrote, or with
-    damage: they may give no documents if others do."""
+    """Indices of the user's inputs with files that are read as another's or held out, with what hnet wrote, or that are
+    damaged: they may give no documents if others do."""
 
     def refuse(self, argument: int, refused: Refused) -> None:
         """Count something refused of the user's input with index `argument`."""
@@ -54,7 +54,7 @@ class Account:
         self.first_refusal.setdefault(argument, f"{refused.reason} ({refused.where})")
         if refused.damaged and refused.reason not in self.damage:
             self.damage.append(refused.reason)
-        if (refused.damaged or refused.reason.endswith(MADE_BY_HNET)) and argument not in self.elsewhere:
+        if refused.reason.endswith(MADE_BY_HNET) and argument not in self.elsewhere:
             self.elsewhere.append(argument)
 
     def merge(self, later: Account) -> None:

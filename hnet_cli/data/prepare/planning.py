@@ -89,7 +89,7 @@ class ReadingPlan:
 
     def digest(self, request: PrepareRequest) -> str:
         """SHA-256 of all that every part must agree on. Times of modification may differ between copies."""
-        files = [[file.name, file.size, file.part, file.group] for unit in self.units for file in unit]
+        files = [[file.name, file.size, file.part, file.group, file.sole] for unit in self.units for file in unit]
         return digest([*_version(request), vars(request), files])
 
     def keys(self, request: PrepareRequest, modality: Modality) -> list[str]:
@@ -99,7 +99,7 @@ class ReadingPlan:
         return [
             ""
             if any(f.is_stdin for f in unit)
-            else digest([*version, [[f.name, f.size, f.stamp, f.part, f.group, f.argument] for f in unit]])
+            else digest([*version, [[f.name, f.size, f.stamp, f.part, f.group, f.argument, f.sole] for f in unit]])
             for unit in self.units
         ]
 

@@ -301,8 +301,13 @@ def _refuse_too_large(out: Path, plan: ReadingPlan, folder: Path) -> None:
 
 def _refuse_useless(request: PrepareRequest, account: Account) -> None:
     """Raise InputError, or UsageError about `--field`, for an input of the user's that gave no document."""
+    training = len(request.inputs)
+    sides = [
+        sum(count for argument, count in account.documents.items() if (argument < training) == train)
+        for train in (False, True)
+    ]
     for argument, name in enumerate([*request.inputs, *request.val_inputs]):
-        excused = argument in account.elsewhere and account.documents.total()
+        excused = argument in account.elsewhere and sides[argument < training]
         if not account.documents[argument] and not excused:
             why = account.first_refusal.get(argument, "it is empty, or holds nothing of the kind")
             called = "standard input" if name == "-" else name

@@ -36,7 +36,8 @@ class UnitReader:
         """Write the documents of a unit; its sources are numbered from `sources_before`."""
         account = Account()
         for file in unit:
-            mark = None if file.named and file.sole else writer.mark()
+            weighed = file.part_size > 0  # else nobody would know how much is left out
+            mark = None if file.named and (file.sole or not weighed) else writer.mark()
             try:
                 part = self._read_file(file, writer, advance, sources_before + len(account.sources))
             except (InputError, NoField) as error:
@@ -54,6 +55,7 @@ class UnitReader:
                     reason = "damaged file" if isinstance(error, InputError) else "file without the field"
                     reason = UNREADABLE if isinstance(error, Unreadable) else reason
                     part.refuse(file.argument, Refused(reason, str(error), file.part_size, damaged=True))
+                    part.elsewhere.append(file.argument)
             account.merge(part)
         return account
 

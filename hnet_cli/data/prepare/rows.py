@@ -429,10 +429,18 @@ def _as_bytes(pyarrow: Any, column: Any) -> list[bytes | list[Any] | bool | None
         column = pyarrow.DictionaryArray.from_arrays(column.indices, values).dictionary_decode()
     kinds = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view", "fixed_size_binary")
     if not any(getattr(types, f"is_{kind}", lambda type: False)(column.type) for kind in kinds):
-        if types.is_list(column.type) or types.is_large_list(column.type):
-            return cast(list[bytes | list[Any] | bool | None], column.to_pylist())
+        if (types.is_list(column.type) or types.is_large_list(column.type)) and types.is_struct(column.type.value_type):
+            return [_as_list(pyarrow, value) for value in column]
         return [False if valid else None for valid in column.is_valid().to_pylist()]
     return cast(list[bytes | list[Any] | bool | None], column.cast(pyarrow.large_binary()).to_pylist())
+
+
+def _as_list(pyarrow: Any, value: Any) -> list[Any] | bool | None:
+    """A list of a column; False for one that Python cannot hold, such as of text that is not UTF-8."""
+    try:
+        return cast(list[Any] | None, value.as_py())
+    except (pyarrow.ArrowException, ValueError, OverflowError):
+        return False
 
 
 def _one_line(error: BaseException) -> str:

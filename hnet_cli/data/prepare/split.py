@@ -279,17 +279,22 @@ def _key_sizes(made: Path, begin: int, end: int) -> tuple[list[int], list[int]]:
 
 
 def _division(folder: Path, size: int, wanted: float, cut: Callable[[bytes, int], int] | None) -> tuple[int, int]:
-    """The document in which the held-out end of the corpus begins, and the byte within it where that is divided."""
+    """The document in which the held-out end of the corpus begins, and the byte within it where that is divided;
+    without `cut` the first of a group."""
     target = min(max(size - round(wanted), 1), size - 1)
-    document, start, length = -1, 0, 0
+    document, start, length, first, group = -1, 0, 0, 0, None
     for table in table_rows(folder):
         inside = int(np.searchsorted(table[:, 0], target, side="right"))
         if inside:
+            others = np.flatnonzero(table[:inside, 5] != table[inside - 1, 5])
+            if len(others) or group != table[0, 5]:
+                first = document + 1 + (int(others[-1]) + 1 if len(others) else 0)
+            group = table[inside - 1, 5]
             document, (start, length) = document + inside, table[inside - 1, :2].tolist()
         if inside < len(table):
             break
     if cut is None:
-        return max(document, 1), 0
+        return first or max(document, 1), 0
     near = target - start
     begin = max(0, near - _AROUND)
     at = begin + cut(read_shards(folder, start + begin, start + min(length, near + _AROUND)), near - begin)

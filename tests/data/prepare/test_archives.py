@@ -211,7 +211,7 @@ def test_what_hnet_wrote_is_left_out_of_archives(ours: Path, tmp_path: Path) -> 
     assert len(written) > 15
     for first in written:
         pack(file, ours, first, others)
-        items = list(members(str(file), file.open("rb"), lambda: file.open("rb"), Lines(), Counter()))
+        items = list(members(str(file), file.open("rb"), lambda: file.open("rb"), Lines(), Counter(), True))
         kept = [item.name.removeprefix(f"{file}:") for item in items if isinstance(item, Member)]
         assert kept == ["in/a.txt", "in/log.txt", "config.json"], first
         told = {item.where.removeprefix(f"{file}:"): item.reason for item in items if isinstance(item, Refused)}

@@ -74,7 +74,7 @@ def test_what_was_read_of_one_standard_input_is_not_taken_for_the_next(
 
 
 def test_the_disk_need_not_hold_what_is_not_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of rows a field is, of an archive some members; a text that is larger than the disk is refused beforehand."""
+    """Fields of rows are, members of an archive; a text that is larger than the disk is refused beforehand."""
     monkeypatch.setattr(preparation, "free_bytes", lambda path: 50_000)
     rows = (json.dumps({"title": text(n, 90).decode(), "other": "x" * 900}) + "\n" for n in range(100))
     (tmp_path / "x.jsonl").write_text("".join(rows))

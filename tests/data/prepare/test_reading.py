@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import multiprocessing
 import os
@@ -45,8 +46,8 @@ def test_errors_in_workers_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert os.listdir(tmp_path) == ["in"]
 
 
-def test_a_damaged_file_that_is_named_among_others_is_left_out(tmp_path: Path) -> None:
-    """As one found in a folder; alone it is an error, whatever is tolerated."""
+def test_a_damaged_file_that_is_named_among_others_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same as one found in a folder; alone, or where nobody knows its size, it is an error."""
     named = []
     for n in range(200):
         named.append(tmp_path / f"{n:03}.txt.gz")
@@ -60,6 +61,27 @@ def test_a_damaged_file_that_is_named_among_others_is_left_out(tmp_path: Path) -
     assert make(tmp_path / "few", *named[10:20], tolerated=1.0)[0].refused["damaged file"][0] == 1
     with pytest.raises(InputError, match=r"015\.txt\.gz is truncated"):
         make(tmp_path / "one", named[15], tolerated=1.0)
+    with open(named[15], "rb") as given, monkeypatch.context() as patch:
+        patch.setattr("sys.stdin", io.TextIOWrapper(given))
+        with pytest.raises(InputError, match="truncated"):
+            make(tmp_path / "two", Path("-"), *named[:15])
+
+
+def test_an_input_of_rows_that_are_no_text_is_an_error_beside_others(tmp_path: Path) -> None:
+    """Damage within a file excuses nothing: the field is another there, or the modality."""
+    (tmp_path / "good.jsonl").write_text("".join(json.dumps({"text": f"row {n} of many"}) + "\n" for n in range(500)))
+    (tmp_path / "bad.jsonl").write_text('{"text": {"a": 1}}\n')
+    with pytest.raises(InputError, match=r"nothing to use in .*bad\.jsonl: row has no text"):
+        make(tmp_path / "out", tmp_path / "good.jsonl", tmp_path / "bad.jsonl")
+
+
+@pytest.mark.parametrize("side", ["train", "val"])
+def test_a_side_that_is_all_damaged_is_named(side: str, tmp_path: Path) -> None:
+    files = [tmp_path / "a.txt.gz", tmp_path / "b.txt.gz"]
+    for n, file in enumerate(files):
+        file.write_bytes(gzip.compress(text(n))[: -20 if (n == 0) == (side == "train") else None])
+    with pytest.raises(InputError, match=rf"nothing to use in .*{'ab'[side == 'val']}\.txt\.gz: damaged file"):
+        make(tmp_path / "out", files[0], val_inputs=[files[1]], tolerated=1.0)
 
 
 def test_a_file_that_cannot_be_read_here_is_not_called_damaged(tmp_path: Path) -> None:

@@ -246,10 +246,7 @@ def test_a_column_that_holds_no_text_is_said_row_by_row(tmp_path: Path) -> None:
     columns = {"text": [1, None], "list": [["a"], ["b"]], "struct": [{"a": "x"}, None]}
     parquet.write_table(pyarrow.table(columns), tmp_path / "x.parquet")
     for name in columns:
-        what = "conversation with a reply" if name == "list" else "text"
-        with pytest.raises(
-            InputError, match=rf"nothing to use in .*row has no {what} in field '{name}' .*x\.parquet:1"
-        ):
+        with pytest.raises(InputError, match=rf"nothing to use in .*row has no text in field '{name}' .*x\.parquet:1"):
             make(tmp_path / "out", tmp_path / "x.parquet", field=name)
 
 
@@ -315,7 +312,7 @@ def test_a_prompt_that_runs_into_its_completion_is_noted() -> None:
 
 
 def test_conversations_of_a_parquet_file(tmp_path: Path) -> None:
-    """As in JSON: the usual field is found, and every reply is a completion."""
+    """The same as in JSON: the usual field is found, and every reply is a completion."""
     said = [[("user", f"Is {n} even?"), ("assistant", "odd" if n % 2 else "even")] * 2 for n in range(60)]
     talks = [[{"role": role, "content": content} for role, content in each] for each in said]
     parquet.write_table(pyarrow.table({"id": range(60), "messages": talks}), tmp_path / "x.parquet")
@@ -326,6 +323,25 @@ def test_conversations_of_a_parquet_file(tmp_path: Path) -> None:
         found.append(stored(Dataset.open(tmp_path / f"{name}-out")))
     assert found[0] == found[1]
     assert found[0].startswith(b"user: Is 0 even?\nassistant: even\xff")
+
+
+def test_a_list_that_cannot_be_read_costs_its_row(tmp_path: Path) -> None:
+    turn = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.binary())])
+    talks = [[{"role": "assistant", "content": b"said %d times, and more" % n}] for n in range(99)]
+    talks[7][0]["content"] = b"caf\xe9"
+    column = pyarrow.array(talks, pyarrow.list_(turn))
+    roles, contents = (column.flatten().field(n) for n in (0, 1))
+    broken = pyarrow.StringArray.from_buffers(len(contents), *contents.buffers()[1:])  # as a careless writer does
+    turns = pyarrow.StructArray.from_arrays([roles, broken], ["role", "content"])
+    table = pyarrow.table({"messages": pyarrow.ListArray.from_arrays(column.offsets, turns)})
+    parquet.write_table(table, tmp_path / "x.parquet")
+    summary = prepare([tmp_path / "x.parquet"], modality.get("text"), tmp_path / "out", measure=False, tolerated=0.02)
+    assert summary.documents == 98
+    assert summary.refused["row has no text in field 'messages'"][0] == 1
+    times = pyarrow.array([[10**18 + 1]], pyarrow.list_(pyarrow.timestamp("ns")))
+    parquet.write_table(pyarrow.table({"t": times}), tmp_path / "t.parquet")
+    with pytest.raises(InputError, match="row has no text in field 't'"):
+        make(tmp_path / "other", tmp_path / "t.parquet", field="t")
 
 
 def test_a_column_that_is_there_twice_is_named(tmp_path: Path) -> None:
