@@ -152,8 +152,8 @@ hnet segment file.txt --model {word}   # the chunks; `hnet play {word}` shows th
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained({json.dumps(name, ensure_ascii=False)}, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained({json.dumps(name, ensure_ascii=False)}, trust_remote_code=True)
 ```
 
 `{name}` is this folder, or `hf:OWNER/NAME` for `hnet` and `OWNER/NAME` for transformers once it is on the Hub."""

@@ -58,6 +58,7 @@ def test_commands_of_the_card_can_be_pasted(run, tmp_path):
     card = (tmp_path / "my model" / "README.md").read_text()
     assert "hnet segment file.txt --model 'my model' " in card
     assert "`hnet play 'my model'`" in card
+    assert 'from_pretrained("my model"' in card
 
 
 def test_a_model_of_a_mixture_has_figures_on_each_source(tmp_path):
