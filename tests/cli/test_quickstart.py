@@ -1,5 +1,6 @@
 """`hnet quickstart`: its time is divided among all phases at any speed, a poor result is explained, and refusals."""
 
+import json
 import math
 import re
 
@@ -48,6 +49,8 @@ def test_the_whole_of_it(tmp_path, monkeypatch, capsys):
     assert hnet("quickstart --minutes 0.3 --device cpu") == 0
     out, err = capsys.readouterr()
     assert [f"{n}. {name}" in err for n, name in enumerate(("prepare", "train", "sample", "segment"), 1)] == [True] * 4
-    assert "too few to learn words" in err
+    rows = map(json.loads, (tmp_path / "hnet-quickstart/run/metrics.jsonl").read_text().splitlines())
+    bits, xz = [(row["val_bpb"], row["val_xz"]) for row in rows if "val_bpb" in row][-1]
+    assert ("too few to learn words" in err) == (bits >= xz)  # a machine may be fast
     assert out
     assert (tmp_path / "hnet-quickstart/run/report.html").exists()
