@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import signal
 import sys
@@ -62,6 +63,8 @@ PATIENCE = 1.5
 """Seconds that a signal waits for an import: that of torch takes half a minute on a busy machine."""
 AGAIN = 0.1
 """Seconds after which a signal that came in the midst of an import is sent again."""
+_stopped = -math.inf
+"""Time at which a run ended that a signal had asked to stop (`catch_signals`)."""
 
 
 def _is_importing(frame: FrameType | None) -> bool:
@@ -74,13 +77,14 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """SIGTERM, SIGHUP and SIGXCPU raise `Terminated` where they would end the process at once; what follows the first
-    within `CLEANING` is ignored, so that it can clean up. `catch_signals` comes first in its block.
+    """SIGTERM, SIGHUP, SIGUSR1, SIGXCPU raise `Terminated` where they would end the process at once; what follows the
+    first within `CLEANING` is ignored, so that it can clean up. `catch_signals` comes first in its block; where it was
+    asked to stop, the same signal once more is not another wish.
 
     While a module is imported they wait: an exception that passes through C++, as there is in torch, may abort. After
     `PATIENCE` the process ends there and then, as after a kill.
     """
-    quiet_until, first = 0.0, 0.0
+    quiet_until, first, began = 0.0, 0.0, time.monotonic()
 
     def on_signal(received: int, frame: FrameType | None) -> None:
         nonlocal quiet_until, first
@@ -92,11 +96,11 @@ def terminable() -> Iterator[None]:
             again = threading.Timer(AGAIN, os.kill, (os.getpid(), received))
             again.daemon = True
             again.start()
-        elif (now := time.monotonic()) >= quiet_until:
+        elif (now := time.monotonic()) >= max(quiet_until, _stopped + CLEANING if _stopped >= began else 0.0):
             quiet_until = now + CLEANING
             raise Terminated(received)
 
-    numbers = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP", "SIGXCPU")]
+    numbers = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGXCPU")]
     before = [number for number in numbers if number and signal.getsignal(number) == signal.SIG_DFL]
     try:
         for number in before:
@@ -142,5 +146,7 @@ def catch_signals() -> Iterator[Stop]:
     try:
         yield stop
     finally:
+        global _stopped
+        _stopped = time.monotonic() if stop.signal else _stopped
         for n, handler in before.items():
             signal.signal(n, handler)

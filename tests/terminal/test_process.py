@@ -110,7 +110,7 @@ def test_signals_ask_for_a_stop_and_are_as_before_afterwards():
 
 
 def test_a_signal_that_ends_a_command_raises_and_the_next_are_ignored():
-    """Nested in a block that catches signals itself, as training does, that comes first; ignored ones stay ignored."""
+    """Ignored ones stay ignored."""
     before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGHUP)}
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -119,9 +119,6 @@ def test_a_signal_that_ends_a_command_raises_and_the_next_are_ignored():
     def command():
         with terminable():
             os.kill(os.getpid(), signal.SIGHUP)
-            with catch_signals() as stop:
-                os.kill(os.getpid(), signal.SIGTERM)
-            assert stop.signal == "SIGTERM"
             try:
                 os.kill(os.getpid(), signal.SIGTERM)
             finally:
@@ -136,6 +133,32 @@ def test_a_signal_that_ends_a_command_raises_and_the_next_are_ignored():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_a_signal_sent_twice_is_one_wish(name, monkeypatch):
+    """The block within, as training has it, comes first; however fast it ends, its exit code is that of a stop."""
+    number = signal.Signals[name]
+    before = signal.signal(number, signal.SIG_DFL)
+    monkeypatch.setattr(process, "CLEANING", 0.5)
+    reached = []
+
+    def command():
+        with terminable():
+            with catch_signals() as stop:
+                os.kill(os.getpid(), number)
+            assert stop.signal == name
+            os.kill(os.getpid(), number)
+            reached.append(True)
+            time.sleep(0.6)
+            os.kill(os.getpid(), number)
+
+    try:
+        with pytest.raises(Terminated, match=f"ended by {name}"):
+            command()
+        assert reached
+    finally:
+        signal.signal(number, before)
 
 
 def test_a_signal_waits_for_an_import(tmp_path, monkeypatch):
