@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import re
-from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -21,6 +20,7 @@ import hnet_cli
 from hnet_cli.checkpoints.model_folder import save_model
 from hnet_cli.errors import HNetError
 from hnet_cli.model import HNetConfig, HNetForCausalLM
+from hnet_cli.model.settings import compact_stack
 
 LAYER = re.compile(r"backbone\.decoder\.layers\.(\d+)\.")
 
@@ -37,8 +37,8 @@ def shift(old: HNetForCausalLM, kept: int) -> HNetForCausalLM:
     if kept < 1 or moved < 1:
         raise ValueError(f"the encoder has {len(letters.encoder)} layers: keep at least 1 of them, not all")
     settings = config.to_dict()
-    settings["arch_layout"][0] = counted(letters.encoder[:kept])
-    settings["arch_layout"][2] = counted(letters.encoder[kept:] + letters.decoder)
+    settings["arch_layout"][0] = compact_stack(letters.encoder[:kept])
+    settings["arch_layout"][2] = compact_stack(letters.encoder[kept:] + letters.decoder)
     new = HNetForCausalLM(HNetConfig.from_dict(settings)).to(old.embeddings.weight.dtype)
     weights = old.state_dict()
     for name in new.state_dict():
@@ -51,11 +51,6 @@ def shift(old: HNetForCausalLM, kept: int) -> HNetForCausalLM:
     weights["backbone.residual_proj.bias"] = torch.zeros(config.d_model[0])
     new.load_state_dict(weights)
     return new
-
-
-def counted(letters: str) -> str:
-    """ "mmT" as "m2T1"."""
-    return "".join(f"{letter}{len(list(run))}" for letter, run in groupby(letters))
 
 
 def main() -> None:

@@ -134,9 +134,14 @@ def text(model: LoadedModel, name: str, card: Card, figures: Mapping[str, Any], 
         lines.append(_table(figures))
     before = made.get("before") if isinstance(made, Mapping) else None
     records = [*reversed(before if isinstance(before, list) else []), made]
-    if history := [f"- {line}" for line in map(provenance.line, records) if line]:
+    if history := [f"- {_plain(line)}" for line in map(provenance.line, records) if line]:
         lines.append("\n".join(["## Made with", "", *history]))
     return "\n\n".join(lines) + "\n"
+
+
+def _plain(line: str) -> str:
+    """A line that a page cannot take for HTML, or for more than one: what a model began with may come from anywhere."""
+    return html.escape(modalities.escape(line, keep=""), quote=False)
 
 
 def _use(name: str) -> str:

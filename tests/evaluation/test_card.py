@@ -13,7 +13,7 @@ from hnet_cli import provenance
 from hnet_cli.checkpoints.find import find, load
 from hnet_cli.config.sources import DataSource
 from hnet_cli.errors import BusyError
-from hnet_cli.evaluation.card import Card, drawn, publish
+from hnet_cli.evaluation.card import Card, drawn, publish, text
 from hnet_cli.inference.chunk_objects import chunks_of
 from hnet_cli.training.loop import train
 
@@ -80,6 +80,18 @@ def test_a_card_without_figures_or_words(tmp_path):
     assert "license" not in card
     assert "## Figures" not in card
     assert 'tags: ["h-net", "byte-level", "dynamic-chunking", "dna"]' in card
+
+
+def test_a_card_obeys_nothing_that_the_model_began_with(run, tmp_path):
+    made = {
+        "hnet": "1",
+        "command": "hnet <img src=x>",
+        "before": [{"hnet": "0", "command": "a\n# Heading\n<script>"}, 3],
+    }
+    card = text(load(run), "name", Card(), {}, made, False)
+    made_with = card.partition("## Made with")[2].strip().splitlines()
+    assert [line[:7] for line in made_with] == ["- hnet "] * 2
+    assert "<" not in "".join(made_with)
 
 
 def test_the_picture_has_every_letter_and_obeys_nothing():
