@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from hnet_cli import provenance, storage
-from hnet_cli.checkpoints.find import begin_from, has_any
+from hnet_cli.checkpoints.find import begin_from, best_of, has_any
 from hnet_cli.checkpoints.model_folder import read_json
 from hnet_cli.checkpoints.training_state import TrainingState, checkpoint_size, save_checkpoint
 from hnet_cli.config.run import RunConfig, TrainConfig, to_yaml
@@ -196,6 +196,8 @@ class _Trainer:
         """The last checkpoint."""
         self.good: Path | None = None
         """The last checkpoint after which a step had a finite loss."""
+        self.moved = False
+        """True once a step of this process had a finite loss."""
         self.written_steps = train.steps
         """Number of steps in `config.yaml`."""
         self.durations = dict[str, float]()
@@ -380,7 +382,7 @@ class _Trainer:
             record["documents"] = self._documents(done.pieces)
             alerts = [("skipped", "the loss or gradient is not finite; step skipped")]
         else:
-            state.skipped_in_a_row, self.good = 0, self.saved
+            state.skipped_in_a_row, self.good, self.moved = 0, self.saved, True
             alerts = self.watch.observe(record, train.batch_bytes, sequences, train.alpha(done.step - 1))
         if alerts:
             record["event"] = ", ".join(dict.fromkeys(name for name, _ in alerts))
@@ -433,20 +435,31 @@ class _Trainer:
         return sorted(documents)[:MAX_DOCUMENTS]
 
     def _give_up(self, step: int) -> None:
-        """Save and raise NumericalError, after `MAX_SKIPPED` skipped steps."""
+        """Raise NumericalError after `MAX_SKIPPED` skipped steps, the weights saved where they are new.
+
+        A training goes on with them past documents that spoil three steps. Weights that themselves give no finite loss
+        stay so at any learning rate; the checkpoint before them is kept.
+        """
         self._finish_steps()
         self.state.skipped_in_a_row = 0
-        self._save(final=True)
+        weights = f"no step since {self.saved or 'the start'} had one"
+        if self.moved:
+            self._save(final=True, keep=self.config.train.keep_checkpoints + 1)
+            weights = f"the weights before them are saved in {self.saved}"
         with self.world.together():
             raise self._not_finite(
-                f"{MAX_SKIPPED} steps in a row without a finite loss, the last one {step}; the weights "
-                f"before them are saved in {self.saved}"
+                f"{MAX_SKIPPED} steps in a row without a finite loss, the last one {step}; {weights}"
             )
 
     def _not_finite(self, message: str) -> NumericalError:
-        good = self.good if self.good and self.good.exists() else None
-        known = f"the last good checkpoint is {good}" if good else "no earlier checkpoint is known to be good"
-        return NumericalError(f"{message}; {known}", "try a lower train.lr, or precision=fp32")
+        proven = (folder for folder in (self.good, best_of(self.run)) if folder is not None and folder.exists())
+        good = next(proven, None)
+        if good is None:
+            hint = "begin anew with a lower train.lr, or precision=fp32"
+            return NumericalError(f"{message}; no earlier checkpoint is known to be good", hint)
+        again = "--resume goes on behind these steps; if they stay so, " if self.moved else ""
+        begin = f"hnet train --start {shlex.quote(str(good))} --run NEW with a lower train.lr, or precision=fp32"
+        return NumericalError(f"{message}; the last good checkpoint is {good}", again + begin)
 
     def _reschedule(self, pace: Pace) -> None:
         """Lay the schedule out over the steps that fit into the remaining time."""
@@ -593,11 +606,14 @@ class _Trainer:
         self.listen("eval", record)
         self._warn(state.step, self.watch.validated(record))
 
-    def _save(self, final: bool) -> None:
+    def _save(self, final: bool, keep: int | None = None) -> None:
         """Write a checkpoint. Raises NumericalError, and writes nothing, if weights or moments are not finite.
 
         A periodic checkpoint that cannot be written is a warning, the third in a row an error; so is a `final` one.
+        None is written between steps that are skipped: its weights may be of no use.
         """
+        if self.state.skipped_in_a_row and not final and self.state.best_step != self.state.step:
+            return
         moments = (value for values in self.optimizer.state.values() for value in values.values())
         finite = all_finite([own(tensor) for tensor in (*self.model.state_dict().values(), *moments)])
         broken = self.world.largest(not finite)
@@ -606,14 +622,14 @@ class _Trainer:
                 raise self._not_finite(f"after step {self.state.step} the weights or AdamW's moments are not finite")
         with self.world.together():
             try:
-                self._write_checkpoint()
+                self._write_checkpoint(keep or self.config.train.keep_checkpoints)
             except (StorageError, BusyError) as error:
                 self.failed_saves += 1
                 if final or self.failed_saves >= MAX_FAILED_SAVES:
                     raise
                 self.listen("warning", {"message": f"{error}; training goes on"})
 
-    def _write_checkpoint(self) -> None:
+    def _write_checkpoint(self, keep: int) -> None:
         config, train = self.config, self.config.train
         error: Exception | None = None
         try:
@@ -639,7 +655,7 @@ class _Trainer:
                 "made": self.made,
             },
             train.ratios(),
-            train.keep_checkpoints,
+            keep,
             to_yaml(config),
             self.world.is_main,
             self.written,

@@ -203,6 +203,23 @@ def test_a_step_that_is_not_finite_is_skipped_and_recorded(tmp_path):
     assert all(torch.isfinite(p).all() for p in newest_model(tmp_path / "run").parameters())
 
 
+def test_weights_without_a_finite_loss_displace_no_good_checkpoint(data, tmp_path):
+    """And the command named begins from the good one, for no learning rate helps the weights after it."""
+    run = tmp_path / "run"
+    settings = ["train.eval_every=0", "train.checkpoint_every=2", "train.keep_checkpoints=1", "train.decay=0"]
+    train(tiny("train.steps=4", *settings), data, run)
+    good = newest(run)
+    for rate in ("1e15", "1e-9", "1e-9"):
+        config = tiny("train.steps=40", f"train.lr={rate}", *settings, "train.grad_clip=0")
+        with pytest.raises(NumericalError, match="3 steps in a row") as error:
+            train(config, data, run, resume=True)
+        assert good.exists()
+        assert f"the last good checkpoint is {good}" in str(error.value)
+        assert f"hnet train --start {good} --run NEW" in error.value.hint
+    assert "no step since" in str(error.value)
+    assert len(list((run / "checkpoints").iterdir())) == 2
+
+
 def test_three_in_a_row_end_the_run(data, tmp_path):
     with pytest.raises(NumericalError, match="3 steps in a row") as error:
         train(tiny("train.lr=1e15", "train.warmup=0", "train.eval_every=0"), data, tmp_path / "run")
