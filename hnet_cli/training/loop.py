@@ -203,6 +203,8 @@ class _Trainer:
         self.durations = dict[str, float]()
         """Seconds of the last "validation", "checkpoint" and measuring of "baselines"."""
         self.pace: Pace | None = None
+        self.is_over = False
+        """True for a resumed run that has nothing left to do."""
         self.beside: dict[str, Any] | None = None
         """Baselines on the validation's bytes, once they are measured."""
         self.ended: tuple[int, float] | None = None
@@ -248,6 +250,8 @@ class _Trainer:
         self._start(resume, strict)
         self.unlogged_steps, self.log_start = 0, self.clock()
         with ThreadPoolExecutor(1) as self.executor:
+            if self.state.step >= self.config.train.steps and not self.is_over:
+                self._validate_and_save_if_due()  # it was stopped where it is to end
             while self.state.step < self.config.train.steps:
                 self._begin_step()
                 self._finish_steps(int(self.ahead))
@@ -281,7 +285,8 @@ class _Trainer:
         self.watch = Watch(learned, round(train.warmup * train.steps), self.state.watch)
         with world.together():
             self._open_records()
-        self._compare_with_before()
+        if not self.is_over:
+            self._compare_with_before()
         if self.pace is not None and train.steps <= step < self.pace.most:  # the time is for more steps
             self.config = replace(self.config, train=replace(train, steps=step + 1))
 
@@ -289,7 +294,8 @@ class _Trainer:
         if self.world.is_main:
             self._warn_of_little_space()
             self._say_what_is_a_link()
-            self._write_config()
+            if not self.state.step:
+                self._write_config()
             if self.model.tokenizer is not None:
                 storage.write_text(self.run / tokens.FILE, self.model.tokenizer.text)
         self.metrics, self.samples = (
@@ -298,6 +304,10 @@ class _Trainer:
         )
         self.events.open(self.state.step)
         self.last: dict[str, Any] = self.metrics.last("val_bpb")
+        done = self.state.step >= (self.config.train.steps if self.pace is None else self.pace.most)
+        self.is_over = bool(self.world.of_main(done and self.last.get("step") == self.state.step))
+        if self.world.is_main and self.state.step and not self.is_over:
+            self._write_config()
 
     def _compare_with_before(self) -> None:
         """Begin the best anew where validations now read other bytes; remember the rate that the run ended with."""

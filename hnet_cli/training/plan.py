@@ -189,7 +189,8 @@ def _say_micro_batches(config: RunConfig) -> None:
 def _stored(run: Path, given: RunConfig | None, settings: list[str]) -> RunConfig:
     """The configuration that a run began with, with `settings` on top; of a run that never began, `given`.
 
-    Differences from `given`, which are not used, are printed. Raises InputError if there is neither.
+    Differences from `given`, which are not used, are printed. Raises InputError if there is neither, UsageError where
+    the settings ask for fewer steps than are done.
     """
     file = _sealed(run) or run / "config.yaml"
     if not file.exists():
@@ -197,6 +198,12 @@ def _stored(run: Path, given: RunConfig | None, settings: list[str]) -> RunConfi
             raise InputError(f"{run} holds no run to resume: it has no config.yaml", "`hnet train` without --resume")
         return given
     stored = resolve(str(file), settings)
+    done = 0 if file.parent == run else int(file.parent.name[5:])
+    if stored.train.steps < done:
+        raise UsageError(
+            f"train.steps={stored.train.steps:,} is fewer than the {done:,} steps that {run} has made",
+            "leave it out, or give more",
+        )
     _warn_of_edits(run / "config.yaml", file)
     if given is not None:
         mine, others = vars(stored.train), vars(given.train)
@@ -212,7 +219,7 @@ def _stored(run: Path, given: RunConfig | None, settings: list[str]) -> RunConfi
 
 def _sealed(run: Path) -> Path | None:
     """The configuration sealed by the manifest of the newest checkpoint that has one."""
-    for folder in sorted((run / "checkpoints").glob("step-*"), reverse=True):
+    for folder in sorted((run / "checkpoints").glob("step-" + 8 * "[0-9]"), reverse=True):
         with contextlib.suppress(HNetError, KeyError):
             storage.verify_file(folder, "config.yaml", storage.read_manifest(folder)["files"]["config.yaml"])
             return folder / "config.yaml"

@@ -174,7 +174,8 @@ class _Screen:
             say(f"Going on from step {record['step']:d} ({literal(record['folder'] + changed)}).")
             self.log(f"going on from step {record['step']}{changed}")
             if not self.limited and self.steps is not None and record["step"] >= self.steps:
-                say(f"It is finished: all {record['step']:,} steps are done. --set train.steps=N goes further.")
+                idle = ", for which other settings are" if record["changed"] else ""
+                say(f"It is finished: all {record['step']:,} steps are done. --set train.steps=N goes further{idle}.")
         elif kind == "warning":
             say(f"[yellow]warning:[/] {literal(record['message'])}")
             self.log(f"warning: {record['message']}")
@@ -257,7 +258,7 @@ def finish(plan: Plan, result: Result) -> None:
     beside = history.beside(result.last, plan.mixture.about)
     title = f"on {history.bytes_of(result.last)} held out"
     rows = table(title, "bits per byte", *(literal(source.name) for source in sources))
-    own = f"[bold]{result.last.get('val_bpb', 0):.3f}[/]"
+    own = f"[bold]{result.last['val_bpb']:.3f}[/]" if "val_bpb" in result.last else "not measured"
     rows.add_row(f"this model, {result.state.step} steps", own, *(f"{source.bpb:.3f}" for source in sources))
     for budget, value in budgets_of(result.last).items():
         if budget != 1:

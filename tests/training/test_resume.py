@@ -8,6 +8,8 @@ from runkit import dataset, metrics, sending, tiny, weights, when
 from hnet_cli.config.run import resolve
 from hnet_cli.config.sources import DataSource
 from hnet_cli.errors import InputError, Stopped, UsageError
+from hnet_cli.report import history
+from hnet_cli.training import plan as planning
 from hnet_cli.training.loop import train
 
 
@@ -31,6 +33,33 @@ def test_a_finished_run_may_be_resumed(whole, data):
     result = train(tiny(), data, whole, resume=True)
     assert (result.state.step, result.last) == (12, before[1][-1])
     assert (weights(whole), metrics(whole)) == before
+
+
+def test_settings_do_nothing_to_a_finished_run(whole, data):
+    before, said = (whole / "config.yaml").read_bytes(), []
+    train(tiny("train.eval_bytes=100"), data, whole, resume=True, listen=lambda kind, record: said.append(kind))
+    assert (said, (whole / "config.yaml").read_bytes()) == (["resume"], before)
+
+
+def test_fewer_steps_than_are_done_are_refused(whole, data):
+    before = (whole / "config.yaml").read_bytes()
+    with pytest.raises(UsageError, match=r"train\.steps=11 is fewer than the 12 steps that .*whole.* has made"):
+        planning.choose(None, data, whole, ["train.steps=11"], resume=True, device="cpu")
+    assert (whole / "config.yaml").read_bytes() == before
+
+
+def test_a_run_that_is_to_end_where_it_was_stopped_is_validated(data, tmp_path, signals):
+    run = tmp_path / "run"
+    settings = ["train.eval_every=0", "train.log_every=5"]
+    with pytest.raises(Stopped):
+        train(tiny("train.steps=500", *settings), data, run, listen=when("step", 7, sending("SIGTERM")))
+    result = train(tiny("train.steps=7", *settings), data, run, resume=True)
+    assert (result.last["step"], metrics(run)[-1]) == (7, result.last)
+    assert result.state.best_step == 7
+    assert history.glance(run).state == "finished"
+    before = metrics(run)
+    train(tiny("train.steps=7", *settings), data, run, resume=True)
+    assert metrics(run) == before
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_again(whole, data, tmp_path):
