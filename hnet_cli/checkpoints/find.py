@@ -162,7 +162,10 @@ def begin_from(reference: str | Path, model: HNetForCausalLM) -> Path:
     The two may differ in what no weight depends on: target ratios, attention windows, and whether a routing module may
     cut a character. Raises UsageError if they differ in more; else as `load`.
     """
-    other = load(reference, dtype=torch.float32)
+    try:
+        other = load(reference, dtype=torch.float32)
+    except InputError as error:
+        raise InputError(f"train.start: {error}", f"--start says where it lies now: {MODELS}") from error
     theirs, ours = (_architecture(each.config) for each in (other, model))
     if unlike := [f"{name} is {theirs[name]}, not {ours[name]}" for name in ours if theirs[name] != ours[name]]:
         raise UsageError(

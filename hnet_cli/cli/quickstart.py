@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 import sys
 import time
 from importlib.resources import as_file, files
@@ -42,8 +43,9 @@ def run(out: Path, minutes: float, device: str, began: float | None = None) -> N
         raise BusyError(f"{out} exists already", "remove it, or choose another folder with --out")
     text = modality.get("text")
     data, folder = out / "data", out / "run"
+    data_word, run_word = shlex.quote(str(data)), shlex.quote(str(folder))
     with as_file(files("hnet_cli.starters") / TEXT) as file:
-        say(f"[bold]1. prepare[/]  hnet prepare {literal(TEXT)} --out {literal(data)}")
+        say(f"[bold]1. prepare[/]  hnet prepare {literal(TEXT)} --out {literal(data_word)}")
         with progress("reading") as task:
             summary = preparation.prepare([file], text, data, val=0.05, progress=task.update)
         provenance.write(summary.path)
@@ -52,9 +54,9 @@ def run(out: Path, minutes: float, device: str, began: float | None = None) -> N
     here = this_machine(device)
     pace = seconds_per_byte(resolve("nano"), here.device, 60 * minutes / 40)
     left = end - time.monotonic()
-    seconds = max(0.0, left - closing_seconds(pace, left))
+    seconds = max(6 * minutes, left - closing_seconds(pace, left))  # as much as that, where reading took the time
     config = dataclasses.replace(resolve("nano"), data=str(data))
-    command = f"hnet train --preset nano --data {data} --run {folder}"
+    command = f"hnet train --preset nano --data {data_word} --run {run_word}"
     say(f"[bold]2. train[/]    {literal(command)} --minutes {seconds / 60:.2g}")
     plan = Plan(config, Mixture.open(data), folder, here)
     result = follow(plan, seconds=seconds)
@@ -63,14 +65,14 @@ def run(out: Path, minutes: float, device: str, began: float | None = None) -> N
     if bits >= xz:
         say(f"[yellow]note:[/] {literal(poor(result.state.step, trained, result.seconds, meter.note()))}")
     model = load(folder, device)
-    say(f"[bold]3. sample[/]   hnet sample {literal(folder)} --prompt {literal(repr(PROMPT.decode()))}")
+    say(f"[bold]3. sample[/]   hnet sample {literal(run_word)} --prompt {literal(repr(PROMPT.decode()))}")
     for piece in sample.sample(model, [PROMPT], text, max_bytes=300, temperature=0.8, seed=1):
         sys.stdout.write(piece)
         sys.stdout.flush()
         if time.monotonic() > end:
             sys.stdout.write("\n")
             break
-    say(f"[bold]4. segment[/]  hnet segment FILE --model {literal(folder)}")
+    say(f"[bold]4. segment[/]  hnet segment FILE --model {literal(run_word)}")
     _show(f"learned by this model in {duration(result.seconds)}", model, text, excerpt)
     if "starter:text" in starters():
         _show("the starter model that ships with hnet (starter:text)", load("starter:text", device), text, excerpt)

@@ -3,11 +3,13 @@
 import json
 import math
 import re
+import shlex
+import time
 
 import pytest
 from clikit import check_mistake, hnet
 
-from hnet_cli.cli.quickstart import ENOUGH, closing_seconds, poor
+from hnet_cli.cli.quickstart import ENOUGH, closing_seconds, poor, run
 
 
 @pytest.mark.parametrize(
@@ -54,3 +56,14 @@ def test_the_whole_of_it(tmp_path, monkeypatch, capsys):
     assert ("too few to learn words" in err) == (bits >= xz)  # a machine may be fast
     assert out
     assert (tmp_path / "hnet-quickstart/run/report.html").exists()
+
+
+@pytest.mark.slow
+def test_a_machine_that_takes_all_the_time_to_read_trains_nevertheless(tmp_path, capsys):
+    """And the commands shown can be copied, whatever the folder is called."""
+    out = tmp_path / "my [b]'dir"
+    run(out, 0.1, "cpu", began=time.monotonic() - 60)
+    err = capsys.readouterr().err.replace("\n", "")
+    assert (out / "run/report.html").exists()
+    words = shlex.split(re.search(r"hnet train --preset nano (.*?) --minutes 0\.01", err)[1])
+    assert words == ["--data", str(out / "data"), "--run", str(out / "run")]

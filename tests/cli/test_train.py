@@ -51,6 +51,11 @@ from hnet_cli.storage import FolderLock
         ("train --preset bad.yaml --strict --dry-run", 2, "--resume"),
         ("train --start starter:klingon", 3, "no starter model is called 'starter:klingon'"),
         ("train --start nowhere", 3, "there is no model at nowhere"),
+        (
+            "train --preset tiny.yaml --set train.start=gone --run x",
+            3,
+            "train.start: there is no model at gone (--start",
+        ),
         ("train --start genome.fa", 4, "`hnet convert` makes a model of official weights"),
         ("train --start starter:text --run runs/fox --resume", 2, "--start begins a run"),
         ("train --start starter:text --set train.stepz=1", 2, "'steps'"),
