@@ -35,6 +35,7 @@ MOST_FEATURES = 200
 FULL = {"base": 2.0}
 """Bits of a position at which colours have their full strength, by unit; else 5."""
 TEMPLATE = "segment.html"
+LINE_FEED = ord("\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +139,10 @@ class _Block:
         self.surprisal: list[str] = []
         self.runs: list[list[int]] = []
         """Syntax of the text: UTF-16 units in a row of one kind, and which."""
+        self.lines: list[int] = []
+        """Bytes before each of its lines but the first."""
+        self.escaped = False
+        """True where the text is not the bytes that it stands for, so that a reader of it cannot count them."""
 
     def add(
         self,
@@ -149,6 +154,8 @@ class _Block:
         syntax: bytes = b"",
     ) -> None:
         """`text` is what is shown for the bytes `drawn`, whose `syntax` is told."""
+        self.escaped |= bool(drawn) and text.encode("utf-8", "surrogateescape") != drawn
+        self.lines += [self.size + at + 1 for at, byte in enumerate(drawn) if byte == LINE_FEED]
         self.texts.append(text)
         self.sizes.append(size)
         self.units.append(_units(text))
@@ -177,6 +184,8 @@ class _Block:
             lists["cut"] = f"{self.into},{self.left}"
         if self.line:
             lists["l"] = str(self.line)
+        if self.escaped and self.lines:
+            lists["b"] = _listed(self.lines)
         return lists
 
     def html(self, base: int, features: Sequence[Shown] = (), kind: str = "chunks") -> str:
@@ -226,6 +235,7 @@ def page(
     """Pieces of the page. `parts` in order. `stages`: numbers of the stages that are shown, ascending. `note` is asked
     at the end. `beside`: the same documents in the chunks of another model, and the number of its stages."""
     choices = [(str(n), f"stage {stage}", False) for n, stage in enumerate(stages)]
+    show = _with_returns(show)
     yield macro(TEMPLATE, "head")([*choices, ("all", "nested", True)] if len(stages) > 1 else [], about)
     text = _Text(show, len(stages), about, beside and _Beside(*beside, show))
     before = None
@@ -244,6 +254,15 @@ def page(
     told[0]["bits"] = text.bits / text.known if text.known else None
     kinds = [(kind, name) for kind, name in enumerate(SYNTAX) if name and kind in text.syntax]
     yield macro(TEMPLATE, "closing")(told, note(), about, len(stages), kinds, text.annotated)
+
+
+def _with_returns(show: Callable[[bytes], str]) -> Callable[[bytes], str]:
+    """`show` with carriage returns as they are: the page marks them, as it does the ends of lines."""
+
+    def shown(data: bytes) -> str:
+        return "\r".join(map(show, data.split(b"\r"))) if b"\r" in data else show(data)
+
+    return shown
 
 
 class _Text:
@@ -364,7 +383,7 @@ class _Beside:
                 block.left = piece.end - end
                 piece = Piece(piece.start, end, piece.drawn[:cut], piece.probability, [])
             if number == document:
-                block.add(self.show(piece.drawn), piece.end - piece.start, piece.probability, "")
+                block.add(self.show(piece.drawn), piece.end - piece.start, piece.probability, "", piece.drawn)
         return block if block.size else None
 
 
@@ -394,7 +413,7 @@ def _told(counts: _Counts, stage: int, show: Callable[[bytes], str], unit: str) 
 
 
 def _visible(text: str) -> str:
-    return text.replace("\n", "↵").replace("\t", "→").replace(" ", "␣")
+    return text.replace("\r", "␍").replace("\n", "↵").replace("\t", "→").replace(" ", "␣")
 
 
 def _bars(lengths: Counter[int], unit: str) -> tuple[list[tuple[str, str]], str]:

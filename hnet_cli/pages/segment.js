@@ -1,6 +1,7 @@
 // A block's lists: data-at its offset, data-n bytes and data-u characters per chunk, data-p0.. percent where a chunk of a
 // stage begins, data-s surprisal per byte, data-y runs of syntax (characters, kind), data-h chunks before it per stage, data-cut
-// bytes of its first and last chunk outside, data-l number of its first line, data-f features [start, end, kind, strand, name].
+// bytes of its first and last chunk outside, data-l number of its first line, data-f features [start, end, kind, strand, name],
+// data-b bytes before each line but the first, where some are drawn as escapes.
 addEventListener("DOMContentLoaded", () => {
   const DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
   const { unit = "byte", margin = "", full = 5 } = document.body.dataset;
@@ -23,7 +24,7 @@ addEventListener("DOMContentLoaded", () => {
     for (const char of text) { const code = char.codePointAt(0); sum += code < 0x80 ? 1 : code < 0x800 ? 2 : code < 0x10000 ? 3 : 4; }
     return sum;
   };
-  const visible = (text) => text.replaceAll("\n", "↵").replaceAll("\t", "→").replaceAll(" ", "␣");
+  const visible = (text) => text.replaceAll("\r", "␍").replaceAll("\n", "↵").replaceAll("\t", "→").replaceAll(" ", "␣");
 
   const parsed = (data, text) => {
     const n = numbers(data.n);
@@ -31,6 +32,7 @@ addEventListener("DOMContentLoaded", () => {
       text, at: +data.at, n, u: data.u ? numbers(data.u) : n, s: data.s || "", h: numbers(data.h), line: +data.l,
       p: Array.from({ length: data.h.split(",").length }, (_, s) => data[`p${s}`].split(",").map((p) => p === "" ? NaN : p / 100)),
       cut: data.cut ? numbers(data.cut) : [0, 0], y: data.y ? numbers(data.y) : null, f: data.f ? JSON.parse(data.f) : [],
+      b: data.b ? numbers(data.b) : null,
     };
   };
   const read = (block) => (block.known ??= parsed(block.dataset, block.textContent));
@@ -86,7 +88,7 @@ addEventListener("DOMContentLoaded", () => {
   };
   // The margin of a block while it is drawn: `before` is called where a letter comes next, at `byte` of the block.
   const margins = (known, size) => {
-    let line = known.line, done = -1;
+    let line = known.line, done = -1, lines = 0;
     if (margin === "row") {
       const room = (into, lanes) => { if (lanes) { const strut = make("i", "strut"); strut.style.setProperty("--lanes", lanes); into.append(strut); } };
       return (into, byte) => {
@@ -101,7 +103,10 @@ addEventListener("DOMContentLoaded", () => {
         if (c) { const indent = make("i"); indent.style.cssText = `padding-left:${column(c)}`; into.append(indent); }
       };
     }
-    return (into, byte) => margin && byte < size && into.append(mark(margin === "line" ? number(line++) : number(known.at + byte)));
+    return (into, byte) => {
+      if (byte && known.b) byte = known.b[lines++];
+      if (margin && byte < size) into.append(mark(margin === "line" ? number(line++) : number(known.at + byte)));
+    };
   };
 
   // -- drawing
@@ -115,11 +120,11 @@ addEventListener("DOMContentLoaded", () => {
       }
       return;
     }
-    for (const part of text.split(/(\n|\t)/)) {
-      if (part === "\n" || part === "\t") {
-        span.append(make("u", "", part === "\n" ? "↵" : "→"), part);
-        if (part === "\n") next(span, byte + 1);
-        byte += 1;
+    for (const part of text.split(/(\r\n|[\r\n\t])/)) {
+      if (/^[\r\n\t]/.test(part)) {
+        span.append(make("u", "", part === "\t" ? "→" : visible(part)), part === "\r\n" ? "\n" : part);
+        byte += part.length;
+        if (part.endsWith("\n")) next(span, byte);
       } else if (part) { span.append(part); byte += bytesOf(part); }
     }
   };

@@ -18,12 +18,14 @@ GFF = "".join(
         ("gene", 100, 210, "-", ".", "ID=g2;Name=beta"),
     )
 )
+WINDOWS = "".join(f"line {n}:\tpage {n}\r\r\n\u202e é\x85\r\n\r\n" for n in range(20)).encode()
 INPUTS = {
     "text": ("text.txt", ["--model", "starter:novels"]),
     "nested": ("text.txt", []),
     "chinese": ("chinese.txt", []),
     "code": ("code.py", []),
     "dna": ("dna.fa", ["--annotation", "genes.gff"]),
+    "windows": ("windows.txt", ["--model", "starter:novels"]),
     "beside": ("text.txt", ["--model", "starter:novels", "--compare", "starter:code"]),
     "rows beside": ("dna.fa", ["--compare", "starter:text", "--annotation", "genes.gff"]),
 }
@@ -34,6 +36,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("segment")
     for name in ("text", "chinese", "code"):
         (folder / INPUTS[name][0]).write_text(get(name).example * 6 + "\n")
+    (folder / "windows.txt").write_bytes(WINDOWS)
     (folder / "dna.fa").write_text(f">one\n{get('dna').example}\n")
     (folder / "genes.gff").write_text(GFF)
     with pytest.MonkeyPatch.context() as patch:
@@ -102,6 +105,18 @@ def test_chunks_are_reached_by_keys_and_told(opened):
     assert page.inner_text(".tip") == told[-2]
     page.keyboard.press("Escape")
     assert not page.locator(".tip").is_visible()
+
+
+def test_line_ends_are_marked_and_lines_have_their_places(opened):
+    """Where bytes are drawn as escapes too, whose letters say nothing of how many they are."""
+    page = opened("windows")
+    starts = [0] + [at + 1 for at, byte in enumerate(WINDOWS[:-1]) if byte == ord("\n")]
+    assert page.locator(".at").evaluate_all("all => all.map(e => e.dataset.at)") == [f"{start:,}" for start in starts]
+    reader = page.locator("#reader .chunks")
+    text = without(reader, "u, .at")
+    assert text.replace("\r", "").split("\n")[:4] == ["line 0:\tpage 0", "\\u202e é\\x85", "", "line 1:\tpage 1"]
+    assert "".join(reader.locator("u").all_inner_texts()) == 20 * "→␍␍↵␍↵␍↵"
+    assert "x0d" not in page.inner_text("body")
 
 
 def test_figures_follow_the_slider(opened):
