@@ -38,10 +38,11 @@ MODALITY = {
 }
 """DNA begins without the attention beside the chunking layer that its preset has: that is one of the choices."""
 COMMON = [
+    "model.arch_layout=[m2, [T3], m2]",
     *("train.alignment_loss_weight=0", "train.lr=2e-3", "train.lr_multipliers=[1.5, 1.0]"),
     *("train.eval_every=0", "train.eval_bytes=65536", "train.samples=false"),
 ]
-"""The rates are those that `nano` had when these choices were first measured."""
+"""Layers and rates are those that `nano` had when these choices were first measured."""
 WORTH_BYTES, LEAST = 65_536, 1024
 """Held-out bytes that the worth of the chunks is measured on, about, and the fewest of a document."""
 PIECES = ["train.micro_batches=4"]

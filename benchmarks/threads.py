@@ -1,4 +1,4 @@
-"""Speed of training `nano` by threads and their way of waiting, alone and beside a busy process; a table in Markdown.
+"""Speed of training `1stage-nano` by threads and their way of waiting, alone and beside a busy process; a table in Markdown.
 
 python benchmarks/threads.py [--busy 1] [--seconds 5]
 """
@@ -13,7 +13,7 @@ import sys
 CODE = """
 from hnet_cli.config.run import resolve
 from hnet_cli.training.timing import seconds_per_byte
-print(1 / seconds_per_byte(resolve("nano"), "cpu", {seconds}))
+print(1 / seconds_per_byte(resolve("1stage-nano"), "cpu", {seconds}))
 """
 
 

@@ -14,8 +14,8 @@ OFFICIAL = Path(__file__).parents[1] / "golden/parity/official_keys"
 
 RECORDED = json.loads((Path(__file__).parents[1] / "data/presets.json").read_text())
 """Settings by dotted key of the 66 presets of the first release: all of nano, of the others what differs from it.
-Since then `micro_batches` of small and base is `auto`, nano learns faster, its main network more slowly, and nano-code
-has attention over bytes."""
+Since then `micro_batches` of small and base is `auto`, the main network of nano learns more slowly, and nano,
+nano-chinese and nano-code have attention over bytes."""
 
 
 def flat(data, prefix=""):
