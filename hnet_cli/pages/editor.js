@@ -32,5 +32,12 @@ const editor = (() => {
       return label;
     }));
   };
-  return { put, tell, choose };
+  // Puts `value` in place of a part of the text as typing does, so that undo brings back what was there.
+  const type = (text, value, from = 0, to = text.value.length) => {
+    text.focus({ preventScroll: true });
+    text.setSelectionRange(from, to);
+    const typed = value ? document.execCommand("insertText", false, value) : from === to || document.execCommand("delete");
+    if (!typed) text.setRangeText(value, from, to, "end");
+  };
+  return { put, tell, choose, type };
 })();

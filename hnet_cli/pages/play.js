@@ -11,6 +11,8 @@ addEventListener("DOMContentLoaded", () => {
   const [first, second] = panes, { put } = editor;
   const ask = (path, body, signal) => fetch(path, { method: "POST", headers: { "x-hnet-token": setup.token }, body, signal });
   const failure = async (response) => (await response.json().catch(() => ({}))).error ?? `the server answers ${response.status}`;
+  const reason = (error) => (error instanceof TypeError ? "hnet play has ended; start it again and open its address" : error.message);
+  const notice = (words) => Object.assign(find("#notice"), { textContent: words, hidden: !words });
   const well = (value) => value.toWellFormed?.() ?? value;
   const number = (value, digits = 0) => value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
   text.maxLength = setup.most;
@@ -79,12 +81,14 @@ addEventListener("DOMContentLoaded", () => {
       } catch (error) {
         pane.told = null;
         put(pane, text.value, {});
-        pane.figures.textContent = error instanceof TypeError ? "hnet play has ended; start it again and open its address" : error.message;
+        pane.figures.textContent = reason(error);
       }
     }
     pane.busy = false;
   };
   const updated = () => panes.forEach(update);
+  let typing = false; // by the page, not by a person
+  const type = (...part) => { typing = true; editor.type(text, ...part); typing = false; };
   const edited = () => {
     panes.forEach((pane) => pane.select.value !== "" && shift(pane, text.value));
     updated();
@@ -93,13 +97,18 @@ addEventListener("DOMContentLoaded", () => {
   const tell = () => editor.tell(first, text, here);
   document.addEventListener("selectionchange", () => document.activeElement === text && tell());
 
+  let going = null;
+  const stop = () => { going?.abort(); going = null; find("#stop").hidden = true; };
+
   // -- the controls
   const names = setup.models.map(({ name }) => name);
   for (const pane of panes) for (const [i, name] of names.entries()) pane.select.append(new Option(name, i));
   let chosen = setup.a;
   const show = (example, model) => {
+    stop();
+    notice("");
     if (model !== undefined) first.select.value = chosen = model;
-    text.value = example;
+    type(example);
     edited();
   };
   const examples = new Map();
@@ -115,8 +124,8 @@ addEventListener("DOMContentLoaded", () => {
   first.select.addEventListener("change", () => {
     const untouched = text.value === setup.models[chosen].example;
     chosen = +first.select.value;
-    if (untouched && setup.models[chosen].example) text.value = setup.models[chosen].example;
-    edited();
+    if (untouched && setup.models[chosen].example) show(setup.models[chosen].example);
+    else edited();
   });
   second.select.addEventListener("change", () => {
     find("#beside").hidden = second.select.value === "";
@@ -134,7 +143,6 @@ addEventListener("DOMContentLoaded", () => {
   });
 
   // -- going on
-  let going = null;
   const proceed = async () => {
     going?.abort();
     const controller = (going = new AbortController());
@@ -150,19 +158,19 @@ addEventListener("DOMContentLoaded", () => {
       const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
       for (let part = await reader.read(); !part.done; part = await reader.read()) {
         if (going !== controller) break;
-        text.setRangeText(part.value, place, place, "end");
+        if (document.activeElement === text) type(part.value, place, place);
+        else text.setRangeText(part.value, place, place, "end");
         place += part.value.length;
         edited();
       }
     } catch (error) {
-      if (error.name !== "AbortError") first.figures.textContent = error.message;
+      if (error.name !== "AbortError") notice(reason(error));
     }
     if (going === controller) { going = null; find("#stop").hidden = true; }
   };
-  const stop = () => { going?.abort(); going = null; find("#stop").hidden = true; };
   find("#continue").addEventListener("click", () => { text.focus(); proceed(); });
   find("#stop").addEventListener("click", stop);
-  text.addEventListener("input", () => { stop(); edited(); });
+  text.addEventListener("input", () => { if (!typing) { stop(); notice(""); edited(); } });
   text.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); proceed(); }
     if (event.key === "Escape") stop();
@@ -174,13 +182,27 @@ addEventListener("DOMContentLoaded", () => {
     const file = event.dataTransfer?.files[0];
     if (!file) return;
     event.preventDefault();
-    const response = await ask(`/file?model=${first.select.value}`, file.slice(0, 4 << 20));
-    if (!response.ok) { first.figures.textContent = await failure(response); return; }
-    stop();
-    show((await response.json()).text);
+    let data;
+    try { data = await file.slice(0, 4 << 20).arrayBuffer(); } catch { notice(`${file.name} cannot be read: it is no file`); return; }
+    try {
+      const response = await ask(`/file?model=${first.select.value}`, data);
+      if (!response.ok) throw new Error(await failure(response));
+      const { text: read, more } = await response.json();
+      show(read);
+      if (more) notice(`The first ${number(new TextEncoder().encode(read).length)} bytes of ${file.name}, which is longer.`);
+    } catch (error) { notice(reason(error)); }
   });
 
   if (setup.b !== null) { second.select.value = setup.b; find("#beside").hidden = false; }
-  show(setup.text, setup.a);
+  // A tab that is loaded again finds its token and its text.
+  let kept = null;
+  try {
+    if (sessionStorage.getItem("token") === setup.token) kept = sessionStorage.getItem("text");
+    sessionStorage.setItem("token", setup.token);
+    addEventListener("pagehide", () => sessionStorage.setItem("text", text.value));
+  } catch { /* there is no storage */ }
+  first.select.value = setup.a;
+  text.value = kept ?? setup.text;
+  edited();
   text.focus();
 });

@@ -66,7 +66,10 @@ def application(session: Session, token: str, hosts: set[str], text: str = "", b
         return bytes(read)
 
     async def home(request: Request) -> Response:
-        check(request, request.query_params.get("token"))
+        given = request.query_params.get("token")
+        if given is None and request.headers.get("host") in hosts:
+            return HTMLResponse(page("reopen.html"), 403)
+        check(request, given)
         setup = {"models": session.offered(), "a": 0, "b": beside, "most": MOST_BYTES, "token": token}
         return HTMLResponse(page("play.html", setup=json.dumps(setup | {"text": text})))
 

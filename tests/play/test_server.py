@@ -54,7 +54,7 @@ def test_chunks_and_continuations(client):
 @pytest.mark.parametrize(
     ("method", "path", "options", "status"),
     [
-        ("GET", "/", {}, 403),
+        ("GET", "/", {"headers": {"host": "evil.example:8000"}}, 403),
         ("GET", "/?token=another", {}, 403),
         ("GET", "/?token=%C3%A9", {}, 403),
         ("GET", f"/?token={TOKEN}", {"headers": {"host": "evil.example:8000"}}, 403),
@@ -83,6 +83,13 @@ def test_everything_else_is_refused_in_a_line(client, method, path, options, sta
     if status in (403, 413, 422):
         assert "\n" not in answer.json()["error"]
         assert len(answer.json()["error"]) < 400
+
+
+def test_without_a_token_there_are_words_and_nothing_secret(client):
+    answer = client.get("/")
+    assert answer.status_code == 403
+    assert "Open the address that <code>hnet play</code> has printed" in answer.text
+    assert TOKEN not in answer.text
 
 
 def test_a_fault_of_ours_is_said_in_the_terminal(client, monkeypatch, capsys):

@@ -1,0 +1,5 @@
+// A tab that has shown the page, and is loaded again, remembers the token.
+try {
+  const token = sessionStorage.getItem("token");
+  if (token) location.replace(`/?token=${encodeURIComponent(token)}`);
+} catch { /* without storage the words say what to do */ }
