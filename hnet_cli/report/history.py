@@ -45,6 +45,9 @@ MOST_RECORDS = 1 << 14
 """Records of training, and of validations, that are kept: of more, as many evenly spread, the spikes among them."""
 MOST_SAMPLES = 1 << 8
 """Samples that are kept, evenly spread."""
+SPENT = "seconds until here"
+"""Key that is added to records as they are read: seconds of training, which all records before have a part in, those
+that are not kept too."""
 SPIKE = 2
 """Times the gradient norm of its neighbour that a record stays for."""
 
@@ -55,11 +58,14 @@ def read_metrics(run: Path) -> list[Record]:
 
     None of what is no file, or larger than a run's can be: `glance` says so.
     """
-    steps, scored = Spread(MOST_RECORDS, _spike), Spread(MOST_RECORDS, _better)
+    steps, scored, spent = Spread(MOST_RECORDS, _spike), Spread(MOST_RECORDS, _better), _Spent()
     with contextlib.suppress(DamagedError):
         for n, (_, record) in enumerate(records(run / "metrics.jsonl")):
             if _has_bytes(record):
-                (scored if "val_bpb" in record else steps).add((n, _plain(record)))
+                plain = _plain(record)
+                if spent.add(plain):
+                    plain[SPENT] = spent.seconds
+                (scored if "val_bpb" in record else steps).add((n, plain))
     return comparable([record for _, record in sorted(steps.items() + scored.items(), key=lambda item: item[0])])
 
 
@@ -135,14 +141,29 @@ def interpolated(xs: Sequence[float], ys: Sequence[float], x: float) -> float | 
     return ys[n - 1] + (x - xs[n - 1]) / (xs[n] - xs[n - 1]) * (ys[n] - ys[n - 1])
 
 
+class _Spent:
+    """Seconds of training along the records of a run, from their speed."""
+
+    def __init__(self) -> None:
+        self.bytes, self.seconds = 0.0, 0.0
+
+    def add(self, record: Record) -> bool:
+        """Count a record in; True where it tells of time."""
+        speed = number(record.get("bytes_per_s"))
+        if not (speed and speed > 1e-9 and record["bytes"] > self.bytes):
+            return False
+        self.seconds += (record["bytes"] - self.bytes) / speed
+        self.bytes = float(record["bytes"])
+        return True
+
+
 def clock(records: Sequence[Record]) -> Callable[[float], float]:
     """Seconds of training after a number of bytes, from the records' speed; validation and pauses do not count."""
-    seen, spent = [0.0], [0.0]
+    seen, spent, sums = [0.0], [0.0], _Spent()
     for record in records:
-        speed = number(record.get("bytes_per_s"))
-        if speed and speed > 1e-9 and record["bytes"] > seen[-1]:
-            spent.append(spent[-1] + (record["bytes"] - seen[-1]) / speed)
-            seen.append(float(record["bytes"]))
+        if sums.add(record):
+            spent.append(record.get(SPENT, sums.seconds))
+            seen.append(sums.bytes)
 
     def seconds(count: float) -> float:
         inside = interpolated(seen, spent, count)

@@ -194,6 +194,15 @@ def test_of_a_long_run_the_spikes_and_the_best_remain(tmp_path, monkeypatch):
     assert before.bpb_best == 2.0
 
 
+def test_time_of_a_long_run_is_that_of_all_its_records(tmp_path, monkeypatch):
+    rows = [{"step": n, "bytes": 1000 * n, "bytes_per_s": 4000 if n % 2 else 1000} for n in range(1, 1001)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(history, "MOST_RECORDS", 32)
+    seconds = history.clock(history.read_metrics(tmp_path))
+    assert seconds(1_000_000) == pytest.approx(625)
+    assert seconds(500_000) == pytest.approx(312.5, rel=0.01)
+
+
 def test_a_record_takes_no_more_memory_than_one_of_ours(tmp_path):
     row = {"step": 1, "bytes": 1, "a" * 5000: 1, "b": [1] * 10_001, "c": {}, **{f"k{n}": n for n in range(9000)}}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
