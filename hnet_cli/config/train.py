@@ -173,9 +173,12 @@ class TrainConfig:
         """
         pieces = math.ceil(self.pieces / ranks) * ranks
         if self.rows % pieces:
+            can = [each for each in range(1, self.rows + 1) if self.rows % (math.ceil(self.pieces / each) * each) == 0]
+            near = sorted(sorted(can, key=lambda each: abs(each - ranks))[:4])
             raise UsageError(
                 f"a batch of {self.rows} rows (train.batch_bytes / train.sequence_length) cannot be shared by {ranks} "
                 f"ranks in {pieces} micro-batches",
-                f"take a train.batch_bytes that is a multiple of {self.sequence_length * pieces}",
+                f"{', '.join(map(str, near))} ranks can; or begin a run whose train.batch_bytes is a multiple of "
+                f"{self.sequence_length * pieces}",
             )
         return replace(self, micro_batches=pieces)

@@ -171,8 +171,9 @@ def test_a_number_of_micro_batches_stays_and_auto_is_the_least_memory_until_it_i
     assert settled(config, Machine("cuda:0", 1), 8).train.pieces == 8
     most = resolve("small", [f"train.micro_batches={config.train.rows}"])
     assert needs(resolve("small")) == needs(most)
-    with pytest.raises(UsageError, match=r"64 rows .* cannot be shared by 3 ranks"):
+    with pytest.raises(UsageError, match=r"64 rows .* cannot be shared by 3 ranks") as error:
         settled(resolve("small"), Machine("cpu", GIB), 3)
+    assert error.value.hint.startswith("1, 2, 4, 8 ranks can")
     for wrong in ("many", "0", "-1", "1.5"):
         with pytest.raises(UsageError, match=r"train\.micro_batches"):
             resolve("small", [f"train.micro_batches={wrong}"])
