@@ -104,6 +104,7 @@ def page(
             "stored": count(sum(parameter.numel() for parameter in model.parameters())),
             "left_out": stages[-1] - last,
             "units": setup["units"],
+            "returns": "\r" in text,
         }
         room = MOST_BYTES - len(html.page("live.html", packed=["", False], **context).encode())
         if packed := pack(weights, room):

@@ -54,6 +54,10 @@ def halves(model):
 # -- what a page holds -------------------------------------------------------------------------------------------------
 
 
+def test_carriage_returns_are_spoken_of():
+    assert ["carriage returns" in live(text) for text in ("a\r\nb\r\n", "a\nb\n")] == [True, False]
+
+
 @pytest.mark.parametrize("plugin", ["text", None])
 def test_a_page_stands_alone(plugin):
     source = live(TEXT * 200, plugin=plugin)
