@@ -199,7 +199,7 @@ class _Trainer:
         self.moved = False
         """True once a step of this process had a finite loss."""
         self.written_steps = train.steps
-        """Number of steps in `config.yaml`."""
+        """Number of steps in `config.yaml`; 0 where it has another, and is to be written."""
         self.durations = dict[str, float]()
         """Seconds of the last "validation", "checkpoint" and measuring of "baselines"."""
         self.pace: Pace | None = None
@@ -258,6 +258,9 @@ class _Trainer:
                 if pace is not None:
                     self._reschedule(pace)
                 self._validate_and_save_if_due()
+        with self.world.together():
+            if self.world.is_main and not self.written_steps:
+                self._write_config()
         return Result(self.run, self.state, self.clock() - start, self.last)
 
     # -- start ---------------------------------------------------------------------------------------------------------
@@ -492,10 +495,15 @@ class _Trainer:
             self.config = replace(self.config, train=replace(train, steps=steps))
             self.listen("shortened", {"step": step, "steps": steps})
         if steps != self.written_steps and (step % CONFIG_STRIDE == 0 or step == steps):
-            self.written_steps = steps
+            failed = False
             with self.world.together():
                 if self.world.is_main:
-                    self._write_config()
+                    try:
+                        self._write_config()
+                    except (StorageError, BusyError) as error:
+                        failed = True
+                        self.listen("warning", {"message": f"{error}; training goes on"})
+            self.written_steps = 0 if self.world.of_main(failed) else steps
 
     # -- validation and checkpoints ------------------------------------------------------------------------------------
 

@@ -343,6 +343,21 @@ def test_a_checkpoint_that_cannot_be_written_is_no_reason_to_stop(whole, data, t
     assert weights(tmp_path / "run") == weights(whole)
 
 
+def test_a_schedule_that_cannot_be_written_down_is_written_later(data, tmp_path, file_limit):
+    run, said = tmp_path / "run", []
+
+    def listen(kind, record):
+        if kind in ("shortened", "eval"):
+            file_limit({"shortened": 100, "eval": None}[kind])
+        if kind == "warning":
+            said.append(record["message"])
+
+    config = tiny("train.steps=5000", "train.eval_every=0", "train.checkpoint_every=5000")
+    done = train(config, data, run, seconds=1.5, listen=listen)
+    assert any("config.yaml" in message and message.endswith("training goes on") for message in said)
+    assert resolve(str(run / "config.yaml")).train.steps == done.state.step < 5000
+
+
 def test_a_disk_that_stays_full_ends_the_run_and_spares_what_was_saved(data, tmp_path, file_limit):
     run = tmp_path / "run"
     with pytest.raises(StorageError, match="step-00000012"):
