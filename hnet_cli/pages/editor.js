@@ -34,10 +34,12 @@ const editor = (() => {
   };
   // Puts `value` in place of a part of the text as typing does, so that undo brings back what was there.
   const type = (text, value, from = 0, to = text.value.length) => {
+    const before = document.activeElement;
     text.focus({ preventScroll: true });
     text.setSelectionRange(from, to);
     const typed = value ? document.execCommand("insertText", false, value) : from === to || document.execCommand("delete");
     if (!typed) text.setRangeText(value, from, to, "end");
+    before?.focus({ preventScroll: true });
   };
   return { put, tell, choose, type };
 })();

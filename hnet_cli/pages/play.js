@@ -145,6 +145,7 @@ addEventListener("DOMContentLoaded", () => {
   // -- going on
   const proceed = async () => {
     going?.abort();
+    notice("");
     const controller = (going = new AbortController());
     find("#stop").hidden = false;
     let place = text.selectionEnd;
