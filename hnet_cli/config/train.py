@@ -166,6 +166,12 @@ class TrainConfig:
         """`micro_batches` as a number; while they are `auto` the most there can be, which need the least memory."""
         return self.rows if self.micro_batches == "auto" else self.micro_batches
 
+    def refuse_less(self, done: int, run: str) -> None:
+        """Raise UsageError where these are fewer steps than the run has made."""
+        if self.steps < done:
+            message = f"train.steps={self.steps:,} is fewer than the {done:,} steps that {run} has made"
+            raise UsageError(message, "leave it out, or give more")
+
     def shared_by(self, ranks: int) -> TrainConfig:
         """The same with as many micro-batches, of at most the same size, as `ranks` can share equally.
 

@@ -63,6 +63,7 @@ def read_metrics(run: Path) -> list[Record]:
         for n, (_, record) in enumerate(records(run / "metrics.jsonl")):
             if _has_bytes(record):
                 plain = _plain(record)
+                plain.pop(SPENT, None)
                 if spent.add(plain):
                     plain[SPENT] = spent.seconds
                 (scored if "val_bpb" in record else steps).add((n, plain))
@@ -162,7 +163,7 @@ def clock(records: Sequence[Record]) -> Callable[[float], float]:
     seen, spent, sums = [0.0], [0.0], _Spent()
     for record in records:
         if sums.add(record):
-            spent.append(record.get(SPENT, sums.seconds))
+            spent.append(max(spent[-1], record.get(SPENT, sums.seconds)))
             seen.append(sums.bytes)
 
     def seconds(count: float) -> float:

@@ -24,10 +24,10 @@ from typing import Any
 import torch
 
 from hnet_cli import provenance, storage
-from hnet_cli.checkpoints.find import begin_from, best_of, has_any
+from hnet_cli.checkpoints.find import begin_from, best_of, has_any, steps_of
 from hnet_cli.checkpoints.model_folder import read_json
 from hnet_cli.checkpoints.training_state import TrainingState, checkpoint_size, save_checkpoint
-from hnet_cli.config.run import RunConfig, TrainConfig, to_yaml
+from hnet_cli.config.run import RunConfig, TrainConfig, resolve, to_yaml
 from hnet_cli.config.sources import DataSource
 from hnet_cli.data import baselines, tokens
 from hnet_cli.data.baselines import TRAIN_LIMIT
@@ -197,7 +197,9 @@ class _Trainer:
         self.good: Path | None = None
         """The last checkpoint after which a step had a finite loss."""
         self.moved = False
-        """True once a step of this process had a finite loss."""
+        """True if the weights are others than those of the checkpoint gone on from, or steps were skipped before it."""
+        self.save_due = False
+        """True while a periodic checkpoint waits for a step with a finite loss."""
         self.written_steps = train.steps
         """Number of steps in `config.yaml`; 0 where it has another, and is to be written."""
         self.durations = dict[str, float]()
@@ -250,8 +252,9 @@ class _Trainer:
         self._start(resume, strict)
         self.unlogged_steps, self.log_start = 0, self.clock()
         with ThreadPoolExecutor(1) as self.executor:
-            if self.state.step >= self.config.train.steps and not self.is_over:
-                self._validate_and_save_if_due()  # it was stopped where it is to end
+            if self.state.step >= self.config.train.steps and not self.is_over:  # it was stopped where it is to end
+                self._validate_now()
+                self._between_steps("checkpoint", partial(self._save, False))
             while self.state.step < self.config.train.steps:
                 self._begin_step()
                 self._finish_steps(int(self.ahead))
@@ -273,6 +276,10 @@ class _Trainer:
                 self.run, self.config, self.mixture, self.model, self.optimizer, self.listen, strict=strict, world=world
             )
         step = self.state.step
+        self.moved = self.state.skipped_in_a_row > 0
+        with world.together():
+            if self.pace is None:
+                train.refuse_less(step, str(self.run))
         self.saved = self.run / "checkpoints" / f"step-{step:08d}" if step else None
         if self.saved is not None and world.is_main:
             self.made = provenance.after(self.made, read_json(self.saved / "config.json").get("hnet"))
@@ -288,6 +295,11 @@ class _Trainer:
         self.watch = Watch(learned, round(train.warmup * train.steps), self.state.watch)
         with world.together():
             self._open_records()
+            ended = world.is_main and self._has_ended()
+        self.is_over = bool(world.of_main(ended))
+        with world.together():
+            if world.is_main and step and not self.is_over:
+                self._write_config()
         if not self.is_over:
             self._compare_with_before()
         if self.pace is not None and train.steps <= step < self.pace.most:  # the time is for more steps
@@ -307,10 +319,15 @@ class _Trainer:
         )
         self.events.open(self.state.step)
         self.last: dict[str, Any] = self.metrics.last("val_bpb")
-        done = self.state.step >= (self.config.train.steps if self.pace is None else self.pace.most)
-        self.is_over = bool(self.world.of_main(done and self.last.get("step") == self.state.step))
-        if self.world.is_main and self.state.step and not self.is_over:
-            self._write_config()
+
+    def _has_ended(self) -> bool:
+        """True if the checkpoint gone on from is that of the last step, by the plan of then and that of now."""
+        step, train = self.state.step, self.config.train
+        if self.saved is None or step < (train.steps if self.pace is None else self.pace.most):
+            return False
+        sealed = self.saved / "config.yaml"
+        planned = resolve(str(sealed)).train.steps if sealed.exists() else train.steps
+        return planned <= step and self.last.get("step") == step
 
     def _compare_with_before(self) -> None:
         """Begin the best anew where validations now read other bytes; remember the rate that the run ended with."""
@@ -381,7 +398,7 @@ class _Trainer:
         return [pinned(piece) for piece in pieces] if self.device.type == "cuda" else pieces
 
     def _finish_steps(self, pending: int = 0) -> None:
-        """Read and report the metrics of all but the last `pending` steps. Raises NumericalError, the state saved."""
+        """Read and report the metrics of all but the last `pending` steps. Raises NumericalError: see `_give_up`."""
         while len(self.pending) > pending:
             self._finish_step(self.pending.popleft())
 
@@ -450,29 +467,31 @@ class _Trainer:
     def _give_up(self, step: int) -> None:
         """Raise NumericalError after `MAX_SKIPPED` skipped steps, the weights saved where they are new.
 
-        A training goes on with them past documents that spoil three steps. Weights that themselves give no finite loss
+        With them `--resume` goes on past documents that spoil three steps. Weights that themselves give no finite loss
         stay so at any learning rate; the checkpoint before them is kept.
         """
         self._finish_steps()
         self.state.skipped_in_a_row = 0
-        weights = f"no step since {self.saved or 'the start'} had one"
+        weights, again = f"no step since {self.saved or 'the start'} had one", "--resume makes the same steps again; "
         if self.moved:
             self._save(final=True, keep=self.config.train.keep_checkpoints + 1)
             weights = f"the weights before them are saved in {self.saved}"
+            again = "--resume goes on behind these steps; if they stay so, "
         with self.world.together():
             raise self._not_finite(
-                f"{MAX_SKIPPED} steps in a row without a finite loss, the last one {step}; {weights}"
+                f"{MAX_SKIPPED} steps in a row without a finite loss, the last one {step}; {weights}", again
             )
 
-    def _not_finite(self, message: str) -> NumericalError:
+    def _not_finite(self, message: str, again: str = "") -> NumericalError:
+        """The error, its hint behind `again`: the way to begin from the last checkpoint known to be good."""
         proven = (folder for folder in (self.good, best_of(self.run)) if folder is not None and folder.exists())
-        good = next(proven, None)
-        if good is None:
-            hint = "begin anew with a lower train.lr, or precision=fp32"
-            return NumericalError(f"{message}; no earlier checkpoint is known to be good", hint)
-        again = "--resume goes on behind these steps; if they stay so, " if self.moved else ""
-        begin = f"hnet train --start {shlex.quote(str(good))} --run NEW with a lower train.lr, or precision=fp32"
-        return NumericalError(f"{message}; the last good checkpoint is {good}", again + begin)
+        good, known = next(proven, None), "the last good checkpoint is"
+        if good is None and not self.moved:
+            earlier = (folder for folder in steps_of(self.run) if self.saved is not None and folder < self.saved)
+            good, known = next(earlier, None), "the checkpoint before is"
+        begin = f"hnet train --start {shlex.quote(str(good))} --run NEW" if good else "begin anew"
+        where = f"{known} {good}" if good else "no earlier checkpoint is known to be good"
+        return NumericalError(f"{message}; {where}", f"{again}{begin} with a lower train.lr, or precision=fp32")
 
     def _reschedule(self, pace: Pace) -> None:
         """Lay the schedule out over the steps that fit into the remaining time."""
@@ -529,11 +548,10 @@ class _Trainer:
         train, state = self.config.train, self.state
         done = state.step == train.steps
         if done or self._is_validation_due():
-            if self.beside is None:
-                self._between_steps("baselines", self._measure_beside)
-            self._between_steps("validation", self._validate)
+            self._validate_now()
         stopping = self._stop_requested() and not done
-        if done or stopping or state.step % train.checkpoint_every == 0 or state.best_step == state.step:
+        self.save_due |= state.step % train.checkpoint_every == 0
+        if done or stopping or self.save_due or state.best_step == state.step:
             self._between_steps("checkpoint", partial(self._save, done or stopping))
         if stopping:
             with self.world.together():
@@ -541,6 +559,11 @@ class _Trainer:
                     f"stopped by {self.stop.signal} after step {state.step} of {train.steps}; saved in {self.run}",
                     f"go on with: hnet train --run {shlex.quote(str(self.run))} --resume",
                 )
+
+    def _validate_now(self) -> None:
+        if self.beside is None:
+            self._between_steps("baselines", self._measure_beside)
+        self._between_steps("validation", self._validate)
 
     def _stop_requested(self) -> bool:
         """True if any rank has received a signal; `self.stop` then has it on all."""
@@ -628,10 +651,11 @@ class _Trainer:
         """Write a checkpoint. Raises NumericalError, and writes nothing, if weights or moments are not finite.
 
         A periodic checkpoint that cannot be written is a warning, the third in a row an error; so is a `final` one.
-        None is written between steps that are skipped: its weights may be of no use.
+        A periodic one waits for the next step with a finite loss: until then its weights may be of no use.
         """
         if self.state.skipped_in_a_row and not final and self.state.best_step != self.state.step:
             return
+        self.save_due = False
         moments = (value for values in self.optimizer.state.values() for value in values.values())
         finite = all_finite([own(tensor) for tensor in (*self.model.state_dict().values(), *moments)])
         broken = self.world.largest(not finite)

@@ -199,11 +199,7 @@ def _stored(run: Path, given: RunConfig | None, settings: list[str]) -> RunConfi
         return given
     stored = resolve(str(file), settings)
     done = 0 if file.parent == run else int(file.parent.name[5:])
-    if stored.train.steps < done:
-        raise UsageError(
-            f"train.steps={stored.train.steps:,} is fewer than the {done:,} steps that {run} has made",
-            "leave it out, or give more",
-        )
+    stored.train.refuse_less(done, str(run))
     _warn_of_edits(run / "config.yaml", file)
     if given is not None:
         mine, others = vars(stored.train), vars(given.train)

@@ -418,4 +418,4 @@ def test_a_higher_learning_rate_than_a_run_ended_with_is_said(data, tmp_path, si
         train(tiny("train.warmup=0.5"), data, tmp_path, listen=when("step", 3, sending("SIGINT")))
     assert resumed("train.warmup=0.5") == []
     (message,) = resumed("train.warmup=0.5", "train.steps=24")
-    assert re.search("step 13: the learning rate, 8e-05 at step 12, goes on at 0.004, so the loss rises", message)
+    assert re.search("step 13: the learning rate, 4e-05 at step 12, goes on at 0.002, so the loss rises", message)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from runkit import dataset, metrics, sending, tiny, weights, when
 
+from hnet_cli.checkpoints.find import newest
 from hnet_cli.config.run import resolve
 from hnet_cli.config.sources import DataSource
 from hnet_cli.errors import InputError, Stopped, UsageError
@@ -45,18 +46,23 @@ def test_fewer_steps_than_are_done_are_refused(whole, data):
     before = (whole / "config.yaml").read_bytes()
     with pytest.raises(UsageError, match=r"train\.steps=11 is fewer than the 12 steps that .*whole.* has made"):
         planning.choose(None, data, whole, ["train.steps=11"], resume=True, device="cpu")
+    with pytest.raises(UsageError, match=r"train\.steps=11 is fewer than the 12"):
+        train(tiny("train.steps=11"), data, whole, resume=True)
     assert (whole / "config.yaml").read_bytes() == before
 
 
-def test_a_run_that_is_to_end_where_it_was_stopped_is_validated(data, tmp_path, signals):
+@pytest.mark.parametrize("every", [0, 7])
+def test_a_run_that_is_to_end_where_it_was_stopped_is_validated(data, tmp_path, signals, every):
+    """And sealed as one of so many steps, though it was validated there before."""
     run = tmp_path / "run"
-    settings = ["train.eval_every=0", "train.log_every=5"]
+    settings = [f"train.eval_every={every}", "train.log_every=5"]
     with pytest.raises(Stopped):
         train(tiny("train.steps=500", *settings), data, run, listen=when("step", 7, sending("SIGTERM")))
     result = train(tiny("train.steps=7", *settings), data, run, resume=True)
     assert (result.last["step"], metrics(run)[-1]) == (7, result.last)
     assert result.state.best_step == 7
     assert history.glance(run).state == "finished"
+    assert [resolve(str(path / "config.yaml")).train.steps for path in (run, newest(run))] == [7, 7]
     before = metrics(run)
     train(tiny("train.steps=7", *settings), data, run, resume=True)
     assert metrics(run) == before

@@ -129,6 +129,31 @@ def test_three_bad_steps_in_a_row_end_the_run(data, tmp_path):
     assert all(torch.isfinite(p).all() for p in newest_model(run).parameters())
 
 
+def test_a_periodic_checkpoint_waits_for_a_finite_loss(data, tmp_path):
+    trainer, _ = ahead(tiny("train.eval_every=0", "train.keep_checkpoints=9"), data, tmp_path / "run")
+    spoil(trainer.model, {4, 5}, np.nan)
+    trainer.go(False)
+    assert sorted(path.name[-2:] for path in (tmp_path / "run/checkpoints").iterdir()) == ["06", "08", "12"]
+
+
+def test_three_bad_steps_with_a_stop_among_them_end_the_run_as_without_it(data, tmp_path):
+    """And are saved, so that the run can go on behind them."""
+    run = tmp_path / "run"
+
+    def listen(kind, record):
+        if kind == "step" and record["step"] == 5:
+            stop.signal = signal.SIGTERM.name
+
+    trainer, stop = ahead(tiny("train.eval_every=0"), data, run, listen)
+    spoil(trainer.model, {5, 6}, np.nan)
+    with pytest.raises(Stopped):
+        trainer.go(False)
+    trainer, _ = ahead(tiny("train.eval_every=0"), data, run)
+    spoil(trainer.model, {1}, np.nan)
+    with pytest.raises(NumericalError, match=r"last one 7; the weights before them are saved in .*step-0000000[78];"):
+        trainer.go(True)
+
+
 def test_muon_has_to_be_waited_for():
     config = tiny(*FLAT, "train.optimizer=muon")
     assert not skips_on_device(build_optimizer(build_model(config), config))
