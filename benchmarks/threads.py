@@ -1,4 +1,4 @@
-"""Speed of training `1stage-nano` by threads and their way of waiting, alone and beside a busy process; a table in Markdown.
+"""Speed of training `1stage-nano` by threads and their way of waiting, alone and beside a busy process, in Markdown.
 
 python benchmarks/threads.py [--busy 1] [--seconds 5]
 """
