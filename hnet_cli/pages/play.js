@@ -198,9 +198,10 @@ addEventListener("DOMContentLoaded", () => {
   // A tab that is loaded again finds its token and its text.
   let kept = null;
   try {
-    if (sessionStorage.getItem("token") === setup.token) kept = sessionStorage.getItem("text");
+    const [token, words] = JSON.parse(sessionStorage.getItem("text") ?? "[]");
+    if (token === setup.token) kept = words;
     sessionStorage.setItem("token", setup.token);
-    addEventListener("pagehide", () => sessionStorage.setItem("text", text.value));
+    addEventListener("pagehide", () => sessionStorage.setItem("text", JSON.stringify([setup.token, text.value])));
   } catch { /* there is no storage */ }
   first.select.value = setup.a;
   text.value = kept ?? setup.text;
