@@ -174,8 +174,9 @@ class _Screen:
             say(f"Going on from step {record['step']:d} ({literal(record['folder'] + changed)}).")
             self.log(f"going on from step {record['step']}{changed}")
             if not self.limited and self.steps is not None and record["step"] >= self.steps:
+                done = f"all {record['step']:,} steps are done"
                 idle = ", for which other settings are" if record["changed"] else ""
-                say(f"It is finished: all {record['step']:,} steps are done. --set train.steps=N goes further{idle}.")
+                say(f"It is finished: {literal(done)}. --set train.steps=N goes further{literal(idle)}.")
         elif kind == "warning":
             say(f"[yellow]warning:[/] {literal(record['message'])}")
             self.log(f"warning: {record['message']}")
