@@ -183,7 +183,7 @@ def test_a_full_disk_ends_all_ranks(data, tmp_path):
     assert ranks.wait() == [74, 74]
     assert "step-00000008" in ranks.said(0).splitlines()[-1]
     assert ranks.said(1) == ""
-    assert newest(tmp_path / "run").name == "step-00000004"
+    assert newest(tmp_path / "run").name == "step-00000005"  # the loss of step 4 is not finite: it waited
 
 
 @pytest.mark.slow
