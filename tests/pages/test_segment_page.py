@@ -108,7 +108,7 @@ def test_chunks_are_reached_by_keys_and_told(opened):
 
 
 def test_line_ends_are_marked_and_lines_have_their_places(opened):
-    """Where bytes are drawn as escapes too, whose letters say nothing of how many they are."""
+    """Also beside escapes, whose letters say nothing of how many bytes they stand for."""
     page = opened("windows")
     starts = [0] + [at + 1 for at, byte in enumerate(WINDOWS[:-1]) if byte == ord("\n")]
     assert page.locator(".at").evaluate_all("all => all.map(e => e.dataset.at)") == [f"{start:,}" for start in starts]
